@@ -1,0 +1,354 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/template"
+	"time"
+)
+
+// path is one way through to the provider, running.
+type path struct {
+	name string
+	addr string // where to send requests
+	key  string // what to send as the credential
+	cmds []*exec.Cmd
+	// procs names the processes whose CPU is the path's cost, by role.
+	procs func() map[string][]int
+}
+
+// stop ends the path's processes in the order they were started, last first.
+func (p *path) stop() {
+	for i := len(p.cmds) - 1; i >= 0; i-- {
+		_ = p.cmds[i].Process.Signal(syscall.SIGTERM)
+		_ = p.cmds[i].Wait()
+	}
+}
+
+// envoyConfig is Envoy as plain and no-op use it: the same listener, the same
+// limits, and the ext_proc filter only where Socket is given.
+var envoyConfig = template.Must(template.New("envoy").Parse(`
+admin: {address: {pipe: {path: "{{.Dir}}/admin.sock"}}}
+static_resources:
+  listeners:
+  - address: {socket_address: {address: 127.0.0.1, port_value: {{.Port}}}}
+    per_connection_buffer_limit_bytes: 16777216
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: bench
+          stream_idle_timeout: 300s
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              routes: [{match: {prefix: "/"}, route: {cluster: provider, timeout: 0s}}]
+          http_filters:
+{{- if .Socket}}
+          - name: envoy.filters.http.ext_proc
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor
+              grpc_service: {envoy_grpc: {cluster_name: noop}}
+              message_timeout: 10s
+              processing_mode: {request_header_mode: SEND, request_body_mode: BUFFERED, response_header_mode: SEND, response_body_mode: {{.ResponseBody}}, request_trailer_mode: SKIP, response_trailer_mode: SKIP}
+{{- end}}
+          - name: envoy.filters.http.router
+            typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+  clusters:
+  - name: provider
+    per_connection_buffer_limit_bytes: 16777216
+    circuit_breakers: {thresholds: [{max_connections: 100000, max_pending_requests: 100000, max_requests: 100000}]}
+    load_assignment: {cluster_name: provider, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: {{.Upstream}}}}}}]}]}
+{{- if .Socket}}
+  - name: noop
+    per_connection_buffer_limit_bytes: 16777216
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {http2_protocol_options: {}}
+    circuit_breakers: {thresholds: [{max_connections: 100000, max_pending_requests: 100000, max_requests: 100000}]}
+    load_assignment: {cluster_name: noop, endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: "{{.Socket}}"}}}}]}]}
+{{- end}}
+`))
+
+// startEnvoy runs Envoy alone, or with the no-op server when responseBody names
+// the ext_proc mode of the answer's body.
+func startEnvoy(ctx context.Context, name, envoy, dir string, upstream int, responseBody string) (*path, error) {
+	dir = filepath.Join(dir, name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	port, err := freePort(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p := &path{name: name, addr: "127.0.0.1:" + strconv.Itoa(port), key: "sk-bench"}
+	socket := ""
+	if responseBody != "" {
+		socket = filepath.Join(dir, "noop.sock")
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		if err := p.start(ctx, dir, "noop", self, "-noop", socket); err != nil {
+			return nil, err
+		}
+	}
+	var config bytes.Buffer
+	if err := envoyConfig.Execute(&config, map[string]any{"Dir": dir, "Port": port, "Upstream": upstream, "Socket": socket, "ResponseBody": responseBody}); err != nil {
+		return nil, err
+	}
+	file := filepath.Join(dir, "envoy.yaml")
+	if err := os.WriteFile(file, config.Bytes(), 0o600); err != nil {
+		return nil, err
+	}
+	// The same number of workers as `aid up` gives its Envoy: one for each core.
+	if err := p.start(ctx, dir, "envoy", envoy, "-c", file, "--log-level", "warn", "--disable-hot-restart"); err != nil {
+		return nil, err
+	}
+	p.procs = func() map[string][]int {
+		m := map[string][]int{}
+		for _, c := range p.cmds {
+			role := "ext_proc"
+			if c.Path == envoy {
+				role = "envoy"
+			}
+			m[role] = append(m[role], c.Process.Pid)
+		}
+		return m
+	}
+	return p, p.answers(ctx)
+}
+
+func (p *path) start(ctx context.Context, dir, name, bin string, args ...string) error {
+	out, err := os.Create(filepath.Join(dir, name+".log"))
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	cmd := exec.CommandContext(ctx, bin, args...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 20 * time.Second
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	p.cmds = append(p.cmds, cmd)
+	return nil
+}
+
+// answers waits until the path answers a chat completion with 200.
+func (p *path) answers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+	defer cancel()
+	l := load{addr: p.addr, request: chat(p.addr, p.key, 1024, false), conns: 1, duration: time.Nanosecond}
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		_, err := l.run(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %s to answer: %w", p.name, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// startAid runs the product as its users do and makes an agent and a key.
+func startAid(ctx context.Context, name, aid, envoy, dir string, upstream int, usage string) (*path, error) {
+	home := filepath.Join(dir, name)
+	if err := os.Mkdir(home, 0o755); err != nil {
+		return nil, err
+	}
+	providers := filepath.Join(home, "providers.yaml")
+	err := os.WriteFile(providers, fmt.Appendf(nil,
+		"providers:\n- {name: bench, kind: openai, base_url: 'http://127.0.0.1:%d/v1', models: ['bench-*'], credential: {secret: sk-provider-bench-secret}}\n", upstream), 0o600)
+	if err != nil {
+		return nil, err
+	}
+	args := []string{"up", "--home", home, "--providers", providers, "--envoy", envoy, "--usage", usage}
+	for _, f := range []string{"--gateway", "--api", "--metrics"} {
+		port, err := freePort(ctx)
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, f, "127.0.0.1:"+strconv.Itoa(port))
+	}
+	p := &path{name: name}
+	if err := p.start(ctx, home, "aid", aid, args...); err != nil {
+		return nil, err
+	}
+	if err := p.ready(ctx, home); err != nil {
+		p.stop()
+		return nil, err
+	}
+	p.procs = func() map[string][]int { return family(p.cmds[0].Process.Pid) }
+	return p, p.answers(ctx)
+}
+
+func (p *path) ready(ctx context.Context, home string) error {
+	ctx, cancel := context.WithTimeout(ctx, 120*time.Second)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for log := filepath.Join(home, "aid.log"); ; {
+		out, err := os.ReadFile(log)
+		if err != nil {
+			return err
+		}
+		if strings.HasSuffix("\n"+string(out), "\nready\n") || strings.Contains(string(out), "\nready\n") {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for `aid up`: %w\n%s", ctx.Err(), out)
+		case <-tick.C:
+		}
+	}
+	var ends struct{ Gateway, API string }
+	raw, err := os.ReadFile(filepath.Join(home, "endpoints.json"))
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(raw, &ends); err != nil {
+		return fmt.Errorf("endpoints.json: %w", err)
+	}
+	p.addr = strings.TrimPrefix(ends.Gateway, "http://")
+	org, err := os.ReadFile(filepath.Join(home, "org.key"))
+	if err != nil {
+		return err
+	}
+	var agent, key struct{ ID, Key string }
+	auth := strings.TrimSpace(string(org))
+	if err := post(ctx, ends.API+"/v1/agents", auth, `{"name":"bench","allowed_models":["bench-*"]}`, &agent); err != nil {
+		return err
+	}
+	if err := post(ctx, ends.API+"/v1/agents/"+agent.ID+"/keys", auth, `{"name":"bench","scopes":["chat:completions"]}`, &key); err != nil {
+		return err
+	}
+	p.key = key.Key
+	return nil
+}
+
+func post(ctx context.Context, url, auth, body string, out any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "Bearer "+auth)
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode >= 300 {
+		return fmt.Errorf("POST %s: %s: %s", url, resp.Status, raw)
+	}
+	return json.Unmarshal(raw, out)
+}
+
+// family finds the descendants of the supervisor by role: "envoy", "ext_proc"
+// (`aid extproc`) and "control" (`aid control`).
+func family(root int) map[string][]int {
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	parent := map[int]int{}
+	for _, d := range dirs {
+		pid, _ := strconv.Atoi(filepath.Base(d))
+		if f := stat(pid); len(f) > 1 {
+			parent[pid], _ = strconv.Atoi(f[1])
+		}
+	}
+	m := map[string][]int{}
+	for pid := range parent {
+		for at := pid; at > 1; at = parent[at] {
+			if at != root {
+				continue
+			}
+			cmdline, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+			argv := strings.Split(string(cmdline), "\x00")
+			switch {
+			case strings.HasPrefix(filepath.Base(argv[0]), "envoy"):
+				m["envoy"] = append(m["envoy"], pid)
+			case len(argv) > 1 && argv[1] == "extproc":
+				m["ext_proc"] = append(m["ext_proc"], pid)
+			case len(argv) > 1 && argv[1] == "control":
+				m["control"] = append(m["control"], pid)
+			}
+		}
+	}
+	return m
+}
+
+// stat reads the fields of /proc/PID/stat that follow the command's name, so
+// that [0] is the state, [1] the parent, [11] and [12] user and system ticks.
+func stat(pid int) []string {
+	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return nil
+	}
+	_, after, _ := strings.Cut(string(raw), ") ")
+	return strings.Fields(after)
+}
+
+// cpu is the processor time used so far by the path, by role. Linux counts it in
+// ticks of 10 ms.
+func (p *path) cpu() map[string]time.Duration {
+	m := map[string]time.Duration{}
+	for role, pids := range p.procs() {
+		for _, pid := range pids {
+			if f := stat(pid); len(f) > 12 {
+				user, _ := strconv.Atoi(f[11])
+				system, _ := strconv.Atoi(f[12])
+				m[role] += time.Duration(user+system) * 10 * time.Millisecond
+			}
+		}
+	}
+	return m
+}
+
+// rss is the resident memory of the path's ext_proc processes, in MB.
+func (p *path) rss() float64 {
+	var pages int
+	for _, pid := range p.procs()["ext_proc"] {
+		if f := stat(pid); len(f) > 21 {
+			n, _ := strconv.Atoi(f[21])
+			pages += n
+		}
+	}
+	return float64(pages*os.Getpagesize()) / 1e6
+}
+
+func freePort(ctx context.Context) (int, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	a, ok := l.Addr().(*net.TCPAddr)
+	if !ok {
+		return 0, errors.New("not a TCP address")
+	}
+	return a.Port, nil
+}
