@@ -293,7 +293,11 @@ func (t TLS) socket(host string) *corev3.TransportSocket {
 	}
 	common := &tlsv3.CommonTlsContext{
 		AlpnProtocols: []string{"h2"},
-		TlsParams:     &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
+		// A client of Envoy stops at 1.2 unless told otherwise.
+		TlsParams: &tlsv3.TlsParameters{
+			TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
+			TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
+		},
 		ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{
 			ValidationContext: &tlsv3.CertificateValidationContext{
 				TrustedCa: file(t.CAFile),
