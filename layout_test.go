@@ -1,0 +1,148 @@
+package warm_test
+
+import (
+	"encoding/json"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/ai-identity/ai-identity/"
+
+// layer says how high each folder stands. A package may import only packages
+// from lower layers, so leaves never import one another and neither do the
+// three servers. Only cmd sees everything.
+var layer = map[string]int{
+	"proto": 0, "process": 0,
+	"identity": 1, "provider": 1, "policy": 1, "budget": 1, "audit": 1, "store": 1, "envoy": 1,
+	"extproc": 2, "xds": 2, "api": 2,
+	"cmd": 3, "bench": 3, "e2e": 3,
+}
+
+// besideTests says which test support may see what its package's layer may not:
+// a test's real database is opened by the packages that it is for.
+var besideTests = map[string]string{}
+
+// home says which folders may import a dependency. One that is not listed here
+// may be imported by nobody, so adding a dependency means adding a line, and
+// the line is where the reviewer asks why.
+var home = map[string]string{
+	"github.com/open-policy-agent/opa":           "policy",
+	"github.com/jackc/pgx":                       "store identity provider policy audit api cmd",
+	"github.com/pressly/goose":                   "store",
+	"github.com/fergusstrange/embedded-postgres": "store",
+	"github.com/fernet/fernet-go":                "provider",
+	"github.com/goccy/go-yaml":                   "provider",
+	"github.com/go-json-experiment/json":         "provider policy audit api",
+	"github.com/andybalholm/brotli":              "provider",
+	"github.com/klauspost/compress":              "provider",
+	"github.com/danielgtaylor/huma":              "api",
+	"github.com/swaggest/swgui":                  "api",
+	"github.com/envoyproxy/go-control-plane":     "extproc xds envoy bench",
+	"google.golang.org/grpc":                     "proto extproc xds cmd bench",
+	"google.golang.org/protobuf":                 "proto extproc xds envoy bench",
+	"github.com/prometheus/client_golang":        "extproc xds api policy budget audit store cmd",
+	"github.com/prometheus/common":               "cmd", // the text format, to merge what the children say
+	"github.com/prometheus/client_model":         "cmd",
+	"go.opentelemetry.io/otel":                   "extproc cmd",
+	"go.opentelemetry.io/contrib":                "cmd",
+	"github.com/spf13/cobra":                     "cmd",
+	"github.com/spf13/pflag":                     "cmd",
+	"golang.org/x/mod":                           "audit", // sumdb/tlog and note
+	"golang.org/x/sync":                          "cmd audit xds",
+	"golang.org/x/sys":                           "cmd store audit",
+}
+
+func TestImports(t *testing.T) {
+	for _, p := range list(t) {
+		from := top(p.ImportPath)
+		if from == "" {
+			continue // this package, which is only tests
+		}
+		for _, imp := range p.Imports {
+			to := top(imp)
+			switch {
+			case !strings.Contains(strings.SplitN(imp, "/", 2)[0], "."): // standard library
+			case strings.HasPrefix(imp, module):
+				if to != from && layer[to] >= layer[from] && !slices.Contains(strings.Fields(besideTests[strings.TrimPrefix(p.ImportPath, module)]), to) {
+					t.Errorf("%s imports %s: %s is not below %s", p.ImportPath, imp, to, from)
+				}
+			default:
+				if !mayUse(from, imp) {
+					t.Errorf("%s imports %s, whose home is elsewhere", p.ImportPath, imp)
+				}
+			}
+		}
+	}
+}
+
+func TestPackageDocs(t *testing.T) {
+	for _, p := range list(t) {
+		from := top(p.ImportPath)
+		if from == "" {
+			continue
+		}
+		if _, placed := layer[from]; !placed {
+			t.Errorf("%s: folder %q stands in no layer; place it in layout_test.go", p.ImportPath, from)
+		}
+		if p.Doc == "" && len(p.GoFiles) > 0 && !generated(p.ImportPath) {
+			t.Errorf("%s has no package comment", p.ImportPath)
+		}
+	}
+}
+
+// Commands of `make test` must not rest on what only one machine has.
+func TestNoLocalReplacements(t *testing.T) {
+	out, err := exec.Command("go", "list", "-m", "-f", "{{if .Replace}}{{.Path}}{{end}}", "all").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := strings.TrimSpace(string(out)); s != "" {
+		t.Errorf("replaced in go.mod: %s", s)
+	}
+}
+
+func generated(path string) bool { return strings.HasPrefix(path, module+"proto/") }
+
+func top(path string) string {
+	rest, ok := strings.CutPrefix(path, module)
+	if !ok {
+		return ""
+	}
+	first, _, _ := strings.Cut(rest, "/")
+	return first
+}
+
+func mayUse(from, imp string) bool {
+	for dep, folders := range home {
+		if imp == dep || strings.HasPrefix(imp, dep+"/") {
+			return slices.Contains(strings.Fields(folders), from)
+		}
+	}
+	return false
+}
+
+type pkg struct {
+	ImportPath, Doc string
+	GoFiles         []string
+	Imports         []string
+}
+
+func list(t *testing.T) (ps []pkg) {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Doc,GoFiles,Imports", "./...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := d.Decode(&p); err == io.EOF {
+			return ps
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		ps = append(ps, p)
+	}
+}
