@@ -1,0 +1,443 @@
+// Package e2e drives the whole product as its users do: it builds the program,
+// runs `aid up` with a real Envoy and a real Postgres, and looks at what a
+// client, a provider and an auditor would see.
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ai-identity/ai-identity/envoy/envoytest"
+)
+
+// Root is the repository's folder.
+func Root() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Dir(filepath.Dir(file))
+}
+
+var build = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "aid-bin-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "aid")
+	cmd := exec.Command("go", "build", "-o", path, "./cmd/aid")
+	cmd.Dir = Root()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building aid: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// Binary is `aid`, built once for all tests of a run.
+func Binary(t testing.TB) string {
+	t.Helper()
+	path, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Config says what to run.
+type Config struct {
+	Home      string   // empty: a new one
+	Providers string   // the text of a providers file; empty: none
+	Args      []string // further flags of `aid up`
+	Env       []string // further variables
+}
+
+// Up is a running `aid up` that has said "ready".
+type Up struct {
+	Home, Gateway, API, Metrics string
+	OrgKey                      string
+
+	cmd    *exec.Cmd
+	stderr *buffer
+	ended  chan struct{}
+	err    error // of the end; read it after ended
+}
+
+// Start runs `aid up` until the test ends, and returns when it is ready.
+func Start(t testing.TB, c Config) *Up {
+	t.Helper()
+	u, err := TryStart(t, c)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, u.Stderr())
+	}
+	return u
+}
+
+// TryStart is Start for those who expect it to fail.
+func TryStart(t testing.TB, c Config) (*Up, error) {
+	t.Helper()
+	if c.Home == "" {
+		c.Home = Home(t)
+	}
+	args := []string{"up", "--home", c.Home, "--envoy", envoytest.Path(t)}
+	for _, flag := range []string{"--gateway", "--api", "--metrics"} {
+		if !contains(c.Args, flag) {
+			args = append(args, flag, "127.0.0.1:"+strconv.Itoa(envoytest.Port(t)))
+		}
+	}
+	if c.Providers != "" {
+		file := filepath.Join(c.Home, "providers.yaml")
+		if err := os.WriteFile(file, []byte(c.Providers), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--providers", file)
+	}
+	u := &Up{Home: c.Home, stderr: &buffer{}, ended: make(chan struct{})}
+	u.cmd = exec.Command(Binary(t), append(args, c.Args...)...)
+	u.cmd.Env = append(os.Environ(), c.Env...)
+	u.cmd.Stderr = u.stderr
+	out, err := u.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := u.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ready := make(chan struct{})
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		for s := bufio.NewScanner(out); s.Scan(); {
+			if s.Text() == "ready" {
+				close(ready)
+			}
+		}
+	}()
+	go func() {
+		<-read // before Wait, which closes the pipe
+		u.err = u.cmd.Wait()
+		close(u.ended)
+	}()
+	t.Cleanup(func() {
+		u.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-u.ended:
+		case <-time.After(60 * time.Second):
+			u.cmd.Process.Kill()
+			<-u.ended
+			t.Error("aid up did not stop in 60 s")
+		}
+		if t.Failed() {
+			t.Logf("aid up said:\n%s", u.Stderr())
+		}
+	})
+	select {
+	case <-ready:
+	case <-u.ended:
+		return u, fmt.Errorf("aid up ended: %v", u.err)
+	case <-time.After(120 * time.Second):
+		return u, fmt.Errorf("aid up is not ready after 120 s")
+	}
+	var e struct{ Gateway, API, Metrics string }
+	b, err := os.ReadFile(filepath.Join(c.Home, "endpoints.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, &e); err != nil {
+		t.Fatal(err)
+	}
+	u.Gateway, u.API, u.Metrics = e.Gateway, e.API, e.Metrics
+	key, err := os.ReadFile(filepath.Join(c.Home, "org.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.OrgKey = strings.TrimSpace(string(key))
+	return u, nil
+}
+
+// Home is a folder for one `aid up`. It is where another account may reach it,
+// as the embedded Postgres must when the tests run as root.
+func Home(t testing.TB) string {
+	t.Helper()
+	dir := envoytest.SocketDir(t)
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// PID is the supervisor's process id.
+func (u *Up) PID() int { return u.cmd.Process.Pid }
+
+// Stderr is what it has printed there so far.
+func (u *Up) Stderr() string { return u.stderr.String() }
+
+// Stop ends it as Ctrl-C does, and returns how it ended and after how long.
+func (u *Up) Stop() (time.Duration, error) {
+	began := time.Now()
+	u.cmd.Process.Signal(syscall.SIGINT)
+	<-u.ended
+	return time.Since(began), u.err
+}
+
+// Kill ends it without a chance to say goodbye.
+func (u *Up) Kill() {
+	u.cmd.Process.Kill()
+	<-u.ended
+}
+
+// Children are the processes below the supervisor, by the first words of their
+// command lines: "envoy", "aid control", "aid extproc", "postgres".
+func (u *Up) Children(t testing.TB) map[int]string {
+	t.Helper()
+	parent, name := map[int]int{}, map[int]string{}
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range dirs {
+		pid, _ := strconv.Atoi(filepath.Base(d))
+		stat, _ := os.ReadFile(d + "/stat")
+		_, after, ok := strings.Cut(string(stat), ") ")
+		if f := strings.Fields(after); ok && len(f) > 1 && f[0] != "Z" {
+			parent[pid], _ = strconv.Atoi(f[1])
+		}
+		line, _ := os.ReadFile(d + "/cmdline")
+		argv := strings.Split(string(line), "\x00")
+		name[pid] = filepath.Base(argv[0])
+		if name[pid] == "aid" && len(argv) > 1 {
+			name[pid] += " " + argv[1]
+		}
+	}
+	out := map[int]string{}
+	for pid := range parent {
+		for at := parent[pid]; at > 1; at = parent[at] {
+			if at == u.PID() {
+				out[pid] = name[pid]
+			}
+		}
+	}
+	return out
+}
+
+// Alive says whether a process runs that is not ours to wait for.
+func Alive(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !strings.Contains(string(stat), ") Z ")
+}
+
+// Manage calls the management API with the org key; the test fails unless the
+// status is want. out may be nil.
+func (u *Up) Manage(t testing.TB, method, path, body string, want int, out any) {
+	t.Helper()
+	resp := u.Do(t, u.API, method, path, u.OrgKey, body)
+	if resp.Status != want {
+		t.Fatalf("%s %s: %d, want %d: %s", method, path, resp.Status, want, resp.Body)
+	}
+	if out != nil {
+		if err := json.Unmarshal(resp.Body, out); err != nil {
+			t.Fatalf("%s %s: %v in %s", method, path, err, resp.Body)
+		}
+	}
+}
+
+// Agent creates an agent from a JSON body and answers its id.
+func (u *Up) Agent(t testing.TB, body string) string {
+	t.Helper()
+	var a struct{ ID string }
+	u.Manage(t, http.MethodPost, "/v1/agents", body, http.StatusCreated, &a)
+	return a.ID
+}
+
+// Key creates a key of an agent and answers its id and its secret.
+func (u *Up) Key(t testing.TB, agent, body string) (id, secret string) {
+	t.Helper()
+	var k struct{ ID, Key string }
+	u.Manage(t, http.MethodPost, "/v1/agents/"+agent+"/keys", body, http.StatusCreated, &k)
+	return k.ID, k.Key
+}
+
+// Chat sends one chat completion through the gateway.
+func (u *Up) Chat(t testing.TB, key, body string) Response {
+	t.Helper()
+	return u.Do(t, u.Gateway, http.MethodPost, "/v1/chat/completions", key, body)
+}
+
+// Response is an answer, read to its end.
+type Response struct {
+	Status int
+	Header http.Header
+	Body   []byte
+}
+
+// Do sends a request with a bearer credential.
+func (u *Up) Do(t testing.TB, base, method, path, bearer, body string) Response {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, base+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bearer != "" {
+		req.Header.Set("Authorization", "Bearer "+bearer)
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Response{resp.StatusCode, resp.Header, b}
+}
+
+// Eventually asks until the answer is nil, for at most d.
+func Eventually(t testing.TB, d time.Duration, ask func() error) {
+	t.Helper()
+	deadline := time.Now().Add(d)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := ask()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("still after %v: %v", d, err)
+		}
+		<-tick.C
+	}
+}
+
+// Provider is an LLM provider that writes down every byte it is sent.
+type Provider struct {
+	URL string // with /v1
+
+	mu       sync.Mutex
+	bytes    bytes.Buffer
+	requests []Received
+}
+
+// Received is one request as the provider saw it.
+type Received struct {
+	Method, Path string
+	Header       http.Header
+	Body         []byte
+}
+
+// Record starts a provider. A nil handler answers a small chat completion.
+func Record(t testing.TB, h http.Handler) *Provider {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h == nil {
+		h = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			io.WriteString(w, `{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"gpt-4o-2024-08-06","choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},"finish_reason":"stop"}],"usage":{"prompt_tokens":11,"completion_tokens":9,"total_tokens":20}}`)
+		})
+	}
+	p := &Provider{URL: "http://" + l.Addr().String() + "/v1"}
+	s := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		p.mu.Lock()
+		p.requests = append(p.requests, Received{r.Method, r.URL.RequestURI(), r.Header.Clone(), body})
+		p.mu.Unlock()
+		if err != nil {
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		h.ServeHTTP(w, r)
+	})}
+	go s.Serve(recording{l, p})
+	t.Cleanup(func() { s.Close() })
+	return p
+}
+
+// Requests are those that arrived whole or in part.
+func (p *Provider) Requests() []Received {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]Received(nil), p.requests...)
+}
+
+// Bytes is everything that any connection carried here.
+func (p *Provider) Bytes() []byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return bytes.Clone(p.bytes.Bytes())
+}
+
+// File is a providers file with this provider under the name, for the models.
+func (p *Provider) File(name, credential string, models ...string) string {
+	quoted, _ := json.Marshal(models)
+	return fmt.Sprintf("providers:\n- name: %s\n  kind: openai\n  base_url: %s\n  models: %s\n  credential: {secret: %s}\n", name, p.URL, quoted, credential)
+}
+
+type recording struct {
+	net.Listener
+	p *Provider
+}
+
+func (r recording) Accept() (net.Conn, error) {
+	c, err := r.Listener.Accept()
+	return recordingConn{c, r.p}, err
+}
+
+type recordingConn struct {
+	net.Conn
+	p *Provider
+}
+
+func (c recordingConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.p.mu.Lock()
+	c.p.bytes.Write(b[:n])
+	c.p.mu.Unlock()
+	return n, err
+}
+
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+func contains(args []string, flag string) bool {
+	for _, a := range args {
+		if a == flag || strings.HasPrefix(a, flag+"=") {
+			return true
+		}
+	}
+	return false
+}
