@@ -84,6 +84,9 @@ func New(c Config) *Child {
 	return &Child{c: c}
 }
 
+// Name is what the child is called in logs and errors.
+func (c *Child) Name() string { return c.c.Name }
+
 // PID is the process id of the running child, 0 while none runs.
 func (c *Child) PID() int { return int(c.pid.Load()) }
 
