@@ -56,7 +56,9 @@ func TestUp(t *testing.T) {
 	if got.Status != 403 {
 		t.Fatalf("refused: %d %s", got.Status, got.Body)
 	}
-	var e struct{ Error struct{ Message, Type, Code string } }
+	var e struct {
+		Error struct{ Message, Type, Code string }
+	}
 	if err := json.Unmarshal(got.Body, &e); err != nil || e.Error.Message == "" || e.Error.Code == "" {
 		t.Errorf("not OpenAI's error format: %v: %s", err, got.Body)
 	}

@@ -1,0 +1,392 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+var quiet = slog.New(slog.DiscardHandler)
+
+// play runs aid and returns what it exits with and says.
+func play(t *testing.T, args ...string) (code int, out, errs string) {
+	t.Helper()
+	var o, e bytes.Buffer
+	code = run(t.Context(), args, strings.NewReader(""), &o, &e)
+	return code, o.String(), e.String()
+}
+
+// What a person gets wrong is answered with the flag's name and what to do.
+func TestErrorsNameTheFlag(t *testing.T) {
+	dir := t.TempDir()
+	empty := filepath.Join(dir, "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		args string
+		want []string
+	}{
+		{"up --bogus", []string{"--bogus", "aid up --help"}},
+		{"up --home " + dir + " --usage later", []string{"--usage", "stream or envoy"}},
+		{"up --home " + dir + " --max-body -1", []string{"--max-body"}},
+		{"up --home " + dir + " --gateway 8080", []string{"--gateway", "host:port"}},
+		{"up --home " + dir + " --gateway unix:/x", []string{"--gateway", "host:port"}},
+		{"up --home " + dir + " --api 192.0.2.1:80", []string{"--api", "not an address of this machine"}},
+		{"up --home " + empty, []string{"--home"}},
+		{"up --home " + dir + " --gateway 127.0.0.1:0 --api 127.0.0.1:0 --metrics 127.0.0.1:0 --envoy /nonexistent", []string{"--envoy", "/nonexistent"}},
+		{"up --log-level loud", []string{"--log-level", "debug, info, warn or error"}},
+		{"up --log-format xml", []string{"--log-format", "text or json"}},
+		{"envoy-bootstrap", []string{"--xds"}},
+		{"envoy-bootstrap --xds cp.example.com:1", []string{"TLS is required"}},
+		{"envoy-bootstrap --xds unix:/x --token-file /nonexistent", []string{"--token-file"}},
+		{"envoy-bootstrap --xds unix:/x --token-file " + empty, []string{"--token-file", "empty"}},
+	} {
+		code, _, errs := play(t, strings.Fields(tc.args)...)
+		if code == 0 || !strings.HasPrefix(errs, "aid: ") {
+			t.Errorf("aid %s: %d %q", tc.args, code, errs)
+		}
+		for _, w := range tc.want {
+			if !strings.Contains(errs, w) {
+				t.Errorf("aid %s: does not say %q: %s", tc.args, w, errs)
+			}
+		}
+	}
+}
+
+// --help must teach: every command says what it does, and those that a person
+// starts show how.
+func TestHelp(t *testing.T) {
+	var walk func(*cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Hidden || c.Name() == "help" || c.Name() == "completion" {
+			return
+		}
+		if c.Short == "" {
+			t.Errorf("%s: no short help", c.CommandPath())
+		}
+		if c.HasParent() && c.Runnable() && c.Name() != "version" && (c.Long == "" || c.Example == "") {
+			t.Errorf("%s: no long help, or no example", c.CommandPath())
+		}
+		c.Flags().VisitAll(func(f *pflag.Flag) {
+			if f.Usage == "" {
+				t.Errorf("%s --%s: no help", c.CommandPath(), f.Name)
+			}
+			for _, word := range []string{"password", "secret", "token", "key"} {
+				if f.Name == word || strings.HasSuffix(f.Name, "-"+word) && !strings.Contains(f.Usage, "`file`") {
+					t.Errorf("%s --%s: a secret in an argument is seen by every process", c.CommandPath(), f.Name)
+				}
+			}
+		})
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRoot())
+	if code, out, _ := play(t, "up", "--help"); code != 0 || !strings.Contains(out, "providers.yaml") {
+		t.Errorf("%d %s", code, out)
+	}
+}
+
+func TestFlagsFromEnv(t *testing.T) {
+	var home string
+	var n int
+	newFlags := func() *pflag.FlagSet {
+		f := pflag.NewFlagSet("x", pflag.ContinueOnError)
+		f.StringVar(&home, "home", "default", "")
+		f.IntVar(&n, "max-body", 7, "")
+		return f
+	}
+	env := map[string]string{"AID_HOME": "from env", "AID_MAX_BODY": "9", "AID_HELP": "true"}
+	lookup := func(k string) (string, bool) { v, ok := env[k]; return v, ok }
+
+	f := newFlags()
+	if err := f.Parse([]string{"--home", "from flag"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := flagsFromEnv(f, lookup); err != nil {
+		t.Fatal(err)
+	}
+	if home != "from flag" || n != 9 {
+		t.Errorf("home %q, max-body %d", home, n)
+	}
+
+	env["AID_MAX_BODY"] = "many"
+	err := flagsFromEnv(newFlags(), lookup)
+	if err == nil || !strings.Contains(err.Error(), "AID_MAX_BODY") || !strings.Contains(err.Error(), "--max-body") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestHomeIsLocked(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "home")
+	h, err := openHome(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openHome(dir); err == nil || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
+		t.Errorf("second: %v", err)
+	}
+	if pid := runsOn(dir); pid != fmt.Sprint(os.Getpid()) {
+		t.Errorf("runs on: %q", pid)
+	}
+	h.close()
+	if pid := runsOn(dir); pid != "" {
+		t.Errorf("still runs on: %q", pid)
+	}
+	h, err = openHome(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.close()
+}
+
+func TestHomeSecrets(t *testing.T) {
+	h, err := openHome(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.close()
+	k, err := h.keys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := map[string]string{}
+	for _, f := range []string{k.fernet, k.hmac, k.digest} {
+		info, err := os.Stat(f)
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v %v", f, info, err)
+		}
+		if before[f], err = readSecret(f); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := h.keys(); err != nil {
+		t.Fatal(err)
+	}
+	for f, want := range before {
+		if got, _ := readSecret(f); got != want {
+			t.Errorf("%s changed: what it sealed is lost", f)
+		}
+	}
+}
+
+// A Unix socket's path has little room; a home that is deep gets another folder.
+func TestDeepHome(t *testing.T) {
+	h, err := openHome(filepath.Join(t.TempDir(), strings.Repeat("deep/", 30)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.close()
+	defer os.RemoveAll(h.run)
+	l, err := listen(t.Context(), "listen", "unix:"+h.socket("control-status"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if info, err := os.Stat(h.run); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("%v %v", info, err)
+	}
+}
+
+func TestPrivateDirRefusesALink(t *testing.T) {
+	dir := t.TempDir()
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := privateDir(link); err == nil {
+		t.Error("a link into somebody else's folder was taken")
+	}
+}
+
+func TestListen(t *testing.T) {
+	ctx := t.Context()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	_, err = listen(ctx, "gateway", taken.Addr().String())
+	if err == nil || !strings.Contains(err.Error(), "--gateway") || !strings.Contains(err.Error(), "AID_GATEWAY") {
+		t.Errorf("got %v", err)
+	}
+	if a, err := free(ctx, "api", "127.0.0.1:0"); err != nil || strings.HasSuffix(a, ":0") {
+		t.Errorf("%q %v", a, err)
+	}
+
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := listen(ctx, "listen", "unix:"+path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, _ := os.Stat(path); info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v", info.Mode())
+	}
+	if _, err := listen(ctx, "listen", "unix:"+path); err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("in use: %v", err)
+	}
+	// What a killed process leaves behind is replaced.
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close()
+	l, err = listen(ctx, "listen", "unix:"+path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if _, err := listen(ctx, "listen", "unix:/"+strings.Repeat("x", 120)); err == nil || !strings.Contains(err.Error(), "shorter") {
+		t.Errorf("long: %v", err)
+	}
+}
+
+func TestLocal(t *testing.T) {
+	for address, want := range map[string]bool{
+		"127.0.0.1:80": true, "127.9.9.9:80": true, "[::1]:80": true, "localhost:80": true, "unix:/x": true,
+		"0.0.0.0:80": false, ":80": false, "10.0.0.1:80": false, "example.com:80": false, "localhost.example.com:80": false, "junk": false,
+	} {
+		if local(address) != want {
+			t.Errorf("%s: %v", address, !want)
+		}
+	}
+}
+
+// What depends on something ends before it does.
+func TestLifeEndsInReverse(t *testing.T) {
+	l := newLife(quiet)
+	var mu sync.Mutex
+	var order []string
+	for _, name := range []string{"postgres", "control", "extproc", "envoy"} {
+		l.start(t.Context(), name, func(ctx context.Context) error {
+			<-ctx.Done()
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, name)
+			return nil
+		})
+	}
+	l.stop(time.Minute)
+	if want := []string{"envoy", "extproc", "control", "postgres"}; !slices.Equal(order, want) {
+		t.Errorf("%v, want %v", order, want)
+	}
+}
+
+func TestLifeToldOfDeath(t *testing.T) {
+	l := newLife(quiet)
+	l.start(t.Context(), "fine", func(ctx context.Context) error { <-ctx.Done(); return nil })
+	l.start(t.Context(), "broken", func(context.Context) error { return errors.New("no such file") })
+	if err := l.wait(t.Context()); err == nil || err.Error() != "broken: no such file" {
+		t.Errorf("got %v", err)
+	}
+	l.stop(time.Minute)
+}
+
+func TestLifeGoesOnWithoutTheHung(t *testing.T) {
+	l := newLife(quiet)
+	ended := make(chan struct{})
+	l.start(t.Context(), "first", func(ctx context.Context) error { <-ctx.Done(); close(ended); return nil })
+	release := make(chan struct{})
+	defer close(release)
+	l.start(t.Context(), "hung", func(context.Context) error { <-release; return nil })
+	l.stop(10 * time.Millisecond)
+	<-ended
+}
+
+func TestMerged(t *testing.T) {
+	say := func(s string) func(context.Context) ([]byte, error) {
+		return func(context.Context) ([]byte, error) { return []byte(s), nil }
+	}
+	h := merged(quiet,
+		scrape{"extproc", say("# HELP aid_x Things.\n# TYPE aid_x counter\naid_x{a=\"b\"} 1\n# TYPE go_goroutines gauge\ngo_goroutines 5\n")},
+		scrape{"control", say("# HELP aid_x Things.\n# TYPE aid_x counter\naid_x 2\n# TYPE go_goroutines gauge\ngo_goroutines 7\n")},
+		scrape{"envoy", func(context.Context) ([]byte, error) { return nil, errors.New("gone") }},
+		scrape{"odd", say("# TYPE aid_x gauge\naid_x 9\n")},
+	)
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	want := `# HELP aid_up_scrape_ok Whether the process answered this scrape.
+# TYPE aid_up_scrape_ok gauge
+aid_up_scrape_ok{process="extproc"} 1
+aid_up_scrape_ok{process="control"} 1
+aid_up_scrape_ok{process="envoy"} 0
+aid_up_scrape_ok{process="odd"} 1
+# HELP aid_x Things.
+# TYPE aid_x counter
+aid_x{a="b",process="extproc"} 1
+aid_x{process="control"} 2
+# TYPE go_goroutines gauge
+go_goroutines{process="extproc"} 5
+go_goroutines{process="control"} 7
+`
+	if got := w.Body.String(); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestStatus(t *testing.T) {
+	var err error
+	s := httptest.NewServer(status(http.NotFoundHandler(), func(context.Context) error { return err }))
+	defer s.Close()
+	ask := func(path string) (int, string) {
+		resp, e := http.Get(s.URL + path)
+		if e != nil {
+			t.Fatal(e)
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(b)
+	}
+	if code, _ := ask("/readyz"); code != 200 {
+		t.Error(code)
+	}
+	err = errors.New("no canary")
+	if code, body := ask("/readyz"); code != 503 || !strings.Contains(body, "no canary") {
+		t.Error(code, body)
+	}
+	if code, _ := ask("/healthz"); code != 200 {
+		t.Error(code)
+	}
+}
+
+func TestRemember(t *testing.T) {
+	n := 0
+	c := remember(time.Hour, func(context.Context) error { n++; return errors.New("x") })
+	for range 5 {
+		if c(t.Context()) == nil {
+			t.Error("nil")
+		}
+	}
+	if n != 1 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+func TestWriteFileIsWholeOrNot(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	for _, s := range []string{"a", "bb"} {
+		if err := writeFile(path, []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if b, _ := os.ReadFile(path); string(b) != s {
+			t.Errorf("%q", b)
+		}
+	}
+	if left, _ := filepath.Glob(path + ".*"); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}

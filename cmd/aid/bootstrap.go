@@ -1,0 +1,74 @@
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ai-identity/ai-identity/envoy"
+)
+
+func envoyBootstrapCommand() *cobra.Command {
+	var c envoy.Config
+	var files tlsFiles
+	var serverName, tokenFile string
+	cmd := &cobra.Command{
+		Use:   "envoy-bootstrap",
+		Short: "Print the configuration that an Envoy beside `aid extproc` starts with",
+		Long: `envoy-bootstrap prints, as JSON, what an Envoy is started with that stands beside
+an ` + "`aid extproc`" + `: where the control plane is, where extproc's socket is, limits,
+and an admin interface on a private Unix socket. Everything else, listeners
+included, comes from the control plane: without it this Envoy listens on nothing.
+
+With --token-file the token is part of what is printed: keep the file private.`,
+		Example: `  # a pod: the control plane over TLS, authenticated by the pod's certificate
+  aid envoy-bootstrap --xds aid-control.aid.svc:18000 --tls-ca /run/tls/ca.pem \
+      --tls-cert /run/tls/tls.crt --tls-key /run/tls/tls.key > /run/aid/envoy.json
+  envoy --config-path /run/aid/envoy.json --disable-hot-restart
+
+  # a virtual machine: a join token
+  umask 077
+  aid envoy-bootstrap --xds control.example.com:18000 --tls-ca ca.pem --token-file node.token > envoy.json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if files.ca != "" {
+				c.XDS.TLS = &envoy.TLS{CAFile: files.ca, ServerName: serverName, CertFile: files.cert, KeyFile: files.key}
+			}
+			if c.NodeID == "" {
+				c.NodeID, _ = os.Hostname()
+			}
+			if c.XDS.Address == "" {
+				return usagef("--xds: say where the control plane is, such as control.example.com:18000 or unix:/run/aid/xds.sock")
+			}
+			if tokenFile != "" {
+				token, err := readSecret(tokenFile)
+				if err != nil {
+					return usagef("--token-file: %v", err)
+				}
+				c.Token = token
+			}
+			b, err := envoy.Bootstrap(c)
+			if err != nil {
+				return usagef("%v", err)
+			}
+			_, err = cmd.OutOrStdout().Write(b)
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.NodeID, "node-id", "", "name of this Envoy at the control plane (default: the host's name)")
+	f.StringVar(&c.Cluster, "cluster", "aid", "Envoy's node.cluster")
+	f.StringVar(&c.XDS.Address, "xds", "", "control plane: host:port or unix:/path")
+	f.StringVar(&files.ca, "tls-ca", "", "PEM `file` of the CA that vouches for the control plane; needed unless it is on this machine")
+	f.StringVar(&serverName, "tls-server-name", "", "name that the control plane's certificate carries (default: the host of --xds)")
+	f.StringVar(&files.cert, "tls-cert", "", "PEM `file` of this node's client certificate")
+	f.StringVar(&files.key, "tls-key", "", "PEM `file` of its key")
+	f.StringVar(&tokenFile, "token-file", "", "`file` with the node's join token (aid_node_…)")
+	f.StringVar(&c.ExtProc, "extproc", "/run/aid/extproc.sock", "Unix socket of `aid extproc`")
+	f.StringVar(&c.API.Address, "api", "", "management API that the gateway passes /v1/agents and the like to: host:port on this machine or unix:/path; empty: none")
+	f.StringVar(&c.Admin, "admin", "/run/aid/envoy.sock", "Unix socket of Envoy's admin interface")
+	f.Int64Var(&c.MaxConnections, "max-connections", 0, "connections of clients at once (default 50000)")
+	f.Int64Var(&c.MaxHeapBytes, "max-heap", 0, "bytes of memory at which requests are refused (default 2147483648)")
+	f.Int64Var(&c.MaxStreams, "max-streams", 0, "exchanges at once, streamed answers included (default 50000)")
+	return cmd
+}

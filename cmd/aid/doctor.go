@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ai-identity/ai-identity/envoy"
+)
+
+func doctorCommand() *cobra.Command {
+	var d doctor
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Check this machine: Envoy, database, clock, disk, ports; say what to do",
+		Long: `doctor looks at what ` + "`aid up`" + ` and the servers need, changes nothing, and says for
+each thing that is wrong what to do about it. It exits with 1 if something is.`,
+		Example: `  aid doctor
+  AID_POSTGRES=postgres://aid_app@db.example.com/aid?sslmode=verify-full aid doctor`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d.out = cmd.OutOrStdout()
+			return d.run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&d.home, "home", ".aid", "`folder` of the state of aid up")
+	f.StringVar(&d.envoy, "envoy", "", "`path` of Envoy (default: the one that make installed, then PATH)")
+	f.StringVar(&d.postgres, "postgres", "", "database `URL` (default: the embedded one)")
+	f.StringVar(&d.gateway, "gateway", defaultGateway, "`address` of the gateway")
+	f.StringVar(&d.api, "api", defaultAPI, "`address` of the management API")
+	f.StringVar(&d.metrics, "metrics", defaultMetrics, "`address` of the metrics")
+	return cmd
+}
+
+type doctor struct {
+	home, envoy, postgres, gateway, api, metrics string
+
+	out    io.Writer
+	failed int
+}
+
+func (d *doctor) run(ctx context.Context) error {
+	fmt.Fprintf(d.out, "aid %s\n", version())
+	d.checkEnvoy(ctx)
+	d.checkDatabase(ctx)
+	d.checkClock()
+	d.checkDisk()
+	d.checkPorts(ctx)
+	if d.failed > 0 {
+		return fmt.Errorf("%d of these must be put right", d.failed)
+	}
+	return nil
+}
+
+func (d *doctor) ok(what, format string, args ...any) {
+	fmt.Fprintf(d.out, "ok    %-9s %s\n", what, fmt.Sprintf(format, args...))
+}
+
+func (d *doctor) warn(what, problem, fix string) {
+	fmt.Fprintf(d.out, "warn  %-9s %s\n                -> %s\n", what, problem, fix)
+}
+
+func (d *doctor) fail(what, problem, fix string) {
+	d.failed++
+	fmt.Fprintf(d.out, "FAIL  %-9s %s\n                -> %s\n", what, problem, fix)
+}
+
+func (d *doctor) checkEnvoy(ctx context.Context) {
+	const fix = "run `make setup`, or give an Envoy of at least " + envoy.MinVersion + " with --envoy"
+	path, err := findEnvoy(d.envoy)
+	if err != nil {
+		d.fail("envoy", err.Error(), fix)
+		return
+	}
+	v, err := envoy.Version(ctx, path)
+	if err == nil {
+		err = envoy.CheckVersion(v)
+	}
+	if err != nil {
+		d.fail("envoy", err.Error(), fix)
+		return
+	}
+	d.ok("envoy", "%s (%s)", v, path)
+}
+
+// findEnvoy finds the Envoy beside this binary if none is asked for.
+func findEnvoy(asked string) (string, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	return envoy.Find(asked, filepath.Dir(exe))
+}
+
+// A clock that is off makes keys expire at the wrong moment and entries tell
+// the wrong time.
+func (d *doctor) checkClock() {
+	var t syscall.Timex
+	state, err := syscall.Adjtimex(&t)
+	const staUnsync, timeError = 0x40, 5
+	switch {
+	case err != nil:
+		d.warn("clock", "the kernel does not say whether the clock is synchronised: "+err.Error(), "make sure that chrony or systemd-timesyncd runs on the host")
+	case state == timeError || t.Status&staUnsync != 0:
+		d.warn("clock", "not synchronised, says the kernel; it shows "+time.Now().UTC().Format(time.RFC3339), "run chrony or systemd-timesyncd (in a container: on the host)")
+	default:
+		d.ok("clock", "synchronised, within %v", time.Duration(t.Maxerror)*time.Microsecond)
+	}
+}
+
+// The disk is on the request path: nothing is forwarded before its record is
+// on it.
+func (d *doctor) checkDisk() {
+	dir := d.home
+	for {
+		if info, err := os.Stat(dir); err == nil && info.IsDir() {
+			break
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			break
+		}
+		dir = up // not there yet: what will hold it
+	}
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(dir, &s); err != nil {
+		d.fail("disk", err.Error(), "choose another folder with --home")
+		return
+	}
+	free := int64(s.Bavail) * s.Bsize
+	latency, err := fsyncLatency(dir)
+	switch {
+	case err != nil:
+		d.fail("disk", fmt.Sprintf("writing in %s: %v", dir, err), "make the folder writable, or choose another with --home")
+	case free < 256<<20:
+		d.fail("disk", fmt.Sprintf("%d MB free in %s: soon nothing can be recorded, and then nothing is forwarded", free>>20, dir), "free some space, or choose another folder with --home")
+	case free < 2<<30:
+		d.warn("disk", fmt.Sprintf("%d MB free in %s", free>>20, dir), "keep 2 GB free: audit entries wait here while the control plane is away")
+	case latency > 20*time.Millisecond:
+		d.warn("disk", fmt.Sprintf("one fsync takes %v, and each request waits for one", latency), "put --home on a local SSD")
+	default:
+		d.ok("disk", "%d GB free, one fsync takes %v (%s)", free>>30, latency, dir)
+	}
+}
+
+// fsyncLatency is the median time that one small record takes to be durable.
+func fsyncLatency(dir string) (time.Duration, error) {
+	f, err := os.CreateTemp(dir, ".aid-doctor-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	took := make([]time.Duration, 31)
+	record := make([]byte, 700)
+	for i := range took {
+		began := time.Now()
+		if _, err := f.Write(record); err != nil {
+			return 0, err
+		}
+		if err := f.Sync(); err != nil {
+			return 0, err
+		}
+		took[i] = time.Since(began)
+	}
+	slices.Sort(took)
+	return took[len(took)/2].Round(10 * time.Microsecond), nil
+}
+
+func (d *doctor) checkPorts(ctx context.Context) {
+	if pid := runsOn(d.home); pid != "" {
+		d.ok("ports", "not looked at: `aid up` (process %s) runs on %s", pid, d.home)
+		return
+	}
+	for _, p := range []struct{ flag, address string }{{"gateway", d.gateway}, {"api", d.api}, {"metrics", d.metrics}} {
+		if _, err := free(ctx, p.flag, p.address); err != nil {
+			d.fail("port", err.Error(), "`ss -ltnp` says who listens where")
+		} else {
+			d.ok("port", "--%s %s is free", p.flag, p.address)
+		}
+	}
+}

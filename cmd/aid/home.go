@@ -1,0 +1,221 @@
+package main
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// home is the folder of one `aid up`: its state, its secrets, its sockets.
+//
+//	lock             held while an `aid up` runs here
+//	org.key          the first organization key, shown nowhere else
+//	endpoints.json   where things listen, for scripts
+//	secrets/         keys that only this machine has; lose them and what they seal is lost
+//	postgres/        the embedded database
+//	segments/        audit entries on their way to the database
+//	run/             sockets and the files of this run
+type home struct {
+	dir  string
+	run  string // where sockets are: dir/run, or a short folder in /tmp
+	lock *os.File
+}
+
+// openHome makes the folder and takes its lock.
+func openHome(dir string) (*home, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range []string{dir, filepath.Join(dir, "secrets"), filepath.Join(dir, "segments")} {
+		mode := fs.FileMode(0o700)
+		if d == dir {
+			// The embedded Postgres may run under another account, and must be
+			// able to reach its own folder inside.
+			mode = 0o711
+		}
+		if err := os.MkdirAll(d, mode); err != nil {
+			return nil, fmt.Errorf("--home %s: %w", dir, err)
+		}
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("--home %s: %w", dir, err)
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		by, _ := io.ReadAll(io.LimitReader(lock, 32))
+		lock.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another `aid up` (process %s) runs on %s; stop it, or choose another folder with --home", strings.TrimSpace(string(by)), dir)
+		}
+		return nil, fmt.Errorf("--home %s: locking: %w", dir, err)
+	}
+	if err := errors.Join(lock.Truncate(0), writeAt(lock, strconv.Itoa(os.Getpid())+"\n")); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("--home %s: %w", dir, err)
+	}
+	h := &home{dir: dir, lock: lock, run: filepath.Join(dir, "run")}
+	// The longest socket path that we make must fit into a Unix address.
+	if len(filepath.Join(h.run, "control-status.sock")) > maxSocketPath {
+		sum := sha256.Sum256([]byte(dir))
+		h.run = filepath.Join("/tmp", fmt.Sprintf("aid-%d-%s", os.Getuid(), hex.EncodeToString(sum[:6])))
+	}
+	if err := privateDir(h.run); err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return h, nil
+}
+
+// runsOn is the process id of the `aid up` that runs on the folder, or "".
+func runsOn(dir string) string {
+	lock, err := os.Open(filepath.Join(dir, "lock"))
+	if err != nil {
+		return ""
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); err == nil {
+		return "" // closing it gives it back
+	}
+	by, _ := io.ReadAll(io.LimitReader(lock, 32))
+	return strings.TrimSpace(string(by))
+}
+
+// privateDir makes a folder that only we may enter. One that exists already, as
+// anybody could make one in /tmp, must be ours.
+func privateDir(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !info.IsDir() || ok && int(st.Uid) != os.Getuid() {
+		return fmt.Errorf("%s is not a folder of ours; remove it", dir)
+	}
+	return os.Chmod(dir, 0o700)
+}
+
+func writeAt(f *os.File, s string) error {
+	_, err := f.WriteAt([]byte(s), 0)
+	return err
+}
+
+func (h *home) close() { h.lock.Close() }
+
+func (h *home) path(elem ...string) string {
+	return filepath.Join(append([]string{h.dir}, elem...)...)
+}
+
+func (h *home) socket(name string) string { return filepath.Join(h.run, name+".sock") }
+
+// secret returns the file of that name in secrets/, made by generate if there is none.
+func (h *home) secret(name string, generate func() (string, error)) (path string, err error) {
+	path = h.path("secrets", name)
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	text, err := generate()
+	if err != nil {
+		return "", fmt.Errorf("making %s: %w", path, err)
+	}
+	return path, writeFile(path, []byte(text), 0o600)
+}
+
+// keyFiles are the secrets that the control plane needs.
+type keyFiles struct{ fernet, hmac, digest string }
+
+func (h *home) keys() (k keyFiles, err error) {
+	random := func(encode func([]byte) string) func() (string, error) {
+		return func() (string, error) {
+			b := make([]byte, 32)
+			_, err := rand.Read(b)
+			return encode(b) + "\n", err
+		}
+	}
+	var errs [3]error
+	k.fernet, errs[0] = h.secret("fernet.keys", random(base64.URLEncoding.EncodeToString))
+	k.hmac, errs[1] = h.secret("hmac.keys", random(func(b []byte) string { return "1 " + hex.EncodeToString(b) }))
+	k.digest, errs[2] = h.secret("digest.key", random(hex.EncodeToString))
+	return k, errors.Join(errs[:]...)
+}
+
+// endpoints is what endpoints.json says; what is not built is absent.
+type endpoints struct {
+	Gateway   string `json:"gateway,omitempty"`
+	Egress    string `json:"egress,omitempty"`
+	Proxy     string `json:"proxy,omitempty"`
+	API       string `json:"api,omitempty"`
+	Metrics   string `json:"metrics,omitempty"`
+	Dashboard string `json:"dashboard,omitempty"`
+}
+
+func (h *home) writeEndpoints(e endpoints) error {
+	b, err := json.MarshalIndent(e, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(h.path("endpoints.json"), append(b, '\n'), 0o644)
+}
+
+// writeFile writes whole files only: whoever reads path sees the old or the new.
+func writeFile(path string, b []byte, mode fs.FileMode) error {
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+		os.Remove(path + ".new")
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	return os.Rename(path+".new", path)
+}
+
+// readSecret reads a file that holds one secret, or "-": nothing may be longer
+// than a secret is, and nothing of it is ever in an error.
+func readSecret(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 64<<10))
+	if err != nil {
+		return "", fmt.Errorf("reading %s: %w", path, err)
+	}
+	s := strings.TrimSpace(string(b))
+	if s == "" {
+		return "", fmt.Errorf("%s is empty", path)
+	}
+	return s, nil
+}
+
+// lines are the lines of a file that say something: not blank, not a comment.
+func lines(path string) (out []string, err error) {
+	text, err := readSecret(path)
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			out = append(out, line)
+		}
+	}
+	return out, nil
+}

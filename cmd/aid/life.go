@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+)
+
+// life holds what lives, in the order in which it was started, and ends it in
+// the reverse order: what depends on something ends before it does. Each part
+// has a context of its own, for exactly that reason.
+type life struct {
+	log   *slog.Logger
+	mu    sync.Mutex
+	parts []part
+	ended chan error // the first part that ended without being told to
+}
+
+type part struct {
+	name   string
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func newLife(log *slog.Logger) *life { return &life{log: log, ended: make(chan error, 1)} }
+
+// start runs a part. Its context carries ctx's values and not its end.
+func (l *life) start(ctx context.Context, name string, run func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	p := part{name, cancel, make(chan struct{})}
+	l.mu.Lock()
+	l.parts = append(l.parts, p)
+	l.mu.Unlock()
+	go func() {
+		defer close(p.done)
+		err := run(ctx)
+		switch {
+		case ctx.Err() == nil && err == nil:
+			err = errors.New("ended")
+		case ctx.Err() == nil:
+		case err != nil && !errors.Is(err, context.Canceled):
+			l.log.Warn("stopping", "part", name, "err", err)
+			return
+		default:
+			return
+		}
+		select {
+		case l.ended <- fmt.Errorf("%s: %w", name, err):
+		default:
+		}
+	}()
+}
+
+// wait returns nil when ctx is done, or why a part has ended before.
+func (l *life) wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-l.ended:
+		return err
+	}
+}
+
+// stop ends all parts, last first, each within limit.
+func (l *life) stop(limit time.Duration) {
+	l.mu.Lock()
+	parts := l.parts
+	l.parts = nil
+	l.mu.Unlock()
+	for _, p := range slices.Backward(parts) {
+		p.cancel()
+		timer := time.NewTimer(limit)
+		select {
+		case <-p.done:
+		case <-timer.C:
+			l.log.Error("did not stop in time, going on without it", "part", p.name, "limit", limit)
+		}
+		timer.Stop()
+	}
+}

@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// listen opens what a flag names: "unix:/path" (mode 0600, replacing the socket
+// of a process that is gone) or "host:port". Errors name the flag and the fix.
+func listen(ctx context.Context, flag, address string) (net.Listener, error) {
+	var lc net.ListenConfig
+	path, unix := strings.CutPrefix(address, "unix:")
+	if !unix {
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			return nil, usagef("--%s %q: want host:port, such as 127.0.0.1:8080, or unix:/path", flag, address)
+		}
+		l, err := lc.Listen(ctx, "tcp", address)
+		if err != nil {
+			return nil, busy(flag, address, err)
+		}
+		return l, nil
+	}
+	if err := checkSocketPath(path); err != nil {
+		return nil, usagef("--%s: %v", flag, err)
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("--%s: another process serves %s; stop it, or choose another path", flag, path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("--%s: replacing the old socket: %w", flag, err)
+	}
+	l, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("--%s: %w", flag, err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("--%s: %w", flag, err)
+	}
+	return l, nil
+}
+
+// busy turns what the kernel says about an address into what to do about it.
+func busy(flag, address string, err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("--%s: %s is in use by another process; stop it, or choose another address with --%s (or %s)",
+			flag, address, flag, variable(flag))
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("--%s: not allowed to listen on %s; ports below 1024 need privileges: choose another with --%s",
+			flag, address, flag)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("--%s: %s is not an address of this machine", flag, address)
+	}
+	return fmt.Errorf("--%s: listening on %s: %w", flag, address, err)
+}
+
+// free says whether somebody could listen on address now, and with a port of 0,
+// on which.
+func free(ctx context.Context, flag, address string) (string, error) {
+	l, err := listen(ctx, flag, address)
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	host, port, _ := net.SplitHostPort(address)
+	if port != "0" {
+		return address, nil
+	}
+	_, port, _ = net.SplitHostPort(l.Addr().String())
+	return net.JoinHostPort(host, port), nil
+}
+
+// sun_path has room for 107 bytes and a NUL; we stay a little below it.
+const maxSocketPath = 100
+
+func checkSocketPath(path string) error {
+	if len(path) > maxSocketPath {
+		return fmt.Errorf("socket path %q has %d bytes, and %d is the most a Unix socket may have; choose a shorter folder", path, len(path), maxSocketPath)
+	}
+	return nil
+}
+
+// local says whether only this machine can reach the address.
+func local(address string) bool {
+	if strings.HasPrefix(address, "unix:") {
+		return true
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
+// tlsFiles are the PEM files of a server or client.
+type tlsFiles struct{ cert, key, ca string }
+
+// server is the TLS that a listener which others can reach must speak.
+// A client that presents a certificate must be of ca.
+func (f tlsFiles) server() (*tls.Config, error) {
+	if f.cert == "" && f.key == "" {
+		return nil, nil
+	}
+	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-cert and --tls-key: %w", err)
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2", "http/1.1"}}
+	if f.ca != "" {
+		if c.ClientCAs, err = pool(f.ca); err != nil {
+			return nil, fmt.Errorf("--tls-client-ca: %w", err)
+		}
+		c.ClientAuth = tls.VerifyClientCertIfGiven
+	}
+	return c, nil
+}
+
+// client is the TLS towards a server that only ca may vouch for.
+func (f tlsFiles) client(serverName string) (*tls.Config, error) {
+	roots, err := pool(f.ca)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-ca: %w", err)
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: serverName}
+	if f.cert != "" {
+		pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+		if err != nil {
+			return nil, fmt.Errorf("--tls-cert and --tls-key: %w", err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
+}
+
+func pool(file string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	p := x509.NewCertPool()
+	if !p.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("no PEM certificate in %s", file)
+	}
+	return p, nil
+}
+
+// serveHTTP serves h on l until ctx is done, and then lets requests in hand end
+// for a few seconds. No timeout is left at "none".
+func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	s := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       60 * time.Second,
+		WriteTimeout:      120 * time.Second,
+		IdleTimeout:       120 * time.Second,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- s.Serve(l) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serving %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := s.Shutdown(last); err != nil {
+		s.Close()
+	}
+	return nil
+}
+
+// overUnix is a client for a server of ours on a Unix socket.
+func overUnix(path string) *http.Client {
+	return &http.Client{
+		Timeout: 10 * time.Second,
+		Transport: &http.Transport{
+			MaxIdleConns: 2, IdleConnTimeout: 30 * time.Second,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "unix", path)
+			},
+		},
+	}
+}

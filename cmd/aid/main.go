@@ -1,0 +1,137 @@
+// Command aid identifies AI agents, decides what they may ask of LLM
+// providers, writes that down, and lets Envoy forward it.
+//
+//	aid up        everything on this machine: the newcomer's way, and the single host's
+//	aid control   the control plane: management API, xDS, audit ingest
+//	aid extproc   the sidecar beside Envoy that judges each request
+//	aid migrate   brings the database's schema up to date, before a rollout
+//
+// This is the only package that reads flags and the environment, the only one
+// that sees all others, and the one that decides the order of death. There is a
+// file for each subcommand, and each wires by hand what it needs.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run is main for tests: it returns what the process exits with.
+func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errs)
+	err := root.ExecuteContext(ctx)
+	var usage *usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usage):
+		fmt.Fprintf(errs, "aid: %v\n", err)
+		return 2
+	default:
+		fmt.Fprintf(errs, "aid: %v\n", err)
+		return 1
+	}
+}
+
+// usageError is a flag, an argument or a variable that cannot be used as given.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "aid",
+		Short: "Identity, policy and a record for AI agents, in front of any LLM provider",
+		Long: `aid knows which AI agent sends each request to an LLM provider, decides whether
+it may, writes that down so that it can be proved later, and only then lets
+Envoy forward it.
+
+New here? Start everything on this machine and follow what it prints:
+
+  aid up --providers providers.yaml
+
+Every flag can be given as a variable: --api is AID_API, --log-level AID_LOG_LEVEL.
+Flags win. Secrets are read from files or variables, never from arguments.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			return flagsFromEnv(cmd.Flags(), os.LookupEnv)
+		},
+	}
+	root.PersistentFlags().String("log-level", "info", "least level that is logged: debug, info, warn, error")
+	root.PersistentFlags().String("log-format", "text", "form of the log on stderr: text or json")
+	root.SetUsageTemplate(root.UsageTemplate() + "\nEvery flag is a variable too: --log-level is AID_LOG_LEVEL. Flags win.\n")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef("%v; see `%s --help`", err, cmd.CommandPath())
+	})
+	root.AddCommand(upCommand(), controlCommand(), extprocCommand(), migrateCommand(), orgCommand(), nodeCommand(),
+		doctorCommand(), auditCommand(), envoyBootstrapCommand(), versionCommand(), fetchPostgresCommand())
+	return root
+}
+
+// flagsFromEnv gives each flag that the command line left alone the value of its
+// variable: AID_ and the flag's name.
+func flagsFromEnv(flags *pflag.FlagSet, lookup func(string) (string, bool)) (err error) {
+	flags.VisitAll(func(f *pflag.Flag) {
+		name := variable(f.Name)
+		v, ok := lookup(name)
+		if !ok || f.Changed || f.Name == "help" || err != nil {
+			return
+		}
+		if e := flags.Set(f.Name, v); e != nil {
+			err = usagef("%s (the variable of --%s): %v", name, f.Name, e)
+		}
+	})
+	return err
+}
+
+func variable(flag string) string {
+	return "AID_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+// logger makes the log that cmd's flags ask for, and marks its lines with the
+// process that wrote them: under `aid up` several share one stderr.
+func logger(cmd *cobra.Command, process string) (*slog.Logger, error) {
+	text, _ := cmd.Flags().GetString("log-level")
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(text)); err != nil {
+		return nil, usagef("--log-level %q: want debug, info, warn or error", text)
+	}
+	options := &slog.HandlerOptions{Level: level}
+	form, _ := cmd.Flags().GetString("log-format")
+	var h slog.Handler
+	switch form {
+	case "text":
+		h = slog.NewTextHandler(cmd.ErrOrStderr(), options)
+	case "json":
+		h = slog.NewJSONHandler(cmd.ErrOrStderr(), options)
+	default:
+		return nil, usagef("--log-format %q: want text or json", form)
+	}
+	return slog.New(h).With("process", process), nil
+}

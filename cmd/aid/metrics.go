@@ -1,0 +1,214 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"regexp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+)
+
+// check says why something is not ready, or nil.
+type check func(context.Context) error
+
+// status is what every process of ours serves beside its work: /metrics,
+// /healthz (this process answers) and /readyz (it can do its work, or why not).
+func status(metrics http.Handler, ready check) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, "ok\n")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 8*time.Second)
+		defer cancel()
+		if err := ready(ctx); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		io.WriteString(w, "ready\n")
+	})
+	return mux
+}
+
+// registered serves what is registered in this process.
+func registered(reg *prometheus.Registry, log *slog.Logger) http.Handler {
+	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelError), Timeout: 10 * time.Second,
+	})
+}
+
+// gathered is what is registered, in the text format.
+func gathered(reg *prometheus.Registry) ([]byte, error) {
+	families, err := reg.Gather()
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	for _, f := range families {
+		if _, err := expfmt.MetricFamilyToText(&out, f); err != nil {
+			return nil, err
+		}
+	}
+	return out.Bytes(), nil
+}
+
+// remember keeps a check's answer for a while, so that being asked often costs
+// nothing, and asks once where many ask at the same moment.
+func remember(d time.Duration, c check) check {
+	var mu sync.Mutex
+	var last error
+	var until time.Time
+	return func(ctx context.Context) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if now := time.Now(); !now.Before(until) {
+			last, until = c(ctx), now.Add(d)
+		}
+		return last
+	}
+}
+
+// readyOver asks a child of ours on its Unix socket.
+func readyOver(name string, client *http.Client) check {
+	return func(ctx context.Context) error {
+		body, err := get(ctx, client, "http://"+name+"/readyz")
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		_ = body
+		return nil
+	}
+}
+
+func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, errors.Unwrap(err) // without the URL, which says nothing over a socket
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
+	switch {
+	case err != nil:
+		return nil, err
+	case resp.StatusCode != http.StatusOK:
+		return nil, errors.New(string(bytes.TrimSpace(body[:min(len(body), 500)])))
+	}
+	return body, nil
+}
+
+// scrape asks one process for its metrics, in the text format.
+type scrape struct {
+	process string
+	text    func(context.Context) ([]byte, error)
+}
+
+// merged serves the metrics of several processes as one, each sample with the
+// process it came from. A process that does not answer leaves the others alone
+// and shows as aid_up_scrape_ok 0.
+func merged(log *slog.Logger, scrapes ...scrape) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 8*time.Second)
+		defer cancel()
+		texts := make([][]byte, len(scrapes))
+		var wg sync.WaitGroup
+		for i, s := range scrapes {
+			wg.Go(func() {
+				var err error
+				if texts[i], err = s.text(ctx); err != nil {
+					log.Warn("scraping", "of", s.process, "err", err)
+					texts[i] = nil
+				}
+			})
+		}
+		wg.Wait()
+		families := map[string]*dto.MetricFamily{}
+		ok := &dto.MetricFamily{
+			Name: ptr("aid_up_scrape_ok"), Help: ptr("Whether the process answered this scrape."), Type: dto.MetricType_GAUGE.Enum(),
+		}
+		families[ok.GetName()] = ok
+		for i, s := range scrapes {
+			value := 1.0
+			if err := merge(families, s.process, texts[i]); err != nil || texts[i] == nil {
+				value = 0
+				if err != nil {
+					log.Warn("reading metrics", "of", s.process, "err", err)
+				}
+			}
+			ok.Metric = append(ok.Metric, &dto.Metric{Label: []*dto.LabelPair{label("process", s.process)}, Gauge: &dto.Gauge{Value: &value}})
+		}
+		w.Header().Set("Content-Type", string(expfmt.NewFormat(expfmt.TypeTextPlain)))
+		names := make([]string, 0, len(families))
+		for name := range families {
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		for _, name := range names {
+			if _, err := expfmt.MetricFamilyToText(w, families[name]); err != nil {
+				return // the scraper has gone
+			}
+		}
+	})
+}
+
+// merge adds the samples in text to families. Where two processes disagree on
+// a metric's type, the first is believed and the other's is left out.
+func merge(families map[string]*dto.MetricFamily, process string, text []byte) error {
+	p := expfmt.NewTextParser(model.UTF8Validation)
+	parsed, err := p.TextToMetricFamilies(bytes.NewReader(text))
+	for name, f := range parsed {
+		for _, m := range f.Metric {
+			m.Label = append(m.Label, label("process", process))
+			slices.SortFunc(m.Label, func(a, b *dto.LabelPair) int { return cmp.Compare(a.GetName(), b.GetName()) })
+		}
+		if have := families[name]; have == nil {
+			families[name] = f
+		} else if have.GetType() == f.GetType() {
+			have.Metric = append(have.Metric, f.Metric...)
+		}
+	}
+	return err
+}
+
+func label(name, value string) *dto.LabelPair { return &dto.LabelPair{Name: &name, Value: &value} }
+
+func ptr[T any](v T) *T { return &v }
+
+// envoyMetrics are those of Envoy's that an operator of ours looks at: what
+// happens downstream and upstream, and the counters of ext_proc, of which some
+// must stay 0 (design: failure_mode_allowed, spurious_msgs_received, …).
+var envoyMetrics = regexp.MustCompile(`^envoy_(http_(downstream_(rq|cx)|ext_proc|no_route|passthrough)|ext_proc|cluster_(upstream_(rq|cx)|ext_proc|circuit|membership)|control_plane|cluster_manager|listener_(manager|downstream)|overload|server_(uptime|live|version|memory|concurrency|total_connections|worker)|runtime_load)`)
+
+// filtered keeps of Envoy's thousands of metrics those that envoyMetrics names.
+func filtered(text []byte) []byte {
+	var out bytes.Buffer
+	for line := range bytes.Lines(text) {
+		name := line
+		if rest, ok := bytes.CutPrefix(line, []byte("# TYPE ")); ok {
+			name = rest
+		} else if bytes.HasPrefix(line, []byte("#")) {
+			continue
+		}
+		if envoyMetrics.Match(name) {
+			out.Write(line)
+		}
+	}
+	return out.Bytes()
+}

@@ -1,0 +1,426 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+
+	"github.com/ai-identity/ai-identity/envoy"
+	"github.com/ai-identity/ai-identity/process"
+)
+
+const (
+	defaultGateway = "127.0.0.1:8080"
+	defaultAPI     = "127.0.0.1:8081"
+	defaultMetrics = "127.0.0.1:9090"
+)
+
+func upCommand() *cobra.Command {
+	u := &up{}
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Run everything on this machine: Postgres, control plane, sidecar, Envoy",
+		Long: `up runs the whole product on this machine, as the same processes and over the same
+sockets as in production: an embedded Postgres (or yours, with --postgres), the
+control plane, the sidecar that judges requests, and a real Envoy. They are
+supervised, started again if they die, and die with it.
+
+State is in one folder (--home). The first time, an organization "default" is
+made there and its key written to org.key: that key manages agents and keys.
+
+When everything works, proved by a request that went through Envoy and was seen
+by the sidecar, up writes endpoints.json into the folder and prints "ready" as its last
+line on stdout. Progress and the log are on stderr. Ctrl-C stops everything
+in order; a second one stops it at once.`,
+		Example: `  # with a provider, whose key is in a variable
+  cat > providers.yaml <<END
+  providers:
+  - name: openai
+    kind: openai
+    base_url: https://api.openai.com/v1
+    models: ["gpt-*", "o*", "text-embedding-*"]
+    credential: {env: OPENAI_API_KEY}
+  END
+  aid up --providers providers.yaml
+
+  # then, elsewhere
+  ORG=$(cat .aid/org.key)
+  curl -s localhost:8080/v1/agents -H "Authorization: Bearer $ORG" \
+    -d '{"name":"support-bot","allowed_models":["gpt-4o"]}' -H 'Content-Type: application/json'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !cmd.Flags().Changed("log-level") {
+				_ = cmd.Flags().Set("log-level", "warn") // people read this terminal
+			}
+			log, err := logger(cmd, "up")
+			if err != nil {
+				return err
+			}
+			u.log, u.out, u.errs = log, cmd.OutOrStdout(), cmd.ErrOrStderr()
+			u.logLevel, _ = cmd.Flags().GetString("log-level")
+			u.logFormat, _ = cmd.Flags().GetString("log-format")
+			for _, name := range []string{"egress", "proxy", "redis"} {
+				if cmd.Flags().Changed(name) {
+					log.Warn("--" + name + " is reserved: this build has nothing behind it, and goes on without")
+				}
+			}
+			return u.run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&u.homeDir, "home", ".aid", "`folder` for state, secrets and sockets")
+	f.StringVar(&u.gateway, "gateway", defaultGateway, "`address` that applications send their requests to")
+	f.String("egress", "127.0.0.1:8443", "`address` of transparent interception (reserved, not built yet)")
+	f.String("proxy", "127.0.0.1:3128", "`address` of the forward proxy (reserved, not built yet)")
+	f.StringVar(&u.api, "api", defaultAPI, "`address` of the management API")
+	f.StringVar(&u.metrics, "metrics", defaultMetrics, "`address` of /metrics, /healthz and /readyz")
+	f.StringVar(&u.envoyPath, "envoy", "", "`path` of Envoy (default: the one that make installed, then PATH)")
+	f.StringVar(&u.postgres, "postgres", "", "`URL` of a Postgres 15 or newer to use, as a user who may create roles and databases (default: an embedded one)")
+	f.String("redis", "", "`URL` of a Redis for limits shared between machines (reserved, not built yet)")
+	f.StringVar(&u.providers, "providers", "", "YAML `file` with the LLM providers; those with the same name are updated")
+	f.StringVar(&u.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
+	f.Int64Var(&u.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
+	f.DurationVar(&u.maxStaleness, "max-staleness", 10*time.Minute, "how long the sidecar goes on deciding without the control plane")
+	f.IntVar(&u.concurrency, "envoy-concurrency", 0, "worker threads of Envoy (default: one for each CPU)")
+	f.DurationVar(&u.drain, "drain", 10*time.Second, "how long requests in hand may go on when stopping")
+	return cmd
+}
+
+// up is one run of `aid up`.
+type up struct {
+	homeDir, gateway, api, metrics string
+	envoyPath, postgres, providers string
+	usage                          string
+	maxBody                        int64
+	maxStaleness, drain            time.Duration
+	concurrency                    int
+	logLevel, logFormat            string
+
+	log       *slog.Logger
+	out, errs io.Writer
+
+	home     *home
+	life     *life
+	children []*process.Child
+	stopping atomic.Bool
+}
+
+// say tells the person at the terminal what is being done.
+func (u *up) say(format string, args ...any) {
+	fmt.Fprintf(u.errs, "aid: "+format+"\n", args...)
+}
+
+func (u *up) run(ctx context.Context) (err error) {
+	// A second Ctrl-C is not ours to catch: it ends us, and the children with us.
+	ctx, restore := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, restore)
+
+	began := time.Now()
+	if u.home, err = openHome(u.homeDir); err != nil {
+		return err
+	}
+	defer u.home.close()
+	if err := u.look(ctx); err != nil {
+		return err
+	}
+
+	u.life = newLife(u.log)
+	defer func() {
+		u.stopping.Store(true)
+		if ctx.Err() != nil {
+			u.say("stopping")
+		}
+		u.life.stop(u.drain + 15*time.Second)
+		if ctx.Err() != nil && err == nil {
+			u.say("stopped")
+		}
+	}()
+
+	db, err := u.database(ctx)
+	if err != nil {
+		return err
+	}
+	token, err := u.settle(ctx, db)
+	if err != nil {
+		return err
+	}
+	if err := u.start(ctx, db, token); err != nil {
+		return err
+	}
+	if err := u.waitReady(ctx); err != nil || ctx.Err() != nil {
+		return err
+	}
+	e := endpoints{Gateway: "http://" + u.gateway, API: "http://" + u.api, Metrics: "http://" + u.metrics}
+	if err := u.home.writeEndpoints(e); err != nil {
+		return err
+	}
+	u.next(e, time.Since(began))
+	fmt.Fprintln(u.out, "ready")
+	return u.life.wait(ctx)
+}
+
+// look checks what can be checked before anything is started, so that what a
+// person must put right is said at once and alone.
+func (u *up) look(ctx context.Context) error {
+	if u.usage != "stream" && u.usage != "envoy" {
+		return usagef("--usage %q: want stream or envoy", u.usage)
+	}
+	if u.maxBody <= 0 {
+		return usagef("--max-body %d: want a number of bytes above 0", u.maxBody)
+	}
+	var err error
+	for _, a := range []struct {
+		flag    string
+		address *string
+	}{{"gateway", &u.gateway}, {"api", &u.api}, {"metrics", &u.metrics}} {
+		if strings.HasPrefix(*a.address, "unix:") {
+			return usagef("--%s %q: want host:port, such as 127.0.0.1:8080", a.flag, *a.address)
+		}
+		if *a.address, err = free(ctx, a.flag, *a.address); err != nil {
+			return err
+		}
+	}
+	for flag, address := range map[string]string{"gateway": u.gateway, "api": u.api, "metrics": u.metrics} {
+		if !local(address) {
+			u.log.Warn("others can reach --"+flag+", which speaks plain HTTP: put TLS in front of it", "address", address)
+		}
+	}
+	if u.envoyPath, err = findEnvoy(u.envoyPath); err != nil {
+		return fmt.Errorf("--envoy: %w", err)
+	}
+	v, err := envoy.Version(ctx, u.envoyPath)
+	if err == nil {
+		err = envoy.CheckVersion(v)
+	}
+	if err != nil {
+		return fmt.Errorf("--envoy: %w", err)
+	}
+	u.log.Info("Envoy found", "path", u.envoyPath, "version", v)
+	return nil
+}
+
+// start runs the three programs and our own status server, last first in death.
+func (u *up) start(ctx context.Context, db database, token joinToken) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	keys, err := u.home.keys()
+	if err != nil {
+		return err
+	}
+	h := u.home
+
+	u.say("starting the control plane")
+	u.child(ctx, self, "control", map[string]string{
+		"AID_POSTGRES": db.appURL,
+	}, "--listen-api", u.api, "--listen-xds", "unix:"+h.socket("xds"), "--listen-status", "unix:"+h.socket("control"),
+		"--fernet-keys", keys.fernet, "--hmac-keys", keys.hmac, "--digest-key", keys.digest,
+		"--gateway", u.gateway, "--usage", u.usage, "--max-body", strconv.FormatInt(u.maxBody, 10))
+	if err := u.until(ctx, "the control plane", 60*time.Second, readyOver("control", overUnix(h.socket("control")))); err != nil {
+		return err
+	}
+
+	u.say("starting the sidecar and Envoy")
+	u.child(ctx, self, "extproc", nil,
+		"--listen", "unix:"+h.socket("extproc"), "--listen-status", "unix:"+h.socket("extproc-status"),
+		"--xds", "unix:"+h.socket("xds"), "--token-file", token.file, "--segments", h.path("segments"),
+		"--gateway-url", "http://"+reachable(u.gateway), "--max-staleness", u.maxStaleness.String(),
+		"--max-body", strconv.FormatInt(u.maxBody, 10), "--drain", u.drain.String())
+	bootstrap, err := envoy.Bootstrap(envoy.Config{
+		NodeID: "up", XDS: envoy.Endpoint{Address: "unix:" + h.socket("xds")}, Token: token.secret,
+		ExtProc: h.socket("extproc"), API: envoy.Endpoint{Address: reachable(u.api)}, Admin: h.socket("envoy"),
+		BufferBytes: u.maxBody + 1<<20,
+	})
+	if err != nil {
+		return err
+	}
+	file := h.path("secrets", "envoy.json")
+	if err := writeFile(file, bootstrap, 0o600); err != nil {
+		return err
+	}
+	proxy := envoy.NewProcess(envoy.ProcessConfig{
+		Path: u.envoyPath, Bootstrap: file, Admin: h.socket("envoy"), Concurrency: u.concurrency,
+		DrainTimeout: u.drain, Log: u.log,
+	})
+	u.life.start(ctx, "envoy", proxy.Run)
+
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, c := range u.children {
+		reg.MustRegister(restarts(c.Name(), c.Restarts))
+	}
+	reg.MustRegister(restarts("envoy", proxy.Restarts))
+	l, err := listen(ctx, "metrics", u.metrics)
+	if err != nil {
+		return err
+	}
+	u.life.start(ctx, "metrics", func(ctx context.Context) error {
+		return serveHTTP(ctx, l, status(u.allMetrics(reg), u.ready), u.log)
+	})
+	return nil
+}
+
+// reachable is how to get from this machine to what listens on address.
+func reachable(address string) string {
+	for _, any := range []string{"0.0.0.0:", "[::]:", ":"} {
+		if port, ok := strings.CutPrefix(address, any); ok {
+			return "127.0.0.1:" + port
+		}
+	}
+	return address
+}
+
+func restarts(name string, n func() int64) prometheus.Collector {
+	return prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "aid_up_restarts_total", Help: "How often a child ended by itself and was started again.",
+		ConstLabels: prometheus.Labels{"child": name},
+	}, func() float64 { return float64(n()) })
+}
+
+// child runs a subcommand of this binary. It inherits nothing of our environment
+// but what is named here, so that no provider's key is in it by accident.
+func (u *up) child(ctx context.Context, self, name string, env map[string]string, args ...string) {
+	var all []string
+	for _, v := range os.Environ() {
+		key, _, _ := strings.Cut(v, "=")
+		switch {
+		case key == "PATH", key == "HOME", key == "TMPDIR", key == "TZ", key == "LANG",
+			key == "GOMAXPROCS", key == "GOMEMLIMIT", key == "GOGC", key == "GODEBUG", key == "GOTRACEBACK", key == "GOCOVERDIR", key == "GORACE",
+			strings.HasPrefix(key, "OTEL_"), strings.HasPrefix(key, "SSL_CERT_"):
+			all = append(all, v)
+		}
+	}
+	for k, v := range env {
+		all = append(all, k+"="+v)
+	}
+	c := process.New(process.Config{
+		Name: name, Path: self,
+		Args: append([]string{name, "--log-level", u.logLevel, "--log-format", u.logFormat}, args...),
+		Env:  all,
+		// Its lines are log lines of the same form as ours.
+		Line:        func(line string) { fmt.Fprintln(u.errs, line) },
+		StopTimeout: u.drain + 10*time.Second,
+		Log:         u.log,
+	})
+	u.children = append(u.children, c)
+	u.life.start(ctx, name, c.Run)
+}
+
+// ready is nil only if a request that enters at the gateway is judged: the
+// sidecar's own readiness sends one through Envoy and waits for it to arrive.
+func (u *up) ready(ctx context.Context) error {
+	if u.stopping.Load() {
+		return errors.New("stopping")
+	}
+	h := u.home
+	checks := []check{
+		readyOver("control", overUnix(h.socket("control"))),
+		func(ctx context.Context) error {
+			if err := envoy.Admin(h.socket("envoy")).Live(ctx); err != nil {
+				return fmt.Errorf("envoy: %w", err)
+			}
+			return nil
+		},
+		readyOver("extproc", overUnix(h.socket("extproc-status"))),
+	}
+	for _, c := range checks {
+		if err := c(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (u *up) waitReady(ctx context.Context) error {
+	return u.until(ctx, "a request through Envoy to be judged", 60*time.Second, u.ready)
+}
+
+// until asks until the answer is nil. It gives up when limit is over, when a
+// part of us has failed, or when a child dies again and again.
+func (u *up) until(ctx context.Context, what string, limit time.Duration, ask check) error {
+	deadline := time.NewTimer(limit)
+	defer deadline.Stop()
+	tick := time.NewTicker(25 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		try, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := ask(try)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		for _, c := range u.children {
+			if c.Restarts() >= 3 {
+				return fmt.Errorf("waiting for %s: %s ends again and again:\n  %s", what, c.Name(), strings.Join(c.Tail(), "\n  "))
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil // told to stop: not an error
+		case err := <-u.life.ended:
+			return err
+		case <-deadline.C:
+			return fmt.Errorf("waiting for %s: not after %v: %w; --log-level info says more", what, limit, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// allMetrics are everybody's, under one address.
+func (u *up) allMetrics(reg *prometheus.Registry) http.Handler {
+	over := func(name, socket string) scrape {
+		client := overUnix(socket)
+		return scrape{name, func(ctx context.Context) ([]byte, error) { return get(ctx, client, "http://"+name+"/metrics") }}
+	}
+	h := u.home
+	return merged(u.log,
+		scrape{"up", func(context.Context) ([]byte, error) { return gathered(reg) }},
+		over("control", h.socket("control")),
+		over("extproc", h.socket("extproc-status")),
+		scrape{"envoy", func(ctx context.Context) ([]byte, error) {
+			text, err := envoy.Admin(h.socket("envoy")).Get(ctx, "/stats/prometheus")
+			return filtered(text), err
+		}},
+	)
+}
+
+// next tells a newcomer what to do now.
+func (u *up) next(e endpoints, took time.Duration) {
+	u.say("ready after %.1f s", took.Seconds())
+	fmt.Fprintf(u.errs, `
+  applications   %s/v1   (base URL of the OpenAI SDK; the key is an agent's)
+  management     %s/v1   (the key is in %s)
+  reference      %s/redoc, %s/docs
+  metrics        %s/metrics
+
+  An agent, its key, and its first request:
+
+    ORG=$(cat %s)
+    curl -s %s/v1/agents -H "Authorization: Bearer $ORG" -H 'Content-Type: application/json' \
+      -d '{"name": "support-bot", "allowed_models": ["gpt-4o"]}'
+    curl -s %s/v1/agents/ag_…/keys -H "Authorization: Bearer $ORG" -H 'Content-Type: application/json' \
+      -d '{"name": "first", "scopes": ["chat:completions"]}'
+    curl -s %s/v1/chat/completions -H "Authorization: Bearer aid_sk_…" -H 'Content-Type: application/json' \
+      -d '{"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}]}'
+`, e.Gateway, e.Gateway, u.home.path("org.key"), e.API, e.API, e.Metrics,
+		u.home.path("org.key"), e.Gateway, e.Gateway, e.Gateway)
+	if u.providers == "" {
+		fmt.Fprintf(u.errs, "\n  No --providers file was given: `aid up --help` shows one.\n")
+	}
+	fmt.Fprintln(u.errs)
+}

@@ -1,0 +1,161 @@
+"""The official openai SDK for Python against the gateway, only its base URL and key changed.
+
+Run by TestSDKs (e2e/sdk_test.go), which starts everything and sets the environment:
+AID_BASE_URL, AID_KEY (a key that may do all of this), AID_REVOKED_KEY, AID_ONE_RPM_KEY.
+"""
+
+import os
+
+import openai
+import pytest
+from openai import OpenAI
+
+BASE = os.environ["AID_BASE_URL"]
+HELLO = [{"role": "user", "content": "hello"}]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+def client(key="AID_KEY"):
+    # No retries: a retried 429 or 503 would hide what the first answer was.
+    return OpenAI(base_url=BASE, api_key=os.environ[key], max_retries=0)
+
+
+def test_chat():
+    answer = client().chat.completions.create(model="gpt-4o", messages=HELLO)
+    assert answer.choices[0].message.content == "Hello! How can I help you today?"
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (11, 9)
+
+
+def test_headers_of_an_answer():
+    raw = client().chat.completions.with_raw_response.create(model="gpt-4o", messages=HELLO)
+    assert raw.headers["x-request-id"]
+    assert raw.headers["x-aid-decision"] == "allow"
+    writer, seq, leaf = raw.headers["x-aid-receipt"].split("/")
+    assert writer.startswith("w_") and int(seq) > 0 and len(leaf) == 64
+
+
+def test_stream_with_usage():
+    text, usage = "", None
+    for chunk in client().chat.completions.create(
+        model="gpt-4o", messages=HELLO, stream=True, stream_options={"include_usage": True}
+    ):
+        if chunk.choices and chunk.choices[0].delta.content:
+            text += chunk.choices[0].delta.content
+        usage = chunk.usage or usage
+    assert text == "Hello! How can I help you today?"
+    assert usage.total_tokens == 20
+
+
+def test_tools_round_trip():
+    messages = [{"role": "user", "content": "what is the weather in Lisbon"}]
+    first = client().chat.completions.create(model="gpt-4o", messages=messages, tools=[WEATHER])
+    call = first.choices[0].message.tool_calls[0]
+    assert call.function.name == "get_weather"
+    assert "Lisbon" in call.function.arguments
+    messages += [
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "call_weather", "type": "function", "function": {"name": "get_weather", "arguments": call.function.arguments}}]},
+        {"role": "tool", "tool_call_id": "call_weather", "content": "21 C"},
+    ]
+    second = client().chat.completions.create(model="gpt-4o", messages=messages, tools=[WEATHER])
+    assert second.choices[0].message.content == "It is 21 degrees in Lisbon."
+
+
+def test_tools_streamed():
+    name, arguments = "", ""
+    for chunk in client().chat.completions.create(
+        model="gpt-4o", messages=[{"role": "user", "content": "what is the weather in Lisbon"}], tools=[WEATHER], stream=True
+    ):
+        for call in (chunk.choices[0].delta.tool_calls or []) if chunk.choices else []:
+            name += call.function.name or ""
+            arguments += call.function.arguments or ""
+    assert name == "get_weather"
+    assert "Lisbon" in arguments
+
+
+def test_embeddings():
+    answer = client().embeddings.create(model="text-embedding-3-small", input=["hello", "goodbye"], dimensions=8)
+    assert [len(d.embedding) for d in answer.data] == [8, 8]
+
+
+def test_responses():
+    answer = client().responses.create(model="gpt-4o", input="hello")
+    assert answer.output_text == "Hello! How can I help you today?"
+    assert answer.usage.input_tokens == 11
+
+
+def test_responses_streamed():
+    events = [event.type for event in client().responses.create(model="gpt-4o", input="hello", stream=True)]
+    assert events[0] == "response.created"
+    assert events[-1] == "response.completed"
+
+
+def test_models():
+    ids = {model.id for model in client().models.list()}
+    assert "gpt-4o" in ids
+    assert client().models.retrieve("gpt-4o").id == "gpt-4o"
+
+
+def test_large_prompt():
+    answer = client().chat.completions.create(
+        model="gpt-4o", messages=[{"role": "system", "content": "x" * 2_000_000}, *HELLO]
+    )
+    assert answer.choices[0].message.content
+
+
+def test_401_unknown_key():
+    with pytest.raises(openai.AuthenticationError) as e:
+        OpenAI(base_url=BASE, api_key="aid_sk_not_a_key", max_retries=0).chat.completions.create(model="gpt-4o", messages=HELLO)
+    assert e.value.request_id
+
+
+def test_401_revoked_key():
+    with pytest.raises(openai.AuthenticationError):
+        client("AID_REVOKED_KEY").chat.completions.create(model="gpt-4o", messages=HELLO)
+
+
+def test_403_model_not_allowed():
+    with pytest.raises(openai.PermissionDeniedError) as e:
+        client().chat.completions.create(model="gpt-4-forbidden", messages=HELLO)
+    assert e.value.code == "model_not_allowed"
+    assert "gpt-4-forbidden" in e.value.message
+    assert e.value.request_id in e.value.message or e.value.response.headers["x-request-id"] == e.value.request_id
+
+
+def test_413_too_large():
+    with pytest.raises(openai.APIStatusError) as e:
+        client().chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "x" * 11_000_000}])
+    assert e.value.status_code == 413
+    assert e.value.response.json()["error"]["message"]
+
+
+def test_429_over_the_keys_rate():
+    one = client("AID_ONE_RPM_KEY")
+    one.chat.completions.create(model="gpt-4o", messages=HELLO)
+    with pytest.raises(openai.RateLimitError) as e:
+        one.chat.completions.create(model="gpt-4o", messages=HELLO)
+    assert int(e.value.response.headers["retry-after"]) > 0
+    assert e.value.response.headers["x-ratelimit-limit-requests"] == "1"
+
+
+def test_429_of_the_provider_is_passed_on():
+    with pytest.raises(openai.RateLimitError) as e:
+        client().chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "the provider is busy"}])
+    assert "Rate limit reached" in e.value.message
+
+
+def test_503_provider_unreachable():
+    with pytest.raises(openai.InternalServerError) as e:
+        client().chat.completions.create(model="unreachable-model", messages=HELLO)
+    assert e.value.status_code == 503
+    assert e.value.response.json()["error"]["message"]

@@ -1,0 +1,1050 @@
+package extproc
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	aiv3 "github.com/envoyproxy/go-control-plane/envoy/data/ai/v3"
+	filterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/budget"
+	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/policy"
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+// state is how far an exchange has come. Messages may only come in this order.
+type state uint8
+
+const (
+	fresh     state = iota // nothing came yet
+	waiting                // headers came, a body must; there is no verdict
+	forwarded              // the verdict is "allow", recorded, and told to Envoy
+	answering              // the provider answers
+	ended                  // refused, answered from here, or answered to the end
+	bypassed               // Envoy answered by itself before the verdict; the request goes nowhere
+)
+
+func (s state) String() string {
+	return [...]string{"fresh", "waiting", "forwarded", "answering", "ended", "bypassed"}[s]
+}
+
+// exchange is one request and its answer. Only the goroutine in run touches it,
+// except for handle.
+type exchange struct {
+	s      *Server
+	handle handle
+	state  state
+
+	// identify
+	began        time.Time
+	req          request
+	bodyBuffered bool // Envoy said that it sends request bodies whole
+	readsAnswer  bool // Envoy said that it sends us the answer's body
+	span         span
+	otel         trace.Span      // nil: no tracer
+	format       provider.Format // of the API that was called, for refusals
+	known        bool            // caller and org are set: refusals are recorded
+	caller       identity.Caller
+	org          Org
+
+	// parse
+	params    provider.Params
+	call      provider.Call
+	bodyBytes int64
+	digest    string
+
+	// decide
+	provider provider.Provider
+	decision policy.Decision
+	forward  provider.Forward
+	taken    budget.Result
+	local    []byte // the answer, if it is ours to give
+
+	// record
+	effect    policy.Effect // what was decided and is on disk; Deny until then
+	receipt   audit.Receipt
+	attempted bool // an entry was given to the recorder
+	recorded  bool // and is durable
+	inDoubt   bool // or may be: nobody waited long enough to know
+
+	// follow, inspect
+	answered      bool // response headers came
+	status        int  // what the caller got, as far as known
+	firstByte     time.Duration
+	responseBytes int64
+	providerID    string // the provider's own id of the request
+	reader        *provider.Answer
+	keep          keeper
+	usage         provider.Usage
+	responseModel string
+
+	// settle
+	outcome string // set by whoever knows; else found out from how the stream ended
+	settled bool
+}
+
+func (s *Server) newExchange() *exchange {
+	return &exchange{s: s, handle: handle{cutCh: make(chan struct{})}, began: s.c.Now()}
+}
+
+// answer gives the one reply that each message gets.
+func (x *exchange) answer(ctx context.Context, req *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
+	if req.GetObservabilityMode() {
+		return nil, x.disorder("observability_mode")
+	}
+	switch m := req.Request.(type) {
+	case *extprocv3.ProcessingRequest_RequestHeaders:
+		return x.requestHeaders(ctx, m.RequestHeaders, req)
+	case *extprocv3.ProcessingRequest_RequestBody:
+		return x.requestBody(ctx, m.RequestBody)
+	case *extprocv3.ProcessingRequest_RequestTrailers:
+		return x.requestTrailers(m.RequestTrailers)
+	case *extprocv3.ProcessingRequest_ResponseHeaders:
+		return x.responseHeaders(m.ResponseHeaders, req)
+	case *extprocv3.ProcessingRequest_ResponseBody:
+		return x.responseBody(m.ResponseBody)
+	case *extprocv3.ProcessingRequest_ResponseTrailers:
+		return x.responseTrailers(m.ResponseTrailers, req)
+	default:
+		return nil, x.disorder("unknown")
+	}
+}
+
+// disorder is the answer to a message that our configuration of Envoy never
+// causes: an error, so that nothing goes on.
+func (x *exchange) disorder(message string) error {
+	x.s.metrics.protocol.WithLabelValues(message).Inc()
+	return status.Errorf(codes.FailedPrecondition, "ext_proc: %s does not belong here (exchange is %s)", message, x.state)
+}
+
+// ---- request headers ----
+
+func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders, req *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
+	if x.state != fresh {
+		return nil, x.disorder("request_headers")
+	}
+	if err := x.fault("headers"); err != nil {
+		return nil, err
+	}
+	if err := x.modes(req.GetProtocolConfig()); err != nil {
+		return nil, err
+	}
+	x.req = readRequest(m, attributeOf(req, "source.address"))
+	x.format = provider.FormatOf(x.req.path)
+	if err := x.startSpan(ctx); err != nil {
+		return nil, err
+	}
+	if x.req.canary != "" && x.s.sawCanary(x.req.canary) {
+		return x.answerCanary(), nil
+	}
+
+	if err := x.fault("identify"); err != nil {
+		return nil, err
+	}
+	refused := x.identify(ctx)
+	x.s.metrics.phase("identify", x.s.c.Now().Sub(x.began))
+	if refused != nil && !x.known {
+		// No org is known, so there is no record that this could be written to.
+		return x.refuse(refused), nil
+	}
+	if refused == nil {
+		refused = x.headersAlone()
+	}
+	if refused != nil || x.req.endOfStream {
+		// There is no more to come, or no more is needed.
+		return x.judge(ctx, nil, refused)
+	}
+	x.state = waiting
+	return waitForBody(), nil
+}
+
+// modes reads what Envoy's filter is configured to send; it says so in the first
+// message. A body that does not come whole cannot be judged.
+func (x *exchange) modes(c *extprocv3.ProtocolConfiguration) error {
+	if c == nil {
+		return nil // then a body must say itself that it is complete
+	}
+	x.bodyBuffered = c.GetRequestBodyMode() == filterv3.ProcessingMode_BUFFERED
+	x.readsAnswer = c.GetResponseBodyMode() != filterv3.ProcessingMode_NONE
+	if !x.bodyBuffered || c.GetSendBodyWithoutWaitingForHeaderResponse() {
+		return x.disorder("request_body_mode")
+	}
+	return nil
+}
+
+// attributeOf is an attribute that Envoy may be configured to send with a
+// message, or "".
+func attributeOf(req *extprocv3.ProcessingRequest, name string) string {
+	for _, a := range req.GetAttributes() {
+		if v, ok := a.GetFields()[name]; ok {
+			return v.GetStringValue()
+		}
+	}
+	return ""
+}
+
+// startSpan continues the caller's trace, or begins one.
+func (x *exchange) startSpan(ctx context.Context) error {
+	parent, known := parseTraceparent(x.req.traceparent)
+	if x.s.tracer == nil {
+		var err error
+		if x.span, err = nextSpan(parent, known, x.s.c.Rand); err != nil {
+			return fmt.Errorf("making a span id: %w", err)
+		}
+	} else {
+		if known {
+			ctx = trace.ContextWithRemoteSpanContext(ctx, trace.NewSpanContext(trace.SpanContextConfig{
+				TraceID: parent.trace, SpanID: parent.id, TraceFlags: trace.TraceFlags(parent.flags), Remote: true,
+			}))
+		}
+		_, x.otel = x.s.tracer.Start(ctx, "exchange", trace.WithSpanKind(trace.SpanKindServer), trace.WithTimestamp(x.began))
+		sc := x.otel.SpanContext()
+		x.span = span{trace: sc.TraceID(), id: sc.SpanID(), flags: byte(sc.TraceFlags())}
+	}
+	if x.req.id == "" {
+		// Envoy makes the id; without one from it, it is ours. Never the client's.
+		var b [16]byte
+		if _, err := io.ReadFull(x.s.c.Rand, b[:]); err != nil {
+			return fmt.Errorf("making a request id: %w", err)
+		}
+		x.req.id = hex.EncodeToString(b[:])
+	}
+	return nil
+}
+
+// answerCanary shows /readyz that its request came here through Envoy.
+func (x *exchange) answerCanary() *extprocv3.ProcessingResponse {
+	x.state, x.outcome, x.status = ended, outcomeCanary, http.StatusNoContent
+	m := newMutation(1)
+	m.header(CanaryHeader, x.req.canary)
+	return respond(x.status, m, nil, "aid_canary")
+}
+
+// identify finds out who asks. It returns why not, and sets known as soon as
+// the caller's org is known, which is before anything is held against them.
+func (x *exchange) identify(ctx context.Context) *provider.Error {
+	if p := x.req.unidentified; p.code != "" {
+		return p.error()
+	}
+	if x.req.secrets == 0 {
+		return unauthenticated("missing_api_key", "No API key was sent. Send an agent key (aid_sk_…) as \"Authorization: Bearer …\".")
+	}
+	// The form and the checksum cost nothing, so that junk reaches no directory.
+	kind, hash, err := identity.Parse(x.req.secret)
+	x.req.secret = "" // nobody needs it any more
+	switch {
+	case err != nil:
+		return unauthenticated("invalid_api_key", "The API key is not an AI Identity key: check that all of it was copied. Agent keys begin with aid_sk_.")
+	case kind == identity.OrgKey:
+		return unauthenticated("org_key_on_model_path", "This is an organization key (aid_org_…). It manages agents; to call models, create an agent key (aid_sk_…) with POST /v1/agents/{id}/keys and send that.")
+	case kind != identity.AgentKey:
+		return unauthenticated("invalid_api_key", "This key does not call models. Send an agent key (aid_sk_…).")
+	}
+
+	x.s.live.key(&x.handle, hash) // before the look-up, so that no revocation falls between
+	ctx, cancel := context.WithTimeout(ctx, x.s.c.IdentifyTimeout)
+	defer cancel()
+	caller, err := x.s.c.Directory.Caller(ctx, hash)
+	switch {
+	case errors.Is(err, ErrUnknownKey):
+		return unauthenticated("invalid_api_key", "The API key is not known. It may have been deleted, or belong to another installation.")
+	case err != nil:
+		x.s.c.Log.WarnContext(ctx, "caller cannot be looked up", "exchange", x.req.id, "err", err)
+		return unavailable("identity_unavailable", "Callers cannot be identified right now. Try again shortly.")
+	case caller.Agent.OrgID == "" || caller.Key.OrgID != caller.Agent.OrgID || caller.Key.AgentID != caller.Agent.ID:
+		x.s.c.Log.ErrorContext(ctx, "directory returned a key of another agent", "exchange", x.req.id, "agent", caller.Agent.ID, "key", caller.Key.ID)
+		return unavailable("identity_unavailable", "Callers cannot be identified right now. Try again shortly.")
+	}
+	x.caller, x.known = caller, true
+
+	// From here on every refusal is recorded in this org.
+	x.org.ID = caller.Agent.OrgID
+	org, err := x.s.c.Directory.Org(caller.Agent.OrgID)
+	if err != nil || org.Policies == nil || org.Providers == nil {
+		x.s.c.Log.WarnContext(ctx, "org cannot be decided for", "exchange", x.req.id, "agent", caller.Agent.ID, "err", err)
+		return unavailable("policy_unavailable", "Policies are not available right now. Try again shortly.")
+	}
+	x.org = org // one snapshot, to the end of the exchange
+	x.org.ID = caller.Agent.OrgID
+	return x.inactive()
+}
+
+// inactive says why the caller's key or agent may not be used, if so.
+func (x *exchange) inactive() *provider.Error {
+	err := x.caller.ActiveAt(x.s.c.Now())
+	if err == nil {
+		return nil
+	}
+	switch reason := inactiveReason(err); reason {
+	case "key_revoked":
+		return unauthenticated(reason, "This API key was revoked.")
+	case "key_expired":
+		return unauthenticated(reason, "This API key has expired. Create or rotate to a new one.")
+	default:
+		return forbidden(reason, "This agent may not make requests: "+strings.ReplaceAll(reason, "_", " ")+".")
+	}
+}
+
+// inactiveReason is a word of a fixed set: it is a metric's label.
+func inactiveReason(err error) string {
+	var inactive *identity.Inactive
+	if errors.As(err, &inactive) && inactive.Reason != "" {
+		return inactive.Reason
+	}
+	return "inactive"
+}
+
+// headersAlone says what the headers show to be wrong whatever the body holds.
+func (x *exchange) headersAlone() *provider.Error {
+	if p := x.req.wrong; p.code != "" {
+		return p.error()
+	}
+	ep, params, ok := provider.Match(x.req.method, x.req.path)
+	if !ok {
+		return &provider.Error{Status: http.StatusNotFound, Type: "invalid_request_error", Code: "unknown_endpoint",
+			Message: "This endpoint is not available here: what is not known cannot be governed, so it is not forwarded."}
+	}
+	x.call.Endpoint = ep
+	x.format = ep.Format
+	x.params = params
+	if x.req.contentLength > x.s.c.MaxBody {
+		return tooLarge(x.s.c.MaxBody)
+	}
+	return nil
+}
+
+// ---- request body ----
+
+func (x *exchange) requestBody(ctx context.Context, m *extprocv3.HttpBody) (*extprocv3.ProcessingResponse, error) {
+	if x.state != waiting || !x.known {
+		return nil, x.disorder("request_body")
+	}
+	if err := x.fault("body"); err != nil {
+		return nil, err
+	}
+	if !m.GetEndOfStream() {
+		if !x.bodyBuffered {
+			// A piece of a body. There is nothing in it that could be judged.
+			return nil, x.disorder("partial_request_body")
+		}
+		// In BUFFERED mode the body is whole; what follows are trailers. No
+		// client of an LLM sends any, and nobody could judge them.
+		return x.judge(ctx, nil, &provider.Error{Status: http.StatusBadRequest, Type: "invalid_request_error", Code: "trailers_not_accepted",
+			Message: "Requests with trailers are not accepted."})
+	}
+	return x.judge(ctx, m.GetBody(), nil)
+}
+
+// judge takes the complete request, or what is already known against it, through
+// the rest of the request's phases. It is called once for an exchange.
+func (x *exchange) judge(ctx context.Context, body []byte, refused *provider.Error) (*extprocv3.ProcessingResponse, error) {
+	began := x.s.c.Now()
+	if refused == nil {
+		var err error
+		if refused, err = x.verdict(ctx, body); err != nil {
+			return nil, err
+		}
+	}
+	// Refused or not, it is written down before anybody learns of it.
+	if err := x.fault("record"); err != nil {
+		return nil, err
+	}
+	recording := x.s.c.Now()
+	if err := x.record(ctx, refused); err != nil {
+		x.s.metrics.audit.Inc()
+		x.s.c.Log.ErrorContext(ctx, "decision not recorded, refusing", "exchange", x.req.id, "agent", x.caller.Agent.ID, "err", err)
+		x.outcome = outcomeUnrecorded
+		return x.refuse(unavailable("audit_unavailable", "The decision could not be recorded, so nothing was forwarded. Try again shortly.")), nil
+	}
+	now := x.s.c.Now()
+	x.s.metrics.phase("record", now.Sub(recording))
+	x.s.metrics.decision.Observe(now.Sub(began).Seconds())
+
+	if err := x.fault("enforce"); err != nil {
+		return nil, err
+	}
+	switch {
+	case refused != nil:
+		return x.refuse(refused), nil
+	case x.handle.cutReason() != "":
+		// Revoked while we decided: Process has returned, or will.
+		return nil, status.Error(codes.Aborted, "ext_proc: cut: "+x.handle.cutReason())
+	case x.local != nil:
+		return x.answerLocally(), nil
+	default:
+		return x.enforce(len(body)), nil
+	}
+}
+
+// verdict parses and decides. A nil refusal means: allowed, and x.forward or
+// x.local says what is to be done.
+func (x *exchange) verdict(ctx context.Context, body []byte) (*provider.Error, error) {
+	wait, cancel := context.WithTimeout(ctx, x.s.c.IdentifyTimeout)
+	defer cancel()
+	select {
+	case x.s.deciding <- struct{}{}:
+		defer func() { <-x.s.deciding }()
+	case <-wait.Done():
+		return unavailable("overloaded", "Too many requests are being decided right now. Try again shortly."), nil
+	}
+	if err := x.fault("parse"); err != nil {
+		return nil, err
+	}
+	began := x.s.c.Now()
+	refused := x.parse(body)
+	parsed := x.s.c.Now()
+	x.s.metrics.phase("parse", parsed.Sub(began))
+	if refused != nil {
+		return refused, nil
+	}
+	if err := x.fault("decide"); err != nil {
+		return nil, err
+	}
+	refused = x.decide(ctx)
+	x.s.metrics.phase("decide", x.s.c.Now().Sub(parsed))
+	return refused, nil
+}
+
+// parse finds out what is asked. What it accepts as x.call.Body is, byte for
+// byte, what will be forwarded.
+func (x *exchange) parse(body []byte) *provider.Error {
+	x.bodyBytes = int64(len(body))
+	if x.bodyBytes > x.s.c.MaxBody {
+		return tooLarge(x.s.c.MaxBody)
+	}
+	plain, refused := provider.Decode(x.req.encodings, body, x.s.c.MaxBody)
+	if refused != nil {
+		return refused
+	}
+	if identity.FindSecrets(plain) {
+		return misplaced("the request's body").error()
+	}
+	if len(plain) > 0 && len(x.org.DigestKey) > 0 {
+		mac := hmac.New(sha256.New, x.org.DigestKey)
+		mac.Write(plain)
+		x.digest = "hmac-sha256:" + hex.EncodeToString(mac.Sum(nil))
+	}
+	call, refused := provider.Parse(x.call.Endpoint, x.params, x.req.contentType, x.req.query, plain)
+	if refused != nil {
+		return refused
+	}
+	x.call = call
+	return nil
+}
+
+// decide says whether the caller may, and prepares what is then to be done: the
+// provider, its credential and path, or an answer of our own. Limits come last,
+// so that what is refused for another reason takes nothing from them.
+func (x *exchange) decide(ctx context.Context) *provider.Error {
+	if refused := x.inactive(); refused != nil {
+		return refused // expired or so since the headers came
+	}
+	lists := x.call.Endpoint.Operation == opModels || x.call.Endpoint.Operation == opModel
+	if !lists {
+		p, refused := x.org.Providers.Resolve(x.call)
+		if refused != nil {
+			return refused
+		}
+		x.provider = p
+	}
+	x.decision = x.org.Policies.Decide(ctx, x.input())
+	if x.decision.Effect != policy.Allow {
+		return denied(x.decision)
+	}
+	if lists {
+		var refused *provider.Error
+		if x.local, refused = x.models(); refused != nil {
+			return refused
+		}
+	} else {
+		f, refused := x.provider.Forward(x.call, x.req.path, x.req.query)
+		if refused != nil {
+			return refused
+		}
+		x.forward = f
+	}
+	return x.limit()
+}
+
+// input is what policy sees. It is a published contract: see docs.
+func (x *exchange) input() policy.Input {
+	a, k := x.caller.Agent, x.caller.Key
+	return policy.Input{
+		Agent: policy.AgentAttrs{
+			ID: a.ID, Name: a.Name, Team: a.Team, Environment: a.Environment, Tier: a.Tier, Status: string(a.Status),
+			AllowedModels: a.AllowedModels, Metadata: a.Metadata,
+		},
+		Request: policy.RequestAttrs{
+			Operation: x.call.Endpoint.Operation, Scope: x.call.Endpoint.Scope, Provider: x.provider.Name, Model: x.call.Model,
+			Mode: mode, Host: x.req.host, Path: x.req.path, Stream: x.call.Stream,
+			MaxTokens: x.call.MaxTokens, InputTokensEstimate: x.call.InputTokensEstimate, Bytes: int64(len(x.call.Body)),
+			Tools: x.call.Tools, Time: x.s.c.Now().UTC(),
+		},
+		Caller: policy.CallerAttrs{
+			KeyID: k.ID, KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyExpiresAt: k.ExpiresAt,
+			KeyStatus: "active", // inactive ones do not come here
+			IP:        x.req.clientIP, UserAgent: x.req.userAgent, KeyRateLimit: k.RateLimit,
+		},
+		Org: policy.OrgAttrs{ID: x.org.ID, Tier: x.org.Tier},
+	}
+}
+
+// opModels and opModel ask for models, and are answered from here.
+const (
+	opModels = "models.list"
+	opModel  = "models.get"
+)
+
+// models answers with the models that the caller may use: those that a provider
+// is known to have and that agent and key list.
+func (x *exchange) models() ([]byte, *provider.Error) {
+	type model struct {
+		ID      string `json:"id"`
+		Object  string `json:"object"`
+		Created int64  `json:"created"`
+		OwnedBy string `json:"owned_by"`
+	}
+	data := []model{} // an empty list, not null
+	for _, m := range x.org.Providers.Models(func(id string) bool { return mayUse(x.caller, id) }) {
+		data = append(data, model{ID: m.ID, Object: "model", OwnedBy: m.OwnedBy})
+	}
+	var answer any = struct {
+		Object string  `json:"object"`
+		Data   []model `json:"data"`
+	}{"list", data}
+	if x.call.Endpoint.Operation == opModel {
+		i := slices.IndexFunc(data, func(m model) bool { return m.ID == x.call.Model })
+		if i < 0 {
+			return nil, refusal{http.StatusNotFound, "model_not_found", "This model does not exist, or this key may not use it."}.error()
+		}
+		answer = data[i]
+	}
+	b, err := json.Marshal(answer)
+	if err != nil {
+		return nil, unavailable("internal_error", "The list of models could not be written.")
+	}
+	return b, nil
+}
+
+// mode is how the request came: the caller addressed us, and was not intercepted.
+const mode = "gateway"
+
+// limit takes this request from every limit that the decision names.
+func (x *exchange) limit() *provider.Error {
+	if len(x.decision.Limits) == 0 {
+		return nil
+	}
+	limits := make([]budget.Limit, len(x.decision.Limits))
+	for i, l := range x.decision.Limits {
+		if l.Name != "rpm" || l.Key == "" {
+			// Not enforced is not allowed.
+			return forbidden("policy_error", "The limit "+strconv.Quote(l.Name)+" cannot be enforced by this version.")
+		}
+		limits[i] = budget.Limit{Key: l.Key, PerMinute: l.Value}
+	}
+	x.taken = x.s.c.Limiter.Take(limits)
+	if x.taken.OK {
+		return nil
+	}
+	x.decision.Effect = policy.Deny
+	return &provider.Error{Status: http.StatusTooManyRequests, Type: "rate_limit_error", Code: "rate_limit_exceeded",
+		Message:    fmt.Sprintf("Rate limit reached: %d requests per minute. Try again in %ds.", x.taken.Limit, seconds(x.taken.RetryAfter)),
+		RetryAfter: x.taken.RetryAfter}
+}
+
+// record writes the decision down and returns nil only once it is durable. It
+// waits also when the client has gone, since the entry may be on disk by then.
+func (x *exchange) record(ctx context.Context, refused *provider.Error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.s.c.RecordTimeout)
+	defer cancel()
+	x.attempted = true
+	receipt, err := x.s.c.Recorder.Append(ctx, x.org.ID, x.decided(refused))
+	if err != nil {
+		x.inDoubt = ctx.Err() != nil
+		return fmt.Errorf("recording the decision: %w", err)
+	}
+	x.receipt, x.recorded = receipt, true
+	if refused == nil {
+		x.effect = policy.Allow
+	}
+	return nil
+}
+
+// enforce tells Envoy where the request goes, as whom, and with which bytes.
+func (x *exchange) enforce(received int) *extprocv3.ProcessingResponse {
+	x.state = forwarded
+	f := x.forward
+	m := newMutation(len(f.Set) + 8)
+	for name, value := range f.Set {
+		m.header(lower(name), value)
+	}
+	// What the provider's configuration set above, these lines set again: none
+	// of them is its to choose.
+	m.header("x-aid-route", f.Cluster) // the only way to a provider
+	m.header(":path", f.Path)
+	m.header("accept-encoding", "identity") // a compressed answer cannot be read
+	m.header("x-request-id", x.req.id)
+	m.header("x-agent-id", x.caller.Agent.ID)
+	m.header("x-agent-fingerprint", x.caller.Agent.Fingerprint)
+	m.header("traceparent", x.span.String())
+
+	m.remove = make([]string, 0, len(x.req.remove)+len(f.Remove)+1)
+	for _, names := range [][]string{x.req.remove, f.Remove} {
+		for _, name := range names {
+			// Envoy removes before it sets, but a header that is both is a
+			// thing to get wrong.
+			if name = lower(name); !m.sets(name) {
+				m.remove = append(m.remove, name)
+			}
+		}
+	}
+	body := f.Body
+	if body == nil && len(x.req.encodings) > 0 {
+		body = x.call.Body // decoded: what was judged, not what came
+	}
+	if body != nil {
+		m.remove = append(m.remove, "content-encoding")
+		m.header("content-length", strconv.Itoa(len(body)))
+	}
+	if secret := x.provider.Credential.Reveal(); len(secret) >= minSecret {
+		x.keep.secret = []byte(secret)
+	}
+	if x.req.endOfStream {
+		return forwardHeaders(m)
+	}
+	return forwardBody(m, body)
+}
+
+// answerLocally gives an answer that needs no provider.
+func (x *exchange) answerLocally() *extprocv3.ProcessingResponse {
+	x.state, x.outcome, x.status = ended, outcomeCompleted, http.StatusOK
+	x.responseBytes = int64(len(x.local))
+	m := newMutation(5)
+	x.ours(m)
+	m.header("content-type", "application/json")
+	return respond(http.StatusOK, m, x.local, "aid_local")
+}
+
+// refuse answers the client in the format of the API that it called.
+func (x *exchange) refuse(e *provider.Error) *extprocv3.ProcessingResponse {
+	x.state, x.status = ended, e.Status
+	if x.outcome == "" {
+		x.outcome = outcomeRefused
+	}
+	x.s.metrics.refusals.WithLabelValues(e.Code).Inc()
+	m := newMutation(8)
+	x.ours(m)
+	m.header("content-type", "application/json")
+	if e.RetryAfter > 0 {
+		m.header("retry-after", strconv.FormatInt(seconds(e.RetryAfter), 10))
+	}
+	if e.Status == http.StatusTooManyRequests && x.taken.Limit > 0 {
+		m.header("x-ratelimit-limit-requests", strconv.FormatInt(x.taken.Limit, 10))
+		m.header("x-ratelimit-remaining-requests", strconv.FormatInt(x.taken.Remaining, 10))
+		m.header("x-ratelimit-reset-requests", x.taken.Reset.Round(time.Millisecond).String())
+	}
+	return respond(e.Status, m, x.format.Encode(e, x.req.id, x.policyID()), "aid_"+e.Code)
+}
+
+// ours sets the headers that every answer of a governed request has.
+func (x *exchange) ours(m *mutation) {
+	m.header("x-request-id", x.req.id)
+	m.header("x-aid-decision", x.effect.String())
+	if x.recorded {
+		m.header("x-aid-receipt", x.receipt.String())
+	}
+}
+
+// ---- after the verdict ----
+
+func (x *exchange) requestTrailers(m *extprocv3.HttpTrailers) (*extprocv3.ProcessingResponse, error) {
+	if err := x.fault("trailers"); err != nil {
+		return nil, err
+	}
+	if x.state != forwarded && x.state != answering && x.state != ended {
+		return nil, x.disorder("request_trailers")
+	}
+	return dropRequestTrailers(m), nil
+}
+
+// responseHeaders follows an answer of the provider's, or of Envoy's in its place.
+func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
+	switch x.state {
+	case forwarded:
+	case fresh, waiting:
+		// Before the verdict the only answer is Envoy's own: a failed upgrade,
+		// a body over its buffer. It may pass; the request may not, from here on.
+		x.state, x.status = bypassed, statusOf(m)
+		return followHeaders(nil), nil
+	case ended:
+		return followHeaders(nil), nil // our own refusal comes by; it is counted already
+	default:
+		return nil, x.disorder("response_headers")
+	}
+	if err := x.fault("follow"); err != nil {
+		return nil, err
+	}
+	x.state, x.answered = answering, true
+	x.firstByte = x.s.c.Now().Sub(x.began)
+	x.status = statusOf(m)
+	if details := attributeOf(req, "response.code_details"); details != "" && details != "via_upstream" {
+		// Envoy answers in the provider's place: it was not reached, or broke off.
+		x.outcome = outcomeUpstreamReset
+		x.readsAnswer = false
+	}
+
+	out := newMutation(3)
+	contentType := ""
+	for _, h := range m.GetHeaders().GetHeaders() {
+		name := lower(h.GetKey())
+		switch name {
+		case ":status":
+			continue
+		case "content-type":
+			contentType = string(h.GetRawValue())
+		case "x-request-id", "request-id", "apim-request-id", "x-amzn-requestid":
+			if x.providerID == "" {
+				x.providerID = clip(string(h.GetRawValue()), 128)
+			}
+		}
+		if concealed(name) || x.keep.in(h.GetRawValue()) {
+			out.remove = append(out.remove, name)
+		}
+	}
+	if x.status == http.StatusUnauthorized && x.outcome == "" {
+		// The caller's key is good. It is ours that the provider refuses, and
+		// its error may well quote it.
+		x.outcome = outcomeProviderError
+		return x.refuse(&provider.Error{Status: http.StatusBadGateway, Type: "api_error", Code: "provider_unauthorized",
+			Message: "The provider refused the gateway's credential. Your key is fine; an administrator must renew the provider's."}), nil
+	}
+	x.ours(out)
+	switch {
+	case m.GetEndOfStream():
+		x.state = ended
+	case x.readsAnswer:
+		x.reader = provider.NewAnswer(x.call, x.provider, x.status, contentType)
+	}
+	return followHeaders(out), nil
+}
+
+// statusOf is the status of an answer, or 0.
+func statusOf(m *extprocv3.HttpHeaders) int {
+	for _, h := range m.GetHeaders().GetHeaders() {
+		if h.GetKey() == ":status" {
+			n, _ := strconv.Atoi(string(h.GetRawValue()))
+			return n
+		}
+	}
+	return 0
+}
+
+// concealed says whether a header of the provider's answer is none of the
+// caller's business, or would pass for one of ours.
+func concealed(name string) bool {
+	switch name {
+	case "set-cookie", "set-cookie2", "alt-svc", "server", "via", "nel", "report-to", "reporting-endpoints", "proxy-authenticate", "www-authenticate",
+		"openai-organization", "openai-project", "anthropic-organization-id", "x-powered-by",
+		"authorization", "x-api-key", "api-key", "x-goog-api-key":
+		return true
+	}
+	for _, p := range []string{"x-aid-", "x-agent-", "cf-"} {
+		if strings.HasPrefix(name, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// responseBody reads usage from a piece of the answer as it passes by.
+func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingResponse, error) {
+	switch x.state {
+	case answering:
+	case ended, bypassed:
+		return passBody(), nil
+	default:
+		return nil, x.disorder("response_body")
+	}
+	if err := x.fault("inspect"); err != nil {
+		return nil, err
+	}
+	b, end, changed := m.GetBody(), m.GetEndOfStream(), false
+	x.responseBytes += int64(len(b))
+	if x.reader != nil {
+		if out, replaced := x.reader.Chunk(b, end); replaced {
+			b, changed = out, true
+		}
+	}
+	b, blanked, split := x.keep.blank(b)
+	if split {
+		// Half of the credential is with the client. The rest stays here.
+		x.s.metrics.leaks.Inc()
+		x.outcome = outcomeCut
+		return nil, status.Error(codes.Aborted, "ext_proc: cut: credential_echo")
+	}
+	if blanked {
+		x.s.metrics.leaks.Inc()
+		changed = true
+	}
+	if end {
+		x.state = ended
+	}
+	if changed {
+		return replaceBody(b), nil
+	}
+	return passBody(), nil
+}
+
+// responseTrailers ends an answer. With "usage: envoy" it is the only message
+// after the verdict, and carries what Envoy read.
+func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
+	switch x.state {
+	case forwarded, answering:
+	case ended, bypassed:
+		return passTrailers(nil), nil
+	default:
+		return nil, x.disorder("response_trailers")
+	}
+	if err := x.fault("inspect"); err != nil {
+		return nil, err
+	}
+	x.usageOfEnvoy(req)
+	if x.reader != nil {
+		// Every byte has passed already; this only tells the reader so.
+		x.reader.Chunk(nil, true)
+	}
+	x.state = ended
+	var remove []string
+	for _, h := range m.GetTrailers().GetHeaders() {
+		if name := lower(h.GetKey()); concealed(name) || x.keep.in(h.GetRawValue()) {
+			remove = append(remove, name)
+		}
+	}
+	return passTrailers(remove), nil
+}
+
+// usageOfEnvoy takes the figures that Envoy's ai_protocol_manager published.
+func (x *exchange) usageOfEnvoy(req *extprocv3.ProcessingRequest) {
+	typed := req.GetMetadataContext().GetTypedFilterMetadata()["envoy.ai.token_usage"]
+	if typed == nil {
+		return
+	}
+	var u aiv3.TokenUsage
+	if err := typed.UnmarshalTo(&u); err != nil || u.GetExtractionStatus() != aiv3.TokenUsage_COMPLETE {
+		x.s.metrics.protocol.WithLabelValues("token_usage").Inc()
+		return
+	}
+	x.responseModel = clip(u.GetModel(), 256)
+	x.usage = provider.Usage{
+		InputTokens:      int64(u.GetInputTokens().GetValue()),
+		OutputTokens:     int64(u.GetOutputTokens().GetValue()),
+		CachedTokens:     int64(u.GetInputTokenDetails().GetCachedTokens().GetValue()),
+		CacheWriteTokens: int64(u.GetInputTokenDetails().GetCacheCreationTokens().GetValue()),
+		ReasoningTokens:  int64(u.GetOutputTokenDetails().GetReasoningTokens().GetValue()),
+		Source:           "provider",
+	}
+}
+
+// ---- stream end ----
+
+// settle writes down how the exchange ended and what it cost, exactly once, and
+// for every way to end: answered, refused, hung up, reset, cut, panicked. err is
+// what run ends with. ctx outlives the client.
+func (x *exchange) settle(ctx context.Context, err error) {
+	if x.settled {
+		return
+	}
+	x.settled = true
+	defer func() {
+		if p := recover(); p != nil {
+			_ = x.panicked(ctx, p)
+		}
+	}()
+	x.settleFault()
+	outcome := x.howItEnded(err)
+	x.s.metrics.exchanges.WithLabelValues(outcome).Inc()
+	if x.reader != nil {
+		x.usage, x.responseModel = x.reader.Usage(), clip(x.reader.Model(), 256)
+	}
+	x.endSpan(outcome)
+	x.s.metrics.count(x.usage)
+	if log := x.s.c.Log; log.Enabled(ctx, levelOf(outcome)) {
+		log.Log(ctx, levelOf(outcome), "exchange ended", "exchange", x.req.id, "outcome", outcome, "status", x.status,
+			"agent", x.caller.Agent.ID, "model", x.call.Model, "provider", x.provider.Name, "receipt", x.receipt.String(), "err", err)
+	}
+	if !x.known {
+		return // no org, no record
+	}
+	if !x.attempted {
+		// The request ended before there was anything to decide. Nothing was
+		// forwarded, and the attempt is in the record like any other.
+		code := "request_incomplete"
+		switch {
+		case outcome == outcomeFailed:
+			code = "internal_error"
+		case x.status == http.StatusRequestEntityTooLarge:
+			code = "request_too_large" // Envoy's buffer was full first
+		}
+		if err := x.record(ctx, &provider.Error{Status: x.status, Code: code}); err != nil {
+			x.s.metrics.audit.Inc()
+			x.s.c.Log.ErrorContext(ctx, "incomplete request not recorded", "exchange", x.req.id, "agent", x.caller.Agent.ID, "err", err)
+		}
+	}
+	if !x.recorded && !x.inDoubt {
+		return // it is certain that there is no first entry
+	}
+	x.s.c.Recorder.Enqueue(x.org.ID, x.settlement(outcome))
+}
+
+// settleFault runs the test's fault, which must not keep the settlement from
+// being written.
+func (x *exchange) settleFault() {
+	defer func() { _ = recover() }()
+	_ = x.fault("settle")
+}
+
+const (
+	outcomeCompleted     = "completed"
+	outcomeRefused       = "refused"
+	outcomeProviderError = "provider_error"
+	outcomeClientClosed  = "client_closed"
+	outcomeUpstreamReset = "upstream_reset"
+	outcomeCut           = "cut"
+	outcomeFailed        = "failed"
+
+	// Only counted: no settlement says these.
+	outcomeCanary     = "canary"
+	outcomeUnrecorded = "unrecorded"
+)
+
+// howItEnded names the end of an exchange; err is how its stream ended.
+func (x *exchange) howItEnded(err error) string {
+	switch {
+	case x.outcome != "":
+		return x.outcome
+	case x.state == ended && x.answered, x.state == answering && !x.readsAnswer && overWell(err):
+		if x.status >= 400 {
+			return outcomeProviderError
+		}
+		return outcomeCompleted
+	case x.handle.cutReason() != "":
+		return outcomeCut
+	case x.state == bypassed:
+		return outcomeRefused // by Envoy itself
+	case !over(err):
+		return outcomeFailed
+	default:
+		// Envoy ends the stream in the same way when the client goes and when the
+		// provider breaks off in the middle of an answer (measured, 1.40). The
+		// first is what happens.
+		return outcomeClientClosed
+	}
+}
+
+// over says whether err is Envoy ending the stream, and overWell whether it did so
+// in good order.
+func over(err error) bool {
+	return err == nil || errors.Is(err, errClosedEarly) || status.Code(err) == codes.Canceled || errors.Is(err, context.Canceled)
+}
+
+func overWell(err error) bool { return err == nil || errors.Is(err, errClosedEarly) }
+
+func (x *exchange) decided(refused *provider.Error) audit.Decided {
+	a, k := x.caller.Agent, x.caller.Key
+	d := audit.Decided{
+		Time: x.s.c.Now(), RequestID: x.req.id, TraceID: x.span.traceID(),
+		AgentID: a.ID, AgentName: a.Name, AgentFingerprint: a.Fingerprint, KeyID: k.ID,
+		Mode: mode, Method: clip(x.req.method, 32), Host: recordable(x.req.host, 256), Path: recordable(x.req.path, 1024),
+		ClientIP: x.req.clientIP, UserAgent: recordable(x.req.userAgent, 256),
+		Operation: x.call.Endpoint.Operation, Model: clip(x.call.Model, 256), Stream: x.call.Stream, Tools: x.call.Tools,
+		MaxTokens: x.call.MaxTokens, InputTokensEstimate: x.call.InputTokensEstimate, RequestBytes: x.bodyBytes, BodyDigest: x.digest,
+		Provider: x.provider.Name, ProviderID: x.provider.ID, Cluster: x.provider.Cluster,
+		Effect: policy.Deny.String(), PolicyIDs: x.decision.PolicyIDs, PolicyVersion: x.decision.PolicyVersion,
+	}
+	if refused == nil {
+		d.Effect = policy.Allow.String()
+	} else {
+		d.Status = refused.Status
+	}
+	for _, r := range x.decision.Reasons {
+		d.Reasons = append(d.Reasons, audit.Reason{Code: r.Code, Message: r.Message, PolicyID: r.PolicyID})
+	}
+	if refused != nil && !hasReason(d.Reasons, refused.Code) {
+		// The code only: a message may quote the request.
+		d.Reasons = append(d.Reasons, audit.Reason{Code: refused.Code})
+	}
+	for _, l := range x.decision.Limits {
+		d.Limits = append(d.Limits, audit.Limit{Source: l.Source, Name: l.Name, Value: l.Value})
+	}
+	return d
+}
+
+func hasReason(rs []audit.Reason, code string) bool {
+	for _, r := range rs {
+		if r.Code == code {
+			return true
+		}
+	}
+	return false
+}
+
+func (x *exchange) settlement(outcome string) audit.Settled {
+	now := x.s.c.Now()
+	u := x.usage
+	return audit.Settled{
+		Time: now, RequestID: x.req.id, DecidedSeq: x.receipt.Seq, AgentID: x.caller.Agent.ID, KeyID: x.caller.Key.ID,
+		Provider: x.provider.Name, Model: clip(x.call.Model, 256), ResponseModel: x.responseModel,
+		Outcome: outcome, Status: x.status,
+		Usage: audit.Usage{
+			InputTokens: u.InputTokens, OutputTokens: u.OutputTokens, CachedTokens: u.CachedTokens,
+			CacheWriteTokens: u.CacheWriteTokens, ReasoningTokens: u.ReasoningTokens, Source: u.Source,
+		},
+		ResponseBytes: x.responseBytes, DurationUS: now.Sub(x.began).Microseconds(), FirstByteUS: x.firstByte.Microseconds(),
+		ProviderRequestID: x.providerID,
+		// Prices are not known yet: Priced stays false, which is not a cost of 0.
+	}
+}
+
+func (x *exchange) endSpan(outcome string) {
+	if x.otel == nil {
+		return
+	}
+	x.otel.SetAttributes(
+		attribute.String("aid.exchange", x.req.id), attribute.String("aid.agent", x.caller.Agent.ID), attribute.String("aid.key", x.caller.Key.ID),
+		attribute.String("aid.decision", x.effect.String()), attribute.String("aid.receipt", x.receipt.String()), attribute.String("aid.outcome", outcome),
+		attribute.String("gen_ai.operation.name", x.call.Endpoint.Operation), attribute.String("gen_ai.request.model", clip(x.call.Model, 256)),
+		attribute.String("gen_ai.response.model", x.responseModel), attribute.String("gen_ai.provider.name", x.provider.Name),
+		attribute.Int64("gen_ai.usage.input_tokens", x.usage.InputTokens), attribute.Int64("gen_ai.usage.output_tokens", x.usage.OutputTokens),
+		attribute.Int("http.response.status_code", x.status),
+	)
+	x.otel.End()
+}
+
+// fault is where tests break an exchange.
+func (x *exchange) fault(phase string) error {
+	if x.s.c.Fault == nil {
+		return nil
+	}
+	if err := x.s.c.Fault(phase); err != nil {
+		return fmt.Errorf("%s: %w", phase, err)
+	}
+	return nil
+}

@@ -1,0 +1,144 @@
+package extproc
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+)
+
+// live is the set of exchanges in progress. It admits them, finds those of a key
+// that is revoked, and knows when all are gone.
+type live struct {
+	mu       sync.Mutex
+	draining bool
+	all      map[*handle]struct{}
+	byKey    map[[32]byte]map[*handle]struct{} // subset of all: those past identify
+	empty    chan struct{}                     // closed when draining and all is empty
+}
+
+// handle is how others reach an exchange: they may only order it cut.
+type handle struct {
+	once   sync.Once
+	cutCh  chan struct{} // closed by cut
+	reason atomic.Pointer[string]
+
+	// Guarded by live.mu.
+	key   [32]byte
+	keyed bool
+}
+
+// cut orders the exchange to end now. The first reason stays.
+func (h *handle) cut(reason string) {
+	h.once.Do(func() {
+		h.reason.Store(&reason)
+		close(h.cutCh)
+	})
+}
+
+// cutReason is "" unless the exchange was ordered to end.
+func (h *handle) cutReason() string {
+	if r := h.reason.Load(); r != nil {
+		return *r
+	}
+	return ""
+}
+
+func newLive() *live {
+	return &live{
+		all:   make(map[*handle]struct{}),
+		byKey: make(map[[32]byte]map[*handle]struct{}),
+		empty: make(chan struct{}),
+	}
+}
+
+// enter admits h unless the server drains or limit exchanges are live already.
+func (l *live) enter(h *handle, limit int) (draining, full bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.draining:
+		return true, false
+	case len(l.all) >= limit:
+		return false, true
+	}
+	l.all[h] = struct{}{}
+	return false, false
+}
+
+// key files h under the hash of the key it presents. It must be called before
+// the key is looked up: a revocation that arrives between the two then finds h.
+func (l *live) key(h *handle, hash [32]byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h.key, h.keyed = hash, true
+	m := l.byKey[hash]
+	if m == nil {
+		m = make(map[*handle]struct{}, 1)
+		l.byKey[hash] = m
+	}
+	m[h] = struct{}{}
+}
+
+// leave removes h. The exchange has settled.
+func (l *live) leave(h *handle) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.all, h)
+	if h.keyed {
+		if m := l.byKey[h.key]; m != nil {
+			delete(m, h)
+			if len(m) == 0 {
+				delete(l.byKey, h.key)
+			}
+		}
+	}
+	if l.draining && len(l.all) == 0 {
+		select {
+		case <-l.empty:
+		default:
+			close(l.empty)
+		}
+	}
+}
+
+// cutKey ends every exchange of one key and says how many there were.
+func (l *live) cutKey(hash [32]byte, reason string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for h := range l.byKey[hash] {
+		h.cut(reason)
+	}
+	return len(l.byKey[hash])
+}
+
+func (l *live) cutAll(reason string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for h := range l.all {
+		h.cut(reason)
+	}
+}
+
+func (l *live) size() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.all)
+}
+
+// drain refuses newcomers from now on and waits until everybody has left.
+func (l *live) drain(ctx context.Context) error {
+	l.mu.Lock()
+	if !l.draining {
+		l.draining = true
+		if len(l.all) == 0 {
+			close(l.empty)
+		}
+	}
+	l.mu.Unlock()
+	select {
+	case <-l.empty:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

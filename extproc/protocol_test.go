@@ -1,0 +1,562 @@
+package extproc_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/ai-identity/ai-identity/extproc"
+	"github.com/ai-identity/ai-identity/identity"
+)
+
+// The messages that a faulty or hostile Envoy may send, by letter.
+func (w *world) messageOf(letter byte) *extprocv3.ProcessingRequest {
+	req := w.chat("small")
+	headers := func(eos bool) *extprocv3.ProcessingRequest {
+		return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestHeaders{
+			RequestHeaders: &extprocv3.HttpHeaders{Headers: headerMap(req.headers), EndOfStream: eos}}}
+	}
+	body := func(b string, eos bool) *extprocv3.ProcessingRequest {
+		return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestBody{
+			RequestBody: &extprocv3.HttpBody{Body: []byte(b), EndOfStream: eos}}}
+	}
+	answer := func(status string, eos bool) *extprocv3.ProcessingRequest {
+		return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseHeaders{
+			ResponseHeaders: &extprocv3.HttpHeaders{Headers: headerMap([][2]string{{":status", status}, {"content-type", "application/json"}}), EndOfStream: eos}}}
+	}
+	piece := func(b string, eos bool) *extprocv3.ProcessingRequest {
+		return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseBody{
+			ResponseBody: &extprocv3.HttpBody{Body: []byte(b), EndOfStream: eos}}}
+	}
+	switch letter {
+	case 'h':
+		m := headers(false)
+		m.ProtocolConfig = modes()
+		return m
+	case 'H':
+		return headers(true)
+	case 'g':
+		return headers(false) // of an Envoy that does not say its modes
+	case 'o':
+		m := headers(false)
+		m.ProtocolConfig = modes()
+		m.ObservabilityMode = true
+		return m
+	case 's':
+		m := headers(false)
+		m.ProtocolConfig = modes()
+		m.ProtocolConfig.RequestBodyMode = 1 // STREAMED
+		return m
+	case 'b':
+		return body(string(req.body), true)
+	case 'B':
+		return body(string(req.body), false)
+	case 'e':
+		return body("", true)
+	case 't':
+		return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestTrailers{RequestTrailers: &extprocv3.HttpTrailers{}}}
+	case 'r':
+		return answer("200", false)
+	case 'R':
+		return answer("204", true)
+	case '5':
+		return answer("503", false)
+	case 'p':
+		return piece(string(okBody[:50]), false)
+	case 'P':
+		return piece(string(okBody[50:]), true)
+	case 'T':
+		return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseTrailers{ResponseTrailers: &extprocv3.HttpTrailers{}}}
+	case 'n':
+		return &extprocv3.ProcessingRequest{}
+	case 'z':
+		return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestHeaders{}}
+	}
+	return nil
+}
+
+// converse sends the messages of word in order, as long as they are answered, and
+// says whether the request was let through, and how the stream ended.
+func (w *world) converse(ctx context.Context, word string) (allowed bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := w.client.Process(ctx)
+	if err != nil {
+		return false, err
+	}
+	for i := range len(word) {
+		m := w.messageOf(word[i])
+		if m == nil {
+			continue
+		}
+		if err := stream.Send(m); err != nil && !errors.Is(err, io.EOF) {
+			return allowed, err
+		}
+		resp, err := stream.Recv()
+		if err != nil {
+			return allowed, err
+		}
+		for _, c := range []*extprocv3.CommonResponse{resp.GetRequestHeaders().GetResponse(), resp.GetRequestBody().GetResponse()} {
+			for _, h := range c.GetHeaderMutation().GetSetHeaders() {
+				if h.GetHeader().GetKey() == "x-aid-route" {
+					allowed = true
+				}
+			}
+			if c.GetClearRouteCache() && !allowed {
+				w.t.Errorf("%s: the route was cleared without a verdict", word)
+			}
+		}
+	}
+	if err := stream.CloseSend(); err != nil {
+		return allowed, err
+	}
+	_, err = stream.Recv()
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return allowed, err
+}
+
+// TestOrder says for each order of messages whether it may let a request through,
+// and whether the stream may end cleanly.
+func TestOrder(t *testing.T) {
+	const clean, unclean = true, false
+	for _, c := range []struct {
+		word    string
+		allowed bool
+		clean   bool
+		record  string
+	}{
+		{"", false, unclean, ""},
+		{"h", false, unclean, "decided:deny settled:client_closed"},
+		{"hb", true, unclean, "decided:allow settled:client_closed"},
+		{"gb", true, unclean, "decided:allow settled:client_closed"},
+		{"hbr", true, unclean, "decided:allow settled:client_closed"},
+		{"hbrp", true, unclean, "decided:allow settled:client_closed"},
+		{"hbrpP", true, clean, "decided:allow settled:completed"},
+		{"hbrpT", true, clean, "decided:allow settled:completed"},
+		{"hbR", true, clean, "decided:allow settled:completed"},
+		{"hbtrpP", true, clean, "decided:allow settled:completed"},
+		{"hbrpPP", true, clean, "decided:allow settled:completed"},
+		{"hb5pP", true, clean, "decided:allow settled:provider_error"},
+
+		{"hB", false, clean, "decided:deny settled:refused"}, // whole, and trailers follow
+		{"gB", false, unclean, "decided:deny settled:failed"}, // a piece
+		{"he", false, clean, "decided:deny settled:refused"},
+		{"H", false, clean, "decided:deny settled:refused"}, // POST without a body
+
+		{"b", false, unclean, ""},
+		{"t", false, unclean, ""},
+		{"p", false, unclean, ""},
+		{"T", false, unclean, ""},
+		{"n", false, unclean, ""},
+		{"z", false, clean, ""}, // headers without headers: 401
+		{"o", false, unclean, ""},
+		{"s", false, unclean, ""},
+		{"hh", false, unclean, "decided:deny settled:failed"},
+		{"ht", false, unclean, "decided:deny settled:failed"},
+		{"hp", false, unclean, "decided:deny settled:failed"},
+		{"hn", false, unclean, "decided:deny settled:failed"},
+		{"hbb", true, unclean, "decided:allow settled:failed"},
+		{"hbh", true, unclean, "decided:allow settled:failed"},
+		{"hbp", true, unclean, "decided:allow settled:failed"},
+		{"hbrr", true, unclean, "decided:allow settled:failed"},
+		{"hbrb", true, unclean, "decided:allow settled:failed"},
+		{"hbrpPb", true, unclean, "decided:allow settled:completed"},
+
+		// Envoy answers by itself: 413, a failed upgrade. Nothing follows.
+		{"h5P", false, unclean, "decided:deny settled:refused"},
+		{"h5Pb", false, unclean, "decided:deny settled:refused"},
+		{"5P", false, unclean, ""},
+		{"5Ph", false, unclean, ""},
+		{"rhb", false, unclean, ""},
+	} {
+		w := serve(t, options{})
+		allowed, err := w.converse(context.Background(), c.word)
+		if allowed != c.allowed {
+			t.Errorf("%q: allowed is %v", c.word, allowed)
+		}
+		if (err == nil) != c.clean {
+			t.Errorf("%q: ended with %v", c.word, err)
+		}
+		if got := kinds(w.entries()); got != c.record {
+			t.Errorf("%q: record is %q, want %q", c.word, got, c.record)
+		}
+	}
+}
+
+// FuzzOrder sends messages in any order. Whatever comes, a request is let through
+// only after a recorded decision to allow it, each decision has one settlement,
+// and nothing panics.
+func FuzzOrder(f *testing.F) {
+	for _, s := range []string{"hbrpP", "Hb", "hB", "rhb", "hbrb", "hhbb", "h5Pb", "zb", "hbTP", "gbr", "ohb"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, word string) {
+		if len(word) > 12 {
+			return
+		}
+		w := serve(t, options{})
+		allowed, err := w.converse(context.Background(), word)
+		record := kinds(w.entries())
+		if allowed && !strings.Contains(record, "decided:allow") {
+			t.Errorf("%q: let through without a record: %q", word, record)
+		}
+		if !strings.Contains("|decided:deny settled:client_closed|decided:deny settled:failed|decided:deny settled:refused"+
+			"|decided:allow settled:client_closed|decided:allow settled:failed|decided:allow settled:completed|decided:allow settled:provider_error|"+
+			"|", "|"+record+"|") {
+			t.Errorf("%q: record is %q", word, record)
+		}
+		if err == nil && record == "" && !strings.Contains(word, "z") && strings.ContainsAny(word, "hHgosbBetrR5pPTn") {
+			t.Errorf("%q: the stream ended cleanly without a verdict", word)
+		}
+		if log := w.logs.String(); strings.Contains(log, "panicked") {
+			t.Errorf("%q: %s", word, log)
+		}
+	})
+}
+
+// TestFaults breaks the handler at each phase in each way. Before the verdict
+// nothing is let through, and only the deliberate clean close is one; in every
+// case each decision has exactly one settlement.
+func TestFaults(t *testing.T) {
+	for _, phase := range extproc.Phases() {
+		for _, what := range []string{"panics", "returns an error", "closes the stream"} {
+			t.Run(phase+" "+what, func(t *testing.T) {
+				w := serve(t, options{config: func(c *extproc.Config) { c.Fault = faultOf(phase + " " + what) }})
+				allowed, err := w.converse(context.Background(), "hbtrpP")
+				record := kinds(w.entries())
+				switch phase {
+				case "headers", "identify", "body", "parse", "decide", "record", "enforce":
+					if allowed {
+						t.Error("let through")
+					}
+				}
+				if (what == "closes the stream") != (err == nil) && phase != "settle" {
+					t.Errorf("ended with %v", err)
+				}
+				if n, m := strings.Count(record, "decided"), strings.Count(record, "settled"); n != m || n > 1 || allowed && n != 1 {
+					t.Errorf("record is %q", record)
+				}
+				if strings.Contains(w.logs.String(), "a prompt, perhaps") {
+					t.Error("the panic's value is in the log")
+				}
+			})
+		}
+	}
+}
+
+// TestRecordFirst holds the recorder: nothing may be sent before it returns.
+func TestRecordFirst(t *testing.T) {
+	for _, word := range []string{"hb", "he"} { // allowed, and refused
+		w := serve(t, options{})
+		entered, release := make(chan struct{}), make(chan struct{})
+		w.record.fail = func(string) (bool, error) {
+			close(entered)
+			<-release
+			return false, nil
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			stream, err := w.client.Process(context.Background())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for i := range len(word) {
+				if err := stream.Send(w.messageOf(word[i])); err != nil {
+					t.Error(err)
+				}
+				if _, err := stream.Recv(); err != nil {
+					t.Error(err)
+				}
+			}
+			_ = stream.CloseSend()
+			_, _ = stream.Recv()
+		}()
+		<-entered
+		select {
+		case <-done:
+			t.Errorf("%q: answered before the record", word)
+		case <-time.After(20 * time.Millisecond):
+		}
+		close(release)
+		<-done
+		w.idle()
+	}
+}
+
+// TestCut revokes a key in the middle of an answer.
+func TestCut(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(w *world, c identity.Caller)
+		cut    bool
+	}{
+		{"revoked", func(w *world, c identity.Caller) {
+			c.Key.RevokedAt = w.clock.Now()
+			w.server.CallerChanged(w.hash, c, true)
+		}, true},
+		{"suspended", func(w *world, c identity.Caller) {
+			c.Agent.Status = "suspended"
+			w.server.CallerChanged(w.hash, c, true)
+		}, true},
+		{"removed", func(w *world, c identity.Caller) { w.server.CallerChanged(w.hash, identity.Caller{}, false) }, true},
+		{"renamed", func(w *world, c identity.Caller) {
+			c.Agent.Name = "other"
+			w.server.CallerChanged(w.hash, c, true)
+		}, false},
+		{"another key", func(w *world, c identity.Caller) { w.server.CallerChanged([32]byte{1}, identity.Caller{}, false) }, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := serve(t, options{})
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			stream, err := w.client.Process(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range []byte("hbrp") {
+				if err := stream.Send(w.messageOf(l)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := stream.Recv(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c.change(w, w.dir.callers[w.hash])
+			if !c.cut {
+				if err := stream.Send(w.messageOf('P')); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := stream.Recv(); err != nil {
+					t.Fatal(err)
+				}
+				_ = stream.CloseSend()
+				if got := kinds(w.entries()); got != "decided:allow settled:completed" {
+					t.Error(got)
+				}
+				return
+			}
+			if _, err := stream.Recv(); status.Code(err) != codes.Aborted {
+				t.Errorf("stream ended with %v", err)
+			}
+			if got := kinds(w.entries()); got != "decided:allow settled:cut" {
+				t.Error(got)
+			}
+		})
+	}
+}
+
+// TestCutBeforeVerdict revokes a key while its request is decided: the last look
+// is after the record.
+func TestCutBeforeVerdict(t *testing.T) {
+	for _, phase := range []string{"identify", "body", "parse", "decide", "record", "enforce"} {
+		var w *world
+		w = serve(t, options{config: func(c *extproc.Config) {
+			c.Fault = func(p string) error {
+				if p == phase {
+					caller := w.dir.callers[w.hash]
+					caller.Key.RevokedAt = w.clock.Now()
+					w.dir.mu.Lock()
+					w.dir.callers[w.hash] = caller
+					w.dir.mu.Unlock()
+					w.server.CallerChanged(w.hash, caller, true)
+				}
+				return nil
+			}
+		}})
+		if allowed, _ := w.converse(context.Background(), "hbrpP"); allowed {
+			t.Errorf("%s: let through", phase)
+		}
+		record := kinds(w.entries())
+		if !strings.HasPrefix(record, "decided:") || strings.Count(record, "settled") != 1 {
+			t.Errorf("%s: record is %q", phase, record)
+		}
+	}
+}
+
+// TestDrain ends a server with exchanges in every state.
+func TestDrain(t *testing.T) {
+	w := serve(t, options{})
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	open := func(word string) extprocv3.ExternalProcessor_ProcessClient {
+		t.Helper()
+		stream, err := w.client.Process(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range len(word) {
+			if err := stream.Send(w.messageOf(word[i])); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return stream
+	}
+	finishes, stays, waits := open("hbrp"), open("hbrp"), open("h")
+
+	deadline, expire := context.WithCancel(context.Background())
+	drained := make(chan error, 1)
+	go func() { drained <- w.server.Drain(deadline) }()
+
+	// A newcomer gets an error, never a clean close.
+	for {
+		late, err := w.client.Process(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _ = late.Send(w.messageOf('h')); true {
+			if _, err := late.Recv(); err != nil {
+				if status.Code(err) != codes.Unavailable {
+					t.Errorf("newcomer got %v", err)
+				}
+				break
+			}
+		}
+	}
+	// One that is in progress is answered to its end.
+	if err := finishes.Send(w.messageOf('P')); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := finishes.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	_ = finishes.CloseSend()
+	if _, err := finishes.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("finished with %v", err)
+	}
+	expire()
+	if err := <-drained; err == nil || !errors.Is(err, context.Canceled) {
+		t.Errorf("Drain returned %v", err)
+	}
+	for _, s := range []extprocv3.ExternalProcessor_ProcessClient{stays, waits} {
+		if _, err := s.Recv(); err == nil || errors.Is(err, io.EOF) {
+			t.Errorf("cut with %v", err)
+		}
+	}
+	record := kinds(w.entries())
+	for _, want := range []string{"settled:completed", "settled:cut"} {
+		if !strings.Contains(record, want) {
+			t.Errorf("no %s in %s", want, record)
+		}
+	}
+	if strings.Count(record, "decided") != strings.Count(record, "settled") {
+		t.Errorf("not all settled: %s", record)
+	}
+}
+
+// TestFull refuses the exchange that is one too many.
+func TestFull(t *testing.T) {
+	w := serve(t, options{config: func(c *extproc.Config) { c.MaxStreams = 1 }})
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	first, err := w.client.Process(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Send(w.messageOf('h')); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.converse(ctx, "h"); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("the second got %v", err)
+	}
+}
+
+// TestBusy lets requests wait for their turn to decide, but not for ever.
+func TestBusy(t *testing.T) {
+	entered, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	w := serve(t, options{config: func(c *extproc.Config) {
+		c.MaxDeciding, c.IdentifyTimeout = 1, 30*time.Millisecond
+		c.Fault = func(phase string) error {
+			if phase == "decide" {
+				once.Do(func() { close(entered); <-release })
+			}
+			return nil
+		}
+	}})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if allowed, _ := w.converse(context.Background(), "hb"); !allowed {
+			t.Error("the first was not let through")
+		}
+	}()
+	<-entered
+	answer, pieces := ok()
+	if out := w.play(context.Background(), w.chat("small"), answer, pieces); out.client.get(":status") != "503" || out.upstream != nil {
+		t.Errorf("the second got %+v", out)
+	}
+	close(release)
+	<-done
+}
+
+// TestCanary: only a registered nonce is answered, once anybody can.
+func TestCanary(t *testing.T) {
+	w := serve(t, options{})
+	nonce, seen, forget, err := w.server.Canary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := message{headers: [][2]string{{":method", "GET"}, {":path", "/v1/models"}, {"x-aid-canary", "0" + nonce[1:]}}}
+	if out := w.play(context.Background(), req, nil, nil); out.client.get(":status") != "401" {
+		t.Errorf("a wrong nonce got %+v", out.client)
+	}
+	req = req.with("x-aid-canary", nonce)
+	out := w.play(context.Background(), req, nil, nil)
+	if out.client.get(":status") != "204" || out.client.get("x-aid-canary") != nonce || out.err != nil {
+		t.Errorf("the nonce got %+v", out)
+	}
+	select {
+	case <-seen:
+	default:
+		t.Error("not seen")
+	}
+	forget()
+	if out := w.play(context.Background(), req, nil, nil); out.client.get(":status") != "401" {
+		t.Errorf("a forgotten nonce got %+v", out.client)
+	}
+	if es := w.entries(); len(es) != 0 {
+		t.Errorf("canaries are in the record: %v", es)
+	}
+}
+
+// TestClientGone hangs up at every step. The record is as complete as ever.
+func TestClientGone(t *testing.T) {
+	for _, word := range []string{"h", "hb", "hbr", "hbrp"} {
+		w := serve(t, options{})
+		ctx, cancel := context.WithCancel(context.Background())
+		stream, err := w.client.Process(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range len(word) {
+			if err := stream.Send(w.messageOf(word[i])); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cancel()
+		if record := kinds(w.entries()); !strings.HasSuffix(record, "settled:client_closed") || strings.Count(record, "decided") != 1 {
+			t.Errorf("%s: record is %q", word, record)
+		}
+	}
+}

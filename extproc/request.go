@@ -1,0 +1,317 @@
+package extproc
+
+import (
+	"bytes"
+	"encoding/hex"
+	"io"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+
+	"github.com/ai-identity/ai-identity/identity"
+)
+
+// request is what the headers say, read once.
+type request struct {
+	id                  string // x-request-id, which Envoy makes and clients cannot set
+	method, path, query string // path is without the query, as received
+	host                string
+	contentType         string
+	encodings           []string // of content-encoding, in order
+	contentLength       int64    // -1: not said
+	accept              string
+	userAgent           string
+	clientIP            string
+	traceparent         string
+	canary              string
+	endOfStream         bool
+
+	// secret is the one credential; secrets counts different ones.
+	secret  string
+	secrets int
+
+	// remove is the headers that the provider must not see, as far as that
+	// does not depend on the provider.
+	remove []string
+
+	// wrong is the first thing about the headers that is refused whoever asks;
+	// its code is "" if there is none. A doubt about the credential is
+	// unidentified: it is refused before anybody is looked up.
+	wrong        refusal
+	unidentified refusal
+}
+
+// refusal is what readRequest and the phases say against a request.
+type refusal struct {
+	status  int
+	code    string
+	message string
+}
+
+// carriers are the headers in which an agent may send its key. Each SDK has its
+// own: OpenAI and most others, Anthropic, Azure, Gemini.
+func carrier(name string) bool {
+	switch name {
+	case "authorization", "x-api-key", "api-key", "x-goog-api-key":
+		return true
+	}
+	return false
+}
+
+// hidden says whether a header of the client's stays here: credentials of any
+// kind, what proxies say of the client, what overrides method or path, and what is
+// ours. x-envoy-* is missing because Envoy's mutation rules do not let us touch
+// it; the listener removes it (see xds). x-request-id and traceparent are replaced.
+func hidden(name string) bool {
+	if carrier(name) {
+		return true
+	}
+	switch name {
+	case "proxy-authorization", "proxy-authenticate", "xi-api-key", "x-auth-token", "x-amz-security-token", "cookie", "cookie2",
+		"forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip", "cf-connecting-ip", "fastly-client-ip",
+		"x-original-url", "x-original-uri", "x-rewrite-url", "x-original-host", "x-host",
+		"x-http-method", "x-http-method-override", "x-method-override",
+		"tracestate", "baggage", "b3", "te", "trailer", "expect", "proxy-connection", "keep-alive", "upgrade", "http2-settings",
+		"openai-organization", "openai-project": // they choose whose bill it is: the provider's configuration does that
+		return true
+	}
+	for _, p := range []string{"x-aid-", "x-agent-", "x-forwarded-", "x-b3-", "cf-", "sec-", "x-ms-client-", "x-goog-iam-", "x-goog-authenticated-"} {
+		if strings.HasPrefix(name, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// single says whether a header must not be repeated, and whether a comma in it is
+// a repetition too: Envoy joins the lines of some headers before we see them.
+func single(name string) (single, comma bool) {
+	switch name {
+	case ":method", ":path", ":authority", ":scheme", "host", "content-length", "transfer-encoding", "x-request-id", "x-aid-canary":
+		return true, true
+	case "content-type":
+		return true, true
+	case "content-encoding", "traceparent", "upgrade":
+		return true, false // "gzip, gzip" is for Decode to refuse
+	}
+	return carrier(name), carrier(name)
+}
+
+// readRequest reads the headers message. It never fails: what is wrong is noted,
+// so that a caller who can be identified gets a recorded refusal.
+func readRequest(m *extprocv3.HttpHeaders, attrs string) request {
+	r := request{contentLength: -1, endOfStream: m.GetEndOfStream(), clientIP: attrs}
+	headers := m.GetHeaders().GetHeaders()
+	r.remove = make([]string, 0, 8)
+	seen := make([]string, 0, 17) // the single headers so far; there are 17 of them
+	forwardedFor := ""
+	for _, h := range headers {
+		name := lower(h.GetKey())
+		raw := h.GetRawValue()
+		if len(raw) == 0 && h.GetValue() != "" {
+			raw = []byte(h.GetValue()) // Envoys before 1.27
+		}
+		if one, comma := single(name); one {
+			again := comma && bytes.IndexByte(raw, ',') >= 0
+			if slices.Contains(seen, name) {
+				again = true
+			} else {
+				seen = append(seen, name)
+			}
+			switch {
+			case !again:
+			case carrier(name):
+				r.doubt(refusal{400, "ambiguous_credentials", "The header " + name + " is repeated. Send one key, once."})
+			default:
+				r.problem(refusal{400, "repeated_header", "The header " + name + " is repeated."})
+			}
+		}
+		if carrier(name) {
+			r.credential(name, raw)
+		} else if identity.FindSecrets(raw) {
+			r.problem(misplaced("a header other than Authorization, x-api-key, api-key or x-goog-api-key"))
+		}
+		if hidden(name) {
+			r.remove = append(r.remove, name)
+		}
+		switch name {
+		case ":method":
+			r.method = string(raw)
+		case ":path":
+			r.path, r.query, _ = strings.Cut(string(raw), "?")
+		case ":authority", "host":
+			if r.host != "" && r.host != string(raw) {
+				r.problem(refusal{400, "repeated_header", "The request names two hosts."})
+			}
+			r.host = string(raw)
+		case ":protocol", "upgrade", "http2-settings":
+			r.problem(refusal{403, "upgrade_refused", "Upgrades (WebSocket, h2c, CONNECT) are not available here. Use a plain HTTP request."})
+		case "content-type":
+			r.contentType = string(raw)
+		case "content-encoding":
+			for e := range strings.SplitSeq(string(raw), ",") {
+				r.encodings = append(r.encodings, strings.TrimSpace(e))
+			}
+		case "content-length":
+			n, err := strconv.ParseUint(string(raw), 10, 62)
+			if err != nil {
+				r.problem(refusal{400, "invalid_content_length", "The content-length is not a number."})
+				n = 0
+			}
+			r.contentLength = int64(n)
+		case "accept":
+			r.accept = string(raw)
+		case "user-agent":
+			r.userAgent = string(raw)
+		case "x-request-id":
+			r.id = string(raw)
+		case "x-forwarded-for":
+			forwardedFor = string(raw)
+		case "traceparent":
+			r.traceparent = string(raw)
+		case CanaryHeader:
+			r.canary = string(raw)
+		}
+	}
+	if r.clientIP == "" {
+		// The last element is the peer's address, which Envoy appends itself
+		// (use_remote_address); the ones before it are the client's words.
+		r.clientIP = strings.TrimSpace(forwardedFor[strings.LastIndexByte(forwardedFor, ',')+1:])
+	}
+	if a, err := netip.ParseAddr(r.clientIP); err == nil {
+		r.clientIP = a.Unmap().String()
+	} else if ap, err := netip.ParseAddrPort(r.clientIP); err == nil {
+		r.clientIP = ap.Addr().Unmap().String()
+	} else {
+		r.clientIP = ""
+	}
+	if r.method == "CONNECT" {
+		r.problem(refusal{403, "upgrade_refused", "CONNECT is not available here."})
+	}
+	if r.method == "" || !strings.HasPrefix(r.path, "/") {
+		r.problem(refusal{400, "invalid_path", "The request target must be a path."})
+	}
+	if hasSecret(r.path) || hasSecret(r.query) {
+		r.problem(misplaced("the URL"))
+	}
+	return r
+}
+
+func misplaced(where string) refusal {
+	return refusal{400, "misplaced_credential", "An AI Identity key was found in " + where + ". Send it as \"Authorization: Bearer …\" only, and rotate it: URLs, bodies and other headers are kept in logs."}
+}
+
+func (r *request) problem(p refusal) {
+	if r.wrong.code == "" {
+		r.wrong = p
+	}
+}
+
+func (r *request) doubt(p refusal) {
+	if r.unidentified.code == "" {
+		r.unidentified = p
+	}
+}
+
+// credential notes the key that a carrier holds. An empty one is none: some SDKs
+// always send their header.
+func (r *request) credential(name string, raw []byte) {
+	v := string(raw)
+	if name == "authorization" {
+		scheme, rest, _ := strings.Cut(v, " ")
+		if strings.EqualFold(scheme, "bearer") {
+			v = rest
+		}
+	}
+	v = strings.Trim(v, " \t")
+	switch {
+	case v == "" || v == r.secret:
+	case r.secrets == 0:
+		r.secret, r.secrets = v, 1
+	default:
+		r.secrets++
+		r.doubt(refusal{400, "ambiguous_credentials", "The request carries two different keys. Send one key, once."})
+	}
+}
+
+// hasSecret looks for one of our secrets in a part of a URL, also if it is
+// percent-encoded, since whoever receives it would decode it.
+func hasSecret(s string) bool {
+	if identity.FindSecrets([]byte(s)) {
+		return true
+	}
+	if !strings.ContainsRune(s, '%') {
+		return false
+	}
+	u, err := url.QueryUnescape(s)
+	return err == nil && identity.FindSecrets([]byte(u))
+}
+
+// lower is strings.ToLower for names that are lower-case already, as Envoy's are.
+func lower(s string) string {
+	for i := range len(s) {
+		if 'A' <= s[i] && s[i] <= 'Z' {
+			return strings.ToLower(s)
+		}
+	}
+	return s
+}
+
+// span is the place of an exchange in a trace, as traceparent says it
+// (https://www.w3.org/TR/trace-context/#traceparent-header).
+type span struct {
+	trace [16]byte
+	id    [8]byte
+	flags byte
+}
+
+// parseTraceparent takes version 00 and, as the specification asks, the same
+// prefix of later versions.
+func parseTraceparent(s string) (span, bool) {
+	if len(s) < 55 || s[2] != '-' || s[35] != '-' || s[52] != '-' || s[:2] == "ff" || (len(s) > 55 && (s[:2] == "00" || s[55] != '-')) || lower(s) != s {
+		return span{}, false
+	}
+	var sp span
+	var version, flags [1]byte
+	for _, f := range []struct {
+		dst []byte
+		hex string
+	}{{version[:], s[:2]}, {sp.trace[:], s[3:35]}, {sp.id[:], s[36:52]}, {flags[:], s[53:55]}} {
+		if _, err := hex.Decode(f.dst, []byte(f.hex)); err != nil {
+			return span{}, false
+		}
+	}
+	sp.flags = flags[0]
+	return sp, sp.trace != [16]byte{} && sp.id != [8]byte{}
+}
+
+// next is the span under parent, in parent's trace or else in a new one.
+func nextSpan(parent span, known bool, rand io.Reader) (span, error) {
+	sp := parent
+	if !known {
+		sp = span{}
+		if _, err := io.ReadFull(rand, sp.trace[:]); err != nil {
+			return span{}, err
+		}
+	}
+	_, err := io.ReadFull(rand, sp.id[:])
+	return sp, err
+}
+
+func (s span) traceID() string { return hex.EncodeToString(s.trace[:]) }
+
+// String is the traceparent header.
+func (s span) String() string {
+	b := make([]byte, 0, 55)
+	b = append(b, "00-"...)
+	b = hex.AppendEncode(b, s.trace[:])
+	b = append(b, '-')
+	b = hex.AppendEncode(b, s.id[:])
+	b = append(b, '-')
+	b = hex.AppendEncode(b, []byte{s.flags & 1}) // only "sampled" is defined
+	return string(b)
+}
