@@ -33,9 +33,9 @@ say = @printf '\033[1m==>\033[0m %s\n' "$(1)" >&2
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(BIN) $(ENVOY) $(POSTGRES) ## set up, build and run everything here (flags for `aid up` in ARGS="…")
+run: $(BIN) $(ENVOY) $(POSTGRES) $(SDK_JS) ## set up, build and run everything here (flags for `aid up` in ARGS="…")
 	$(call say,starting; Ctrl-C stops everything)
-	@exec $(BIN) up $(ARGS)
+	@exec tools/run $(ARGS)
 
 test: setup $(SDK_PY) $(SDK_JS) ## every test, with the race detector, a real Envoy, Postgres and the official SDKs
 	$(call say,go vet)
@@ -95,7 +95,7 @@ $(ENVOY): tools/envoy.txt
 
 $(POSTGRES): | $(BIN)
 	$(call say,fetching Postgres into $(TOOLS)/postgres)
-	@$(BIN) fetch-postgres $(TOOLS)/postgres
+	@$(BIN) fetch-postgres $(abspath $(TOOLS)/postgres)
 	@touch $@
 
 $(BUF):
@@ -109,9 +109,9 @@ $(SDK_PY): e2e/sdk/requirements.txt
 	@$(TOOLS)/sdk/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-$(SDK_JS): e2e/sdk/package.json $(wildcard e2e/sdk/package-lock.json)
+$(SDK_JS): e2e/sdk/package.json e2e/sdk/package-lock.json
 	$(call say,installing the JavaScript SDKs into e2e/sdk/node_modules)
-	@cd e2e/sdk && if [ -f package-lock.json ]; then npm ci --silent --no-audit --no-fund; else npm install --silent --no-audit --no-fund --no-package-lock; fi
+	@cd e2e/sdk && npm ci --silent --no-audit --no-fund
 	@touch $@
 
 $(STATIC):
