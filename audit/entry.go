@@ -332,9 +332,16 @@ func (e Changed) Encode() []byte {
 	return o.end()
 }
 
-func (e Other) Head() Head                                { return e.head }
-func (e Other) Encode() []byte                            { return e.raw }
+func (e Other) Head() Head                              { return e.head }
+func (e Other) Encode() []byte                          { return e.raw }
 func (e Other) stamped(string, string, time.Time) Entry { return e }
+
+// Stamp returns e as the entry that writer wrote for org, at now if e does not say
+// when it happened. An Other stays what it is. It is what a Writer and a Chain do
+// with every entry; who stands in for one in a test does it with Stamp.
+func Stamp(e Entry, org, writer string, now time.Time) Entry {
+	return e.stamped(org, writer, now)
+}
 
 // timeLayout has as many characters for every instant: UTC, microseconds.
 const timeLayout = "2006-01-02T15:04:05.000000Z"

@@ -88,6 +88,11 @@ func run(ctx context.Context, out io.Writer) error {
 		progress("%s answers on %s", p.name, p.addr)
 		paths = append(paths, p)
 	}
+	fsync, err := fsyncLatency(dir)
+	if err != nil {
+		return err
+	}
+	g := goals{fsync: fsync}
 	idle := map[string]float64{}
 	for _, p := range paths {
 		idle[p.name] = p.rss()
@@ -97,7 +102,12 @@ func run(ctx context.Context, out io.Writer) error {
 		name  string
 		size  int
 		conns int
-	}{{"1 KB JSON, 16 connections", 1 << 10, 16}, {"1 KB JSON, 1 connection", 1 << 10, 1}, {"100 KB JSON, 16 connections", 100 << 10, 16}, {"100 KB JSON, 1 connection", 100 << 10, 1}} {
+	}{
+		{"1 KB JSON, 16 connections", 1 << 10, 16},
+		{"1 KB JSON, 1 connection", 1 << 10, 1},
+		{"100 KB JSON, 16 connections", 100 << 10, 16},
+		{"100 KB JSON, 1 connection", 100 << 10, 1},
+	} {
 		progress("%s: %d rounds of %v for each of %d paths", shape.name, *rounds, *duration, len(paths))
 		got := map[string][]measured{}
 		for range *rounds {
@@ -111,6 +121,7 @@ func run(ctx context.Context, out io.Writer) error {
 			}
 		}
 		table(out, shape.name, paths, got)
+		g.closed(shape.name, shape.conns, got)
 	}
 
 	name := fmt.Sprintf("SSE, %d streams, an event each 5 ms", *streams)
@@ -132,10 +143,18 @@ func run(ctx context.Context, out io.Writer) error {
 		m := got[p.name]
 		fmt.Fprintf(out, "| %s | %.1f (%.1f + %.1f) | %.2f | %.2f |\n", p.name, median(m, cpuOf), median(m, envoyOf), median(m, extprocOf), median(m, cpuOf)/base, median(m, cpuOf)/floor)
 	}
+	g.streamed(got)
 	fmt.Fprintf(out, "\n### Resident memory of the ext_proc process, MB\n\n| path | idle | after the load |\n|---|---|---|\n")
 	for _, p := range paths[1:] {
 		fmt.Fprintf(out, "| %s | %.0f | %.0f |\n", p.name, idle[p.name], p.rss())
 	}
+	for _, p := range paths {
+		if p.ready > 0 {
+			g.add("ready, "+p.name, p.ready.Seconds(), 10, "s from the start with warm caches", true)
+		}
+	}
+	g.add("idle memory of extproc", idle["aid"], 40, "MB resident", true)
+	g.print(out)
 	return nil
 }
 

@@ -25,6 +25,8 @@ type path struct {
 	addr string // where to send requests
 	key  string // what to send as the credential
 	cmds []*exec.Cmd
+	// ready is how long `aid up` took to say so; 0 for the other paths.
+	ready time.Duration
 	// procs names the processes whose CPU is the path's cost, by role.
 	procs func() map[string][]int
 }
@@ -195,7 +197,13 @@ func startAid(ctx context.Context, name, aid, envoy, dir string, upstream int, u
 	if err := p.start(ctx, home, "aid", aid, args...); err != nil {
 		return nil, err
 	}
-	if err := p.ready(ctx, home); err != nil {
+	began := time.Now()
+	if err := p.waitReady(ctx, home); err != nil {
+		p.stop()
+		return nil, err
+	}
+	p.ready = time.Since(began)
+	if err := p.settle(ctx, home); err != nil {
 		p.stop()
 		return nil, err
 	}
@@ -203,7 +211,8 @@ func startAid(ctx context.Context, name, aid, envoy, dir string, upstream int, u
 	return p, p.answers(ctx)
 }
 
-func (p *path) ready(ctx context.Context, home string) error {
+// waitReady waits until `aid up` says "ready".
+func (p *path) waitReady(ctx context.Context, home string) error {
 	ctx, cancel := context.WithTimeout(ctx, 120*time.Second)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -214,7 +223,7 @@ func (p *path) ready(ctx context.Context, home string) error {
 			return err
 		}
 		if strings.HasSuffix("\n"+string(out), "\nready\n") || strings.Contains(string(out), "\nready\n") {
-			break
+			return nil
 		}
 		select {
 		case <-ctx.Done():
@@ -222,6 +231,10 @@ func (p *path) ready(ctx context.Context, home string) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// settle makes the agent and the key that requests are sent with.
+func (p *path) settle(ctx context.Context, home string) error {
 	var ends struct{ Gateway, API string }
 	raw, err := os.ReadFile(filepath.Join(home, "endpoints.json"))
 	if err != nil {

@@ -91,29 +91,103 @@ func TryStart(t testing.TB, c Config) (*Up, error) {
 	if c.Home == "" {
 		c.Home = Home(t)
 	}
-	args := []string{"up", "--home", c.Home, "--envoy", envoytest.Path(t)}
+	u, err := run(Binary(t), envoytest.Path(t), c)
+	if u == nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := u.end(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Logf("aid up said:\n%s", u.Stderr())
+		}
+	})
+	return u, err
+}
+
+// shared is the one `aid up` of those tests that disturb nobody.
+var shared struct {
+	sync.Mutex
+	up  *Up
+	err error
+}
+
+// MaxBody is the cap on request bodies of Shared, in bytes.
+const MaxBody = 10 << 20
+
+// Shared is an `aid up` that outlives the test: tests that only add agents, keys
+// and providers of their own use it together. Main ends it.
+func Shared(t testing.TB) *Up {
+	t.Helper()
+	bin, envoy := Binary(t), envoytest.Path(t)
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.up == nil && shared.err == nil {
+		home, err := os.MkdirTemp("/tmp", "aid")
+		if err == nil {
+			err = os.Chmod(home, 0o711)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		shared.up, shared.err = run(bin, envoy, Config{Home: home, Args: []string{"--max-body", strconv.Itoa(MaxBody)}})
+	}
+	if shared.err != nil {
+		t.Fatalf("%v\n%s", shared.err, shared.up.Stderr())
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the shared aid up said so far:\n%s", shared.up.Stderr())
+		}
+	})
+	return shared.up
+}
+
+// Main runs the tests and ends what they shared. It is called by TestMain.
+func Main(m *testing.M) int {
+	code := m.Run()
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.up != nil {
+		if err := shared.up.end(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+		os.RemoveAll(shared.up.Home)
+	}
+	if path, err := build(); err == nil {
+		os.RemoveAll(filepath.Dir(path))
+	}
+	return code
+}
+
+// run starts `aid up` and returns when it is ready, or ended. The Up is nil only if
+// it could not be started at all.
+func run(bin, envoy string, c Config) (*Up, error) {
+	args := []string{"up", "--home", c.Home, "--envoy", envoy}
 	for _, flag := range []string{"--gateway", "--api", "--metrics"} {
 		if !contains(c.Args, flag) {
-			args = append(args, flag, "127.0.0.1:"+strconv.Itoa(envoytest.Port(t)))
+			args = append(args, flag, "127.0.0.1:0")
 		}
 	}
 	if c.Providers != "" {
 		file := filepath.Join(c.Home, "providers.yaml")
 		if err := os.WriteFile(file, []byte(c.Providers), 0o600); err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		args = append(args, "--providers", file)
 	}
 	u := &Up{Home: c.Home, stderr: &buffer{}, ended: make(chan struct{})}
-	u.cmd = exec.Command(Binary(t), append(args, c.Args...)...)
+	u.cmd = exec.Command(bin, append(args, c.Args...)...)
 	u.cmd.Env = append(os.Environ(), c.Env...)
 	u.cmd.Stderr = u.stderr
 	out, err := u.cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	if err := u.cmd.Start(); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	ready := make(chan struct{})
 	read := make(chan struct{})
@@ -130,19 +204,6 @@ func TryStart(t testing.TB, c Config) (*Up, error) {
 		u.err = u.cmd.Wait()
 		close(u.ended)
 	}()
-	t.Cleanup(func() {
-		u.cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-u.ended:
-		case <-time.After(60 * time.Second):
-			u.cmd.Process.Kill()
-			<-u.ended
-			t.Error("aid up did not stop in 60 s")
-		}
-		if t.Failed() {
-			t.Logf("aid up said:\n%s", u.Stderr())
-		}
-	})
 	select {
 	case <-ready:
 	case <-u.ended:
@@ -153,18 +214,31 @@ func TryStart(t testing.TB, c Config) (*Up, error) {
 	var e struct{ Gateway, API, Metrics string }
 	b, err := os.ReadFile(filepath.Join(c.Home, "endpoints.json"))
 	if err != nil {
-		t.Fatal(err)
+		return u, err
 	}
 	if err := json.Unmarshal(b, &e); err != nil {
-		t.Fatal(err)
+		return u, err
 	}
 	u.Gateway, u.API, u.Metrics = e.Gateway, e.API, e.Metrics
 	key, err := os.ReadFile(filepath.Join(c.Home, "org.key"))
 	if err != nil {
-		t.Fatal(err)
+		return u, err
 	}
 	u.OrgKey = strings.TrimSpace(string(key))
 	return u, nil
+}
+
+// end stops it if it still runs.
+func (u *Up) end() error {
+	u.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-u.ended:
+		return nil
+	case <-time.After(60 * time.Second):
+		u.cmd.Process.Kill()
+		<-u.ended
+		return fmt.Errorf("aid up did not stop in 60 s")
+	}
 }
 
 // Home is a folder for one `aid up`. It is where another account may reach it,
@@ -269,6 +343,68 @@ func (u *Up) Key(t testing.TB, agent, body string) (id, secret string) {
 	return k.ID, k.Key
 }
 
+// Revoke ends a key of an agent.
+func (u *Up) Revoke(t testing.TB, agent, key string) {
+	t.Helper()
+	u.Manage(t, http.MethodDelete, "/v1/agents/"+agent+"/keys/"+key, "", http.StatusNoContent, nil)
+}
+
+// Provider adds an LLM provider from a JSON body, gives it its credential, and
+// answers its id.
+func (u *Up) Provider(t testing.TB, body, credential string) string {
+	t.Helper()
+	var p struct{ ID string }
+	u.Manage(t, http.MethodPost, "/v1/providers", body, http.StatusCreated, &p)
+	u.Manage(t, http.MethodPut, "/v1/providers/"+p.ID+"/credential", fmt.Sprintf(`{"secret":%q}`, credential), http.StatusOK, nil)
+	return p.ID
+}
+
+// Metric is the sum of the samples whose lines begin with prefix, which is a
+// metric's name and may go on with labels.
+func (u *Up) Metric(t testing.TB, prefix string) float64 {
+	t.Helper()
+	r := u.Do(t, u.Metrics, http.MethodGet, "/metrics", "", "")
+	sum := 0.0
+	for line := range strings.Lines(string(r.Body)) {
+		if rest, ok := strings.CutPrefix(line, prefix); ok && rest != "" && strings.ContainsRune("{ ,", rune(rest[0])) {
+			v, err := strconv.ParseFloat(strings.TrimSpace(line[strings.LastIndexByte(line, ' ')+1:]), 64)
+			if err != nil {
+				t.Fatalf("metric %q: %v", line, err)
+			}
+			sum += v
+		}
+	}
+	return sum
+}
+
+// Child is the process id of the one child of that name; see Children.
+func (u *Up) Child(t testing.TB, name string) int {
+	t.Helper()
+	for pid, n := range u.Children(t) {
+		if n == name {
+			return pid
+		}
+	}
+	return 0
+}
+
+// Ready waits until a request through Envoy is judged again.
+func (u *Up) Ready(t testing.TB) {
+	t.Helper()
+	Eventually(t, 60*time.Second, func() error {
+		resp, err := http.Get(u.Metrics + "/readyz")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("not ready: %s", b)
+		}
+		return nil
+	})
+}
+
 // Chat sends one chat completion through the gateway.
 func (u *Up) Chat(t testing.TB, key, body string) Response {
 	t.Helper()
@@ -353,7 +489,7 @@ func Record(t testing.TB, h http.Handler) *Provider {
 	if h == nil {
 		h = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
-			io.WriteString(w, `{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"gpt-4o-2024-08-06","choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},"finish_reason":"stop"}],"usage":{"prompt_tokens":11,"completion_tokens":9,"total_tokens":20}}`)
+			io.WriteString(w, chatAnswer)
 		})
 	}
 	p := &Provider{URL: "http://" + l.Addr().String() + "/v1"}
@@ -373,6 +509,44 @@ func Record(t testing.TB, h http.Handler) *Provider {
 	return p
 }
 
+// Streaming answers a request with "stream":true with events, one each interval,
+// until there were n of them or enough is closed; n of 0 is without end. Other
+// requests it answers as Record does.
+func Streaming(n int, interval time.Duration, enough <-chan struct{}) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if !bytes.Contains(body, []byte(`"stream":true`)) {
+			w.Header().Set("Content-Type", "application/json")
+			io.WriteString(w, chatAnswer)
+			return
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		event := func(data string) error {
+			fmt.Fprintf(w, "data: %s\n\n", data)
+			return http.NewResponseController(w).Flush()
+		}
+		tick := time.NewTicker(interval)
+		defer tick.Stop()
+		for i := 0; n == 0 || i < n; i++ {
+			if event(`{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"gpt-4o-2024-08-06","choices":[{"index":0,"delta":{"content":"Hello "},"finish_reason":null}]}`) != nil {
+				return
+			}
+			select {
+			case <-tick.C:
+				continue
+			case <-enough:
+			case <-r.Context().Done():
+				return
+			}
+			break
+		}
+		_ = event(`{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"gpt-4o-2024-08-06","choices":[],"usage":{"prompt_tokens":11,"completion_tokens":9,"total_tokens":20}}`)
+		_ = event("[DONE]")
+	})
+}
+
+const chatAnswer = `{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"gpt-4o-2024-08-06","choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},"finish_reason":"stop"}],"usage":{"prompt_tokens":11,"completion_tokens":9,"total_tokens":20}}`
+
 // Requests are those that arrived whole or in part.
 func (p *Provider) Requests() []Received {
 	p.mu.Lock()
@@ -385,6 +559,12 @@ func (p *Provider) Bytes() []byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return bytes.Clone(p.bytes.Bytes())
+}
+
+// Body is what POST /v1/providers takes to add this provider.
+func (p *Provider) Body(name string, models ...string) string {
+	quoted, _ := json.Marshal(models)
+	return fmt.Sprintf(`{"name":%q,"kind":"openai","base_url":%q,"models":%s}`, name, p.URL, quoted)
 }
 
 // File is a providers file with this provider under the name, for the models.

@@ -20,6 +20,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/ai-identity/ai-identity/identity"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -57,6 +59,30 @@ func TestErrorsNameTheFlag(t *testing.T) {
 		{"envoy-bootstrap --xds cp.example.com:1", []string{"TLS is required"}},
 		{"envoy-bootstrap --xds unix:/x --token-file /nonexistent", []string{"--token-file"}},
 		{"envoy-bootstrap --xds unix:/x --token-file " + empty, []string{"--token-file", "empty"}},
+		{"control", []string{"--fernet-keys"}},
+		{"control --usage later", []string{"--usage", "stream or envoy"}},
+		{"control --listen-xds 0.0.0.0:18000", []string{"--listen-xds", "--tls-cert"}},
+		{"control --tls-cert /nonexistent --tls-key /nonexistent", []string{"--tls-cert", "--tls-key"}},
+		{"control --fernet-keys " + empty, []string{"--fernet-keys", "empty"}},
+		{"extproc", []string{"--xds"}},
+		{"extproc --xds unix:/x", []string{"--segments"}},
+		{"extproc --xds cp.example.com:1 --segments " + dir, []string{"--xds", "--tls-ca"}},
+		{"extproc --xds unix:/x --listen 0.0.0.0:1 --segments " + dir, []string{"--listen", "unix:/path"}},
+		{"extproc --xds unix:/x --max-staleness 0s --segments " + dir, []string{"--max-staleness"}},
+		{"extproc --xds unix:/x --token-file /nonexistent --segments " + dir, []string{"--token-file"}},
+		{"migrate", []string{"--postgres", "AID_POSTGRES"}},
+		{"migrate --postgres postgres://h/db --app-password-file x", []string{"--app-password-file", "--provision"}},
+		{"migrate --postgres postgres://h/db --provision --app-password-file /nonexistent", []string{"--app-password-file"}},
+		{"org create", []string{"--name"}},
+		{"org create --name x --out " + empty, []string{"--out"}},
+		{"org create --name x", []string{"--postgres", "AID_POSTGRES"}},
+		{"org key create --org o --name x --role boss", []string{"--role", "admin, auditor or reviewer"}},
+		{"org key create --name x", []string{"--org"}},
+		{"org list-keys --home " + dir, []string{"--home"}},
+		{"node create", []string{"--name"}},
+		{"node create --name x --spiffe-id y", []string{"--spiffe-id", "spiffe://"}},
+		{"audit verify", []string{"--org"}},
+		{"audit verify --org x", []string{"--postgres"}},
 	} {
 		code, _, errs := play(t, strings.Fields(tc.args)...)
 		if code == 0 || !strings.HasPrefix(errs, "aid: ") {
@@ -101,6 +127,59 @@ func TestHelp(t *testing.T) {
 	walk(newRoot())
 	if code, out, _ := play(t, "up", "--help"); code != 0 || !strings.Contains(out, "providers.yaml") {
 		t.Errorf("%d %s", code, out)
+	}
+}
+
+// A secret is handed over once, to a new private file.
+func TestHandOver(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "key")
+	if err := canHandOver(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := handOver(io.Discard, file, "secret"); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v %v", info, err)
+	}
+	if canHandOver(file) == nil || handOver(io.Discard, file, "another") == nil {
+		t.Error("what was there is overwritten")
+	}
+	if s, _ := readSecret(file); s != "secret" {
+		t.Errorf("%q", s)
+	}
+}
+
+// A secret of the folder is made once, and one that is not of its kind is not used.
+func TestKept(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "org.key")
+	secret, hash, err := kept(file, identity.OrgKey)
+	if err != nil || !strings.HasPrefix(secret, "aid_org_") {
+		t.Fatalf("%.8s %v", secret, err)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v %v", info, err)
+	}
+	if again, same, err := kept(file, identity.OrgKey); err != nil || again != secret || same != hash {
+		t.Errorf("it changed: %v", err)
+	}
+	if _, _, err := kept(file, identity.NodeToken); err == nil || strings.Contains(err.Error(), secret) {
+		t.Errorf("another kind: %v", err)
+	}
+}
+
+func TestReadiness(t *testing.T) {
+	var r readiness
+	if err := r.ask(t.Context()); err == nil {
+		t.Error("ready before anything was started")
+	}
+	r.set(func(context.Context) error { return nil })
+	if err := r.ask(t.Context()); err != nil {
+		t.Error(err)
+	}
+	r.stop()
+	if err := r.ask(t.Context()); err == nil {
+		t.Error("ready while stopping")
 	}
 }
 

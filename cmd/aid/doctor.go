@@ -34,6 +34,7 @@ each thing that is wrong what to do about it. It exits with 1 if something is.`,
 	f.StringVar(&d.home, "home", ".aid", "`folder` of the state of aid up")
 	f.StringVar(&d.envoy, "envoy", "", "`path` of Envoy (default: the one that make installed, then PATH)")
 	f.StringVar(&d.postgres, "postgres", "", "database `URL` (default: the embedded one)")
+	f.StringVar(&d.postgresDir, "postgres-dir", "", "`folder` of the Postgres that is embedded (default: the one that make installed)")
 	f.StringVar(&d.gateway, "gateway", defaultGateway, "`address` of the gateway")
 	f.StringVar(&d.api, "api", defaultAPI, "`address` of the management API")
 	f.StringVar(&d.metrics, "metrics", defaultMetrics, "`address` of the metrics")
@@ -41,7 +42,7 @@ each thing that is wrong what to do about it. It exits with 1 if something is.`,
 }
 
 type doctor struct {
-	home, envoy, postgres, gateway, api, metrics string
+	home, envoy, postgres, postgresDir, gateway, api, metrics string
 
 	out    io.Writer
 	failed int

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -42,6 +43,27 @@ func status(metrics http.Handler, ready check) http.Handler {
 		io.WriteString(w, "ready\n")
 	})
 	return mux
+}
+
+// readiness is what /readyz answers in the course of a process: not yet, then
+// what the check says, and no once it stops, before anything ends.
+type readiness struct {
+	stopping atomic.Bool
+	check    atomic.Pointer[check]
+}
+
+func (r *readiness) set(c check) { r.check.Store(&c) }
+func (r *readiness) stop()       { r.stopping.Store(true) }
+
+func (r *readiness) ask(ctx context.Context) error {
+	c := r.check.Load()
+	switch {
+	case r.stopping.Load():
+		return errors.New("stopping")
+	case c == nil:
+		return errors.New("starting")
+	}
+	return (*c)(ctx)
 }
 
 // registered serves what is registered in this process.

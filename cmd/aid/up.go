@@ -90,6 +90,7 @@ in order; a second one stops it at once.`,
 	f.StringVar(&u.metrics, "metrics", defaultMetrics, "`address` of /metrics, /healthz and /readyz")
 	f.StringVar(&u.envoyPath, "envoy", "", "`path` of Envoy (default: the one that make installed, then PATH)")
 	f.StringVar(&u.postgres, "postgres", "", "`URL` of a Postgres 15 or newer to use, as a user who may create roles and databases (default: an embedded one)")
+	f.StringVar(&u.postgresDir, "postgres-dir", "", "`folder` of the Postgres to embed (default: the one that make installed; without any, it is downloaded)")
 	f.String("redis", "", "`URL` of a Redis for limits shared between machines (reserved, not built yet)")
 	f.StringVar(&u.providers, "providers", "", "YAML `file` with the LLM providers; those with the same name are updated")
 	f.StringVar(&u.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
@@ -104,6 +105,7 @@ in order; a second one stops it at once.`,
 type up struct {
 	homeDir, gateway, api, metrics string
 	envoyPath, postgres, providers string
+	postgresDir                    string
 	usage                          string
 	maxBody                        int64
 	maxStaleness, drain            time.Duration
@@ -117,6 +119,8 @@ type up struct {
 	life     *life
 	children []*process.Child
 	stopping atomic.Bool
+
+	postgresRestarts func() int64 // of the embedded one; nil: there is none
 }
 
 // say tells the person at the terminal what is being done.
@@ -265,6 +269,9 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 		reg.MustRegister(restarts(c.Name(), c.Restarts))
 	}
 	reg.MustRegister(restarts("envoy", proxy.Restarts))
+	if u.postgresRestarts != nil {
+		reg.MustRegister(restarts("postgres", u.postgresRestarts))
+	}
 	l, err := listen(ctx, "metrics", u.metrics)
 	if err != nil {
 		return err
@@ -315,7 +322,9 @@ func (u *up) child(ctx context.Context, self, name string, env map[string]string
 		// Its lines are log lines of the same form as ours.
 		Line:        func(line string) { fmt.Fprintln(u.errs, line) },
 		StopTimeout: u.drain + 10*time.Second,
-		Log:         u.log,
+		// While one is gone nothing is served: it comes back soon, each time.
+		MaxBackoff: 2 * time.Second,
+		Log:        u.log,
 	})
 	u.children = append(u.children, c)
 	u.life.start(ctx, name, c.Run)

@@ -226,6 +226,9 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON audit_entries
     FOR EACH ROW EXECUTE FUNCTION aid_append_only();
 CREATE TRIGGER append_only_whole BEFORE TRUNCATE ON audit_entries
     FOR EACH STATEMENT EXECUTE FUNCTION aid_append_only();
+-- A partition can be truncated by its own name, and that trigger is not inherited.
+CREATE TRIGGER append_only_whole BEFORE TRUNCATE ON audit_entries_default
+    FOR EACH STATEMENT EXECUTE FUNCTION aid_append_only();
 
 -- aid_audit_partitions makes the partitions of this month and of the months
 -- after it, each with the same row security as the whole.

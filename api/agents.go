@@ -1,0 +1,207 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/ai-identity/ai-identity/identity"
+)
+
+// Agent is an agent on the wire.
+type Agent struct {
+	ID            string    `json:"id" doc:"Its id, for ever." example:"ag_01k0000000abcdefghjkmnpqrs"`
+	Name          string    `json:"name" doc:"What people call it." example:"support-bot"`
+	Description   string    `json:"description" doc:"What it is for." example:"Customer support assistant"`
+	AllowedModels []string  `json:"allowed_models" nullable:"false" doc:"The models that it may use: names, or patterns in which * stands for anything. Empty: none." example:"gpt-4o"`
+	Team          string    `json:"team" doc:"Whose it is. Policies read it as agent.team." example:"support"`
+	Environment   string    `json:"environment" doc:"Where it runs. Policies read it as agent.environment." example:"prod"`
+	Tier          string    `json:"tier" doc:"Its tier. Policies read it as agent.tier." example:""`
+	Metadata      metadata  `json:"metadata" doc:"What you want policies to know of it, as agent.metadata.NAME."`
+	Status        string    `json:"status" enum:"active,suspended" doc:"Whether it may act." example:"active"`
+	Fingerprint   string    `json:"fingerprint" doc:"A digest of what it is for ever: org, id, the name that it was created with, and when." example:"sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"`
+	CreatedAt     time.Time `json:"created_at" doc:"When it was created, UTC." example:"2026-01-31T12:00:00Z"`
+	UpdatedAt     time.Time `json:"updated_at" doc:"When it was changed last, UTC." example:"2026-01-31T12:00:00Z"`
+	Version       int64     `json:"version" doc:"Counts the changes, from 1. Also in the ETag." example:"1"`
+}
+
+func agentShown(a identity.Agent) Agent {
+	return Agent{
+		ID: a.ID, Name: a.Name, Description: a.Description, AllowedModels: strs(a.AllowedModels), Team: a.Team, Environment: a.Environment,
+		Tier: a.Tier, Metadata: metadata(a.Metadata), Status: string(a.Status), Fingerprint: a.Fingerprint,
+		CreatedAt: a.CreatedAt.UTC(), UpdatedAt: a.UpdatedAt.UTC(), Version: a.Version,
+	}
+}
+
+// NewAgent is what people say of an agent.
+type NewAgent struct {
+	Name          string   `json:"name" minLength:"1" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"What people call it." example:"support-bot"`
+	Description   string   `json:"description,omitzero" maxLength:"1000" doc:"What it is for." example:"Customer support assistant"`
+	AllowedModels []string `json:"allowed_models,omitzero" nullable:"false" maxItems:"200" minLength:"1" maxLength:"256" pattern:"^[!-~]*$" patternDescription:"a model's name or a pattern with * in it" doc:"The models that it may use: names, or patterns in which * stands for anything. Empty: none." example:"gpt-4o,claude-*"`
+	Team          string   `json:"team,omitzero" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"Whose it is. Policies read it as agent.team." example:"support"`
+	Environment   string   `json:"environment,omitzero" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"Where it runs. Policies read it as agent.environment." example:"prod"`
+	Tier          string   `json:"tier,omitzero" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"Its tier. Policies read it as agent.tier." example:"standard"`
+	Metadata      metadata `json:"metadata,omitzero" doc:"What you want policies to know of it, as agent.metadata.NAME: texts, numbers, true or false."`
+	Status        string   `json:"status,omitzero" enum:"active,suspended" default:"active" doc:"Whether it may act." example:"active"`
+}
+
+// put writes what people say into the agent.
+func (n NewAgent) put(a identity.Agent) identity.Agent {
+	a.Name, a.Description, a.AllowedModels, a.Team, a.Environment, a.Tier = n.Name, n.Description, n.AllowedModels, n.Team, n.Environment, n.Tier
+	a.Metadata = identity.Metadata(n.Metadata)
+	a.Status = identity.Status(n.Status)
+	if n.Status == "" {
+		a.Status = identity.Active
+	}
+	return a
+}
+
+func agentSaid(a identity.Agent) NewAgent {
+	return NewAgent{
+		Name: a.Name, Description: a.Description, AllowedModels: a.AllowedModels, Team: a.Team, Environment: a.Environment, Tier: a.Tier,
+		Metadata: metadata(a.Metadata), Status: string(a.Status),
+	}
+}
+
+type agentsIn struct {
+	pages
+	Name        string `query:"name" maxLength:"100" doc:"Only those with this name."`
+	Team        string `query:"team" maxLength:"100" doc:"Only those of this team."`
+	Environment string `query:"environment" maxLength:"100" doc:"Only those in this environment."`
+	Status      string `query:"status" enum:"active,suspended" doc:"Only those with this status."`
+}
+
+func listAgents(ctx context.Context, x *exchange, in *agentsIn) (*paged[Agent], error) {
+	after, err := in.cursor(identity.AgentID)
+	if err != nil {
+		return nil, err
+	}
+	agents, err := identity.ListAgents(ctx, x.tx, after, in.Limit+1, identity.AgentFilter{
+		Name: in.Name, Team: in.Team, Environment: in.Environment, Status: identity.Status(in.Status),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return listed(each(agents, agentShown), in.Limit, func(a Agent) string { return a.ID }), nil
+}
+
+func createAgent(ctx context.Context, x *exchange, in *struct{ Body NewAgent }) (*made[Agent], error) {
+	id, err := x.newID(identity.AgentID)
+	if err != nil {
+		return nil, err
+	}
+	a := in.Body.put(identity.Agent{ID: id, OrgID: x.org, CreatedAt: x.now, UpdatedAt: x.now, Version: 1})
+	a.Fingerprint = identity.Fingerprint(x.org, a.ID, a.Name, a.CreatedAt)
+	if err := identity.InsertAgent(ctx, x.tx, a); err != nil {
+		return nil, err
+	}
+	shown := agentShown(a)
+	if err := x.record(ctx, "agent.created", "agent", a.ID, a.ID, nil, shown); err != nil {
+		return nil, err
+	}
+	return &made[Agent]{Location: "/v1/agents/" + a.ID, ETag: etag(a.Version), Body: shown}, nil
+}
+
+// agent is the one with the id, or a 404 that says which is missing.
+func (x *exchange) agent(ctx context.Context, id string) (identity.Agent, error) {
+	if !isID(identity.AgentID, id) {
+		return identity.Agent{}, notFound("agent", id)
+	}
+	a, err := identity.AgentByID(ctx, x.tx, id)
+	if errors.Is(err, identity.ErrNotFound) {
+		return a, notFound("agent", id)
+	}
+	return a, err
+}
+
+func getAgent(ctx context.Context, x *exchange, in *byID) (*one[Agent], error) {
+	a, err := x.agent(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &one[Agent]{ETag: etag(a.Version), Body: agentShown(a)}, nil
+}
+
+func updateAgent(ctx context.Context, x *exchange, in *struct {
+	byID
+	conditional
+	Body patch[NewAgent]
+}) (*one[Agent], error) {
+	var out *one[Agent]
+	err := freshly(func() error {
+		before, err := x.agent(ctx, in.ID)
+		if err != nil {
+			return err
+		}
+		if err := x.matches(before.Version); err != nil {
+			return err
+		}
+		said, err := in.Body.onto(x.Server, agentSaid(before))
+		if err != nil {
+			return err
+		}
+		after := said.put(before)
+		fields, err := changed(agentShown(before), agentShown(after))
+		if err != nil {
+			return err
+		}
+		if len(fields) == 0 {
+			out = &one[Agent]{ETag: etag(before.Version), Body: agentShown(before)}
+			return nil
+		}
+		after.UpdatedAt = x.now
+		if after, err = identity.UpdateAgent(ctx, x.tx, after); err != nil {
+			return err
+		}
+		out = &one[Agent]{ETag: etag(after.Version), Body: agentShown(after)}
+		return x.record(ctx, "agent.updated", "agent", after.ID, after.ID, agentShown(before), out.Body)
+	})
+	return out, err
+}
+
+// freshly runs change, which reads an object and writes it, until no other change
+// of it came in between. With If-Match the second reading answers 412.
+func freshly(change func() error) error {
+	for try := 0; ; try++ {
+		err := change()
+		if try == 4 || !errors.Is(err, identity.ErrConflict) && !conflict(err) {
+			return err
+		}
+	}
+}
+
+func deleteAgent(ctx context.Context, x *exchange, in *byID) (*nothing, error) {
+	a, err := x.agent(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	if err := identity.DeleteAgent(ctx, x.tx, a.ID); err != nil {
+		return nil, err
+	}
+	return nil, x.record(ctx, "agent.deleted", "agent", a.ID, a.ID, agentShown(a), nil)
+}
+
+// each is f of every element.
+func each[A, B any](as []A, f func(A) B) []B {
+	bs := make([]B, len(as))
+	for i, a := range as {
+		bs[i] = f(a)
+	}
+	return bs
+}
+
+// inList says which element of a list is not one of those that there are.
+func inList(field string, got, known []string) *problem {
+	for i, g := range got {
+		found := false
+		for _, k := range known {
+			found = found || g == k
+		}
+		if !found {
+			return invalid(fieldProblem{fmt.Sprintf("%s[%d]", field, i), quoted(g) + " is not one that there is.", "Take from " + strings.Join(known, ", ") + "."})
+		}
+	}
+	return nil
+}

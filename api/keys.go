@@ -1,0 +1,233 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+// Key is an agent's key on the wire, without the key.
+type Key struct {
+	ID            string     `json:"id" doc:"Its id." example:"key_01k0000000abcdefghjkmnpqrs"`
+	AgentID       string     `json:"agent_id" doc:"Whose it is." example:"ag_01k0000000abcdefghjkmnpqrs"`
+	Name          string     `json:"name" doc:"What people call it." example:"production-key"`
+	Hint          string     `json:"hint" doc:"Its last four characters, to tell it from others." example:"x9Qa"`
+	Status        string     `json:"status" enum:"active,expired,revoked" doc:"Whether it works." example:"active"`
+	Scopes        []string   `json:"scopes" nullable:"false" doc:"The operations that it may be used for." example:"chat:completions"`
+	AllowedModels []string   `json:"allowed_models" nullable:"false" doc:"Of the agent's models, those that it may be used for. Empty: all of the agent's." example:"gpt-4o"`
+	RateLimit     int64      `json:"rate_limit" doc:"Requests per minute; 0: the key sets no limit." example:"100"`
+	RotatedFrom   *string    `json:"rotated_from" doc:"The key that this one replaces." example:"key_01k0000000abcdefghjkmnpqrt"`
+	CreatedAt     time.Time  `json:"created_at" doc:"When it was made, UTC." example:"2026-01-31T12:00:00Z"`
+	ExpiresAt     *time.Time `json:"expires_at" doc:"When it stops working, UTC; null: never." example:"2026-05-01T12:00:00Z"`
+	RevokedAt     *time.Time `json:"revoked_at" doc:"When it was revoked, UTC; null: it was not." example:"2026-03-01T12:00:00Z"`
+}
+
+// MadeKey is the one answer that holds a key.
+type MadeKey struct {
+	Key
+	Secret string `json:"key" doc:"The key. It is shown this once: keep it in a secret store." example:"aid_sk_…"`
+}
+
+// NewKey is what people say of an agent's key.
+type NewKey struct {
+	Name          string   `json:"name" minLength:"1" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"What people call it." example:"production-key"`
+	Scopes        []string `json:"scopes" nullable:"false" minItems:"1" maxItems:"50" maxLength:"64" doc:"The operations that it may be used for; \"*\" is all." example:"chat:completions,embeddings"`
+	AllowedModels []string `json:"allowed_models,omitzero" nullable:"false" maxItems:"200" minLength:"1" maxLength:"256" pattern:"^[!-~]*$" patternDescription:"a model's name or a pattern with * in it" doc:"Of the agent's models, those that it may be used for. Empty: all of the agent's." example:"gpt-4o"`
+	RateLimit     int64    `json:"rate_limit,omitzero" minimum:"0" maximum:"1000000000" doc:"Requests per minute; 0 or nothing: the key sets no limit." example:"100"`
+	ExpiresInDays int64    `json:"expires_in_days,omitzero" minimum:"0" maximum:"3650" doc:"When it stops working, in days from now; 0 or nothing: never." example:"90"`
+}
+
+// Rotation is how a key is rotated.
+type Rotation struct {
+	OverlapSeconds *int64 `json:"overlap_seconds,omitzero" minimum:"0" maximum:"2592000" doc:"How long the old key goes on working. 24 hours if nothing is said; 0: not at all." example:"3600"`
+	OverlapHours   *int64 `json:"overlap_hours,omitzero" minimum:"0" maximum:"720" doc:"The same in hours. Send one of the two." example:"24"`
+	Name           string `json:"name,omitzero" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"What people call the new one; the old one's name if nothing is said." example:"production-key-2"`
+	ExpiresInDays  *int64 `json:"expires_in_days,omitzero" minimum:"0" maximum:"3650" doc:"When the new key stops working, in days from now; 0: never. As long a life as the old one had if nothing is said." example:"90"`
+}
+
+func keyShown(now time.Time) func(identity.Key) Key {
+	return func(k identity.Key) Key {
+		out := Key{
+			ID: k.ID, AgentID: k.AgentID, Name: k.Name, Hint: k.Hint, Status: lifeOf(k.ExpiresAt, k.RevokedAt, now), Scopes: strs(k.Scopes),
+			AllowedModels: strs(k.AllowedModels), RateLimit: k.RateLimit, CreatedAt: k.CreatedAt.UTC(), ExpiresAt: at(k.ExpiresAt), RevokedAt: at(k.RevokedAt),
+		}
+		if k.RotatedFrom != "" {
+			out.RotatedFrom = &k.RotatedFrom
+		}
+		return out
+	}
+}
+
+func lifeOf(expires, revoked, now time.Time) string {
+	switch {
+	case !revoked.IsZero():
+		return "revoked"
+	case !expires.IsZero() && !now.Before(expires):
+		return "expired"
+	}
+	return "active"
+}
+
+func listKeys(ctx context.Context, x *exchange, in *struct {
+	byID
+	pages
+}) (*paged[Key], error) {
+	after, err := in.cursor(identity.KeyID)
+	if err != nil {
+		return nil, err
+	}
+	a, err := x.agent(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := identity.Keys(ctx, x.tx, a.ID)
+	if err != nil {
+		return nil, err
+	}
+	return listed(following(each(keys, keyShown(x.now)), after, func(k Key) string { return k.ID }), in.Limit, func(k Key) string { return k.ID }), nil
+}
+
+// following are the rows after the one with the id, in order of their ids.
+func following[T any](rows []T, after string, id func(T) string) []T {
+	for i, r := range rows {
+		if id(r) > after {
+			return rows[i:]
+		}
+	}
+	return rows[:0]
+}
+
+func createKey(ctx context.Context, x *exchange, in *struct {
+	byID
+	Body NewKey
+}) (*made[MadeKey], error) {
+	a, err := x.agent(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	if p := inList("scopes", in.Body.Scopes, append([]string{"*"}, provider.Scopes()...)); p != nil {
+		return nil, p
+	}
+	secret, k, err := x.mintKey(identity.Key{
+		AgentID: a.ID, Name: in.Body.Name, Scopes: in.Body.Scopes, AllowedModels: in.Body.AllowedModels, RateLimit: in.Body.RateLimit,
+		ExpiresAt: x.expiry(in.Body.ExpiresInDays),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := identity.InsertKey(ctx, x.tx, k); err != nil {
+		return nil, err
+	}
+	return x.madeKey(ctx, "key.created", secret, k)
+}
+
+// mintKey makes a secret, and the key that is kept of it.
+func (x *exchange) mintKey(k identity.Key) (string, identity.Key, error) {
+	secret, hash, err := identity.Mint(identity.AgentKey, x.c.Rand)
+	if err != nil {
+		return "", k, err
+	}
+	k.OrgID, k.Hash, k.Hint, k.CreatedAt = x.org, hash, identity.Hint(secret), x.now
+	k.ID, err = x.newID(identity.KeyID)
+	return secret, k, err
+}
+
+func (x *exchange) madeKey(ctx context.Context, kind, secret string, k identity.Key) (*made[MadeKey], error) {
+	shown := keyShown(x.now)(k)
+	if err := x.record(ctx, kind, "key", k.ID, k.AgentID, nil, shown); err != nil {
+		return nil, err
+	}
+	return &made[MadeKey]{Location: "/v1/agents/" + k.AgentID + "/keys", Body: MadeKey{Key: shown, Secret: secret}}, nil
+}
+
+type keyIn struct {
+	byID
+	KeyID string `path:"key_id" maxLength:"128" doc:"The key's id."`
+}
+
+// key is the agent's key with the id, or a 404 that says which is missing.
+func (x *exchange) keyOf(ctx context.Context, in keyIn) (identity.Key, error) {
+	a, err := x.agent(ctx, in.ID)
+	if err != nil {
+		return identity.Key{}, err
+	}
+	keys, err := identity.Keys(ctx, x.tx, a.ID)
+	if err != nil {
+		return identity.Key{}, err
+	}
+	for _, k := range keys {
+		if k.ID == in.KeyID {
+			return k, nil
+		}
+	}
+	return identity.Key{}, notFound("key", in.KeyID)
+}
+
+func revokeKey(ctx context.Context, x *exchange, in *keyIn) (*nothing, error) {
+	k, err := x.keyOf(ctx, *in)
+	if err != nil || !k.RevokedAt.IsZero() {
+		return nil, err
+	}
+	if err := identity.RevokeKey(ctx, x.tx, k.AgentID, k.ID, x.now); err != nil {
+		return nil, err
+	}
+	before := keyShown(x.now)(k)
+	k.RevokedAt = x.now
+	return nil, x.record(ctx, "key.revoked", "key", k.ID, k.AgentID, before, keyShown(x.now)(k))
+}
+
+func rotateKey(ctx context.Context, x *exchange, in *struct {
+	keyIn
+	Body *Rotation
+}) (*made[MadeKey], error) {
+	rotation := deref(in.Body)
+	overlap := 24 * time.Hour
+	switch {
+	case rotation.OverlapSeconds != nil && rotation.OverlapHours != nil:
+		return nil, invalid(fieldProblem{"overlap_hours", "overlap_hours and overlap_seconds say the same.", "Send one of the two."})
+	case rotation.OverlapSeconds != nil:
+		overlap = time.Duration(*rotation.OverlapSeconds) * time.Second
+	case rotation.OverlapHours != nil:
+		overlap = time.Duration(*rotation.OverlapHours) * time.Hour
+	}
+	old, err := x.keyOf(ctx, in.keyIn)
+	if err != nil {
+		return nil, err
+	}
+	if status := lifeOf(old.ExpiresAt, old.RevokedAt, x.now); status != "active" {
+		return nil, &problem{Status: 409, Code: "key_" + status, Message: "This key is " + status + ": there is nothing to rotate.", Fix: "Create a new key."}
+	}
+	next := old
+	next.RotatedFrom, next.RevokedAt = old.ID, time.Time{}
+	if rotation.Name != "" {
+		next.Name = rotation.Name
+	}
+	switch {
+	case rotation.ExpiresInDays != nil:
+		next.ExpiresAt = x.expiry(*rotation.ExpiresInDays)
+	case !old.ExpiresAt.IsZero():
+		next.ExpiresAt = x.now.Add(old.ExpiresAt.Sub(old.CreatedAt))
+	}
+	secret, next, err := x.mintKey(next)
+	if err != nil {
+		return nil, err
+	}
+	err = identity.RotateKey(ctx, x.tx, old.ID, next, x.now.Add(overlap))
+	if errors.Is(err, identity.ErrConflict) {
+		return nil, &problem{Status: 409, Code: "changed", Message: "This key was revoked or rotated in the meantime.", Fix: "List the agent's keys, and go on from that."}
+	}
+	if err != nil {
+		return nil, err
+	}
+	before, after := keyShown(x.now)(old), old
+	if end := x.now.Add(overlap); after.ExpiresAt.IsZero() || end.Before(after.ExpiresAt) {
+		after.ExpiresAt = end
+	}
+	if err := x.record(ctx, "key.rotated", "key", old.ID, old.AgentID, before, keyShown(x.now)(after)); err != nil {
+		return nil, err
+	}
+	return x.madeKey(ctx, "key.created", secret, next)
+}

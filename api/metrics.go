@@ -1,0 +1,62 @@
+package api
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics counts requests. Labels are of the table, never of a request.
+type metrics struct {
+	requests *prometheus.CounterVec
+	seconds  *prometheus.HistogramVec
+	unknown  *prometheus.CounterVec
+	panics   prometheus.Counter
+	replays  prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "aid_api_requests_total", Help: "Requests answered, by route, method and class of status.",
+		}, []string{"route", "method", "status"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "aid_api_request_seconds", Help: "From the request's headers to its complete answer, by route and method.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 15},
+		}, []string{"route", "method"}),
+		unknown: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "aid_api_unidentified_total", Help: "Requests answered 401, by reason.",
+		}, []string{"reason"}),
+		panics: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "aid_api_panics_total", Help: "Requests that ended in a panic. Not 0: a bug.",
+		}),
+		replays: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "aid_api_replays_total", Help: "Requests answered again from their idempotency key.",
+		}),
+	}
+	// Alarms are on rates of these: they must exist before they happen.
+	for _, reason := range []string{"missing", "malformed", "wrong_kind", "unknown", "revoked", "expired"} {
+		m.unknown.WithLabelValues(reason)
+	}
+	if r == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.unknown, m.panics, m.replays} {
+		if err := r.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func (m *metrics) answered(r *http.Request, status int, took time.Duration) {
+	route, method := "none", "other"
+	if verb, path, ok := strings.Cut(r.Pattern, " "); ok {
+		route, method = path, verb
+	}
+	m.requests.WithLabelValues(route, method, strconv.Itoa(status/100)+"xx").Inc()
+	m.seconds.WithLabelValues(route, method).Observe(took.Seconds())
+}

@@ -1,0 +1,219 @@
+package api
+
+import (
+	"context"
+	"time"
+
+	"github.com/ai-identity/ai-identity/identity"
+)
+
+// Me is who the caller is.
+type Me struct {
+	OrgID     string     `json:"org_id" doc:"The organization." example:"org_01k0000000abcdefghjkmnpqrs"`
+	OrgName   string     `json:"org_name" doc:"What it is called." example:"default"`
+	Tier      string     `json:"tier" doc:"Its tier." example:""`
+	KeyID     string     `json:"key_id" doc:"The key that you sent." example:"okey_01k0000000abcdefghjkmnpqrs"`
+	KeyName   string     `json:"key_name" doc:"What the key is called." example:"first"`
+	Role      string     `json:"role" enum:"admin,auditor,reviewer" doc:"What it may do." example:"admin"`
+	ExpiresAt *time.Time `json:"expires_at" doc:"When the key stops working, UTC; null: never." example:"2027-01-31T12:00:00Z"`
+}
+
+func getMe(ctx context.Context, x *exchange, _ *struct{}) (*one[Me], error) {
+	org, err := identity.OrgByID(ctx, x.tx, x.org)
+	if err != nil {
+		return nil, err
+	}
+	return &one[Me]{Body: Me{OrgID: x.org, OrgName: org.Name, Tier: org.Tier, KeyID: x.key.ID, KeyName: x.key.Name, Role: string(x.key.Role), ExpiresAt: at(x.key.ExpiresAt)}}, nil
+}
+
+// OrgKey is an organization key on the wire, without the key.
+type OrgKey struct {
+	ID        string     `json:"id" doc:"Its id." example:"okey_01k0000000abcdefghjkmnpqrs"`
+	Name      string     `json:"name" doc:"What people call it." example:"ci"`
+	Role      string     `json:"role" enum:"admin,auditor,reviewer" doc:"What it may do." example:"auditor"`
+	Status    string     `json:"status" enum:"active,expired,revoked" doc:"Whether it works." example:"active"`
+	CreatedAt time.Time  `json:"created_at" doc:"When it was made, UTC." example:"2026-01-31T12:00:00Z"`
+	ExpiresAt *time.Time `json:"expires_at" doc:"When it stops working, UTC; null: never." example:"2027-01-31T12:00:00Z"`
+	RevokedAt *time.Time `json:"revoked_at" doc:"When it was revoked, UTC; null: it was not." example:"2026-03-01T12:00:00Z"`
+}
+
+// MadeOrgKey is the one answer that holds an organization key.
+type MadeOrgKey struct {
+	OrgKey
+	Secret string `json:"key" doc:"The key. It is shown this once: keep it in a secret store." example:"aid_org_…"`
+}
+
+// NewOrgKey is what people say of an organization key.
+type NewOrgKey struct {
+	Name          string `json:"name" minLength:"1" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"What people call it." example:"ci"`
+	Role          string `json:"role" enum:"admin,auditor,reviewer" doc:"What it may do." example:"auditor"`
+	ExpiresInDays int64  `json:"expires_in_days,omitzero" minimum:"0" maximum:"3650" doc:"When it stops working, in days from now; 0 or nothing: never." example:"365"`
+}
+
+func orgKeyShown(now time.Time) func(identity.OrgKeyRecord) OrgKey {
+	return func(k identity.OrgKeyRecord) OrgKey {
+		return OrgKey{
+			ID: k.ID, Name: k.Name, Role: string(k.Role), Status: lifeOf(k.ExpiresAt, k.RevokedAt, now),
+			CreatedAt: k.CreatedAt.UTC(), ExpiresAt: at(k.ExpiresAt), RevokedAt: at(k.RevokedAt),
+		}
+	}
+}
+
+func listOrgKeys(ctx context.Context, x *exchange, in *pages) (*paged[OrgKey], error) {
+	after, err := in.cursor(identity.OrgKeyID)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := identity.ListOrgKeys(ctx, x.tx)
+	if err != nil {
+		return nil, err
+	}
+	id := func(k OrgKey) string { return k.ID }
+	return listed(following(each(keys, orgKeyShown(x.now)), after, id), in.Limit, id), nil
+}
+
+func createOrgKey(ctx context.Context, x *exchange, in *struct{ Body NewOrgKey }) (*made[MadeOrgKey], error) {
+	secret, hash, err := identity.Mint(identity.OrgKey, x.c.Rand)
+	if err != nil {
+		return nil, err
+	}
+	id, err := x.newID(identity.OrgKeyID)
+	if err != nil {
+		return nil, err
+	}
+	k := identity.OrgKeyRecord{ID: id, OrgID: x.org, Name: in.Body.Name, Role: identity.Role(in.Body.Role), Hash: hash, CreatedAt: x.now, ExpiresAt: x.expiry(in.Body.ExpiresInDays)}
+	if err := identity.InsertOrgKey(ctx, x.tx, k); err != nil {
+		return nil, err
+	}
+	shown := orgKeyShown(x.now)(k)
+	if err := x.record(ctx, "org_key.created", "org_key", k.ID, "", nil, shown); err != nil {
+		return nil, err
+	}
+	return &made[MadeOrgKey]{Location: "/v1/org-keys", Body: MadeOrgKey{OrgKey: shown, Secret: secret}}, nil
+}
+
+func revokeOrgKey(ctx context.Context, x *exchange, in *byID) (*nothing, error) {
+	// One at a time, so that two admins cannot revoke each other's key and leave none.
+	if _, err := x.tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('aid org_keys ' || $1, 0))`, x.org); err != nil {
+		return nil, err
+	}
+	keys, err := identity.ListOrgKeys(ctx, x.tx)
+	if err != nil {
+		return nil, err
+	}
+	var k *identity.OrgKeyRecord
+	others := 0 // admin keys that work after this one is gone
+	for i := range keys {
+		switch {
+		case keys[i].ID == in.ID:
+			k = &keys[i]
+		case keys[i].Role == identity.Admin && keys[i].ActiveAt(x.now) == nil:
+			others++
+		}
+	}
+	switch {
+	case k == nil:
+		return nil, notFound("organization key", in.ID)
+	case !k.RevokedAt.IsZero():
+		return nil, nil
+	case others == 0 && k.Role == identity.Admin:
+		return nil, &problem{Status: 409, Code: "last_admin_key", Message: "This is the last admin key that works: nobody could manage the organization after it.", Fix: "Create another admin key first."}
+	}
+	if err := identity.RevokeOrgKey(ctx, x.tx, k.ID, x.now); err != nil {
+		return nil, err
+	}
+	before, after := orgKeyShown(x.now)(*k), *k
+	after.RevokedAt = x.now
+	return nil, x.record(ctx, "org_key.revoked", "org_key", k.ID, "", before, orgKeyShown(x.now)(after))
+}
+
+// Node is a node on the wire, without its token.
+type Node struct {
+	ID        string     `json:"id" doc:"Its id." example:"node_01k0000000abcdefghjkmnpqrs"`
+	Name      string     `json:"name" doc:"What people call it." example:"gateway-eu-1"`
+	SPIFFEID  *string    `json:"spiffe_id" doc:"The SPIFFE id of its certificate, if it has one." example:"spiffe://corp.example/ns/ai/sa/gateway"`
+	Status    string     `json:"status" enum:"active,expired,revoked" doc:"Whether it is served." example:"active"`
+	CreatedAt time.Time  `json:"created_at" doc:"When it was made, UTC." example:"2026-01-31T12:00:00Z"`
+	ExpiresAt *time.Time `json:"expires_at" doc:"When it stops being served, UTC; null: never." example:"2027-01-31T12:00:00Z"`
+	RevokedAt *time.Time `json:"revoked_at" doc:"When it was revoked, UTC; null: it was not." example:"2026-03-01T12:00:00Z"`
+}
+
+// MadeNode is the one answer that holds a node's token.
+type MadeNode struct {
+	Node
+	Token string `json:"token,omitzero" doc:"The join token. It is shown this once; a node with a SPIFFE id has none." example:"aid_node_…"`
+}
+
+// NewNode is what people say of a node.
+type NewNode struct {
+	Name          string `json:"name" minLength:"1" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"What people call it." example:"gateway-eu-1"`
+	SPIFFEID      string `json:"spiffe_id,omitzero" maxLength:"2048" pattern:"^(spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+)?$" patternDescription:"a SPIFFE id such as spiffe://corp.example/ns/ai/sa/gateway" doc:"The SPIFFE id of its certificate. With it the node needs no token and gets none." example:"spiffe://corp.example/ns/ai/sa/gateway"`
+	ExpiresInDays int64  `json:"expires_in_days,omitzero" minimum:"0" maximum:"3650" doc:"When it stops being served, in days from now; 0 or nothing: never." example:"365"`
+}
+
+func nodeShown(now time.Time) func(identity.Node) Node {
+	return func(n identity.Node) Node {
+		out := Node{ID: n.ID, Name: n.Name, Status: lifeOf(n.ExpiresAt, n.RevokedAt, now), CreatedAt: n.CreatedAt.UTC(), ExpiresAt: at(n.ExpiresAt), RevokedAt: at(n.RevokedAt)}
+		if n.SPIFFEID != "" {
+			out.SPIFFEID = &n.SPIFFEID
+		}
+		return out
+	}
+}
+
+func listNodes(ctx context.Context, x *exchange, in *pages) (*paged[Node], error) {
+	after, err := in.cursor(identity.NodeID)
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := identity.ListNodes(ctx, x.tx)
+	if err != nil {
+		return nil, err
+	}
+	id := func(n Node) string { return n.ID }
+	return listed(following(each(nodes, nodeShown(x.now)), after, id), in.Limit, id), nil
+}
+
+func createNode(ctx context.Context, x *exchange, in *struct{ Body NewNode }) (*made[MadeNode], error) {
+	id, err := x.newID(identity.NodeID)
+	if err != nil {
+		return nil, err
+	}
+	n := identity.Node{ID: id, OrgID: x.org, Name: in.Body.Name, SPIFFEID: in.Body.SPIFFEID, CreatedAt: x.now, ExpiresAt: x.expiry(in.Body.ExpiresInDays)}
+	token := ""
+	if n.SPIFFEID == "" {
+		if token, n.TokenHash, err = identity.Mint(identity.NodeToken, x.c.Rand); err != nil {
+			return nil, err
+		}
+	}
+	if err := identity.InsertNode(ctx, x.tx, n); err != nil {
+		return nil, err
+	}
+	shown := nodeShown(x.now)(n)
+	if err := x.record(ctx, "node.created", "node", n.ID, "", nil, shown); err != nil {
+		return nil, err
+	}
+	return &made[MadeNode]{Location: "/v1/nodes", Body: MadeNode{Node: shown, Token: token}}, nil
+}
+
+func revokeNode(ctx context.Context, x *exchange, in *byID) (*nothing, error) {
+	nodes, err := identity.ListNodes(ctx, x.tx)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range nodes {
+		if n.ID != in.ID {
+			continue
+		}
+		if !n.RevokedAt.IsZero() {
+			return nil, nil
+		}
+		if err := identity.RevokeNode(ctx, x.tx, n.ID, x.now); err != nil {
+			return nil, err
+		}
+		before := nodeShown(x.now)(n)
+		n.RevokedAt = x.now
+		return nil, x.record(ctx, "node.revoked", "node", n.ID, "", before, nodeShown(x.now)(n))
+	}
+	return nil, notFound("node", in.ID)
+}

@@ -1,0 +1,247 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"path"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+// A Database runs transactions; *store.DB is one.
+type Database interface {
+	// InOrg runs fn in a transaction that sees the rows of one org and no others.
+	// It may run fn again if Postgres asks for that.
+	InOrg(ctx context.Context, org string, fn func(pgx.Tx) error) error
+	// Presenting runs fn in a transaction that sees the one row which a secret with
+	// this hash (hex) opens.
+	Presenting(ctx context.Context, presented string, fn func(pgx.Tx) error) error
+}
+
+// A Recorder puts a change into the org's record, in the change's own
+// transaction; *audit.Chain is one.
+type Recorder interface {
+	Record(ctx context.Context, tx pgx.Tx, org string, e audit.Changed) (audit.Position, error)
+}
+
+// Config is what a Server needs.
+type Config struct {
+	DB     Database
+	Chain  Recorder
+	Sealer *provider.Sealer // of credentials, and of stored answers
+
+	Now  func() time.Time // nil: time.Now
+	Rand io.Reader        // of ids and secrets; nil: crypto/rand
+	Log  *slog.Logger     // nil: slog.Default()
+	// Registerer takes the metrics. Nil: they are counted and not shown.
+	Registerer prometheus.Registerer
+
+	// PublicURL is where clients reach the API, for the description. Empty: the
+	// address that the description was fetched from.
+	PublicURL string
+	// Version is this build's, for the description. Empty: "dev".
+	Version string
+	// Timeout bounds one request's work in the database. 0: 15 s.
+	Timeout time.Duration
+}
+
+// Server answers the management API. It has no life of its own: serve it with a
+// http.Server that has a ReadTimeout, since a body is read before anything else
+// is done with a request.
+type Server struct {
+	c       Config
+	mux     *http.ServeMux
+	huma    huma.API
+	metrics *metrics
+	bodies  map[string]*huma.Schema // of requests, by operation id
+}
+
+// New returns a handler that serves every row of the table.
+func New(c Config) (*Server, error) {
+	if c.DB == nil || c.Chain == nil || c.Sealer == nil {
+		return nil, errors.New("api needs a DB, a Chain and a Sealer")
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Rand == nil {
+		c.Rand = rand.Reader
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.Version == "" {
+		c.Version = "dev"
+	}
+	if c.Timeout == 0 {
+		c.Timeout = 15 * time.Second
+	}
+	s := &Server{c: c, mux: http.NewServeMux(), bodies: make(map[string]*huma.Schema)}
+	var err error
+	if s.metrics, err = newMetrics(c.Registerer); err != nil {
+		return nil, fmt.Errorf("registering the api's metrics: %w", err)
+	}
+	s.huma = humago.New(s.mux, s.description())
+	for _, r := range routes() {
+		r.mount(s, r)
+	}
+	if err := s.publish(); err != nil {
+		return nil, fmt.Errorf("describing the api: %w", err)
+	}
+	return s, nil
+}
+
+// ServeHTTP answers one request. Nothing is sent before the answer is complete, so
+// that a failure half way is a whole 500 and not half an answer.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	began := s.c.Now()
+	id := s.requestID(r)
+	ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), requestIDKey{}, id), s.c.Timeout)
+	defer cancel()
+	r = r.WithContext(ctx)
+
+	a := &answer{header: make(http.Header)}
+	func() {
+		defer func() {
+			if p := recover(); p != nil {
+				s.panicked(ctx, p)
+				a.reset()
+				write(a, id, internal())
+			}
+		}()
+		s.dispatch(a, r)
+	}()
+
+	h := w.Header()
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Cache-Control", "no-store") // one in a few answers holds a secret
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	for name, values := range a.header {
+		h[name] = values
+	}
+	h.Set("X-Request-ID", id)
+	status := a.status
+	if status == 0 {
+		status = http.StatusOK
+	}
+	if status != http.StatusNoContent && status != http.StatusNotModified {
+		h.Set("Content-Length", strconv.Itoa(a.body.Len()))
+	}
+	w.WriteHeader(status)
+	_, _ = w.Write(a.body.Bytes()) // the client may be gone; there is nobody to tell
+
+	s.metrics.answered(r, status, s.c.Now().Sub(began))
+	s.c.Log.DebugContext(ctx, "answered", "request", id, "route", r.Pattern, "status", status)
+}
+
+// dispatch finds the row, or says in JSON that there is none. The mux that finds
+// it is the one that serves it: there is no second opinion on what a path is.
+func (s *Server) dispatch(w *answer, r *http.Request) {
+	// The mux would redirect these to what it takes them for. Nobody who means
+	// well sends them.
+	if p := r.URL.Path; p != path.Clean(p) && p != path.Clean(p)+"/" {
+		write(w, requestIDOf(r.Context()), noSuchPath())
+		return
+	}
+	h, pattern := s.mux.Handler(r)
+	if pattern != "" {
+		s.mux.ServeHTTP(w, r)
+		return
+	}
+	none := &answer{header: make(http.Header)}
+	h.ServeHTTP(none, r)
+	p := noSuchPath()
+	if none.status == http.StatusMethodNotAllowed {
+		allow := none.header.Get("Allow")
+		w.header.Set("Allow", allow)
+		p = &problem{Status: http.StatusMethodNotAllowed, Code: "method_not_allowed", Message: "This path does not take " + word(r.Method) + ".", Fix: "Use " + strings.ReplaceAll(allow, ", ", " or ") + "."}
+	}
+	write(w, requestIDOf(r.Context()), p)
+}
+
+func noSuchPath() *problem {
+	return &problem{Status: http.StatusNotFound, Code: "no_such_path", Message: "There is nothing at this path.", Fix: "See /docs for the paths there are. A path has no slash at its end."}
+}
+
+// word is s if it is short and harmless, for showing it back.
+func word(s string) string {
+	if len(s) > 20 || strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != "" {
+		return "this method"
+	}
+	return s
+}
+
+// panicked logs what the runtime says and no more: a value could be anything, a
+// secret too.
+func (s *Server) panicked(ctx context.Context, p any) {
+	what := fmt.Sprintf("%T", p)
+	if re, ok := p.(runtime.Error); ok {
+		what = re.Error()
+	}
+	stack := make([]byte, 16<<10)
+	stack = stack[:runtime.Stack(stack, false)]
+	s.metrics.panics.Inc()
+	s.c.Log.ErrorContext(ctx, "request panicked", "request", requestIDOf(ctx), "err", what, "stack", string(stack))
+}
+
+type requestIDKey struct{}
+
+func requestIDOf(ctx context.Context) string {
+	id, _ := ctx.Value(requestIDKey{}).(string)
+	return id
+}
+
+// requestID is Envoy's if it looks like an id, else our own.
+func (s *Server) requestID(r *http.Request) string {
+	if ids := r.Header["X-Request-Id"]; len(ids) == 1 && sane(ids[0]) {
+		return ids[0]
+	}
+	id, err := identity.NewID("req_", s.c.Now(), s.c.Rand)
+	if err != nil {
+		return "req_none"
+	}
+	return id
+}
+
+func sane(id string) bool {
+	return len(id) >= 8 && len(id) <= 64 && strings.Trim(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == ""
+}
+
+// answer is what will be sent.
+type answer struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (a *answer) Header() http.Header         { return a.header }
+func (a *answer) Write(b []byte) (int, error) { return a.body.Write(b) }
+
+func (a *answer) WriteHeader(status int) {
+	if a.status == 0 {
+		a.status = status
+	}
+}
+
+func (a *answer) reset() {
+	a.header, a.status = make(http.Header), 0
+	a.body.Reset()
+}

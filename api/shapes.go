@@ -1,0 +1,107 @@
+package api
+
+import (
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The shapes that all resources share.
+
+// list is a page of a list.
+type list[T any] struct {
+	Data    []T     `json:"data" nullable:"false" doc:"The page."`
+	HasMore bool    `json:"has_more" doc:"Whether there is another page after this one."`
+	Next    *string `json:"next" doc:"What to send as after for the next page; null on the last one."`
+}
+
+// listed makes a page from up to limit+1 rows.
+func listed[T any](rows []T, limit int, cursor func(T) string) *paged[T] {
+	l := list[T]{Data: rows}
+	if len(rows) > limit {
+		l.Data, l.HasMore = rows[:limit], true
+		next := cursor(l.Data[limit-1])
+		l.Next = &next
+	}
+	return &paged[T]{Body: l}
+}
+
+type paged[T any] struct{ Body list[T] }
+
+type one[T any] struct {
+	ETag string `header:"ETag" doc:"The version, for a later If-Match."`
+	Body T
+}
+
+// made is the answer to a POST. It survives being written down as JSON, since that
+// is how it is kept for its idempotency key.
+type made[T any] struct {
+	Location string `header:"Location" doc:"Where it is."`
+	ETag     string `header:"ETag" doc:"The version, for a later If-Match."`
+	Replayed string `header:"Idempotency-Replayed" doc:"true if this answer was given before, to the same Idempotency-Key."`
+	Body     T
+}
+
+func (m *made[T]) replayed() { m.Replayed = "true" }
+
+type nothing struct{}
+
+// pages are the parameters of a list.
+type pages struct {
+	Limit int    `query:"limit" minimum:"1" maximum:"100" default:"20" doc:"How many at most."`
+	After string `query:"after" maxLength:"128" doc:"The next of the page before: what follows it is listed." example:"ag_01k0000000abcdefghjkmnpqrs"`
+}
+
+// cursor checks After, which is the id of the last object of the page before.
+func (p pages) cursor(prefix string) (string, error) {
+	if p.After != "" && !isID(prefix, p.After) {
+		return "", invalid(fieldProblem{"after", "after is not a cursor of this list.", "Send the next of the page before, or leave it out for the first page."})
+	}
+	return p.After, nil
+}
+
+type byID struct {
+	ID string `path:"id" maxLength:"128" doc:"Its id."`
+}
+
+// conditional is the header of a PATCH. It is read by the guard, all of it; this
+// is for the description.
+type conditional struct {
+	IfMatch string `header:"If-Match" doc:"Change it only if its ETag is this." example:"\"3\""`
+}
+
+func etag(version int64) string { return `"` + strconv.FormatInt(version, 10) + `"` }
+
+// matches says whether the caller's If-Match permits a change of that version.
+// RFC 9110 section 13.1.1: a weak tag never matches.
+func (c *caller) matches(version int64) error {
+	if len(c.ifMatch) == 0 {
+		return nil
+	}
+	for _, tag := range strings.Split(strings.Join(c.ifMatch, ","), ",") {
+		if tag = strings.TrimSpace(tag); tag == "*" || tag == etag(version) {
+			return nil
+		}
+	}
+	return &problem{
+		Status: 412, Code: "changed", Message: "It was changed since the version that you saw.", Field: "If-Match",
+		Fix: "Get it again, look at what changed, and send the patch with its new ETag, " + etag(version) + ".",
+	}
+}
+
+// at is a time on the wire: UTC, or nothing for never.
+func at(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+// strs is never nil: an empty list is [] on the wire.
+func strs(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}

@@ -1,0 +1,157 @@
+package audit
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Keys are the HMAC keys of the chain, by epoch. The newest epoch seals; the
+// others verify what was sealed in theirs. They are one set for all orgs. The
+// zero Keys has none. Keys never print.
+type Keys struct {
+	byEpoch map[int32][]byte
+	newest  int32
+}
+
+// ParseKeys reads lines of the form "EPOCH HEX": a number from 1 and 32 to 64
+// bytes. Empty lines and those that begin with # are left out. At least one key
+// must be there, and none twice. The error names the line and never quotes it.
+func ParseKeys(lines []string) (Keys, error) {
+	k := Keys{byEpoch: make(map[int32][]byte)}
+	for i, line := range lines {
+		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
+			continue
+		}
+		part := strings.Fields(line)
+		if len(part) != 2 {
+			return Keys{}, fmt.Errorf("line %d: a key is EPOCH HEX", i+1)
+		}
+		epoch, err := strconv.ParseInt(part[0], 10, 32)
+		if err != nil || epoch < 1 {
+			return Keys{}, fmt.Errorf("line %d: the epoch is a number from 1 to %d", i+1, math.MaxInt32)
+		}
+		key, err := hex.DecodeString(part[1])
+		if err != nil || len(key) < 32 || len(key) > sha256.BlockSize {
+			return Keys{}, fmt.Errorf("line %d: the key has from 64 to %d hex digits", i+1, 2*sha256.BlockSize)
+		}
+		for e, other := range k.byEpoch {
+			if e == int32(epoch) || hmac.Equal(key, other) {
+				return Keys{}, fmt.Errorf("line %d: the epoch or its key is there twice", i+1)
+			}
+		}
+		k.byEpoch[int32(epoch)] = key
+		k.newest = max(k.newest, int32(epoch))
+	}
+	if k.newest == 0 {
+		return Keys{}, errors.New("there is no key: a line is EPOCH HEX")
+	}
+	return k, nil
+}
+
+// Format keeps keys out of whatever prints them.
+func (k Keys) Format(s fmt.State, _ rune) {
+	fmt.Fprintf(s, "audit.Keys of epochs %v", slices.Sorted(maps.Keys(k.byEpoch)))
+}
+
+// link is everything that an entry's MAC covers. docs/audit.md says it in words.
+type link struct {
+	epoch      int32
+	org        string
+	seq        int64
+	appendedAt time.Time
+	writer     string
+	writerSeq  int64
+	kind       string
+	prev       []byte // the MAC of the entry before; empty for the first
+	entry      []byte
+}
+
+// linkDomain keeps a MAC of ours from meaning anything else under the same key.
+const linkDomain = "aid audit chain v1\x00"
+
+// A sealer computes the MACs of one epoch.
+type sealer struct {
+	h   hash.Hash
+	buf []byte
+}
+
+// sealer returns false if there is no key of the epoch.
+func (k Keys) sealer(epoch int32) (*sealer, bool) {
+	key, ok := k.byEpoch[epoch]
+	if !ok {
+		return nil, false
+	}
+	return &sealer{h: hmac.New(sha256.New, key)}, true
+}
+
+// mac returns HMAC-SHA256 over l. Every part has a fixed width or its length
+// before it, so that no two links have the same bytes.
+func (s *sealer) mac(l link) [32]byte {
+	b := append(s.buf[:0], linkDomain...)
+	b = binary.BigEndian.AppendUint64(b, uint64(l.epoch))
+	b = binary.BigEndian.AppendUint64(b, uint64(l.seq))
+	b = binary.BigEndian.AppendUint64(b, uint64(l.appendedAt.UnixMicro()))
+	b = binary.BigEndian.AppendUint64(b, uint64(l.writerSeq))
+	for _, part := range []string{l.org, l.writer, l.kind} {
+		b = binary.BigEndian.AppendUint64(b, uint64(len(part)))
+		b = append(b, part...)
+	}
+	for _, part := range [][]byte{l.prev, l.entry} {
+		b = binary.BigEndian.AppendUint64(b, uint64(len(part)))
+		b = append(b, part...)
+	}
+	s.buf = b
+	s.h.Reset()
+	s.h.Write(b)
+	return [32]byte(s.h.Sum(nil))
+}
+
+// KindMalformed is the kind under which a record is in the chain whose entry could
+// not be read, or says that it is another org's or writer's. Its bytes are as they
+// came. It is kept because a record must not vanish, and must not keep those
+// behind it from being taken.
+const KindMalformed = "malformed"
+
+// columns are what an entry is found by in the database. They say nothing that
+// the entry does not, so that Verify can tell when they were changed: what they
+// are made of must never change.
+type columns struct {
+	kind    string
+	time    time.Time
+	agent   string
+	request string
+}
+
+// describe returns the columns of an entry that writer wrote for org, and the
+// entry itself; nil if it is malformed.
+func describe(org, writer string, entry []byte, appendedAt time.Time) (columns, Entry) {
+	malformed := columns{kind: KindMalformed, time: appendedAt}
+	e, err := Parse(entry)
+	if err != nil {
+		return malformed, nil
+	}
+	h := e.Head()
+	if h.Org != org || h.Writer != writer || h.Kind == KindMalformed {
+		return malformed, nil
+	}
+	return columns{
+		kind: column(h.Kind, maxWord), time: h.Time.UTC(), agent: column(h.AgentID, maxID), request: column(h.RequestID, maxID),
+	}, e
+}
+
+// column is s as a text column can hold it: Postgres knows no NUL, and an index
+// no long strings. An entry of ours is not changed by it.
+func column(s string, limit int) string {
+	return bounded(strings.ReplaceAll(s, "\x00", "\ufffd"), limit)
+}

@@ -1,0 +1,156 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// disk does what a Writer asks of its directory, one operation at a time, so that
+// a test can let any of them fail: before it was done, or after.
+type disk struct {
+	dir   string
+	fault func(o operation, do func() error) error // nil: none
+}
+
+// operation is one thing that is about to be done.
+type operation struct {
+	name string // "create", "write", "sync", "rename", "remove", "syncdir"
+	path string
+	file *os.File // of "write"
+	data []byte   // of "write"
+}
+
+func (d disk) do(o operation, f func() error) error {
+	if d.fault != nil {
+		return d.fault(o, f)
+	}
+	return f()
+}
+
+func (d disk) path(name string) string { return filepath.Join(d.dir, name) }
+
+func (d disk) create(path string) (f *os.File, err error) {
+	err = d.do(operation{name: "create", path: path}, func() error {
+		f, err = os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+		return err
+	})
+	if err != nil {
+		if f != nil {
+			_ = f.Close()
+		}
+		return nil, err
+	}
+	return f, nil
+}
+
+func (d disk) write(f *os.File, data []byte) error {
+	return d.do(operation{name: "write", path: f.Name(), file: f, data: data}, func() error {
+		_, err := f.Write(data)
+		return err
+	})
+}
+
+func (d disk) sync(f *os.File) error {
+	return d.do(operation{name: "sync", path: f.Name()}, f.Sync)
+}
+
+func (d disk) rename(from, to string) error {
+	return d.do(operation{name: "rename", path: to}, func() error { return os.Rename(from, to) })
+}
+
+func (d disk) remove(path string) error {
+	return d.do(operation{name: "remove", path: path}, func() error { return os.Remove(path) })
+}
+
+// syncDir makes durable which files there are. Without it a file that was synced
+// can be gone after a power failure, name and all.
+func (d disk) syncDir() error {
+	return d.do(operation{name: "syncdir", path: d.dir}, func() error { return syncDir(d.dir) })
+}
+
+func syncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// makeDir makes a directory, and its place in the one above it, durable.
+func makeDir(path string) error {
+	if info, err := os.Stat(path); err == nil {
+		if !info.IsDir() {
+			return fmt.Errorf("%s is not a directory", path)
+		}
+		return nil
+	}
+	above := filepath.Dir(filepath.Clean(path))
+	if above == path {
+		return fmt.Errorf("%s cannot be made", path)
+	}
+	if err := makeDir(above); err != nil {
+		return err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return syncDir(above)
+}
+
+// free returns how many bytes an unprivileged process may still write.
+func (d disk) free() (int64, error) {
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(d.dir, &s); err != nil {
+		return 0, fmt.Errorf("asking for the free space of %s: %w", d.dir, err)
+	}
+	return int64(s.Bavail) * int64(s.Bsize), nil
+}
+
+// place puts a complete file at its final name, durably: whoever finds a file of
+// that name finds all of it. It returns the file, open for what is to follow.
+func (d disk) place(name string, fill func(f *os.File) error) (*os.File, error) {
+	path := d.path(name)
+	f, err := d.create(path + temporarySuffix)
+	if err != nil {
+		return nil, err
+	}
+	err = fill(f)
+	if err == nil {
+		err = d.sync(f)
+	}
+	if err == nil {
+		err = d.rename(path+temporarySuffix, path)
+	}
+	if err == nil {
+		err = d.syncDir()
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+const temporarySuffix = ".tmp"
+
+// lock makes the directory ours for as long as the file it returns is open. The
+// kernel lets go of it when the process ends, however it ends.
+func lock(dir string) (*os.File, error) {
+	path := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%s is in use by another process: stop that one (`fuser %s` names it), or give this one a directory of its own", dir, path)
+		}
+		return nil, fmt.Errorf("locking %s: %w", path, err)
+	}
+	return f, nil
+}

@@ -1,0 +1,113 @@
+package audit
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics are those of a Writer.
+type metrics struct {
+	append, sync, batch             prometheus.Histogram
+	failures, dropped               prometheus.Counter
+	recovered, truncated            prometheus.Counter
+	shipped, shipFailures           prometheus.Counter
+	bytes, lagRecords, lagAge, free prometheus.GaugeFunc
+	unsettled, writable             prometheus.GaugeFunc
+}
+
+func newMetrics(w *Writer) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "aid_audit_" + name, Help: help})
+	}
+	seconds := func(name, help string) prometheus.Histogram {
+		return prometheus.NewHistogram(prometheus.HistogramOpts{Name: "aid_audit_" + name, Help: help, Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16)})
+	}
+	gauge := func(name, help string, f func() float64) prometheus.GaugeFunc {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "aid_audit_" + name, Help: help}, f)
+	}
+	locked := func(f func() float64) func() float64 {
+		return func() float64 {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return f()
+		}
+	}
+	return &metrics{
+		append: seconds("append_seconds", "From an entry to its being durable."),
+		sync:   seconds("sync_seconds", "Writing one batch and making it durable."),
+		batch: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "aid_audit_batch_records", Help: "Records made durable together.", Buckets: prometheus.ExponentialBuckets(1, 2, 13),
+		}),
+		failures:     counter("write_failures_total", "Segments that could not be written or made durable. Not 0: look at the disk."),
+		dropped:      counter("dropped_total", "Entries that nobody waited for and that could not be kept. Not 0: exchanges are settled as unknown."),
+		recovered:    counter("recovered_total", "Exchanges that a crash left unsettled, settled as unknown at the start."),
+		truncated:    counter("truncated_bytes_total", "Bytes of a write that a crash cut short, dropped at the start."),
+		shipped:      counter("shipped_records_total", "Records that the control plane has committed."),
+		shipFailures: counter("ship_failures_total", "Batches that the control plane did not take."),
+		bytes: gauge("segment_bytes", "Bytes of all segments on the disk.", locked(func() float64 {
+			return float64(w.bytesLocked())
+		})),
+		lagRecords: gauge("lag_records", "Durable records that the control plane does not have.", locked(func() float64 {
+			return float64(w.lagLocked())
+		})),
+		lagAge: gauge("lag_seconds", "Age of the oldest of them.", locked(func() float64 {
+			if w.oldest.IsZero() {
+				return 0
+			}
+			return max(0, w.c.Now().Sub(w.oldest).Seconds())
+		})),
+		free: gauge("free_bytes", "Free bytes on the disk of the segments; -1: cannot be said.", func() float64 {
+			n, err := w.disk.free()
+			if err != nil {
+				return -1
+			}
+			return float64(n)
+		}),
+		unsettled: gauge("unsettled", "Allowed decisions that have no settlement yet.", func() float64 { return float64(w.unsettled.Load()) }),
+		writable: gauge("writable", "1 if entries are accepted, 0 if requests are refused because they cannot be recorded.", func() float64 {
+			if w.Ready() != nil {
+				return 0
+			}
+			return 1
+		}),
+	}
+}
+
+func (m *metrics) register(r prometheus.Registerer) error {
+	if r == nil {
+		return nil
+	}
+	return registerAll(r, m.append, m.sync, m.batch, m.failures, m.dropped, m.recovered, m.truncated, m.shipped, m.shipFailures,
+		m.bytes, m.lagRecords, m.lagAge, m.free, m.unsettled, m.writable)
+}
+
+func registerAll(r prometheus.Registerer, cs ...prometheus.Collector) error {
+	for _, c := range cs {
+		if err := r.Register(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// chainMetrics are those of a Chain.
+type chainMetrics struct {
+	chained, resent, malformed, refused prometheus.Counter
+	append                              prometheus.Histogram
+}
+
+func newChainMetrics(r prometheus.Registerer) (*chainMetrics, error) {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "aid_audit_chain_" + name, Help: help})
+	}
+	m := &chainMetrics{
+		chained:   counter("entries_total", "Entries appended to the chains of orgs."),
+		resent:    counter("resent_total", "Records that were sent again and were there already."),
+		malformed: counter("malformed_total", "Records whose entry could not be read. They are in the chain as they came. Not 0: a writer is broken."),
+		refused:   counter("refused_total", "Batches that no writer of ours sends, refused. Not 0: look at the log."),
+		append: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "aid_audit_chain_append_seconds", Help: "Appending one batch of one org.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
+		}),
+	}
+	if r == nil {
+		return m, nil
+	}
+	return m, registerAll(r, m.chained, m.resent, m.malformed, m.refused, m.append)
+}

@@ -1,0 +1,247 @@
+package audit
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+)
+
+// recover reads what an earlier process left, and makes the Writer ready to write.
+func (w *Writer) recover() error {
+	if err := w.removeTemporary(); err != nil {
+		return err
+	}
+	segs, err := listSegments(w.c.Dir)
+	if err != nil {
+		return err
+	}
+	if len(segs) == 0 {
+		// Nothing is left of whoever wrote here before, not even how far it got. A
+		// new id makes sure that no sequence number is given twice.
+		if w.id, err = newWriterID(w.c.Now(), w.c.Rand); err != nil {
+			return err
+		}
+		w.next = 1
+		return w.begin()
+	}
+	open, err := w.readAll(segs)
+	if err != nil {
+		return err
+	}
+	if w.book, err = readBook(open, w.id); err != nil {
+		return err
+	}
+	if last := w.last(); !last.empty() {
+		if err := w.rewrite(last); err != nil {
+			return err
+		}
+	}
+	if err := w.begin(); err != nil {
+		return err
+	}
+	return w.settleAll()
+}
+
+// removeTemporary removes files that never got their name.
+func (w *Writer) removeTemporary() error {
+	files, err := os.ReadDir(w.c.Dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if strings.HasSuffix(f.Name(), segmentSuffix+temporarySuffix) {
+			if err := w.disk.remove(w.disk.path(f.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// readAll checks all segments, oldest first, and returns the decisions that have
+// no settlement: the head of the last one says which there were when it began.
+func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
+	heads := make([]head, len(segs))
+	files := make([]*os.File, len(segs))
+	defer func() {
+		for _, f := range files {
+			if f != nil {
+				_ = f.Close()
+			}
+		}
+	}()
+	for i, seg := range segs {
+		var err error
+		if files[i], err = os.Open(seg.path); err != nil {
+			return nil, err
+		}
+		if heads[i], err = readHead(seg.path, files[i], seg.size); err != nil {
+			return nil, err
+		}
+		h := heads[i]
+		seg.start = h.start
+		switch {
+		case h.first != seg.first:
+			return nil, &damage{seg.path, int64(len(magic)), fmt.Sprintf("it begins with record %d, not with that of its name", h.first)}
+		case h.writer != heads[0].writer:
+			return nil, &damage{seg.path, int64(len(magic)), fmt.Sprintf("writer %s wrote it, and %s the ones before", h.writer, heads[0].writer)}
+		case i > 0 && h.durable < heads[i-1].durable:
+			return nil, &damage{seg.path, int64(len(magic)), fmt.Sprintf("it vouches for record %d, and the segment before for %d", h.durable, heads[i-1].durable)}
+		}
+	}
+
+	durable := heads[0].durable // where what counts ends, so far
+	for i, seg := range segs[:len(segs)-1] {
+		until := heads[i+1].durable
+		if err := scan(seg, files[i], until, func(frame) {}); err != nil {
+			return nil, err
+		}
+		if !seg.empty() {
+			durable = seg.last
+		}
+		if durable != until {
+			return nil, &damage{seg.path, seg.end, fmt.Sprintf("record %d is the last one here, and the next segment vouches for %d", durable, until)}
+		}
+	}
+
+	i := len(segs) - 1
+	last := segs[i]
+	open := make(map[uint64]frame)
+	for _, f := range heads[i].open {
+		open[f.seq] = f
+	}
+	err := scan(last, files[i], noLimit, func(f frame) {
+		switch f.kind {
+		case kindAllowed:
+			f.body = slices.Clone(f.body)
+			open[f.seq] = f
+		case kindSettled:
+			delete(open, f.ref)
+		}
+	})
+	if err != nil {
+		if err := w.cutShort(last, files[i], err); err != nil {
+			return nil, err
+		}
+	}
+	if !last.empty() {
+		durable = last.last
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.id, w.segs, w.durable, w.acked = heads[0].writer, segs, durable, segs[0].first-1
+	// Behind what the last head took back, too: those numbers are used.
+	w.next = last.last + 1
+	if w.durable > w.acked {
+		w.oldest = w.c.Now()
+	}
+	return open, nil
+}
+
+const noLimit = 1<<64 - 1
+
+// cutShort decides whether damage in the last segment is a write that a crash cut
+// short: only that may be dropped, since only of that nobody was told that it is
+// durable. It is the last batch, and a batch is written only once the one before
+// it is durable and its callers may have been told. So if anything of a later
+// batch can be read behind the damage, what is damaged was durable once, and the
+// disk has lost it.
+//
+// What this cannot tell apart: the very last batch before a crash, written,
+// acknowledged, and then spoiled on the disk, with nothing after it. A segment
+// that was closed or followed by another has no such batch: the next head vouches
+// for the end of it.
+func (w *Writer) cutShort(last *segment, f *os.File, found error) error {
+	if !isDamage(found) {
+		return found
+	}
+	proof, ok, err := acknowledged(last.path, f, last.end, last.size, last.last+1)
+	if err != nil {
+		return err
+	}
+	if ok {
+		return fmt.Errorf("%w; the record at byte %d shows that it was durable once", found, proof)
+	}
+	w.metrics.truncated.Add(float64(last.size - last.end))
+	w.c.Log.Warn("audit segment ends in a write that was cut short; nobody was told that it is durable",
+		"path", last.path, "end", last.end, "bytes", last.size-last.end, "err", found)
+	return nil
+}
+
+// rewrite makes what was read from the last segment durable, in a new file under
+// the same name. That we can read it does not mean that the disk has it: if the
+// earlier process died of a failed fsync, the pages may be in memory only, marked
+// clean, and another fsync of the same file would not write them.
+func (w *Writer) rewrite(last *segment) error {
+	old, err := os.Open(last.path)
+	if err != nil {
+		return err
+	}
+	defer old.Close()
+	b := make([]byte, last.end)
+	if _, err := io.ReadFull(old, b); err != nil {
+		return fmt.Errorf("reading %s: %w", last.path, err)
+	}
+	f, err := w.disk.place(segmentName(last.first), func(f *os.File) error { return w.disk.write(f, b) })
+	if err != nil {
+		return fmt.Errorf("writing the last segment again: %w", err)
+	}
+	last.size = last.end
+	return f.Close()
+}
+
+// readBook makes the settlements to write for decisions that have none.
+func readBook(open map[uint64]frame, writer string) (book, error) {
+	b := newBook()
+	for _, f := range open {
+		e, err := Parse(f.body)
+		if err != nil {
+			return book{}, fmt.Errorf("reading the decision of record %d: %w", f.seq, err)
+		}
+		var s Settled
+		switch e := e.(type) {
+		case Decided:
+			s = unknownSettlement(e)
+		case Settled: // from a head
+			s = e
+		default:
+			return book{}, fmt.Errorf("record %d is marked as a decision and is none", f.seq)
+		}
+		s.Org, s.Writer, s.DecidedSeq = f.name, writer, f.seq
+		b.open(s)
+	}
+	return b, nil
+}
+
+// frames returns the book as the head of a segment holds it.
+func (b *book) frames() []frame {
+	fs := make([]frame, 0, len(b.bySeq))
+	for seq, s := range b.bySeq {
+		fs = append(fs, frame{kind: kindOpen, seq: seq, name: s.Org, body: s.Encode()})
+	}
+	slices.SortFunc(fs, func(a, b frame) int { return cmp.Compare(a.seq, b.seq) })
+	return fs
+}
+
+// settleAll writes for each decision in the book that its end is not known.
+func (w *Writer) settleAll() error {
+	b := &batch{done: make(chan struct{})}
+	now := w.c.Now()
+	for _, f := range w.book.frames() {
+		s := w.book.bySeq[f.seq]
+		s.Time = now
+		b.items = append(b.items, item{org: s.Org, entry: s.Encode(), waited: true, settled: &s})
+	}
+	if len(b.items) == 0 {
+		return nil
+	}
+	if !w.commit(b) {
+		return b.err
+	}
+	w.metrics.recovered.Add(float64(len(b.items)))
+	w.c.Log.Warn("exchanges were in progress when the process ended; how they ended is not known", "count", len(b.items))
+	return nil
+}

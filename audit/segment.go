@@ -1,0 +1,362 @@
+package audit
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// A segment is a file of records. It is called after the sequence number of its
+// first one, and holds
+//
+//	magic    "AIDSEG1\n"
+//	head     one frame: who writes, where this file begins, what was durable before
+//	open     one frame for each allowed decision that had no settlement then
+//	records  frames, appended batch by batch
+//
+// Magic, head and open are complete before the file gets its name. A batch is
+// written at once and is durable before the next one is written. A frame is
+//
+//	4 bytes  length of all that follows the sum, big endian, as all numbers are
+//	4        CRC-32C of all that follows
+//	1        kind
+//	8        seq
+//	8        mark
+//	8        ref
+//	1        length of name
+//	…        name
+//	…        body
+//
+// and its fields mean
+//
+//	kind      seq             mark                  ref              name    body
+//	head      of the 1st      the last that was     open frames      writer  —
+//	          record here     durable before
+//	open      the decision's  0                     0                org     the settlement to write if nobody else does
+//	record    its own         of its batch's 1st    0                org     entry
+//	allowed   its own         of its batch's 1st    0                org     entry, a decision to allow
+//	settled   its own         of its batch's 1st    the decision's   org     entry, its settlement
+//
+// The mark is what makes damage tell itself from a write that a crash cut short:
+// a record whose batch begins at M proves that everything before M was durable.
+// The mark of a head does the same for the files before it, and says where they
+// end: a record behind it is one whose writing failed, and whose caller knows.
+type frame struct {
+	kind byte
+	seq  uint64
+	mark uint64
+	ref  uint64
+	name string
+	body []byte
+}
+
+const (
+	magic = "AIDSEG1\n"
+
+	kindHead    = 'H'
+	kindOpen    = 'O'
+	kindRecord  = 'R'
+	kindAllowed = 'D'
+	kindSettled = 'S'
+
+	frameSum   = 8           // length and sum
+	frameFixed = 1 + 3*8 + 1 // kind to length of name
+	maxFrame   = frameFixed + maxID + MaxEntryBytes
+
+	segmentSuffix = ".seg"
+)
+
+func segmentName(first uint64) string { return fmt.Sprintf("%020d%s", first, segmentSuffix) }
+
+func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
+
+func appendFrame(b []byte, f frame) []byte {
+	start := len(b)
+	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0, f.kind)
+	b = binary.BigEndian.AppendUint64(b, f.seq)
+	b = binary.BigEndian.AppendUint64(b, f.mark)
+	b = binary.BigEndian.AppendUint64(b, f.ref)
+	b = append(b, byte(len(f.name)))
+	b = append(b, f.name...)
+	b = append(b, f.body...)
+	p := b[start+frameSum:]
+	binary.BigEndian.PutUint32(b[start:], uint32(len(p)))
+	binary.BigEndian.PutUint32(b[start+4:], checksum(p))
+	return b
+}
+
+// parseFrame reads what follows the sum, which was found right.
+func parseFrame(p []byte) (frame, bool) {
+	f := frame{
+		kind: p[0],
+		seq:  binary.BigEndian.Uint64(p[1:]),
+		mark: binary.BigEndian.Uint64(p[9:]),
+		ref:  binary.BigEndian.Uint64(p[17:]),
+	}
+	n := int(p[25])
+	if len(p) < frameFixed+n {
+		return frame{}, false
+	}
+	f.name = string(p[frameFixed : frameFixed+n])
+	f.body = p[frameFixed+n:]
+	return f, true
+}
+
+// damage is why the bytes at an offset are not what was written there.
+type damage struct {
+	path   string
+	offset int64
+	what   string
+}
+
+func (d *damage) Error() string {
+	return fmt.Sprintf("audit segment %s is damaged at byte %d: %s", d.path, d.offset, d.what)
+}
+
+// frames reads frames from a file, one after the other.
+type frames struct {
+	path   string
+	r      *bufio.Reader
+	offset int64 // of the next frame
+	buf    []byte
+}
+
+func newFrames(path string, r io.ReaderAt, from, to int64) *frames {
+	return &frames{path: path, r: bufio.NewReaderSize(io.NewSectionReader(r, from, to-from), 256<<10), offset: from}
+}
+
+func (r *frames) damage(format string, args ...any) error {
+	return &damage{path: r.path, offset: r.offset, what: fmt.Sprintf(format, args...)}
+}
+
+// next returns the next frame, whose body is valid until the next call. The error
+// is io.EOF at the end, a *damage if what is there is no frame, and else that the
+// file cannot be read.
+func (r *frames) next() (frame, error) {
+	var head [frameSum]byte
+	switch n, err := io.ReadFull(r.r, head[:]); {
+	case err == io.EOF:
+		return frame{}, io.EOF
+	case err == io.ErrUnexpectedEOF:
+		return frame{}, r.damage("%d bytes are left, which is no frame", n)
+	case err != nil:
+		return frame{}, fmt.Errorf("reading %s: %w", r.path, err)
+	}
+	size := binary.BigEndian.Uint32(head[:])
+	if size < frameFixed || size > maxFrame {
+		return frame{}, r.damage("a frame of %d bytes cannot be", size)
+	}
+	r.buf = slices.Grow(r.buf[:0], int(size))[:size]
+	switch _, err := io.ReadFull(r.r, r.buf); {
+	case err == io.EOF || err == io.ErrUnexpectedEOF:
+		return frame{}, r.damage("the file ends within a frame")
+	case err != nil:
+		return frame{}, fmt.Errorf("reading %s: %w", r.path, err)
+	}
+	if checksum(r.buf) != binary.BigEndian.Uint32(head[4:]) {
+		return frame{}, r.damage("the checksum is wrong")
+	}
+	f, ok := parseFrame(r.buf)
+	if !ok {
+		return frame{}, r.damage("a name is longer than its frame")
+	}
+	r.offset += frameSum + int64(size)
+	return f, nil
+}
+
+// segment is what a Writer knows of one of its files. Fields are as of its last
+// durable write; what stands behind end in the file does not count.
+type segment struct {
+	path  string
+	first uint64 // sequence number that its first record has, or would have
+	last  uint64 // of its last record; first-1: it has none
+	start int64  // where records begin
+	end   int64  // where they end
+	size  int64  // of the file, as far as we know
+}
+
+func (s *segment) empty() bool { return s.last < s.first }
+
+// head is what a segment begins with.
+type head struct {
+	writer  string
+	first   uint64
+	durable uint64 // everything before that counts ends with this one
+	open    []frame
+	start   int64
+}
+
+func appendHead(b []byte, h head) []byte {
+	b = append(b, magic...)
+	b = appendFrame(b, frame{kind: kindHead, seq: h.first, mark: h.durable, ref: uint64(len(h.open)), name: h.writer})
+	for _, f := range h.open {
+		b = appendFrame(b, f)
+	}
+	return b
+}
+
+// readHead reads what a file begins with. It got its name when that was durable,
+// so whatever is wrong here is damage.
+func readHead(path string, f io.ReaderAt, size int64) (head, error) {
+	var got [len(magic)]byte
+	if size < int64(len(magic)) {
+		return head{}, &damage{path, 0, "it is shorter than its head"}
+	}
+	if _, err := f.ReadAt(got[:], 0); err != nil {
+		return head{}, fmt.Errorf("reading %s: %w", path, err)
+	}
+	if string(got[:]) != magic {
+		return head{}, &damage{path, 0, "it does not begin as a segment of this version (AIDSEG1) does"}
+	}
+	r := newFrames(path, f, int64(len(magic)), size)
+	next := func(kind byte) (frame, error) {
+		at := r.offset
+		f, err := r.next()
+		switch {
+		case err == io.EOF:
+			return frame{}, r.damage("the head is not complete")
+		case err != nil:
+			return frame{}, err
+		case f.kind != kind:
+			return frame{}, &damage{path, at, fmt.Sprintf("a frame of kind %q stands where one of %q must", f.kind, kind)}
+		}
+		return f, nil
+	}
+	hf, err := next(kindHead)
+	if err != nil {
+		return head{}, err
+	}
+	h := head{writer: hf.name, first: hf.seq, durable: hf.mark}
+	if !validID(h.writer) || h.first == 0 || h.first > math.MaxInt64 || h.durable >= h.first {
+		return head{}, &damage{path, int64(len(magic)), "the head says what no writer says"}
+	}
+	for range hf.ref {
+		f, err := next(kindOpen)
+		if err != nil {
+			return head{}, err
+		}
+		f.body = slices.Clone(f.body)
+		h.open = append(h.open, f)
+	}
+	h.start = r.offset
+	return h, nil
+}
+
+// scan reads records until the one with sequence number until, or to the end of
+// the file. It calls fn for each, whose body is valid until fn returns.
+//
+// The error is a *damage at the offset of the first frame that is wrong; seg then
+// says where the records before it end.
+func scan(seg *segment, f io.ReaderAt, until uint64, fn func(frame)) error {
+	r := newFrames(seg.path, f, seg.start, seg.size)
+	seg.last, seg.end = seg.first-1, seg.start
+	batch := seg.first // the first of the batch that is being read
+	for seg.last < until {
+		at := r.offset
+		f, err := r.next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if problem := wrongRecord(f, seg.last+1, batch); problem != "" {
+			return &damage{seg.path, at, problem}
+		}
+		batch = f.mark
+		seg.last, seg.end = f.seq, r.offset
+		fn(f)
+	}
+	return nil
+}
+
+// wrongRecord says what is wrong with a frame that stands where record seq must.
+func wrongRecord(f frame, seq, batch uint64) string {
+	switch {
+	case f.kind != kindRecord && f.kind != kindAllowed && f.kind != kindSettled:
+		return fmt.Sprintf("a frame of kind %q stands where a record must", f.kind)
+	case f.seq != seq:
+		return fmt.Sprintf("record %d stands where %d must", f.seq, seq)
+	case f.mark != batch && f.mark != seq:
+		return fmt.Sprintf("record %d says that its batch began with %d", f.seq, f.mark)
+	case (f.kind == kindSettled) != (f.ref != 0) || f.ref >= f.seq:
+		return fmt.Sprintf("record %d settles what it cannot", f.seq)
+	case !validID(f.name) || len(f.body) == 0:
+		return fmt.Sprintf("record %d has no org or no entry", f.seq)
+	}
+	return ""
+}
+
+// acknowledged looks behind the damage in the last segment, where record lost must
+// stand, for proof that it was durable once: a record of a batch that began after
+// it. Without such proof the record belongs to the batch that was being written
+// when the process or the machine died, because only one batch is in flight at a
+// time and the next is written only once it is durable.
+//
+// Entries are ASCII and a frame is not, so nobody can write an entry that reads
+// like a frame.
+func acknowledged(path string, f io.ReaderAt, from, size int64, lost uint64) (proof int64, found bool, err error) {
+	b := make([]byte, size-from)
+	if _, err := f.ReadAt(b, from); err != nil && err != io.EOF {
+		return 0, false, fmt.Errorf("reading %s: %w", path, err)
+	}
+	for i := 0; i+frameSum+frameFixed <= len(b); i++ {
+		n := int64(binary.BigEndian.Uint32(b[i:]))
+		if n < frameFixed || n > maxFrame || int64(i)+frameSum+n > int64(len(b)) {
+			continue
+		}
+		p := b[i+frameSum : int64(i)+frameSum+n]
+		g, ok := parseFrame(p)
+		if !ok || g.mark <= lost || g.mark > g.seq || wrongRecord(g, g.seq, g.mark) != "" {
+			continue
+		}
+		if checksum(p) == binary.BigEndian.Uint32(b[i+4:]) {
+			return from + int64(i), true, nil
+		}
+	}
+	return 0, false, nil
+}
+
+// listSegments returns the segments of a directory, oldest first, with only path,
+// first and size known.
+func listSegments(dir string) ([]*segment, error) {
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var segs []*segment
+	for _, f := range files { // sorted by name, which is by first
+		digits, ok := strings.CutSuffix(f.Name(), segmentSuffix)
+		if !ok {
+			continue
+		}
+		path := filepath.Join(dir, f.Name())
+		first, err := strconv.ParseUint(digits, 10, 64)
+		if err != nil || segmentName(first) != f.Name() {
+			return nil, fmt.Errorf("%s is called like an audit segment and is none", path)
+		}
+		info, err := f.Info()
+		if err != nil {
+			return nil, err
+		}
+		if !info.Mode().IsRegular() {
+			return nil, fmt.Errorf("%s is called like an audit segment and is no file", path)
+		}
+		segs = append(segs, &segment{path: path, first: first, size: info.Size()})
+	}
+	return segs, nil
+}
+
+func isDamage(err error) bool {
+	var d *damage
+	return errors.As(err, &d)
+}

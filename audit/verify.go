@@ -1,0 +1,215 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+// Report says what Verify found. What it says holds for the entries from From to
+// To. A chain cannot show that its end was cut off together with its head, nor
+// what was done by somebody who has the key: who kept an earlier Report can see
+// whether the chain still has that Head at that To.
+type Report struct {
+	Org         string
+	From, To    int64     // sequence numbers that were found right; 0: none
+	Since, Till time.Time // when those two were appended
+	Entries     int64
+	Malformed   int64  // among them: entries that could not be read when they came
+	Epoch       int32  // of the last one's key
+	Head        string // hex of the last one's MAC
+
+	FirstBad *Bad // nil: everything is right
+}
+
+// Bad is the first thing that is wrong with a chain. Nothing behind it was looked at.
+type Bad struct {
+	Seq     int64 // of the entry that is wrong or missing
+	Problem string
+}
+
+func (b *Bad) Error() string { return fmt.Sprintf("audit entry %d: %s", b.Seq, b.Problem) }
+
+// window is how many sequence numbers are read at once.
+const window = 5000
+
+// Verify reads the whole chain of org in order and checks that its sequence begins
+// with 1 and has no gap and no number twice, that each entry's MAC is right and
+// that of the one before is in it, that columns say what entries say, and that
+// the chain ends where its head does. It calls progress now and then with the last
+// sequence number that is right; nil: nobody wants to know.
+//
+// What is wrong is in the Report; the error says why nothing can be said.
+func Verify(ctx context.Context, db DB, org string, keys Keys, progress func(seq int64)) (Report, error) {
+	v := verifier{report: Report{Org: org}, keys: keys, progress: progress}
+	for {
+		more := false
+		err := db.InOrg(ctx, org, func(tx pgx.Tx) (err error) {
+			more, err = v.step(ctx, tx)
+			return err
+		})
+		var bad *Bad
+		if errors.As(err, &bad) {
+			v.report.FirstBad = bad
+			err = nil
+		}
+		if err != nil {
+			return v.report, fmt.Errorf("verifying after entry %d: %w", v.report.To, err)
+		}
+		if bad != nil || !more {
+			return v.report, nil
+		}
+	}
+}
+
+type verifier struct {
+	report   Report
+	keys     Keys
+	seal     *sealer
+	mac      []byte // of the last entry that is right
+	progress func(int64)
+}
+
+// step checks the next window. It changes v only as far as it got, so it may be
+// run again. A *Bad is its error if it found one.
+func (v *verifier) step(ctx context.Context, tx pgx.Tx) (more bool, err error) {
+	// The head is read first. Head and entries are committed together, so what it
+	// counts must be seen by every statement after it.
+	var head struct {
+		seq   int64
+		epoch int32
+		mac   []byte
+	}
+	err = tx.QueryRow(ctx, "SELECT seq, epoch, mac FROM audit_heads WHERE org_id = $1", v.report.Org).Scan(&head.seq, &head.epoch, &head.mac)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return false, err
+	}
+	r := &v.report
+	above := r.To
+	if above == 0 {
+		above = math.MinInt64
+	}
+	rows, err := tx.Query(ctx, `
+		SELECT seq, appended_at, time, kind, agent_id, request_id, writer, writer_seq, entry, epoch, prev_mac, mac
+		FROM audit_entries WHERE org_id = $1 AND seq > $2 AND seq <= $3 ORDER BY seq, appended_at`, r.Org, above, r.To+window)
+	if err != nil {
+		return false, err
+	}
+	defer rows.Close()
+	count := 0
+	var c checked
+	for rows.Next() {
+		if err := rows.Scan(&c.seq, &c.appendedAt, &c.time, &c.kind, &c.agent, &c.request, &c.writer, &c.writerSeq, &c.entry, &c.epoch, &c.prev, &c.mac); err != nil {
+			return false, err
+		}
+		if err := v.check(&c); err != nil {
+			return false, err
+		}
+		count++
+	}
+	if err := rows.Err(); err != nil {
+		return false, err
+	}
+	if v.progress != nil {
+		v.progress(r.To)
+	}
+	if count > 0 {
+		return true, nil
+	}
+
+	// There is nothing behind what was checked, or a gap.
+	switch {
+	case head.seq > r.To:
+		return false, &Bad{r.To + 1, fmt.Sprintf("it is missing, and the head counts %d entries", head.seq)}
+	case head.seq < r.To:
+		return false, &Bad{head.seq + 1, fmt.Sprintf("the head counts only %d entries", head.seq)}
+	case !hmac.Equal(head.mac, v.mac) || head.epoch != r.Epoch:
+		return false, &Bad{r.To, "the head has another MAC than the last entry"}
+	}
+	var next *int64
+	if err := tx.QueryRow(ctx, "SELECT min(seq) FROM audit_entries WHERE org_id = $1 AND seq > $2", r.Org, r.To).Scan(&next); err != nil {
+		return false, err
+	}
+	if next != nil && *next > r.To+window {
+		return false, &Bad{r.To + 1, fmt.Sprintf("it is missing, and %d is there", *next)}
+	}
+	return next != nil, nil // appended while we looked
+}
+
+// checked is a row.
+type checked struct {
+	seq, writerSeq               int64
+	appendedAt, time             pgtype.Timestamptz
+	kind, agent, request, writer string
+	entry, prev, mac             []byte
+	epoch                        int32
+}
+
+// check checks the next row and takes it into the report.
+func (v *verifier) check(c *checked) error {
+	r := &v.report
+	want := r.To + 1
+	bad := func(format string, args ...any) error { return &Bad{want, fmt.Sprintf(format, args...)} }
+	switch {
+	case c.seq < want:
+		return &Bad{c.seq, "it is there twice, or before the first"}
+	case c.seq > want:
+		return bad("it is missing, and %d is there", c.seq)
+	case c.appendedAt.InfinityModifier != pgtype.Finite || c.time.InfinityModifier != pgtype.Finite:
+		return bad("its time is none")
+	case !bytes.Equal(c.prev, v.mac):
+		return bad("it does not follow the entry before it")
+	case c.epoch < r.Epoch:
+		return bad("its key is of epoch %d, and that of the entry before of %d", c.epoch, r.Epoch)
+	}
+	if v.seal == nil || c.epoch != r.Epoch {
+		seal, ok := v.keys.sealer(c.epoch)
+		if !ok {
+			return bad("its key is of epoch %d, and there is none", c.epoch)
+		}
+		v.seal = seal
+	}
+	mac := v.seal.mac(link{
+		epoch: c.epoch, org: r.Org, seq: c.seq, appendedAt: c.appendedAt.Time, writer: c.writer, writerSeq: c.writerSeq, kind: c.kind, prev: c.prev, entry: c.entry,
+	})
+	if !hmac.Equal(mac[:], c.mac) {
+		return bad("its MAC is wrong")
+	}
+
+	// The entry is the one that was appended. What it is found by must agree.
+	appendedAt := c.appendedAt.Time.UTC()
+	cols := columns{kind: KindMalformed, time: appendedAt}
+	if c.kind == KindMalformed {
+		r.Malformed++ // then; a newer build may be able to read it
+	} else {
+		var e Entry
+		if cols, e = describe(r.Org, c.writer, c.entry, appendedAt); e == nil {
+			return bad("it cannot be read")
+		}
+	}
+	for _, col := range []struct {
+		name string
+		same bool
+	}{
+		{"kind", cols.kind == c.kind}, {"time", cols.time.Equal(c.time.Time)}, {"agent_id", cols.agent == c.agent}, {"request_id", cols.request == c.request},
+	} {
+		if !col.same {
+			return bad("the column %s does not say what the entry says", col.name)
+		}
+	}
+	if r.From == 0 {
+		r.From, r.Since = c.seq, appendedAt
+	}
+	r.To, r.Till, r.Epoch, r.Head = c.seq, appendedAt, c.epoch, hex.EncodeToString(c.mac)
+	r.Entries++
+	v.mac = bytes.Clone(c.mac)
+	return nil
+}

@@ -1,0 +1,763 @@
+package audit
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// WriterConfig is what a Writer needs.
+type WriterConfig struct {
+	// Dir holds the segments and nothing else. It is made if it is not there, and
+	// belongs to one process at a time. It must be a disk that outlives the
+	// process: what is not shipped yet exists nowhere else.
+	Dir string
+
+	Now  func() time.Time // nil: time.Now
+	Rand io.Reader        // of the writer's id and of pauses; nil: crypto/rand
+	Log  *slog.Logger     // nil: nothing is logged
+
+	// Registerer takes the metrics aid_audit_…; nil: nobody reads them.
+	Registerer prometheus.Registerer
+
+	// SegmentBytes is how long a file gets before the next one is begun. 0: 16 MiB.
+	SegmentBytes int64
+	// MaxBacklogBytes is how much all files together may hold before Append
+	// refuses: the control plane has been away for too long. Settlements are
+	// taken even then. 0: 4 GiB. At least two segments.
+	MaxBacklogBytes int64
+	// MinFreeBytes is how much room the disk must have for Append to accept an
+	// entry. What is left is for the settlements of what was accepted, and for
+	// recovery, which writes the last segment again. 0: 64 MiB; negative: none.
+	MinFreeBytes int64
+
+	fault func(o operation, do func() error) error // of tests; see disk
+}
+
+const (
+	// A batch is what one write and one fsync take to the disk.
+	maxBatchBytes = 4 << 20
+	// maxQueuedBytes bounds the entries that wait for a disk that does not work.
+	maxQueuedBytes = 64 << 20
+	// maxUnsettled bounds the exchanges in progress: each costs a few hundred
+	// bytes here, and again in the head of every segment that begins meanwhile.
+	maxUnsettled = 1 << 17
+
+	freeInterval = time.Second // between two questions how full the disk is
+
+	// Pauses between attempts to begin a new segment on a disk that failed.
+	minRetry = 100 * time.Millisecond
+	maxRetry = 5 * time.Second
+)
+
+// A Writer makes entries durable in the segments of a directory, and ships them
+// from there. It is safe for concurrent use.
+//
+// When a write or an fsync fails, every caller who waits for it gets an error, and
+// nothing more is written to that file: after a failed fsync the kernel may drop
+// the pages it could not write and report success the next time. The Writer then
+// refuses until it has been able to begin a new segment, which it tries after 0.1 s,
+// then later and later up to every 5 s. The head of that segment says which record
+// was the last durable one, and so takes back whatever of the failed batch did
+// reach the disk. A crash before that head is durable leaves it standing: such an
+// entry was reported as failed and is in the record anyway, if it was allowed with
+// a settlement of outcome "unknown". In both cases its sequence number is never
+// given to another entry.
+type Writer struct {
+	c       WriterConfig
+	disk    disk
+	id      string
+	metrics *metrics
+
+	wake    chan struct{} // there may be a batch to commit
+	closing chan struct{} // closed by Close
+	ended   chan struct{} // closed by Run when it has ended
+
+	unsettled atomic.Int64 // len(book.bySeq), for those who may not look there
+
+	// Whoever commits owns these: OpenWriter, then Run, then Close.
+	next uint64   // the next sequence number
+	file *os.File // of the last segment; nil: it failed
+	buf  []byte
+	book book
+
+	mu       sync.Mutex // guards the following
+	queue    []*batch   // the last one still takes entries, unless it is full
+	queued   int64      // bytes in queue
+	failed   error      // why nothing can be written now
+	running  bool
+	stopped  bool // Run has ended: nobody will commit but Close
+	ending   bool // Close was called
+	closed   bool // nothing is accepted any more
+	shipping bool
+	lock     *os.File // nil: no longer ours
+	segs     []*segment
+	durable  uint64        // the last record that callers know to be durable
+	acked    uint64        // the last one that the control plane has
+	oldest   time.Time     // of the first that it has not; zero: it has all
+	changed  chan struct{} // closed and replaced when segs, durable or acked change
+	checked  time.Time     // when full was found out
+	full     error         // the disk has too little room left
+}
+
+// batch is what is committed together.
+type batch struct {
+	items []item
+	bytes int64
+	done  chan struct{} // closed when first and err are set
+	first uint64        // sequence number of items[0]
+	err   error
+}
+
+// item is an entry on its way to the disk.
+type item struct {
+	org    string
+	entry  []byte
+	waited bool // somebody waits and will be told if it fails
+
+	allowed *Settled // of a decision to allow: what to write if nothing else comes
+	settled *Settled // of a settlement: itself
+}
+
+// size is what it takes in a file, at most.
+func (it item) size() int64 { return frameSum + frameFixed + maxID + int64(len(it.entry)) }
+
+// OpenWriter takes possession of a directory, checks every segment in it, and
+// settles what a crash left unsettled: when it returns, each allowed decision in
+// the directory that has no settlement has one with outcome "unknown", durably.
+//
+// It fails if another process has the directory, or if a segment is damaged in a
+// way that a crash does not explain; the error names the file and the byte. It
+// starts no goroutine: nothing is written before Run.
+func OpenWriter(c WriterConfig) (*Writer, error) {
+	if c.Dir == "" {
+		return nil, errors.New("opening audit segments: no directory is named")
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Rand == nil {
+		c.Rand = rand.Reader
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.SegmentBytes == 0 {
+		c.SegmentBytes = 16 << 20
+	}
+	if c.MaxBacklogBytes == 0 {
+		c.MaxBacklogBytes = 4 << 30
+	}
+	if c.MinFreeBytes == 0 {
+		c.MinFreeBytes = 64 << 20
+	}
+	if c.SegmentBytes < 0 || c.MaxBacklogBytes < 2*c.SegmentBytes {
+		return nil, fmt.Errorf("opening audit segments: a backlog of %d bytes must hold two segments of %d", c.MaxBacklogBytes, c.SegmentBytes)
+	}
+	w := &Writer{
+		c: c, disk: disk{c.Dir, c.fault},
+		wake: make(chan struct{}, 1), closing: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}),
+		book: newBook(),
+	}
+	w.metrics = newMetrics(w)
+	var err error
+	if err = makeDir(c.Dir); err != nil {
+		return nil, fmt.Errorf("opening audit segments: %w", err)
+	}
+	if w.lock, err = lock(c.Dir); err != nil {
+		return nil, fmt.Errorf("opening audit segments: %w", err)
+	}
+	if err := w.recover(); err != nil {
+		if w.file != nil {
+			_ = w.file.Close()
+		}
+		_ = w.lock.Close()
+		return nil, fmt.Errorf("opening audit segments: %w", err)
+	}
+	// Registered last: who may not have the directory must not shadow who has.
+	if err := w.metrics.register(c.Registerer); err != nil {
+		_ = w.file.Close()
+		_ = w.lock.Close()
+		return nil, fmt.Errorf("opening audit segments: %w", err)
+	}
+	return w, nil
+}
+
+// ID is "w_" and 26 characters: the same for as long as the directory has its files.
+func (w *Writer) ID() string { return w.id }
+
+// Append writes e for org and returns nil only once it is durable. After an error
+// it is not, as far as is known; when ctx was done first, it may become so.
+func (w *Writer) Append(ctx context.Context, org string, e Entry) (Receipt, error) {
+	began := w.c.Now()
+	it, err := w.item(org, e)
+	if err != nil {
+		return Receipt{}, err
+	}
+	it.waited = true
+	if err := ctx.Err(); err != nil {
+		return Receipt{}, fmt.Errorf("audit entry not written: %w", err)
+	}
+	b, i, err := w.add(it)
+	if err != nil {
+		return Receipt{}, err
+	}
+	leaf := LeafHash(it.entry) // while the disk works
+	select {
+	case <-b.done:
+	case <-ctx.Done():
+		select {
+		case <-b.done:
+		default:
+			return Receipt{}, fmt.Errorf("waiting for the audit segment: %w", ctx.Err())
+		}
+	}
+	if b.err != nil {
+		return Receipt{}, b.err
+	}
+	w.metrics.append.Observe(w.c.Now().Sub(began).Seconds())
+	return Receipt{Writer: w.id, Seq: b.first + uint64(i), Leaf: leaf}, nil
+}
+
+// Enqueue writes e for org after everything that was appended before, without
+// anybody waiting for it. If the disk fails, e is kept and written once it works
+// again. It is lost only if the process dies before that, or if more than 64 MiB
+// wait for a disk that does not work: an allowed decision is then settled as
+// "unknown" at the next start.
+//
+// It returns at once unless a disk that works cannot keep up with those 64 MiB.
+func (w *Writer) Enqueue(org string, e Entry) {
+	it, err := w.item(org, e)
+	if err == nil {
+		_, _, err = w.add(it)
+	}
+	if err != nil {
+		w.metrics.dropped.Inc()
+		w.c.Log.Error("audit entry dropped", "kind", e.Head().Kind, "exchange", e.Head().RequestID, "err", err)
+	}
+}
+
+// item encodes e, and refuses what could not be read again.
+func (w *Writer) item(org string, e Entry) (item, error) {
+	e = Stamp(e, org, w.id, w.c.Now())
+	h := e.Head()
+	if !validID(org) || h.Org != org || h.Writer != w.id || h.Kind == "" {
+		return item{}, fmt.Errorf("audit entry of kind %q is not one that can be written for org %q", h.Kind, org)
+	}
+	it := item{org: org, entry: e.Encode()}
+	if len(it.entry) > MaxEntryBytes {
+		return item{}, fmt.Errorf("audit entry of kind %q has %d bytes, the limit is %d", h.Kind, len(it.entry), MaxEntryBytes)
+	}
+	switch e := e.(type) {
+	case Decided:
+		if e.Effect == effectAllow {
+			s := unknownSettlement(e)
+			it.allowed = &s
+		}
+	case Settled:
+		it.settled = &e
+	}
+	return it, nil
+}
+
+// unknownSettlement is the settlement of a decision of whose end nothing is known.
+func unknownSettlement(d Decided) Settled {
+	return Settled{
+		Time: d.Time, Org: d.Org, Writer: d.Writer, RequestID: d.RequestID, AgentID: d.AgentID, KeyID: d.KeyID,
+		Provider: d.Provider, Model: d.Model, Outcome: OutcomeUnknown, Usage: Usage{Source: "absent"},
+	}
+}
+
+// effectAllow is the effect of a decision after which something is forwarded.
+const effectAllow = "allow"
+
+// add puts it into the batch that is written next, and returns its place there.
+func (w *Writer) add(it item) (*batch, int, error) {
+	size := it.size()
+	w.mu.Lock()
+	for {
+		full := w.queued+size > maxQueuedBytes
+		if err := w.refusalLocked(it, full); err != nil {
+			w.mu.Unlock()
+			return nil, 0, err
+		}
+		if it.waited || !full {
+			break
+		}
+		// Only here can Enqueue wait: for a disk that works, so not for long.
+		first := w.queue[0]
+		w.mu.Unlock()
+		<-first.done
+		w.mu.Lock()
+	}
+	defer w.mu.Unlock()
+	var b *batch
+	if n := len(w.queue); n > 0 && w.queue[n-1].bytes+size <= maxBatchBytes {
+		b = w.queue[n-1]
+	} else {
+		b = &batch{done: make(chan struct{})}
+		w.queue = append(w.queue, b)
+	}
+	b.items = append(b.items, it)
+	b.bytes += size
+	w.queued += size
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+	return b, len(b.items) - 1, nil
+}
+
+// refusalLocked says why it is not taken. Who waits for an entry can refuse the
+// request that it is about; who does not wait tells of what has happened, so that
+// is taken as long as there is anywhere to put it.
+func (w *Writer) refusalLocked(it item, full bool) error {
+	switch {
+	case w.closed:
+		return errors.New("audit entry not written: the writer is closed")
+	case !it.waited && full && (w.failed != nil || w.stopped):
+		return fmt.Errorf("audit entry not written: %d MiB wait already, and nothing is being written", maxQueuedBytes>>20)
+	case !it.waited:
+		return nil
+	case w.stopped:
+		return errors.New("audit entry not written: the writer is stopping")
+	case it.allowed != nil && w.unsettled.Load() >= maxUnsettled:
+		return fmt.Errorf("audit entry not written: %d exchanges are in progress already", maxUnsettled)
+	}
+	return w.unreadyLocked()
+}
+
+// Ready returns nil if Append would take an entry now, or why it would not.
+func (w *Writer) Ready() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.running {
+		return errors.New("the audit writer is not running")
+	}
+	return w.unreadyLocked()
+}
+
+func (w *Writer) unreadyLocked() error {
+	if w.failed != nil {
+		return fmt.Errorf("audit segments cannot be written: %w", w.failed)
+	}
+	if n := w.bytesLocked(); n >= w.c.MaxBacklogBytes {
+		return fmt.Errorf("%d bytes of audit segments wait for the control plane, and the limit is %d", n, w.c.MaxBacklogBytes)
+	}
+	if w.c.MinFreeBytes < 0 {
+		return nil
+	}
+	if now := w.c.Now(); now.Sub(w.checked).Abs() >= freeInterval {
+		w.checked, w.full = now, nil
+		free, err := w.disk.free()
+		switch {
+		case err != nil:
+			w.full = err
+		case free < w.c.MinFreeBytes:
+			w.full = fmt.Errorf("%d bytes are free on the disk of %s, and %d must be", free, w.c.Dir, w.c.MinFreeBytes)
+		}
+	}
+	return w.full
+}
+
+func (w *Writer) bytesLocked() (n int64) {
+	for _, s := range w.segs {
+		n += s.size
+	}
+	return n
+}
+
+// Run writes what is appended, until ctx is done or Close is called; it then
+// writes what is left and returns nil. It must outlive those who append: after it
+// nothing more is accepted. What is enqueued after it, Close still writes.
+func (w *Writer) Run(ctx context.Context) error {
+	w.mu.Lock()
+	if w.running || w.stopped || w.ending {
+		w.mu.Unlock()
+		return errors.New("an audit writer runs once")
+	}
+	w.running = true
+	w.mu.Unlock()
+	defer close(w.ended)
+
+	var retry *time.Timer // set while the disk is failing
+	pause := minRetry
+	for {
+		b, failed := w.take()
+		if b != nil {
+			if w.commit(b) {
+				pause = minRetry
+			}
+			continue
+		}
+		var again <-chan time.Time
+		if failed {
+			if retry == nil {
+				retry = time.NewTimer(pause)
+				pause = min(2*pause, maxRetry)
+			}
+			again = retry.C
+		}
+		select {
+		case <-w.wake:
+		case <-again:
+			retry = nil
+			w.reopen()
+		case <-ctx.Done():
+			w.stop()
+			return nil
+		case <-w.closing:
+			w.stop()
+			return nil
+		}
+	}
+}
+
+// stop lets nobody wait any more and writes what is left.
+func (w *Writer) stop() {
+	w.mu.Lock()
+	w.running, w.stopped = false, true
+	w.mu.Unlock()
+	w.flush()
+}
+
+// flush writes what waits. If the disk was failing, it is tried once more.
+func (w *Writer) flush() {
+	for tried := false; ; {
+		b, failed := w.take()
+		switch {
+		case b != nil:
+			w.commit(b)
+		case failed && !tried && w.waiting():
+			tried = true
+			w.reopen()
+		default:
+			return
+		}
+	}
+}
+
+func (w *Writer) waiting() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.queue) > 0
+}
+
+// Close writes what waits, begins a segment whose head vouches for all before it,
+// and lets go of the directory as soon as Ship has returned too. It may be called
+// again, and does nothing then.
+func (w *Writer) Close() error {
+	w.mu.Lock()
+	if w.ending {
+		w.mu.Unlock()
+		return nil
+	}
+	w.ending = true
+	running := w.running || w.stopped
+	w.mu.Unlock()
+	close(w.closing)
+	if running {
+		<-w.ended // until then Enqueue still finds somebody who writes
+	}
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
+	w.flush()
+
+	var err error
+	if w.file != nil && !w.last().empty() {
+		// Whatever is wrong with the file later is now known not to be a write
+		// that was cut short.
+		err = w.begin()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.failed != nil {
+		err = errors.Join(err, w.failed)
+	}
+	if n := len(w.queue); n > 0 {
+		err = errors.Join(err, fmt.Errorf("%d batches of settlements are lost: the next start settles their exchanges as %q", n, OutcomeUnknown))
+	}
+	if w.file != nil {
+		err = errors.Join(err, w.file.Close())
+		w.file = nil
+	}
+	w.releaseLocked()
+	if err != nil {
+		return fmt.Errorf("closing audit segments: %w", err)
+	}
+	return nil
+}
+
+// releaseLocked lets go of the directory if nobody here needs it any more.
+func (w *Writer) releaseLocked() {
+	if w.closed && !w.shipping && w.lock != nil {
+		_ = w.lock.Close()
+		w.lock = nil
+	}
+}
+
+// take returns the next batch, or none if there is none that could be written.
+func (w *Writer) take() (b *batch, failed bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.failed != nil || len(w.queue) == 0 {
+		return nil, w.failed != nil
+	}
+	b = w.queue[0]
+	w.queue = w.queue[1:]
+	w.queued -= b.bytes
+	return b, false
+}
+
+// commit writes b and tells those who wait for it.
+func (w *Writer) commit(b *batch) bool {
+	last := w.last()
+	if last.end-last.start >= w.c.SegmentBytes {
+		if err := w.begin(); err != nil {
+			w.fail(b, err)
+			return false
+		}
+		last = w.last()
+	}
+
+	// From here on these sequence numbers are used, whatever happens.
+	first := w.next
+	buf := w.buf[:0]
+	var changes []change // of the book, to be undone if the batch fails
+	for i := range b.items {
+		it := &b.items[i]
+		f := frame{kind: kindRecord, seq: w.next, mark: first, name: it.org, body: it.entry}
+		w.next++
+		switch {
+		case it.allowed != nil:
+			f.kind = kindAllowed
+			it.allowed.DecidedSeq = f.seq
+			w.book.open(*it.allowed)
+			changes = append(changes, change{opened: true, s: *it.allowed})
+		case it.settled != nil:
+			if s, ok := w.book.find(it.org, *it.settled); ok {
+				f.kind, f.ref = kindSettled, s.DecidedSeq
+				w.book.close(s)
+				changes = append(changes, change{s: s})
+			}
+		}
+		buf = appendFrame(buf, f)
+	}
+	if w.buf = buf; cap(buf) > 2*maxBatchBytes {
+		w.buf = nil
+	}
+
+	if err := w.write(buf); err != nil {
+		w.book.undo(changes)
+		w.fail(b, err)
+		return false
+	}
+	// All of b is on the disk.
+	w.unsettled.Store(int64(len(w.book.bySeq)))
+	w.metrics.batch.Observe(float64(len(b.items)))
+	w.mu.Lock()
+	if w.oldest.IsZero() {
+		w.oldest = w.c.Now()
+	}
+	w.durable = w.next - 1
+	last.last = w.durable
+	last.end += int64(len(buf))
+	last.size = last.end
+	w.tellLocked()
+	w.mu.Unlock()
+	b.first = first
+	close(b.done)
+	return true
+}
+
+func (w *Writer) write(buf []byte) error {
+	began := w.c.Now()
+	if err := w.disk.write(w.file, buf); err != nil {
+		return err
+	}
+	if err := w.disk.sync(w.file); err != nil {
+		return err
+	}
+	w.metrics.sync.Observe(w.c.Now().Sub(began).Seconds())
+	return nil
+}
+
+// fail gives up the file, tells everybody who waits, and keeps what nobody waits
+// for. From now on nothing is accepted until reopen has begun another file.
+func (w *Writer) fail(b *batch, err error) {
+	w.metrics.failures.Inc()
+	w.c.Log.Error("audit segment cannot be written", "path", w.last().path, "err", err)
+	if w.file != nil {
+		_ = w.file.Close()
+		w.file = nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.failed = err
+	var keep []item
+	for _, b := range append([]*batch{b}, w.queue...) {
+		for _, it := range b.items {
+			if !it.waited {
+				keep = append(keep, it)
+			}
+		}
+		b.err = fmt.Errorf("audit entry not written: %w", err)
+		close(b.done)
+	}
+	w.queue, w.queued = nil, 0
+	for len(keep) > 0 {
+		b := &batch{done: make(chan struct{})}
+		for len(keep) > 0 && b.bytes < maxBatchBytes {
+			b.items = append(b.items, keep[0])
+			b.bytes += keep[0].size()
+			keep = keep[1:]
+		}
+		w.queue = append(w.queue, b)
+		w.queued += b.bytes
+	}
+}
+
+// reopen begins another file after a failure. That is the test whether the disk
+// works again: no record is at stake.
+func (w *Writer) reopen() {
+	if err := w.begin(); err != nil {
+		w.metrics.failures.Inc()
+		w.c.Log.Warn("audit segments still cannot be written", "err", err)
+		w.mu.Lock()
+		w.failed = err
+		w.mu.Unlock()
+		return
+	}
+	w.c.Log.Info("audit segments can be written again", "path", w.last().path)
+	w.mu.Lock()
+	w.failed = nil
+	w.mu.Unlock()
+}
+
+// begin makes the next segment and durable, and closes the one before it. Its head
+// carries the decisions that have no settlement yet, so that no older file has to
+// be kept for them.
+func (w *Writer) begin() error {
+	h := head{writer: w.id, first: w.next, durable: w.durable, open: w.book.frames()}
+	b := appendHead(nil, h)
+	name := segmentName(h.first)
+	f, err := w.disk.place(name, func(f *os.File) error { return w.disk.write(f, b) })
+	if err != nil {
+		return err
+	}
+	if w.file != nil {
+		_ = w.file.Close() // all of it is durable, or it is known not to be
+	}
+	w.file = f
+	size := int64(len(b))
+	seg := &segment{path: w.disk.path(name), first: h.first, last: h.first - 1, start: size, end: size, size: size}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n := len(w.segs); n > 0 && w.segs[n-1].empty() {
+		// It holds nothing that counts, and the new head says so too: a disk that
+		// fails again and again does not leave a file each time.
+		if old := w.segs[n-1]; old.path == seg.path || w.disk.remove(old.path) == nil {
+			w.segs = w.segs[:n-1]
+		}
+	}
+	w.segs = append(w.segs, seg)
+	w.tellLocked()
+	return nil
+}
+
+// last is the segment that is written.
+func (w *Writer) last() *segment {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.segs[len(w.segs)-1]
+}
+
+func (w *Writer) tellLocked() {
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+// book holds the allowed decisions that have no settlement: for each the one to
+// write if the process dies.
+type book struct {
+	bySeq     map[uint64]Settled
+	byRequest map[request]uint64
+}
+
+type request struct{ org, id string }
+
+// change is one that can be undone.
+type change struct {
+	opened bool // else closed
+	s      Settled
+}
+
+func newBook() book {
+	return book{bySeq: make(map[uint64]Settled), byRequest: make(map[request]uint64)}
+}
+
+func (b *book) open(s Settled) {
+	b.bySeq[s.DecidedSeq] = s
+	b.byRequest[request{s.Org, s.RequestID}] = s.DecidedSeq
+}
+
+func (b *book) close(s Settled) {
+	delete(b.bySeq, s.DecidedSeq)
+	if r := (request{s.Org, s.RequestID}); b.byRequest[r] == s.DecidedSeq {
+		delete(b.byRequest, r)
+	}
+}
+
+// find returns the decision that a settlement of org is of. One whose caller did
+// not wait for the decision to be durable does not know its number.
+func (b *book) find(org string, settled Settled) (Settled, bool) {
+	seq := settled.DecidedSeq
+	if seq == 0 {
+		seq = b.byRequest[request{org, settled.RequestID}]
+	}
+	s, ok := b.bySeq[seq]
+	return s, ok && s.Org == org
+}
+
+func (b *book) undo(changes []change) {
+	for i := len(changes) - 1; i >= 0; i-- {
+		if c := changes[i]; c.opened {
+			b.close(c.s)
+		} else {
+			b.open(c.s)
+		}
+	}
+}
+
+// newWriterID makes an id in the form of all our ids: 26 characters of base 32, 48
+// bits of now in milliseconds since 1970 and 80 random ones.
+func newWriterID(now time.Time, rand io.Reader) (string, error) {
+	const alphabet = "0123456789abcdefghjkmnpqrstvwxyz"
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:], uint64(max(0, now.UnixMilli()))<<16)
+	if _, err := io.ReadFull(rand, b[6:]); err != nil {
+		return "", fmt.Errorf("making a writer id: %w", err)
+	}
+	id := []byte("w_")
+	acc, n := uint(0), 2 // 26 digits are 130 bits: the first has only 3 of ours
+	for _, c := range b {
+		acc, n = acc<<8|uint(c), n+8
+		for n >= 5 {
+			n -= 5
+			id = append(id, alphabet[acc>>n&31])
+		}
+		acc &= 1<<n - 1
+	}
+	return string(id), nil
+}

@@ -1,0 +1,37 @@
+package budget
+
+import "time"
+
+// maxPerMinute is one a nanosecond: the arithmetic's finest step.
+const maxPerMinute = int64(time.Minute)
+
+// longest is how far a count can reach into the future, at most: a minute,
+// rounded up to whole steps.
+const longest = 2 * time.Minute
+
+// take is one step of the generic cell rate algorithm (ITU-T I.371, "virtual
+// scheduling"). Its whole state is one instant, tat: when the bucket will be full
+// again. It says what the state is if the step is taken, and how things stand
+// either way. It takes nothing itself. Instants are durations since any epoch.
+func take(now, tat time.Duration, perMinute int64) (next time.Duration, r Result) {
+	if perMinute <= 0 {
+		return tat, Result{RetryAfter: time.Minute, Reset: time.Minute}
+	}
+	n := min(perMinute, maxPerMinute)
+	// The interval is rounded up, and the window made of whole intervals, so
+	// that a burst is exactly n and the rate never above n.
+	interval := (time.Minute + time.Duration(n-1)) / time.Duration(n)
+	window := interval * time.Duration(n)
+	tat = max(tat, now) // a bucket is never fuller than full
+	next = tat + interval
+	r = Result{Limit: perMinute}
+	if wait := next - window - now; wait > 0 {
+		r.RetryAfter = wait
+		r.Reset = tat - now
+		return tat, r
+	}
+	r.OK = true
+	r.Remaining = int64((now + window - next) / interval)
+	r.Reset = next - now
+	return next, r
+}

@@ -1,0 +1,93 @@
+package budget
+
+import (
+	"sync"
+	"time"
+)
+
+// Memory keeps counts in this process. Make one with NewMemory; it is safe for
+// concurrent use.
+//
+// Its memory is that of the keys used in the last two to four minutes: an older
+// count is a full bucket, and so is one that is not there.
+type Memory struct {
+	now func() time.Time
+
+	mu      sync.Mutex
+	epoch   time.Time     // what the durations below count from
+	last    time.Duration // the latest now: the clock never goes back here
+	turned  time.Duration // when young became old
+	young   map[string]time.Duration
+	old     map[string]time.Duration // not used since turned
+	changes []time.Duration          // of one Take; kept to save the allocation
+}
+
+// NewMemory returns a Memory in which nothing was counted yet.
+func NewMemory(now func() time.Time) *Memory {
+	return &Memory{now: now, epoch: now(), young: map[string]time.Duration{}}
+}
+
+// Take counts one against every limit, or, if any of them is full, against none.
+// No limits: it may happen. A key that is given twice is counted once, against
+// the narrower of its limits.
+func (m *Memory) Take(limits []Limit) Result {
+	best := Result{OK: true, Which: -1}
+	if len(limits) == 0 {
+		return best
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.last = max(m.last, m.now().Sub(m.epoch))
+	m.turn()
+
+	changes := m.changes[:0]
+	for i, l := range limits {
+		next, r := take(m.last, m.tat(l.Key), l.PerMinute)
+		changes = append(changes, next)
+		r.Which = i
+		switch {
+		case i == 0, best.OK && !r.OK:
+			best = r
+		case best.OK != r.OK:
+		case r.OK && r.Remaining < best.Remaining, !r.OK && r.RetryAfter > best.RetryAfter:
+			best = r
+		}
+	}
+	m.changes = changes
+	if best.OK {
+		for i, l := range limits {
+			// Of equal keys the latest full bucket holds.
+			m.young[l.Key] = max(m.young[l.Key], changes[i])
+		}
+	}
+	return best
+}
+
+// Len is how many counts are kept, for metrics. One that is used again after two
+// minutes may count twice.
+func (m *Memory) Len() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.young) + len(m.old)
+}
+
+// tat is the state of a key; 0 is long past.
+func (m *Memory) tat(key string) time.Duration {
+	if tat, ok := m.young[key]; ok {
+		return tat
+	}
+	return m.old[key]
+}
+
+// turn forgets the counts that nobody has used for so long that their buckets
+// are full. A key that is used is in young from then on.
+func (m *Memory) turn() {
+	idle := m.last - m.turned
+	if idle < longest {
+		return
+	}
+	m.old, m.young, m.turned = m.young, map[string]time.Duration{}, m.last
+	if idle >= 2*longest {
+		m.old = nil
+	}
+}

@@ -1,0 +1,321 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/ai-identity/ai-identity/api"
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/store"
+	"github.com/ai-identity/ai-identity/xds"
+)
+
+// defaultMaxBody is the largest request body: more than any prompt that people
+// send today, and little enough that a crowd of them fits into memory.
+const defaultMaxBody = 16 << 20
+
+func controlCommand() *cobra.Command {
+	c := &control{}
+	cmd := &cobra.Command{
+		Use:   "control",
+		Short: "Run the control plane: management API, xDS, audit ingest",
+		Long: `control is the control plane. It serves the management API, configures every
+Envoy and every ` + "`aid extproc`" + ` over xDS, and appends what the sidecars record to each
+org's chain in Postgres.
+
+Replicas need nothing but the same database and the same key files; any of them
+can serve any node. The schema must be there before: ` + "`aid migrate`" + `.
+
+Nodes authenticate with a join token or a client certificate. On an address that
+others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
+/readyz turns red, nothing new is accepted, and what is in hand ends.`,
+		Example: `  # on one machine, behind a Unix socket
+  export AID_POSTGRES='postgres://aid_app@/aid?host=/run/postgresql'
+  aid control --listen-xds unix:/run/aid/xds.sock --fernet-keys fernet.keys \
+      --hmac-keys hmac.keys --digest-key digest.key
+
+  # a replica in a cluster
+  export AID_POSTGRES='postgres://aid_app@db.example.com/aid?sslmode=verify-full&passfile=/run/secrets/pgpass'
+  aid control --listen-xds 0.0.0.0:18000 --listen-api 0.0.0.0:8081 --gateway 0.0.0.0:8080 \
+      --tls-cert tls.crt --tls-key tls.key --tls-client-ca nodes-ca.pem \
+      --fernet-keys fernet.keys --hmac-keys hmac.keys --digest-key digest.key`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if c.log, err = logger(cmd, "control"); err != nil {
+				return err
+			}
+			return c.run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.postgres, "postgres", "", postgresHelp)
+	f.Int32Var(&c.connections, "postgres-connections", 20, "connections to the database at most")
+	f.StringVar(&c.api, "listen-api", defaultAPI, "`address` of the management API: host:port or unix:/path")
+	f.StringVar(&c.xds, "listen-xds", "127.0.0.1:18000", "`address` that Envoys and sidecars connect to: host:port or unix:/path")
+	f.StringVar(&c.status, "listen-status", "127.0.0.1:9091", "`address` of /metrics, /healthz and /readyz: host:port or unix:/path")
+	f.StringVar(&c.publicURL, "public-url", "", "`URL` under which users reach the API, for its documentation (default: where they asked)")
+	f.StringVar(&c.files.cert, "tls-cert", "", "PEM `file` of the certificate for the listeners that others can reach")
+	f.StringVar(&c.files.key, "tls-key", "", "PEM `file` of its key")
+	f.StringVar(&c.files.ca, "tls-client-ca", "", "PEM `file` of the CA of nodes' certificates (their SPIFFE ids are the nodes' identities)")
+	f.StringVar(&c.fernet, "fernet-keys", "", "`file` with the keys that seal provider credentials, one a line; the first seals, all open")
+	f.StringVar(&c.hmac, "hmac-keys", "", "`file` with the keys of the audit chain, one \"EPOCH HEX\" a line; the newest seals, all verify")
+	f.StringVar(&c.digest, "digest-key", "", "`file` with the hex key of the digests of request bodies in the record")
+	f.StringVar(&c.gateway, "gateway", defaultGateway, "`address` that Envoys listen on for applications")
+	f.StringVar(&c.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
+	f.Int64Var(&c.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
+	return cmd
+}
+
+const postgresHelp = "database `URL`, better given as AID_POSTGRES; verify-full TLS unless it is on this machine"
+
+// control is one run of `aid control`.
+type control struct {
+	postgres, api, xds, status, publicURL string
+	connections                           int32
+	files                                 tlsFiles
+	fernet, hmac, digest                  string
+	gateway, usage                        string
+	maxBody                               int64
+
+	log *slog.Logger
+}
+
+func (c *control) run(ctx context.Context) error {
+	ctx, restore := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, restore) // a second signal is not ours to catch
+
+	if c.usage != "stream" && c.usage != "envoy" {
+		return usagef("--usage %q: want stream or envoy", c.usage)
+	}
+	if c.maxBody <= 0 {
+		return usagef("--max-body %d: want a number of bytes above 0", c.maxBody)
+	}
+	secure, err := c.files.server()
+	if err != nil {
+		return usagef("%v", err)
+	}
+	if secure == nil && !local(c.xds) {
+		return usagef("--listen-xds %s: others can reach it, and it serves credentials: give --tls-cert and --tls-key, or listen on 127.0.0.1 or unix:/path", c.xds)
+	}
+	if secure == nil && !local(c.api) {
+		c.log.Warn("others can reach --listen-api, which speaks plain HTTP: give --tls-cert and --tls-key, or put TLS in front of it", "address", c.api)
+	}
+	sealer, err := sealerOf(c.fernet)
+	if err != nil {
+		return err
+	}
+	keys, err := chainKeys(c.hmac)
+	if err != nil {
+		return err
+	}
+	digest, err := digestKey(c.digest)
+	if err != nil {
+		return err
+	}
+
+	reg := registry()
+	// Listen first: an address that is taken is said before anything is opened.
+	statusL, err := listen(ctx, "listen-status", c.status)
+	if err != nil {
+		return err
+	}
+	life := newLife(c.log)
+	defer life.stop(20 * time.Second)
+	var ready readiness
+	life.start(ctx, "status", func(ctx context.Context) error {
+		return serveHTTP(ctx, statusL, status(registered(reg, c.log), ready.ask), c.log)
+	})
+	defer ready.stop() // red before anything ends: this runs before life.stop
+
+	db, err := openStore(ctx, c.postgres, c.connections, reg, c.log)
+	if err != nil {
+		return err
+	}
+	life.start(ctx, "database", func(ctx context.Context) error {
+		<-ctx.Done()
+		db.Close()
+		return nil
+	})
+	chain, err := audit.NewChain(audit.ChainConfig{DB: db, Keys: keys, Log: c.log, Registerer: reg})
+	if err != nil {
+		return err
+	}
+	life.start(ctx, "housekeeping", func(ctx context.Context) error { return housekeeping(ctx, db, c.log) })
+
+	control, err := xds.NewServer(xds.ServerConfig{
+		DB: db, Sealer: sealer, Appender: chain, Gateway: c.gateway, Usage: c.usage, MaxBody: c.maxBody,
+		DigestKey: digest, Log: c.log, Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
+	all := func(ctx context.Context) error {
+		if err := db.Ping(ctx); err != nil {
+			return fmt.Errorf("database: %w", err)
+		}
+		if err := control.Ready(ctx); err != nil {
+			return fmt.Errorf("xds: %w", err)
+		}
+		return nil
+	}
+	server, err := api.New(api.Config{
+		DB: db, Chain: chain, Sealer: sealer, Log: c.log, Registerer: reg, PublicURL: c.publicURL, Version: version(),
+	})
+	if err != nil {
+		return err
+	}
+	xdsL, err := listen(ctx, "listen-xds", c.xds)
+	if err != nil {
+		return err
+	}
+	apiL, err := listen(ctx, "listen-api", c.api)
+	if err != nil {
+		return err
+	}
+	life.start(ctx, "xds", control.Run)
+	life.start(ctx, "xds-listener", func(ctx context.Context) error {
+		return serveGRPC(ctx, xdsL, c.xdsServer(secure, control))
+	})
+	life.start(ctx, "api", func(ctx context.Context) error {
+		l := apiL
+		if secure != nil && !local(c.api) {
+			l = tls.NewListener(l, secure)
+		}
+		return serveHTTP(ctx, l, server, c.log)
+	})
+	ready.set(remember(500*time.Millisecond, all))
+	c.log.Info("serving", "api", c.api, "xds", c.xds, "status", c.status, "version", version())
+	return life.wait(ctx)
+}
+
+// xdsServer serves ADS and the audit ingest. One answer may hold all that
+// changed, and one batch of records is a few hundred of them.
+func (c *control) xdsServer(secure *tls.Config, control *xds.Server) *grpc.Server {
+	options := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(32 << 20), grpc.MaxSendMsgSize(256 << 20), grpc.MaxConcurrentStreams(1000),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	}
+	if secure != nil && !local(c.xds) {
+		options = append(options, grpc.Creds(credentials.NewTLS(secure)))
+	}
+	s := grpc.NewServer(options...)
+	control.Register(s)
+	return s
+}
+
+// serveGRPC serves s on l until ctx is done. Streams of xDS never end by
+// themselves: who is connected then is told to go, and cut soon after.
+func serveGRPC(ctx context.Context, l net.Listener, s *grpc.Server) error {
+	failed := make(chan error, 1)
+	go func() { failed <- s.Serve(l) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serving %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	stopGRPC(s, 2*time.Second)
+	return nil
+}
+
+// stopGRPC lets streams end for at most limit, and then cuts them.
+func stopGRPC(s *grpc.Server, limit time.Duration) {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		s.GracefulStop()
+	}()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-ended:
+	case <-timer.C:
+		s.Stop()
+		<-ended
+	}
+}
+
+// registry has what every process of ours says of itself.
+func registry() *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return reg
+}
+
+// openStore opens the database that --postgres names.
+func openStore(ctx context.Context, url string, connections int32, reg prometheus.Registerer, log *slog.Logger) (*store.DB, error) {
+	if url == "" {
+		return nil, usagef("--postgres: say where the database is, best in the variable AID_POSTGRES, such as postgres://aid_app@db.example.com/aid?sslmode=verify-full")
+	}
+	warnOfPassword(url, log)
+	db, err := store.Open(ctx, store.Config{URL: url, MaxConns: connections, Log: log, Registerer: reg})
+	if err != nil {
+		return nil, fmt.Errorf("--postgres: %w", err)
+	}
+	return db, nil
+}
+
+// sealerOf reads the keys that seal provider credentials.
+func sealerOf(file string) (*provider.Sealer, error) {
+	if file == "" {
+		return nil, usagef("--fernet-keys: give the file with the keys that seal provider credentials; `head -c 32 /dev/urandom | base64 | tr +/ -_` makes one")
+	}
+	keys, err := lines(file)
+	if err != nil {
+		return nil, usagef("--fernet-keys: %v", err)
+	}
+	s, err := provider.NewSealer(keys)
+	if err != nil {
+		return nil, usagef("--fernet-keys %s: %v", file, err)
+	}
+	return s, nil
+}
+
+// chainKeys reads the keys of the audit chain.
+func chainKeys(file string) (audit.Keys, error) {
+	var none audit.Keys
+	if file == "" {
+		return none, usagef("--hmac-keys: give the file with the keys of the audit chain, one \"EPOCH HEX\" a line; `echo 1 $(openssl rand -hex 32)` makes one")
+	}
+	text, err := lines(file)
+	if err != nil {
+		return none, usagef("--hmac-keys: %v", err)
+	}
+	keys, err := audit.ParseKeys(text)
+	if err != nil {
+		return none, usagef("--hmac-keys %s: %v", file, err)
+	}
+	return keys, nil
+}
+
+// digestKey reads the key of the digests of request bodies. None: no digests.
+func digestKey(file string) ([]byte, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := readSecret(file)
+	if err != nil {
+		return nil, usagef("--digest-key: %v", err)
+	}
+	key, err := hex.DecodeString(text)
+	if err != nil || len(key) < 16 {
+		return nil, usagef("--digest-key %s: want at least 32 hex digits, such as `openssl rand -hex 32` makes", file)
+	}
+	return key, nil
+}

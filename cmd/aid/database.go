@@ -1,0 +1,197 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ai-identity/ai-identity/store"
+)
+
+// database is where the servers and the commands of one `aid up` connect to.
+type database struct{ appURL, ownerURL string }
+
+// The files in a home's run/ that say so to commands with --home, and to scripts.
+const (
+	appURLFile   = "postgres.url"
+	ownerURLFile = "postgres-owner.url"
+)
+
+// database starts the embedded Postgres, or takes the one of --postgres, and
+// brings roles, database and schema up to date.
+func (u *up) database(ctx context.Context) (at database, err error) {
+	admin := u.postgres
+	c := store.ProvisionConfig{Log: u.log}
+	if admin == "" {
+		u.say("starting Postgres")
+		if admin, err = u.embedded(ctx); err != nil {
+			return at, err
+		}
+	} else {
+		warnOfPassword(admin, u.log)
+		for _, p := range []struct {
+			name string
+			to   *string
+		}{{"postgres-owner.password", &c.OwnerPassword}, {"postgres-app.password", &c.AppPassword}, {"postgres-auditor.password", &c.AuditorPassword}} {
+			file, err := u.home.secret(p.name, randomHex)
+			if err != nil {
+				return at, err
+			}
+			if *p.to, err = readSecret(file); err != nil {
+				return at, err
+			}
+		}
+	}
+	p, err := store.Provision(ctx, admin, c)
+	if err != nil {
+		return at, u.databaseError(err)
+	}
+	if err := store.Migrate(ctx, p.OwnerURL, u.log); err != nil {
+		return at, u.databaseError(err)
+	}
+	at = database{appURL: p.AppURL, ownerURL: p.OwnerURL}
+	for name, url := range map[string]string{appURLFile: at.appURL, ownerURLFile: at.ownerURL} {
+		if err := writeFile(filepath.Join(u.home.run, name), []byte(url+"\n"), 0o600); err != nil {
+			return at, err
+		}
+	}
+	return at, nil
+}
+
+// embedded starts a Postgres of our own and returns how to be its administrator.
+func (u *up) embedded(ctx context.Context) (string, error) {
+	dir, missing, err := findPostgres(u.postgresDir)
+	if err != nil {
+		return "", fmt.Errorf("--postgres-dir: %w", err)
+	}
+	if missing != "" {
+		if err := store.FetchPostgres(ctx, missing, func(step string) { u.say("%s", step) }); err != nil {
+			return "", fmt.Errorf("fetching Postgres into %s: %w; install one, or use a server of yours with --postgres", missing, err)
+		}
+		dir = missing
+	}
+	e, err := store.NewEmbedded(store.EmbeddedConfig{Dir: u.home.path("postgres"), Binaries: dir, Short: u.home.run, Log: u.log})
+	if err != nil {
+		return "", fmt.Errorf("embedded Postgres: %w", err)
+	}
+	u.life.start(ctx, "postgres", e.Run)
+	u.postgresRestarts = e.Restarts
+	wait, cancel := context.WithTimeout(ctx, 60*time.Second)
+	defer cancel()
+	if err := e.Ready(wait); err != nil {
+		return "", err
+	}
+	return e.URL(), nil
+}
+
+// findPostgres finds the programs of Postgres as package store does, or those that
+// we fetched ourselves. missing is the folder to fetch them into if there are none.
+func findPostgres(asked string) (dir, missing string, err error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return "", "", err
+	}
+	dir, err = store.FindPostgres(asked, filepath.Dir(exe))
+	if err == nil || asked != "" {
+		return dir, "", err
+	}
+	// Root's own cache is closed to the account that the server runs under.
+	cache := "/var/cache"
+	if os.Getuid() != 0 {
+		if cache, err = os.UserCacheDir(); err != nil {
+			return "", "", err
+		}
+	}
+	fetched := filepath.Join(cache, "aid", "postgres-"+store.PostgresVersion)
+	if dir, err = store.FindPostgres(fetched, ""); err == nil {
+		return dir, "", nil
+	}
+	return "", fetched, nil
+}
+
+// checkDatabase looks whether there is a database to serve from, or the means to
+// start one.
+func (d *doctor) checkDatabase(ctx context.Context) {
+	if d.postgres == "" {
+		dir, missing, err := findPostgres(d.postgresDir)
+		switch {
+		case err != nil:
+			d.fail("database", err.Error(), "run `make setup`, or use a server of yours with --postgres")
+		case dir == "":
+			d.warn("database", "no Postgres to embed: `aid up` will download one (15 MB) into "+missing, "run `make setup`, or use a server of yours with --postgres")
+		default:
+			d.ok("database", "embedded, with the programs of %s", dir)
+		}
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	db, err := store.Open(ctx, store.Config{URL: d.postgres, MaxConns: 1, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		d.fail("database", err.Error(), "check --postgres (AID_POSTGRES); `aid migrate` brings the schema up to date")
+		return
+	}
+	defer db.Close()
+	began := time.Now()
+	if err := db.Ping(ctx); err != nil {
+		d.fail("database", err.Error(), "check that the server runs and can be reached")
+		return
+	}
+	d.ok("database", "answers in %v, and its schema is recent enough", time.Since(began).Round(10*time.Microsecond))
+}
+
+func (u *up) databaseError(err error) error {
+	if u.postgres != "" {
+		return fmt.Errorf("--postgres: %w", err)
+	}
+	return fmt.Errorf("embedded Postgres: %w", err)
+}
+
+func randomHex() (string, error) {
+	var b [24]byte
+	_, err := rand.Read(b[:])
+	return hex.EncodeToString(b[:]) + "\n", err
+}
+
+// warnOfPassword says it when a password came as an argument, where every
+// process of the machine can read it.
+func warnOfPassword(address string, log *slog.Logger) {
+	u, err := url.Parse(address)
+	if err != nil || u.User == nil {
+		return
+	}
+	if _, has := u.User.Password(); !has {
+		return
+	}
+	if slices.ContainsFunc(os.Args, func(a string) bool { return strings.Contains(a, address) }) {
+		log.Warn("a password in an argument is seen by every process of this machine: use the variable AID_POSTGRES, or passfile= in the URL")
+	}
+}
+
+// housekeeping keeps audit entries a few months of room ahead, and says so when
+// it cannot: entries then have their place in the default partition.
+func housekeeping(ctx context.Context, db *store.DB, log *slog.Logger) error {
+	tick := time.NewTicker(6 * time.Hour)
+	defer tick.Stop()
+	for {
+		try, cancel := context.WithTimeout(ctx, time.Minute)
+		_, err := db.Pool().Exec(try, "SELECT aid_audit_partitions(3)")
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			log.Warn("making the audit partitions of the next months", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}

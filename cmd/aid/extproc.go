@@ -1,0 +1,357 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/budget"
+	"github.com/ai-identity/ai-identity/extproc"
+	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/xds"
+)
+
+func extprocCommand() *cobra.Command {
+	s := &sidecar{}
+	cmd := &cobra.Command{
+		Use:   "extproc",
+		Short: "Run the sidecar beside Envoy that judges each request",
+		Long: `extproc answers Envoy's external processing filter: it identifies the agent,
+decides, writes the decision down durably, and only then lets Envoy forward.
+
+It knows no database. Policies, providers and the keys in use come from the
+control plane (--xds) and stay in memory; what it records waits in --segments
+until the control plane has it. Without a control plane it goes on with what it
+knows for --max-staleness, then refuses everything.
+
+/readyz is green once a request sent to --gateway-url came here through Envoy. On
+SIGTERM /readyz turns red, new exchanges are refused, those in progress may end
+within --drain, and what was recorded is flushed and shipped.
+
+Keep --segments on a disk that survives this process: what is there and not yet
+shipped is the record.`,
+		Example: `  # in a pod, beside Envoy
+  aid extproc --xds aid-control.aid.svc:18000 --tls-ca /run/tls/ca.pem --tls-cert /run/tls/tls.crt \
+      --tls-key /run/tls/tls.key --segments /var/lib/aid --gateway-url http://127.0.0.1:8080
+
+  # on a virtual machine, with a join token
+  aid extproc --xds control.example.com:18000 --tls-ca ca.pem --token-file node.token \
+      --segments /var/lib/aid --gateway-url http://127.0.0.1:8080`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if s.log, err = logger(cmd, "extproc"); err != nil {
+				return err
+			}
+			return s.run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&s.listen, "listen", "unix:/run/aid/extproc.sock", "`address` that Envoy connects to: unix:/path, or host:port on this machine")
+	f.StringVar(&s.status, "listen-status", "127.0.0.1:9092", "`address` of /metrics, /healthz and /readyz: host:port or unix:/path")
+	f.StringVar(&s.xds, "xds", "", "control plane: host:port or unix:/path")
+	f.StringVar(&s.nodeID, "node-id", "", "name of this sidecar at the control plane (default: the host's name)")
+	f.StringVar(&s.tokenFile, "token-file", "", "`file` with the node's join token (aid_node_…)")
+	f.StringVar(&s.files.ca, "tls-ca", "", "PEM `file` of the CA that vouches for the control plane; needed unless it is on this machine")
+	f.StringVar(&s.serverName, "tls-server-name", "", "name that the control plane's certificate carries (default: the host of --xds)")
+	f.StringVar(&s.files.cert, "tls-cert", "", "PEM `file` of this node's client certificate")
+	f.StringVar(&s.files.key, "tls-key", "", "PEM `file` of its key")
+	f.StringVar(&s.segments, "segments", "", "`folder` for the record on its way to the control plane; durable, and of this sidecar alone")
+	f.Int64Var(&s.maxBacklog, "max-backlog", 4<<30, "`bytes` of segments at which requests are refused: nothing is forwarded that cannot be recorded")
+	f.Int64Var(&s.minFree, "min-free", 64<<20, "free `bytes` on that disk below which requests are refused")
+	f.StringVar(&s.gatewayURL, "gateway-url", "", "`URL` of the Envoy that this sidecar judges for; /readyz sends a request through it (default: /readyz does not know whether Envoy asks us)")
+	f.DurationVar(&s.maxStaleness, "max-staleness", 10*time.Minute, "how long to go on deciding without the control plane")
+	f.Int64Var(&s.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
+	f.IntVar(&s.maxStreams, "max-streams", 20_000, "exchanges at once, a streamed answer for its whole life")
+	f.IntVar(&s.maxDeciding, "max-deciding", 0, "exchanges that parse and decide at the same moment (default: 4 for each CPU)")
+	f.IntVar(&s.maxCallers, "max-callers", 100_000, "keys in use that are kept in memory")
+	f.DurationVar(&s.drain, "drain", 10*time.Second, "how long exchanges in progress may go on when stopping")
+	f.DurationVar(&s.shipLast, "ship-last", 5*time.Second, "how long to wait when stopping for the control plane to take what is recorded")
+	return cmd
+}
+
+// sidecar is one run of `aid extproc`.
+type sidecar struct {
+	listen, status, xds, nodeID, tokenFile string
+	files                                  tlsFiles
+	serverName                             string
+	segments                               string
+	maxBacklog, minFree                    int64
+	gatewayURL                             string
+	maxStaleness, drain, shipLast          time.Duration
+	maxBody                                int64
+	maxStreams, maxDeciding, maxCallers    int
+
+	log *slog.Logger
+}
+
+// check refuses what cannot be meant.
+func (s *sidecar) check() error {
+	switch {
+	case s.xds == "":
+		return usagef("--xds: say where the control plane is, such as control.example.com:18000 or unix:/run/aid/xds.sock")
+	case s.segments == "":
+		return usagef("--segments: name a folder for the record, on a disk that survives this process, such as /var/lib/aid/segments")
+	case s.maxBody <= 0:
+		return usagef("--max-body %d: want a number of bytes above 0", s.maxBody)
+	case s.maxStaleness <= 0:
+		return usagef("--max-staleness %v: want a time above 0, such as 10m", s.maxStaleness)
+	case s.maxStreams <= 0:
+		return usagef("--max-streams %d: want a number above 0", s.maxStreams)
+	case !local(s.listen):
+		return usagef("--listen %s: others could reach it, and it trusts whoever speaks to it: use unix:/path or 127.0.0.1", s.listen)
+	case s.files.ca == "" && !local(s.xds):
+		return usagef("--xds %s is not on this machine: give --tls-ca", s.xds)
+	}
+	return nil
+}
+
+func (s *sidecar) run(ctx context.Context) error {
+	ctx, restore := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, restore) // a second signal is not ours to catch
+	if err := s.check(); err != nil {
+		return err
+	}
+	token := ""
+	if s.tokenFile != "" {
+		var err error
+		if token, err = readSecret(s.tokenFile); err != nil {
+			return usagef("--token-file: %v", err)
+		}
+	}
+	if s.nodeID == "" {
+		s.nodeID, _ = os.Hostname()
+	}
+	reg := registry()
+	tp, flush, err := tracing(ctx, "extproc")
+	if err != nil {
+		return err
+	}
+	defer flush()
+
+	statusL, err := listen(ctx, "listen-status", s.status)
+	if err != nil {
+		return err
+	}
+	// Two lives: what the end of an exchange needs outlives what takes exchanges.
+	below, above := newLife(s.log), newLife(s.log)
+	defer below.stop(10 * time.Second)
+	var ready readiness
+	below.start(ctx, "status", func(ctx context.Context) error {
+		return serveHTTP(ctx, statusL, status(registered(reg, s.log), ready.ask), s.log)
+	})
+
+	conn, err := s.dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	writer, err := audit.OpenWriter(audit.WriterConfig{
+		Dir: s.segments, MaxBacklogBytes: s.maxBacklog, MinFreeBytes: s.minFree, Log: s.log, Registerer: reg,
+	})
+	if err != nil {
+		return fmt.Errorf("--segments: %w", err)
+	}
+	below.start(ctx, "writer", writer.Run)
+	shipping, shipped := context.WithCancel(context.WithoutCancel(ctx))
+	defer shipped()
+	below.start(ctx, "shipping", func(context.Context) error { return writer.Ship(shipping, xds.NewIngest(conn, token)) })
+
+	var server *extproc.Server // made below; nobody calls Changed before Run
+	client, err := xds.NewClient(xds.ClientConfig{
+		Conn: conn, NodeID: s.nodeID, Token: token, MaxStaleness: s.maxStaleness, MaxCallers: s.maxCallers,
+		Changed: func(hash [32]byte, c identity.Caller, known bool) { server.CallerChanged(hash, c, known) },
+		Log:     s.log, Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
+	config := extproc.Config{
+		Directory: directory{client}, Recorder: writer, Limiter: budget.NewMemory(time.Now),
+		Log: s.log, Registerer: reg, MaxBody: s.maxBody, MaxStreams: s.maxStreams, MaxDeciding: s.maxDeciding,
+	}
+	if tp != nil {
+		config.Tracer = tp
+	}
+	if server, err = extproc.New(config); err != nil {
+		return err
+	}
+	below.start(ctx, "xds", client.Run)
+
+	l, err := listen(ctx, "listen", s.listen)
+	if err != nil {
+		return err
+	}
+	g := s.server(server)
+	above.start(ctx, "exchanges", func(context.Context) error { return g.Serve(l) })
+	ready.set(remember(500*time.Millisecond, s.ready(server, client, writer)))
+	s.log.Info("serving", "listen", s.listen, "xds", s.xds, "segments", s.segments, "version", version())
+
+	ended := make(chan error, 1)
+	select {
+	case <-ctx.Done():
+		ended <- nil
+	case err := <-above.ended:
+		ended <- err
+	case err := <-below.ended:
+		ended <- err
+	}
+	s.end(ctx, &ready, server, g, writer)
+	return <-ended
+}
+
+// end is the order of death: say that we are not ready, let exchanges in progress
+// end, stop answering, make everything that they recorded durable, and let the
+// control plane have it if it is there.
+func (s *sidecar) end(ctx context.Context, ready *readiness, server *extproc.Server, g *grpc.Server, writer *audit.Writer) {
+	ctx = context.WithoutCancel(ctx)
+	ready.stop()
+	drain, cancel := context.WithTimeout(ctx, s.drain)
+	defer cancel()
+	if err := server.Drain(drain); err != nil {
+		s.log.Warn("stopping", "err", err)
+	}
+	stopGRPC(g, time.Second)
+	if err := writer.Close(); err != nil {
+		s.log.Error("closing the record", "err", err)
+	}
+	last, cancel := context.WithTimeout(ctx, s.shipLast)
+	defer cancel()
+	if err := writer.WaitShipped(last); err != nil {
+		s.log.Warn("part of the record waits here for the next start", "segments", s.segments, "err", err)
+	}
+}
+
+// dial connects to the control plane, now or later.
+func (s *sidecar) dial() (*grpc.ClientConn, error) {
+	target, secure := s.xds, insecure.NewCredentials()
+	if !strings.HasPrefix(target, "unix:") {
+		target = "dns:///" + target
+	}
+	if s.files.ca != "" {
+		c, err := s.files.client(s.serverName)
+		if err != nil {
+			return nil, usagef("%v", err)
+		}
+		secure = credentials.NewTLS(c)
+	}
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(secure),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(256<<20), grpc.MaxCallSendMsgSize(32<<20)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			// A control plane that comes back is found soon, and not by all at once.
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.3, MaxDelay: 3 * time.Second},
+			MinConnectTimeout: 3 * time.Second,
+		}))
+	if err != nil {
+		return nil, usagef("--xds: %v", err)
+	}
+	return conn, nil
+}
+
+// server is the gRPC server that Envoy speaks to. There is no interceptor that
+// recovers from panics: one that answered nil would be an "allow" to Envoy.
+func (s *sidecar) server(handler extprocv3.ExternalProcessorServer) *grpc.Server {
+	g := grpc.NewServer(
+		// Above the cap, so that it is us who refuse, in JSON.
+		grpc.MaxRecvMsgSize(int(s.maxBody)+1<<20), grpc.MaxSendMsgSize(int(s.maxBody)+1<<20),
+		grpc.MaxConcurrentStreams(uint32(s.maxStreams)+1000),
+		grpc.InitialWindowSize(1<<20), grpc.InitialConnWindowSize(16<<20),
+		grpc.ReadBufferSize(64<<10), grpc.WriteBufferSize(64<<10), grpc.SharedWriteBuffer(true),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+	)
+	extprocv3.RegisterExternalProcessorServer(g, handler)
+	return g
+}
+
+// ready says whether requests are judged: we can record, we know what to decide
+// by, and a request that enters at Envoy arrives here.
+func (s *sidecar) ready(server *extproc.Server, client *xds.Client, writer *audit.Writer) check {
+	gateway := &http.Client{
+		Timeout:       5 * time.Second,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport:     &http.Transport{DisableKeepAlives: true},
+	}
+	return func(ctx context.Context) error {
+		if err := writer.Ready(); err != nil {
+			return fmt.Errorf("record: %w", err)
+		}
+		if err := client.Ready(); err != nil {
+			return fmt.Errorf("control plane: %w", err)
+		}
+		if s.gatewayURL == "" {
+			return nil
+		}
+		if err := canary(ctx, gateway, s.gatewayURL, server); err != nil {
+			return fmt.Errorf("gateway: %w", err)
+		}
+		return nil
+	}
+}
+
+// canary sends a request to Envoy and wants to see it arrive here.
+func canary(ctx context.Context, gateway *http.Client, url string, server *extproc.Server) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	nonce, seen, forget, err := server.Canary()
+	if err != nil {
+		return err
+	}
+	defer forget()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(url, "/")+"/v1/models", nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set(extproc.CanaryHeader, nonce)
+	resp, err := gateway.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+	select {
+	case <-seen:
+	default:
+		return fmt.Errorf("answered %d, and the request did not come to this sidecar", resp.StatusCode)
+	}
+	if resp.StatusCode != http.StatusNoContent || resp.Header.Get(extproc.CanaryHeader) != nonce {
+		return fmt.Errorf("answered %d, and not by this sidecar", resp.StatusCode)
+	}
+	return nil
+}
+
+// directory is the control plane's client as the request path sees it.
+type directory struct{ client *xds.Client }
+
+func (d directory) Caller(ctx context.Context, hash [32]byte) (identity.Caller, error) {
+	c, err := d.client.Caller(ctx, hash)
+	if errors.Is(err, xds.ErrUnknownCaller) {
+		return identity.Caller{}, fmt.Errorf("%w: %w", extproc.ErrUnknownKey, err)
+	}
+	return c, err
+}
+
+func (d directory) Org(id string) (extproc.Org, error) {
+	o, err := d.client.Org(id)
+	if err != nil {
+		return extproc.Org{}, err
+	}
+	return extproc.Org{ID: o.ID, Tier: o.Tier, DigestKey: o.DigestKey, Policies: o.Policies, Providers: o.Providers}, nil
+}

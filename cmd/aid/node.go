@@ -1,0 +1,173 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/identity"
+)
+
+func nodeCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Say which Envoys and sidecars may fetch an organization's configuration",
+		Long: `node manages the machines that enforce: each Envoy and each ` + "`aid extproc`" + ` presents
+a join token or a certificate to the control plane, and gets what its
+organization is entitled to, credentials included. One that is not known gets
+nothing.`,
+	}
+	cmd.AddCommand(nodeCreateCommand(), nodeListCommand(), nodeRevokeCommand())
+	return cmd
+}
+
+func nodeCreateCommand() *cobra.Command {
+	var m manage
+	var name, spiffe, out string
+	var expires time.Duration
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "Let a node join, with a token or by its certificate",
+		Long: `create makes a node. Without --spiffe-id it gets a join token, shown once, on stdout
+or in a new file (--out), for --token-file of ` + "`aid extproc`" + ` and ` + "`aid envoy-bootstrap`" + `.
+With --spiffe-id the node is whoever presents a certificate of that id.`,
+		Example: `  aid node create --org org_default --name vm-7 --hmac-keys hmac.keys --out vm-7.token
+  aid node create --org org_default --name gateways --hmac-keys hmac.keys \
+      --spiffe-id spiffe://cluster.local/ns/ai/sa/gateway`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if name == "" {
+				return usagef("--name: say which machine it is")
+			}
+			if spiffe != "" && !strings.HasPrefix(spiffe, "spiffe://") {
+				return usagef("--spiffe-id %q: want spiffe://TRUST-DOMAIN/PATH", spiffe)
+			}
+			if expires < 0 {
+				return usagef("--expires %v: want a time from now, such as 720h", expires)
+			}
+			if err := canHandOver(out); err != nil {
+				return err
+			}
+			db, err := m.open(cmd, true)
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			chain, err := m.chain(db)
+			if err != nil {
+				return err
+			}
+			now := m.now()
+			token, n, err := newNode(m.org, name, now)
+			if err != nil {
+				return err
+			}
+			if spiffe != "" {
+				token, n.TokenHash, n.SPIFFEID = "", [32]byte{}, spiffe
+			}
+			if expires > 0 {
+				n.ExpiresAt = now.Add(expires)
+			}
+			err = db.InOrg(cmd.Context(), m.org, func(tx pgx.Tx) error {
+				return insertNode(cmd.Context(), tx, chain, operator(), n)
+			})
+			if err != nil {
+				return fmt.Errorf("making a node of %s: %w", m.org, err)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "aid: node %s (%s) of %s made\n", n.ID, name, m.org)
+			if token == "" {
+				return nil
+			}
+			return handOver(cmd.OutOrStdout(), out, token)
+		},
+	}
+	m.flags(cmd, true, true)
+	cmd.Flags().StringVar(&name, "name", "", "which machine it is")
+	cmd.Flags().StringVar(&spiffe, "spiffe-id", "", "id in the node's certificate; then it needs no token")
+	cmd.Flags().DurationVar(&expires, "expires", 0, "when it expires, from now (default: never)")
+	cmd.Flags().StringVar(&out, "out", "", "new private `file` for the token (default: stdout)")
+	return cmd
+}
+
+func nodeListCommand() *cobra.Command {
+	var m manage
+	cmd := &cobra.Command{
+		Use:     "list",
+		Short:   "List the nodes of an organization",
+		Long:    `list lists the nodes that may fetch an organization's configuration, without their tokens.`,
+		Example: `  aid node list --org org_default`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			db, err := m.open(cmd, true)
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			var nodes []identity.Node
+			err = db.InOrg(cmd.Context(), m.org, func(tx pgx.Tx) (err error) {
+				nodes, err = identity.ListNodes(cmd.Context(), tx)
+				return err
+			})
+			if err != nil {
+				return fmt.Errorf("listing the nodes of %s: %w", m.org, err)
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
+			fmt.Fprintln(w, "ID\tNAME\tPRESENTS\tCREATED\tSTATE")
+			for _, n := range nodes {
+				presents := "a token"
+				if n.SPIFFEID != "" {
+					presents = n.SPIFFEID
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", n.ID, n.Name, presents, n.CreatedAt.UTC().Format(time.RFC3339), state(n.ActiveAt(m.now())))
+			}
+			return w.Flush()
+		},
+	}
+	m.flags(cmd, false, true)
+	return cmd
+}
+
+func nodeRevokeCommand() *cobra.Command {
+	var m manage
+	cmd := &cobra.Command{
+		Use:   "revoke NODE",
+		Short: "Let a node join no more",
+		Long: `revoke ends what a node may fetch: its streams to the control plane are closed
+and no new one is accepted. What it has already it may use until its
+--max-staleness is over.`,
+		Example: `  aid node revoke node_01jabc… --org org_default --hmac-keys hmac.keys`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			db, err := m.open(cmd, true)
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			chain, err := m.chain(db)
+			if err != nil {
+				return err
+			}
+			err = db.InOrg(cmd.Context(), m.org, func(tx pgx.Tx) error {
+				if err := identity.RevokeNode(cmd.Context(), tx, args[0], m.now()); err != nil {
+					return err
+				}
+				_, err := chain.Record(cmd.Context(), tx, m.org, audit.Changed{
+					Kind: "node.revoked", Actor: operator(), ObjectKind: "node", ObjectID: args[0], Fields: []string{"revoked_at"},
+				})
+				return err
+			})
+			if err != nil {
+				return fmt.Errorf("revoking %s of %s: %w", args[0], m.org, err)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "aid: node %s revoked\n", args[0])
+			return nil
+		},
+	}
+	m.flags(cmd, true, true)
+	return cmd
+}

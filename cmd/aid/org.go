@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/ai-identity/ai-identity/identity"
+)
+
+func orgCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "org",
+		Short: "Make an organization, and the keys that manage it",
+		Long: `org makes what must be there before anybody can use the management API: an
+organization and its first key. Everything else is done with that key through
+the API. ` + "`aid up`" + ` does this by itself for its organization "default".`,
+	}
+	key := &cobra.Command{Use: "key", Short: "Keys that manage an organization"}
+	key.AddCommand(orgKeyCreateCommand())
+	cmd.AddCommand(orgCreateCommand(), orgListKeysCommand(), key)
+	return cmd
+}
+
+func orgCreateCommand() *cobra.Command {
+	var m manage
+	var name, tier, out string
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "Make an organization and its first key",
+		Long: `create makes an organization and a key with the role admin. The key is shown
+once, on stdout or in a new file (--out): only its hash is kept. The
+organization's id is on stderr.
+
+The database is opened as its owner: servers may not make organizations.`,
+		Example: `  export AID_POSTGRES='postgres://aid_owner@db.example.com/aid?sslmode=verify-full&passfile=owner.pgpass'
+  aid org create --name acme --hmac-keys hmac.keys --out acme.key`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if name == "" {
+				return usagef("--name: say what the organization is called")
+			}
+			if err := canHandOver(out); err != nil {
+				return err
+			}
+			db, err := m.open(cmd, false)
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			chain, err := m.chain(db)
+			if err != nil {
+				return err
+			}
+			now := m.now()
+			id, err := identity.NewID(identity.OrgID, now, rand.Reader)
+			if err != nil {
+				return err
+			}
+			secret, k, err := newOrgKey(id, "first", identity.Admin, now)
+			if err != nil {
+				return err
+			}
+			org := identity.Org{ID: id, Name: name, Tier: tier, CreatedAt: now}
+			err = db.InOrg(cmd.Context(), id, func(tx pgx.Tx) error {
+				ctx := cmd.Context()
+				if err := identity.InsertOrg(ctx, tx, org); err != nil {
+					return err
+				}
+				if _, err := chain.Record(ctx, tx, id, created(operator(), "org", id, org)); err != nil {
+					return err
+				}
+				return insertOrgKey(ctx, tx, chain, operator(), k)
+			})
+			if err != nil {
+				return fmt.Errorf("making the organization: %w", err)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "aid: organization %s (%s) made; its key is %s\n", id, name, k.ID)
+			return handOver(cmd.OutOrStdout(), out, secret)
+		},
+	}
+	m.flags(cmd, true, false)
+	cmd.Flags().StringVar(&name, "name", "", "what the organization is called")
+	cmd.Flags().StringVar(&tier, "tier", "", "what policies see as org.tier")
+	cmd.Flags().StringVar(&out, "out", "", "new private `file` for the key (default: stdout)")
+	return cmd
+}
+
+func orgKeyCreateCommand() *cobra.Command {
+	var m manage
+	var name, role, out string
+	var expires time.Duration
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "Make a further key of an organization",
+		Long: `create makes a key that manages an organization, for when the API cannot: no key
+is left that works. It is shown once, on stdout or in a new file (--out).
+
+Roles: admin may do everything, auditor may read everything, reviewer may read
+agents and decide approvals.`,
+		Example: `  aid org key create --org org_default --name ci --role auditor --hmac-keys hmac.keys --out ci.key`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch identity.Role(role) {
+			case identity.Admin, identity.Auditor, identity.Reviewer:
+			default:
+				return usagef("--role %q: want admin, auditor or reviewer", role)
+			}
+			if name == "" {
+				return usagef("--name: say what the key is for")
+			}
+			if expires < 0 {
+				return usagef("--expires %v: want a time from now, such as 720h", expires)
+			}
+			if err := canHandOver(out); err != nil {
+				return err
+			}
+			db, err := m.open(cmd, true)
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			chain, err := m.chain(db)
+			if err != nil {
+				return err
+			}
+			now := m.now()
+			secret, k, err := newOrgKey(m.org, name, identity.Role(role), now)
+			if err != nil {
+				return err
+			}
+			if expires > 0 {
+				k.ExpiresAt = now.Add(expires)
+			}
+			err = db.InOrg(cmd.Context(), m.org, func(tx pgx.Tx) error {
+				return insertOrgKey(cmd.Context(), tx, chain, operator(), k)
+			})
+			if err != nil {
+				return fmt.Errorf("making a key of %s: %w", m.org, err)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "aid: key %s (%s) of %s made\n", k.ID, role, m.org)
+			return handOver(cmd.OutOrStdout(), out, secret)
+		},
+	}
+	m.flags(cmd, true, true)
+	cmd.Flags().StringVar(&name, "name", "", "what the key is for")
+	cmd.Flags().StringVar(&role, "role", string(identity.Admin), "admin, auditor or reviewer")
+	cmd.Flags().DurationVar(&expires, "expires", 0, "when it expires, from now (default: never)")
+	cmd.Flags().StringVar(&out, "out", "", "new private `file` for the key (default: stdout)")
+	return cmd
+}
+
+func orgListKeysCommand() *cobra.Command {
+	var m manage
+	cmd := &cobra.Command{
+		Use:     "list-keys",
+		Short:   "List the keys of an organization",
+		Long:    `list-keys lists the keys that manage an organization, without their secrets.`,
+		Example: `  aid org list-keys --org org_default`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			db, err := m.open(cmd, true)
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			var keys []identity.OrgKeyRecord
+			err = db.InOrg(cmd.Context(), m.org, func(tx pgx.Tx) (err error) {
+				keys, err = allOrgKeys(cmd.Context(), tx)
+				return err
+			})
+			if err != nil {
+				return fmt.Errorf("listing the keys of %s: %w", m.org, err)
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
+			fmt.Fprintln(w, "ID\tNAME\tROLE\tCREATED\tSTATE")
+			for _, k := range keys {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", k.ID, k.Name, k.Role, k.CreatedAt.UTC().Format(time.RFC3339), state(k.ActiveAt(m.now())))
+			}
+			return w.Flush()
+		},
+	}
+	m.flags(cmd, false, true)
+	return cmd
+}
+
+// state is what a list says of a key or a node.
+func state(inactive error) string {
+	if inactive == nil {
+		return "active"
+	}
+	return inactive.Error()
+}
+
+// allOrgKeys reads page after page: an org has few keys.
+func allOrgKeys(ctx context.Context, tx pgx.Tx) (all []identity.OrgKeyRecord, err error) {
+	return identity.ListOrgKeys(ctx, tx)
+}

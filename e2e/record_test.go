@@ -1,0 +1,176 @@
+package e2e_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/ai-identity/ai-identity/e2e"
+)
+
+// entry is one entry of the record, as it is stored.
+type entry struct {
+	Seq       int64
+	Writer    string
+	WriterSeq int64
+	Kind      string
+	RequestID string
+	AgentID   string
+	Raw       []byte
+
+	Effect  string
+	Status  int
+	Outcome string
+	Model   string
+	Usage   struct {
+		InputTokens  int64 `json:"input_tokens"`
+		OutputTokens int64 `json:"output_tokens"`
+		CachedTokens int64 `json:"cached_tokens"`
+		Reasoning    int64 `json:"reasoning_tokens"`
+		Source       string
+	}
+}
+
+// record reads the whole record out of the database, past our own API.
+func record(t testing.TB, up *e2e.Up) []entry {
+	t.Helper()
+	entries, err := readRecord(up)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return entries
+}
+
+func readRecord(up *e2e.Up) ([]entry, error) {
+	url, err := os.ReadFile(filepath.Join(up.Home, "run", "postgres.url"))
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, strings.TrimSpace(string(url)))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(ctx)
+	if _, err := conn.Exec(ctx, "SELECT set_config('aid.org', 'org_default', false)"); err != nil {
+		return nil, err
+	}
+	rows, err := conn.Query(ctx, "SELECT seq, writer, writer_seq, kind, request_id, agent_id, entry FROM audit_entries WHERE org_id = 'org_default' ORDER BY seq")
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (e entry, err error) {
+		if err := row.Scan(&e.Seq, &e.Writer, &e.WriterSeq, &e.Kind, &e.RequestID, &e.AgentID, &e.Raw); err != nil {
+			return e, err
+		}
+		return e, json.Unmarshal(e.Raw, &e)
+	})
+}
+
+// settled waits until every decision in the record has its settlement, and
+// returns the record. about says of which agent; empty: all.
+func settled(t testing.TB, up *e2e.Up, about string) []entry {
+	t.Helper()
+	var all []entry
+	e2e.Eventually(t, 60*time.Second, func() (err error) {
+		if all, err = readRecord(up); err != nil {
+			return err
+		}
+		open := map[string]bool{}
+		for _, e := range all {
+			if about != "" && e.AgentID != about {
+				continue
+			}
+			switch e.Kind {
+			case "request.decided":
+				open[e.RequestID] = true
+			case "request.settled":
+				delete(open, e.RequestID)
+			}
+		}
+		if len(open) > 0 {
+			return fmt.Errorf("%d exchanges are decided and not settled", len(open))
+		}
+		return nil
+	})
+	return all
+}
+
+// check looks at the record as an auditor does: no gap and no duplicate in the
+// org's sequence nor in any writer's, each exchange decided once and settled once,
+// and the chain right.
+func check(t testing.TB, up *e2e.Up, entries []entry) {
+	t.Helper()
+	type place struct {
+		writer string
+		seq    int64
+	}
+	places, last := map[place]bool{}, map[string]int64{}
+	decided, settled := map[string]int{}, map[string]int{}
+	for i, e := range entries {
+		if e.Seq != int64(i)+1 {
+			t.Errorf("entry %d of the org has the sequence number %d", i+1, e.Seq)
+		}
+		if places[place{e.Writer, e.WriterSeq}] {
+			t.Errorf("%s/%d is there twice", e.Writer, e.WriterSeq)
+		}
+		places[place{e.Writer, e.WriterSeq}] = true
+		last[e.Writer] = max(last[e.Writer], e.WriterSeq)
+		switch e.Kind {
+		case "request.decided":
+			decided[e.RequestID]++
+		case "request.settled":
+			settled[e.RequestID]++
+		}
+	}
+	delete(last, "control") // its numbers are the org's
+	for writer, n := range last {
+		for seq := range n {
+			if !places[place{writer, seq + 1}] {
+				t.Errorf("%s/%d is missing", writer, seq+1)
+			}
+		}
+	}
+	for id, n := range decided {
+		if n != 1 || settled[id] != 1 {
+			t.Errorf("exchange %s is decided %d times and settled %d times", id, n, settled[id])
+		}
+	}
+	for id := range settled {
+		if decided[id] == 0 {
+			t.Errorf("exchange %s is settled and was never decided", id)
+		}
+	}
+	out, err := exec.Command(e2e.Binary(t), "audit", "verify", "--home", up.Home).CombinedOutput()
+	if err != nil {
+		t.Errorf("aid audit verify: %v\n%s", err, out)
+	} else if !strings.Contains(string(out), fmt.Sprint(len(entries))) {
+		t.Errorf("aid audit verify does not say how far it looked (%d): %s", len(entries), out)
+	}
+}
+
+// inspected checks that whatever the provider was sent had been decided, allowed
+// and recorded.
+func inspected(t testing.TB, entries []entry, p *e2e.Provider) {
+	t.Helper()
+	allowed := map[string]bool{}
+	for _, e := range entries {
+		if e.Kind == "request.decided" && e.Effect == "allow" {
+			allowed[e.RequestID] = true
+		}
+	}
+	for _, r := range p.Requests() {
+		if id := r.Header.Get("X-Request-Id"); !allowed[id] {
+			t.Errorf("the provider saw %s %s (%q), of which the record says nothing", r.Method, r.Path, id)
+		}
+	}
+}

@@ -1,0 +1,360 @@
+package identity
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// What an id begins with; see [NewID].
+const (
+	OrgID    = "org_"
+	AgentID  = "ag_"
+	KeyID    = "key_"
+	OrgKeyID = "okey_"
+	NodeID   = "node_"
+)
+
+// NewID makes an id: prefix, which is lower-case letters and an underscore, and 26
+// characters of base 32 (0-9 and a-z without i, l, o, u): 48 bits of now in
+// milliseconds since 1970 and 80 bits of rand. So ids sort by age, and nobody
+// guesses one. It fails if rand does or prefix is not of that form.
+func NewID(prefix string, now time.Time, rand io.Reader) (string, error) {
+	const alphabet = "0123456789abcdefghjkmnpqrstvwxyz"
+	name, ok := strings.CutSuffix(prefix, "_")
+	if !ok || name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz") != "" {
+		return "", fmt.Errorf("making an id: prefix %q is not lower-case letters and an underscore", prefix)
+	}
+	var b [16]byte
+	ms := uint64(max(0, now.UnixMilli()))
+	for i := range 6 {
+		b[i] = byte(ms >> (40 - 8*i))
+	}
+	if _, err := io.ReadFull(rand, b[6:]); err != nil {
+		return "", fmt.Errorf("making an id: %w", err)
+	}
+	// 26 digits of 5 bits are 130: the first has only 3 bits of ours.
+	id := make([]byte, 0, len(prefix)+26)
+	id = append(id, prefix...)
+	acc, n := uint(0), 2
+	for _, c := range b {
+		acc, n = acc<<8|uint(c), n+8
+		for n >= 5 {
+			n -= 5
+			id = append(id, alphabet[acc>>n&31])
+		}
+		acc &= 1<<n - 1
+	}
+	return string(id), nil
+}
+
+// Org owns everything else. Source: table orgs.
+type Org struct {
+	ID        string // "org_…"
+	Name      string
+	Tier      string // what the org pays for; empty where nobody does
+	CreatedAt time.Time
+}
+
+// Status says whether an agent may act. Anything but Active denies, the zero
+// value first of all.
+type Status string
+
+// The statuses of an agent.
+const (
+	Active    Status = "active"
+	Suspended Status = "suspended"
+)
+
+// Agent is a program that calls models. Source: table agents. An unset list of
+// allowed models allows none.
+type Agent struct {
+	ID            string // "ag_…"
+	OrgID         string
+	Name          string
+	Description   string
+	Team          string
+	Environment   string
+	Tier          string
+	Status        Status
+	AllowedModels []string // exact names or globs
+	Metadata      Metadata
+	Fingerprint   string // see [Fingerprint]
+	CreatedAt     time.Time
+	UpdatedAt     time.Time
+	Version       int64 // counts the changes, from 1
+}
+
+// Key is one key of an agent, without the secret, which nobody has but who was
+// shown it. Source: table agent_keys. A zero time means never.
+type Key struct {
+	ID            string // "key_…"
+	OrgID         string
+	AgentID       string
+	Name          string
+	Hint          string // the last four characters of the secret, for people
+	Hash          [32]byte
+	Scopes        []string // operations; "*" is all of them, none is none
+	AllowedModels []string // exact names or globs; empty: as the agent's
+	RateLimit     int64    // requests per minute; 0: no limit of the key's own
+	RotatedFrom   string   // id of the key that this one replaces, or ""
+	CreatedAt     time.Time
+	ExpiresAt     time.Time
+	RevokedAt     time.Time
+}
+
+// Hint is the part of a secret that may be shown again: its last four characters.
+// They are of the checksum, so they say little about the rest.
+func Hint(secret string) string {
+	return secret[max(0, len(secret)-4):]
+}
+
+// Caller is who asks: an agent, and the key that it used. The zero Caller is
+// nobody, and inactive.
+type Caller struct {
+	Agent Agent
+	Key   Key
+}
+
+// Inactive is the error of a caller who is known, and may not act.
+type Inactive struct {
+	// Reason is one word of a fixed set: "key_revoked", "key_expired",
+	// "agent_suspended", "agent_inactive".
+	Reason string
+}
+
+func (e *Inactive) Error() string { return "caller is not active: " + e.Reason }
+
+// ActiveAt is nil if the caller may act at now, else an [*Inactive]. What is said of
+// the key comes first: whoever holds a dead key learns nothing of the agent. A
+// revoked key stays revoked whatever the clock says.
+func (c Caller) ActiveAt(now time.Time) error {
+	switch k := c.Key; {
+	case !k.RevokedAt.IsZero():
+		return &Inactive{"key_revoked"}
+	case !k.ExpiresAt.IsZero() && !now.Before(k.ExpiresAt):
+		return &Inactive{"key_expired"}
+	case c.Agent.Status == Suspended:
+		return &Inactive{"agent_suspended"}
+	case c.Agent.Status != Active, c.Agent.ID == "", c.Agent.OrgID == "", k.ID == "", k.AgentID != c.Agent.ID, k.OrgID != c.Agent.OrgID:
+		return &Inactive{"agent_inactive"}
+	}
+	return nil
+}
+
+// Fingerprint is "sha256:" and the hex SHA-256 of what an agent is for ever: its
+// org, its id, the name that it was created with, and when. Anybody can compute it
+// again from the agent's "created" entry in the record: the digest is of
+//
+//	aid-agent-v1\n
+//	LENGTH:ORG\n LENGTH:ID\n LENGTH:NAME\n LENGTH:TIME\n      (without the spaces)
+//
+// with each length in bytes and decimal, and the time like
+// 2006-01-02T15:04:05.000000Z. Lengths, because then no value can pretend to be
+// two.
+func Fingerprint(org, id, name string, created time.Time) string {
+	b := []byte("aid-agent-v1\n")
+	for _, s := range []string{org, id, name, created.UTC().Format("2006-01-02T15:04:05.000000Z")} {
+		b = strconv.AppendInt(b, int64(len(s)), 10)
+		b = append(b, ':')
+		b = append(b, s...)
+		b = append(b, '\n')
+	}
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// Metadata is what an org says about an agent, for policies to read. Each value is
+// a string, a bool, or a json.Number: a number keeps the value that it was
+// written with, which a float64 would not. A Metadata from Go may hold float64
+// and int too; it is a json.Number once it has been stored.
+type Metadata map[string]any
+
+// The bounds of a Metadata. Policies read all of it with every request.
+const (
+	MaxMetadataKeys  = 64
+	MaxMetadataKey   = 128  // bytes
+	MaxMetadataValue = 1024 // bytes of a string
+)
+
+// UnmarshalJSON is [ParseMetadata] for encoding/json.
+func (m *Metadata) UnmarshalJSON(b []byte) error {
+	parsed, err := ParseMetadata(b)
+	if err != nil {
+		return err
+	}
+	*m = parsed
+	return nil
+}
+
+// ParseMetadata reads one JSON object (or null, or nothing: no metadata). Its error
+// names the key and says what to do; it never quotes a value. No name may come
+// twice, nothing may be nested, and a number must be one that a float64 can at
+// least approach.
+func ParseMetadata(b []byte) (Metadata, error) {
+	m, err := parseMetadata(b)
+	if err == nil {
+		err = m.Check()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func parseMetadata(b []byte) (Metadata, error) {
+	m := Metadata{}
+	if b = bytes.TrimSpace(b); len(b) == 0 || string(b) == "null" {
+		return m, nil
+	}
+	if !utf8.Valid(b) {
+		return nil, errors.New("metadata is not UTF-8")
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return nil, errors.New("metadata is not a JSON object")
+	}
+	for d.More() {
+		t, err := d.Token()
+		name, ok := t.(string)
+		if err != nil || !ok {
+			return nil, errors.New("metadata is not a JSON object")
+		}
+		if _, twice := m[name]; twice {
+			return nil, fmt.Errorf("metadata names %q twice", bounded(name))
+		}
+		v, err := d.Token()
+		if err != nil {
+			return nil, fmt.Errorf("metadata: the value of %q is not JSON", bounded(name))
+		}
+		m[name] = v
+		if _, nested := v.(json.Delim); nested || v == nil {
+			return nil, fmt.Errorf("metadata: %q is not a string, a number or true or false", bounded(name))
+		}
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, errors.New("metadata is not a JSON object")
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil, errors.New("metadata: something follows the object")
+	}
+	return m, nil
+}
+
+// Check says what is wrong with a Metadata, naming the key.
+func (m Metadata) Check() error {
+	if len(m) > MaxMetadataKeys {
+		return fmt.Errorf("metadata has %d keys, the limit is %d", len(m), MaxMetadataKeys)
+	}
+	for name, v := range m {
+		if name == "" || len(name) > MaxMetadataKey || !plain(name) {
+			return fmt.Errorf("metadata: a key must be 1 to %d bytes of text: %q", MaxMetadataKey, bounded(name))
+		}
+		switch v := v.(type) {
+		case bool, int, int64:
+		case string:
+			if len(v) > MaxMetadataValue || !plain(v) {
+				return fmt.Errorf("metadata: %q must be text of at most %d bytes", name, MaxMetadataValue)
+			}
+		case float64:
+			if math.IsNaN(v) || math.IsInf(v, 0) {
+				return fmt.Errorf("metadata: %q is not a number that JSON can say", name)
+			}
+		case json.Number:
+			// The length too: Postgres would write 1e300000 out in full.
+			if f, err := v.Float64(); err != nil || math.IsInf(f, 0) || len(v) > 64 {
+				return fmt.Errorf("metadata: %q is not a number of at most 64 characters that a float64 can hold", name)
+			}
+		default:
+			return fmt.Errorf("metadata: %q is not a string, a number or true or false", name)
+		}
+	}
+	return nil
+}
+
+// plain says whether s is text that Postgres can hold.
+func plain(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
+
+func bounded(s string) string {
+	if len(s) <= 64 {
+		return s
+	}
+	return strings.ToValidUTF8(s[:64], "") + "…"
+}
+
+// Role is what an org key may do.
+type Role string
+
+// The roles of an org key. The empty role may nothing.
+const (
+	Admin    Role = "admin"    // everything
+	Auditor  Role = "auditor"  // read everything
+	Reviewer Role = "reviewer" // read agents, and decide approvals
+)
+
+// OrgKeyRecord is a key that manages, without its secret. Source: table org_keys.
+// A zero time means never.
+type OrgKeyRecord struct {
+	ID        string // "okey_…"
+	OrgID     string
+	Name      string
+	Role      Role
+	Hash      [32]byte
+	CreatedAt time.Time
+	ExpiresAt time.Time
+	RevokedAt time.Time
+}
+
+// ActiveAt is nil if the key may be used at now, else an [*Inactive].
+func (k OrgKeyRecord) ActiveAt(now time.Time) error {
+	return usable(k.ID, k.OrgID, k.ExpiresAt, k.RevokedAt, now)
+}
+
+// Node is an Envoy or a sidecar that may fetch its org's configuration. It shows a
+// token or a certificate with a SPIFFE id, or has both. Source: table nodes. A zero
+// time means never, a zero TokenHash that it has no token.
+type Node struct {
+	ID        string // "node_…"
+	OrgID     string
+	Name      string
+	TokenHash [32]byte
+	SPIFFEID  string // "spiffe://…", or ""
+	CreatedAt time.Time
+	ExpiresAt time.Time
+	RevokedAt time.Time
+}
+
+// ActiveAt is nil if the node may be served at now, else an [*Inactive].
+func (n Node) ActiveAt(now time.Time) error {
+	return usable(n.ID, n.OrgID, n.ExpiresAt, n.RevokedAt, now)
+}
+
+func usable(id, org string, expires, revoked, now time.Time) error {
+	switch {
+	case !revoked.IsZero():
+		return &Inactive{"key_revoked"}
+	case !expires.IsZero() && !now.Before(expires):
+		return &Inactive{"key_expired"}
+	case id == "" || org == "":
+		return &Inactive{"key_unknown"}
+	}
+	return nil
+}
+
+// Errors that callers branch on.
+var (
+	// ErrNotFound: there is no such row in this org.
+	ErrNotFound = errors.New("not found")
+	// ErrConflict: it changed since the version that the caller saw.
+	ErrConflict = errors.New("changed in the meantime")
+)

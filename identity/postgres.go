@@ -1,0 +1,448 @@
+package identity
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Every function below takes a transaction whose org is set (store.DB.InOrg), and
+// sees that org alone: row security says so, and so do the queries, for the day
+// when a superuser runs one. The ones named Presented are for a transaction that
+// knows only what was presented (store.DB.Presenting).
+//
+// Text is never put into a query; times are kept to the microsecond and come back
+// in UTC.
+
+// ---- orgs ----
+
+// InsertOrg makes an org. Only the schema's owner may.
+func InsertOrg(ctx context.Context, tx pgx.Tx, o Org) error {
+	_, err := tx.Exec(ctx, `INSERT INTO orgs (org_id, name, tier, created_at) VALUES ($1, $2, $3, $4)`, o.ID, o.Name, o.Tier, o.CreatedAt)
+	return doing(err, "storing an organization")
+}
+
+// OrgByID is the org, if it is the transaction's. Else: [ErrNotFound].
+func OrgByID(ctx context.Context, tx pgx.Tx, id string) (o Org, err error) {
+	err = tx.QueryRow(ctx, `SELECT org_id, name, tier, created_at FROM orgs WHERE org_id = aid_org() AND org_id = $1`, id).
+		Scan(&o.ID, &o.Name, &o.Tier, &o.CreatedAt)
+	o.CreatedAt = o.CreatedAt.UTC()
+	return found(o, err, "reading an organization")
+}
+
+// ---- agents ----
+
+// InsertAgent stores a new agent, at version 1.
+func InsertAgent(ctx context.Context, tx pgx.Tx, a Agent) error {
+	metadata, err := a.Metadata.stored()
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO agents (org_id, id, name, description, team, environment, tier, status, allowed_models, metadata, fingerprint,
+			version, created_at, updated_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 1, $12, $13)`,
+		a.OrgID, a.ID, a.Name, a.Description, a.Team, a.Environment, a.Tier, string(a.Status), some(a.AllowedModels), metadata, a.Fingerprint,
+		a.CreatedAt, a.UpdatedAt)
+	return doing(err, "storing an agent")
+}
+
+const agentColumns = `a.org_id, a.id, a.name, a.description, a.team, a.environment, a.tier, a.status, a.allowed_models, a.metadata, a.fingerprint,
+	a.version, a.created_at, a.updated_at`
+
+type agentRow struct {
+	Agent
+	status   string
+	metadata []byte
+}
+
+func (r *agentRow) into() []any {
+	return []any{&r.OrgID, &r.ID, &r.Name, &r.Description, &r.Team, &r.Environment, &r.Tier, &r.status, &r.AllowedModels, &r.metadata, &r.Fingerprint,
+		&r.Version, &r.CreatedAt, &r.UpdatedAt}
+}
+
+func (r *agentRow) agent() (Agent, error) {
+	a := r.Agent
+	a.Status, a.CreatedAt, a.UpdatedAt = Status(r.status), r.CreatedAt.UTC(), r.UpdatedAt.UTC()
+	// No limits here: what was stored under older ones must still be readable.
+	var err error
+	if a.Metadata, err = parseMetadata(r.metadata); err != nil {
+		return Agent{}, fmt.Errorf("reading agent %s: %w", a.ID, err)
+	}
+	return a, nil
+}
+
+// AgentByID is the agent, or [ErrNotFound].
+func AgentByID(ctx context.Context, tx pgx.Tx, id string) (Agent, error) {
+	var r agentRow
+	err := tx.QueryRow(ctx, `SELECT `+agentColumns+` FROM agents a WHERE a.org_id = aid_org() AND a.id = $1`, id).Scan(r.into()...)
+	if err != nil {
+		return found(Agent{}, err, "reading an agent")
+	}
+	return r.agent()
+}
+
+// AgentFilter narrows a list of agents to those that are equal in every field that
+// is not empty.
+type AgentFilter struct {
+	Name, Team, Environment string
+	Status                  Status
+}
+
+// ListAgents is up to limit agents by age, the ones after the id after, or from
+// the first.
+func ListAgents(ctx context.Context, tx pgx.Tx, after string, limit int, f AgentFilter) ([]Agent, error) {
+	rows, err := tx.Query(ctx, `SELECT `+agentColumns+` FROM agents a
+		WHERE a.org_id = aid_org() AND a.id > $1 AND ($2 = '' OR a.name = $2) AND ($3 = '' OR a.team = $3) AND ($4 = '' OR a.environment = $4)
+			AND ($5 = '' OR a.status = $5)
+		ORDER BY a.id LIMIT $6`, after, f.Name, f.Team, f.Environment, string(f.Status), limit)
+	if err != nil {
+		return nil, doing(err, "listing agents")
+	}
+	return all(rows, "listing agents", func(row pgx.CollectableRow) (Agent, error) {
+		var r agentRow
+		if err := row.Scan(r.into()...); err != nil {
+			return Agent{}, err
+		}
+		return r.agent()
+	})
+}
+
+// UpdateAgent stores what may change of an agent, if it is still at a.Version, and
+// returns it at the next. Else: [ErrConflict], or [ErrNotFound]. Org, id,
+// fingerprint and creation never change.
+func UpdateAgent(ctx context.Context, tx pgx.Tx, a Agent) (Agent, error) {
+	metadata, err := a.Metadata.stored()
+	if err != nil {
+		return Agent{}, err
+	}
+	var r agentRow
+	err = tx.QueryRow(ctx, `UPDATE agents a SET name = $3, description = $4, team = $5, environment = $6, tier = $7, status = $8, allowed_models = $9,
+			metadata = $10, updated_at = $11, version = a.version + 1
+		WHERE a.org_id = aid_org() AND a.id = $1 AND a.version = $2
+		RETURNING `+agentColumns,
+		a.ID, a.Version, a.Name, a.Description, a.Team, a.Environment, a.Tier, string(a.Status), some(a.AllowedModels), metadata, a.UpdatedAt).Scan(r.into()...)
+	if errors.Is(err, pgx.ErrNoRows) {
+		if _, err := AgentByID(ctx, tx, a.ID); err != nil {
+			return Agent{}, err
+		}
+		return Agent{}, fmt.Errorf("agent %s: %w", a.ID, ErrConflict)
+	}
+	if err != nil {
+		return Agent{}, doing(err, "changing an agent")
+	}
+	return r.agent()
+}
+
+// DeleteAgent deletes an agent and its keys. What it did stays in the record.
+func DeleteAgent(ctx context.Context, tx pgx.Tx, id string) error {
+	tag, err := tx.Exec(ctx, `DELETE FROM agents WHERE org_id = aid_org() AND id = $1`, id)
+	return changed(tag.RowsAffected(), err, "deleting an agent")
+}
+
+// ---- keys of agents ----
+
+// InsertKey stores a new key of an agent.
+func InsertKey(ctx context.Context, tx pgx.Tx, k Key) error {
+	_, err := tx.Exec(ctx, `INSERT INTO agent_keys (org_id, id, agent_id, name, hash, hint, scopes, allowed_models, rate_limit, rotated_from,
+			created_at, expires_at, revoked_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,
+		k.OrgID, k.ID, k.AgentID, k.Name, hexOf(k.Hash), k.Hint, some(k.Scopes), some(k.AllowedModels), k.RateLimit, k.RotatedFrom,
+		k.CreatedAt, never(k.ExpiresAt), never(k.RevokedAt))
+	return doing(err, "storing a key")
+}
+
+const keyColumns = `k.org_id, k.id, k.agent_id, k.name, k.hash, k.hint, k.scopes, k.allowed_models, k.rate_limit, k.rotated_from,
+	k.created_at, k.expires_at, k.revoked_at`
+
+type keyRow struct {
+	Key
+	hash             string
+	expires, revoked *time.Time
+}
+
+func (r *keyRow) into() []any {
+	return []any{&r.OrgID, &r.ID, &r.AgentID, &r.Name, &r.hash, &r.Hint, &r.Scopes, &r.AllowedModels, &r.RateLimit, &r.RotatedFrom,
+		&r.CreatedAt, &r.expires, &r.revoked}
+}
+
+func (r *keyRow) key() (k Key, err error) {
+	k = r.Key
+	k.CreatedAt, k.ExpiresAt, k.RevokedAt = r.CreatedAt.UTC(), when(r.expires), when(r.revoked)
+	k.Hash, err = hashOf(r.hash)
+	return k, err
+}
+
+// Keys is all keys of an agent by age, dead ones too.
+func Keys(ctx context.Context, tx pgx.Tx, agent string) ([]Key, error) {
+	rows, err := tx.Query(ctx, `SELECT `+keyColumns+` FROM agent_keys k WHERE k.org_id = aid_org() AND k.agent_id = $1 ORDER BY k.id`, agent)
+	if err != nil {
+		return nil, doing(err, "listing keys")
+	}
+	return all(rows, "listing keys", func(row pgx.CollectableRow) (Key, error) {
+		var r keyRow
+		if err := row.Scan(r.into()...); err != nil {
+			return Key{}, err
+		}
+		return r.key()
+	})
+}
+
+// RevokeKey ends a key at once and for ever. One that is revoked stays as it is.
+// No such key of that agent: [ErrNotFound].
+func RevokeKey(ctx context.Context, tx pgx.Tx, agent, id string, at time.Time) error {
+	tag, err := tx.Exec(ctx, `UPDATE agent_keys SET revoked_at = coalesce(revoked_at, $3) WHERE org_id = aid_org() AND agent_id = $1 AND id = $2`, agent, id, at)
+	return changed(tag.RowsAffected(), err, "revoking a key")
+}
+
+// RotateKey stores next in the place of the key old of the same agent, which
+// expires at oldExpires, unless it does sooner; until then both work. A key that is
+// revoked, has expired, or was rotated before: [ErrConflict].
+func RotateKey(ctx context.Context, tx pgx.Tx, old string, next Key, oldExpires time.Time) error {
+	var agent string
+	var live bool
+	// The lock keeps two rotations apart: the second sees the first's key.
+	err := tx.QueryRow(ctx, `SELECT agent_id, revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)
+		FROM agent_keys WHERE org_id = aid_org() AND id = $1 FOR UPDATE`, old, next.CreatedAt).Scan(&agent, &live)
+	if err != nil {
+		_, err = found(struct{}{}, err, "rotating a key")
+		return err
+	}
+	if agent != next.AgentID {
+		return fmt.Errorf("rotating key %s: the new key is another agent's: %w", old, ErrNotFound)
+	}
+	var rotated bool
+	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM agent_keys WHERE org_id = aid_org() AND agent_id = $1 AND rotated_from = $2)`, agent, old).Scan(&rotated); err != nil {
+		return doing(err, "rotating a key")
+	}
+	if !live || rotated {
+		return fmt.Errorf("key %s: %w", old, ErrConflict)
+	}
+	_, err = tx.Exec(ctx, `UPDATE agent_keys SET expires_at = least(expires_at, $2) WHERE org_id = aid_org() AND id = $1`, old, oldExpires)
+	if err != nil {
+		return doing(err, "rotating a key")
+	}
+	next.RotatedFrom = old
+	return InsertKey(ctx, tx, next)
+}
+
+// CallerByHash is the agent and the key whose secret has that SHA-256, whatever
+// their state. No such key in this org: [ErrNotFound].
+func CallerByHash(ctx context.Context, tx pgx.Tx, hash [32]byte) (c Caller, err error) {
+	var k keyRow
+	var a agentRow
+	err = tx.QueryRow(ctx, `SELECT `+keyColumns+`, `+agentColumns+`
+		FROM agent_keys k JOIN agents a ON a.org_id = k.org_id AND a.id = k.agent_id
+		WHERE k.org_id = aid_org() AND k.hash = $1`, hexOf(hash)).Scan(append(k.into(), a.into()...)...)
+	if err != nil {
+		return found(Caller{}, err, "looking up a caller")
+	}
+	if c.Key, err = k.key(); err != nil {
+		return Caller{}, err
+	}
+	if c.Agent, err = a.agent(); err != nil {
+		return Caller{}, err
+	}
+	return c, nil
+}
+
+// ---- org keys ----
+
+// InsertOrgKey stores a new org key.
+func InsertOrgKey(ctx context.Context, tx pgx.Tx, k OrgKeyRecord) error {
+	_, err := tx.Exec(ctx, `INSERT INTO org_keys (org_id, id, name, role, hash, created_at, expires_at, revoked_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
+		k.OrgID, k.ID, k.Name, string(k.Role), hexOf(k.Hash), k.CreatedAt, never(k.ExpiresAt), never(k.RevokedAt))
+	return doing(err, "storing an org key")
+}
+
+const orgKeyColumns = `org_id, id, name, role, hash, created_at, expires_at, revoked_at`
+
+func scanOrgKey(row pgx.CollectableRow) (k OrgKeyRecord, err error) {
+	var role, hash string
+	var expires, revoked *time.Time
+	if err := row.Scan(&k.OrgID, &k.ID, &k.Name, &role, &hash, &k.CreatedAt, &expires, &revoked); err != nil {
+		return OrgKeyRecord{}, err
+	}
+	k.Role, k.CreatedAt, k.ExpiresAt, k.RevokedAt = Role(role), k.CreatedAt.UTC(), when(expires), when(revoked)
+	k.Hash, err = hashOf(hash)
+	return k, err
+}
+
+// OrgKeyPresented is the org key whose secret has that SHA-256, whatever its state.
+// It needs no org: the transaction was opened by Presenting that hash in hex. No such
+// key: [ErrNotFound].
+func OrgKeyPresented(ctx context.Context, tx pgx.Tx, hash [32]byte) (OrgKeyRecord, error) {
+	rows, err := tx.Query(ctx, `SELECT `+orgKeyColumns+` FROM org_keys WHERE hash = $1`, hexOf(hash))
+	if err != nil {
+		return OrgKeyRecord{}, doing(err, "looking up an org key")
+	}
+	k, err := pgx.CollectOneRow(rows, scanOrgKey)
+	return found(k, err, "looking up an org key")
+}
+
+// ListOrgKeys is all org keys by age, dead ones too: an org has few.
+func ListOrgKeys(ctx context.Context, tx pgx.Tx) ([]OrgKeyRecord, error) {
+	rows, err := tx.Query(ctx, `SELECT `+orgKeyColumns+` FROM org_keys WHERE org_id = aid_org() ORDER BY id`)
+	if err != nil {
+		return nil, doing(err, "listing org keys")
+	}
+	return all(rows, "listing org keys", scanOrgKey)
+}
+
+// RevokeOrgKey ends an org key at once and for ever. One that is revoked stays as it
+// is. No such key: [ErrNotFound].
+func RevokeOrgKey(ctx context.Context, tx pgx.Tx, id string, at time.Time) error {
+	tag, err := tx.Exec(ctx, `UPDATE org_keys SET revoked_at = coalesce(revoked_at, $2) WHERE org_id = aid_org() AND id = $1`, id, at)
+	return changed(tag.RowsAffected(), err, "revoking an org key")
+}
+
+// ---- nodes ----
+
+// InsertNode stores a new node, which has a token hash, a SPIFFE id, or both.
+func InsertNode(ctx context.Context, tx pgx.Tx, n Node) error {
+	var token, spiffe *string
+	if n.TokenHash != [32]byte{} {
+		h := hexOf(n.TokenHash)
+		token = &h
+	}
+	if n.SPIFFEID != "" {
+		spiffe = &n.SPIFFEID
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO nodes (org_id, id, name, token_hash, spiffe_id, created_at, expires_at, revoked_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
+		n.OrgID, n.ID, n.Name, token, spiffe, n.CreatedAt, never(n.ExpiresAt), never(n.RevokedAt))
+	return doing(err, "storing a node")
+}
+
+const nodeColumns = `org_id, id, name, coalesce(token_hash, ''), coalesce(spiffe_id, ''), created_at, expires_at, revoked_at`
+
+func scanNode(row pgx.CollectableRow) (n Node, err error) {
+	var hash string
+	var expires, revoked *time.Time
+	if err := row.Scan(&n.OrgID, &n.ID, &n.Name, &hash, &n.SPIFFEID, &n.CreatedAt, &expires, &revoked); err != nil {
+		return Node{}, err
+	}
+	n.CreatedAt, n.ExpiresAt, n.RevokedAt = n.CreatedAt.UTC(), when(expires), when(revoked)
+	if hash != "" {
+		n.TokenHash, err = hashOf(hash)
+	}
+	return n, err
+}
+
+// NodePresented is the node of what was presented, whatever its state: the hex
+// SHA-256 of its token ([HexHash]), or its SPIFFE id. It needs no org: the
+// transaction was opened by Presenting the same. No such node: [ErrNotFound].
+func NodePresented(ctx context.Context, tx pgx.Tx, presented string) (Node, error) {
+	// A SPIFFE id may have been another node's, revoked since.
+	rows, err := tx.Query(ctx, `SELECT `+nodeColumns+` FROM nodes WHERE token_hash = $1 OR spiffe_id = $1 ORDER BY revoked_at IS NOT NULL, id DESC LIMIT 1`, presented)
+	if err != nil {
+		return Node{}, doing(err, "looking up a node")
+	}
+	n, err := pgx.CollectOneRow(rows, scanNode)
+	return found(n, err, "looking up a node")
+}
+
+// ListNodes is all nodes by age, dead ones too.
+func ListNodes(ctx context.Context, tx pgx.Tx) ([]Node, error) {
+	rows, err := tx.Query(ctx, `SELECT `+nodeColumns+` FROM nodes WHERE org_id = aid_org() ORDER BY id`)
+	if err != nil {
+		return nil, doing(err, "listing nodes")
+	}
+	return all(rows, "listing nodes", scanNode)
+}
+
+// RevokeNode ends what a node may fetch, at once and for ever. One that is revoked
+// stays as it is. No such node: [ErrNotFound].
+func RevokeNode(ctx context.Context, tx pgx.Tx, id string, at time.Time) error {
+	tag, err := tx.Exec(ctx, `UPDATE nodes SET revoked_at = coalesce(revoked_at, $2) WHERE org_id = aid_org() AND id = $1`, id, at)
+	return changed(tag.RowsAffected(), err, "revoking a node")
+}
+
+// ---- how values are stored ----
+
+// HexHash is how the SHA-256 of a secret is stored and presented: in lower-case
+// hexadecimal.
+func HexHash(hash [32]byte) string { return hexOf(hash) }
+
+func hexOf(hash [32]byte) string { return hex.EncodeToString(hash[:]) }
+
+func hashOf(s string) (hash [32]byte, err error) {
+	if len(s) != 2*len(hash) {
+		return hash, errors.New("a stored hash is not a SHA-256")
+	}
+	if _, err := hex.Decode(hash[:], []byte(s)); err != nil {
+		return hash, errors.New("a stored hash is not hexadecimal")
+	}
+	return hash, nil
+}
+
+func (m Metadata) stored() ([]byte, error) {
+	if len(m) == 0 {
+		return []byte("{}"), nil
+	}
+	if err := m.Check(); err != nil {
+		return nil, err
+	}
+	b, err := json.Marshal(map[string]any(m))
+	if err != nil {
+		return nil, fmt.Errorf("metadata: %w", err)
+	}
+	return b, nil
+}
+
+// some is a list that Postgres does not take for NULL.
+func some(list []string) []string {
+	if list == nil {
+		return []string{}
+	}
+	return list
+}
+
+func never(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+func when(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
+func doing(err error, what string) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+func found[T any](v T, err error, what string) (T, error) {
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		var none T
+		return none, fmt.Errorf("%s: %w", what, ErrNotFound)
+	case err != nil:
+		var none T
+		return none, fmt.Errorf("%s: %w", what, err)
+	}
+	return v, nil
+}
+
+func changed(rows int64, err error, what string) error {
+	if err == nil && rows == 0 {
+		err = pgx.ErrNoRows
+	}
+	_, err = found(struct{}{}, err, what)
+	return err
+}
+
+func all[T any](rows pgx.Rows, what string, scan func(pgx.CollectableRow) (T, error)) ([]T, error) {
+	list, err := pgx.CollectRows(rows, scan)
+	return list, doing(err, what)
+}

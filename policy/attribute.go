@@ -1,0 +1,124 @@
+package policy
+
+import (
+	"net/netip"
+	"strings"
+)
+
+// kind is what an attribute's value is.
+type kind uint8
+
+const (
+	text   kind = iota + 1
+	number      // an integer from min to max
+	truth       // true or false
+	texts       // a set of texts: the condition is about its members
+	scopes      // texts in which "*" is every member
+	any_        // text, number or truth, as the agent's owner chose
+)
+
+// attribute is something that conditions may be about.
+type attribute struct {
+	kind     kind
+	min, max int64 // of a number
+
+	// selects says that the attribute is the agent's or the caller's own: an allow
+	// policy governs those for whom its conditions on such attributes are true. An
+	// address and a user agent are not: the next request may have others, and the
+	// client chooses them, so they must not lead out of a policy's reach.
+	selects bool
+
+	// one says that a text is none of those that the attribute can have, and why.
+	one func(string) (problem, fix string)
+}
+
+// maxInt is the greatest integer that JSON numbers carry exactly everywhere.
+const maxInt = 1 << 53
+
+const metadata = "agent.metadata."
+
+// attributeOf is the attribute with the name that conditions use. Where it is
+// none, fix says what to do.
+func attributeOf(name string) (a attribute, fix string) {
+	switch name {
+	case "agent.id", "agent.name", "agent.team", "agent.environment", "agent.tier":
+		return attribute{kind: text, selects: true}, ""
+	case "agent.status":
+		return attribute{kind: text, selects: true, one: oneOf("active", "suspended")}, ""
+	case "caller.key_id":
+		return attribute{kind: text, selects: true}, ""
+	case "caller.key_scopes":
+		return attribute{kind: scopes, selects: true}, ""
+	case "caller.ip":
+		return attribute{kind: text, one: address}, ""
+	case "caller.user_agent":
+		return attribute{kind: text}, ""
+	case "org.tier":
+		return attribute{kind: text}, ""
+	case "request.operation", "request.provider", "request.model", "request.host", "request.path":
+		return attribute{kind: text}, ""
+	case "request.mode":
+		return attribute{kind: text, one: oneOf("gateway", "egress")}, ""
+	case "request.stream":
+		return attribute{kind: truth}, ""
+	case "request.max_tokens", "request.input_tokens_estimate", "request.bytes":
+		return attribute{kind: number, max: maxInt}, ""
+	case "request.hour_utc":
+		return attribute{kind: number, max: 23}, ""
+	case "request.weekday_utc":
+		return attribute{kind: number, min: 1, max: 7}, ""
+	case "request.tool":
+		return attribute{kind: texts}, ""
+	case "request.tools":
+		return attribute{}, `write "request.tool": it stands for every tool of the request`
+	case "any", "all", "not":
+		return attribute{}, "not built yet in this version; all conditions of a policy must hold, and alternatives are policies of their own"
+	case "request.session_id", "request.time", "caller.spiffe_id", "caller.service_account", "spend.month_usd", "spend.day_usd", "org.id", "agent.allowed_models":
+		return attribute{}, "not built yet in this version"
+	}
+	if key, ok := strings.CutPrefix(name, metadata); ok {
+		if key == "" {
+			return attribute{}, `write "agent.metadata." and a key of the agent's metadata`
+		}
+		return attribute{kind: any_, selects: true}, ""
+	}
+	return attribute{}, "see docs/policy.md for the attributes that there are"
+}
+
+func oneOf(values ...string) func(string) (string, string) {
+	return func(s string) (string, string) {
+		for _, v := range values {
+			if s == v {
+				return "", ""
+			}
+		}
+		return "is a value that the attribute never has", "write one of " + strings.Join(values, ", ")
+	}
+}
+
+// address is for texts that must be an IP address as we write it, since another
+// spelling of it would never match.
+func address(s string) (problem, fix string) {
+	if _, err := netip.ParsePrefix(s); err == nil {
+		return "is a range of addresses", "not built yet in this version; write single addresses"
+	}
+	ip, err := netip.ParseAddr(s)
+	if err != nil || ip.Zone() != "" {
+		return "is not an IP address", `write one like "203.0.113.9" or "2001:db8::1"`
+	}
+	if c := ip.Unmap().String(); c != s {
+		return "is not the address's canonical form", "write " + quote(c)
+	}
+	return "", ""
+}
+
+// ref is the attribute in Rego.
+func ref(name string) string {
+	if key, ok := strings.CutPrefix(name, metadata); ok {
+		return "input.agent.metadata[" + literal(key) + "]"
+	}
+	if name == "request.tool" {
+		return "input.request.tools"
+	}
+	return "input." + name
+}

@@ -1,0 +1,153 @@
+package policy
+
+import (
+	"strconv"
+	"time"
+)
+
+// Policy is one policy of an org, as it is stored and served.
+type Policy struct {
+	ID        string // "pol_…"
+	OrgID     string
+	Name      string // the document's name; unique in the org
+	Version   int64  // counts the changes, from 1
+	Document  []byte // JSON: the body of POST /v1/policies, as it was written
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+// Effect is what a decision says. The zero value denies.
+type Effect uint8
+
+const (
+	Deny Effect = iota
+	Allow
+)
+
+// String is the effect as documents, records and headers spell it.
+func (e Effect) String() string {
+	if e == Allow {
+		return "allow"
+	}
+	return "deny"
+}
+
+// Input is what a decision is made from: the input document of docs/policy.md, in
+// Go. A zero field is an attribute that is missing, and no condition on a missing
+// attribute is true. Bools, and numbers other than MaxTokens, are never missing.
+type Input struct {
+	Agent   AgentAttrs
+	Request RequestAttrs
+	Caller  CallerAttrs
+	Org     OrgAttrs
+}
+
+// AgentAttrs says who asks.
+type AgentAttrs struct {
+	ID            string
+	Name          string
+	Team          string
+	Environment   string
+	Tier          string
+	Status        string         // "active", or the request is refused
+	AllowedModels []string       // exact, or with "*" for anything; none: no model
+	Metadata      map[string]any // strings, numbers and bools; anything else is missing
+}
+
+// RequestAttrs says what is asked for.
+type RequestAttrs struct {
+	Operation           string // "chat.completions", …
+	Scope               string // that a key needs for it: "chat:completions", …
+	Provider            string // its name
+	Model               string // as asked for
+	Mode                string // "gateway" or "egress"
+	Host                string
+	Path                string
+	Stream              bool
+	MaxTokens           int64 // 0: the request sets none
+	InputTokensEstimate int64
+	Bytes               int64
+	Tools               []string  // every tool that the exchange involves
+	Time                time.Time // when it is decided
+}
+
+// CallerAttrs says with what, and from where.
+type CallerAttrs struct {
+	KeyID            string
+	KeyScopes        []string // "*" is every scope; none: no scope
+	KeyAllowedModels []string // none: as the agent's
+	KeyExpiresAt     time.Time
+	KeyStatus        string // "active", or the request is refused
+	KeyRateLimit     int64  // requests per minute; 0: none of the key's own
+	IP               string
+	UserAgent        string
+}
+
+// OrgAttrs says for whom.
+type OrgAttrs struct {
+	ID   string
+	Tier string
+}
+
+// Decision is what Decide says. The zero value denies.
+type Decision struct {
+	Effect Effect
+
+	// Reasons says why not, the one to tell the caller first; empty for Allow.
+	// At most maxReasons.
+	Reasons []Reason
+
+	// PolicyIDs names the policies that the effect rests on, in order: those that
+	// deny, or those that permit, or, if nothing permits, those that govern the
+	// agent. At most maxPolicyIDs.
+	PolicyIDs []string
+
+	// PolicyVersion names the set of policies that was asked: "sha256:" + hex.
+	PolicyVersion string
+
+	// Limits holds all that apply to an allowed request. All of them are to be
+	// taken, or the request refused.
+	Limits []Limit
+}
+
+const (
+	maxReasons   = 16
+	maxPolicyIDs = 32
+)
+
+// Reason is one thing that stands against a request.
+type Reason struct {
+	Code     string // docs/policy.md lists them
+	Message  string // for the caller; it quotes nothing of the request
+	PolicyID string // if a policy is the reason
+}
+
+// Limit is a limit that applies to a request.
+type Limit struct {
+	Source string // "key", or the id of the policy that sets it
+	Name   string // "rpm"
+	Value  int64  // requests per minute
+	Key    string // what is counted: "key:KEY" or "policy:POLICY:agent:AGENT"
+}
+
+// Invalid says what is wrong with a document, and what to do about it.
+type Invalid struct {
+	Field   string // "conditions.request.tool.in[2]"; empty: the document as a whole
+	Problem string // "is a number, and the attribute is text"
+	Fix     string // "write \"7\""; may be empty
+}
+
+func (e *Invalid) Error() string {
+	s := e.Problem
+	if e.Field != "" {
+		s = e.Field + " " + s
+	} else {
+		s = "the document " + s
+	}
+	if e.Fix != "" {
+		s += ": " + e.Fix
+	}
+	return s
+}
+
+func quote(s string) string { return strconv.QuoteToGraphic(s) }

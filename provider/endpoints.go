@@ -1,0 +1,277 @@
+package provider
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+)
+
+// Kinds of provider: which API it speaks.
+const (
+	KindOpenAI    = "openai" // and what is compatible: Azure's v1 API, vLLM, …
+	KindAnthropic = "anthropic"
+	KindGemini    = "gemini"
+	KindCohere    = "cohere"
+	KindMistral   = "mistral"
+	KindCustom    = "custom" // any server that takes OpenAI's formats; see Settings
+)
+
+// Kinds are all kinds, in the order in which people are shown them.
+func Kinds() []string {
+	return []string{KindOpenAI, KindAnthropic, KindGemini, KindCohere, KindMistral, KindCustom}
+}
+
+// Endpoint is one row of the table of what is served.
+type Endpoint struct {
+	Method    string
+	Path      string // a template: {version} is one of v1, v1beta, v1alpha; {model} is a model's name
+	Operation string // as policy and the record name it: "chat.completions"
+	Scope     string // that a key must have: "chat:completions"
+	Format    Format // of its requests, answers and errors
+
+	// Kinds are the kinds of provider that speak this format themselves. None:
+	// the endpoint is answered from here.
+	Kinds []string
+
+	// Bills says whether a provider charges for a call.
+	Bills bool
+
+	query  []string // the only query parameters, as "name=value"
+	body   *shape   // what is judged in the body; nil: there is no body
+	stream bool     // it is a stream whatever the body says
+	reads  *reading // where the answer holds usage and model
+}
+
+// Params are the variable parts of a path.
+type Params struct {
+	Version string // "v1beta"; "" if the template has none
+	Model   string // "" if the template has none
+}
+
+// endpoints is the table. It is never changed.
+var endpoints = []Endpoint{
+	// OpenAI. Mistral and any number of servers speak some of it too.
+	{Method: "POST", Path: "/v1/chat/completions", Operation: "chat.completions", Scope: "chat:completions", Format: FormatOpenAI,
+		Kinds: []string{KindOpenAI, KindMistral, KindCustom}, Bills: true, body: &chatBody, reads: &openAIReading},
+	{Method: "POST", Path: "/v1/completions", Operation: "completions", Scope: "completions", Format: FormatOpenAI,
+		Kinds: []string{KindOpenAI, KindCustom}, Bills: true, body: &completionsBody, reads: &openAIReading},
+	{Method: "POST", Path: "/v1/embeddings", Operation: "embeddings", Scope: "embeddings", Format: FormatOpenAI,
+		Kinds: []string{KindOpenAI, KindMistral, KindCustom}, Bills: true, body: &embeddingsBody, reads: &openAIReading},
+	{Method: "POST", Path: "/v1/responses", Operation: "responses", Scope: "responses", Format: FormatOpenAI,
+		Kinds: []string{KindOpenAI, KindCustom}, Bills: true, body: &responsesBody, reads: &responsesReading},
+	{Method: "POST", Path: "/v1/moderations", Operation: "moderations", Scope: "moderations", Format: FormatOpenAI,
+		Kinds: []string{KindOpenAI, KindMistral, KindCustom}, body: &moderationsBody, reads: &openAIReading},
+	{Method: "GET", Path: "/v1/models", Operation: "models.list", Scope: "models", Format: FormatOpenAI},
+	{Method: "GET", Path: "/v1/models/{model}", Operation: "models.get", Scope: "models", Format: FormatOpenAI},
+
+	// Anthropic. Its SDK adds beta=true for what is in beta.
+	{Method: "POST", Path: "/v1/messages", Operation: "messages", Scope: "messages", Format: FormatAnthropic,
+		Kinds: []string{KindAnthropic}, Bills: true, query: []string{"beta=true"}, body: &messagesBody, reads: &anthropicReading},
+	{Method: "POST", Path: "/v1/messages/count_tokens", Operation: "messages.count_tokens", Scope: "messages", Format: FormatAnthropic,
+		Kinds: []string{KindAnthropic}, query: []string{"beta=true"}, body: &messagesBody, reads: &nothingReading},
+
+	// Gemini. The model is in the path, and so is whether the answer is a stream.
+	{Method: "POST", Path: "/{version}/models/{model}:generateContent", Operation: "generate_content", Scope: "generate", Format: FormatGemini,
+		Kinds: []string{KindGemini}, Bills: true, query: []string{"alt=json"}, body: &generateBody, reads: &geminiReading},
+	{Method: "POST", Path: "/{version}/models/{model}:streamGenerateContent", Operation: "generate_content", Scope: "generate", Format: FormatGemini,
+		Kinds: []string{KindGemini}, Bills: true, query: []string{"alt=json", "alt=sse"}, body: &generateBody, stream: true, reads: &geminiReading},
+	{Method: "POST", Path: "/{version}/models/{model}:embedContent", Operation: "embed_content", Scope: "embeddings", Format: FormatGemini,
+		Kinds: []string{KindGemini}, Bills: true, query: []string{"alt=json"}, body: &embedContentBody, reads: &geminiReading},
+	{Method: "POST", Path: "/{version}/models/{model}:batchEmbedContents", Operation: "batch_embed_contents", Scope: "embeddings", Format: FormatGemini,
+		Kinds: []string{KindGemini}, Bills: true, query: []string{"alt=json"}, body: &batchEmbedBody, reads: &geminiReading},
+	{Method: "POST", Path: "/{version}/models/{model}:countTokens", Operation: "count_tokens", Scope: "generate", Format: FormatGemini,
+		Kinds: []string{KindGemini}, query: []string{"alt=json"}, body: &countTokensBody, reads: &nothingReading},
+
+	// Cohere, version 2.
+	{Method: "POST", Path: "/v2/chat", Operation: "chat", Scope: "chat:completions", Format: FormatCohere,
+		Kinds: []string{KindCohere}, Bills: true, body: &chatBody, reads: &cohereReading},
+	{Method: "POST", Path: "/v2/embed", Operation: "embed", Scope: "embeddings", Format: FormatCohere,
+		Kinds: []string{KindCohere}, Bills: true, body: &cohereEmbedBody, reads: &cohereReading},
+	{Method: "POST", Path: "/v2/rerank", Operation: "rerank", Scope: "rerank", Format: FormatCohere,
+		Kinds: []string{KindCohere}, Bills: true, body: &rerankBody, reads: &cohereReading},
+
+	// Mistral, where it differs from OpenAI.
+	{Method: "POST", Path: "/v1/fim/completions", Operation: "fim.completions", Scope: "completions", Format: FormatMistral,
+		Kinds: []string{KindMistral}, Bills: true, body: &completionsBody, reads: &openAIReading},
+	{Method: "POST", Path: "/v1/ocr", Operation: "ocr", Scope: "ocr", Format: FormatMistral,
+		Kinds: []string{KindMistral}, Bills: true, body: &ocrBody, reads: &nothingReading},
+}
+
+// versions are what {version} stands for.
+var versions = []string{"v1", "v1beta", "v1alpha"}
+
+// Scopes are what a key may be allowed, sorted. "*" for all of them is not among
+// them.
+func Scopes() []string {
+	var out []string
+	for _, e := range endpoints {
+		if !slices.Contains(out, e.Scope) {
+			out = append(out, e.Scope)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Endpoints is a copy of the table, for docs and tests.
+func Endpoints() []Endpoint { return slices.Clone(endpoints) }
+
+// Match finds the endpoint of a request. path is as received, without the query.
+// It must be in the one form that has no other spelling: see pathProblem. Where
+// there is no endpoint, Unserved says why.
+func Match(method, path string) (Endpoint, Params, bool) {
+	if pathProblem(path) != "" {
+		return Endpoint{}, Params{}, false
+	}
+	for i := range endpoints {
+		if endpoints[i].Method != method {
+			continue
+		}
+		if p, ok := matchPath(endpoints[i].Path, path); ok {
+			return endpoints[i], p, true
+		}
+	}
+	return Endpoint{}, Params{}, false
+}
+
+// matchPath matches a path with a template.
+func matchPath(template, path string) (Params, bool) {
+	var p Params
+	for {
+		literal, rest, variable := strings.Cut(template, "{")
+		if !variable {
+			return p, template == path
+		}
+		var ok bool
+		if path, ok = strings.CutPrefix(path, literal); !ok {
+			return p, false
+		}
+		name, after, _ := strings.Cut(rest, "}")
+		value := path
+		switch {
+		case after == "":
+			path = ""
+		case name == "version":
+			value, _, _ = strings.Cut(path, "/")
+			path = path[len(value):]
+		default: // the rest is literal
+			if value, ok = strings.CutSuffix(path, after); !ok || strings.Contains(value, "/") {
+				return p, false
+			}
+			path = after
+		}
+		switch name {
+		case "version":
+			if !slices.Contains(versions, value) {
+				return p, false
+			}
+			p.Version = value
+		case "model":
+			if modelProblem(value) != "" {
+				return p, false
+			}
+			p.Model = value
+		}
+		template = after
+	}
+}
+
+// fill is a template's path for its parameters: what matchPath took apart.
+func (p Params) fill(template string) string {
+	if !strings.Contains(template, "{") {
+		return template
+	}
+	return strings.NewReplacer("{version}", p.Version, "{model}", p.Model).Replace(template)
+}
+
+// pathProblem says what is wrong with the spelling of a path, or "". A path that
+// passes is read alike by everybody: nothing in it is decoded, merged, resolved or
+// cut off anywhere. Percent-encoding is refused altogether, since every path of
+// the table, models' names included, can be written without.
+func pathProblem(path string) string {
+	if path == "" || path[0] != '/' {
+		return "it must begin with a slash"
+	}
+	if len(path) > 1024 {
+		return "it is too long"
+	}
+	for i := range len(path) {
+		switch c := path[i]; {
+		case 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9':
+		case c == '/':
+			rest := path[i+1:]
+			if rest == "" && i > 0 {
+				return "it must not end with a slash"
+			}
+			segment, _, _ := strings.Cut(rest, "/")
+			switch segment {
+			case "":
+				if rest != "" {
+					return "it has an empty segment"
+				}
+			case ".", "..":
+				return "it has a dot segment"
+			}
+		case c == '%':
+			return "it must not be percent-encoded"
+		case strings.IndexByte("-._~:@!$&'()*+,=", c) >= 0: // RFC 3986 pchar, but for ";"
+		default:
+			return "it has a character that no endpoint has"
+		}
+	}
+	return ""
+}
+
+// FormatOf is the format in which somebody who asks for the path expects an
+// error, also if there is no such endpoint.
+func FormatOf(path string) Format {
+	switch {
+	case path == "/v1/messages", strings.HasPrefix(path, "/v1/messages/"), path == "/v1/complete":
+		return FormatAnthropic
+	case strings.HasPrefix(path, "/v1beta/"), strings.HasPrefix(path, "/v1alpha/"),
+		strings.HasPrefix(path, "/v1/models/") && strings.Contains(path, ":"):
+		return FormatGemini
+	case strings.HasPrefix(path, "/v2/"):
+		return FormatCohere
+	case strings.HasPrefix(path, "/v1/fim/"), path == "/v1/ocr":
+		return FormatMistral
+	default:
+		return FormatOpenAI
+	}
+}
+
+// Unserved says why a request that Match does not know is refused: its path is
+// not in normal form (400), its method is wrong (405), or there is no such
+// endpoint (404), with a reason of its own for those that people expect.
+func Unserved(method, path string) *Error {
+	if p := pathProblem(path); p != "" {
+		return &Error{Status: http.StatusBadRequest, Type: invalidRequest, Code: "invalid_path",
+			Message: "The path is not in its normal form: " + p + "."}
+	}
+	for _, e := range endpoints {
+		if _, ok := matchPath(e.Path, path); ok && e.Method != method {
+			return &Error{Status: http.StatusMethodNotAllowed, Type: invalidRequest, Code: "method_not_allowed",
+				Message: "This endpoint is available with " + e.Method + " only."}
+		}
+	}
+	e := &Error{Status: http.StatusNotFound, Type: invalidRequest, Code: "unknown_endpoint",
+		Message: "This endpoint is not available here: what is not known cannot be governed, so it is not forwarded."}
+	_, rest, _ := strings.Cut(path[1:], "/")
+	first, after, _ := strings.Cut(rest, "/")
+	switch {
+	case first == "batches", strings.HasPrefix(after, "batches"), strings.HasSuffix(path, ":batchGenerateContent"), strings.HasSuffix(path, ":asyncBatchEmbedContent"), first == "embed-jobs":
+		e.Message = "Batches are not available here: their requests are in a file that nobody has judged. Send each request by itself."
+	case first == "files", first == "uploads", first == "datasets":
+		e.Message = "Files are not available here: what is stored at the provider is not governed. Put the content into the request."
+	case first == "realtime", first == "live", strings.HasSuffix(path, ":bidiGenerateContent"):
+		e.Message = "Realtime sessions are not available here: the model can change in the middle of one. Use a plain HTTP request."
+	case slices.Contains([]string{"assistants", "threads", "vector_stores", "conversations", "containers", "prompts", "evals", "agents", "cachedContents", "fileSearchStores", "tunedModels", "skills"}, first),
+		first == "responses" && after != "", first == "chat" && strings.HasPrefix(after, "completions/"):
+		e.Message = "Objects that are stored at the provider are not available here: nobody can tell whose they are. Send the whole conversation with each request."
+	case first == "fine_tuning", first == "fine-tunes", first == "finetuning":
+		e.Message = "Fine-tuning is not available here."
+	case first == "audio", first == "images", first == "videos":
+		e.Message = "Audio, image and video endpoints are not available here yet."
+	}
+	return e
+}

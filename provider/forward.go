@@ -1,0 +1,200 @@
+package provider
+
+import (
+	"encoding/base64"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// Forward is what is done to a request that may pass.
+type Forward struct {
+	Cluster string            // the only place it may go
+	Path    string            // with the query
+	Set     map[string]string // headers, names in lower case; the credential is among them
+	Remove  []string          // headers of the client's that this provider must not see
+	Body    []byte            // nil: the call's own, as it was judged
+}
+
+// serves says whether p can answer the endpoint.
+func (p Provider) serves(ep Endpoint) bool { return slices.Contains(ep.Kinds, p.Kind) }
+
+// Forward says where a call goes and as whom. path and query are as received; the
+// path that is sent is made from the endpoint and the call's parameters, which is
+// what was judged. The credential is bound to the cluster: a provider whose
+// Cluster is not its ClusterName gets none.
+func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
+	if !p.serves(c.Endpoint) {
+		return Forward{}, bad("unsupported_endpoint", "model", "This model's provider is of kind "+p.Kind+", which does not serve "+c.Endpoint.Operation+".")
+	}
+	if c.Params.fill(c.Endpoint.Path) != path {
+		return Forward{}, bad("invalid_path", "", "The path is not the one that was judged.")
+	}
+	s, err := ParseSettings(p.Settings)
+	if err != nil {
+		return Forward{}, misconfigured("its settings cannot be read")
+	}
+	up, err := p.Upstream()
+	if err != nil {
+		return Forward{}, misconfigured("its base URL cannot be read")
+	}
+	if p.Cluster == "" || p.Cluster != ClusterName(p) {
+		return Forward{}, misconfigured("its credential is for another address")
+	}
+	f := Forward{Cluster: p.Cluster, Path: upstreamPath(p.Kind, up.PathPrefix, c.Endpoint.Path, path, s.Paths), Set: make(map[string]string, len(p.Headers)+2)}
+	for name, value := range p.Headers {
+		f.Set[name] = value
+	}
+	q := query
+	for _, name := range sortedKeys(s.Query) {
+		q = join(q, name, s.Query[name])
+	}
+	auth := s.Auth
+	if auth == nil {
+		auth = defaultAuth(p.Kind)
+	}
+	secret := p.Credential.Reveal()
+	if auth.Type != "none" && secret != "" {
+		if !headerValue(secret) {
+			return Forward{}, misconfigured("its credential has characters that no header may have")
+		}
+		switch auth.Type {
+		case "bearer":
+			f.Set["authorization"] = "Bearer " + secret
+		case "header":
+			f.Set[auth.Name] = secret
+		case "basic":
+			f.Set["authorization"] = "Basic " + base64.StdEncoding.EncodeToString([]byte(auth.User+":"+secret))
+		case "query":
+			q = join(q, auth.Name, secret)
+		}
+	} else if p.HasCredential && auth.Type != "none" {
+		return Forward{}, misconfigured("its credential has not arrived yet")
+	}
+	if q != "" {
+		f.Path += "?" + q
+	}
+	for _, name := range []string{"authorization", "x-api-key", "api-key", "x-goog-api-key", "x-goog-user-project", "anthropic-dangerous-direct-browser-access"} {
+		if _, set := f.Set[name]; !set {
+			f.Remove = append(f.Remove, name)
+		}
+	}
+	if s.InjectUsage && c.wantsInjection() {
+		f.Body = c.withUsage()
+	}
+	return f, nil
+}
+
+// misconfigured is ours to mend. 503, so that nobody takes it for their key's
+// fault.
+func misconfigured(why string) *Error {
+	return &Error{Status: http.StatusServiceUnavailable, Type: "api_error", Code: "provider_misconfigured",
+		Message: "The provider of this model cannot be used: " + why + ". An administrator must correct it."}
+}
+
+// defaultAuth is how each kind takes its credential.
+func defaultAuth(kind string) *Auth {
+	switch kind {
+	case KindAnthropic:
+		return &Auth{Type: "header", Name: "x-api-key"}
+	case KindGemini:
+		return &Auth{Type: "header", Name: "x-goog-api-key"}
+	default:
+		return &Auth{Type: "bearer"}
+	}
+}
+
+// upstreamPath is the path of a request at the provider.
+//
+// For the kinds openai and custom a base URL means what it means to OpenAI's
+// SDKs: it holds the version, and what follows "/v1" in our path comes after it.
+//
+//	https://api.openai.com/v1     /v1/chat/completions → /v1/chat/completions
+//	https://x.example/openai/v1   /v1/chat/completions → /openai/v1/chat/completions
+//	https://x.example             /v1/chat/completions → /v1/chat/completions
+//
+// For the others it means what it means to theirs: it ends before the version. A
+// version at its end takes the place of the client's.
+//
+//	https://api.anthropic.com     /v1/messages         → /v1/messages
+//	https://x.example/anthropic   /v1/messages         → /anthropic/v1/messages
+//	https://api.mistral.ai/v1     /v1/chat/completions → /v1/chat/completions
+func upstreamPath(kind, prefix, template, path string, paths map[string]string) string {
+	if to, ok := paths[template]; ok {
+		return prefix + to
+	}
+	_, rest, _ := strings.Cut(path[1:], "/")
+	switch last := prefix[strings.LastIndexByte(prefix, '/')+1:]; {
+	case prefix == "":
+		return path
+	case kind == KindOpenAI, kind == KindCustom, isVersion(last):
+		return prefix + "/" + rest
+	default:
+		return prefix + path
+	}
+}
+
+// isVersion says whether a path's segment is a version: "v1", "v1beta", "v4".
+func isVersion(s string) bool {
+	return len(s) > 1 && len(s) < 10 && s[0] == 'v' && '0' <= s[1] && s[1] <= '9'
+}
+
+func join(query, name, value string) string {
+	pair := url.QueryEscape(name) + "=" + url.QueryEscape(value)
+	if query == "" {
+		return pair
+	}
+	return query + "&" + pair
+}
+
+func headerValue(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+func sortedKeys(m map[string]string) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// wantsInjection says whether usage of this call would stay unknown.
+func (c Call) wantsInjection() bool {
+	return c.Endpoint.Operation == "chat.completions" && c.Stream && !c.usageWanted
+}
+
+// withUsage is the body with stream_options.include_usage set. Not a byte of the
+// rest is changed.
+func (c Call) withUsage() []byte {
+	const member = `"include_usage":true`
+	at, insert := c.optionsAt+1, member
+	if c.optionsAt == 0 {
+		at = strings.IndexByte(string(c.Body[:min(len(c.Body), 64)]), '{') + 1
+		insert = `"stream_options":{` + member + "}"
+	}
+	if next := firstByte(c.Body[at:]); next != '}' {
+		insert += ","
+	}
+	out := make([]byte, 0, len(c.Body)+len(insert))
+	out = append(out, c.Body[:at]...)
+	out = append(out, insert...)
+	return append(out, c.Body[at:]...)
+}
+
+// firstByte is the first byte of b that is not white space, or 0.
+func firstByte(b []byte) byte {
+	for _, c := range b {
+		if c != ' ' && c != '\t' && c != '\r' && c != '\n' {
+			return c
+		}
+	}
+	return 0
+}

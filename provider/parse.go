@@ -1,0 +1,765 @@
+package provider
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// Call is a request as it is judged.
+type Call struct {
+	Endpoint Endpoint
+	Params   Params
+
+	Model  string // as the client wrote it
+	Stream bool   // the answer is asked for in pieces
+
+	// MaxTokens is the most tokens that the answer may have, as the client says;
+	// 0: it does not say. Of several fields that say it, the largest counts.
+	MaxTokens int64
+
+	// InputTokensEstimate is how many tokens the input has, at a guess that is
+	// seldom too low: a token for every 3 bytes of the body, and 1,600 for each
+	// image, sound or document in it, whatever its size. English has 4 bytes to
+	// a token, code and other alphabets about 3.
+	InputTokensEstimate int64
+
+	// Tools are the tools that the exchange involves as far as the request tells,
+	// sorted, none twice: those that are offered to the model, and those that
+	// were called in the conversation so far. A function is known by its name, a
+	// tool of the provider's own by its type without the date ("web_search"; in
+	// Gemini, "google_search"), an MCP server as "mcp:" and its label.
+	Tools []string
+
+	// Hosts are the hosts of the URLs that the provider is asked to fetch or
+	// call: images, files, MCP servers. Sorted, none twice, lower case; one that
+	// cannot be made out is "unknown".
+	Hosts []string
+
+	// Body is what was parsed and what is forwarded; nil for none.
+	Body []byte
+
+	// usageWanted: the client asks for usage in the stream. optionsAt is where
+	// stream_options' object begins in Body, 0 if there is none.
+	usageWanted bool
+	optionsAt   int
+}
+
+const (
+	maxDepth   = 64   // of nested arrays and objects
+	maxTool    = 256  // bytes of a tool's name
+	maxTools   = 4096 // tools in one request
+	bytesToken = 3
+	blobTokens = 1600
+	maxNumber  = 1 << 53 // integers are exact up to here in every parser
+)
+
+// Parse judges the form of a request and finds out what it asks for. body is
+// plain: see Decode. query is without the question mark.
+//
+// The body must be one JSON object in UTF-8, with nothing but white space around
+// it: no name twice in an object, no lone surrogates, at most 64 deep, no byte
+// order mark. What is judged must have its type: max_tokens an integer without
+// fraction and exponent, up to 2^53; stream true, false or null. Names in objects
+// that hold something judged are printable ASCII, and none of them is a judged
+// name in other letters. What steers a request past the verdict is refused: see
+// steering. What refers to objects that are stored at the provider is refused,
+// since nobody can tell whose they are.
+func Parse(ep Endpoint, params Params, contentType, query string, body []byte) (Call, *Error) {
+	c := Call{Endpoint: ep, Params: params, Model: params.Model, Stream: ep.stream}
+	if e := checkQuery(ep, query); e != nil {
+		return Call{}, e
+	}
+	if ep.body == nil {
+		if len(body) > 0 {
+			return Call{}, bad("unexpected_body", "", "A "+ep.Method+" request has no body.")
+		}
+		return c, nil
+	}
+	if !jsonType(contentType) {
+		return Call{}, &Error{Status: http.StatusUnsupportedMediaType, Type: invalidRequest, Code: "unsupported_media_type",
+			Message: "The content-type must be application/json, with no charset or with charset=utf-8."}
+	}
+	if len(body) == 0 {
+		return Call{}, bad("invalid_json", "", "The request has no body. Send a JSON object.")
+	}
+	p := parsers.Get().(*parser)
+	defer p.release()
+	p.begin(body, &c)
+	if e := p.root(ep.body); e != nil {
+		return Call{}, e
+	}
+	if c.Model == "" {
+		return Call{}, bad("missing_model", "model", "The request names no model. Set \"model\".")
+	}
+	c.Body = body
+	c.Tools, c.Hosts = distinct(p.tools), distinct(p.hosts)
+	c.InputTokensEstimate = (int64(len(body))-p.blobBytes+bytesToken-1)/bytesToken + p.blobs*blobTokens
+	return c, nil
+}
+
+// jsonType takes application/json, alone or with charset=utf-8, and nothing that
+// merely means the same to some.
+func jsonType(s string) bool {
+	rest, ok := strings.CutPrefix(s, "application/json")
+	if !ok {
+		return false
+	}
+	rest = strings.TrimLeft(rest, " \t")
+	if rest == "" {
+		return true
+	}
+	if rest, ok = strings.CutPrefix(rest, ";"); !ok {
+		return false
+	}
+	switch strings.ToLower(strings.Trim(rest, " \t")) {
+	case "charset=utf-8", `charset="utf-8"`:
+		return true
+	}
+	return false
+}
+
+// checkQuery lets pass only what the endpoint has. What passes is forwarded as it
+// stands.
+func checkQuery(ep Endpoint, query string) *Error {
+	if query == "" {
+		return nil
+	}
+	var seen [4]string
+	n := 0
+	for pair := range strings.SplitSeq(query, "&") {
+		if slices.Contains(ep.query, pair) {
+			name, _, _ := strings.Cut(pair, "=")
+			if n == len(seen) || slices.Contains(seen[:n], name) {
+				return bad("repeated_query_parameter", name, "The query has a parameter twice.")
+			}
+			seen[n] = name
+			n++
+			continue
+		}
+		name, _, _ := strings.Cut(pair, "=")
+		switch shown := clip(name, 64); {
+		case credentialQuery(name):
+			return bad("misplaced_credential", shown, "The query carries a credential. Send it as \"Authorization: Bearer …\" only, and rotate it: URLs are kept in logs.")
+		default:
+			return bad("unknown_query_parameter", shown, "This endpoint does not take this query parameter, or not with this value.")
+		}
+	}
+	return nil
+}
+
+func distinct(ss []string) []string {
+	if len(ss) == 0 {
+		return nil
+	}
+	slices.Sort(ss)
+	return slices.Clone(slices.Compact(ss)) // ss belongs to the pool
+}
+
+// parser walks one body once.
+type parser struct {
+	buf  bytes.Buffer // the decoder reads from it in place
+	d    *jsontext.Decoder
+	call *Call
+	body []byte
+
+	tools, hosts []string
+	blobs        int64 // images and the like
+	blobBytes    int64 // and their bytes
+	text         []byte
+}
+
+// parsers are kept: a decoder is 1 KB and its tables of names grow.
+var parsers = sync.Pool{New: func() any { return &parser{d: new(jsontext.Decoder)} }}
+
+func (p *parser) begin(body []byte, c *Call) {
+	p.buf = *bytes.NewBuffer(body)
+	p.d.Reset(&p.buf)
+	p.call, p.body = c, body
+}
+
+// release keeps nothing of the request.
+func (p *parser) release() {
+	p.buf = bytes.Buffer{}
+	p.d.Reset(&p.buf)
+	clear(p.tools)
+	clear(p.hosts)
+	p.call, p.body, p.tools, p.hosts, p.blobs, p.blobBytes = nil, nil, p.tools[:0], p.hosts[:0], 0, 0
+	parsers.Put(p)
+}
+
+func (p *parser) root(s *shape) *Error {
+	switch p.d.PeekKind() {
+	case '{':
+	case '[', '"', '0', 't', 'f', 'n':
+		return bad("invalid_json", "", "The body must be a JSON object.")
+	}
+	if e := p.object(s, "", 1); e != nil {
+		return e
+	}
+	if _, err := p.d.ReadToken(); !errors.Is(err, io.EOF) {
+		return bad("invalid_json", "", "There is something after the JSON object.")
+	}
+	return nil
+}
+
+// object walks the object that comes next. in is the name of the field that holds
+// it, for messages.
+func (p *parser) object(s *shape, in string, depth int) *Error {
+	if depth > maxDepth {
+		return tooDeep()
+	}
+	if _, err := p.d.ReadToken(); err != nil {
+		return syntax(err)
+	}
+	var o struct {
+		seen          uint64 // bits of rules
+		speaks        string // role
+		name          string
+		typed, spoken bool
+	}
+	for p.d.PeekKind() == '"' {
+		raw, err := p.d.ReadValue()
+		if err != nil {
+			return syntax(err)
+		}
+		r, known := s.fields[string(raw[1:len(raw)-1])]
+		if !known {
+			if r, err = p.unknown(s, raw); err != nil {
+				return asError(err)
+			}
+		}
+		field := r.name
+		if r.is != 0 {
+			if o.seen&r.is != 0 {
+				return bad("repeated_field", field, "The body has \""+field+"\" in both of its spellings.")
+			}
+			o.seen |= r.is
+		}
+		switch r.do {
+		case role:
+			if o.speaks, err = p.str(); err != nil {
+				return mustBe(err, field, "a string")
+			}
+			o.spoken = o.speaks != ""
+		case speaker:
+			if o.name, err = p.str(); err != nil {
+				return mustBe(err, field, "a string")
+			}
+		case callType:
+			typ, err := p.str()
+			if err != nil {
+				return mustBe(err, field, "a string")
+			}
+			if typ == "item_reference" {
+				return isStored("item_reference")
+			}
+			o.typed = typ != ""
+			if name, ok := strings.CutSuffix(typ, "_call"); ok && name != "function" && name != "custom_tool" && name != "mcp" {
+				if e := p.tool(name, field); e != nil {
+					return e
+				}
+			}
+		default:
+			if e := p.value(r, field, depth); e != nil {
+				return e
+			}
+		}
+	}
+	if _, err := p.d.ReadToken(); err != nil {
+		return syntax(err)
+	}
+	if o.name != "" && (o.speaks == "tool" || o.speaks == "function") {
+		if e := p.tool(o.name, "name"); e != nil {
+			return e
+		}
+	}
+	if s.needsKind && !o.typed && !o.spoken {
+		return isStored(in)
+	}
+	return nil
+}
+
+// value judges the value that comes next.
+func (p *parser) value(r rule, field string, depth int) *Error {
+	switch r.do {
+	case pass:
+		return p.skip(depth)
+	case refuse:
+		return bad("unsupported_parameter", field, "The parameter \""+field+"\" is not accepted here: it would decide where the request goes, or past what was judged.")
+	case stored, noTrue, second:
+		return p.notStored(r.do, field)
+	case model, pathModel:
+		s, err := p.str()
+		if err != nil {
+			return mustBe(err, field, "a string")
+		}
+		return p.model(r.do, s)
+	case stream:
+		switch t, err := p.d.ReadToken(); {
+		case err != nil:
+			return syntax(err)
+		case t.Kind() == 't':
+			p.call.Stream = true
+		case t.Kind() != 'f' && t.Kind() != 'n':
+			return bad("invalid_type", field, "\""+field+"\" must be true or false.")
+		}
+		return nil
+	case tokens:
+		return p.tokens(field)
+	case walk:
+		return p.walk(r.in, field, depth)
+	case tool:
+		s, err := p.str()
+		if err != nil {
+			return mustBe(err, field, "a string")
+		}
+		return p.tool(s, field)
+	case toolType:
+		s, err := p.str()
+		if err != nil {
+			return mustBe(err, field, "a string")
+		}
+		switch s {
+		case "", "function", "custom", "mcp", "mcp_toolset", "namespace":
+			return nil // known by its name or label
+		}
+		return p.tool(undated(s), field)
+	case label:
+		s, err := p.str()
+		if err != nil {
+			return mustBe(err, field, "a string")
+		}
+		if s == "" {
+			return nil
+		}
+		return p.tool("mcp:"+s, field)
+	case link:
+		return p.link(r.in, field, depth)
+	case blob:
+		raw, err := p.d.ReadValue()
+		if err != nil {
+			return syntax(err)
+		}
+		p.blobs++
+		p.blobBytes += int64(len(raw))
+		return nil
+	case marks:
+		if p.d.PeekKind() != 'n' {
+			if e := p.tool(snake(strings.TrimSuffix(field, "_options")), field); e != nil {
+				return e
+			}
+		}
+		return p.skip(depth)
+	case options:
+		return p.options(depth)
+	}
+	return bad("invalid_json", field, "\""+field+"\" cannot be judged.")
+}
+
+// unknown is a member that the shape does not name, or not in these bytes.
+func (p *parser) unknown(s *shape, raw []byte) (rule, error) {
+	name := raw[1 : len(raw)-1]
+	if bytes.IndexByte(name, '\\') >= 0 {
+		b, err := jsontext.AppendUnquote(p.text[:0], raw)
+		if err != nil {
+			return rule{}, err
+		}
+		p.text, name = b, b
+		if r, ok := s.fields[string(name)]; ok {
+			return r, nil // "mo\u0064el" is "model" to everybody
+		}
+	}
+	for _, c := range name {
+		if c < ' ' || c > '~' {
+			return rule{}, bad("invalid_field_name", "", "A field's name has a character that no field of this API has: the names are plain ASCII.")
+		}
+	}
+	var short [64]byte // longer than every judged name
+	if len(name) <= len(short) {
+		if known, ok := s.folded[string(appendFolded(short[:0], name))]; ok {
+			return rule{}, bad("ambiguous_field_name", known, "A field's name is too much like \""+known+"\": some servers would take it for that. Use \""+known+"\".")
+		}
+	}
+	if s.keysAreTools {
+		if e := p.tool(snake(string(name)), "tools"); e != nil {
+			return rule{}, e
+		}
+	}
+	return rule{}, nil
+}
+
+// skip passes over a value, which must be JSON and not too deep.
+func (p *parser) skip(depth int) *Error {
+	if k := p.d.PeekKind(); k != '{' && k != '[' {
+		if err := p.d.SkipValue(); err != nil {
+			return syntax(err)
+		}
+		return nil
+	}
+	v, err := p.d.ReadValue()
+	if err != nil {
+		return syntax(err)
+	}
+	if depth+nesting(v) > maxDepth {
+		return tooDeep()
+	}
+	return nil
+}
+
+// nesting is how deep the arrays and objects of a valid value go.
+func nesting(v []byte) (deepest int) {
+	depth := 0
+	for i := 0; i < len(v); i++ {
+		switch v[i] {
+		case '{', '[':
+			depth++
+			deepest = max(deepest, depth)
+		case '}', ']':
+			depth--
+		case '"':
+			for {
+				n := bytes.IndexByte(v[i+1:], '"')
+				if n < 0 {
+					return deepest // not valid, and not here to be judged
+				}
+				end := i + 1 + n
+				escaped := false
+				for j := end - 1; j > i && v[j] == '\\'; j-- {
+					escaped = !escaped
+				}
+				i = end
+				if !escaped {
+					break
+				}
+			}
+		}
+	}
+	return deepest
+}
+
+// walk judges an object, or every object of an array. Other values hold nothing.
+func (p *parser) walk(s *shape, field string, depth int) *Error {
+	switch p.d.PeekKind() {
+	case '{':
+		return p.object(s, field, depth+1)
+	case '[':
+		if depth+1 > maxDepth {
+			return tooDeep()
+		}
+		if _, err := p.d.ReadToken(); err != nil {
+			return syntax(err)
+		}
+		for k := p.d.PeekKind(); k != ']' && k != 0; k = p.d.PeekKind() {
+			if e := p.walk(s, field, depth+1); e != nil {
+				return e
+			}
+		}
+		if _, err := p.d.ReadToken(); err != nil {
+			return syntax(err)
+		}
+		return nil
+	default:
+		return p.skip(depth)
+	}
+}
+
+// str reads a string; null is "". Anything else is errType.
+func (p *parser) str() (string, error) {
+	switch p.d.PeekKind() {
+	case '"':
+		raw, err := p.d.ReadValue()
+		if err != nil {
+			return "", err
+		}
+		if bytes.IndexByte(raw, '\\') < 0 {
+			return string(raw[1 : len(raw)-1]), nil
+		}
+		b, err := jsontext.AppendUnquote(p.text[:0], raw)
+		if err != nil {
+			return "", err
+		}
+		p.text = b
+		return string(b), nil
+	case 'n':
+		return "", p.d.SkipValue()
+	case 0:
+		_, err := p.d.ReadToken()
+		return "", err
+	default:
+		return "", errType
+	}
+}
+
+var errType = errors.New("not a string")
+
+func (p *parser) model(do action, s string) *Error {
+	if do == pathModel {
+		if s != "" && strings.TrimPrefix(s, "models/") != p.call.Params.Model {
+			return bad("model_mismatch", "model", "The model in the body is not the model in the path.")
+		}
+		return nil
+	}
+	if s == "" {
+		return nil // said to be missing at the end
+	}
+	if problem := modelProblem(s); problem != "" {
+		return bad("invalid_model", "model", "\"model\" is not a model's name: "+problem+".")
+	}
+	p.call.Model = s
+	return nil
+}
+
+// tokens takes digits only: 100.0 and 1e2 are integers to some parsers and not to
+// others.
+func (p *parser) tokens(field string) *Error {
+	if p.d.PeekKind() == 'n' {
+		return p.skip(0)
+	}
+	raw, err := p.d.ReadValue()
+	if err != nil {
+		return syntax(err)
+	}
+	n, err := strconv.ParseUint(string(raw), 10, 63)
+	if err != nil || n > maxNumber {
+		return bad("invalid_type", field, "\""+field+"\" must be an integer from 0 to 2^53, written with digits only.")
+	}
+	p.call.MaxTokens = max(p.call.MaxTokens, int64(n))
+	return nil
+}
+
+func (p *parser) tool(name, field string) *Error {
+	switch {
+	case name == "":
+		return nil
+	case len(name) > maxTool:
+		return bad("invalid_type", field, "A tool's name is longer than "+strconv.Itoa(maxTool)+" bytes.")
+	case len(p.tools) >= maxTools:
+		return bad("too_many_tools", field, "The request involves more than "+strconv.Itoa(maxTools)+" tools and calls of tools.")
+	}
+	if n := len(p.tools); n == 0 || p.tools[n-1] != name {
+		p.tools = append(p.tools, name)
+	}
+	return nil
+}
+
+// undated takes the date from the type of a tool: "web_search_20250305" is
+// "web_search", and so is "web_search_2025_08_26".
+func undated(s string) string {
+	end := len(s)
+	for end > 0 && (s[end-1] == '_' || '0' <= s[end-1] && s[end-1] <= '9') {
+		end--
+	}
+	if len(s)-end < 9 { // "_20250305"
+		return s
+	}
+	return s[:end]
+}
+
+// notStored refuses a member that refers to something stored, unless it is empty.
+func (p *parser) notStored(do action, field string) *Error {
+	switch k := p.d.PeekKind(); {
+	case k == 'n', do == noTrue && k == 'f':
+		return p.skip(0)
+	case do != noTrue || k == 't':
+		// An empty list refers to nothing.
+		raw, err := p.d.ReadValue()
+		if err != nil {
+			return syntax(err)
+		}
+		if s := string(raw); s == "[]" || s == `""` || s == "{}" {
+			return nil
+		}
+		if do == second {
+			return bad("unsupported_parameter", field, "A tool that names a model of its own is not accepted: that model would not be judged.")
+		}
+		return isStored(field)
+	default:
+		return bad("invalid_type", field, "\""+field+"\" must be true or false.")
+	}
+}
+
+func isStored(field string) *Error {
+	return bad("stored_object", field, "\""+field+"\" refers to something that is stored or run at the provider apart from this request. Nobody can tell whose it is or what it does, so it is not accepted: put everything into the request.")
+}
+
+// link notes the host of a URL: a string, an object with "url", or an array of
+// these.
+func (p *parser) link(s *shape, field string, depth int) *Error {
+	switch p.d.PeekKind() {
+	case '{':
+		if s == nil {
+			s = &urlShape
+		}
+		return p.object(s, field, depth+1)
+	case '[':
+		if depth+1 > maxDepth {
+			return tooDeep()
+		}
+		if _, err := p.d.ReadToken(); err != nil {
+			return syntax(err)
+		}
+		for k := p.d.PeekKind(); k != ']' && k != 0; k = p.d.PeekKind() {
+			if e := p.link(s, field, depth+1); e != nil {
+				return e
+			}
+		}
+		if _, err := p.d.ReadToken(); err != nil {
+			return syntax(err)
+		}
+		return nil
+	case 'n':
+		return p.skip(depth)
+	case '"':
+	default:
+		return bad("invalid_type", field, "\""+field+"\" must be a URL.")
+	}
+	raw, err := p.d.ReadValue()
+	if err != nil {
+		return syntax(err)
+	}
+	p.blobs++ // whatever is fetched is read
+	if inline := raw[1 : len(raw)-1]; len(inline) > 4096 || len(inline) > 5 && strings.EqualFold(string(inline[:5]), "data:") {
+		p.blobBytes += int64(len(raw))
+		if !bytes.Contains(inline[:min(len(inline), 4096)], []byte("//")) || strings.EqualFold(string(inline[:5]), "data:") {
+			return nil // the thing itself
+		}
+	}
+	b, err := jsontext.AppendUnquote(p.text[:0], raw)
+	if err != nil {
+		return syntax(err)
+	}
+	p.text = b
+	if h := hostOf(string(b)); h != "" {
+		if len(p.hosts) >= maxTools {
+			return bad("too_many_urls", field, "The request has more than "+strconv.Itoa(maxTools)+" URLs.")
+		}
+		p.hosts = append(p.hosts, h)
+		if h == "generativelanguage.googleapis.com" {
+			return isStored(field) // a file that somebody uploaded
+		}
+	}
+	return nil
+}
+
+// hostOf is the host that a browser or a program would connect to for s, in lower
+// case; "" if s is no URL; "unknown" if that is not clear.
+func hostOf(s string) string {
+	s = strings.Map(func(r rune) rune {
+		switch {
+		case r <= ' ' || r == 0x7f:
+			return -1 // browsers drop them anywhere
+		case r == '\\':
+			return '/'
+		}
+		return r
+	}, s)
+	_, rest, ok := strings.Cut(s, "//")
+	if !ok {
+		if scheme, _, ok := strings.Cut(s, ":"); ok && len(scheme) < 16 && !strings.ContainsAny(scheme, "/?#") {
+			return "unknown"
+		}
+		return ""
+	}
+	rest = strings.TrimLeft(rest, "/")
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		rest = rest[:i]
+	}
+	rest = rest[strings.LastIndexByte(rest, '@')+1:]
+	host := rest
+	if strings.HasPrefix(host, "[") {
+		host, _, _ = strings.Cut(host[1:], "]")
+	} else {
+		host, _, _ = strings.Cut(host, ":")
+	}
+	host = strings.TrimSuffix(strings.ToLower(host), ".")
+	if !hostName(host) {
+		return "unknown"
+	}
+	return host
+}
+
+// options looks for include_usage in stream_options.
+func (p *parser) options(depth int) *Error {
+	if p.d.PeekKind() != '{' {
+		return p.skip(depth)
+	}
+	v, err := p.d.ReadValue()
+	if err != nil {
+		return syntax(err)
+	}
+	if depth+nesting(v) > maxDepth {
+		return tooDeep()
+	}
+	p.call.optionsAt = int(p.d.InputOffset()) - len(v)
+	p.call.usageWanted = includesUsage(v)
+	return nil
+}
+
+// includesUsage says whether a valid object has "include_usage": true.
+func includesUsage(v []byte) bool {
+	d := jsontext.NewDecoder(bytes.NewBuffer(v))
+	if _, err := d.ReadToken(); err != nil {
+		return false
+	}
+	for d.PeekKind() == '"' {
+		name, err := d.ReadToken()
+		if err != nil {
+			return false
+		}
+		if name.String() == "include_usage" {
+			return d.PeekKind() == 't'
+		}
+		if err := d.SkipValue(); err != nil {
+			return false
+		}
+	}
+	return false
+}
+
+func tooDeep() *Error {
+	return bad("invalid_json", "", "The body is nested more than "+strconv.Itoa(maxDepth)+" deep.")
+}
+
+// asError is for an *Error that came as an error.
+func asError(err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return syntax(err)
+}
+
+func mustBe(err error, field, what string) *Error {
+	if errors.Is(err, errType) {
+		return bad("invalid_type", field, "\""+field+"\" must be "+what+".")
+	}
+	return asError(err)
+}
+
+// syntax says where the body is not strict JSON, and quotes nothing of it but a
+// name that is there twice.
+func syntax(err error) *Error {
+	var s *jsontext.SyntacticError
+	if !errors.As(err, &s) {
+		return bad("invalid_json", "", "The body ends before its JSON object does.")
+	}
+	at := " at byte " + strconv.FormatInt(s.ByteOffset, 10) + "."
+	switch {
+	case errors.Is(err, jsontext.ErrDuplicateName):
+		name := clip(s.JSONPointer.LastToken(), 64)
+		return bad("repeated_field", name, "The body has the field "+strconv.Quote(name)+" twice"+at+" Parsers disagree on which one counts.")
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return bad("invalid_json", "", "The body ends before its JSON object does.")
+	case s.Err != nil && strings.Contains(s.Err.Error(), "UTF-8"):
+		return bad("invalid_json", "", "The body is not valid UTF-8"+at)
+	}
+	return bad("invalid_json", "", "The body is not valid JSON"+at)
+}

@@ -1,0 +1,421 @@
+package provider
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Provider is where an org's requests may go.
+type Provider struct {
+	ID    string // "prov_…"
+	OrgID string
+	Name  string // unique in the org; what policies and the record call it
+	Kind  string // one of Kinds
+
+	// BaseURL is where the provider's API begins. For kinds openai and custom it
+	// is what OpenAI's SDKs call by this name: with the version, if there is a
+	// path at all ("https://api.openai.com/v1"). See upstreamPath.
+	BaseURL string
+
+	Models []string // names, or globs in which "*" stands for anything
+	Hosts  []string // names under which applications reach it directly (egress)
+
+	Headers  map[string]string // sent with every request; names in lower case
+	Settings json.RawMessage   // a Settings; empty for none
+
+	Cluster       string // ClusterName of this
+	Credential    Secret // empty unless this is where requests are forwarded
+	HasCredential bool
+
+	Version   int64 // counts changes; the ETag
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+// Settings are what a provider's Settings hold. Every field may be absent. A
+// field that this build does not know is refused, never ignored.
+type Settings struct {
+	// Auth is how the credential is sent; absent: as the kind does it.
+	Auth *Auth `json:"auth,omitempty" yaml:"auth"`
+
+	// Query is added to every request's query: {"api-version": "2026-01-01"}.
+	Query map[string]string `json:"query,omitempty" yaml:"query"`
+
+	// Paths says where a provider of kind custom has an endpoint that is not
+	// where OpenAI has it: {"/v1/chat/completions": "/api/chat"}. The value
+	// comes after the base URL's path.
+	Paths map[string]string `json:"paths,omitempty" yaml:"paths"`
+
+	// InjectUsage asks for usage in streamed chat completions where the client
+	// did not, and takes the event that holds it out of the answer again. It is
+	// the one change to a body that was judged, and so is off unless it is
+	// wanted: without it, the usage of such an answer is recorded as "absent".
+	InjectUsage bool `json:"inject_usage,omitempty" yaml:"inject_usage"`
+}
+
+// Auth is a way to send a credential.
+type Auth struct {
+	Type string `json:"type" yaml:"type"`                     // bearer, header, query, basic or none
+	Name string `json:"name,omitempty" yaml:"name"`           // of the header or query parameter
+	User string `json:"user,omitempty" yaml:"user,omitempty"` // of basic; the credential is the password
+}
+
+// ParseSettings reads a provider's Settings. nil and "{}" are none.
+func ParseSettings(b []byte) (Settings, error) {
+	var s Settings
+	if len(b) == 0 {
+		return s, nil
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&s); err != nil {
+		return Settings{}, &Invalid{"settings", strings.TrimPrefix(err.Error(), "json: ")}
+	}
+	if d.More() {
+		return Settings{}, &Invalid{"settings", "there is something after the object"}
+	}
+	return s, nil
+}
+
+// ClusterName names the Envoy cluster of a provider: "provider-" and 32 hex
+// digits, a digest of org, id and base URL. A credential is bound to it, so that
+// whoever changes the URL has to give the credential again.
+func ClusterName(p Provider) string {
+	h := sha256.New()
+	for _, s := range []string{"ai-identity provider cluster 1", p.OrgID, p.ID, p.BaseURL} {
+		var n [8]byte
+		binary.BigEndian.PutUint64(n[:], uint64(len(s)))
+		h.Write(n[:])
+		h.Write([]byte(s))
+	}
+	return "provider-" + hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// Upstream is the server behind a base URL, as Envoy needs it.
+type Upstream struct {
+	Host       string // a name or an IP address, without brackets
+	Port       uint16
+	TLS        bool   // then Host is what the certificate must be for
+	PathPrefix string // of the base URL: "" or "/openai/v1", never with a slash at the end
+}
+
+// Upstream takes the base URL apart. The error names the field.
+func (p Provider) Upstream() (Upstream, error) {
+	u, err := parseBaseURL(p.BaseURL)
+	if err != nil {
+		return Upstream{}, err
+	}
+	up := Upstream{Host: strings.ToLower(u.Hostname()), TLS: u.Scheme == "https", PathPrefix: strings.TrimSuffix(u.Path, "/"), Port: 80}
+	if up.TLS {
+		up.Port = 443
+	}
+	if s := u.Port(); s != "" {
+		n, err := strconv.ParseUint(s, 10, 16)
+		if err != nil || n == 0 {
+			return Upstream{}, &Invalid{"base_url", "the port is not between 1 and 65535"}
+		}
+		up.Port = uint16(n)
+	}
+	return up, nil
+}
+
+func parseBaseURL(s string) (*url.URL, error) {
+	const field = "base_url"
+	if s == "" {
+		return nil, &Invalid{field, "it is missing; an example is https://api.openai.com/v1"}
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+		return nil, &Invalid{field, "it is not a URL"} // the error would quote it, and it may hold a password
+	case u.Scheme != "https" && u.Scheme != "http":
+		return nil, &Invalid{field, "it must begin with https:// or http://"}
+	case u.User != nil:
+		return nil, &Invalid{field, "it must not hold a user or password; give them as the credential"}
+	case u.RawQuery != "" || u.ForceQuery:
+		return nil, &Invalid{field, "it must not have a query; see settings.query"}
+	case u.Fragment != "" || strings.Contains(s, "#"):
+		return nil, &Invalid{field, "it must not have a fragment"}
+	case u.Opaque != "" || !hostName(u.Hostname()):
+		return nil, &Invalid{field, "it has no valid host"}
+	}
+	if p := strings.TrimSuffix(u.EscapedPath(), "/"); p != "" {
+		if problem := pathProblem(p); problem != "" {
+			return nil, &Invalid{field, "its path is not in normal form: " + problem}
+		}
+	}
+	return u, nil
+}
+
+// hostName says whether s is a DNS name or an IP address.
+func hostName(s string) bool {
+	if _, err := netip.ParseAddr(s); err == nil {
+		return !strings.Contains(s, "%")
+	}
+	if s == "" || len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if !hostLabel.MatchString(label) {
+			return false
+		}
+	}
+	return true
+}
+
+var (
+	hostLabel    = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?$`)
+	providerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+	headerName   = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,127}$`)
+	queryName    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+	queryValue   = regexp.MustCompile(`^[A-Za-z0-9._~:-]{0,256}$`)
+)
+
+// Invalid is what is wrong with a provider that somebody wants to add.
+type Invalid struct {
+	Field   string // as in the API and the file: "base_url", "headers.x-team", "models[2]"
+	Problem string // begins in lower case and says what to do
+}
+
+func (e *Invalid) Error() string { return e.Field + ": " + e.Problem }
+
+// Validate says what is wrong with p, as an *Invalid, or nil. It looks at what
+// people give (name, kind, base_url, models, hosts, headers, settings), not at
+// what we add.
+//
+// http is allowed, for servers on the same machine or network and for stand-ins:
+// whoever writes http:// for a host out in the world sends a credential in the
+// clear.
+func Validate(p Provider) error {
+	if !providerName.MatchString(p.Name) {
+		return &Invalid{"name", "it must be 1 to 64 letters, digits, dots, underscores and hyphens, and begin with a letter or digit"}
+	}
+	if !slices.Contains(Kinds(), p.Kind) {
+		return &Invalid{"kind", "it must be one of " + strings.Join(Kinds(), ", ")}
+	}
+	if _, err := p.Upstream(); err != nil {
+		return err
+	}
+	seen := map[string]bool{}
+	for i, m := range p.Models {
+		field := fmt.Sprintf("models[%d]", i)
+		if problem := modelProblem(m); problem != "" {
+			return &Invalid{field, problem}
+		}
+		if seen[m] {
+			return &Invalid{field, "it is there twice"}
+		}
+		seen[m] = true
+	}
+	seen = map[string]bool{}
+	for i, h := range p.Hosts {
+		field := fmt.Sprintf("hosts[%d]", i)
+		if h != strings.ToLower(h) || !hostName(strings.TrimPrefix(h, "*.")) {
+			return &Invalid{field, "it must be a host name in lower case, without scheme, port or path"}
+		}
+		if seen[h] {
+			return &Invalid{field, "it is there twice"}
+		}
+		seen[h] = true
+	}
+	for name, value := range p.Headers {
+		field := "headers." + clip(name, 64)
+		switch {
+		case !headerName.MatchString(name):
+			return &Invalid{field, "the name must be in lower case: letters, digits and hyphens"}
+		case credentialHeader(name):
+			return &Invalid{field, "this header carries credentials; give it as the credential, with settings.auth if need be"}
+		case reservedHeader(name):
+			return &Invalid{field, "this header is not the provider's to set"}
+		case len(value) > 4096 || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f || r > 0x7e }):
+			return &Invalid{field, "the value must be at most 4096 characters of printable ASCII"}
+		}
+	}
+	s, err := ParseSettings(p.Settings)
+	if err != nil {
+		return err
+	}
+	return s.validate(p.Kind)
+}
+
+func (s Settings) validate(kind string) error {
+	if a := s.Auth; a != nil {
+		switch a.Type {
+		case "bearer", "none":
+			if a.Name != "" || a.User != "" {
+				return &Invalid{"settings.auth", a.Type + " has neither name nor user"}
+			}
+		case "header":
+			if !headerName.MatchString(a.Name) || reservedHeader(a.Name) || a.User != "" {
+				return &Invalid{"settings.auth.name", "it must be the name of a header, in lower case, that is free to use"}
+			}
+		case "query":
+			if !queryName.MatchString(a.Name) || a.User != "" {
+				return &Invalid{"settings.auth.name", "it must be the name of a query parameter"}
+			}
+		case "basic":
+			if a.Name != "" || a.User == "" || strings.ContainsAny(a.User, ":\r\n\x00") {
+				return &Invalid{"settings.auth.user", "it must be the user's name, without a colon"}
+			}
+		default:
+			return &Invalid{"settings.auth.type", "it must be bearer, header, query, basic or none"}
+		}
+	}
+	for name, value := range s.Query {
+		if !queryName.MatchString(name) || !queryValue.MatchString(value) {
+			return &Invalid{"settings.query", "names and values must be letters, digits and . _ ~ : -"}
+		}
+		if credentialQuery(name) {
+			return &Invalid{"settings.query", "this parameter carries credentials; see settings.auth"}
+		}
+	}
+	if len(s.Paths) > 0 && kind != KindCustom {
+		return &Invalid{"settings.paths", "only kind custom has it"}
+	}
+	for from, to := range s.Paths {
+		if !slices.ContainsFunc(endpoints, func(e Endpoint) bool { return e.Path == from && slices.Contains(e.Kinds, KindCustom) }) {
+			return &Invalid{"settings.paths", "the names must be endpoints of OpenAI's that are served, such as /v1/chat/completions"}
+		}
+		if pathProblem(to) != "" {
+			return &Invalid{"settings.paths", "the values must be paths that begin with a slash, without a query"}
+		}
+	}
+	if s.InjectUsage && kind != KindOpenAI && kind != KindCustom {
+		return &Invalid{"settings.inject_usage", "kind " + kind + " sends usage by itself"}
+	}
+	return nil
+}
+
+// credentialHeader says whether a header carries credentials, by its name.
+func credentialHeader(name string) bool {
+	switch name {
+	case "authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key", "xi-api-key", "x-auth-token", "x-amz-security-token", "cookie":
+		return true
+	}
+	return false
+}
+
+// reservedHeader says whether a header is Envoy's, HTTP's or ours.
+func reservedHeader(name string) bool {
+	switch name {
+	case "host", "content-length", "content-type", "content-encoding", "transfer-encoding", "te", "trailer", "connection", "keep-alive", "upgrade",
+		"http2-settings", "proxy-connection", "expect", "accept-encoding", "x-request-id", "traceparent", "tracestate", "forwarded", "via",
+		"x-http-method-override", "x-original-url", "x-rewrite-url":
+		return true
+	}
+	for _, p := range []string{"x-aid-", "x-agent-", "x-envoy-", "x-forwarded-", "proxy-", "sec-"} {
+		if strings.HasPrefix(name, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// credentialQuery says whether a query parameter carries credentials, by its
+// name in lower case.
+func credentialQuery(name string) bool {
+	switch strings.Map(func(r rune) rune {
+		if r == '-' || r == '_' || r == '.' {
+			return -1
+		}
+		return r
+	}, strings.ToLower(name)) {
+	case "key", "apikey", "accesstoken", "token", "authtoken", "authorization", "auth", "secret", "subscriptionkey", "oauthtoken", "bearertoken":
+		return true
+	}
+	return false
+}
+
+// modelProblem says what is wrong with a model's name, or "". A name is visible
+// ASCII: what looks like another name, or is trimmed into one, is none.
+func modelProblem(s string) string {
+	switch {
+	case s == "":
+		return "it is empty"
+	case len(s) > 256:
+		return "it is longer than 256 characters"
+	}
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] >= 0x7f || s[i] == '"' || s[i] == '\\' {
+			return "it must be visible ASCII, without spaces, quotes and backslashes"
+		}
+	}
+	return ""
+}
+
+// Secret is a credential that does not show itself: not in logs, not in JSON, not
+// with %v or %#v.
+type Secret struct {
+	// A function, since formatting by reflection does not look into one.
+	reveal func() string
+}
+
+// NewSecret hides s.
+func NewSecret(s string) Secret {
+	if s == "" {
+		return Secret{}
+	}
+	return Secret{reveal: func() string { return s }}
+}
+
+// Reveal is the secret itself, "" if there is none.
+func (s Secret) Reveal() string {
+	if s.reveal == nil {
+		return ""
+	}
+	return s.reveal()
+}
+
+const redacted = "[redacted]"
+
+func (s Secret) String() string {
+	if s.reveal == nil {
+		return ""
+	}
+	return redacted
+}
+
+// GoString is for %#v.
+func (s Secret) GoString() string { return "provider.Secret{" + s.String() + "}" }
+
+// Format answers every verb alike.
+func (s Secret) Format(f fmt.State, verb rune) {
+	text := s.String()
+	if verb == 'v' && f.Flag('#') {
+		text = s.GoString()
+	}
+	_, _ = f.Write([]byte(text)) // fmt keeps no error of a writer's
+}
+
+// LogValue is for slog.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// MarshalText makes JSON, YAML and XML say the same.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// MarshalJSON redacts.
+func (s Secret) MarshalJSON() ([]byte, error) { return json.Marshal(s.String()) }
+
+// ErrUnreadable is what a sealed secret that cannot be opened is.
+var ErrUnreadable = errors.New("sealed with another key, or altered")
+
+// clip bounds what goes into a message.
+func clip(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}

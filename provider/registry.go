@@ -1,0 +1,151 @@
+package provider
+
+import (
+	"cmp"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+)
+
+// Registry finds the provider of a model. It does not change: a new list of
+// providers is a new Registry.
+//
+// Which one it is, if several have the model:
+//
+//  1. Only providers that can serve the endpoint count: those of its kinds.
+//  2. A provider that lists the model by its exact name comes before one that has
+//     a glob for it.
+//  3. Of globs, the one with the longest text before its first "*" wins, then the
+//     longer one, then the one that sorts first.
+//  4. Of providers that are still equal, the one whose name sorts first.
+//
+// A model is known by the name that its provider has for it and by no other:
+// "openai/gpt-4o" is a model of that name, not a model of the provider "openai".
+// So what policy allows is one string, and it is the one that is sent.
+type Registry struct {
+	providers []Provider // by name
+	exact     map[string][]int
+	globs     []glob // best first
+}
+
+type glob struct {
+	pattern string
+	prefix  int // bytes before the first "*"
+	at      int // in providers
+}
+
+// Model is a model that is listed.
+type Model struct {
+	ID      string
+	OwnedBy string // the provider's name
+}
+
+// NewRegistry takes the providers of one org. Two with one name are an error.
+func NewRegistry(providers []Provider) (*Registry, error) {
+	r := &Registry{providers: slices.Clone(providers), exact: map[string][]int{}}
+	slices.SortStableFunc(r.providers, func(a, b Provider) int { return cmp.Compare(a.Name, b.Name) })
+	for i, p := range r.providers {
+		if i > 0 && r.providers[i-1].Name == p.Name {
+			return nil, fmt.Errorf("two providers are named %q", p.Name)
+		}
+		for _, m := range p.Models {
+			if prefix := strings.IndexByte(m, '*'); prefix >= 0 {
+				r.globs = append(r.globs, glob{pattern: m, prefix: prefix, at: i})
+			} else if at := r.exact[m]; !slices.Contains(at, i) {
+				r.exact[m] = append(at, i)
+			}
+		}
+	}
+	slices.SortStableFunc(r.globs, func(a, b glob) int {
+		return cmp.Or(cmp.Compare(b.prefix, a.prefix), cmp.Compare(len(b.pattern), len(a.pattern)), cmp.Compare(a.pattern, b.pattern), cmp.Compare(a.at, b.at))
+	})
+	return r, nil
+}
+
+// Resolve finds the provider that the call goes to: 404 if no provider has the
+// model, 400 if one has but does not serve the endpoint.
+func (r *Registry) Resolve(c Call) (Provider, *Error) {
+	known := ""
+	for _, i := range r.exact[c.Model] {
+		if p := r.providers[i]; p.serves(c.Endpoint) {
+			return p, nil
+		}
+		known = r.providers[i].Kind
+	}
+	for _, g := range r.globs {
+		if !matches(g.pattern, c.Model) {
+			continue
+		}
+		if p := r.providers[g.at]; p.serves(c.Endpoint) {
+			return p, nil
+		}
+		if known == "" {
+			known = r.providers[g.at].Kind
+		}
+	}
+	if known != "" {
+		return Provider{}, bad("unsupported_endpoint", "model", "This model's provider is of kind "+known+", which does not serve "+c.Endpoint.Operation+".")
+	}
+	return Provider{}, &Error{Status: http.StatusNotFound, Type: invalidRequest, Code: "model_not_found", Param: "model",
+		Message: "No provider here has the model \"" + clip(c.Model, 128) + "\"."}
+}
+
+// ByHost finds the provider that is reached directly under the host, which is a
+// name in lower case. An exact name comes before a wildcard.
+func (r *Registry) ByHost(host string) (Provider, bool) {
+	for _, p := range r.providers {
+		if slices.Contains(p.Hosts, host) {
+			return p, true
+		}
+	}
+	for _, p := range r.providers {
+		for _, h := range p.Hosts {
+			if rest, ok := strings.CutPrefix(h, "*"); ok && strings.HasSuffix(host, rest) && len(host) > len(rest) {
+				return p, true
+			}
+		}
+	}
+	return Provider{}, false
+}
+
+// Providers are all of them, by name.
+func (r *Registry) Providers() []Provider { return slices.Clone(r.providers) }
+
+// Models lists the models that providers have by their exact names and that may
+// allows, sorted, each once, as its first provider's. A glob is no model and is
+// not listed: what it stands for is known to the provider only. It can be used all
+// the same.
+func (r *Registry) Models(may func(string) bool) []Model {
+	var out []Model
+	for m, at := range r.exact {
+		if may(m) {
+			out = append(out, Model{ID: m, OwnedBy: r.providers[at[0]].Name})
+		}
+	}
+	slices.SortFunc(out, func(a, b Model) int { return cmp.Compare(a.ID, b.ID) })
+	return out
+}
+
+// matches says whether s is what pattern says, in which "*" stands for anything.
+func matches(pattern, s string) bool {
+	head, rest, star := strings.Cut(pattern, "*")
+	if !star {
+		return pattern == s
+	}
+	if !strings.HasPrefix(s, head) {
+		return false
+	}
+	s = s[len(head):]
+	for {
+		part, more, star := strings.Cut(rest, "*")
+		if !star {
+			return strings.HasSuffix(s, part)
+		}
+		i := strings.Index(s, part)
+		if i < 0 {
+			return false
+		}
+		s, rest = s[i+len(part):], more
+	}
+}

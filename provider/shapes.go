@@ -1,0 +1,288 @@
+package provider
+
+import "strings"
+
+// A shape says which members of an object are judged, and how. Members that it
+// does not name are passed over, once it is certain that no other parser takes
+// them for one that it does (see parser.unknown).
+type shape struct {
+	fields map[string]rule
+	folded map[string]string // fold of the judged names → the name
+
+	keysAreTools bool // each member is a tool of the provider's own, by its name (Gemini)
+	needsKind    bool // an object without "type" and "role" is a reference to something stored (Responses)
+}
+
+// rule is what is done with the value of a member.
+type rule struct {
+	do   action
+	in   *shape // of do walk, and of the object that do link may find
+	is   uint64 // a bit: two members with the same one are the same field (Gemini takes two spellings)
+	name string // of the member; set by newShape
+}
+
+type action uint8
+
+const (
+	pass      action = iota // known and not judged
+	refuse                  // it steers where the request goes, as whom, or around what is judged
+	stored                  // it refers to something that is stored at the provider
+	second                  // a second model, which nobody judged
+	noTrue                  // true is refused as stored is; false and null are not
+	model                   // the model
+	pathModel               // must be the model of the path, if it is there
+	stream                  // whether the answer is a stream
+	tokens                  // the most tokens that the answer may have
+	walk                    // an object, or an array of objects: judged by in
+	tool                    // a string: the name of a tool
+	toolType                // a string: the type of a tool; built-in ones are known by it
+	callType                // a string: the type of an item, "web_search_call"
+	label                   // a string: the name of an MCP server
+	role                    // a string: who speaks
+	speaker                 // a string: who speaks in particular, a tool if role says so
+	link                    // a URL that the provider fetches: a string, or an object with "url"
+	blob                    // a string of base64, which is not text
+	marks                   // the member's presence offers the tool that the member is named for
+	options                 // stream_options
+)
+
+func newShape(fields map[string]rule) shape {
+	s := shape{fields: make(map[string]rule, len(fields)), folded: map[string]string{}}
+	for name, r := range fields {
+		r.name = name
+		s.fields[name] = r
+		if r.do != pass {
+			s.folded[string(appendFolded(nil, []byte(name)))] = name
+		}
+	}
+	return s
+}
+
+// with adds fields to a copy.
+func with(fields map[string]rule, more ...map[string]rule) map[string]rule {
+	out := map[string]rule{}
+	for _, m := range append([]map[string]rule{fields}, more...) {
+		for name, r := range m {
+			out[name] = r
+		}
+	}
+	return out
+}
+
+// appendFolded appends what a careless parser may make of a name in plain ASCII:
+// lower case, and without the marks between words.
+func appendFolded(b, name []byte) []byte {
+	for _, c := range name {
+		switch {
+		case 'A' <= c && c <= 'Z':
+			b = append(b, c+'a'-'A')
+		case c == '_' || c == '-' || c == '.' || c == ' ':
+		default:
+			b = append(b, c)
+		}
+	}
+	return b
+}
+
+// steering are members of a body that some server between us and the model acts
+// on: they name another server, another credential, another model, or headers
+// (LiteLLM, OpenRouter and others; CVE-2024-6587).
+var steering = map[string]rule{
+	"api_base": {do: refuse}, "base_url": {do: refuse}, "api_key": {do: refuse}, "api_type": {do: refuse}, "api_version": {do: refuse},
+	"endpoint_url": {do: refuse}, "organization": {do: refuse}, "custom_llm_provider": {do: refuse}, "llm_provider": {do: refuse}, "provider": {do: refuse},
+	"extra_headers": {do: refuse}, "headers": {do: refuse}, "default_headers": {do: refuse}, "extra_body": {do: refuse}, "extra_query": {do: refuse},
+	"fallbacks": {do: refuse}, "context_window_fallbacks": {do: refuse}, "content_policy_fallbacks": {do: refuse}, "default_fallbacks": {do: refuse},
+	"models": {do: refuse}, "model_list": {do: refuse}, "model_id": {do: refuse}, "model_name": {do: refuse}, "model_info": {do: refuse}, "route": {do: refuse}, "router": {do: refuse},
+	"engine": {do: refuse}, "engine_id": {do: refuse}, "deployment": {do: refuse}, "deployment_id": {do: refuse}, "deployment_name": {do: refuse},
+	"proxy": {do: refuse}, "proxies": {do: refuse}, "mock_response": {do: refuse}, "mock_tool_calls": {do: refuse}, "litellm_params": {do: refuse}, "litellm_metadata": {do: refuse},
+	"litellm_credential_name": {do: refuse}, "litellm_logging_obj": {do: refuse}, "litellm_session_id": {do: refuse},
+	"azure_ad_token": {do: refuse}, "aws_access_key_id": {do: refuse}, "aws_secret_access_key": {do: refuse}, "aws_session_token": {do: refuse},
+	"aws_region_name": {do: refuse}, "aws_role_name": {do: refuse}, "aws_bedrock_runtime_endpoint": {do: refuse},
+	"vertex_project": {do: refuse}, "vertex_location": {do: refuse}, "vertex_credentials": {do: refuse}, "vertex_ai_project": {do: refuse}, "vertex_ai_location": {do: refuse},
+	"plugins": {do: refuse}, "no_log": {do: refuse},
+}
+
+// ---- OpenAI, Mistral and Cohere: chat completions ----
+
+// functionShape is the inner object of a tool or of a call of one.
+var functionShape = newShape(map[string]rule{"name": {do: tool}})
+
+// toolShape is an element of "tools", also of Responses and of Anthropic, where
+// the name is not in an inner object. A tool that names a model would run one that
+// nobody judged.
+var toolShape = newShape(map[string]rule{
+	"type": {do: toolType}, "name": {do: tool}, "function": {do: walk, in: &functionShape}, "custom": {do: walk, in: &functionShape},
+	"tools": {do: walk, in: &innerToolShape}, "model": {do: second}, "server_label": {do: label}, "mcp_server_name": {do: label}, "server_url": {do: link}, "connector_id": {do: tool},
+	"vector_store_ids": {do: stored}, "container": {do: walk, in: &containerShape}, "input_image_mask": {do: walk, in: &partShape},
+	"skills": {do: stored}, "environment": {do: walk, in: &containerShape}, "library_ids": {do: stored},
+	"api_key": {do: refuse}, "base_url": {do: refuse},
+})
+
+// innerToolShape is an element of a namespace of tools.
+var innerToolShape = newShape(map[string]rule{
+	"type": {do: toolType}, "name": {do: tool}, "function": {do: walk, in: &functionShape}, "custom": {do: walk, in: &functionShape},
+	"model": {do: second}, "server_url": {do: link}, "server_label": {do: label}, "vector_store_ids": {do: stored},
+})
+
+var containerShape = newShape(map[string]rule{"file_ids": {do: stored}, "container_id": {do: stored}, "id": {do: stored}, "skills": {do: stored}})
+
+var urlShape = newShape(map[string]rule{"url": {do: link}, "file_id": {do: stored}})
+
+var dataShape = newShape(map[string]rule{"data": {do: blob}, "file_data": {do: blob}, "file_id": {do: stored}, "url": {do: link}})
+
+// partShape is a part of a message's content: text, image, file, sound.
+var partShape = newShape(map[string]rule{
+	"image_url": {do: link, in: &urlShape}, "video_url": {do: link, in: &urlShape}, "audio_url": {do: link, in: &urlShape},
+	"document_url": {do: link, in: &urlShape}, "file_url": {do: link, in: &urlShape},
+	"file": {do: walk, in: &dataShape}, "input_audio": {do: walk, in: &dataShape}, "file_data": {do: blob}, "file_id": {do: stored},
+})
+
+var callShape = newShape(map[string]rule{"function": {do: walk, in: &functionShape}, "custom": {do: walk, in: &functionShape}, "name": {do: tool}})
+
+var messageShape = newShape(map[string]rule{
+	"role": {do: role}, "name": {do: speaker}, "content": {do: walk, in: &partShape},
+	"tool_calls": {do: walk, in: &callShape}, "function_call": {do: walk, in: &functionShape},
+})
+
+var chatBody = newShape(with(steering, map[string]rule{
+	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: options}, "max_tokens": {do: tokens}, "max_completion_tokens": {do: tokens},
+	"messages": {do: walk, in: &messageShape}, "tools": {do: walk, in: &toolShape}, "functions": {do: walk, in: &functionShape},
+	"web_search_options": {do: marks}, "max_output_tokens": {do: refuse},
+}))
+
+var completionsBody = newShape(with(steering, map[string]rule{
+	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: pass}, "max_tokens": {do: tokens}, "max_completion_tokens": {do: refuse}, "max_output_tokens": {do: refuse},
+}))
+
+var embeddingsBody = newShape(with(steering, map[string]rule{"model": {do: model}, "stream": {do: refuse}}))
+
+var moderationsBody = newShape(with(steering, map[string]rule{
+	"model": {do: model}, "stream": {do: refuse}, "input": {do: walk, in: &partShape},
+}))
+
+// ---- OpenAI: responses ----
+
+// itemShape is an element of "input": a message, a call, a call's result.
+var itemShape = func() shape {
+	s := newShape(map[string]rule{
+		"type": {do: callType}, "role": {do: role}, "name": {do: tool}, "content": {do: walk, in: &partShape}, "output": {do: walk, in: &partShape},
+		"server_label": {do: label}, "server_url": {do: link}, "tools": {do: walk, in: &innerToolShape}, "container_id": {do: stored}, "file_id": {do: stored},
+	})
+	s.needsKind = true
+	return s
+}()
+
+var responsesBody = newShape(with(steering, map[string]rule{
+	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: pass}, "max_output_tokens": {do: tokens}, "max_tokens": {do: refuse}, "max_completion_tokens": {do: refuse},
+	"input": {do: walk, in: &itemShape}, "tools": {do: walk, in: &toolShape},
+	"previous_response_id": {do: stored}, "conversation": {do: stored}, "prompt": {do: stored}, "background": {do: noTrue},
+}))
+
+// ---- Anthropic: messages ----
+
+// blockShape is a block of content. Those with a name are calls of tools; some
+// hold blocks themselves.
+var blockShape = func() *shape {
+	block := &shape{}
+	source := newShape(map[string]rule{"url": {do: link}, "data": {do: blob}, "file_id": {do: stored}, "content": {do: walk, in: block}})
+	*block = newShape(map[string]rule{
+		"name": {do: tool}, "server_name": {do: label}, "source": {do: walk, in: &source}, "content": {do: walk, in: block}, "file_id": {do: stored},
+	})
+	return block
+}()
+
+var turnShape = newShape(map[string]rule{"role": {do: role}, "content": {do: walk, in: blockShape}})
+
+var mcpServerShape = newShape(map[string]rule{"name": {do: label}, "url": {do: link}})
+
+var messagesBody = newShape(with(steering, map[string]rule{
+	"model": {do: model}, "stream": {do: stream}, "max_tokens": {do: tokens}, "max_tokens_to_sample": {do: refuse},
+	"messages": {do: walk, in: &turnShape}, "system": {do: walk, in: blockShape}, "tools": {do: walk, in: &toolShape},
+	"mcp_servers": {do: walk, in: &mcpServerShape}, "container": {do: stored},
+}))
+
+// ---- Gemini ----
+
+// both gives each field its two spellings: Google's JSON takes lowerCamelCase and
+// the names of the .proto (https://protobuf.dev/programming-guides/json/).
+func both(fields map[string]rule) map[string]rule {
+	out := map[string]rule{}
+	bit := uint64(1)
+	for name, r := range fields {
+		if other := snake(name); other != name {
+			r.is = bit
+			bit <<= 1
+			out[other] = r
+		}
+		out[name] = r
+	}
+	return out
+}
+
+// snake turns "googleSearch" into "google_search".
+func snake(name string) string {
+	var b strings.Builder
+	for _, r := range name {
+		if 'A' <= r && r <= 'Z' {
+			b.WriteByte('_')
+			r += 'a' - 'A'
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}
+
+var (
+	geminiBlobShape = newShape(both(map[string]rule{"data": {do: blob}, "fileUri": {do: link}, "mimeType": {do: pass}}))
+	geminiPartShape = newShape(both(map[string]rule{
+		"functionCall": {do: walk, in: &functionShape}, "functionResponse": {do: walk, in: &geminiResponseShape},
+		"inlineData": {do: walk, in: &geminiBlobShape}, "fileData": {do: walk, in: &geminiBlobShape},
+		"toolCall": {do: walk, in: &callShape}, "executableCode": {do: marks}, "text": {do: pass},
+	}))
+	geminiResponseShape = newShape(both(map[string]rule{"name": {do: tool}, "parts": {do: walk, in: &geminiDataShape}}))
+	geminiDataShape     = newShape(both(map[string]rule{"inlineData": {do: walk, in: &geminiBlobShape}, "fileData": {do: walk, in: &geminiBlobShape}}))
+	contentShape        = newShape(both(map[string]rule{"role": {do: role}, "parts": {do: walk, in: &geminiPartShape}}))
+
+	geminiTransportShape = newShape(both(map[string]rule{"url": {do: link}}))
+	geminiMCPShape       = newShape(both(map[string]rule{"name": {do: label}, "streamableHttpTransport": {do: walk, in: &geminiTransportShape}}))
+	geminiSearchShape    = newShape(both(map[string]rule{"fileSearchStoreNames": {do: stored}, "ragResources": {do: stored}}))
+
+	// geminiToolShape: what is not declared here is a tool of Google's own, which
+	// is known by the member's name: "google_search" for googleSearch.
+	geminiToolShape = func() shape {
+		s := newShape(both(map[string]rule{
+			"functionDeclarations": {do: walk, in: &functionShape}, "mcpServers": {do: walk, in: &geminiMCPShape},
+			"fileSearch": {do: walk, in: &geminiSearchShape}, "retrieval": {do: stored},
+		}))
+		s.keysAreTools = true
+		return s
+	}()
+
+	generationShape = newShape(both(map[string]rule{"maxOutputTokens": {do: tokens}}))
+
+	generateFields = map[string]rule{
+		"model": {do: pathModel}, "contents": {do: walk, in: &contentShape}, "systemInstruction": {do: walk, in: &contentShape}, "tools": {do: walk, in: &geminiToolShape},
+		"generationConfig": {do: walk, in: &generationShape}, "cachedContent": {do: stored}, "stream": {do: refuse},
+	}
+	generateBody     = newShape(with(steering, both(generateFields)))
+	innerGenerate    = newShape(both(generateFields))
+	embedFields      = map[string]rule{"model": {do: pathModel}, "content": {do: walk, in: &contentShape}}
+	embedContentBody = newShape(with(steering, both(embedFields)))
+	innerEmbed       = newShape(both(embedFields))
+	batchEmbedBody   = newShape(with(steering, both(map[string]rule{"requests": {do: walk, in: &innerEmbed}, "model": {do: pathModel}})))
+	countTokensBody  = newShape(with(steering, both(map[string]rule{
+		"contents": {do: walk, in: &contentShape}, "generateContentRequest": {do: walk, in: &innerGenerate}, "model": {do: pathModel},
+	})))
+)
+
+// ---- Cohere, Mistral ----
+
+var cohereEmbedBody = newShape(with(steering, map[string]rule{
+	"model": {do: model}, "stream": {do: refuse}, "max_tokens": {do: pass}, "images": {do: link}, "inputs": {do: walk, in: &messageShape},
+}))
+
+var rerankBody = newShape(with(steering, map[string]rule{"model": {do: model}, "stream": {do: refuse}}))
+
+var ocrBody = newShape(with(steering, map[string]rule{
+	"model": {do: model}, "stream": {do: refuse}, "document": {do: walk, in: &partShape}, "id": {do: pass},
+}))

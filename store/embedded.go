@@ -1,0 +1,352 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// EmbeddedConfig describes a Postgres of our own.
+type EmbeddedConfig struct {
+	// Dir is where its state is; made if it is not there. One process at a time
+	// uses it.
+	Dir string
+	// Binaries is the folder whose bin has initdb and postgres: see FetchPostgres
+	// and FindPostgres.
+	Binaries string
+	// Short is a folder of ours, which only we may enter, with a short path. A link
+	// to Dir is put there if the path in Dir is too long for a socket's address,
+	// which is 107 bytes. It may be empty where that cannot be.
+	Short string
+	// Settings are added to the server's, or replace them.
+	Settings map[string]string
+	Log      *slog.Logger
+}
+
+// Embedded is a Postgres that lives and dies with us, for a single machine and for
+// tests. It is as durable as any other (fsync is on).
+//
+// Who gets in: it listens on a Unix socket and on nothing else. The socket is in the
+// data folder, which, as Postgres insists, only its account may enter; root may too.
+// Whoever gets there could read the files of the database themselves, so a password
+// would keep nobody out, and would be one more secret to lose: the socket trusts
+// ("trust" in pg_hba.conf), and each program of ours says which role it is.
+//
+// Under which account: ours, unless we are root. Postgres refuses to be root, so then
+// it is whoever owns the data, or for new data "postgres" or, where there is no such
+// account, "nobody". It keeps nothing of root: no group, no capability, and no file
+// but its own. It may not even be able to walk to its data (a home below /root): it
+// is handed the open folder.
+type Embedded struct {
+	c      EmbeddedConfig
+	data   string // Dir/data
+	socket string // the folder of the socket, by a path that is short enough
+	server server
+	ended  chan struct{} // closed when Run returns
+	err    error         // of Run, once ended
+}
+
+// maxSocket is the longest address of a Unix socket on Linux.
+const maxSocket = 107
+
+const socketFile = ".s.PGSQL.5432"
+
+// NewEmbedded checks c. Nothing runs until Run does.
+func NewEmbedded(c EmbeddedConfig) (*Embedded, error) {
+	var err error
+	if c.Dir, err = filepath.Abs(c.Dir); err != nil {
+		return nil, err
+	}
+	if c.Binaries, err = usable(c.Binaries); err != nil {
+		return nil, err
+	}
+	e := &Embedded{c: c, data: filepath.Join(c.Dir, "data"), ended: make(chan struct{})}
+	e.socket = e.data
+	if len(filepath.Join(e.socket, socketFile)) > maxSocket {
+		e.socket = filepath.Join(c.Short, "postgres")
+		if c.Short == "" || len(filepath.Join(e.socket, socketFile)) > maxSocket {
+			return nil, fmt.Errorf("the path %s is too long for a socket: choose a shorter folder", e.data)
+		}
+	}
+	return e, nil
+}
+
+// URL connects as the server's superuser, "postgres", to its database of that name.
+func (e *Embedded) URL() string {
+	u := url.URL{Scheme: "postgres", User: url.User("postgres"), Path: "/postgres", RawQuery: url.Values{"host": {e.socket}}.Encode()}
+	return u.String()
+}
+
+// PID is the process id of the server, 0 while none runs.
+func (e *Embedded) PID() int { return int(e.server.pid.Load()) }
+
+// Restarts counts how often the server ended without being told to.
+func (e *Embedded) Restarts() int64 { return e.server.restarts.Load() }
+
+// Tail is the last lines that the server printed, oldest first.
+func (e *Embedded) Tail() []string { return e.server.lines() }
+
+// Ready returns nil once the server answers, and an error when ctx is done before
+// or Run has returned.
+func (e *Embedded) Ready(ctx context.Context) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := e.answers(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-e.ended:
+			return errors.Join(errors.New("the embedded Postgres has ended"), e.err, lastWords(e.Tail()))
+		case <-ctx.Done():
+			return fmt.Errorf("the embedded Postgres does not answer: %w", errors.Join(err, lastWords(e.Tail())))
+		case <-tick.C:
+		}
+	}
+}
+
+func lastWords(lines []string) error {
+	if len(lines) == 0 {
+		return nil
+	}
+	return errors.New("its last lines:\n  " + strings.Join(lines, "\n  "))
+}
+
+func (e *Embedded) answers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, e.URL())
+	if err != nil {
+		return err
+	}
+	return errors.Join(conn.Ping(ctx), conn.Close(ctx))
+}
+
+// Run makes the database if there is none, ends what a killed predecessor left
+// behind, and keeps the server running until ctx is done. Then it stops it, with
+// all that was committed on disk, and returns nil. An error means that it cannot be
+// run at all. Run is for once.
+func (e *Embedded) Run(ctx context.Context) (err error) {
+	defer func() {
+		switch {
+		case ctx.Err() != nil:
+			err = nil // told to stop, while it was not yet up perhaps
+		case err != nil:
+			err = fmt.Errorf("running the embedded Postgres: %w", err)
+		}
+		e.err = err
+		close(e.ended)
+	}()
+	if err := os.MkdirAll(e.c.Dir, 0o700); err != nil {
+		return err
+	}
+	lock, err := lockDir(e.c.Dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	who, err := accountFor(e.data)
+	if err != nil {
+		return err
+	}
+	bin, err := e.binariesFor(who)
+	if err != nil {
+		return err
+	}
+	if err := e.settle(ctx); err != nil {
+		return err
+	}
+	major, err := majorVersion(ctx, bin, who)
+	if err != nil {
+		return err
+	}
+	if err := e.ensureData(ctx, bin, who); err != nil {
+		return err
+	}
+	if err := e.checkVersion(major); err != nil {
+		return err
+	}
+	if e.socket != e.data {
+		if err := link(e.data, e.socket); err != nil {
+			return err
+		}
+	}
+	return e.keep(ctx, bin, who)
+}
+
+// lockDir keeps a second process out. The kernel gives the lock back when we end,
+// however we end.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another process uses %s", dir)
+		}
+		return nil, fmt.Errorf("locking %s: %w", dir, err)
+	}
+	return f, nil
+}
+
+// link makes path a link to dir.
+func link(dir, path string) error {
+	if at, err := os.Readlink(path); err == nil && at == dir {
+		return nil
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Symlink(dir, path)
+}
+
+// ensureData makes the data folder if there is none: under another name first, so
+// that what is there is whole.
+func (e *Embedded) ensureData(ctx context.Context, bin string, who account) error {
+	if _, err := os.Stat(filepath.Join(e.data, "PG_VERSION")); err == nil {
+		return nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	e.c.Log.Info("making a database", "dir", e.data)
+	fresh := e.data + ".new"
+	if err := errors.Join(os.RemoveAll(fresh), os.Mkdir(fresh, 0o700), who.own(fresh)); err != nil {
+		return err
+	}
+	dir, files, err := who.handed(fresh)
+	if err != nil {
+		return err
+	}
+	defer closeAll(files)
+	args := []string{
+		"-D", dir, "--username=postgres", "--auth-local=trust", "--auth-host=reject",
+		// C, so that order does not change with the machine's C library.
+		"--encoding=UTF8", "--locale=C", "--data-checksums",
+	}
+	if e.c.Settings["fsync"] == "off" {
+		args = append(args, "--no-sync")
+	}
+	out, err := run(ctx, who, files, filepath.Join(bin, "initdb"), args...)
+	if err != nil {
+		return fmt.Errorf("making a database: %w: %s", err, out)
+	}
+	// An empty folder of that name may be in the way.
+	if err := os.Remove(e.data); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Rename(fresh, e.data)
+}
+
+// run runs a program to its end, as who.
+func run(ctx context.Context, who account, files []*os.File, path string, args ...string) (string, error) {
+	// The parent-death signal is tied to the thread.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Dir, cmd.Env, cmd.ExtraFiles = "/", environment(), files
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Credential: who.credential()}
+	out, err := cmd.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+// environment is what Postgres is given of ours: nothing that could hold a secret,
+// and no setting of libpq's.
+func environment() []string {
+	return []string{"PATH=/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}
+}
+
+// majorVersion asks the programs in bin. That it can is the proof that the account
+// can run them.
+func majorVersion(ctx context.Context, bin string, who account) (int, error) {
+	out, err := run(ctx, who, nil, filepath.Join(bin, "postgres"), "--version") // "postgres (PostgreSQL) 18.3 (Debian …)"
+	if err != nil {
+		return 0, fmt.Errorf("running %s as %s: %w: %s", filepath.Join(bin, "postgres"), who, err, out)
+	}
+	_, rest, _ := strings.Cut(out, ") ")
+	digits, _, _ := strings.Cut(rest, ".")
+	major, err := strconv.Atoi(digits)
+	if err != nil {
+		return 0, fmt.Errorf("%s does not say its version: %q", filepath.Join(bin, "postgres"), out)
+	}
+	if major < minServer {
+		return 0, fmt.Errorf("%s is Postgres %d; %d is the oldest that works", filepath.Join(bin, "postgres"), major, minServer)
+	}
+	return major, nil
+}
+
+// checkVersion refuses data that this Postgres cannot read, before it tries.
+func (e *Embedded) checkVersion(major int) error {
+	b, err := os.ReadFile(filepath.Join(e.data, "PG_VERSION"))
+	if err != nil {
+		return err
+	}
+	if was := strings.TrimSpace(string(b)); was != strconv.Itoa(major) {
+		return fmt.Errorf("the data in %s is of Postgres %s, and the programs are of %d: use those of %s, or move the data with pg_upgrade", e.data, was, major, was)
+	}
+	return nil
+}
+
+// arguments are the server's. What is not here is as Postgres ships it.
+func (e *Embedded) arguments(dir string) []string {
+	settings := map[string]string{
+		// The socket is in the data folder, which is the server's working
+		// directory: that path is always short, and always there.
+		"listen_addresses": "", "unix_socket_directories": ".", "unix_socket_permissions": "0700",
+		"max_connections": "100", "shared_buffers": "64MB", "max_wal_size": "512MB", "huge_pages": "off", "jit": "off",
+		"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on",
+		"timezone": "UTC", "log_timezone": "UTC",
+		// To our log, but not what goes wrong for a client, who is told: a
+		// statement or a value in it may be what must not be in a log.
+		"log_destination": "stderr", "logging_collector": "off", "log_line_prefix": "", "log_checkpoints": "off",
+		"log_min_messages": "log", "log_min_error_statement": "panic", "log_error_verbosity": "terse",
+	}
+	maps.Copy(settings, e.c.Settings)
+	args := []string{"-D", dir, "-p", "5432"}
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		args = append(args, "-c", name+"="+settings[name])
+	}
+	return args
+}
+
+// line gives a line of the server's log its level in ours.
+func (e *Embedded) line(line string) {
+	level, text := slog.LevelInfo, line
+	if severity, rest, ok := strings.Cut(line, ":  "); ok {
+		switch severity {
+		case "PANIC":
+			level, text = slog.LevelError, rest
+		case "FATAL":
+			// Of one connection: it came too early, or was ended with the server.
+			level, text = slog.LevelInfo, rest
+			if e.server.starting.Load() {
+				level = slog.LevelError
+			}
+			if strings.HasPrefix(rest, "the database system is ") {
+				level = slog.LevelDebug
+			}
+		case "WARNING":
+			level, text = slog.LevelWarn, rest
+		case "ERROR", "LOG", "NOTICE", "INFO", "DEBUG", "HINT", "DETAIL":
+			text = rest
+		}
+	}
+	e.c.Log.Log(context.Background(), level, text, "process", "postgres")
+}

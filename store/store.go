@@ -1,0 +1,306 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Config says which database to use.
+type Config struct {
+	// URL is where it is and as whom to connect: "postgres://aid_app@host/aid?…".
+	// Unless the host is this machine (a socket, or a loopback address) it must say
+	// sslmode=verify-full.
+	URL string
+	// MaxConns is the most connections at once, not counting those that listen.
+	// 0: 10.
+	MaxConns int32
+	// StatementTimeout bounds every statement. 0: 15 s.
+	StatementTimeout time.Duration
+	// Log takes what happens to connections.
+	Log *slog.Logger
+	// Registerer, if not nil, gets metrics of the pool (aid_store_…).
+	Registerer prometheus.Registerer
+}
+
+const (
+	minServer = 15 // Postgres, as a major version
+
+	lockTimeout = 5 * time.Second
+	idleTimeout = 30 * time.Second // between two statements of a transaction
+	tries       = 4                // of a transaction that fell to another one
+)
+
+// DB is an open database. It is safe for concurrent use.
+type DB struct {
+	pool    *pgxpool.Pool
+	listen  *pgx.ConnConfig
+	log     *slog.Logger
+	metrics prometheus.Collector
+	reg     prometheus.Registerer
+}
+
+// Open connects, and refuses a database that is not fit to be served from: one
+// that others can read on the way, that is older than Postgres 15, whose schema is
+// older than this build, or that lets the role of the URL past row security. The
+// caller must Close it.
+func Open(ctx context.Context, c Config) (*DB, error) {
+	if c.MaxConns == 0 {
+		c.MaxConns = 10
+	}
+	if c.StatementTimeout == 0 {
+		c.StatementTimeout = 15 * time.Second
+	}
+	pc, err := pgxpool.ParseConfig(c.URL)
+	if err != nil {
+		return nil, fmt.Errorf("opening the database: %w", err) // it redacts the password
+	}
+	if err := private(&pc.ConnConfig.Config); err != nil {
+		return nil, fmt.Errorf("opening the database: %w", err)
+	}
+	pc.MaxConns = c.MaxConns
+	pc.MaxConnIdleTime = 5 * time.Minute
+	pc.ConnConfig.ConnectTimeout = 10 * time.Second
+	settings(pc.ConnConfig, c.StatementTimeout)
+
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, fmt.Errorf("opening the database: %w", err)
+	}
+	db := &DB{pool: pool, listen: pc.ConnConfig.Copy(), log: c.Log}
+	if err := db.fit(ctx); err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("opening the database: %w", err)
+	}
+	if c.Registerer != nil {
+		db.metrics, db.reg = poolCollector{pool}, c.Registerer
+		if err := c.Registerer.Register(db.metrics); err != nil {
+			pool.Close()
+			return nil, fmt.Errorf("opening the database: %w", err)
+		}
+	}
+	return db, nil
+}
+
+// settings are those of every connection that serves. What waits for ever would
+// hold a connection, and soon all of them.
+func settings(c *pgx.ConnConfig, statement time.Duration) {
+	for name, value := range map[string]string{
+		"application_name":                    "aid",
+		"timezone":                            "UTC",
+		"search_path":                         "public",
+		"statement_timeout":                   ms(statement),
+		"lock_timeout":                        ms(min(lockTimeout, statement)),
+		"idle_in_transaction_session_timeout": ms(idleTimeout),
+	} {
+		c.RuntimeParams[name] = value
+	}
+}
+
+func ms(d time.Duration) string { return fmt.Sprintf("%dms", d.Milliseconds()) }
+
+// private refuses a connection that could be read or taken over on its way: every
+// host that may be tried is this machine, or its certificate is verified by name.
+func private(c *pgconn.Config) error {
+	hosts := []*pgconn.FallbackConfig{{Host: c.Host, TLSConfig: c.TLSConfig}}
+	for _, f := range append(hosts, c.Fallbacks...) {
+		// verify-full is the one mode that leaves the check of the name to
+		// crypto/tls.
+		verified := f.TLSConfig != nil && !f.TLSConfig.InsecureSkipVerify && f.TLSConfig.ServerName != ""
+		if !verified && !local(f.Host) {
+			return fmt.Errorf("the connection to %s could be read or taken over on its way: add sslmode=verify-full to the URL, and sslrootcert=FILE unless a public authority signed the server's certificate", f.Host)
+		}
+	}
+	return nil
+}
+
+func local(host string) bool {
+	if strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@") || host == "localhost" {
+		return true
+	}
+	a, err := netip.ParseAddr(host)
+	return err == nil && a.Unmap().IsLoopback()
+}
+
+// fit checks what Open promises of the database itself.
+func (db *DB) fit(ctx context.Context) error {
+	var version int
+	var role string
+	var above bool
+	err := db.pool.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, current_user, rolsuper OR rolbypassrls
+		FROM pg_roles WHERE rolname = current_user`).Scan(&version, &role, &above)
+	switch {
+	case err != nil:
+		return err
+	case version < minServer*10000:
+		return fmt.Errorf("it is Postgres %d; %d is the oldest that works", version/10000, minServer)
+	case above:
+		return fmt.Errorf("the role %s may bypass row-level security, which keeps organizations apart: connect as aid_app (`aid migrate --provision` makes it)", role)
+	}
+	return checkSchema(ctx, db.pool)
+}
+
+// Close closes all connections. It waits for those in use.
+func (db *DB) Close() {
+	if db.reg != nil {
+		db.reg.Unregister(db.metrics)
+	}
+	db.pool.Close()
+}
+
+// Ping is nil if the database answers.
+func (db *DB) Ping(ctx context.Context) error {
+	if err := db.pool.Ping(ctx); err != nil {
+		return fmt.Errorf("asking the database: %w", err)
+	}
+	return nil
+}
+
+// Pool is for statements that are of no org.
+func (db *DB) Pool() *pgxpool.Pool { return db.pool }
+
+// InOrg runs fn in a transaction that sees the rows of one org and no others, and
+// commits it if fn returns nil. Any error of fn's comes back as it is, or in a
+// chain with what the rollback said.
+//
+// A transaction that lost to another one (a deadlock, a serialization failure) is
+// run again, a few times: fn must be fit to be run again, so it changes nothing
+// but the database, or sets what it sets anew each time.
+func (db *DB) InOrg(ctx context.Context, org string, fn func(pgx.Tx) error) error {
+	if org == "" {
+		return errors.New("a transaction needs an org") // none would mean: no rows, and a caller who wonders
+	}
+	return db.again(ctx, pgx.TxOptions{}, "aid.org", org, fn)
+}
+
+// Presenting runs fn in a transaction that may only read, and sees only what the
+// presented secret opens: the row of the org key or node with that hex SHA-256, or
+// of the node with that SPIFFE id. It is for finding out the org.
+func (db *DB) Presenting(ctx context.Context, presented string, fn func(pgx.Tx) error) error {
+	if presented == "" {
+		return errors.New("a transaction needs what was presented")
+	}
+	return db.again(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly}, "aid.presented", presented, fn)
+}
+
+func (db *DB) again(ctx context.Context, o pgx.TxOptions, name, value string, fn func(pgx.Tx) error) error {
+	for try := 1; ; try++ {
+		err := db.once(ctx, o, name, value, fn)
+		if err == nil || try == tries || !lost(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Duration(try) * 10 * time.Millisecond):
+		}
+	}
+}
+
+func (db *DB) once(ctx context.Context, o pgx.TxOptions, name, value string, fn func(pgx.Tx) error) (err error) {
+	tx, err := db.pool.BeginTx(ctx, o)
+	if err != nil {
+		return fmt.Errorf("beginning a transaction: %w", err)
+	}
+	// Also when fn panics. What is committed is not touched by it.
+	defer func() {
+		back, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		if e := tx.Rollback(back); e != nil && !errors.Is(e, pgx.ErrTxClosed) && err == nil {
+			err = fmt.Errorf("rolling back: %w", e)
+		}
+	}()
+	// Of this transaction alone: the next one on this connection has none.
+	if _, err := tx.Exec(ctx, `SELECT set_config($1, $2, true)`, name, value); err != nil {
+		return fmt.Errorf("setting %s: %w", name, err)
+	}
+	if err := fn(tx); err != nil {
+		return err
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return fmt.Errorf("committing: %w", err)
+	}
+	return nil
+}
+
+// lost says whether a transaction may be run again: it fell to another one, and
+// nothing of it is there.
+func lost(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")
+}
+
+// Listen hears what is notified on a channel, and calls fn with each payload. It
+// returns nil when ctx is done and not before: when the connection is lost, or
+// never came about, it connects again, ever later up to five seconds. connected is
+// called each time it hears (again): what was notified in between is lost, so the
+// caller reads anew what it must not miss.
+//
+// Both are called from one goroutine, and must not take long.
+func (db *DB) Listen(ctx context.Context, channel string, fn func(payload string), connected func()) error {
+	const first, last = 50 * time.Millisecond, 5 * time.Second
+	pause := first
+	for {
+		err := db.hear(ctx, channel, fn, func() { pause = first; connected() })
+		if ctx.Err() != nil {
+			return nil
+		}
+		db.log.Warn("the database is not heard, connecting again", "channel", channel, "err", err, "pause", pause)
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+		pause = min(2*pause, last)
+	}
+}
+
+// stillThere is how often a silent connection is asked whether it still is one: a
+// machine that vanished sends nothing.
+const stillThere = 15 * time.Second
+
+func (db *DB) hear(ctx context.Context, channel string, fn func(string), connected func()) error {
+	conn, err := pgx.ConnectConfig(ctx, db.listen.Copy())
+	if err != nil {
+		return err
+	}
+	defer func() {
+		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		conn.Close(bye) //nolint:errcheck // there is nothing to do about it
+	}()
+	if _, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{channel}.Sanitize()); err != nil {
+		return err
+	}
+	connected()
+	for {
+		wait, cancel := context.WithTimeout(ctx, stillThere)
+		n, err := conn.WaitForNotification(wait)
+		silent := wait.Err() != nil && ctx.Err() == nil
+		cancel()
+		switch {
+		case err == nil:
+			fn(n.Payload)
+		case !silent:
+			return err
+		default:
+			ping, cancel := context.WithTimeout(ctx, stillThere)
+			err := conn.Ping(ping)
+			cancel()
+			if err != nil {
+				return err
+			}
+		}
+	}
+}
