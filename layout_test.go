@@ -30,7 +30,7 @@ var besideTests = map[string]string{}
 // the line is where the reviewer asks why.
 var home = map[string]string{
 	"github.com/open-policy-agent/opa":           "policy",
-	"github.com/jackc/pgx":                       "store identity provider policy audit api cmd",
+	"github.com/jackc/pgx":                       "store identity provider policy audit xds api cmd",
 	"github.com/pressly/goose":                   "store",
 	"github.com/fergusstrange/embedded-postgres": "store",
 	"github.com/fernet/fernet-go":                "provider",
@@ -42,6 +42,7 @@ var home = map[string]string{
 	"github.com/swaggest/swgui":                  "api",
 	"github.com/envoyproxy/go-control-plane":     "extproc xds envoy bench",
 	"google.golang.org/grpc":                     "proto extproc xds cmd bench",
+	"google.golang.org/genproto":                 "xds", /* the status in a NACK */
 	"google.golang.org/protobuf":                 "proto extproc xds envoy bench",
 	"github.com/prometheus/client_golang":        "extproc xds api policy budget audit store cmd",
 	"github.com/prometheus/common":               "cmd", // the text format, to merge what the children say

@@ -148,7 +148,7 @@ func TestOrder(t *testing.T) {
 		{"hbrpPP", true, clean, "decided:allow settled:completed"},
 		{"hb5pP", true, clean, "decided:allow settled:provider_error"},
 
-		{"hB", false, clean, "decided:deny settled:refused"}, // whole, and trailers follow
+		{"hB", false, clean, "decided:deny settled:refused"},  // whole, and trailers follow
 		{"gB", false, unclean, "decided:deny settled:failed"}, // a piece
 		{"he", false, clean, "decided:deny settled:refused"},
 		{"H", false, clean, "decided:deny settled:refused"}, // POST without a body

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -203,7 +202,7 @@ func (b *Bundle) Decide(ctx context.Context, in Input) Decision {
 	case err != nil || len(rs) != 1 || len(rs[0].Expressions) != 1:
 		return failed("policy_error", b.version)
 	}
-	d, err := b.read(rs[0].Expressions[0].Value, in)
+	d, err := b.read(rs[0].Expressions[0].Value, &in)
 	if err != nil {
 		return failed("policy_error", b.version)
 	}
@@ -217,9 +216,4 @@ func failed(code, version string) Decision {
 		message = "The policies could not be evaluated in time, so the request is refused."
 	}
 	return Decision{Reasons: []Reason{{Code: code, Message: message}}, PolicyVersion: version}
-}
-
-// read turns the decision document into a Decision.
-func (b *Bundle) read(v any, in Input) (Decision, error) {
-	return Decision{}, errors.New("not yet " + strings.ToLower(fmt.Sprint(v)))
 }

@@ -44,8 +44,8 @@ type condition struct {
 
 // value is a literal of a condition.
 type value struct {
-	kind kind   // text, number or truth
-	rego string // as Rego spells it
+	kind kind    // text, number or truth
+	rego string  // as Rego spells it
 	str  string  // of a text
 	num  float64 // of a number
 }

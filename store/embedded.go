@@ -129,6 +129,9 @@ func lastWords(lines []string) error {
 }
 
 func (e *Embedded) answers(ctx context.Context) error {
+	if e.PID() == 0 {
+		return errors.New("it does not run yet") // but one that Run is about to end may
+	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, e.URL())

@@ -180,7 +180,7 @@ func TestEmbedded(t *testing.T) {
 	for query, want := range map[string]string{
 		`SELECT current_setting('listen_addresses')`: "", `SELECT current_setting('unix_socket_permissions')`: "0700", `SELECT current_setting('max_connections')`: "100",
 		`SELECT current_setting('shared_buffers')`: "64MB", `SELECT current_setting('data_checksums')`: "on", `SELECT pg_encoding_to_char(encoding) || datcollate FROM pg_database WHERE datname = 'postgres'`: "UTF8C",
-		`SELECT current_setting('synchronous_commit') || current_setting('full_page_writes')`: "onon",
+		`SELECT current_setting('synchronous_commit') || current_setting('full_page_writes')`:                                                                                                               "onon",
 		`SELECT coalesce(string_agg(type || database::text || auth_method, ' '), '') FROM pg_hba_file_rules WHERE type = 'local' AND auth_method <> 'trust' OR type <> 'local' AND auth_method <> 'reject'`: "",
 	} {
 		if got := column(t, conn, query); len(got) != 1 || got[0] != want {
@@ -498,25 +498,42 @@ func TestStalePIDFile(t *testing.T) {
 	}
 }
 
-// A Postgres that outlived whoever started it (stopped with SIGSTOP, it cannot hear
-// that it should end) is ended first: two on the same data would destroy it.
+// A Postgres that nobody keeps any more is ended first: two on the same data would
+// destroy it.
 func TestEndsOrphans(t *testing.T) {
-	dir := t.TempDir()
-	binaries := storetest.Binaries(t)
-	parent, pid, _ := supervisor(t, dir, binaries, nil)
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+	first := embedded(t, t.TempDir())
+	first.do(`CREATE TABLE kept (x int)`)
+	if err := first.stop(); err != nil {
 		t.Fatal(err)
 	}
-	parent.Process.Kill()
-	parent.Wait() //nolint:errcheck // it was killed
-	if len(postgresOf(t, dir)) == 0 {
-		t.Fatal("it did not outlive its parent, so this test shows nothing")
+	data, err := os.Open(filepath.Join(first.dir, "data"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	r := embedded(t, dir)
-	if slices.Contains(postgresOf(t, dir), pid) {
-		t.Error("the orphan runs beside the new one")
+	defer data.Close()
+	info, err := data.Stat()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if !strings.Contains(r.log.String(), "outlived") {
+	orphan := exec.Command(filepath.Join(storetest.Binaries(t), "bin", "postgres"), "-D", "/proc/self/fd/3", "-c", "listen_addresses=", "-c", "unix_socket_directories=.")
+	orphan.ExtraFiles, orphan.Dir, orphan.Env = []*os.File{data}, "/", []string{}
+	if os.Geteuid() == 0 {
+		st := info.Sys().(*syscall.Stat_t)
+		orphan.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: st.Uid, Gid: st.Gid, Groups: []uint32{}}}
+	}
+	if err := orphan.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- orphan.Wait() }()
+	until(t, "the orphan answers", func() bool {
+		conn, err := pgx.Connect(t.Context(), first.URL())
+		return err == nil && conn.Close(t.Context()) == nil
+	})
+
+	r := embedded(t, first.dir)
+	<-ended
+	if !strings.Contains(r.log.String(), "outlived") || r.rows() != 0 {
 		t.Errorf("the log does not say so:\n%s", r.log.String())
 	}
 }
@@ -540,10 +557,6 @@ func TestEmbeddedRefuses(t *testing.T) {
 	}
 	if err := second.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "another process") {
 		t.Errorf("a second one in the same folder: %v", err)
-	}
-	if err := second.Ready(t.Context()); err == nil {
-		// The first one answers there, which is the truth.
-		t.Log("the first one answers")
 	}
 	if err := r.stop(); err != nil {
 		t.Fatal(err)

@@ -575,6 +575,8 @@ type Provider struct {
 	// The Envoy cluster of exactly this base_url: a changed base_url is another
 	// cluster, so that a credential can never follow a route it was not made for.
 	Cluster       string `protobuf:"bytes,9,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	SettingsJson  []byte `protobuf:"bytes,10,opt,name=settings_json,json=settingsJson,proto3" json:"settings_json,omitempty"`     // of the kind: how to authenticate, paths, …
+	HasCredential bool   `protobuf:"varint,11,opt,name=has_credential,json=hasCredential,proto3" json:"has_credential,omitempty"` // whether a Credential belongs to it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -670,6 +672,20 @@ func (x *Provider) GetCluster() string {
 		return x.Cluster
 	}
 	return ""
+}
+
+func (x *Provider) GetSettingsJson() []byte {
+	if x != nil {
+		return x.SettingsJson
+	}
+	return nil
+}
+
+func (x *Provider) GetHasCredential() bool {
+	if x != nil {
+		return x.HasCredential
+	}
+	return false
 }
 
 // Credential is a provider's secret. Resource name: the provider's id.
@@ -840,7 +856,7 @@ const file_aid_v1_resources_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06org_id\x18\x02 \x01(\tR\x05orgId\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x03R\aversion\x12#\n" +
-	"\rdocument_json\x18\x04 \x01(\fR\fdocumentJson\"\xb1\x02\n" +
+	"\rdocument_json\x18\x04 \x01(\fR\fdocumentJson\"\xfd\x02\n" +
 	"\bProvider\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06org_id\x18\x02 \x01(\tR\x05orgId\x12\x12\n" +
@@ -850,7 +866,10 @@ const file_aid_v1_resources_proto_rawDesc = "" +
 	"\x06models\x18\x06 \x03(\tR\x06models\x12\x14\n" +
 	"\x05hosts\x18\a \x03(\tR\x05hosts\x127\n" +
 	"\aheaders\x18\b \x03(\v2\x1d.aid.v1.Provider.HeadersEntryR\aheaders\x12\x18\n" +
-	"\acluster\x18\t \x01(\tR\acluster\x1a:\n" +
+	"\acluster\x18\t \x01(\tR\acluster\x12#\n" +
+	"\rsettings_json\x18\n" +
+	" \x01(\fR\fsettingsJson\x12%\n" +
+	"\x0ehas_credential\x18\v \x01(\bR\rhasCredential\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"v\n" +

@@ -1,0 +1,103 @@
+package policy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Policies are in the table policies. Each query is in a transaction whose org is
+// set, and sees that org's only.
+
+var (
+	// ErrNotFound says that the org has no such policy.
+	ErrNotFound = errors.New("no such policy")
+	// ErrConflict says that the policy has changed since it was read.
+	ErrConflict = errors.New("the policy was changed in the meantime")
+	// ErrNameTaken says that another policy of the org has the name.
+	ErrNameTaken = errors.New("another policy has this name")
+)
+
+const columns = `id, org_id, name, version, document, created_at, updated_at`
+
+func scan(row pgx.CollectableRow) (p Policy, err error) {
+	var document string
+	err = row.Scan(&p.ID, &p.OrgID, &p.Name, &p.Version, &document, &p.CreatedAt, &p.UpdatedAt)
+	p.Document, p.CreatedAt, p.UpdatedAt = []byte(document), p.CreatedAt.UTC(), p.UpdatedAt.UTC()
+	return p, err
+}
+
+func doing(err error, what string) error {
+	var pg *pgconn.PgError
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, pgx.ErrNoRows):
+		return ErrNotFound
+	case errors.As(err, &pg) && pg.Code == "23505" && pg.ConstraintName == "policies_org_id_name_key":
+		return ErrNameTaken
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// Insert stores a new policy, whose document must have passed Check. A name that
+// is taken: ErrNameTaken.
+func Insert(ctx context.Context, tx pgx.Tx, p Policy) error {
+	_, err := tx.Exec(ctx, `INSERT INTO policies (id, org_id, name, version, document, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+		p.ID, p.OrgID, p.Name, p.Version, string(p.Document), p.CreatedAt, p.UpdatedAt)
+	return doing(err, "storing a policy")
+}
+
+// ByID is one policy, or ErrNotFound.
+func ByID(ctx context.Context, tx pgx.Tx, id string) (Policy, error) {
+	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM policies WHERE org_id = aid_org() AND id = $1`, id)
+	if err != nil {
+		return Policy{}, doing(err, "reading a policy")
+	}
+	p, err := pgx.CollectExactlyOneRow(rows, scan)
+	return p, doing(err, "reading a policy")
+}
+
+// List is a page of at most limit policies in the order of their ids, beginning
+// after the id after.
+func List(ctx context.Context, tx pgx.Tx, after string, limit int) ([]Policy, error) {
+	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM policies WHERE org_id = aid_org() AND id > $1 ORDER BY id LIMIT $2`, after, limit)
+	if err != nil {
+		return nil, doing(err, "listing policies")
+	}
+	ps, err := pgx.CollectRows(rows, scan)
+	return ps, doing(err, "listing policies")
+}
+
+// All is every policy of the org, for those who decide by them.
+func All(ctx context.Context, tx pgx.Tx) ([]Policy, error) { return List(ctx, tx, "", MaxPolicies+1) }
+
+// Update replaces name and document if the stored version is still p.Version, and
+// answers the policy as it is then. Else: ErrConflict or ErrNotFound.
+func Update(ctx context.Context, tx pgx.Tx, p Policy) (Policy, error) {
+	rows, err := tx.Query(ctx, `UPDATE policies SET name = $3, document = $4, version = version + 1, updated_at = $5
+		WHERE org_id = aid_org() AND id = $1 AND version = $2 RETURNING `+columns, p.ID, p.Version, p.Name, string(p.Document), p.UpdatedAt)
+	if err != nil {
+		return Policy{}, doing(err, "changing a policy")
+	}
+	next, err := pgx.CollectExactlyOneRow(rows, scan)
+	if errors.Is(err, pgx.ErrNoRows) {
+		if _, err := ByID(ctx, tx, p.ID); err != nil {
+			return Policy{}, err
+		}
+		return Policy{}, ErrConflict
+	}
+	return next, doing(err, "changing a policy")
+}
+
+// Delete removes a policy, or says ErrNotFound.
+func Delete(ctx context.Context, tx pgx.Tx, id string) error {
+	tag, err := tx.Exec(ctx, `DELETE FROM policies WHERE org_id = aid_org() AND id = $1`, id)
+	if err == nil && tag.RowsAffected() == 0 {
+		return ErrNotFound
+	}
+	return doing(err, "removing a policy")
+}

@@ -1,0 +1,181 @@
+package provider
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Providers are in the table providers, their sealed credentials in
+// provider_credentials. Each query is in a transaction whose org is set, and sees
+// that org's only.
+
+var (
+	// ErrNotFound says that the org has no such provider, or it no credential.
+	ErrNotFound = errors.New("no such provider")
+	// ErrConflict says that the provider has changed since it was read.
+	ErrConflict = errors.New("the provider was changed in the meantime")
+	// ErrNameTaken says that another provider of the org has the name.
+	ErrNameTaken = errors.New("another provider has this name")
+)
+
+// MaxProviders is how many providers an org may have.
+const MaxProviders = 1000
+
+// Credential is a provider's credential as it is stored.
+type Credential struct {
+	ProviderID string
+	Cluster    string // the ClusterName that it was given for
+	Sealed     string // by a Sealer
+	UpdatedAt  time.Time
+}
+
+const columns = `p.id, p.org_id, p.name, p.kind, p.base_url, p.models, p.hosts, p.headers, p.settings, p.version, p.created_at, p.updated_at,
+	EXISTS (SELECT FROM provider_credentials c WHERE c.org_id = p.org_id AND c.provider_id = p.id)`
+
+func scan(row pgx.CollectableRow) (p Provider, err error) {
+	var headers, settings []byte
+	err = row.Scan(&p.ID, &p.OrgID, &p.Name, &p.Kind, &p.BaseURL, &p.Models, &p.Hosts, &headers, &settings, &p.Version, &p.CreatedAt, &p.UpdatedAt, &p.HasCredential)
+	if err != nil {
+		return p, err
+	}
+	if err := json.Unmarshal(headers, &p.Headers); err != nil {
+		return p, fmt.Errorf("headers of %s: %w", p.ID, err)
+	}
+	if string(settings) != "{}" {
+		p.Settings = settings
+	}
+	p.Cluster, p.CreatedAt, p.UpdatedAt = ClusterName(p), p.CreatedAt.UTC(), p.UpdatedAt.UTC()
+	return p, nil
+}
+
+func doing(err error, what string) error {
+	var pg *pgconn.PgError
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, pgx.ErrNoRows):
+		return ErrNotFound
+	case errors.As(err, &pg) && pg.Code == "23505" && pg.ConstraintName == "providers_org_id_name_key":
+		return ErrNameTaken
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// stored are the columns that need another form.
+func (p Provider) stored() (models, hosts []string, headers, settings string, err error) {
+	models, hosts, settings = p.Models, p.Hosts, "{}"
+	if models == nil {
+		models = []string{}
+	}
+	if hosts == nil {
+		hosts = []string{}
+	}
+	if len(p.Settings) > 0 {
+		settings = string(p.Settings)
+	}
+	h := p.Headers
+	if h == nil {
+		h = map[string]string{}
+	}
+	b, err := json.Marshal(h)
+	return models, hosts, string(b), settings, err
+}
+
+// Insert stores a new provider, which must have passed Validate. A name that is
+// taken: ErrNameTaken.
+func Insert(ctx context.Context, tx pgx.Tx, p Provider) error {
+	models, hosts, headers, settings, err := p.stored()
+	if err == nil {
+		_, err = tx.Exec(ctx, `INSERT INTO providers (id, org_id, name, kind, base_url, models, hosts, headers, settings, version, created_at, updated_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`,
+			p.ID, p.OrgID, p.Name, p.Kind, p.BaseURL, models, hosts, headers, settings, p.Version, p.CreatedAt, p.UpdatedAt)
+	}
+	return doing(err, "storing a provider")
+}
+
+// ByID is one provider, without its credential, or ErrNotFound.
+func ByID(ctx context.Context, tx pgx.Tx, id string) (Provider, error) {
+	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM providers p WHERE p.org_id = aid_org() AND p.id = $1`, id)
+	if err != nil {
+		return Provider{}, doing(err, "reading a provider")
+	}
+	p, err := pgx.CollectExactlyOneRow(rows, scan)
+	return p, doing(err, "reading a provider")
+}
+
+// List is all of the org's providers, without their credentials, by age.
+func List(ctx context.Context, tx pgx.Tx) ([]Provider, error) {
+	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM providers p WHERE p.org_id = aid_org() ORDER BY p.id LIMIT $1`, MaxProviders+1)
+	if err != nil {
+		return nil, doing(err, "listing providers")
+	}
+	ps, err := pgx.CollectRows(rows, scan)
+	return ps, doing(err, "listing providers")
+}
+
+// Update replaces what people give of a provider if the stored version is still
+// p.Version, and answers it as it is then. Else: ErrConflict or ErrNotFound. A
+// credential that was given for another base URL stays, and is not used until it
+// is given again.
+func Update(ctx context.Context, tx pgx.Tx, p Provider) (Provider, error) {
+	models, hosts, headers, settings, err := p.stored()
+	if err != nil {
+		return Provider{}, doing(err, "changing a provider")
+	}
+	tag, err := tx.Exec(ctx, `UPDATE providers SET name = $3, kind = $4, base_url = $5, models = $6, hosts = $7, headers = $8, settings = $9,
+		version = version + 1, updated_at = $10 WHERE org_id = aid_org() AND id = $1 AND version = $2`,
+		p.ID, p.Version, p.Name, p.Kind, p.BaseURL, models, hosts, headers, settings, p.UpdatedAt)
+	if err != nil {
+		return Provider{}, doing(err, "changing a provider")
+	}
+	next, err := ByID(ctx, tx, p.ID)
+	if err == nil && tag.RowsAffected() == 0 {
+		err = ErrConflict
+	}
+	return next, err
+}
+
+// Delete removes a provider and its credential, or says ErrNotFound.
+func Delete(ctx context.Context, tx pgx.Tx, id string) error {
+	tag, err := tx.Exec(ctx, `DELETE FROM providers WHERE org_id = aid_org() AND id = $1`, id)
+	if err == nil && tag.RowsAffected() == 0 {
+		return ErrNotFound
+	}
+	return doing(err, "removing a provider")
+}
+
+// PutCredential stores a provider's credential in the place of the one before.
+func PutCredential(ctx context.Context, tx pgx.Tx, c Credential) error {
+	_, err := tx.Exec(ctx, `INSERT INTO provider_credentials (org_id, provider_id, cluster, sealed, updated_at) VALUES (aid_org(), $1, $2, $3, $4)
+		ON CONFLICT (org_id, provider_id) DO UPDATE SET cluster = excluded.cluster, sealed = excluded.sealed, updated_at = excluded.updated_at`,
+		c.ProviderID, c.Cluster, c.Sealed, c.UpdatedAt)
+	return doing(err, "storing a credential")
+}
+
+// DeleteCredential removes a provider's credential, or says ErrNotFound.
+func DeleteCredential(ctx context.Context, tx pgx.Tx, id string) error {
+	tag, err := tx.Exec(ctx, `DELETE FROM provider_credentials WHERE org_id = aid_org() AND provider_id = $1`, id)
+	if err == nil && tag.RowsAffected() == 0 {
+		return ErrNotFound
+	}
+	return doing(err, "removing a credential")
+}
+
+// Credentials are all of the org's credentials, sealed.
+func Credentials(ctx context.Context, tx pgx.Tx) ([]Credential, error) {
+	rows, err := tx.Query(ctx, `SELECT provider_id, cluster, sealed, updated_at FROM provider_credentials WHERE org_id = aid_org() ORDER BY provider_id`)
+	if err != nil {
+		return nil, doing(err, "reading credentials")
+	}
+	cs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c Credential, err error) {
+		err = row.Scan(&c.ProviderID, &c.Cluster, &c.Sealed, &c.UpdatedAt)
+		return c, err
+	})
+	return cs, doing(err, "reading credentials")
+}

@@ -1,0 +1,399 @@
+package xds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+
+	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/policy"
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+// ErrUnknownCaller says that no caller has the key: the control plane said so, now
+// or a moment ago.
+var ErrUnknownCaller = errors.New("no caller has this key")
+
+// ErrUnavailable says that it cannot be said now: there is no control plane, what
+// is known is too old, or too many ask at once.
+var ErrUnavailable = errors.New("the control plane cannot be asked")
+
+// Org is what an org decides by, whole and unchanging.
+type Org struct {
+	ID, Tier  string
+	DigestKey []byte // keys digests of bodies; may be empty
+	Policies  *policy.Bundle
+	Providers *provider.Registry
+}
+
+// ClientConfig is what a Client needs.
+type ClientConfig struct {
+	Conn   grpc.ClientConnInterface // to the control plane
+	NodeID string                   // what the node calls itself, for people
+	Token  string                   // join token; "" with a client certificate
+
+	// MaxStaleness is how long to go on without hearing that the control plane's
+	// database answers. 0: 10 min.
+	MaxStaleness time.Duration
+	// NegativeTTL is how long an unknown key is known to be unknown. 0: 5 s.
+	NegativeTTL time.Duration
+	// MaxCallers bounds the callers in memory; the longest unused go first. 0: 100,000.
+	MaxCallers int
+	// Changed, if not nil, is told what the control plane now says of a key that
+	// was known. It must not block.
+	Changed func(hash [32]byte, c identity.Caller, known bool)
+
+	Now        func() time.Time // nil: time.Now
+	Log        *slog.Logger     // nil: slog.Default()
+	Registerer prometheus.Registerer
+}
+
+const (
+	// maxLookups bounds the keys that are asked for at the same moment.
+	maxLookups = 1000
+	// maxNegative bounds the keys that are known to be unknown.
+	maxNegative = 10_000
+)
+
+// Client knows what an org decides by and who its callers are. It is safe for
+// concurrent use; a known caller costs one look into a map.
+type Client struct {
+	c       ClientConfig
+	metrics *clientMetrics
+	orgs    atomic.Pointer[map[string]Org]
+	beat    atomic.Int64 // when the last heartbeat came, Unix nanoseconds; 0: never
+
+	mu      sync.RWMutex
+	callers map[[32]byte]*caller
+	unknown map[[32]byte]time.Time // until when
+	lookups map[[32]byte]*lookup
+	changes map[[32]byte]bool // to subscribe (true) or unsubscribe, not said yet
+	speak   chan struct{}     // holds a token while there are changes
+	up      bool              // there is a stream
+	held    held              // the loop's own
+}
+
+type caller struct {
+	identity.Caller
+	version string
+	used    atomic.Int64 // Unix nanoseconds
+}
+
+type lookup struct {
+	done chan struct{} // closed when the answer is in callers or unknown, or err is set
+	err  error
+}
+
+// NewClient returns a client that knows nothing until Run has run for a while.
+func NewClient(c ClientConfig) (*Client, error) {
+	if c.Conn == nil {
+		return nil, errors.New("xds: a client needs a connection")
+	}
+	if c.MaxStaleness == 0 {
+		c.MaxStaleness = 10 * time.Minute
+	}
+	if c.NegativeTTL == 0 {
+		c.NegativeTTL = 5 * time.Second
+	}
+	if c.MaxCallers == 0 {
+		c.MaxCallers = 100_000
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	x := &Client{
+		c: c, callers: make(map[[32]byte]*caller), unknown: make(map[[32]byte]time.Time), lookups: make(map[[32]byte]*lookup),
+		changes: make(map[[32]byte]bool), speak: make(chan struct{}, 1), held: newHeld(),
+	}
+	x.orgs.Store(&map[string]Org{})
+	var err error
+	if x.metrics, err = newClientMetrics(c.Registerer, x.size, x.age, x.connected); err != nil {
+		return nil, fmt.Errorf("registering the xds client's metrics: %w", err)
+	}
+	return x, nil
+}
+
+func (x *Client) size() int {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.callers)
+}
+
+func (x *Client) connected() bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.up
+}
+
+// age is how long ago the control plane's database answered.
+func (x *Client) age() time.Duration {
+	beat := x.beat.Load()
+	if beat == 0 {
+		return x.c.MaxStaleness + 1 // never
+	}
+	return x.c.Now().Sub(time.Unix(0, beat))
+}
+
+func (x *Client) fresh() error {
+	if age := x.age(); age > x.c.MaxStaleness {
+		return fmt.Errorf("%w: last heard of it more than %v ago", ErrUnavailable, x.c.MaxStaleness)
+	}
+	return nil
+}
+
+// Org returns what the org decides by, or why that is not known well enough.
+func (x *Client) Org(id string) (Org, error) {
+	if err := x.fresh(); err != nil {
+		return Org{}, err
+	}
+	o, ok := (*x.orgs.Load())[id]
+	if !ok {
+		return Org{}, fmt.Errorf("%w: nothing is known of %s yet", ErrUnavailable, id)
+	}
+	return o, nil
+}
+
+// Ready is nil if requests can be decided.
+func (x *Client) Ready() error {
+	if err := x.fresh(); err != nil {
+		return err
+	}
+	if len(*x.orgs.Load()) == 0 {
+		return fmt.Errorf("%w: no org's configuration has come yet", ErrUnavailable)
+	}
+	return nil
+}
+
+// Caller answers who presents the key with this hash. A known caller is answered
+// from memory; another one is asked for, once for all who want to know. The error
+// wraps ErrUnknownCaller or ErrUnavailable.
+func (x *Client) Caller(ctx context.Context, hash [32]byte) (identity.Caller, error) {
+	if err := x.fresh(); err != nil {
+		x.metrics.lookups.WithLabelValues("stale").Inc()
+		return identity.Caller{}, err
+	}
+	x.mu.RLock()
+	c := x.callers[hash]
+	x.mu.RUnlock()
+	if c != nil {
+		c.used.Store(x.c.Now().UnixNano())
+		return c.Caller, nil
+	}
+	began := x.c.Now()
+	l, err := x.ask(hash)
+	if err != nil {
+		return identity.Caller{}, err
+	}
+	select {
+	case <-l.done:
+	case <-ctx.Done():
+		x.metrics.lookups.WithLabelValues("timeout").Inc()
+		return identity.Caller{}, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+	}
+	x.metrics.first.Observe(x.c.Now().Sub(began).Seconds())
+	x.mu.RLock()
+	c = x.callers[hash]
+	x.mu.RUnlock()
+	switch {
+	case l.err != nil:
+		x.metrics.lookups.WithLabelValues("failed").Inc()
+		return identity.Caller{}, l.err
+	case c == nil:
+		x.metrics.lookups.WithLabelValues("unknown").Inc()
+		return identity.Caller{}, ErrUnknownCaller
+	}
+	x.metrics.lookups.WithLabelValues("found").Inc()
+	return c.Caller, nil
+}
+
+// ask joins the look-up of a key, or begins one.
+func (x *Client) ask(hash [32]byte) (*lookup, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if l := x.lookups[hash]; l != nil {
+		return l, nil
+	}
+	if until, ok := x.unknown[hash]; ok {
+		if x.c.Now().Before(until) {
+			x.metrics.lookups.WithLabelValues("unknown").Inc()
+			return nil, ErrUnknownCaller
+		}
+		delete(x.unknown, hash)
+	}
+	switch {
+	case !x.up:
+		x.metrics.lookups.WithLabelValues("disconnected").Inc()
+		return nil, fmt.Errorf("%w: not connected, and this key was not seen before", ErrUnavailable)
+	case len(x.lookups) >= maxLookups:
+		x.metrics.lookups.WithLabelValues("full").Inc()
+		return nil, fmt.Errorf("%w: %d keys are being looked up", ErrUnavailable, maxLookups)
+	}
+	l := &lookup{done: make(chan struct{})}
+	if c := x.callers[hash]; c != nil { // it came in the meantime
+		close(l.done)
+		return l, nil
+	}
+	x.lookups[hash] = l
+	x.sayLocked(hash, true)
+	return l, nil
+}
+
+// sayLocked notes that the control plane is to be told about a name.
+func (x *Client) sayLocked(hash [32]byte, subscribe bool) {
+	x.changes[hash] = subscribe
+	select {
+	case x.speak <- struct{}{}:
+	default:
+	}
+}
+
+// Run keeps what is known up to date until ctx is done. A stream that breaks is
+// opened again, soon and then ever later up to 3 s, each time after a random part
+// of that; what is known stays in between.
+func (x *Client) Run(ctx context.Context) error {
+	const first, last = 50 * time.Millisecond, 3 * time.Second
+	for pause := first; ; pause = min(2*pause, last) {
+		heard, err := x.stream(ctx)
+		x.disconnected()
+		if ctx.Err() != nil {
+			return nil
+		}
+		x.c.Log.WarnContext(ctx, "the stream to the control plane broke, opening it again", "err", err)
+		if heard {
+			pause = first
+		}
+		timer := time.NewTimer(pause/2 + rand.N(pause/2+1))
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// disconnected fails who waits for an answer that will not come.
+func (x *Client) disconnected() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.up = false
+	for hash, l := range x.lookups {
+		l.err = fmt.Errorf("%w: the connection broke", ErrUnavailable)
+		close(l.done)
+		delete(x.lookups, hash)
+	}
+	clear(x.changes)
+}
+
+// stream is one connection, from its first word to its end.
+func (x *Client) stream(ctx context.Context) (heard bool, err error) {
+	ctx, cancel := context.WithCancel(bearer(ctx, x.c.Token))
+	defer cancel()
+	g, err := discoveryv3.NewAggregatedDiscoveryServiceClient(x.c.Conn).DeltaAggregatedResources(ctx)
+	if err != nil {
+		return false, err
+	}
+	if err := x.hello(g); err != nil {
+		return false, err
+	}
+	answers, failed := make(chan *discoveryv3.DeltaDiscoveryResponse), make(chan error, 1)
+	go func() {
+		for {
+			resp, err := g.Recv()
+			if err != nil {
+				failed <- err
+				return
+			}
+			select {
+			case answers <- resp:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	for {
+		select {
+		case err := <-failed:
+			return heard, err
+		case resp := <-answers:
+			if !heard {
+				heard = true
+				x.mu.Lock()
+				x.up = true
+				x.mu.Unlock()
+			}
+			ack := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
+			if err := x.take(ctx, resp); err != nil {
+				x.metrics.rejected.WithLabelValues(short(resp.GetTypeUrl())).Inc()
+				x.c.Log.ErrorContext(ctx, "refusing what the control plane sent; what was known stays", "type", short(resp.GetTypeUrl()), "err", err)
+				ack.ErrorDetail = &status.Status{Code: 3, Message: clip(err.Error(), 500)}
+			}
+			if err := g.Send(ack); err != nil {
+				return heard, err
+			}
+		case <-x.speak:
+			if err := x.say(g); err != nil {
+				return heard, err
+			}
+		}
+	}
+}
+
+type deltaClient = discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
+
+// hello subscribes to all that comes whole, and again to the callers that are
+// known, with the versions that we have.
+func (x *Client) hello(g deltaClient) error {
+	node := &corev3.Node{Id: x.c.NodeID, Cluster: "aid-extproc"}
+	for _, t := range []string{CredentialType, ProviderType, PolicyType, OrgType, HeartbeatType} {
+		req := &discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: t, ResourceNamesSubscribe: []string{"*"}, InitialResourceVersions: x.held.versions(t)}
+		if err := g.Send(req); err != nil {
+			return err
+		}
+		node = nil // the first message says who we are
+	}
+	req := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: CallerType, InitialResourceVersions: map[string]string{}}
+	x.mu.RLock()
+	for hash, c := range x.callers {
+		name := callerName(hash)
+		req.ResourceNamesSubscribe = append(req.ResourceNamesSubscribe, name)
+		req.InitialResourceVersions[name] = c.version
+	}
+	x.mu.RUnlock()
+	if len(req.GetResourceNamesSubscribe()) == 0 {
+		return nil
+	}
+	return g.Send(req)
+}
+
+// say tells the control plane which callers are wanted, and which no more.
+func (x *Client) say(g deltaClient) error {
+	req := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: CallerType}
+	x.mu.Lock()
+	for hash, subscribe := range x.changes {
+		if name := callerName(hash); subscribe {
+			req.ResourceNamesSubscribe = append(req.ResourceNamesSubscribe, name)
+		} else {
+			req.ResourceNamesUnsubscribe = append(req.ResourceNamesUnsubscribe, name)
+		}
+	}
+	clear(x.changes)
+	x.mu.Unlock()
+	if len(req.GetResourceNamesSubscribe())+len(req.GetResourceNamesUnsubscribe()) == 0 {
+		return nil
+	}
+	return g.Send(req)
+}

@@ -1,0 +1,275 @@
+package xds
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/ai-identity/ai-identity/envoy"
+)
+
+// lint collects what is wrong, each with its rule. The rules are those of
+// ../shared/reference/hardening.md, section 1.3, that apply to what Build makes:
+//
+//	L01  extproc stands before the router, once, and only the management API is reached without it
+//	L02  extproc fails closed, and its refusals are obeyed
+//	L03  nobody overrides its mode, and it sees whole requests
+//	L04  a forbidden change of a header is an error
+//	L05  a provider is reached by the verdict only; what no route matches ends here
+//	L06  one reading of paths, hosts and headers; clients are not believed
+//	L07  no mirror, redirect, upgrade, CONNECT or HTTP/3
+//	L08  limits are explicit and large enough
+//	L11  TLS to providers names the server and the CA
+type lint struct{ found []error }
+
+func (l *lint) bad(rule, format string, args ...any) {
+	l.found = append(l.found, fmt.Errorf("%s: %s", rule, fmt.Sprintf(format, args...)))
+}
+
+func (l *lint) want(ok bool, rule, what string) {
+	if !ok {
+		l.bad(rule, "%s", what)
+	}
+}
+
+// Lint says what of a snapshot breaks the rules, or nil. It does not trust Build:
+// it looks at what Envoy would get.
+func Lint(s *Snapshot) error {
+	l := &lint{}
+	l.want(len(s.Listeners) == 1 && len(s.Routes) == 1, "L01", "there is not exactly one listener and one route table")
+	for _, name := range slices.Sorted(maps.Keys(s.Listeners)) {
+		l.listener(s.Listeners[name])
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Routes)) {
+		l.routes(s.Routes[name], s.Clusters)
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Clusters)) {
+		l.cluster(name, s.Clusters[name])
+	}
+	return errors.Join(l.found...)
+}
+
+func (l *lint) listener(li *listenerv3.Listener) {
+	a := li.GetAddress().GetSocketAddress()
+	l.want(a.GetAddress() != "" && a.GetPortValue() != 0, "L08", "the listener has no address")
+	l.want(a.GetProtocol() == corev3.SocketAddress_TCP && li.GetUdpListenerConfig() == nil, "L07", "the listener is not TCP")
+	l.want(li.GetPerConnectionBufferLimitBytes().GetValue() >= slack, "L08", "the listener's buffer limit is not set, or too small")
+	l.want(li.GetDefaultFilterChain() == nil && len(li.GetListenerFilters()) == 0, "L01", "the listener has another way in")
+	hcm, err := managerOf(li)
+	if err != nil {
+		l.bad("L01", "%v", err)
+		return
+	}
+	l.manager(hcm)
+	l.filters(hcm.GetHttpFilters())
+}
+
+func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
+	l.want(h.GetRds().GetRouteConfigName() == routesName, "L01", "the routes are not those that are linted")
+	l.want(h.GetNormalizePath().GetValue(), "L06", "normalize_path is off")
+	l.want(h.GetMergeSlashes(), "L06", "merge_slashes is off")
+	l.want(h.GetPathWithEscapedSlashesAction() == hcmv3.HttpConnectionManager_REJECT_REQUEST, "L06", "escaped slashes are not refused")
+	l.want(h.GetStripAnyHostPort(), "L06", "strip_any_host_port is off")
+	l.want(h.GetUseRemoteAddress().GetValue(), "L06", "use_remote_address is off: the client would say where it comes from")
+	l.want(h.GetXffNumTrustedHops() == 0 && len(h.GetOriginalIpDetectionExtensions()) == 0, "L06", "x-forwarded-for of clients is believed")
+	l.want(!h.GetPreserveExternalRequestId() && h.GetGenerateRequestId().GetValue(), "L06", "request ids are the client's")
+	l.want(h.GetForwardClientCertDetails() == hcmv3.HttpConnectionManager_SANITIZE_SET, "L06", "x-forwarded-client-cert of clients is believed")
+	l.want(h.GetStreamErrorOnInvalidHttpMessage().GetValue(), "L06", "stream_error_on_invalid_http_message is off")
+	c := h.GetCommonHttpProtocolOptions()
+	l.want(c.GetHeadersWithUnderscoresAction() == corev3.HttpProtocolOptions_REJECT_REQUEST, "L06", "headers with underscores are not refused")
+	l.want(!h.GetHttpProtocolOptions().GetAcceptHttp_10(), "L06", "HTTP/1.0 is accepted")
+	l.want(!h.GetHttpProtocolOptions().GetAllowChunkedLength(), "L06", "chunked bodies with a content-length are accepted")
+	l.want(len(h.GetUpgradeConfigs()) == 0 && !h.GetHttp2ProtocolOptions().GetAllowConnect(), "L07", "upgrades or CONNECT are on")
+	l.want(h.GetHttp3ProtocolOptions() == nil && h.GetCodecType() != hcmv3.HttpConnectionManager_HTTP3, "L07", "HTTP/3 is on")
+	l.want(len(h.GetAccessLog()) == 0, "L06", "an access log could hold a credential from a URL")
+	l.want(h.GetMaxRequestHeadersKb().GetValue() > 0 && c.GetMaxHeadersCount().GetValue() > 0, "L08", "headers are not bounded")
+	l.want(h.GetHttp2ProtocolOptions().GetMaxConcurrentStreams().GetValue() > 0, "L08", "HTTP/2 streams are not bounded")
+	l.want(h.GetRequestHeadersTimeout().AsDuration() > 0 && h.GetRequestTimeout().AsDuration() > 0, "L08", "requests may arrive for ever")
+	l.want(h.GetStreamIdleTimeout().AsDuration() >= seconds(60).AsDuration(), "L08", "stream_idle_timeout is not set, or too short for a model that thinks")
+	l.want(c.GetIdleTimeout().AsDuration() > 0, "L08", "idle connections stay for ever")
+	removed := false
+	for _, e := range h.GetEarlyHeaderMutationExtensions() {
+		var m earlyv3.HeaderMutation
+		if e.GetTypedConfig().UnmarshalTo(&m) != nil {
+			continue
+		}
+		for _, mut := range m.GetMutations() {
+			removed = removed || mut.GetRemove() == RouteHeader
+			l.want(mut.GetAppend() == nil, "L05", "a header is added before extproc")
+		}
+	}
+	l.want(removed, "L05", "clients may send "+RouteHeader)
+}
+
+func (l *lint) filters(fs []*hcmv3.HttpFilter) {
+	var names []string
+	for _, f := range fs {
+		names = append(names, f.GetName())
+		l.want(!f.GetDisabled() && !f.GetIsOptional(), "L01", f.GetName()+" is disabled or optional")
+		l.want(f.GetConfigDiscovery() == nil, "L01", f.GetName()+" comes later, by discovery")
+	}
+	with := []string{extprocFilter, "envoy.filters.http.router"}
+	withUsage := []string{extprocFilter, usageFilter, "envoy.filters.http.router"}
+	if !slices.Equal(names, with) && !slices.Equal(names, withUsage) {
+		l.bad("L01", "the filters are %s", strings.Join(names, ", "))
+		return
+	}
+	var p extprocv3.ExternalProcessor
+	if err := fs[0].GetTypedConfig().UnmarshalTo(&p); err != nil {
+		l.bad("L01", "the filter named extproc is another one")
+		return
+	}
+	l.want(p.GetGrpcService().GetEnvoyGrpc().GetClusterName() == envoy.ClusterExtProc, "L01", "somebody else than extproc is asked")
+	l.want(!p.GetFailureModeAllow(), "L02", "failure_mode_allow is on")
+	l.want(!p.GetObservabilityMode(), "L02", "observability_mode is on")
+	l.want(!p.GetDisableImmediateResponse(), "L02", "disable_immediate_response is on: refusals would pass")
+	l.want(!p.GetSendBodyWithoutWaitingForHeaderResponse(), "L03", "bodies are sent before the headers are judged")
+	l.want(!p.GetAllowModeOverride() && len(p.GetAllowedOverrideModes()) == 0, "L03", "the mode may be overridden")
+	m := p.GetProcessingMode()
+	l.want(m.GetRequestHeaderMode() == extprocv3.ProcessingMode_SEND, "L03", "request headers are not sent")
+	l.want(m.GetRequestBodyMode() == extprocv3.ProcessingMode_BUFFERED, "L03", "request bodies are not sent whole")
+	l.want(m.GetResponseHeaderMode() == extprocv3.ProcessingMode_SEND, "L03", "response headers are not sent")
+	l.want(m.GetResponseBodyMode() == extprocv3.ProcessingMode_STREAMED || m.GetResponseBodyMode() == extprocv3.ProcessingMode_NONE && len(fs) == 3, "L03", "response bodies are not streamed")
+	l.want(m.GetResponseTrailerMode() == extprocv3.ProcessingMode_SEND, "L03", "response trailers are not sent")
+	r := p.GetMutationRules()
+	l.want(r.GetDisallowIsError().GetValue(), "L04", "a change that is not allowed is no error")
+	l.want(!r.GetAllowEnvoy().GetValue() && !r.GetAllowAllRouting().GetValue(), "L04", "x-envoy-* or routing headers may be changed")
+	l.want(p.GetMessageTimeout().AsDuration() >= seconds(5).AsDuration(), "L08", "message_timeout is not set, or too short")
+	l.want(p.GetMaxMessageTimeout().AsDuration() == 0, "L08", "extproc may take longer than message_timeout")
+	l.want(p.GetRouteCacheAction() == extprocv3.ExternalProcessor_DEFAULT, "L05", "the route cache is not cleared by the verdict alone")
+}
+
+func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clusterv3.Cluster) {
+	if len(rc.GetVirtualHosts()) != 1 || !slices.Equal(rc.GetVirtualHosts()[0].GetDomains(), []string{"*"}) {
+		l.bad("L05", "there is not one virtual host for all names")
+		return
+	}
+	vh := rc.GetVirtualHosts()[0]
+	l.want(rc.GetVhds() == nil && vh.GetMatcher() == nil, "L05", "routes come from elsewhere")
+	l.want(len(vh.GetTypedPerFilterConfig())+len(rc.GetTypedPerFilterConfig()) == 0, "L01", "filters are changed for many routes at once")
+	l.want(len(vh.GetRequestMirrorPolicies())+len(rc.GetRequestMirrorPolicies()) == 0, "L07", "requests are mirrored")
+	l.want(vh.GetRetryPolicy() == nil && len(rc.GetClusterSpecifierPlugins()) == 0, "L05", "routes have settings that are not their own")
+	last := len(vh.GetRoutes()) - 1
+	if last < 0 {
+		l.bad("L05", "there are no routes")
+		return
+	}
+	end := vh.GetRoutes()[last]
+	l.want(end.GetMatch().GetPrefix() == "/" && len(end.GetMatch().GetHeaders()) == 0 && end.GetDirectResponse().GetStatus() == 503, "L05",
+		"what no route matches is not answered 503")
+	reached := map[string]bool{}
+	for i, r := range vh.GetRoutes()[:last] {
+		a := r.GetRoute()
+		if a == nil {
+			l.bad("L05", "route %d does not lead to a cluster", i)
+			continue
+		}
+		l.want(len(a.GetRequestMirrorPolicies()) == 0, "L07", "requests are mirrored")
+		l.want(a.GetInternalRedirectPolicy() == nil, "L07", "redirects are followed")
+		l.want(len(a.GetUpgradeConfigs()) == 0, "L07", "a route allows upgrades")
+		switch name := a.GetCluster(); {
+		case name == envoy.ClusterAPI:
+			l.managementRoute(r)
+		case clusters[name] != nil:
+			reached[name] = true
+			l.providerRoute(r, name)
+		default:
+			l.bad("L05", "route %d leads to %q, which is no cluster of a provider", i, name)
+		}
+	}
+	for name := range clusters {
+		l.want(reached[name], "L05", "no route leads to "+name)
+	}
+}
+
+// providerRoute must be reached by the verdict, and be judged.
+func (l *lint) providerRoute(r *routev3.Route, cluster string) {
+	hs := r.GetMatch().GetHeaders()
+	l.want(len(hs) == 1 && hs[0].GetName() == RouteHeader && !hs[0].GetInvertMatch() && !hs[0].GetTreatMissingHeaderAsEmpty() &&
+		hs[0].GetStringMatch().GetExact() == cluster && !hs[0].GetStringMatch().GetIgnoreCase(), "L05", "a provider is reached without the verdict for exactly "+cluster)
+	l.want(slices.Contains(r.GetRequestHeadersToRemove(), RouteHeader), "L05", "the verdict is sent upstream")
+	l.want(len(r.GetRequestHeadersToAdd()) == 0, "L05", "a provider's route adds headers")
+	for name := range r.GetTypedPerFilterConfig() {
+		l.want(name == usageFilter, "L01", "a provider's route changes "+name)
+	}
+	l.want(r.GetRoute().GetHostRewriteLiteral() != "", "L06", "a provider would get the gateway's host")
+	l.want(r.GetRoute().GetTimeout() != nil && r.GetRoute().GetTimeout().AsDuration() == 0, "L08", "a provider's answer is cut after a while")
+	l.want(r.GetRoute().GetIdleTimeout().AsDuration() >= seconds(60).AsDuration(), "L08", "a provider's route has no idle timeout, or a short one")
+	for _, on := range strings.Split(r.GetRoute().GetRetryPolicy().GetRetryOn(), ",") {
+		switch on {
+		case "", "connect-failure", "refused-stream", "reset-before-request":
+		default:
+			l.bad("L05", "a request that may have arrived is sent again on %s", on)
+		}
+	}
+}
+
+// managementRoute must be for a management path and nothing else.
+func (l *lint) managementRoute(r *routev3.Route) {
+	path := r.GetMatch().GetPath()
+	if prefix := r.GetMatch().GetPrefix(); prefix != "" {
+		path = strings.TrimSuffix(prefix, "/")
+		l.want(prefix != path, "L01", "the management path "+prefix+" also stands for what only begins like it")
+	}
+	l.want(slices.Contains(ManagementPaths, path), "L01", fmt.Sprintf("%q goes to the management API and is none of its paths", path))
+	var disabled extprocv3.ExtProcPerRoute
+	c := r.GetTypedPerFilterConfig()
+	l.want(len(c) == 1 && unpacks(c[extprocFilter], &disabled) && disabled.GetDisabled(), "L01", "a management route changes filters in another way")
+	l.want(len(r.GetRequestHeadersToAdd()) == 0, "L05", "a management route adds headers")
+}
+
+func unpacks(a *anypb.Any, into *extprocv3.ExtProcPerRoute) bool {
+	return a != nil && a.UnmarshalTo(into) == nil
+}
+
+func (l *lint) cluster(name string, c *clusterv3.Cluster) {
+	l.want(c.GetName() == name && strings.HasPrefix(name, "provider-"), "L05", name+" is not a provider's cluster")
+	for _, reserved := range []string{envoy.ClusterXDS, envoy.ClusterExtProc, envoy.ClusterAPI} {
+		l.want(c.GetName() != reserved, "L05", reserved+" is taken")
+	}
+	switch c.GetType() {
+	case clusterv3.Cluster_STATIC, clusterv3.Cluster_LOGICAL_DNS, clusterv3.Cluster_STRICT_DNS:
+	default:
+		l.bad("L07", "%s finds its server in another way than by name or address", name)
+	}
+	l.want(c.GetClusterType() == nil, "L07", name+" is of a custom type")
+	l.want(c.GetPerConnectionBufferLimitBytes().GetValue() >= slack, "L08", name+" has no buffer limit, or a small one")
+	l.want(c.GetConnectTimeout().AsDuration() > 0, "L08", name+" has no connect timeout")
+	ts := c.GetCircuitBreakers().GetThresholds()
+	l.want(len(ts) > 0, "L08", name+" has Envoy's default circuit breakers")
+	for _, t := range ts {
+		l.want(t.GetMaxRequests().GetValue() >= 10_000 && t.GetMaxPendingRequests().GetValue() >= 10_000 && t.GetMaxConnections().GetValue() >= 10_000,
+			"L08", name+"'s circuit breakers are too small for streamed answers")
+	}
+	n := 0
+	for _, loc := range c.GetLoadAssignment().GetEndpoints() {
+		n += len(loc.GetLbEndpoints())
+	}
+	l.want(n == 1, "L05", name+" has not exactly one server")
+	if c.GetTransportSocket() == nil {
+		return // http, which somebody asked for
+	}
+	var t tlsv3.UpstreamTlsContext
+	if c.GetTransportSocket().GetTypedConfig().UnmarshalTo(&t) != nil {
+		l.bad("L11", "%s speaks something other than TLS", name)
+		return
+	}
+	v := t.GetCommonTlsContext().GetValidationContext()
+	l.want(v.GetTrustedCa().GetFilename() != "", "L11", name+" trusts no CA, so it believes everybody")
+	l.want(len(v.GetMatchTypedSubjectAltNames()) == 1 && v.GetMatchTypedSubjectAltNames()[0].GetMatcher().GetExact() != "", "L11", name+" takes any server that a CA vouches for")
+	l.want(v.GetTrustChainVerification() == tlsv3.CertificateValidationContext_VERIFY_TRUST_CHAIN && !v.GetAllowExpiredCertificate(), "L11", name+" takes certificates that are not valid")
+	l.want(t.GetCommonTlsContext().GetTlsParams().GetTlsMinimumProtocolVersion() >= tlsv3.TlsParameters_TLSv1_2, "L11", name+" speaks TLS below 1.2")
+	l.want(!t.GetAllowRenegotiation(), "L11", name+" allows renegotiation")
+}

@@ -1,0 +1,98 @@
+package xds
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// serverMetrics counts what is served. No label takes a value from a node.
+type serverMetrics struct {
+	acks, nacks, pushed, unpublished *prometheus.CounterVec
+	refused, silent                  prometheus.Counter
+	size                             *prometheus.GaugeVec
+	apply                            prometheus.Histogram
+	records                          *prometheus.CounterVec
+}
+
+func newServerMetrics(r prometheus.Registerer, nodes func() int) (*serverMetrics, error) {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "aid_xds_" + name, Help: help}, labels)
+	}
+	plain := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "aid_xds_" + name, Help: help})
+	}
+	m := &serverMetrics{
+		acks:        counter("acks_total", "Answers that nodes took, by type.", "type"),
+		nacks:       counter("nacks_total", "Answers that nodes refused, by type. Not 0: a node runs on an older configuration.", "type"),
+		pushed:      counter("resources_pushed_total", "Resources sent, removals included, by type.", "type"),
+		unpublished: counter("unpublished_total", "Configuration that was not published, by what it was; the last good one stays.", "what"),
+		refused:     plain("refused_total", "Nodes turned away because they did not authenticate."),
+		silent:      plain("heartbeats_missed_total", "Heartbeats not sent because the database did not answer."),
+		size: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "aid_xds_snapshot_resources", Help: "Resources in the last snapshot that was made, by type.",
+		}, []string{"type"}),
+		apply: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "aid_xds_apply_seconds", Help: "From hearing of a change to handing it to the nodes' streams.", Buckets: prometheus.ExponentialBuckets(.0001, 4, 9),
+		}),
+		records: counter("ingest_records_total", "Audit records that nodes sent, by what became of them.", "result"),
+	}
+	for _, what := range []string{"policies", "envoy", "provider", "credential"} {
+		m.unpublished.WithLabelValues(what)
+	}
+	for _, t := range append([]string{CallerType}, wholes...) {
+		m.nacks.WithLabelValues(short(t))
+	}
+	connected := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "aid_xds_nodes", Help: "Nodes that are connected, Envoys and sidecars counted each.",
+	}, func() float64 { return float64(nodes()) })
+	return m, register(r, m.acks, m.nacks, m.pushed, m.unpublished, m.refused, m.silent, m.size, m.apply, m.records, connected)
+}
+
+// clientMetrics says what a sidecar knows, and how old it is.
+type clientMetrics struct {
+	lookups  *prometheus.CounterVec
+	rejected *prometheus.CounterVec
+	received *prometheus.CounterVec
+	evicted  prometheus.Counter
+	first    prometheus.Histogram
+}
+
+func newClientMetrics(r prometheus.Registerer, callers func() int, age func() time.Duration, up func() bool) (*clientMetrics, error) {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "aid_xds_client_" + name, Help: help}, labels)
+	}
+	gauge := func(name, help string, value func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "aid_xds_client_" + name, Help: help}, value)
+	}
+	m := &clientMetrics{
+		lookups:  counter("lookups_total", "Look-ups of callers, by result.", "result"),
+		rejected: counter("rejected_total", "Answers of the control plane that were refused, by type; what was known before stays.", "type"),
+		received: counter("resources_total", "Resources received, removals included, by type.", "type"),
+		evicted:  prometheus.NewCounter(prometheus.CounterOpts{Name: "aid_xds_client_evicted_total", Help: "Callers forgotten to make room."}),
+		first: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "aid_xds_client_first_lookup_seconds", Help: "Time of the first look-up of a key, at the control plane.", Buckets: prometheus.ExponentialBuckets(.0005, 2, 13),
+		}),
+	}
+	return m, register(r, m.lookups, m.rejected, m.received, m.evicted, m.first,
+		gauge("callers", "Callers in memory.", func() float64 { return float64(callers()) }),
+		gauge("staleness_seconds", "Time since the control plane last said that its database answers.", func() float64 { return age().Seconds() }),
+		gauge("connected", "1 while there is a stream to the control plane.", func() float64 {
+			if up() {
+				return 1
+			}
+			return 0
+		}))
+}
+
+func register(r prometheus.Registerer, cs ...prometheus.Collector) error {
+	if r == nil {
+		return nil
+	}
+	for _, c := range cs {
+		if err := r.Register(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,168 @@
+package xds
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/policy"
+	aidv1 "github.com/ai-identity/ai-identity/proto/aid/v1"
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+// Type URLs of what is served.
+const (
+	typePrefix = "type.googleapis.com/"
+
+	ListenerType = typePrefix + "envoy.config.listener.v3.Listener"
+	RouteType    = typePrefix + "envoy.config.route.v3.RouteConfiguration"
+	ClusterType  = typePrefix + "envoy.config.cluster.v3.Cluster"
+
+	OrgType        = typePrefix + "aid.v1.Org"
+	CallerType     = typePrefix + "aid.v1.Caller"
+	PolicyType     = typePrefix + "aid.v1.Policy"
+	ProviderType   = typePrefix + "aid.v1.Provider"
+	CredentialType = typePrefix + "aid.v1.Credential"
+	HeartbeatType  = typePrefix + "aid.v1.Heartbeat"
+)
+
+// heartbeatName is the one Heartbeat there is.
+const heartbeatName = "clock"
+
+// wholes are the types that are subscribed to whole, in the order in which what
+// is new is sent. What has gone is taken away in the reverse order.
+var wholes = []string{ClusterType, ListenerType, RouteType, CredentialType, ProviderType, PolicyType, OrgType, HeartbeatType}
+
+// resource packs m. Its version is a digest, so that equal ones are equal whichever
+// replica serves them.
+func resource(name string, m proto.Message) (*discoveryv3.Resource, error) {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("packing %s: %w", name, err)
+	}
+	sum := sha256.Sum256(b)
+	return &discoveryv3.Resource{
+		Name: name, Version: hex.EncodeToString(sum[:12]),
+		Resource: &anypb.Any{TypeUrl: typePrefix + string(m.ProtoReflect().Descriptor().FullName()), Value: b},
+	}, nil
+}
+
+// callerName is the resource name of the caller whose key has this hash.
+func callerName(hash [32]byte) string { return "key:" + hex.EncodeToString(hash[:]) }
+
+func parseCallerName(name string) (hash [32]byte, ok bool) {
+	text, ok := strings.CutPrefix(name, "key:")
+	if !ok || len(text) != 64 || strings.ToLower(text) != text {
+		return hash, false
+	}
+	_, err := hex.Decode(hash[:], []byte(text))
+	return hash, err == nil
+}
+
+// ---- callers ----
+
+func packCaller(c identity.Caller) (*aidv1.Caller, error) {
+	metadata, err := json.Marshal(c.Agent.Metadata)
+	if err != nil {
+		return nil, fmt.Errorf("metadata of %s: %w", c.Agent.ID, err)
+	}
+	a, k := c.Agent, c.Key
+	out := &aidv1.Caller{
+		Agent: &aidv1.Agent{
+			Id: a.ID, OrgId: a.OrgID, Name: a.Name, Description: a.Description, Team: a.Team, Environment: a.Environment,
+			Tier: a.Tier, Status: aidv1.Agent_SUSPENDED, AllowedModels: a.AllowedModels, MetadataJson: metadata, Fingerprint: a.Fingerprint,
+		},
+		Key: &aidv1.Key{
+			Id: k.ID, OrgId: k.OrgID, AgentId: k.AgentID, Name: k.Name, Scopes: k.Scopes, AllowedModels: k.AllowedModels,
+			RateLimit: k.RateLimit, ExpiresAt: stamp(k.ExpiresAt), Status: aidv1.Key_REVOKED,
+		},
+	}
+	if a.Status == identity.Active {
+		out.Agent.Status = aidv1.Agent_ACTIVE
+	}
+	if k.RevokedAt.IsZero() {
+		out.Key.Status = aidv1.Key_ACTIVE
+	}
+	return out, nil
+}
+
+// unpackCaller is packCaller backwards. Whatever is not said to be active is not.
+func unpackCaller(hash [32]byte, m *aidv1.Caller) (identity.Caller, error) {
+	a, k := m.GetAgent(), m.GetKey()
+	if a.GetId() == "" || k.GetId() == "" || k.GetAgentId() != a.GetId() || k.GetOrgId() != a.GetOrgId() || a.GetOrgId() == "" {
+		return identity.Caller{}, errors.New("a caller whose key is not its agent's")
+	}
+	metadata, err := identity.ParseMetadata(a.GetMetadataJson())
+	if err != nil {
+		return identity.Caller{}, fmt.Errorf("metadata of %s: %w", a.GetId(), err)
+	}
+	c := identity.Caller{
+		Agent: identity.Agent{
+			ID: a.GetId(), OrgID: a.GetOrgId(), Name: a.GetName(), Description: a.GetDescription(), Team: a.GetTeam(),
+			Environment: a.GetEnvironment(), Tier: a.GetTier(), Status: identity.Suspended, AllowedModels: a.GetAllowedModels(),
+			Metadata: metadata, Fingerprint: a.GetFingerprint(),
+		},
+		Key: identity.Key{
+			ID: k.GetId(), OrgID: k.GetOrgId(), AgentID: k.GetAgentId(), Hash: hash, Name: k.GetName(), Scopes: k.GetScopes(),
+			AllowedModels: k.GetAllowedModels(), RateLimit: k.GetRateLimit(), RevokedAt: revoked,
+		},
+	}
+	if a.GetStatus() == aidv1.Agent_ACTIVE {
+		c.Agent.Status = identity.Active
+	}
+	if k.GetStatus() == aidv1.Key_ACTIVE {
+		c.Key.RevokedAt = time.Time{}
+	}
+	if t := k.GetExpiresAt(); t != nil {
+		c.Key.ExpiresAt = t.AsTime()
+	}
+	return c, nil
+}
+
+// revoked is when a key was revoked of which only that is known.
+var revoked = time.Unix(1, 0).UTC()
+
+func stamp(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+// ---- providers, credentials, policies ----
+
+func packProvider(p provider.Provider) *aidv1.Provider {
+	return &aidv1.Provider{
+		Id: p.ID, OrgId: p.OrgID, Name: p.Name, Kind: p.Kind, BaseUrl: p.BaseURL, Models: p.Models, Hosts: p.Hosts,
+		Headers: p.Headers, SettingsJson: p.Settings, Cluster: p.Cluster, HasCredential: p.HasCredential,
+	}
+}
+
+func unpackProvider(m *aidv1.Provider) (provider.Provider, error) {
+	p := provider.Provider{
+		ID: m.GetId(), OrgID: m.GetOrgId(), Name: m.GetName(), Kind: m.GetKind(), BaseURL: m.GetBaseUrl(), Models: m.GetModels(),
+		Hosts: m.GetHosts(), Headers: m.GetHeaders(), Settings: m.GetSettingsJson(), Cluster: m.GetCluster(), HasCredential: m.GetHasCredential(),
+	}
+	if p.ID == "" || p.OrgID == "" || p.Cluster != provider.ClusterName(p) {
+		return p, errors.New("a provider whose cluster is another's")
+	}
+	return p, provider.Validate(p)
+}
+
+func packPolicy(p policy.Policy) *aidv1.Policy {
+	return &aidv1.Policy{Id: p.ID, OrgId: p.OrgID, Version: p.Version, DocumentJson: p.Document}
+}
+
+func unpackPolicy(m *aidv1.Policy) policy.Policy {
+	return policy.Policy{ID: m.GetId(), OrgID: m.GetOrgId(), Version: m.GetVersion(), Document: m.GetDocumentJson()}
+}

@@ -1,0 +1,121 @@
+package xds
+
+import (
+	"strconv"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	aiv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ai_protocol_manager/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	llmv3 "github.com/envoyproxy/go-control-plane/envoy/type/ai/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/ai-identity/ai-identity/envoy"
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+func uitoa(n uint64) string { return strconv.FormatUint(n, 10) }
+
+// ManagementPaths go to the management API, which asks for credentials of its own
+// kind, and never to a provider: on their routes extproc is off, and the header
+// that leads to providers has been removed from the request. Each stands for
+// itself and for what is below it.
+var ManagementPaths = []string{
+	"/v1/agents", "/v1/policies", "/v1/providers", "/v1/org-keys", "/v1/nodes", "/v1/me", "/v1/audit",
+	"/v1/shadow-agents", "/v1/approvals", "/v1/attestations", "/v1/compliance",
+	"/docs", "/redoc", "/openapi.json", "/openapi.yaml", "/openapi-3.0.json", "/openapi-3.0.yaml", "/schemas", "/.well-known",
+}
+
+// The filters whose settings routes change.
+const (
+	extprocFilter = "envoy.filters.http.ext_proc"
+	usageFilter   = "envoy.filters.http.ai_protocol_manager"
+)
+
+// routes is the whole table: to providers by the verdict, to the management API by
+// path, and else nowhere.
+func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
+	all := providers
+	for _, p := range ManagementPaths {
+		for _, m := range []*routev3.RouteMatch{
+			{PathSpecifier: &routev3.RouteMatch_Path{Path: p}},
+			{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: p + "/"}},
+		} {
+			all = append(all, &routev3.Route{
+				Match: m,
+				Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+					ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: envoy.ClusterAPI}, Timeout: seconds(120),
+				}},
+				TypedPerFilterConfig: map[string]*anypb.Any{
+					extprocFilter: pack(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}}),
+				},
+			})
+		}
+	}
+	all = append(all, &routev3.Route{
+		Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
+			Status: 503, Body: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: "no verdict, no route"}},
+		}},
+	})
+	return &routev3.RouteConfiguration{
+		Name: routesName,
+		VirtualHosts: []*routev3.VirtualHost{{
+			Name: "all", Domains: []string{"*"}, Routes: all,
+		}},
+		ValidateClusters: wrapperspb.Bool(false),
+	}
+}
+
+// providerRoutes are the only ones to a provider.
+func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*routev3.Route {
+	route := func(path string, llm llmv3.LLMProtocol) *routev3.Route {
+		r := &routev3.Route{
+			Match: &routev3.RouteMatch{
+				PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"},
+				Headers: []*routev3.HeaderMatcher{{
+					Name: RouteHeader,
+					HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+						MatchPattern: &matcherv3.StringMatcher_Exact{Exact: cluster},
+					}},
+				}},
+			},
+			Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+				ClusterSpecifier:     &routev3.RouteAction_Cluster{Cluster: cluster},
+				HostRewriteSpecifier: &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: host},
+				Timeout:              seconds(0),   // an answer takes as long as it takes,
+				IdleTimeout:          seconds(600), // but says something
+				// Only where nothing was sent. The same cluster, so the same
+				// credential; and the request was judged once for all tries.
+				RetryPolicy: &routev3.RetryPolicy{
+					RetryOn: "connect-failure,refused-stream,reset-before-request", NumRetries: wrapperspb.UInt32(2),
+				},
+			}},
+			RequestHeadersToRemove: []string{RouteHeader},
+		}
+		if path != "" {
+			r.Match.PathSpecifier = &routev3.RouteMatch_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: path}}
+		}
+		if in.Usage == "envoy" && llm != llmv3.LLMProtocol_LLM_PROTOCOL_UNSPECIFIED {
+			r.TypedPerFilterConfig = map[string]*anypb.Any{
+				usageFilter: pack(&aiv3.AiProtocolManagerPerRoute{Response: &aiv3.ResponsePerRoute{LlmProtocol: llm}}),
+			}
+		}
+		return r
+	}
+	if in.Usage != "envoy" {
+		return []*routev3.Route{route("", 0)}
+	}
+	switch p.Kind {
+	case provider.KindAnthropic:
+		return []*routev3.Route{route("", llmv3.LLMProtocol_ANTHROPIC_MESSAGES)}
+	case provider.KindGemini:
+		return []*routev3.Route{route("", llmv3.LLMProtocol_GEMINI_GENERATE_CONTENT)}
+	case provider.KindCohere:
+		return []*routev3.Route{route("", 0)} // Envoy does not read its usage
+	default:
+		return []*routev3.Route{route(`.*/responses`, llmv3.LLMProtocol_OPENAI_RESPONSES), route("", llmv3.LLMProtocol_OPENAI_CHAT_COMPLETIONS)}
+	}
+}

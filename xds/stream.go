@@ -1,0 +1,391 @@
+package xds
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/jackc/pgx/v5"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/ai-identity/ai-identity/identity"
+	aidv1 "github.com/ai-identity/ai-identity/proto/aid/v1"
+)
+
+// Bounds of one answer; what is more comes in several.
+const (
+	maxAnswerResources = 1000
+	maxAnswerBytes     = 2 << 20
+	// How many callers are read in one transaction.
+	callersAtOnce = 500
+	// A node may be subscribed to so many callers at most.
+	maxSubscribed = 2_000_000
+)
+
+// stream is one node's connection. Others only note what is due and wake it; all
+// else is the loop's.
+type stream struct {
+	s         *Server
+	org, node string
+	presented string
+	woken     chan struct{} // holds a token while something is due
+
+	mu      sync.Mutex          // guards what is due
+	dead    bool                // the node may have been revoked
+	agents  map[string]struct{} // whose callers are due; "": all
+	callers map[string]struct{} // names that are due
+
+	g     discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+	subs  map[string]*subscription // by type
+	owner map[string]string        // the agent of each caller that was sent
+	nonce uint64
+}
+
+// subscription is what a stream wants of a type, and what it was sent.
+type subscription struct {
+	whole    bool
+	names    map[string]struct{}
+	sent     map[string]string // version by name
+	answered bool
+}
+
+func (st *stream) wake() {
+	select {
+	case st.woken <- struct{}{}:
+	default:
+	}
+}
+
+func (st *stream) note(fn func()) {
+	st.mu.Lock()
+	fn()
+	st.mu.Unlock()
+	st.wake()
+}
+
+func (st *stream) recheck()                  { st.note(func() { st.dead = true }) }
+func (st *stream) agentChanged(id string)    { st.note(func() { st.agents[id] = struct{}{} }) }
+func (st *stream) callerChanged(name string) { st.note(func() { st.callers[name] = struct{}{} }) }
+
+// DeltaAggregatedResources serves one node until it goes, or is revoked.
+func (s *Server) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	ctx := g.Context()
+	n, err := s.identify(ctx)
+	if err != nil {
+		return err
+	}
+	presented, _ := presentedBy(ctx)
+	st := &stream{
+		s: s, org: n.OrgID, node: n.ID, presented: presented, woken: make(chan struct{}, 1), g: g,
+		agents: make(map[string]struct{}), callers: make(map[string]struct{}),
+		subs: make(map[string]*subscription), owner: make(map[string]string),
+	}
+	if err := s.join(ctx, st); err != nil {
+		s.c.Log.WarnContext(ctx, "reading an org's configuration", "org", n.OrgID, "err", err)
+		return status.Error(codes.Unavailable, "the org's configuration cannot be read now")
+	}
+	defer s.leave(st)
+	reqs, failed := make(chan *discoveryv3.DeltaDiscoveryRequest), make(chan error, 1)
+	go func() {
+		for {
+			req, err := g.Recv()
+			if err != nil {
+				failed <- err
+				return
+			}
+			select {
+			case reqs <- req:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-failed:
+			return nil
+		case req := <-reqs:
+			if err := st.request(ctx, req); err != nil {
+				return err
+			}
+		case <-st.woken:
+		}
+		if err := st.push(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// request takes what a node says: what it wants from now on, and whether it took
+// what it was sent.
+func (st *stream) request(ctx context.Context, req *discoveryv3.DeltaDiscoveryRequest) error {
+	t := req.GetTypeUrl()
+	if d := req.GetErrorDetail(); d != nil {
+		st.s.metrics.nacks.WithLabelValues(short(t)).Inc()
+		st.s.c.Log.ErrorContext(ctx, "a node refuses what it was sent", "node", st.node, "org", st.org, "type", short(t), "err", clip(d.GetMessage(), 500))
+	} else if req.GetResponseNonce() != "" {
+		st.s.metrics.acks.WithLabelValues(short(t)).Inc()
+	}
+	if t != CallerType && !slices.Contains(wholes, t) {
+		if st.subs[t] == nil && len(st.subs) < 64 {
+			st.subs[t] = &subscription{} // nothing of it, ever; see missing
+		}
+		return nil
+	}
+	sub := st.subs[t]
+	first := sub == nil
+	if first {
+		sub = &subscription{names: make(map[string]struct{}), sent: make(map[string]string)}
+		// A first request without names is for all there are.
+		sub.whole = t != CallerType && len(req.GetResourceNamesSubscribe()) == 0
+		maps.Copy(sub.sent, req.GetInitialResourceVersions())
+		st.subs[t] = sub
+	}
+	for _, name := range req.GetResourceNamesSubscribe() {
+		if name == "*" {
+			sub.whole = t != CallerType
+			continue
+		}
+		if len(sub.names) >= maxSubscribed {
+			return status.Error(codes.ResourceExhausted, "too many subscriptions")
+		}
+		sub.names[name] = struct{}{}
+		if !first {
+			delete(sub.sent, name) // who asks again is told again
+		}
+		if t == CallerType {
+			st.callerChanged(name) // it is due to be read
+		}
+		sub.answered = false
+	}
+	for _, name := range req.GetResourceNamesUnsubscribe() {
+		if name == "*" {
+			sub.whole = false
+		}
+		delete(sub.names, name)
+		delete(sub.sent, name)
+		delete(st.owner, name)
+	}
+	return nil
+}
+
+// push sends what the node should have and has not.
+func (st *stream) push(ctx context.Context) error {
+	st.mu.Lock()
+	recheck, agents, callers := st.dead, st.agents, st.callers
+	st.dead, st.agents, st.callers = false, make(map[string]struct{}), make(map[string]struct{})
+	st.mu.Unlock()
+	if recheck {
+		n, err := st.s.node(ctx, st.presented)
+		switch {
+		case errors.Is(err, identity.ErrNotFound), err == nil && n.ActiveAt(st.s.c.Now()) != nil:
+			return status.Error(codes.Unauthenticated, "this node was revoked or has expired")
+		case err != nil:
+			st.note(func() { st.dead = true }) // the next heartbeat wakes us
+		}
+	}
+	if err := st.pushWholes(); err != nil {
+		return err
+	}
+	return st.pushCallers(ctx, agents, callers)
+}
+
+func (st *stream) pushWholes() error {
+	whole, loaded := st.s.wholeOf(st.org)
+	if !loaded {
+		return nil
+	}
+	for _, t := range wholes {
+		sub := st.subs[t]
+		if sub == nil {
+			continue
+		}
+		var add []*discoveryv3.Resource
+		var missing []string
+		for _, name := range slices.Sorted(maps.Keys(whole[t])) {
+			r := whole[t][name]
+			if sub.wants(name) && sub.sent[name] != r.GetVersion() {
+				add = append(add, r)
+			}
+		}
+		if !sub.answered {
+			for name := range sub.names {
+				if whole[t][name] == nil {
+					missing = append(missing, name)
+				}
+			}
+		}
+		if err := st.send(t, sub, add, missing); err != nil {
+			return err
+		}
+	}
+	for _, t := range slices.Backward(wholes) {
+		sub := st.subs[t]
+		if sub == nil {
+			continue
+		}
+		var gone []string
+		for name := range sub.sent {
+			if whole[t][name] == nil {
+				gone = append(gone, name)
+			}
+		}
+		if err := st.send(t, sub, nil, gone); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (sub *subscription) wants(name string) bool {
+	_, named := sub.names[name]
+	return sub.whole || named
+}
+
+// send answers in as many parts as it takes. A subscription's first answer is
+// sent also if there is nothing: it says so.
+func (st *stream) send(t string, sub *subscription, add []*discoveryv3.Resource, gone []string) error {
+	slices.Sort(gone)
+	for first := true; len(add) > 0 || len(gone) > 0 || first && !sub.answered; first = false {
+		n, size := 0, 0
+		for n < len(add) && n < maxAnswerResources && (n == 0 || size < maxAnswerBytes) {
+			size += proto.Size(add[n])
+			n++
+		}
+		m := min(len(gone), maxAnswerResources)
+		st.nonce++
+		resp := &discoveryv3.DeltaDiscoveryResponse{
+			TypeUrl: t, Resources: add[:n], RemovedResources: gone[:m], Nonce: strconv.FormatUint(st.nonce, 10),
+		}
+		if err := st.g.Send(resp); err != nil {
+			return err
+		}
+		st.s.metrics.pushed.WithLabelValues(short(t)).Add(float64(n + m))
+		for _, r := range add[:n] {
+			sub.sent[r.GetName()] = r.GetVersion()
+		}
+		for _, name := range gone[:m] {
+			delete(sub.sent, name)
+		}
+		add, gone, sub.answered = add[n:], gone[m:], true
+	}
+	return nil
+}
+
+// pushCallers reads the callers that are due and sends what differs from what the
+// node has. A caller that is not there is sent as removed.
+func (st *stream) pushCallers(ctx context.Context, agents, due map[string]struct{}) error {
+	sub := st.subs[CallerType]
+	if sub == nil {
+		return nil
+	}
+	_, everyone := agents[""]
+	if everyone {
+		maps.Copy(due, sub.names)
+	} else if len(agents) > 0 {
+		for name, agent := range st.owner {
+			if _, ok := agents[agent]; ok {
+				due[name] = struct{}{}
+			}
+		}
+	}
+	names := make([]string, 0, len(due))
+	for name := range due {
+		if sub.wants(name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	for part := range slices.Chunk(names, callersAtOnce) {
+		var add []*discoveryv3.Resource
+		var gone []string
+		owners := map[string]string{}
+		err := st.s.c.DB.InOrg(ctx, st.org, func(tx pgx.Tx) error {
+			add, gone = nil, nil
+			for _, name := range part {
+				r, agent, err := readCaller(ctx, tx, name)
+				switch {
+				case errors.Is(err, identity.ErrNotFound):
+					gone = append(gone, name)
+				case err != nil:
+					return err
+				default:
+					owners[name] = agent
+					if sub.sent[name] != r.GetVersion() {
+						add = append(add, r)
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			st.s.c.Log.WarnContext(ctx, "reading callers, trying again", "org", st.org, "callers", len(part), "err", err)
+			st.note(func() {
+				for _, name := range part {
+					st.callers[name] = struct{}{}
+				}
+			})
+			// Not at once: take back what was just put in. The heartbeat wakes us
+			// when the database answers again.
+			<-st.woken
+			return nil
+		}
+		maps.Copy(st.owner, owners)
+		for _, name := range gone {
+			delete(st.owner, name)
+		}
+		sub.answered = true // there is no empty answer to be given
+		if err := st.send(CallerType, sub, add, gone); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readCaller(ctx context.Context, tx pgx.Tx, name string) (*discoveryv3.Resource, string, error) {
+	hash, ok := parseCallerName(name)
+	if !ok {
+		return nil, "", identity.ErrNotFound
+	}
+	c, err := identity.CallerByHash(ctx, tx, hash)
+	if err != nil {
+		return nil, "", err
+	}
+	m, err := packCaller(c)
+	if err != nil {
+		return nil, "", err
+	}
+	r, err := resource(name, m)
+	return r, c.Agent.ID, err
+}
+
+// heartbeat is the resource that says when the database last answered.
+func (s *Server) heartbeatLocked() *discoveryv3.Resource {
+	if s.beat.IsZero() {
+		return nil
+	}
+	r, err := resource(heartbeatName, &aidv1.Heartbeat{Time: timestamppb.New(s.beat)})
+	if err != nil {
+		return nil // a timestamp can be packed
+	}
+	return r
+}
+
+func clip(s string, n int) string {
+	if len(s) > n {
+		return s[:n]
+	}
+	return s
+}
