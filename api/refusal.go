@@ -304,6 +304,10 @@ func invalid(fields ...fieldProblem) *problem {
 	return &problem{Status: http.StatusUnprocessableEntity, Code: "invalid", Message: "The request is not valid.", Fields: fields}
 }
 
+func nameTaken() *problem {
+	return &problem{Status: http.StatusConflict, Code: "conflict", Message: "There is one with this name already.", Field: "name", Fix: "Choose another name, or change the one that there is."}
+}
+
 func internal() *problem {
 	return &problem{Status: http.StatusInternalServerError, Code: "internal", Message: "Something went wrong here, not with your request.", Fix: "Try again. If it stays, look for the request id in the control plane's log."}
 }
@@ -345,13 +349,17 @@ func (s *Server) refused(ctx context.Context, err error) error {
 	case errors.As(err, &bad):
 		return invalid(fieldProblem{bad.Field, sentence(bad.Problem), sentence(bad.Fix)})
 	case errors.As(err, &inProvider):
-		return invalid(fieldProblem{inProvider.Field, sentence(inProvider.Problem), sentence(inProvider.Fix)})
+		return invalid(fieldProblem{inProvider.Field, sentence(inProvider.Problem), ""})
 	case errors.Is(err, identity.ErrNotFound), errors.Is(err, provider.ErrNotFound), errors.Is(err, policy.ErrNotFound), errors.Is(err, pgx.ErrNoRows):
 		return notFound("object", "")
+	case errors.Is(err, policy.ErrNameTaken), errors.Is(err, provider.ErrNameTaken):
+		return nameTaken()
+	case errors.Is(err, identity.ErrConflict), conflict(err):
+		return &problem{Status: http.StatusConflict, Code: "changed", Message: "It is being changed by others at this moment.", Fix: "Try again."}
 	case errors.As(err, &pg):
 		switch pg.Code {
 		case "23505": // unique_violation
-			return &problem{Status: http.StatusConflict, Code: "conflict", Message: "There is one with this name already.", Field: "name", Fix: "Choose another name, or change the one that there is."}
+			return nameTaken()
 		case "55P03", "57014", "40001", "40P01", "57P01", "57P03", "53300": // locked, timed out, conflicts, shutting down, full
 			s.c.Log.WarnContext(ctx, "database busy", "request", requestIDOf(ctx), "sqlstate", pg.Code)
 			return unavailable()

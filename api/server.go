@@ -71,6 +71,8 @@ type Server struct {
 	huma    huma.API
 	metrics *metrics
 	bodies  map[string]*huma.Schema // of requests, by operation id
+	json    []byte                  // the description, written down
+	yaml    []byte
 }
 
 // New returns a handler that serves every row of the table.
@@ -112,7 +114,7 @@ func New(c Config) (*Server, error) {
 // that a failure half way is a whole 500 and not half an answer.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := s.c.Now()
-	id := s.requestID(r)
+	id := s.idFor(r)
 	ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), requestIDKey{}, id), s.c.Timeout)
 	defer cancel()
 	r = r.WithContext(ctx)
@@ -209,8 +211,8 @@ func requestIDOf(ctx context.Context) string {
 	return id
 }
 
-// requestID is Envoy's if it looks like an id, else our own.
-func (s *Server) requestID(r *http.Request) string {
+// idFor is Envoy's request id if it looks like one, else our own.
+func (s *Server) idFor(r *http.Request) string {
 	if ids := r.Header["X-Request-Id"]; len(ids) == 1 && sane(ids[0]) {
 		return ids[0]
 	}

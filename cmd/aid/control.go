@@ -78,6 +78,7 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	f.StringVar(&c.digest, "digest-key", "", "`file` with the hex key of the digests of request bodies in the record")
 	f.StringVar(&c.gateway, "gateway", defaultGateway, "`address` that Envoys listen on for applications")
 	f.StringVar(&c.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
+	f.StringVar(&c.providerCA, "provider-ca", "", "PEM `file` on the Envoys' machines that vouches for providers (default: "+xds.SystemCAs+")")
 	f.Int64Var(&c.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
 	return cmd
 }
@@ -89,7 +90,7 @@ type control struct {
 	postgres, api, xds, status, publicURL string
 	connections                           int32
 	files                                 tlsFiles
-	fernet, hmac, digest                  string
+	fernet, hmac, digest, providerCA      string
 	gateway, usage                        string
 	maxBody                               int64
 
@@ -160,7 +161,7 @@ func (c *control) run(ctx context.Context) error {
 
 	control, err := xds.NewServer(xds.ServerConfig{
 		DB: db, Sealer: sealer, Appender: chain, Gateway: c.gateway, Usage: c.usage, MaxBody: c.maxBody,
-		DigestKey: digest, Log: c.log, Registerer: reg,
+		CAFile: c.providerCA, DigestKey: digest, Log: c.log, Registerer: reg,
 	})
 	if err != nil {
 		return err

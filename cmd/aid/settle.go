@@ -1,13 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"time"
 
@@ -208,14 +209,98 @@ func (s settler) providers(ctx context.Context, file string) error {
 	return nil
 }
 
+// provider makes or changes the provider with the file's name. A credential that
+// the file does not name is left as it is.
 func (s settler) provider(ctx context.Context, want provider.Provider, secret string) error {
 	return s.db.InOrg(ctx, defaultOrg.ID, func(tx pgx.Tx) error {
-		all, err := provider.List(ctx, tx)
-		if err != nil {
+		p, err := s.described(ctx, tx, want)
+		if err != nil || secret == "" {
 			return err
 		}
-		_ = bytes.Equal
-		_ = all
-		return nil
+		return s.credential(ctx, tx, p, secret)
 	})
+}
+
+// described stores what the file says of a provider, if that is new.
+func (s settler) described(ctx context.Context, tx pgx.Tx, want provider.Provider) (provider.Provider, error) {
+	all, err := provider.List(ctx, tx)
+	if err != nil {
+		return want, err
+	}
+	i := slices.IndexFunc(all, func(p provider.Provider) bool { return p.Name == want.Name })
+	if i < 0 {
+		if want.ID, err = identity.NewID("prov_", s.now, rand.Reader); err != nil {
+			return want, err
+		}
+		want.OrgID, want.Version, want.CreatedAt, want.UpdatedAt = defaultOrg.ID, 1, s.now, s.now
+		want.Cluster = provider.ClusterName(want)
+		if err := provider.Insert(ctx, tx, want); err != nil {
+			return want, err
+		}
+		s.log.Info("provider added", "provider", want.Name, "id", want.ID)
+		_, err = s.chain.Record(ctx, tx, defaultOrg.ID, created(bootstrap, "provider", want.ID, want))
+		return want, err
+	}
+	have := all[i]
+	fields := differences(have, want)
+	if len(fields) == 0 {
+		return have, nil
+	}
+	next := have
+	next.Kind, next.BaseURL, next.Models, next.Hosts, next.Headers, next.Settings = want.Kind, want.BaseURL, want.Models, want.Hosts, want.Headers, want.Settings
+	next.UpdatedAt = s.now
+	if next, err = provider.Update(ctx, tx, next); err != nil {
+		return next, err
+	}
+	s.log.Info("provider changed", "provider", next.Name, "id", next.ID, "fields", fields)
+	_, err = s.chain.Record(ctx, tx, defaultOrg.ID, audit.Changed{
+		Kind: "provider.updated", Actor: bootstrap, ObjectKind: "provider", ObjectID: next.ID, Fields: fields, Before: digest(have), After: digest(next),
+	})
+	return next, err
+}
+
+// differences are the fields in which a file's provider is not as it is stored.
+func differences(have, want provider.Provider) (fields []string) {
+	a, errA := provider.ParseSettings(have.Settings)
+	b, errB := provider.ParseSettings(want.Settings)
+	for _, f := range []struct {
+		name string
+		same bool
+	}{
+		{"base_url", have.BaseURL == want.BaseURL}, {"headers", maps.Equal(have.Headers, want.Headers)}, {"hosts", slices.Equal(have.Hosts, want.Hosts)},
+		{"kind", have.Kind == want.Kind}, {"models", slices.Equal(have.Models, want.Models)},
+		{"settings", errA == nil && errB == nil && reflect.DeepEqual(a, b)},
+	} {
+		if !f.same {
+			fields = append(fields, f.name)
+		}
+	}
+	return fields
+}
+
+// credential stores a provider's credential unless it is there already, for the
+// address that the provider has now.
+func (s settler) credential(ctx context.Context, tx pgx.Tx, p provider.Provider, secret string) error {
+	all, err := provider.Credentials(ctx, tx)
+	if err != nil {
+		return err
+	}
+	cluster := provider.ClusterName(p)
+	if i := slices.IndexFunc(all, func(c provider.Credential) bool { return c.ProviderID == p.ID && c.Cluster == cluster }); i >= 0 {
+		if stored, err := s.sealer.Open(all[i].Sealed); err == nil && string(stored) == secret {
+			return nil
+		}
+	}
+	sealed, err := s.sealer.Seal([]byte(secret))
+	if err != nil {
+		return err
+	}
+	if err := provider.PutCredential(ctx, tx, provider.Credential{ProviderID: p.ID, Cluster: cluster, Sealed: sealed, UpdatedAt: s.now}); err != nil {
+		return err
+	}
+	s.log.Info("credential set", "provider", p.Name, "id", p.ID)
+	_, err = s.chain.Record(ctx, tx, defaultOrg.ID, audit.Changed{
+		Kind: "provider.credential_set", Actor: bootstrap, ObjectKind: "provider", ObjectID: p.ID, Fields: []string{"credential"},
+	})
+	return err
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/ai-identity/ai-identity/envoy"
 	"github.com/ai-identity/ai-identity/process"
+	"github.com/ai-identity/ai-identity/xds"
 )
 
 const (
@@ -93,6 +94,7 @@ in order; a second one stops it at once.`,
 	f.StringVar(&u.postgresDir, "postgres-dir", "", "`folder` of the Postgres to embed (default: the one that make installed; without any, it is downloaded)")
 	f.String("redis", "", "`URL` of a Redis for limits shared between machines (reserved, not built yet)")
 	f.StringVar(&u.providers, "providers", "", "YAML `file` with the LLM providers; those with the same name are updated")
+	f.StringVar(&u.providerCA, "provider-ca", systemCAs(), "PEM `file` that vouches for providers")
 	f.StringVar(&u.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
 	f.Int64Var(&u.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
 	f.DurationVar(&u.maxStaleness, "max-staleness", 10*time.Minute, "how long the sidecar goes on deciding without the control plane")
@@ -105,7 +107,7 @@ in order; a second one stops it at once.`,
 type up struct {
 	homeDir, gateway, api, metrics string
 	envoyPath, postgres, providers string
-	postgresDir                    string
+	postgresDir, providerCA        string
 	usage                          string
 	maxBody                        int64
 	maxStaleness, drain            time.Duration
@@ -234,7 +236,7 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 		"AID_POSTGRES": db.appURL,
 	}, "--listen-api", u.api, "--listen-xds", "unix:"+h.socket("xds"), "--listen-status", "unix:"+h.socket("control"),
 		"--fernet-keys", keys.fernet, "--hmac-keys", keys.hmac, "--digest-key", keys.digest,
-		"--gateway", u.gateway, "--usage", u.usage, "--max-body", strconv.FormatInt(u.maxBody, 10))
+		"--gateway", u.gateway, "--provider-ca", u.providerCA, "--usage", u.usage, "--max-body", strconv.FormatInt(u.maxBody, 10))
 	if err := u.until(ctx, "the control plane", 60*time.Second, readyOver("control", overUnix(h.socket("control")))); err != nil {
 		return err
 	}
@@ -280,6 +282,18 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 		return serveHTTP(ctx, l, status(u.allMetrics(reg), u.ready), u.log)
 	})
 	return nil
+}
+
+// systemCAs is where this machine keeps the authorities that vouch for servers:
+// distributions do not agree on it.
+func systemCAs() string {
+	places := []string{os.Getenv("SSL_CERT_FILE"), xds.SystemCAs, "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem"}
+	for _, file := range places {
+		if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() {
+			return file
+		}
+	}
+	return xds.SystemCAs
 }
 
 // reachable is how to get from this machine to what listens on address.

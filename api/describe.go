@@ -1,0 +1,173 @@
+package api
+
+import (
+	"compress/gzip"
+	"embed"
+	"fmt"
+	"io"
+	"net/http"
+	"reflect"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/jackc/pgx/v5"
+	"github.com/swaggest/swgui/v5emb"
+)
+
+// The description of the API, and the two pages that show it. All of it is served
+// from here: a network without the Internet shows it too.
+
+//go:embed assets/redoc.standalone.js.gz
+var assets embed.FS
+
+const about = `Agents, their keys, policies, providers and the record.
+
+Send an organization key as ` + "`Authorization: Bearer aid_org_…`" + `. Lists have ` + "`limit`" + ` and ` + "`after`" + ` and answer
+` + "`{\"data\": […], \"has_more\": …, \"next\": …}`" + `. A POST with an ` + "`Idempotency-Key`" + ` can be sent again: it answers what it answered
+before, for 24 hours. Errors are ` + "`{\"error\": {\"code\", \"message\", \"field\", \"fix\", \"request_id\"}}`" + `.
+
+Models are called through the gateway, with an agent's key (` + "`aid_sk_…`" + `), under the paths of the provider's own API.`
+
+// description is what huma is configured with: our JSON, our errors, no pages of its own.
+func (s *Server) description() huma.Config {
+	c := huma.DefaultConfig("AI Identity", s.c.Version)
+	c.Info.Description = about
+	c.Info.License = &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"}
+	c.OpenAPIPath, c.DocsPath, c.SchemasPath = "", "", ""
+	c.CreateHooks = nil // no $schema in answers
+	c.Formats = map[string]huma.Format{"application/json": {Marshal: marshal, Unmarshal: unmarshal}, "json": {Marshal: marshal, Unmarshal: unmarshal}}
+	c.DefaultFormat = "application/json"
+	c.Transformers = []huma.Transformer{s.reworded}
+	c.RejectUnknownQueryParameters = true
+	if s.c.PublicURL != "" {
+		c.Servers = []*huma.Server{{URL: strings.TrimSuffix(s.c.PublicURL, "/")}}
+	}
+	c.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
+		"org_key": {Type: "http", Scheme: "bearer", BearerFormat: "aid_org_…", Description: "An organization key."},
+	}
+	for _, t := range []string{tagAgents, tagKeys, tagPolicies, tagProviders, tagRecord, tagOrg, tagApprovals, tagShadow, tagCompliance} {
+		c.Tags = append(c.Tags, &huma.Tag{Name: t})
+	}
+	return c
+}
+
+// operation is a row as huma has it.
+func (s *Server) operation(r route) huma.Operation {
+	op := huma.Operation{
+		OperationID: r.ID, Method: r.Method, Path: r.Path, Summary: r.Summary, Description: r.Description, Tags: []string{r.Tag},
+		DefaultStatus: r.Status, Middlewares: huma.Middlewares{s.guard(r)}, SkipValidateBody: r.Raw,
+		MaxBodyBytes: maxBody + 1, // the guard has counted, and has better words
+		Responses:    map[string]*huma.Response{"default": {Description: "What is wrong, and what to do.", Content: map[string]*huma.MediaType{"application/json": {Schema: s.huma.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[errorBody](), true, "Error")}}}},
+	}
+	if !r.Public {
+		op.Security = []map[string][]string{{"org_key": {}}}
+		var roles []string
+		for _, role := range r.Roles {
+			roles = append(roles, string(role))
+		}
+		op.Description += "\n\nRoles: " + strings.Join(roles, ", ") + "."
+	}
+	if r.Method == http.MethodPost && r.Unbuilt == "" {
+		op.Parameters = append(op.Parameters, &huma.Param{
+			Name: "Idempotency-Key", In: "header", Schema: &huma.Schema{Type: huma.TypeString},
+			Description: "A word of your own. The same request with the same word is done once, however often it is sent within 24 hours.",
+		})
+	}
+	return op
+}
+
+// publish puts examples into the description, and writes it down once.
+func (s *Server) publish() error {
+	api := s.huma.OpenAPI()
+	for _, r := range routes() {
+		item := api.Paths[r.Path]
+		if item == nil || r.Example == "" {
+			continue
+		}
+		op := map[string]*huma.Operation{"POST": item.Post, "PATCH": item.Patch, "PUT": item.Put}[r.Method]
+		if op == nil || op.RequestBody == nil {
+			return fmt.Errorf("%s %s has an example and no body", r.Method, r.Path)
+		}
+		var v any
+		if err := json.Unmarshal([]byte(r.Example), &v); err != nil {
+			return fmt.Errorf("example of %s: %w", r.ID, err)
+		}
+		for _, m := range op.RequestBody.Content {
+			m.Example = v
+		}
+	}
+	b, err := json.Marshal(api, json.Deterministic(true))
+	if err != nil {
+		return err
+	}
+	v := jsontext.Value(b)
+	if err := v.Indent(jsontext.WithIndent("  ")); err != nil {
+		return err
+	}
+	s.json = append(v, '\n')
+	s.yaml, err = api.YAML()
+	return err
+}
+
+func specJSON(s *Server, w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(s.json)
+}
+
+func specYAML(s *Server, w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/yaml")
+	_, _ = w.Write(s.yaml)
+}
+
+// start sends people to the page that they were looking for.
+func start(_ *Server, w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Location", "/docs")
+	w.WriteHeader(http.StatusFound)
+}
+
+// readyz is for load balancers: can this replica serve?
+func readyz(s *Server, w http.ResponseWriter, r *http.Request) {
+	if err := s.c.DB.Presenting(r.Context(), "readyz", func(pgx.Tx) error { return nil }); err != nil {
+		write(w, requestIDOf(r.Context()), unavailable())
+		return
+	}
+	_, _ = io.WriteString(w, "ready\n")
+}
+
+const pageCSP = "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; worker-src blob:; frame-ancestors 'none'"
+
+func swagger(_ *Server, w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Security-Policy", pageCSP)
+	v5emb.New("AI Identity", "/openapi.json", "/docs").ServeHTTP(w, r)
+}
+
+func redoc(_ *Server, w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Security-Policy", pageCSP)
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	_, _ = io.WriteString(w, `<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>AI Identity</title><style>body{margin:0}</style></head>
+<body><redoc spec-url="/openapi.json" hide-hostname></redoc><script src="/redoc/redoc.standalone.js"></script></body></html>
+`)
+}
+
+func redocScript(_ *Server, w http.ResponseWriter, r *http.Request) {
+	f, err := assets.Open("assets/redoc.standalone.js.gz")
+	if err != nil {
+		write(w, requestIDOf(r.Context()), internal())
+		return
+	}
+	defer f.Close()
+	h := w.Header()
+	h.Set("Content-Type", "text/javascript; charset=utf-8")
+	h.Set("Cache-Control", "public, max-age=86400")
+	var script io.Reader = f
+	if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		h.Set("Content-Encoding", "gzip")
+	} else if script, err = gzip.NewReader(f); err != nil {
+		write(w, requestIDOf(r.Context()), internal())
+		return
+	}
+	_, _ = io.Copy(w, script)
+}

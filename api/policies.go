@@ -1,0 +1,221 @@
+package api
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/ai-identity/ai-identity/policy"
+)
+
+const policyID = "pol_"
+
+// Policy is a policy on the wire.
+type Policy struct {
+	ID         string    `json:"id" doc:"Its id." example:"pol_01k0000000abcdefghjkmnpqrs"`
+	Name       string    `json:"name" doc:"What people call it; unique in the org." example:"support-agents-read-only-crm"`
+	Effect     string    `json:"effect" enum:"allow,deny" doc:"What it does where its conditions hold." example:"allow"`
+	Conditions rawObject `json:"conditions" doc:"Attribute → what it must be. All must hold."`
+	Limits     rawObject `json:"limits" doc:"What it counts where it allows."`
+	CreatedAt  time.Time `json:"created_at" doc:"When it was created, UTC." example:"2026-01-31T12:00:00Z"`
+	UpdatedAt  time.Time `json:"updated_at" doc:"When it was changed last, UTC." example:"2026-01-31T12:00:00Z"`
+	Version    int64     `json:"version" doc:"Counts the changes, from 1. Also in the ETag." example:"1"`
+}
+
+// rawObject is a JSON object that is passed on as it was written.
+type rawObject jsontext.Value
+
+func (r rawObject) MarshalJSON() ([]byte, error) {
+	if len(r) == 0 {
+		return []byte("{}"), nil
+	}
+	return r, nil
+}
+
+func (r *rawObject) UnmarshalJSON(b []byte) error {
+	*r = slices.Clone(b)
+	return nil
+}
+
+func (r rawObject) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}
+}
+
+// policyBody is what people send: package policy reads it, and has the better words.
+type policyBody struct{ rawObject }
+
+func (p policyBody) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{
+		Type: huma.TypeObject, AdditionalProperties: true, Description: "A policy. docs/policy.md has every attribute and operator.",
+		Properties: map[string]*huma.Schema{
+			"name":       {Type: huma.TypeString, Description: "What people call it; unique in the org."},
+			"effect":     {Type: huma.TypeString, Enum: []any{"allow", "deny"}, Description: "What it does where its conditions hold."},
+			"conditions": {Type: huma.TypeObject, AdditionalProperties: true, Description: `Attribute → a literal, {"in": […]} or {"between": [lowest, highest]}. All must hold; {} is every request.`},
+			"limits":     {Type: huma.TypeObject, AdditionalProperties: true, Description: `Of an allow policy: {"rpm": 60}, counted for each agent.`},
+		},
+	}
+}
+
+func policyShown(p policy.Policy) (Policy, error) {
+	var d struct {
+		Effect     string    `json:"effect"`
+		Conditions rawObject `json:"conditions"`
+		Limits     rawObject `json:"limits"`
+	}
+	if err := json.Unmarshal(p.Document, &d); err != nil {
+		return Policy{}, err
+	}
+	return Policy{ID: p.ID, Name: p.Name, Effect: d.Effect, Conditions: d.Conditions, Limits: d.Limits,
+		CreatedAt: p.CreatedAt.UTC(), UpdatedAt: p.UpdatedAt.UTC(), Version: p.Version}, nil
+}
+
+// checked is the document's name, or what is wrong with the document.
+func checked(document []byte) (string, error) {
+	if err := policy.Check(document); err != nil {
+		return "", err
+	}
+	var d struct {
+		Name string `json:"name"`
+	}
+	err := json.Unmarshal(document, &d)
+	return d.Name, err
+}
+
+func listPolicies(ctx context.Context, x *exchange, in *pages) (*paged[Policy], error) {
+	after, err := in.cursor(policyID)
+	if err != nil {
+		return nil, err
+	}
+	ps, err := policy.List(ctx, x.tx, after, in.Limit+1)
+	if err != nil {
+		return nil, err
+	}
+	rows := make([]Policy, len(ps))
+	for i, p := range ps {
+		if rows[i], err = policyShown(p); err != nil {
+			return nil, err
+		}
+	}
+	return listed(rows, in.Limit, func(p Policy) string { return p.ID }), nil
+}
+
+func createPolicy(ctx context.Context, x *exchange, in *struct{ Body policyBody }) (*made[Policy], error) {
+	name, err := checked(in.Body.rawObject)
+	if err != nil {
+		return nil, err
+	}
+	all, err := policy.All(ctx, x.tx)
+	if err != nil {
+		return nil, err
+	}
+	if len(all) >= policy.MaxPolicies {
+		return nil, &problem{Status: 409, Code: "too_many", Message: "The org has " + itoa(policy.MaxPolicies) + " policies, which is the most there can be.", Fix: "Delete one, or make one of several."}
+	}
+	id, err := x.newID(policyID)
+	if err != nil {
+		return nil, err
+	}
+	p := policy.Policy{ID: id, OrgID: x.org, Name: name, Version: 1, Document: in.Body.rawObject, CreatedAt: x.now, UpdatedAt: x.now}
+	if err := policy.Insert(ctx, x.tx, p); err != nil {
+		return nil, err
+	}
+	shown, err := policyShown(p)
+	if err != nil {
+		return nil, err
+	}
+	if err := x.record(ctx, "policy.created", "policy", p.ID, "", nil, shown); err != nil {
+		return nil, err
+	}
+	return &made[Policy]{Location: "/v1/policies/" + p.ID, ETag: etag(p.Version), Body: shown}, nil
+}
+
+func (x *exchange) policy(ctx context.Context, id string) (policy.Policy, error) {
+	if !isID(policyID, id) {
+		return policy.Policy{}, notFound("policy", id)
+	}
+	p, err := policy.ByID(ctx, x.tx, id)
+	if err == policy.ErrNotFound {
+		return p, notFound("policy", id)
+	}
+	return p, err
+}
+
+func getPolicy(ctx context.Context, x *exchange, in *byID) (*one[Policy], error) {
+	p, err := x.policy(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	shown, err := policyShown(p)
+	return &one[Policy]{ETag: etag(p.Version), Body: shown}, err
+}
+
+func updatePolicy(ctx context.Context, x *exchange, in *struct {
+	byID
+	conditional
+	Body policyBody
+}) (*one[Policy], error) {
+	var out *one[Policy]
+	err := freshly(func() error {
+		before, err := x.policy(ctx, in.ID)
+		if err != nil {
+			return err
+		}
+		if err := x.matches(before.Version); err != nil {
+			return err
+		}
+		after := before
+		document, err := merge(jsontext.Value(before.Document), jsontext.Value(in.Body.rawObject))
+		if err != nil {
+			return err
+		}
+		after.Document = document
+		if after.Name, err = checked(document); err != nil {
+			return err
+		}
+		shownBefore, err := policyShown(before)
+		if err != nil {
+			return err
+		}
+		after.UpdatedAt = x.now
+		shown, err := policyShown(after)
+		if err != nil {
+			return err
+		}
+		fields, err := changed(shownBefore, shown)
+		if err != nil {
+			return err
+		}
+		if len(fields) == 0 {
+			out = &one[Policy]{ETag: etag(before.Version), Body: shownBefore}
+			return nil
+		}
+		if after, err = policy.Update(ctx, x.tx, after); err != nil {
+			return err
+		}
+		if shown, err = policyShown(after); err != nil {
+			return err
+		}
+		out = &one[Policy]{ETag: etag(after.Version), Body: shown}
+		return x.record(ctx, "policy.updated", "policy", after.ID, "", shownBefore, shown)
+	})
+	return out, err
+}
+
+func deletePolicy(ctx context.Context, x *exchange, in *byID) (*nothing, error) {
+	p, err := x.policy(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	shown, err := policyShown(p)
+	if err != nil {
+		return nil, err
+	}
+	if err := policy.Delete(ctx, x.tx, p.ID); err != nil {
+		return nil, err
+	}
+	return nil, x.record(ctx, "policy.deleted", "policy", p.ID, "", shown, nil)
+}

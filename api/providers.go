@@ -1,0 +1,261 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/ai-identity/ai-identity/policy"
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+const providerID = "prov_"
+
+// Provider is a provider on the wire, without its credential.
+type Provider struct {
+	ID            string            `json:"id" doc:"Its id." example:"prov_01k0000000abcdefghjkmnpqrs"`
+	Name          string            `json:"name" doc:"What policies and the record call it; unique in the org." example:"openai"`
+	Kind          string            `json:"kind" enum:"openai,anthropic,gemini,cohere,mistral,custom" doc:"Which API it speaks." example:"openai"`
+	BaseURL       string            `json:"base_url" doc:"Where its API begins." example:"https://api.openai.com/v1"`
+	Models        []string          `json:"models" nullable:"false" doc:"Names, or patterns in which * stands for anything." example:"gpt-4o"`
+	Hosts         []string          `json:"hosts" nullable:"false" doc:"Names under which applications reach it directly (for egress, which is not built yet)." example:"api.openai.com"`
+	Headers       map[string]string `json:"headers" doc:"Sent with every request; never a credential."`
+	Settings      rawObject         `json:"settings" doc:"Of the kind: auth, query, paths, inject_usage. See docs/providers.md."`
+	HasCredential bool              `json:"has_credential" doc:"Whether a credential was given." example:"true"`
+	CreatedAt     time.Time         `json:"created_at" doc:"When it was created, UTC." example:"2026-01-31T12:00:00Z"`
+	UpdatedAt     time.Time         `json:"updated_at" doc:"When it was changed last, UTC." example:"2026-01-31T12:00:00Z"`
+	Version       int64             `json:"version" doc:"Counts the changes, from 1. Also in the ETag." example:"1"`
+	Warnings      []string          `json:"warnings,omitempty" nullable:"false" doc:"What you should know of this change."`
+}
+
+func providerShown(p provider.Provider) Provider {
+	headers := p.Headers
+	if headers == nil {
+		headers = map[string]string{}
+	}
+	return Provider{
+		ID: p.ID, Name: p.Name, Kind: p.Kind, BaseURL: p.BaseURL, Models: strs(p.Models), Hosts: strs(p.Hosts), Headers: headers,
+		Settings: rawObject(p.Settings), HasCredential: p.HasCredential, CreatedAt: p.CreatedAt.UTC(), UpdatedAt: p.UpdatedAt.UTC(), Version: p.Version,
+	}
+}
+
+// NewProvider is what people say of a provider.
+type NewProvider struct {
+	Name     string            `json:"name" minLength:"1" maxLength:"64" doc:"What policies and the record call it; unique in the org." example:"openai"`
+	Kind     string            `json:"kind" enum:"openai,anthropic,gemini,cohere,mistral,custom" doc:"Which API it speaks." example:"openai"`
+	BaseURL  string            `json:"base_url" minLength:"1" maxLength:"2048" doc:"Where its API begins: https, or http for what is near." example:"https://api.openai.com/v1"`
+	Models   []string          `json:"models,omitzero" nullable:"false" maxItems:"1000" doc:"Names, or patterns in which * stands for anything. An exact name wins over a pattern, a longer pattern over a shorter." example:"gpt-*"`
+	Hosts    []string          `json:"hosts,omitzero" nullable:"false" maxItems:"100" doc:"Names under which applications reach it directly." example:"api.openai.com"`
+	Headers  map[string]string `json:"headers,omitzero" doc:"Sent with every request; never a credential."`
+	Settings provider.Settings `json:"settings,omitzero" doc:"Of the kind: auth, query, paths, inject_usage. See docs/providers.md."`
+}
+
+func (n NewProvider) put(p provider.Provider) (provider.Provider, error) {
+	p.Name, p.Kind, p.BaseURL, p.Models, p.Hosts, p.Headers = n.Name, n.Kind, n.BaseURL, n.Models, n.Hosts, n.Headers
+	settings, err := json.Marshal(n.Settings, json.Deterministic(true))
+	if err != nil {
+		return p, err
+	}
+	p.Settings = nil
+	if string(settings) != "{}" {
+		p.Settings = settings
+	}
+	return p, provider.Validate(p)
+}
+
+func providerSaid(p provider.Provider) (NewProvider, error) {
+	s, err := provider.ParseSettings(p.Settings)
+	return NewProvider{Name: p.Name, Kind: p.Kind, BaseURL: p.BaseURL, Models: p.Models, Hosts: p.Hosts, Headers: p.Headers, Settings: s}, err
+}
+
+func listProviders(ctx context.Context, x *exchange, in *pages) (*paged[Provider], error) {
+	after, err := in.cursor(providerID)
+	if err != nil {
+		return nil, err
+	}
+	ps, err := provider.List(ctx, x.tx)
+	if err != nil {
+		return nil, err
+	}
+	id := func(p Provider) string { return p.ID }
+	return listed(following(each(ps, providerShown), after, id), in.Limit, id), nil
+}
+
+func createProvider(ctx context.Context, x *exchange, in *struct{ Body NewProvider }) (*made[Provider], error) {
+	id, err := x.newID(providerID)
+	if err != nil {
+		return nil, err
+	}
+	p, err := in.Body.put(provider.Provider{ID: id, OrgID: x.org, CreatedAt: x.now, UpdatedAt: x.now, Version: 1})
+	if err != nil {
+		return nil, err
+	}
+	all, err := provider.List(ctx, x.tx)
+	if err != nil {
+		return nil, err
+	}
+	if len(all) >= provider.MaxProviders {
+		return nil, &problem{Status: 409, Code: "too_many", Message: "The org has " + itoa(provider.MaxProviders) + " providers, which is the most there can be.", Fix: "Delete one."}
+	}
+	if err := provider.Insert(ctx, x.tx, p); err != nil {
+		return nil, err
+	}
+	shown := providerShown(p)
+	if err := x.record(ctx, "provider.created", "provider", p.ID, "", nil, shown); err != nil {
+		return nil, err
+	}
+	return &made[Provider]{Location: "/v1/providers/" + p.ID, ETag: etag(p.Version), Body: shown}, nil
+}
+
+func (x *exchange) provider(ctx context.Context, id string) (provider.Provider, error) {
+	if !isID(providerID, id) {
+		return provider.Provider{}, notFound("provider", id)
+	}
+	p, err := provider.ByID(ctx, x.tx, id)
+	if errors.Is(err, provider.ErrNotFound) {
+		return p, notFound("provider", id)
+	}
+	return p, err
+}
+
+func getProvider(ctx context.Context, x *exchange, in *byID) (*one[Provider], error) {
+	p, err := x.provider(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &one[Provider]{ETag: etag(p.Version), Body: providerShown(p)}, nil
+}
+
+func updateProvider(ctx context.Context, x *exchange, in *struct {
+	byID
+	conditional
+	Body patch[NewProvider]
+}) (*one[Provider], error) {
+	var out *one[Provider]
+	err := freshly(func() error {
+		before, err := x.provider(ctx, in.ID)
+		if err != nil {
+			return err
+		}
+		if err := x.matches(before.Version); err != nil {
+			return err
+		}
+		said, err := providerSaid(before)
+		if err != nil {
+			return err
+		}
+		if said, err = in.Body.onto(x.Server, said); err != nil {
+			return err
+		}
+		after, err := said.put(before)
+		if err != nil {
+			return err
+		}
+		fields, err := changed(providerShown(before), providerShown(after))
+		if err != nil {
+			return err
+		}
+		if len(fields) == 0 {
+			out = &one[Provider]{ETag: etag(before.Version), Body: providerShown(before)}
+			return nil
+		}
+		var warnings []string
+		if slices.Contains(fields, "base_url") && before.HasCredential {
+			if err := provider.DeleteCredential(ctx, x.tx, before.ID); err != nil {
+				return err
+			}
+			warnings = append(warnings, "The credential was for the old base_url and has been dropped: set it again with PUT /v1/providers/"+before.ID+"/credential.")
+		}
+		after.UpdatedAt = x.now
+		if after, err = provider.Update(ctx, x.tx, after); err != nil {
+			return err
+		}
+		shown := providerShown(after)
+		if err := x.record(ctx, "provider.updated", "provider", after.ID, "", providerShown(before), shown); err != nil {
+			return err
+		}
+		shown.Warnings = warnings
+		out = &one[Provider]{ETag: etag(after.Version), Body: shown}
+		return nil
+	})
+	return out, err
+}
+
+func deleteProvider(ctx context.Context, x *exchange, in *byID) (*nothing, error) {
+	p, err := x.provider(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	if err := provider.Delete(ctx, x.tx, p.ID); err != nil {
+		return nil, err
+	}
+	return nil, x.record(ctx, "provider.deleted", "provider", p.ID, "", providerShown(p), nil)
+}
+
+// NewCredential is a provider's secret. It has no String on purpose: nothing prints it.
+type NewCredential struct {
+	Secret string `json:"secret" minLength:"1" maxLength:"8192" pattern:"^[ -~]*$" patternDescription:"printable ASCII" doc:"The key that the provider gave you."`
+}
+
+func putCredential(ctx context.Context, x *exchange, in *struct {
+	byID
+	Body NewCredential
+}) (*one[Provider], error) {
+	p, err := x.provider(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := x.c.Sealer.Seal([]byte(in.Body.Secret))
+	if err != nil {
+		return nil, err
+	}
+	err = provider.PutCredential(ctx, x.tx, provider.Credential{ProviderID: p.ID, Cluster: provider.ClusterName(p), Sealed: sealed, UpdatedAt: x.now})
+	if err != nil {
+		return nil, err
+	}
+	before := providerShown(p)
+	p.HasCredential = true
+	// The record says that it was set, also where there was one before.
+	if err := x.record(ctx, "provider.credential_set", "provider", p.ID, "", before, providerShown(p)); err != nil {
+		return nil, err
+	}
+	return &one[Provider]{ETag: etag(p.Version), Body: providerShown(p)}, nil
+}
+
+// Models is a list of models in OpenAI's format.
+type Models struct {
+	Object string  `json:"object" doc:"Always list." example:"list"`
+	Data   []Model `json:"data" nullable:"false" doc:"The models."`
+}
+
+// Model is one of them.
+type Model struct {
+	ID      string `json:"id" doc:"Its name." example:"gpt-4o"`
+	Object  string `json:"object" doc:"Always model." example:"model"`
+	Created int64  `json:"created" doc:"Always 0: providers' own lists say it, and this one does not ask them." example:"0"`
+	OwnedBy string `json:"owned_by" doc:"The provider that has it." example:"openai"`
+}
+
+func listModels(ctx context.Context, x *exchange, _ *struct{}) (*one[Models], error) {
+	ps, err := provider.List(ctx, x.tx)
+	if err != nil {
+		return nil, err
+	}
+	r, err := provider.NewRegistry(ps)
+	if err != nil {
+		return nil, err
+	}
+	out := Models{Object: "list", Data: []Model{}}
+	for _, m := range r.Models(func(string) bool { return true }) {
+		out.Data = append(out.Data, Model{ID: m.ID, Object: "model", OwnedBy: m.OwnedBy})
+	}
+	return &one[Models]{Body: out}, nil
+}
+
+// conflict says whether an object was changed between reading and writing it.
+func conflict(err error) bool {
+	return errors.Is(err, provider.ErrConflict) || errors.Is(err, policy.ErrConflict)
+}

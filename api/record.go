@@ -1,0 +1,233 @@
+package api
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"strconv"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-json-experiment/json"
+
+	"github.com/ai-identity/ai-identity/audit"
+)
+
+// LogEntry is an entry of the record as people read it: its own fields, with its
+// place in the chain before them.
+type LogEntry struct{ stored audit.Stored }
+
+// MarshalJSON puts the place in front of the entry's own fields, whose bytes stay
+// as they were hashed.
+func (l LogEntry) MarshalJSON() ([]byte, error) {
+	place := struct {
+		Seq        int64     `json:"seq"`
+		AppendedAt time.Time `json:"appended_at"`
+		MAC        string    `json:"mac"`
+	}{l.stored.Seq, l.stored.AppendedAt.UTC(), hex.EncodeToString(l.stored.MAC)}
+	b, err := json.Marshal(place)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := l.stored.Parse(); err != nil {
+		return json.Marshal(struct {
+			Seq    int64  `json:"seq"`
+			Kind   string `json:"kind"`
+			Writer string `json:"writer"`
+			Bytes  string `json:"entry_base64"`
+		}{l.stored.Seq, l.stored.Kind, l.stored.Writer, base64.StdEncoding.EncodeToString(l.stored.Entry)})
+	}
+	b[len(b)-1] = ','
+	return append(b, l.stored.Entry[1:]...), nil
+}
+
+// Schema says what is always there; docs/audit.md has the rest.
+func (l LogEntry) Schema(huma.Registry) *huma.Schema {
+	text := func(doc string) *huma.Schema { return &huma.Schema{Type: huma.TypeString, Description: doc} }
+	return &huma.Schema{
+		Type: huma.TypeObject, AdditionalProperties: true,
+		Description: "An entry of the record. docs/audit.md lists the fields of each kind.",
+		Properties: map[string]*huma.Schema{
+			"seq":         {Type: huma.TypeInteger, Description: "Its number in the org's chain: from 1, without gaps."},
+			"appended_at": {Type: huma.TypeString, Format: "date-time", Description: "When it was appended to the chain."},
+			"mac":         text("Its link in the HMAC chain, in hex."),
+			"kind":        text("request.decided, request.settled, agent.created, …"),
+			"time":        {Type: huma.TypeString, Format: "date-time", Description: "When it happened."},
+			"request_id":  text("Of the request; the caller got it as X-Request-ID."),
+			"agent_id":    text("The agent that it concerns."),
+			"effect":      text("Of request.decided: allow or deny."),
+			"reasons":     {Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}, Description: "Of request.decided: why."},
+			"outcome":     text("Of request.settled: how it ended."),
+		},
+		Required: []string{"seq", "kind"},
+	}
+}
+
+// entriesIn are the parameters of both lists of entries.
+type entriesIn struct {
+	Limit     int       `query:"limit" minimum:"1" maximum:"100" default:"20" doc:"How many at most."`
+	After     string    `query:"after" maxLength:"20" doc:"The next of the page before: what follows it is listed." example:"412"`
+	Since     time.Time `query:"since" doc:"Only what happened at or after this time." example:"2026-01-01T00:00:00Z"`
+	Until     time.Time `query:"until" doc:"Only what happened before this time." example:"2026-02-01T00:00:00Z"`
+	Kind      string    `query:"kind" maxLength:"64" doc:"Only this kind." example:"request.decided"`
+	RequestID string    `query:"request_id" maxLength:"128" doc:"Only those of this request."`
+	Order     string    `query:"order" enum:"asc,desc" doc:"desc: newest first. asc: oldest first."`
+}
+
+func (in entriesIn) filter(desc bool) (audit.Filter, error) {
+	switch in.Order {
+	case "asc":
+		desc = false
+	case "desc":
+		desc = true
+	}
+	f := audit.Filter{Kind: in.Kind, RequestID: in.RequestID, Since: in.Since, Until: in.Until, Desc: desc, Limit: in.Limit + 1}
+	if in.After != "" {
+		seq, err := strconv.ParseInt(in.After, 10, 64)
+		if err != nil || seq < 1 {
+			return f, invalid(fieldProblem{"after", "after is not a cursor of this list.", "Send the next of the page before, or leave it out for the first page."})
+		}
+		f.AfterSeq = seq
+	}
+	return f, nil
+}
+
+func listLogs(ctx context.Context, x *exchange, in *struct {
+	byID
+	entriesIn
+}) (*paged[LogEntry], error) {
+	f, err := in.filter(true)
+	if err != nil {
+		return nil, err
+	}
+	// The record of an agent that was deleted stays readable under its id.
+	if !isID("ag_", in.ID) {
+		return nil, notFound("agent", in.ID)
+	}
+	f.AgentID = in.ID
+	entries, err := audit.Entries(ctx, x.tx, f)
+	if err != nil {
+		return nil, err
+	}
+	if len(entries) == 0 {
+		if _, err := x.agent(ctx, in.ID); err != nil {
+			known, lookErr := audit.Entries(ctx, x.tx, audit.Filter{AgentID: in.ID, Limit: 1})
+			if lookErr != nil || len(known) == 0 {
+				return nil, err
+			}
+		}
+	}
+	rows := each(entries, func(s audit.Stored) LogEntry { return LogEntry{s} })
+	return listed(rows, in.Limit, func(l LogEntry) string { return itoa(l.stored.Seq) }), nil
+}
+
+// ChainEntry is an entry with all that is needed to verify its place.
+type ChainEntry struct {
+	Seq        int64     `json:"seq" doc:"Its number in the chain." example:"412"`
+	AppendedAt time.Time `json:"appended_at" doc:"When it was appended, UTC." example:"2026-01-31T12:00:00Z"`
+	Kind       string    `json:"kind" doc:"What it is." example:"request.decided"`
+	Writer     string    `json:"writer" doc:"Who wrote it." example:"w_01k0000000abcdefghjkmnpqrs"`
+	WriterSeq  int64     `json:"writer_seq" doc:"Its number at the writer; with writer, what a receipt names." example:"97"`
+	Epoch      int32     `json:"epoch" doc:"Which HMAC key." example:"1"`
+	PrevMAC    string    `json:"prev_mac" doc:"The link before, in hex."`
+	MAC        string    `json:"mac" doc:"This link, in hex."`
+	Entry      string    `json:"entry" doc:"The bytes that were hashed: one line of ASCII JSON."`
+}
+
+func exportEntries(ctx context.Context, x *exchange, in *entriesIn) (*paged[ChainEntry], error) {
+	f, err := in.filter(false)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := audit.Entries(ctx, x.tx, f)
+	if err != nil {
+		return nil, err
+	}
+	rows := each(entries, func(s audit.Stored) ChainEntry {
+		return ChainEntry{
+			Seq: s.Seq, AppendedAt: s.AppendedAt.UTC(), Kind: s.Kind, Writer: s.Writer, WriterSeq: s.WriterSeq, Epoch: s.Epoch,
+			PrevMAC: hex.EncodeToString(s.PrevMAC), MAC: hex.EncodeToString(s.MAC), Entry: string(s.Entry),
+		}
+	})
+	return listed(rows, in.Limit, func(e ChainEntry) string { return itoa(e.Seq) }), nil
+}
+
+// Usage is what an agent used.
+type Usage struct {
+	AgentID string     `json:"agent_id" doc:"Whose." example:"ag_01k0000000abcdefghjkmnpqrs"`
+	Since   string     `json:"since" doc:"The first day, UTC." example:"2026-01-01"`
+	Until   string     `json:"until" doc:"The last day, UTC." example:"2026-01-31"`
+	Total   UsageSum   `json:"total" doc:"All of it."`
+	Data    []UsageRow `json:"data" nullable:"false" doc:"By day, provider and model; oldest first."`
+}
+
+// UsageSum is a sum.
+type UsageSum struct {
+	Requests         int64 `json:"requests" doc:"Requests that ended." example:"120"`
+	Refused          int64 `json:"refused" doc:"Of them, those that were refused." example:"3"`
+	InputTokens      int64 `json:"input_tokens" doc:"Tokens of the input, cached ones included." example:"48210"`
+	OutputTokens     int64 `json:"output_tokens" doc:"Tokens of the output, reasoning included." example:"9120"`
+	CachedTokens     int64 `json:"cached_tokens" doc:"Of the input, those that were read from a cache." example:"1200"`
+	CacheWriteTokens int64 `json:"cache_write_tokens" doc:"Of the input, those that were written to a cache." example:"0"`
+	ReasoningTokens  int64 `json:"reasoning_tokens" doc:"Of the output, those of reasoning." example:"800"`
+	CostNanoUSD      int64 `json:"cost_nano_usd" doc:"What is known to have been spent, in nano-dollars." example:"0"`
+	Unpriced         int64 `json:"unpriced" doc:"Requests whose cost is not known; their cost is not in the sum." example:"117"`
+}
+
+// UsageRow is a sum for a day, provider and model.
+type UsageRow struct {
+	Day      string `json:"day" doc:"UTC." example:"2026-01-31"`
+	Provider string `json:"provider" doc:"Empty for requests that were refused before one was found." example:"openai"`
+	Model    string `json:"model" doc:"As asked for." example:"gpt-4o"`
+	UsageSum
+}
+
+func (s *UsageSum) add(d UsageSum) {
+	s.Requests += d.Requests
+	s.Refused += d.Refused
+	s.InputTokens += d.InputTokens
+	s.OutputTokens += d.OutputTokens
+	s.CachedTokens += d.CachedTokens
+	s.CacheWriteTokens += d.CacheWriteTokens
+	s.ReasoningTokens += d.ReasoningTokens
+	s.CostNanoUSD += d.CostNanoUSD
+	s.Unpriced += d.Unpriced
+}
+
+// usageDays is the longest span that is summed at once.
+const usageDays = 400
+
+func getUsage(ctx context.Context, x *exchange, in *struct {
+	byID
+	Since time.Time `query:"since" doc:"From the day of this time; 30 days ago if nothing is said." example:"2026-01-01T00:00:00Z"`
+	Until time.Time `query:"until" doc:"Through the day of this time; today if nothing is said." example:"2026-01-31T00:00:00Z"`
+}) (*one[Usage], error) {
+	a, err := x.agent(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	until, since := in.Until, in.Since
+	if until.IsZero() {
+		until = x.now
+	}
+	if since.IsZero() {
+		since = until.AddDate(0, 0, -30)
+	}
+	if since.After(until) || until.Sub(since) > usageDays*24*time.Hour {
+		return nil, invalid(fieldProblem{"since", "since is after until, or more than " + itoa(usageDays) + " days before it.", "Ask for a shorter span."})
+	}
+	days, err := audit.DailyUsage(ctx, x.tx, a.ID, since, until)
+	if err != nil {
+		return nil, err
+	}
+	out := Usage{AgentID: a.ID, Since: since.UTC().Format(time.DateOnly), Until: until.UTC().Format(time.DateOnly), Data: []UsageRow{}}
+	for _, d := range days {
+		sum := UsageSum{
+			Requests: d.Requests, Refused: d.Refused, InputTokens: d.InputTokens, OutputTokens: d.OutputTokens, CachedTokens: d.CachedTokens,
+			CacheWriteTokens: d.CacheWriteTokens, ReasoningTokens: d.ReasoningTokens, CostNanoUSD: d.CostNanoUSD, Unpriced: d.Unpriced,
+		}
+		out.Data = append(out.Data, UsageRow{Day: d.Day.Format(time.DateOnly), Provider: d.Provider, Model: d.Model, UsageSum: sum})
+		out.Total.add(sum)
+	}
+	return &one[Usage]{Body: out}, nil
+}
