@@ -59,7 +59,7 @@ func (s *Server) operation(r route) huma.Operation {
 		OperationID: r.ID, Method: r.Method, Path: r.Path, Summary: r.Summary, Description: r.Description, Tags: []string{r.Tag},
 		DefaultStatus: r.Status, Middlewares: huma.Middlewares{s.guard(r)}, SkipValidateBody: r.Raw,
 		MaxBodyBytes: maxBody + 1, // the guard has counted, and has better words
-		Responses:    map[string]*huma.Response{"default": {Description: "What is wrong, and what to do.", Content: map[string]*huma.MediaType{"application/json": {Schema: s.huma.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[errorBody](), true, "Error")}}}},
+		Responses:    map[string]*huma.Response{"default": {Description: "What is wrong, and what to do.", Content: map[string]*huma.MediaType{"application/json": {Schema: s.huma.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[refusalBody](), true, "Error")}}}},
 	}
 	if !r.Public {
 		op.Security = []map[string][]string{{"org_key": {}}}
@@ -97,6 +97,10 @@ func (s *Server) publish() error {
 		for _, m := range op.RequestBody.Content {
 			m.Example = v
 		}
+	}
+	// What huma would answer errors with, and never does here.
+	for _, name := range []string{"ErrorModel", "ErrorDetail"} {
+		delete(api.Components.Schemas.Map(), name)
 	}
 	b, err := json.Marshal(api, json.Deterministic(true))
 	if err != nil {

@@ -30,12 +30,12 @@ type problem struct {
 	Header  http.Header
 }
 
-// errorBody is a problem on the wire.
-type errorBody struct {
-	Error errorDetail `json:"error" doc:"What is wrong."`
+// refusalBody is a problem on the wire.
+type refusalBody struct {
+	Error refusalDetail `json:"error" doc:"What is wrong."`
 }
 
-type errorDetail struct {
+type refusalDetail struct {
 	Code      string         `json:"code" doc:"One word of a fixed set, for programs." example:"invalid"`
 	Message   string         `json:"message" doc:"What is wrong, for people." example:"name is missing."`
 	Field     string         `json:"field,omitempty" doc:"What is wrong, where it is one thing: a field of the body (allowed_models[2]), a parameter, or a header." example:"name"`
@@ -54,8 +54,8 @@ func (p *problem) Error() string           { return p.Message }
 func (p *problem) GetStatus() int          { return p.Status }
 func (p *problem) GetHeaders() http.Header { return p.Header }
 
-func (p *problem) body(requestID string) errorBody {
-	d := errorDetail{Code: p.Code, Message: p.Message, Field: p.Field, Fix: p.Fix, RequestID: requestID}
+func (p *problem) body(requestID string) refusalBody {
+	d := refusalDetail{Code: p.Code, Message: p.Message, Field: p.Field, Fix: p.Fix, RequestID: requestID}
 	switch len(p.Fields) {
 	case 0:
 	case 1:
@@ -64,7 +64,7 @@ func (p *problem) body(requestID string) errorBody {
 		d.Field, d.Fix, d.Errors = p.Fields[0].Field, p.Fields[0].Fix, p.Fields
 		d.Message = fmt.Sprintf("%s (and %d more)", strings.TrimSuffix(p.Fields[0].Message, "."), len(p.Fields)-1)
 	}
-	return errorBody{d}
+	return refusalBody{d}
 }
 
 // write answers with a problem where huma is not, or not yet, in charge.

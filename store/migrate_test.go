@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -283,5 +284,44 @@ func TestNotifiesOfChanges(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Errorf("Listen ended with %v", err)
+	}
+}
+
+// A connection that hears nothing for long is asked and kept, and then still hears;
+// one that is gone is replaced.
+func TestListenInSilence(t *testing.T) {
+	db := storetest.Open(t)
+	db.AskAfter(5 * time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
+	heard, ready, done := make(chan string, 1), make(chan struct{}, 10), make(chan error, 1)
+	go func() {
+		done <- db.Listen(ctx, "Some Channel", func(p string) { heard <- p }, func() { ready <- struct{}{} })
+	}()
+	<-ready
+	admin := storetest.Connect(t, storetest.URL(t, "postgres"))
+	const asks = `SELECT pid::text FROM pg_stat_activity WHERE usename = 'aid_app' AND query = '-- ping' AND datname = current_database()`
+	until(t, "it is asked", func() bool { return len(column(t, admin, asks)) == 1 })
+	for _, want := range []string{"one", "two"} {
+		execute(t, admin, `SELECT pg_notify('Some Channel', $1)`, want)
+		if got := <-heard; got != want {
+			t.Errorf("heard %q, want %q", got, want)
+		}
+	}
+	if len(ready) != 0 {
+		t.Error("it connected again, for no reason")
+	}
+	execute(t, admin, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'aid_app' AND query = '-- ping' AND datname = current_database()`)
+	<-ready
+	execute(t, admin, `SELECT pg_notify('Some Channel', 'three')`)
+	if got := <-heard; got != "three" {
+		t.Errorf("heard %q", got)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Listen ended with %v", err)
+	}
+	// Told to stop before there is anything to hear.
+	if err := db.Listen(ctx, "x", func(string) {}, func() { t.Error("connected") }); err != nil {
+		t.Error(err)
 	}
 }

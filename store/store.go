@@ -38,12 +38,17 @@ const (
 	lockTimeout = 5 * time.Second
 	idleTimeout = 30 * time.Second // between two statements of a transaction
 	tries       = 4                // of a transaction that fell to another one
+
+	// stillThere is how often a silent connection is asked whether it still is
+	// one: a machine that vanished sends nothing.
+	stillThere = 15 * time.Second
 )
 
 // DB is an open database. It is safe for concurrent use.
 type DB struct {
 	pool    *pgxpool.Pool
 	listen  *pgx.ConnConfig
+	silence time.Duration // after which a connection that listens is asked whether it is still there
 	log     *slog.Logger
 	metrics prometheus.Collector
 	reg     prometheus.Registerer
@@ -76,7 +81,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the database: %w", err)
 	}
-	db := &DB{pool: pool, listen: pc.ConnConfig.Copy(), log: c.Log}
+	db := &DB{pool: pool, listen: pc.ConnConfig.Copy(), silence: stillThere, log: c.Log}
 	if err := db.fit(ctx); err != nil {
 		pool.Close()
 		return nil, fmt.Errorf("opening the database: %w", err)
@@ -266,10 +271,6 @@ func (db *DB) Listen(ctx context.Context, channel string, fn func(payload string
 	}
 }
 
-// stillThere is how often a silent connection is asked whether it still is one: a
-// machine that vanished sends nothing.
-const stillThere = 15 * time.Second
-
 func (db *DB) hear(ctx context.Context, channel string, fn func(string), connected func()) error {
 	conn, err := pgx.ConnectConfig(ctx, db.listen.Copy())
 	if err != nil {
@@ -285,7 +286,7 @@ func (db *DB) hear(ctx context.Context, channel string, fn func(string), connect
 	}
 	connected()
 	for {
-		wait, cancel := context.WithTimeout(ctx, stillThere)
+		wait, cancel := context.WithTimeout(ctx, db.silence)
 		n, err := conn.WaitForNotification(wait)
 		silent := wait.Err() != nil && ctx.Err() == nil
 		cancel()

@@ -1,0 +1,66 @@
+package api_test
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/ai-identity/ai-identity/api"
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+// none is a database and a record that nobody should need.
+type none struct{ t testing.TB }
+
+func (n none) InOrg(context.Context, string, func(pgx.Tx) error) error {
+	n.t.Error("the database was asked")
+	return context.Canceled
+}
+
+func (n none) Presenting(context.Context, string, func(pgx.Tx) error) error {
+	n.t.Error("the database was asked")
+	return context.Canceled
+}
+
+func (n none) Record(context.Context, pgx.Tx, string, audit.Changed) (audit.Position, error) {
+	n.t.Error("something was recorded")
+	return audit.Position{}, context.Canceled
+}
+
+var elsewhere = regexp.MustCompile(`(src|href)="(https?:)?//`)
+
+// TestPages: what a newcomer opens needs no key and no database, and nothing from
+// another server.
+func TestPages(t *testing.T) {
+	sealer, err := provider.NewSealer([]string{"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var logs bytes.Buffer
+	s, err := api.New(api.Config{DB: none{t}, Chain: none{t}, Sealer: sealer, Log: slog.New(slog.NewTextHandler(&logs, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		"/openapi.json": `"openapi": "3.1`, "/openapi.yaml": "openapi: 3.1", "/docs": "swagger", "/redoc": "redoc.standalone.js",
+		"/redoc/redoc.standalone.js": "function",
+	} {
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		body := w.Body.String()
+		if w.Code != 200 || !strings.Contains(body, want) {
+			t.Errorf("%s: %d %.200s", path, w.Code, body)
+		}
+		if !strings.HasSuffix(path, ".js") && !strings.HasPrefix(path, "/openapi") && elsewhere.MatchString(body) {
+			t.Errorf("%s loads something from elsewhere: %s", path, body)
+		}
+	}
+}
