@@ -66,7 +66,7 @@ func agentSaid(a identity.Agent) NewAgent {
 }
 
 type agentsIn struct {
-	pages
+	Pages
 	Name        string `query:"name" maxLength:"100" doc:"Only those with this name."`
 	Team        string `query:"team" maxLength:"100" doc:"Only those of this team."`
 	Environment string `query:"environment" maxLength:"100" doc:"Only those in this environment."`
@@ -116,7 +116,7 @@ func (x *exchange) agent(ctx context.Context, id string) (identity.Agent, error)
 	return a, err
 }
 
-func getAgent(ctx context.Context, x *exchange, in *byID) (*one[Agent], error) {
+func getAgent(ctx context.Context, x *exchange, in *ByID) (*one[Agent], error) {
 	a, err := x.agent(ctx, in.ID)
 	if err != nil {
 		return nil, err
@@ -125,8 +125,8 @@ func getAgent(ctx context.Context, x *exchange, in *byID) (*one[Agent], error) {
 }
 
 func updateAgent(ctx context.Context, x *exchange, in *struct {
-	byID
-	conditional
+	ByID
+	Conditional
 	Body patch[NewAgent]
 }) (*one[Agent], error) {
 	var out *one[Agent]
@@ -172,7 +172,7 @@ func freshly(change func() error) error {
 	}
 }
 
-func deleteAgent(ctx context.Context, x *exchange, in *byID) (*nothing, error) {
+func deleteAgent(ctx context.Context, x *exchange, in *ByID) (*nothing, error) {
 	a, err := x.agent(ctx, in.ID)
 	if err != nil {
 		return nil, err

@@ -72,8 +72,8 @@ func lifeOf(expires, revoked, now time.Time) string {
 }
 
 func listKeys(ctx context.Context, x *exchange, in *struct {
-	byID
-	pages
+	ByID
+	Pages
 }) (*paged[Key], error) {
 	after, err := in.cursor(identity.KeyID)
 	if err != nil {
@@ -101,7 +101,7 @@ func following[T any](rows []T, after string, id func(T) string) []T {
 }
 
 func createKey(ctx context.Context, x *exchange, in *struct {
-	byID
+	ByID
 	Body NewKey
 }) (*made[MadeKey], error) {
 	a, err := x.agent(ctx, in.ID)
@@ -143,13 +143,13 @@ func (x *exchange) madeKey(ctx context.Context, kind, secret string, k identity.
 	return &made[MadeKey]{Location: "/v1/agents/" + k.AgentID + "/keys", Body: MadeKey{Key: shown, Secret: secret}}, nil
 }
 
-type keyIn struct {
-	byID
+type KeyIn struct {
+	ByID
 	KeyID string `path:"key_id" maxLength:"128" doc:"The key's id."`
 }
 
 // key is the agent's key with the id, or a 404 that says which is missing.
-func (x *exchange) keyOf(ctx context.Context, in keyIn) (identity.Key, error) {
+func (x *exchange) keyOf(ctx context.Context, in KeyIn) (identity.Key, error) {
 	a, err := x.agent(ctx, in.ID)
 	if err != nil {
 		return identity.Key{}, err
@@ -166,7 +166,7 @@ func (x *exchange) keyOf(ctx context.Context, in keyIn) (identity.Key, error) {
 	return identity.Key{}, notFound("key", in.KeyID)
 }
 
-func revokeKey(ctx context.Context, x *exchange, in *keyIn) (*nothing, error) {
+func revokeKey(ctx context.Context, x *exchange, in *KeyIn) (*nothing, error) {
 	k, err := x.keyOf(ctx, *in)
 	if err != nil || !k.RevokedAt.IsZero() {
 		return nil, err
@@ -180,7 +180,7 @@ func revokeKey(ctx context.Context, x *exchange, in *keyIn) (*nothing, error) {
 }
 
 func rotateKey(ctx context.Context, x *exchange, in *struct {
-	keyIn
+	KeyIn
 	Body *Rotation
 }) (*made[MadeKey], error) {
 	rotation := deref(in.Body)
@@ -193,7 +193,7 @@ func rotateKey(ctx context.Context, x *exchange, in *struct {
 	case rotation.OverlapHours != nil:
 		overlap = time.Duration(*rotation.OverlapHours) * time.Hour
 	}
-	old, err := x.keyOf(ctx, in.keyIn)
+	old, err := x.keyOf(ctx, in.KeyIn)
 	if err != nil {
 		return nil, err
 	}

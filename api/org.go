@@ -59,7 +59,7 @@ func orgKeyShown(now time.Time) func(identity.OrgKeyRecord) OrgKey {
 	}
 }
 
-func listOrgKeys(ctx context.Context, x *exchange, in *pages) (*paged[OrgKey], error) {
+func listOrgKeys(ctx context.Context, x *exchange, in *Pages) (*paged[OrgKey], error) {
 	after, err := in.cursor(identity.OrgKeyID)
 	if err != nil {
 		return nil, err
@@ -92,7 +92,7 @@ func createOrgKey(ctx context.Context, x *exchange, in *struct{ Body NewOrgKey }
 	return &made[MadeOrgKey]{Location: "/v1/org-keys", Body: MadeOrgKey{OrgKey: shown, Secret: secret}}, nil
 }
 
-func revokeOrgKey(ctx context.Context, x *exchange, in *byID) (*nothing, error) {
+func revokeOrgKey(ctx context.Context, x *exchange, in *ByID) (*nothing, error) {
 	// One at a time, so that two admins cannot revoke each other's key and leave none.
 	if _, err := x.tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('aid org_keys ' || $1, 0))`, x.org); err != nil {
 		return nil, err
@@ -161,7 +161,7 @@ func nodeShown(now time.Time) func(identity.Node) Node {
 	}
 }
 
-func listNodes(ctx context.Context, x *exchange, in *pages) (*paged[Node], error) {
+func listNodes(ctx context.Context, x *exchange, in *Pages) (*paged[Node], error) {
 	after, err := in.cursor(identity.NodeID)
 	if err != nil {
 		return nil, err
@@ -196,7 +196,7 @@ func createNode(ctx context.Context, x *exchange, in *struct{ Body NewNode }) (*
 	return &made[MadeNode]{Location: "/v1/nodes", Body: MadeNode{Node: shown, Token: token}}, nil
 }
 
-func revokeNode(ctx context.Context, x *exchange, in *byID) (*nothing, error) {
+func revokeNode(ctx context.Context, x *exchange, in *ByID) (*nothing, error) {
 	nodes, err := identity.ListNodes(ctx, x.tx)
 	if err != nil {
 		return nil, err

@@ -85,7 +85,7 @@ func checked(document []byte) (string, error) {
 	return d.Name, err
 }
 
-func listPolicies(ctx context.Context, x *exchange, in *pages) (*paged[Policy], error) {
+func listPolicies(ctx context.Context, x *exchange, in *Pages) (*paged[Policy], error) {
 	after, err := in.cursor(policyID)
 	if err != nil {
 		return nil, err
@@ -144,7 +144,7 @@ func (x *exchange) policy(ctx context.Context, id string) (policy.Policy, error)
 	return p, err
 }
 
-func getPolicy(ctx context.Context, x *exchange, in *byID) (*one[Policy], error) {
+func getPolicy(ctx context.Context, x *exchange, in *ByID) (*one[Policy], error) {
 	p, err := x.policy(ctx, in.ID)
 	if err != nil {
 		return nil, err
@@ -154,8 +154,8 @@ func getPolicy(ctx context.Context, x *exchange, in *byID) (*one[Policy], error)
 }
 
 func updatePolicy(ctx context.Context, x *exchange, in *struct {
-	byID
-	conditional
+	ByID
+	Conditional
 	Body policyBody
 }) (*one[Policy], error) {
 	var out *one[Policy]
@@ -205,7 +205,7 @@ func updatePolicy(ctx context.Context, x *exchange, in *struct {
 	return out, err
 }
 
-func deletePolicy(ctx context.Context, x *exchange, in *byID) (*nothing, error) {
+func deletePolicy(ctx context.Context, x *exchange, in *ByID) (*nothing, error) {
 	p, err := x.policy(ctx, in.ID)
 	if err != nil {
 		return nil, err

@@ -71,7 +71,7 @@ func providerSaid(p provider.Provider) (NewProvider, error) {
 	return NewProvider{Name: p.Name, Kind: p.Kind, BaseURL: p.BaseURL, Models: p.Models, Hosts: p.Hosts, Headers: p.Headers, Settings: s}, err
 }
 
-func listProviders(ctx context.Context, x *exchange, in *pages) (*paged[Provider], error) {
+func listProviders(ctx context.Context, x *exchange, in *Pages) (*paged[Provider], error) {
 	after, err := in.cursor(providerID)
 	if err != nil {
 		return nil, err
@@ -121,7 +121,7 @@ func (x *exchange) provider(ctx context.Context, id string) (provider.Provider, 
 	return p, err
 }
 
-func getProvider(ctx context.Context, x *exchange, in *byID) (*one[Provider], error) {
+func getProvider(ctx context.Context, x *exchange, in *ByID) (*one[Provider], error) {
 	p, err := x.provider(ctx, in.ID)
 	if err != nil {
 		return nil, err
@@ -130,8 +130,8 @@ func getProvider(ctx context.Context, x *exchange, in *byID) (*one[Provider], er
 }
 
 func updateProvider(ctx context.Context, x *exchange, in *struct {
-	byID
-	conditional
+	ByID
+	Conditional
 	Body patch[NewProvider]
 }) (*one[Provider], error) {
 	var out *one[Provider]
@@ -184,7 +184,7 @@ func updateProvider(ctx context.Context, x *exchange, in *struct {
 	return out, err
 }
 
-func deleteProvider(ctx context.Context, x *exchange, in *byID) (*nothing, error) {
+func deleteProvider(ctx context.Context, x *exchange, in *ByID) (*nothing, error) {
 	p, err := x.provider(ctx, in.ID)
 	if err != nil {
 		return nil, err
@@ -201,7 +201,7 @@ type NewCredential struct {
 }
 
 func putCredential(ctx context.Context, x *exchange, in *struct {
-	byID
+	ByID
 	Body NewCredential
 }) (*one[Provider], error) {
 	p, err := x.provider(ctx, in.ID)

@@ -63,8 +63,8 @@ func (l LogEntry) Schema(huma.Registry) *huma.Schema {
 	}
 }
 
-// entriesIn are the parameters of both lists of entries.
-type entriesIn struct {
+// EntriesIn are the parameters of both lists of entries.
+type EntriesIn struct {
 	Limit     int       `query:"limit" minimum:"1" maximum:"100" default:"20" doc:"How many at most."`
 	After     string    `query:"after" maxLength:"20" doc:"The next of the page before: what follows it is listed." example:"412"`
 	Since     time.Time `query:"since" doc:"Only what happened at or after this time." example:"2026-01-01T00:00:00Z"`
@@ -74,7 +74,7 @@ type entriesIn struct {
 	Order     string    `query:"order" enum:"asc,desc" doc:"desc: newest first. asc: oldest first."`
 }
 
-func (in entriesIn) filter(desc bool) (audit.Filter, error) {
+func (in EntriesIn) filter(desc bool) (audit.Filter, error) {
 	switch in.Order {
 	case "asc":
 		desc = false
@@ -93,8 +93,8 @@ func (in entriesIn) filter(desc bool) (audit.Filter, error) {
 }
 
 func listLogs(ctx context.Context, x *exchange, in *struct {
-	byID
-	entriesIn
+	ByID
+	EntriesIn
 }) (*paged[LogEntry], error) {
 	f, err := in.filter(true)
 	if err != nil {
@@ -134,7 +134,7 @@ type ChainEntry struct {
 	Entry      string    `json:"entry" doc:"The bytes that were hashed: one line of ASCII JSON."`
 }
 
-func exportEntries(ctx context.Context, x *exchange, in *entriesIn) (*paged[ChainEntry], error) {
+func exportEntries(ctx context.Context, x *exchange, in *EntriesIn) (*paged[ChainEntry], error) {
 	f, err := in.filter(false)
 	if err != nil {
 		return nil, err
@@ -198,7 +198,7 @@ func (s *UsageSum) add(d UsageSum) {
 const usageDays = 400
 
 func getUsage(ctx context.Context, x *exchange, in *struct {
-	byID
+	ByID
 	Since time.Time `query:"since" doc:"From the day of this time; 30 days ago if nothing is said." example:"2026-01-01T00:00:00Z"`
 	Until time.Time `query:"until" doc:"Through the day of this time; today if nothing is said." example:"2026-01-31T00:00:00Z"`
 }) (*one[Usage], error) {

@@ -46,27 +46,27 @@ func (m *made[T]) replayed() { m.Replayed = "true" }
 
 type nothing struct{}
 
-// pages are the parameters of a list.
-type pages struct {
+// Pages are the parameters of a list.
+type Pages struct {
 	Limit int    `query:"limit" minimum:"1" maximum:"100" default:"20" doc:"How many at most."`
 	After string `query:"after" maxLength:"128" doc:"The next of the page before: what follows it is listed." example:"ag_01k0000000abcdefghjkmnpqrs"`
 }
 
 // cursor checks After, which is the id of the last object of the page before.
-func (p pages) cursor(prefix string) (string, error) {
+func (p Pages) cursor(prefix string) (string, error) {
 	if p.After != "" && !isID(prefix, p.After) {
 		return "", invalid(fieldProblem{"after", "after is not a cursor of this list.", "Send the next of the page before, or leave it out for the first page."})
 	}
 	return p.After, nil
 }
 
-type byID struct {
+type ByID struct {
 	ID string `path:"id" maxLength:"128" doc:"Its id."`
 }
 
-// conditional is the header of a PATCH. It is read by the guard, all of it; this
+// Conditional is the header of a PATCH. It is read by the guard, all of it; this
 // is for the description.
-type conditional struct {
+type Conditional struct {
 	IfMatch string `header:"If-Match" doc:"Change it only if its ETag is this." example:"\"3\""`
 }
 

@@ -202,8 +202,8 @@ func (b *Bundle) Decide(ctx context.Context, in Input) Decision {
 	case err != nil || len(rs) != 1 || len(rs[0].Expressions) != 1:
 		return failed("policy_error", b.version)
 	}
-	d, err := b.read(rs[0].Expressions[0].Value, &in)
-	if err != nil {
+	d, ok := b.read(rs[0].Expressions[0].Value, &in)
+	if !ok {
 		return failed("policy_error", b.version)
 	}
 	d.PolicyVersion = b.version

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -422,4 +423,17 @@ func (r *reader) literal(field string) value {
 		r.fail(field, fmt.Sprintf("has %d bytes", len(s)), fmt.Sprintf("at most %d are taken", maxText))
 	}
 	return value{kind: text, rego: literal(s), str: s}
+}
+
+// clip bounds what of a document goes into a message.
+func clip(s string) string {
+	const most = 64
+	if len(s) <= most {
+		return s
+	}
+	s = s[:most]
+	for !utf8.ValidString(s) {
+		s = s[:len(s)-1]
+	}
+	return s + "…"
 }
