@@ -153,7 +153,8 @@ func TestFaults(t *testing.T) {
 				t.Run(protocol+"/"+kind+" at "+phase, func(t *testing.T) {
 					x.fault.Store(nil)
 					if resp, err := send(t.Context(), client, x.gateway, x.key, strings.NewReader(allowed), int64(len(allowed))); err != nil || resp.StatusCode != 200 {
-						t.Fatalf("before: %v %v", resp, err)
+						b, _ := io.ReadAll(resp.Body)
+						t.Fatalf("before: %v %v %s", resp, err, b)
 					} else {
 						resp.Body.Close()
 					}

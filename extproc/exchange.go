@@ -766,7 +766,7 @@ func concealed(name string) bool {
 		"authorization", "x-api-key", "api-key", "x-goog-api-key":
 		return true
 	}
-	for _, p := range []string{"x-aid-", "x-agent-", "cf-"} {
+	for _, p := range []string{"x-aid-", "x-agent-", "cf-", "access-control-"} {
 		if strings.HasPrefix(name, p) {
 			return true
 		}
@@ -1009,6 +1009,9 @@ func hasReason(rs []audit.Reason, code string) bool {
 func (x *exchange) settlement(outcome string) audit.Settled {
 	now := x.s.c.Now()
 	u := x.usage
+	if u.Source == "" {
+		u.Source = "absent"
+	}
 	return audit.Settled{
 		Time: now, RequestID: x.req.id, DecidedSeq: x.receipt.Seq, AgentID: x.caller.Agent.ID, KeyID: x.caller.Key.ID,
 		Provider: x.provider.Name, Model: clip(x.call.Model, 256), ResponseModel: x.responseModel,

@@ -101,6 +101,9 @@ func (w *world) converse(ctx context.Context, word string) (allowed bool, err er
 			return allowed, err
 		}
 		resp, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return allowed, nil // closed cleanly, half way
+		}
 		if err != nil {
 			return allowed, err
 		}

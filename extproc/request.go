@@ -65,12 +65,16 @@ func carrier(name string) bool {
 // hidden says whether a header of the client's stays here: credentials of any
 // kind, what proxies say of the client, what overrides method or path, and what is
 // ours. x-envoy-* is missing because Envoy's mutation rules do not let us touch
-// it; the listener removes it (see xds). x-request-id and traceparent are replaced.
+// it; the listener removes it (see xds). So is x-forwarded-proto, which Envoy has
+// set itself by now: without it Envoy finds no route at all; the route removes it.
+// x-request-id and traceparent are replaced.
 func hidden(name string) bool {
 	if carrier(name) {
 		return true
 	}
 	switch name {
+	case "x-forwarded-proto":
+		return false
 	case "proxy-authorization", "proxy-authenticate", "xi-api-key", "x-auth-token", "x-amz-security-token", "cookie", "cookie2",
 		"forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip", "cf-connecting-ip", "fastly-client-ip",
 		"x-original-url", "x-original-uri", "x-rewrite-url", "x-original-host", "x-host",

@@ -93,7 +93,8 @@ func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*rou
 					RetryOn: "connect-failure,refused-stream,reset-before-request", NumRetries: wrapperspb.UInt32(2),
 				},
 			}},
-			RequestHeadersToRemove: []string{RouteHeader},
+			// x-forwarded-proto is Envoy's own, which needs it to route; see extproc.
+			RequestHeadersToRemove: []string{RouteHeader, "x-forwarded-proto"},
 		}
 		if path != "" {
 			r.Match.PathSpecifier = &routev3.RouteMatch_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: path}}
