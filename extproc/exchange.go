@@ -384,14 +384,24 @@ func (x *exchange) judge(ctx context.Context, body []byte, refused *provider.Err
 	switch {
 	case refused != nil:
 		return x.refuse(refused), nil
-	case x.handle.cutReason() != "":
-		// Revoked while we decided: Process has returned, or will.
-		return nil, status.Error(codes.Aborted, "ext_proc: cut: "+x.handle.cutReason())
 	case x.local != nil:
 		return x.answerLocally(), nil
-	default:
-		return x.enforce(len(body)), nil
 	}
+	x.handle.forwarded.Store(true)
+	if reason := x.handle.cutReason(); reason != "" {
+		// Revoked while we decided. The record says "allow", and that it was cut.
+		x.outcome, x.effect = outcomeCut, policy.Deny
+		return x.refuse(x.revoked(reason)), nil
+	}
+	return x.enforce(len(body)), nil
+}
+
+// revoked is what a caller reads whose key or agent ended while it was asking.
+func (x *exchange) revoked(reason string) *provider.Error {
+	if reason == "agent_suspended" || reason == "agent_inactive" {
+		return forbidden(reason, "This agent may not make requests: "+strings.ReplaceAll(reason, "_", " ")+".")
+	}
+	return unauthenticated(reason, "This API key was revoked.")
 }
 
 // verdict parses and decides. A nil refusal means: allowed, and x.forward or
@@ -456,6 +466,9 @@ func (x *exchange) parse(body []byte) *provider.Error {
 func (x *exchange) decide(ctx context.Context) *provider.Error {
 	if refused := x.inactive(); refused != nil {
 		return refused // expired or so since the headers came
+	}
+	if reason := x.handle.cutReason(); reason != "" {
+		return x.revoked(reason)
 	}
 	lists := x.call.Endpoint.Operation == opModels || x.call.Endpoint.Operation == opModel
 	if !lists {

@@ -22,6 +22,10 @@ type handle struct {
 	cutCh  chan struct{} // closed by cut
 	reason atomic.Pointer[string]
 
+	// forwarded is set before the last look at reason: whoever cuts sees it, or the
+	// exchange sees that it is cut.
+	forwarded atomic.Bool
+
 	// Guarded by live.mu.
 	key   [32]byte
 	keyed bool

@@ -67,6 +67,8 @@ func denied(d policy.Decision) *provider.Error {
 	switch r.Code {
 	case "key_revoked", "key_expired":
 		return unauthenticated(r.Code, message)
+	case "policy_error", "policy_timeout":
+		return unavailable(r.Code, message) // not a no, but no answer: ours to mend
 	}
 	return forbidden(r.Code, message)
 }

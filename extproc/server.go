@@ -191,10 +191,13 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 	case err := <-ended:
 		return err
 	case <-x.handle.cutCh:
-		// Envoy answers an error in the middle of an answer by cutting it off.
-		// run sees its stream end and settles.
-		return status.Error(codes.Aborted, "ext_proc: cut: "+x.handle.cutReason())
 	}
+	if !x.handle.forwarded.Load() && x.handle.cutReason() != reasonShutdown {
+		return <-ended // it is refused, in words, when its verdict is due
+	}
+	// Envoy answers an error in the middle of an answer by cutting it off. run sees
+	// its stream end and settles.
+	return status.Error(codes.Aborted, "ext_proc: cut: "+x.handle.cutReason())
 }
 
 // run owns the exchange from its first message to its settlement. It returns
@@ -282,8 +285,8 @@ func (s *Server) Drain(ctx context.Context) error {
 		return nil
 	}
 	n := s.live.size()
-	s.live.cutAll("shutdown")
-	s.metrics.cuts.WithLabelValues("shutdown").Add(float64(n))
+	s.live.cutAll(reasonShutdown)
+	s.metrics.cuts.WithLabelValues(reasonShutdown).Add(float64(n))
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.c.RecordTimeout+time.Second)
 	defer cancel()
 	if s.live.drain(last) != nil {
@@ -291,6 +294,9 @@ func (s *Server) Drain(ctx context.Context) error {
 	}
 	return fmt.Errorf("draining: %d exchanges were cut: %w", n, err)
 }
+
+// reasonShutdown is why exchanges are cut that did not end in time.
+const reasonShutdown = "shutdown"
 
 // Live says how many exchanges are in progress.
 func (s *Server) Live() int { return s.live.size() }

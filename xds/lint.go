@@ -161,6 +161,7 @@ func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clust
 	l.want(len(vh.GetTypedPerFilterConfig())+len(rc.GetTypedPerFilterConfig()) == 0, "L01", "filters are changed for many routes at once")
 	l.want(len(vh.GetRequestMirrorPolicies())+len(rc.GetRequestMirrorPolicies()) == 0, "L07", "requests are mirrored")
 	l.want(vh.GetRetryPolicy() == nil && len(rc.GetClusterSpecifierPlugins()) == 0, "L05", "routes have settings that are not their own")
+	l.want(vh.GetRequestBodyBufferLimit().GetValue() >= slack, "L08", "the buffer of a request's body is not set, or too small")
 	last := len(vh.GetRoutes()) - 1
 	if last < 0 {
 		l.bad("L05", "there are no routes")

@@ -132,8 +132,8 @@ func (in Input) filters() []*hcmv3.HttpFilter {
 			ResponseHandling: &aiv3.ResponseHandling{TokenUsage: &aiv3.TokenUsageExtraction{
 				MetadataNamespace: usageNamespace, UsageSignal: aiv3.TokenUsageExtraction_SYNTHESIZE_TRAILERS,
 				Limits: &aiv3.TokenUsageExtractionLimits{
-					// Its defaults are for short answers.
-					MaxSseEventSize: wrapperspb.UInt32(1 << 20), MaxJsonBodySize: wrapperspb.UInt32(16 << 20), MaxParsedSseEvents: wrapperspb.UInt32(1_000_000),
+					// Its defaults are for short answers; these are the most it takes.
+					MaxSseEventSize: wrapperspb.UInt32(1 << 20), MaxJsonBodySize: wrapperspb.UInt32(10 << 20), MaxParsedSseEvents: wrapperspb.UInt32(1_000_000),
 				},
 			}},
 		})}))

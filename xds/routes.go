@@ -64,6 +64,8 @@ func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 		Name: routesName,
 		VirtualHosts: []*routev3.VirtualHost{{
 			Name: "all", Domains: []string{"*"}, Routes: all,
+			// Over HTTP/2 a request's buffer is otherwise as large as its flow-control window.
+			RequestBodyBufferLimit: wrapperspb.UInt64(uint64(in.MaxBody + slack)),
 		}},
 		ValidateClusters: wrapperspb.Bool(false),
 	}

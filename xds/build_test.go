@@ -1,0 +1,191 @@
+package xds_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ai-identity/ai-identity/envoy"
+	"github.com/ai-identity/ai-identity/envoy/envoytest"
+	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/xds"
+)
+
+var update = flag.Bool("update", false, "rewrite testdata/*.json")
+
+// providers are one of each way to reach a server.
+func providers() []provider.Provider {
+	return []provider.Provider{
+		{ID: "prov_a", OrgID: "org_1", Name: "openai", Kind: "openai", BaseURL: "https://api.openai.com/v1", Models: []string{"gpt-*"}},
+		{ID: "prov_b", OrgID: "org_1", Name: "anthropic", Kind: "anthropic", BaseURL: "https://api.anthropic.com", Models: []string{"claude-*"}},
+		{ID: "prov_c", OrgID: "org_1", Name: "gemini", Kind: "gemini", BaseURL: "https://generativelanguage.googleapis.com", Models: []string{"gemini-*"}},
+		{ID: "prov_d", OrgID: "org_1", Name: "local", Kind: "custom", BaseURL: "http://[::1]:8000/v1", Models: []string{"llama"}},
+		{ID: "prov_e", OrgID: "org_1", Name: "near", Kind: "openai", BaseURL: "https://10.0.0.7:8443/v1", Models: []string{"qwen"}},
+	}
+}
+
+func input(usage string, ps ...provider.Provider) xds.Input {
+	return xds.Input{OrgID: "org_1", Providers: ps, Gateway: "127.0.0.1:8080", Usage: usage, MaxBody: 16 << 20}
+}
+
+func build(t testing.TB, in xds.Input) *xds.Snapshot {
+	t.Helper()
+	s, err := xds.Build(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Left) != 0 {
+		t.Fatalf("left out: %v", s.Left)
+	}
+	return s
+}
+
+// render is a snapshot in the form in which Envoy's documentation writes it.
+func render(t testing.TB, s *xds.Snapshot) []byte {
+	t.Helper()
+	all := map[string]json.RawMessage{}
+	for _, typ := range []string{xds.ListenerType, xds.RouteType, xds.ClusterType} {
+		for name, m := range s.Resources(typ) {
+			b, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all[name] = b
+		}
+	}
+	loose, err := json.Marshal(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, loose, "", "  "); err != nil {
+		t.Fatal(err)
+	}
+	return append(out.Bytes(), '\n')
+}
+
+func TestGolden(t *testing.T) {
+	for name, in := range map[string]xds.Input{
+		"none": input("stream"), "one": input("stream", providers()[0]), "all": input("stream", providers()...), "usage-envoy": input("envoy", providers()...),
+	} {
+		s := build(t, in)
+		if err := xds.Lint(s); err != nil {
+			t.Errorf("%s: lint: %v", name, err)
+		}
+		got, file := render(t, s), filepath.Join("testdata", name+".json")
+		if *update {
+			if err := os.WriteFile(file, got, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(string(want), string(got)); d != "" {
+			t.Errorf("%s (-want +got):\n%s", name, d)
+		}
+	}
+}
+
+// The order in which providers come from the database means nothing.
+func TestOrderOfProviders(t *testing.T) {
+	ps := providers()
+	want := render(t, build(t, input("envoy", ps...)))
+	slices.Reverse(ps)
+	if got := render(t, build(t, input("envoy", ps...))); !bytes.Equal(got, want) {
+		t.Error("another order, another snapshot")
+	}
+}
+
+// One bad object never blocks the others.
+func TestBadProviderIsLeftOut(t *testing.T) {
+	bad := providers()[1]
+	bad.BaseURL = "ftp://nowhere"
+	twin := providers()[0]
+	s, err := xds.Build(input("stream", providers()[0], bad, twin))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Clusters) != 1 || s.Left[bad.ID] == nil || len(s.Left) != 2 {
+		t.Errorf("clusters %d, left out %v", len(s.Clusters), s.Left)
+	}
+	if err := xds.Lint(s); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBadInput(t *testing.T) {
+	for _, change := range []func(*xds.Input){
+		func(in *xds.Input) { in.Gateway = "8080" },
+		func(in *xds.Input) { in.Gateway = "example.com:80" },
+		func(in *xds.Input) { in.Gateway = "127.0.0.1:0" },
+		func(in *xds.Input) { in.Usage = "" },
+		func(in *xds.Input) { in.MaxBody = 0 },
+		func(in *xds.Input) { in.MaxBody = 2 << 30 },
+	} {
+		in := input("stream")
+		change(&in)
+		if _, err := xds.Build(in); err == nil {
+			t.Errorf("taken: %+v", in)
+		}
+	}
+}
+
+// Envoy itself has the last word on what is valid.
+func TestEnvoyValidates(t *testing.T) {
+	path := envoytest.Path(t)
+	for _, usage := range []string{"stream", "envoy"} {
+		static, err := build(t, input(usage, providers()...)).Static()
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := writeBootstrap(t, t.TempDir(), static)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		out, err := exec.CommandContext(ctx, path, "--mode", "validate", "-c", file).CombinedOutput()
+		cancel()
+		if err != nil {
+			t.Errorf("%s: %v\n%s", usage, err, out)
+		}
+	}
+}
+
+// writeBootstrap is a bootstrap of ours with a snapshot inside, for an Envoy without a
+// control plane.
+func writeBootstrap(t testing.TB, dir string, static *bootstrapv3.Bootstrap_StaticResources) string {
+	t.Helper()
+	b, err := envoy.Bootstrap(envoy.Config{
+		NodeID: "test", XDS: envoy.Endpoint{Address: "unix:" + filepath.Join(dir, "xds.sock")}, ExtProc: filepath.Join(dir, "extproc.sock"),
+		API: envoy.Endpoint{Address: "unix:" + filepath.Join(dir, "api.sock")}, Admin: filepath.Join(dir, "admin.sock"), BufferBytes: 32 << 20,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var boot bootstrapv3.Bootstrap
+	if err := protojson.Unmarshal(b, &boot); err != nil {
+		t.Fatal(err)
+	}
+	boot.DynamicResources = nil
+	proto.Merge(boot.StaticResources, static)
+	if b, err = protojson.Marshal(&boot); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "envoy.json")
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(fmt.Errorf("writing the bootstrap: %w", err))
+	}
+	return file
+}
