@@ -81,7 +81,7 @@ func (l load) connection(ctx context.Context, stop time.Time) ([]time.Duration, 
 	took := make([]time.Duration, 0, 1<<16)
 	for {
 		begin := time.Now()
-		if begin.After(stop) {
+		if begin.After(stop) && len(took) > 0 { // at least one, however short it is
 			return took, nil
 		}
 		if _, err := conn.Write(l.request); err != nil {

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -38,6 +39,7 @@ func run(ctx context.Context, out io.Writer) error {
 		rounds   = flag.Int("rounds", 3, "how often all paths are measured, one after the other; the median counts")
 		streams  = flag.Int("streams", 100, "SSE streams at once")
 		events   = flag.Int("events", 400, "events in each stream, 5 ms apart")
+		profiles = flag.String("profile", "", "`folder` for CPU profiles of the product's extproc, one for each closed-loop measurement (it costs a little)")
 		socket   = flag.String("noop", "", "internal: serve the no-op ext_proc on this Unix `socket`")
 	)
 	flag.Parse()
@@ -78,8 +80,12 @@ func run(ctx context.Context, out io.Writer) error {
 	for _, start := range []func() (*path, error){
 		func() (*path, error) { return startEnvoy(ctx, "plain", envoyBin, dir, upstream, "") },
 		func() (*path, error) { return startEnvoy(ctx, "noop", envoyBin, dir, upstream, "STREAMED") },
-		func() (*path, error) { return startAid(ctx, "aid", bin, envoyBin, dir, upstream, "stream") },
-		func() (*path, error) { return startAid(ctx, "aid-usage-envoy", bin, envoyBin, dir, upstream, "envoy") },
+		func() (*path, error) {
+			return startAid(ctx, "aid", bin, envoyBin, dir, upstream, "stream", *profiles != "")
+		},
+		func() (*path, error) {
+			return startAid(ctx, "aid-usage-envoy", bin, envoyBin, dir, upstream, "envoy", false)
+		},
 	} {
 		p, err := start()
 		if err != nil {
@@ -110,14 +116,24 @@ func run(ctx context.Context, out io.Writer) error {
 	} {
 		progress("%s: %d rounds of %v for each of %d paths", shape.name, *rounds, *duration, len(paths))
 		got := map[string][]measured{}
-		for range *rounds {
+		for round := range *rounds {
 			for _, p := range paths {
+				profiled := make(chan error, 1)
+				if *profiles != "" && round == 0 && p.name == "aid" {
+					file := filepath.Join(*profiles, strings.ReplaceAll(strings.ReplaceAll(shape.name, ",", ""), " ", "-")+".pprof")
+					go func() { profiled <- p.profile(ctx, file, *duration) }()
+				} else {
+					profiled <- nil
+				}
 				before := p.cpu()
 				r, err := load{p.addr, chat(p.addr, p.key, shape.size, false), shape.conns, *duration}.run(ctx)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", shape.name, p.name, err)
 				}
 				got[p.name] = append(got[p.name], measured{result: r, cpu: since(p, before, r.requests)})
+				if err := <-profiled; err != nil {
+					return fmt.Errorf("profiling: %w", err)
+				}
 			}
 		}
 		table(out, shape.name, paths, got)

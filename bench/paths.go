@@ -24,6 +24,7 @@ type path struct {
 	name string
 	addr string // where to send requests
 	key  string // what to send as the credential
+	dir  string // where its logs are
 	cmds []*exec.Cmd
 	// ready is how long `aid up` took to say so; 0 for the other paths.
 	ready time.Duration
@@ -98,7 +99,7 @@ func startEnvoy(ctx context.Context, name, envoy, dir string, upstream int, resp
 	if err != nil {
 		return nil, err
 	}
-	p := &path{name: name, addr: "127.0.0.1:" + strconv.Itoa(port), key: "sk-bench"}
+	p := &path{name: name, addr: "127.0.0.1:" + strconv.Itoa(port), key: "sk-bench", dir: dir}
 	socket := ""
 	if responseBody != "" {
 		socket = filepath.Join(dir, "noop.sock")
@@ -153,6 +154,17 @@ func (p *path) start(ctx context.Context, dir, name, bin string, args ...string)
 	return nil
 }
 
+// lastWords are the ends of the logs of the path's programs.
+func (p *path) lastWords() string {
+	var out strings.Builder
+	logs, _ := filepath.Glob(filepath.Join(p.dir, "*.log")) // its only error is of the pattern
+	for _, file := range logs {
+		b, _ := os.ReadFile(file)
+		fmt.Fprintf(&out, "%s:\n%s\n", filepath.Base(file), b[max(0, len(b)-2000):])
+	}
+	return out.String()
+}
+
 // answers waits until the path answers a chat completion with 200.
 func (p *path) answers(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
@@ -167,14 +179,14 @@ func (p *path) answers(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for %s to answer: %w", p.name, err)
+			return fmt.Errorf("waiting for %s to answer: %w\n%s", p.name, err, p.lastWords())
 		case <-tick.C:
 		}
 	}
 }
 
 // startAid runs the product as its users do and makes an agent and a key.
-func startAid(ctx context.Context, name, aid, envoy, dir string, upstream int, usage string) (*path, error) {
+func startAid(ctx context.Context, name, aid, envoy, dir string, upstream int, usage string, pprof bool) (*path, error) {
 	home := filepath.Join(dir, name)
 	if err := os.Mkdir(home, 0o755); err != nil {
 		return nil, err
@@ -185,7 +197,7 @@ func startAid(ctx context.Context, name, aid, envoy, dir string, upstream int, u
 	if err != nil {
 		return nil, err
 	}
-	args := []string{"up", "--home", home, "--providers", providers, "--envoy", envoy, "--usage", usage}
+	args := []string{"up", "--home", home, "--providers", providers, "--envoy", envoy, "--usage", usage, "--pprof=" + strconv.FormatBool(pprof)}
 	for _, f := range []string{"--gateway", "--api", "--metrics"} {
 		port, err := freePort(ctx)
 		if err != nil {
@@ -193,7 +205,7 @@ func startAid(ctx context.Context, name, aid, envoy, dir string, upstream int, u
 		}
 		args = append(args, f, "127.0.0.1:"+strconv.Itoa(port))
 	}
-	p := &path{name: name}
+	p := &path{name: name, dir: home}
 	if err := p.start(ctx, home, "aid", aid, args...); err != nil {
 		return nil, err
 	}
@@ -209,6 +221,31 @@ func startAid(ctx context.Context, name, aid, envoy, dir string, upstream int, u
 	}
 	p.procs = func() map[string][]int { return family(p.cmds[0].Process.Pid) }
 	return p, p.answers(ctx)
+}
+
+// profile writes a CPU profile of the product's extproc over d.
+func (p *path) profile(ctx context.Context, file string, d time.Duration) error {
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(p.dir, "run", "extproc-status.sock"))
+	}}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://extproc/debug/pprof/profile?seconds=%d", max(1, int(d.Seconds()))), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("answered %s", resp.Status)
+	}
+	out, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, resp.Body)
+	return errors.Join(err, out.Close())
 }
 
 // waitReady waits until `aid up` says "ready".

@@ -102,13 +102,15 @@ func TestFailClosed(t *testing.T) {
 			return nil
 		})
 	}
-	active := func(n float64) {
+	active := func(n int64) {
 		t.Helper()
+		admin := envoy.Admin(filepath.Join(up.Home, "run", "envoy.sock"))
 		e2e.Eventually(t, 20*time.Second, func() error {
-			if got := up.Metric(t, `envoy_http_downstream_rq_active`); got < n {
-				return fmt.Errorf("%v requests are active in Envoy, want %v", got, n)
+			got, err := admin.ActiveRequests(t.Context())
+			if err == nil && got < n {
+				err = fmt.Errorf("%v requests are active in Envoy, want %v", got, n)
 			}
-			return nil
+			return err
 		})
 	}
 
@@ -248,7 +250,7 @@ func TestFailClosed(t *testing.T) {
 			}
 		}
 		up.Ready(t)
-		entries := settled(t, up, "")
+		entries := settled(t, up)
 		inspected(t, entries, provider)
 		cut := 0
 		for _, e := range entries {
@@ -290,7 +292,7 @@ func TestFailClosed(t *testing.T) {
 		}
 	})
 
-	entries := settled(t, up, "")
+	entries := settled(t, up)
 	inspected(t, entries, provider)
 	check(t, up, entries)
 	for _, counter := range []string{"failure_mode_allowed", "spurious_msgs_received", "rejected_header_mutations"} {
@@ -444,7 +446,7 @@ func TestStaleness(t *testing.T) {
 		}
 		return nil
 	})
-	entries := settled(t, up, "")
+	entries := settled(t, up)
 	inspected(t, entries, provider)
 	check(t, up, entries)
 }

@@ -119,7 +119,7 @@ func TestKills(t *testing.T) {
 	load.Wait()
 	up.Ready(t)
 
-	entries := settled(t, up, "")
+	entries := settled(t, up)
 	inspected(t, entries, provider)
 	check(t, up, entries)
 	stored := map[string]entry{}

@@ -77,9 +77,9 @@ func TestManyKeys(t *testing.T) {
 	}
 
 	// Well-formed, with their checksum right, and nobody's.
-	junk := 5000
+	junk := 1000
 	if testing.Short() {
-		junk = 500
+		junk = 200
 	}
 	for range junk {
 		secret, _, err := identity.Mint(identity.AgentKey, rand.Reader)

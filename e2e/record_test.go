@@ -76,20 +76,22 @@ func readRecord(up *e2e.Up) ([]entry, error) {
 	})
 }
 
-// settled waits until every decision in the record has its settlement, and
-// returns the record. about says of which agent; empty: all.
-func settled(t testing.TB, up *e2e.Up, about string) []entry {
+// settled waits until every exchange has ended and is in the record, and returns
+// that.
+func settled(t testing.TB, up *e2e.Up) []entry {
 	t.Helper()
 	var all []entry
 	e2e.Eventually(t, 60*time.Second, func() (err error) {
+		for _, metric := range []string{"aid_extproc_live_exchanges", "aid_audit_unsettled", "aid_audit_lag_records"} {
+			if n := up.Metric(t, metric); n > 0 {
+				return fmt.Errorf("%s is %v", metric, n)
+			}
+		}
 		if all, err = readRecord(up); err != nil {
 			return err
 		}
 		open := map[string]bool{}
 		for _, e := range all {
-			if about != "" && e.AgentID != about {
-				continue
-			}
 			switch e.Kind {
 			case "request.decided":
 				open[e.RequestID] = true

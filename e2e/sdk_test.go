@@ -36,7 +36,7 @@ func TestSDKs(t *testing.T) {
 
 	upstream := standIn(t, node, dir)
 	up := e2e.Shared(t)
-	up.Provider(t, fmt.Sprintf(`{"name":"sdk","kind":"openai","base_url":"http://%s/v1","models":["gpt-*","text-embedding-*"]}`, upstream), "sk-sdk-credential")
+	up.Provider(t, fmt.Sprintf(`{"name":"sdk","kind":"openai","base_url":"http://%s/v1","models":["gpt-4o","gpt-*","text-embedding-*"]}`, upstream), "sk-sdk-credential")
 	up.Provider(t, fmt.Sprintf(`{"name":"unreachable","kind":"openai","base_url":"http://127.0.0.1:%d/v1","models":["unreachable-model"]}`, envoytest.Port(t)), "sk-sdk-credential")
 	agent := up.Agent(t, `{"name":"sdk","allowed_models":["gpt-4o*","text-embedding-*","unreachable-model"]}`)
 	scopes := `"scopes":["chat:completions","embeddings","responses","models"]`

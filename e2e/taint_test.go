@@ -161,7 +161,7 @@ func TestTaint(t *testing.T) {
 		}
 	}
 
-	entries := settled(t, up, "")
+	entries := settled(t, up)
 	check(t, up, entries)
 	inspected(t, entries, provider)
 	metrics := up.Do(t, up.Metrics, http.MethodGet, "/metrics", "", "")

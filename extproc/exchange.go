@@ -480,7 +480,7 @@ func (x *exchange) decide(ctx context.Context) *provider.Error {
 	}
 	x.decision = x.org.Policies.Decide(ctx, x.input())
 	if x.decision.Effect != policy.Allow {
-		return denied(x.decision)
+		return denied(x.decision, x.call.Model)
 	}
 	if lists {
 		var refused *provider.Error
@@ -526,8 +526,10 @@ const (
 	opModel  = "models.get"
 )
 
-// models answers with the models that the caller may use: those that a provider
-// is known to have and that agent and key list.
+// models answers with the models that the caller may use: those that agent and key
+// list, as far as they are names, and those that a provider has by name and the
+// lists allow. What patterns stand for is known to the providers only; asked for
+// by its name, such a model is there.
 func (x *exchange) models() ([]byte, *provider.Error) {
 	type model struct {
 		ID      string `json:"id"`
@@ -536,7 +538,12 @@ func (x *exchange) models() ([]byte, *provider.Error) {
 		OwnedBy string `json:"owned_by"`
 	}
 	data := []model{} // an empty list, not null
-	for _, m := range x.org.Providers.Models(func(id string) bool { return mayUse(x.caller, id) }) {
+	may := func(id string) bool { return mayUse(x.caller, id) }
+	names := append(slices.Clone(x.caller.Agent.AllowedModels), x.caller.Key.AllowedModels...)
+	if x.call.Endpoint.Operation == opModel {
+		names = append(names, x.call.Model)
+	}
+	for _, m := range x.org.Providers.Models(may, names...) {
 		data = append(data, model{ID: m.ID, Object: "model", OwnedBy: m.OwnedBy})
 	}
 	var answer any = struct {

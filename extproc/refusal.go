@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -54,8 +55,8 @@ func tooLarge(limit int64) *provider.Error {
 }
 
 // denied is what policy's decision is to the caller: its first reason, which is
-// the one that policy puts first.
-func denied(d policy.Decision) *provider.Error {
+// the one that policy puts first. It names the model, which policy does not.
+func denied(d policy.Decision, model string) *provider.Error {
 	if len(d.Reasons) == 0 {
 		return forbidden("not_permitted", "No policy permits this request.")
 	}
@@ -65,6 +66,8 @@ func denied(d policy.Decision) *provider.Error {
 		message = "The request is refused by policy: " + strings.ReplaceAll(r.Code, "_", " ") + "."
 	}
 	switch r.Code {
+	case "model_not_allowed":
+		message += " Asked for: " + strconv.Quote(clip(model, 128)) + "."
 	case "key_revoked", "key_expired":
 		return unauthenticated(r.Code, message)
 	case "policy_error", "policy_timeout":

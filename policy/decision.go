@@ -1,46 +1,105 @@
 package policy
 
 import (
+	"slices"
 	"strconv"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
 // read turns what decision.rego answers into a Decision. ok is false for an answer
-// that is not as decision.rego makes them.
+// that is not exactly of one of its forms:
 //
-//	effect   "allow" or "deny"
-//	refused  {[order, code, message]}
-//	deny     {policy}            those that deny
-//	allow    {{policy, limits}}  those that permit
-//	governs  {policy}            if none permits: those that govern the agent
-//	limits   {{source, name, value}}
+//	{"effect": "allow", "allow": {{"policy", "limits": {"rpm"}}}, "key_rpm": n}
+//	{"effect": "deny", "refused": {[order, code, message]}, "deny": {policy}, "governs": {[policy]}}
 //
-// OPA iterates over sets in their order, so the same answer is always read alike.
-func (b *Bundle) read(v any, in *Input) (d Decision, ok bool) {
+// What of it are sets, is read in the order of ids: the same answer gives the same Decision.
+func (b *Bundle) read(v ast.Value, in *Input) (d Decision, ok bool) {
 	doc, isObject := v.(ast.Object)
 	if !isObject {
 		return Decision{}, false
 	}
-	effect, ok0 := member[ast.String](doc, "effect")
-	refused, ok1 := member[ast.Set](doc, "refused")
-	deny, ok2 := member[ast.Set](doc, "deny")
-	allow, ok3 := member[ast.Set](doc, "allow")
-	governs, ok4 := member[ast.Set](doc, "governs")
-	limits, ok5 := member[ast.Set](doc, "limits")
-	if !ok0 || !ok1 || !ok2 || !ok3 || !ok4 || !ok5 {
-		return Decision{}, false
+	switch effect, _ := member[ast.String](doc, "effect"); effect {
+	case "allow":
+		ok = b.readAllow(&d, doc, in)
+	case "deny":
+		ok = b.readDeny(&d, doc)
 	}
-	if effect == "allow" && refused.Len() == 0 && deny.Len() == 0 {
-		d.Effect = Allow
-		ok = each(allow, func(t *ast.Term) bool { return b.permit(&d, t, in) }) &&
-			each(limits, func(t *ast.Term) bool { return limitOfKey(&d, t, in) })
-		return d, ok
+	return d, ok
+}
+
+func (b *Bundle) readAllow(d *Decision, doc ast.Object, in *Input) bool {
+	allow, ok := member[ast.Set](doc, "allow")
+	rpm, ok1 := member[ast.Number](doc, "key_rpm")
+	if !ok || !ok1 || in.Agent.ID == "" || in.Caller.KeyID == "" {
+		return false // nobody to count for, or nobody at all
 	}
-	ok = each(refused, func(t *ast.Term) bool { return refuse(&d, t) }) &&
-		each(deny, func(t *ast.Term) bool { return b.deny(&d, t) }) &&
-		each(governs, func(t *ast.Term) bool { return b.govern(&d, t) })
-	return d, ok && len(d.Reasons) > 0
+	d.Effect = Allow
+	if rpm != "0" && !d.limit("key", "rpm", rpm, "key:"+in.Caller.KeyID) {
+		return false
+	}
+	return each(allow, func(t *ast.Term) bool {
+		o, ok := t.Value.(ast.Object)
+		if !ok {
+			return false
+		}
+		id, ok := member[ast.String](o, "policy")
+		limits, ok1 := member[ast.Object](o, "limits")
+		if _, known := b.names[string(id)]; !ok || !ok1 || !known {
+			return false
+		}
+		d.matters(string(id))
+		return !limits.Until(func(name, v *ast.Term) bool {
+			n, ok := name.Value.(ast.String)
+			return !ok || !d.limit(string(id), string(n), v.Value, "policy:"+string(id)+":agent:"+in.Agent.ID)
+		})
+	})
+}
+
+func (b *Bundle) readDeny(d *Decision, doc ast.Object) bool {
+	refused, ok := member[ast.Set](doc, "refused")
+	deny, ok1 := member[ast.Set](doc, "deny")
+	governs, ok2 := member[ast.Set](doc, "governs")
+	if !ok || !ok1 || !ok2 {
+		return false
+	}
+	// OPA orders sets: refusals by their first element, policies by their id.
+	read := each(refused, func(t *ast.Term) bool {
+		a, ok := t.Value.(*ast.Array)
+		if !ok || a.Len() != 3 {
+			return false
+		}
+		code, ok := a.Elem(1).Value.(ast.String)
+		message, ok1 := a.Elem(2).Value.(ast.String)
+		d.because(string(code), string(message), "")
+		return ok && ok1
+	}) && each(deny, func(t *ast.Term) bool {
+		id, ok := t.Value.(ast.String)
+		name, known := b.names[string(id)]
+		d.because("policy_denied", "The policy "+quote(name)+" denies this request.", string(id))
+		d.matters(string(id))
+		return ok && known
+	})
+	if !read {
+		return false
+	}
+	if governs.Len() > 0 {
+		d.because("not_permitted", "Policies govern this agent, and none of them permits this request.", "")
+	}
+	var ids []string
+	read = each(governs, func(t *ast.Term) bool {
+		list, ok := t.Value.(*ast.Array)
+		return ok && !list.Until(func(t *ast.Term) bool {
+			id, ok := t.Value.(ast.String)
+			ids = append(ids, string(id))
+			return !ok
+		})
+	})
+	slices.Sort(ids)
+	for _, id := range ids {
+		d.matters(id)
+	}
+	return read && len(d.Reasons) > 0
 }
 
 func member[T ast.Value](o ast.Object, name string) (v T, ok bool) {
@@ -67,64 +126,10 @@ func (d *Decision) matters(policy string) {
 	}
 }
 
-func refuse(d *Decision, t *ast.Term) bool {
-	a, ok := t.Value.(*ast.Array)
-	if !ok || a.Len() != 3 {
-		return false
-	}
-	code, ok := a.Elem(1).Value.(ast.String)
-	message, ok1 := a.Elem(2).Value.(ast.String)
-	d.because(string(code), string(message), "")
-	return ok && ok1
-}
-
-func (b *Bundle) deny(d *Decision, t *ast.Term) bool {
-	id, ok := t.Value.(ast.String)
-	d.because("policy_denied", "Policy "+quote(b.names[string(id)])+" denies this request.", string(id))
-	d.matters(string(id))
-	return ok
-}
-
-func (b *Bundle) govern(d *Decision, t *ast.Term) bool {
-	id, ok := t.Value.(ast.String)
-	d.matters(string(id))
-	return ok
-}
-
-// permit takes a policy's limits. They count for each agent apart.
-func (b *Bundle) permit(d *Decision, t *ast.Term, in *Input) bool {
-	o, ok := t.Value.(ast.Object)
-	if !ok {
-		return false
-	}
-	id, ok := member[ast.String](o, "policy")
-	limits, ok1 := member[ast.Object](o, "limits")
-	if !ok || !ok1 {
-		return false
-	}
-	d.matters(string(id))
-	return !limits.Until(func(name, v *ast.Term) bool {
-		n, ok := name.Value.(ast.String)
-		return !ok || !d.limit(string(id), string(n), v, "policy:"+string(id)+":agent:"+in.Agent.ID)
-	})
-}
-
-func limitOfKey(d *Decision, t *ast.Term, in *Input) bool {
-	o, ok := t.Value.(ast.Object)
-	if !ok {
-		return false
-	}
-	source, ok := member[ast.String](o, "source")
-	name, ok1 := member[ast.String](o, "name")
-	return ok && ok1 && d.limit(string(source), string(name), o.Get(ast.InternedTerm("value")), "key:"+in.Caller.KeyID)
-}
-
-func (d *Decision) limit(source, name string, v *ast.Term, counted string) bool {
-	if v == nil {
-		return false
-	}
-	n, ok := v.Value.(ast.Number)
-	if !ok {
+// limit adds a limit. One that this build could not enforce must not be lost.
+func (d *Decision) limit(source, name string, v ast.Value, counted string) bool {
+	n, ok := v.(ast.Number)
+	if !ok || name != "rpm" {
 		return false
 	}
 	i, err := strconv.ParseInt(string(n), 10, 64)

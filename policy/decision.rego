@@ -4,31 +4,35 @@ package aid.decision
 import data.aid.baseline
 import data.aid.policies
 
-# Deny is what is left when nothing else holds.
-default effect := "deny"
+decision := {
+	"effect": "allow",
+	"allow": policies.allow,
 
-# Any deny denies.
-effect := "allow" if {
-	count(baseline.refused) == 0
+	# What is counted for the key itself; 0 is nothing.
+	"key_rpm": object.get(input.caller, "key_rate_limit", 0),
+} if {
+	baseline.ok
+
+	# Any deny denies.
 	count(policies.deny) == 0
 	permitted
+} else := {
+	"effect": "deny",
+	"refused": refused,
+	"deny": policies.deny,
+	"governs": governs,
 }
 
 # An agent that no allow policy selects may do what the baseline lets it.
-permitted if not policies.governed
+permitted if count(policies.governs) == 0
 
 # One that some select may do only what one of them permits.
 permitted if count(policies.allow) != 0
 
+default refused := set()
+
+refused := baseline.refused if not baseline.ok
+
 default governs := set()
 
 governs := policies.governs if not permitted
-
-decision := {
-	"effect": effect,
-	"refused": baseline.refused,
-	"deny": policies.deny,
-	"allow": policies.allow,
-	"governs": governs,
-	"limits": baseline.limits,
-}

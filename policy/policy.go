@@ -97,17 +97,23 @@ type Decision struct {
 	// At most maxReasons.
 	Reasons []Reason
 
-	// PolicyIDs names the policies that the effect rests on, in order: those that
-	// deny, or those that permit, or, if nothing permits, those that govern the
-	// agent. At most maxPolicyIDs.
+	// PolicyIDs names the policies that the effect rests on. Of an allowed request,
+	// those that permit it; of a refused one, those that deny it, and then, if none
+	// permits it, those that govern the agent. Each in the order of ids, and at most
+	// maxPolicyIDs.
 	PolicyIDs []string
 
 	// PolicyVersion names the set of policies that was asked: "sha256:" + hex.
 	PolicyVersion string
 
-	// Limits holds all that apply to an allowed request. All of them are to be
-	// taken, or the request refused.
+	// Limits holds all that apply to an allowed request: the key's, then those of
+	// the policies that permit it, in the order of ids. All of them are to be taken,
+	// or the request refused.
 	Limits []Limit
+
+	// Err is why there is no decision, where the reason is policy_error or
+	// policy_timeout. It is for a log, and not for the caller.
+	Err error
 }
 
 const (

@@ -29,12 +29,13 @@ func literal(s string) string {
 	return string(append(b, '"'))
 }
 
-// canonical is a JSON number in the one form that we compare numbers in. ok is
-// false for one that a float64 does not hold, or a whole one beyond 2^53.
+// canonical is a number in the one form that numbers are compared in, which is a
+// float64's. ok is false for what is none, and for a whole one beyond 2^53, which
+// others would be equal to.
 func canonical(s string) (_ string, f float64, ok bool) {
 	f, err := strconv.ParseFloat(s, 64)
 	switch {
-	case err != nil:
+	case err != nil || math.IsNaN(f) || math.IsInf(f, 0):
 		return "", 0, false
 	case f == 0:
 		return "0", 0, true // and not -0
@@ -46,69 +47,70 @@ func canonical(s string) (_ string, f float64, ok bool) {
 	return strconv.FormatFloat(f, 'g', -1, 64), f, true
 }
 
-// header begins the generated module. Its rules are never true: they are there so
-// that each set is empty, and not undefined, for an org that has no such policy.
-const header = `package aid.policies
-
-deny contains "" if false
-
-allow contains {} if false
-
-governed if false
-
-governs contains "" if false
-`
-
 // generate writes an org's policies in Rego. ids[i] is the id of ds[i]; the same
 // policies in the same order give the same text.
+//
+//	deny     ids of the policies that deny the request
+//	allow    those that permit it, with their limits
+//	governs  lists of ids of the allow policies that select the agent and its caller
+//
+// Policies that select alike share a rule of governs, since most orgs have many
+// policies for few kinds of agents.
 func generate(ids []string, ds []document) string {
-	var b strings.Builder
-	b.WriteString(header)
-	selectors := map[string]bool{}
+	var deny, allow, governs strings.Builder
+	var selectors []string // in the order of their first policies
+	selected := map[string][]string{}
 	for i, d := range ds {
 		id := literal(ids[i])
 		if d.effect == Deny {
-			rule(&b, "deny contains "+id, body(d, false))
+			rule(&deny, "deny contains "+id, d.rego(false))
 			continue
 		}
 		limits := "{}"
 		if d.rpm > 0 {
 			limits = `{"rpm": ` + strconv.FormatInt(d.rpm, 10) + `}`
 		}
-		rule(&b, `allow contains {"policy": `+id+`, "limits": `+limits+`}`, body(d, false))
-		selector := body(d, true)
-		rule(&b, "governs contains "+id, selector)
-		// Whether there is any needs each selector only once.
-		if s := strings.Join(selector, "\n"); !selectors[s] {
-			selectors[s] = true
-			rule(&b, "governed", selector)
+		rule(&allow, `allow contains {"policy": `+id+`, "limits": `+limits+`}`, d.rego(false))
+		selector := d.rego(true)
+		if selected[selector] == nil {
+			selectors = append(selectors, selector)
+		}
+		selected[selector] = append(selected[selector], id)
+	}
+	for _, s := range selectors {
+		rule(&governs, "governs contains ["+strings.Join(selected[s], ", ")+"]", s)
+	}
+	// A set without a rule would be undefined, and what is undefined denies.
+	if deny.Len() == 0 {
+		deny.WriteString("\ndeny := set()\n")
+	}
+	if allow.Len() == 0 {
+		allow.WriteString("\nallow := set()\n\ngoverns := set()\n")
+	}
+	return "package aid.policies\n" + deny.String() + allow.String() + governs.String()
+}
+
+func rule(b *strings.Builder, head, body string) {
+	if body == "" {
+		b.WriteString("\n" + head + "\n")
+		return
+	}
+	b.WriteString("\n" + head + " if {\n" + body + "}\n")
+}
+
+// rego is the policy's conditions in Rego, a line each, or only those that select
+// whom an allow policy governs.
+func (d document) rego(selectors bool) string {
+	var b strings.Builder
+	for _, c := range d.conditions {
+		if selectors && !c.attribute.selects {
+			continue
+		}
+		for _, line := range c.rego(d.effect) {
+			b.WriteString("\t" + line + "\n")
 		}
 	}
 	return b.String()
-}
-
-func rule(b *strings.Builder, head string, body []string) {
-	b.WriteString("\n" + head)
-	if len(body) == 0 {
-		b.WriteString(" if true\n")
-		return
-	}
-	b.WriteString(" if {\n")
-	for _, line := range body {
-		b.WriteString("\t" + line + "\n")
-	}
-	b.WriteString("}\n")
-}
-
-// body is the policy's conditions in Rego, or only those that select whom an
-// allow policy governs.
-func body(d document, selectors bool) (lines []string) {
-	for _, c := range d.conditions {
-		if !selectors || c.attribute.selects {
-			lines = append(lines, c.rego(d.effect)...)
-		}
-	}
-	return lines
 }
 
 // rego is the condition, true only if the attribute is there.

@@ -113,14 +113,26 @@ func (r *Registry) ByHost(host string) (Provider, bool) {
 func (r *Registry) Providers() []Provider { return slices.Clone(r.providers) }
 
 // Models lists the models that providers have by their exact names and that may
-// allows, sorted, each once, as its first provider's. A glob is no model and is
-// not listed: what it stands for is known to the provider only. It can be used all
+// allows, sorted, each once, as its first provider's; and of names, which are a
+// caller's, those that a provider's glob matches. A glob is no model and is not
+// listed: what it stands for is known to the provider only. It can be used all
 // the same.
-func (r *Registry) Models(may func(string) bool) []Model {
+func (r *Registry) Models(may func(string) bool, names ...string) []Model {
 	var out []Model
 	for m, at := range r.exact {
 		if may(m) {
 			out = append(out, Model{ID: m, OwnedBy: r.providers[at[0]].Name})
+		}
+	}
+	for _, name := range names {
+		if strings.Contains(name, "*") || !may(name) || slices.ContainsFunc(out, func(m Model) bool { return m.ID == name }) {
+			continue
+		}
+		for _, g := range r.globs {
+			if matches(g.pattern, name) {
+				out = append(out, Model{ID: name, OwnedBy: r.providers[g.at].Name})
+				break
+			}
 		}
 	}
 	slices.SortFunc(out, func(a, b Model) int { return cmp.Compare(a.ID, b.ID) })

@@ -83,7 +83,10 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 			MaxHeadersCount:              wrapperspb.UInt32(100),
 			HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_REJECT_REQUEST,
 		},
-		HttpProtocolOptions: &corev3.Http1ProtocolOptions{AcceptHttp_10: false, AllowChunkedLength: false},
+		HttpProtocolOptions: &corev3.Http1ProtocolOptions{
+			AcceptHttp_10: false, AllowChunkedLength: false,
+			EnableTrailers: true, // to be seen, and refused, on both protocols alike
+		},
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
 			MaxConcurrentStreams:        wrapperspb.UInt32(1000),
 			InitialStreamWindowSize:     wrapperspb.UInt32(1 << 20),

@@ -80,6 +80,7 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	f.StringVar(&c.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
 	f.StringVar(&c.providerCA, "provider-ca", "", "PEM `file` on the Envoys' machines that vouches for providers (default: "+xds.SystemCAs+")")
 	f.Int64Var(&c.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
+	f.BoolVar(&c.pprof, "pprof", false, "serve Go's profiles beside /metrics, under /debug/pprof/")
 	return cmd
 }
 
@@ -93,6 +94,7 @@ type control struct {
 	fernet, hmac, digest, providerCA      string
 	gateway, usage                        string
 	maxBody                               int64
+	pprof                                 bool
 
 	log *slog.Logger
 }
@@ -140,7 +142,7 @@ func (c *control) run(ctx context.Context) error {
 	defer life.stop(20 * time.Second)
 	var ready readiness
 	life.start(ctx, "status", func(ctx context.Context) error {
-		return serveHTTP(ctx, statusL, status(registered(reg, c.log), ready.ask), c.log)
+		return serveHTTP(ctx, statusL, profiled(status(registered(reg, c.log), ready.ask), c.pprof), c.log)
 	})
 	defer ready.stop() // red before anything ends: this runs before life.stop
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/pprof"
 	"regexp"
 	"slices"
 	"sync"
@@ -42,6 +43,20 @@ func status(metrics http.Handler, ready check) http.Handler {
 		}
 		io.WriteString(w, "ready\n")
 	})
+	return mux
+}
+
+// profiled adds Go's profiles under /debug/pprof/ to what a status server serves, if
+// that was asked for: they tell of this process's insides, and cost while taken.
+func profiled(h http.Handler, on bool) http.Handler {
+	if !on {
+		return h
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/", h)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return mux
 }
 

@@ -100,6 +100,7 @@ in order; a second one stops it at once.`,
 	f.DurationVar(&u.maxStaleness, "max-staleness", 10*time.Minute, "how long the sidecar goes on deciding without the control plane")
 	f.IntVar(&u.concurrency, "envoy-concurrency", 0, "worker threads of Envoy (default: one for each CPU)")
 	f.DurationVar(&u.drain, "drain", 10*time.Second, "how long requests in hand may go on when stopping")
+	f.BoolVar(&u.pprof, "pprof", false, "let the control plane and the sidecar serve Go's profiles on their sockets in the folder's run/")
 	return cmd
 }
 
@@ -112,6 +113,7 @@ type up struct {
 	maxBody                        int64
 	maxStaleness, drain            time.Duration
 	concurrency                    int
+	pprof                          bool
 	logLevel, logFormat            string
 
 	log       *slog.Logger
@@ -331,7 +333,7 @@ func (u *up) child(ctx context.Context, self, name string, env map[string]string
 	}
 	c := process.New(process.Config{
 		Name: name, Path: self,
-		Args: append([]string{name, "--log-level", u.logLevel, "--log-format", u.logFormat}, args...),
+		Args: append([]string{name, "--log-level", u.logLevel, "--log-format", u.logFormat, "--pprof=" + strconv.FormatBool(u.pprof)}, args...),
 		Env:  all,
 		// Its lines are log lines of the same form as ours.
 		Line:        func(line string) { fmt.Fprintln(u.errs, line) },
