@@ -38,7 +38,11 @@ var build = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "aid")
-	cmd := exec.Command("go", "build", "-o", path, "./cmd/aid")
+	args := []string{"build", "-o", path}
+	if os.Getenv("AID_RACE") != "" {
+		args = append(args, "-race") // slower by far; what it finds is in Stderr, and end fails
+	}
+	cmd := exec.Command("go", append(args, "./cmd/aid")...)
 	cmd.Dir = Root()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building aid: %w\n%s", err, out)
@@ -233,12 +237,15 @@ func (u *Up) end() error {
 	u.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-u.ended:
-		return nil
 	case <-time.After(60 * time.Second):
 		u.cmd.Process.Kill()
 		<-u.ended
 		return fmt.Errorf("aid up did not stop in 60 s")
 	}
+	if said := u.Stderr(); strings.Contains(said, "WARNING: DATA RACE") || strings.Contains(said, "panicked") {
+		return fmt.Errorf("a data race or a panic:\n%s", said)
+	}
+	return nil
 }
 
 // Home is a folder for one `aid up`. It is where another account may reach it,

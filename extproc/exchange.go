@@ -201,6 +201,16 @@ func attributeOf(req *extprocv3.ProcessingRequest, name string) string {
 	return ""
 }
 
+// numberOf is attributeOf for a number, or 0.
+func numberOf(req *extprocv3.ProcessingRequest, name string) int {
+	for _, a := range req.GetAttributes() {
+		if v, ok := a.GetFields()[name]; ok {
+			return int(v.GetNumberValue())
+		}
+	}
+	return 0
+}
+
 // startSpan continues the caller's trace, or begins one.
 func (x *exchange) startSpan(ctx context.Context) error {
 	parent, known := parseTraceparent(x.req.traceparent)
@@ -647,10 +657,14 @@ func (x *exchange) enforce(received int) *extprocv3.ProcessingResponse {
 	if secret := x.provider.Credential.Reveal(); len(secret) >= minSecret {
 		x.keep.secret = []byte(secret)
 	}
+	reply := forwardBody(m, body)
 	if x.req.endOfStream {
-		return forwardHeaders(m)
+		reply = forwardHeaders(m)
 	}
-	return forwardBody(m, body)
+	if !x.readsAnswer {
+		reply = showing(reply, x.receipt.String())
+	}
+	return reply
 }
 
 // answerLocally gives an answer that needs no provider.
@@ -847,6 +861,9 @@ func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.Pr
 		return nil, err
 	}
 	x.usageOfEnvoy(req)
+	if n := numberOf(req, "response.code"); n != 0 && x.status == 0 {
+		x.status, x.answered = n, true
+	}
 	if x.reader != nil {
 		// Every byte has passed already; this only tells the reader so.
 		x.reader.Chunk(nil, true)
@@ -960,7 +977,7 @@ func (x *exchange) howItEnded(err error) string {
 	switch {
 	case x.outcome != "":
 		return x.outcome
-	case x.state == ended && x.answered, x.state == answering && !x.readsAnswer && overWell(err):
+	case x.state == ended && x.answered, (x.state == answering || x.state == forwarded) && !x.readsAnswer && overWell(err):
 		if x.status >= 400 {
 			return outcomeProviderError
 		}

@@ -28,6 +28,10 @@ const hcmFilter = "envoy.filters.network.http_connection_manager"
 // time limits add up to, so that it is extproc who says why.
 const messageTimeout = 10 // seconds
 
+// VerdictNamespace is where extproc leaves the receipt for the route to show, where
+// it is not asked about the answer's headers.
+const VerdictNamespace = "aid"
+
 // usageNamespace is where Envoy publishes the usage that it read.
 const usageNamespace = "envoy.ai.token_usage"
 
@@ -88,9 +92,10 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 			EnableTrailers: true, // to be seen, and refused, on both protocols alike
 		},
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
-			MaxConcurrentStreams:        wrapperspb.UInt32(1000),
-			InitialStreamWindowSize:     wrapperspb.UInt32(1 << 20),
-			InitialConnectionWindowSize: wrapperspb.UInt32(4 << 20),
+			MaxConcurrentStreams: wrapperspb.UInt32(1000),
+			// A request's buffer is as large as its window, so a body must fit into it.
+			InitialStreamWindowSize:     wrapperspb.UInt32(uint32(in.MaxBody + slack)),
+			InitialConnectionWindowSize: wrapperspb.UInt32(uint32(max(in.MaxBody+slack, 16<<20))),
 		},
 		MaxRequestHeadersKb: wrapperspb.UInt32(60),
 
@@ -166,8 +171,15 @@ func (in Input) extproc() *extprocv3.ExternalProcessor {
 		ResponseAttributes: []string{"response.code_details"},
 	}
 	if in.Usage == "envoy" {
-		mode.ResponseBodyMode = extprocv3.ProcessingMode_NONE
-		p.MetadataOptions = &extprocv3.MetadataOptions{ForwardingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Typed: []string{usageNamespace}}}
+		// One message for an answer: its trailers. Headers must not be asked for
+		// too: trailers that are synthesized while a reply on the headers is
+		// awaited never come (measured, 1.40). The routes do what extproc would.
+		mode.ResponseHeaderMode, mode.ResponseBodyMode = extprocv3.ProcessingMode_SKIP, extprocv3.ProcessingMode_NONE
+		p.ResponseAttributes = append(p.ResponseAttributes, "response.code")
+		p.MetadataOptions = &extprocv3.MetadataOptions{
+			ForwardingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Typed: []string{usageNamespace}},
+			ReceivingNamespaces:  &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{VerdictNamespace}},
+		}
 	}
 	return p
 }

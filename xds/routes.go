@@ -64,10 +64,22 @@ func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 		Name: routesName,
 		VirtualHosts: []*routev3.VirtualHost{{
 			Name: "all", Domains: []string{"*"}, Routes: all,
-			// Over HTTP/2 a request's buffer is otherwise as large as its flow-control window.
 			RequestBodyBufferLimit: wrapperspb.UInt64(uint64(in.MaxBody + slack)),
 		}},
 		ValidateClusters: wrapperspb.Bool(false),
+	}
+}
+
+// concealed are the headers of a provider's answer that are none of the caller's
+// business, where extproc does not see them.
+var concealed = []string{
+	"set-cookie", "set-cookie2", "alt-svc", "via", "nel", "report-to", "www-authenticate", "proxy-authenticate", "x-powered-by",
+	"openai-organization", "openai-project", "anthropic-organization-id", "authorization", "x-api-key", "api-key", "x-goog-api-key",
+}
+
+func overwrite(name, value string) *corev3.HeaderValueOption {
+	return &corev3.HeaderValueOption{
+		Header: &corev3.HeaderValue{Key: name, Value: value}, AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 	}
 }
 
@@ -100,6 +112,12 @@ func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*rou
 		}
 		if path != "" {
 			r.Match.PathSpecifier = &routev3.RouteMatch_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: path}}
+		}
+		if in.Usage == "envoy" {
+			r.ResponseHeadersToAdd = []*corev3.HeaderValueOption{
+				overwrite("x-aid-decision", "allow"), overwrite("x-aid-receipt", "%DYNAMIC_METADATA("+VerdictNamespace+":receipt)%"),
+			}
+			r.ResponseHeadersToRemove = concealed
 		}
 		if in.Usage == "envoy" && llm != llmv3.LLMProtocol_LLM_PROTOCOL_UNSPECIFIED {
 			r.TypedPerFilterConfig = map[string]*anypb.Any{
