@@ -1,4 +1,4 @@
-package warm_test
+package aiidentity_test
 
 import (
 	"encoding/json"
@@ -40,7 +40,7 @@ var home = map[string]string{
 	"github.com/klauspost/compress":              "provider",
 	"github.com/danielgtaylor/huma":              "api",
 	"github.com/swaggest/swgui":                  "api",
-	"github.com/envoyproxy/go-control-plane":     "extproc xds envoy bench",
+	"github.com/envoyproxy/go-control-plane":     "extproc xds envoy cmd bench", // cmd registers extproc's service
 	"google.golang.org/grpc":                     "proto extproc xds cmd bench",
 	"google.golang.org/genproto":                 "xds", /* the status in a NACK */
 	"google.golang.org/protobuf":                 "proto extproc xds envoy bench",
@@ -51,6 +51,7 @@ var home = map[string]string{
 	"go.opentelemetry.io/contrib":                "cmd",
 	"github.com/spf13/cobra":                     "cmd",
 	"github.com/spf13/pflag":                     "cmd",
+	"github.com/xi2/xz":                          "store", // Postgres comes in it
 	"golang.org/x/mod":                           "audit", // sumdb/tlog and note
 	"golang.org/x/sync":                          "cmd audit xds",
 	"golang.org/x/sys":                           "cmd store audit",
