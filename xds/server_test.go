@@ -1,0 +1,533 @@
+package xds_test
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/jackc/pgx/v5"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/policy"
+	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/store"
+	"github.com/ai-identity/ai-identity/store/storetest"
+	"github.com/ai-identity/ai-identity/xds"
+)
+
+// plane is a control plane on a real database.
+type plane struct {
+	t      testing.TB
+	db     *store.DB
+	sealer *provider.Sealer
+	server *xds.Server
+	taken  *taken
+	conn   func() *grpc.ClientConn
+	stop   func() // the gRPC server, and with it every stream
+	serve  func()
+}
+
+// taken is an Appender that remembers what it took.
+type taken struct {
+	mu   sync.Mutex
+	recs []audit.Record
+}
+
+func (a *taken) Append(_ context.Context, _, _ string, recs []audit.Record) (uint64, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.recs = append(a.recs, recs...)
+	return recs[len(recs)-1].Seq, nil
+}
+
+func newPlane(t testing.TB) *plane {
+	t.Helper()
+	p := &plane{t: t, db: storetest.Open(t), taken: &taken{}}
+	var err error
+	if p.sealer, err = provider.NewSealer([]string{"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="}); err != nil {
+		t.Fatal(err)
+	}
+	p.server, err = xds.NewServer(xds.ServerConfig{
+		DB: p.db, Sealer: p.sealer, Appender: p.taken, Gateway: "127.0.0.1:8080", Usage: "stream", MaxBody: 1 << 20,
+		DigestKey: []byte("digest"), Heartbeat: 20 * time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.server.Run(ctx) }()
+	var mu sync.Mutex
+	var l *bufconn.Listener
+	var g *grpc.Server
+	p.serve = func() {
+		mu.Lock()
+		defer mu.Unlock()
+		l, g = bufconn.Listen(1<<20), grpc.NewServer()
+		p.server.Register(g)
+		go g.Serve(l) //nolint:errcheck // it ends with Stop
+	}
+	p.stop = func() {
+		mu.Lock()
+		defer mu.Unlock()
+		g.Stop()
+	}
+	p.serve()
+	p.conn = func() *grpc.ClientConn {
+		conn, err := grpc.NewClient("passthrough:///plane", grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+				mu.Lock()
+				at := l
+				mu.Unlock()
+				return at.DialContext(ctx)
+			}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	t.Cleanup(func() {
+		p.stop()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	eventually(t, func() error { return p.server.Ready(context.Background()) })
+	return p
+}
+
+func eventually(t testing.TB, ask func() error) {
+	t.Helper()
+	for deadline := time.After(20 * time.Second); ; {
+		err := ask()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatal(err)
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+func (p *plane) in(org string, fn func(tx pgx.Tx) error) {
+	p.t.Helper()
+	if err := p.db.InOrg(context.Background(), org, fn); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func mint(t testing.TB, kind identity.Kind) (string, [32]byte) {
+	t.Helper()
+	secret, hash, err := identity.Mint(kind, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return secret, hash
+}
+
+// node lets a node of the org in and returns its token and id.
+func (p *plane) node(org string) (token, id string) {
+	p.t.Helper()
+	token, hash := mint(p.t, identity.NodeToken)
+	id, err := identity.NewID(identity.NodeID, time.Now(), rand.Reader)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.in(org, func(tx pgx.Tx) error {
+		return identity.InsertNode(context.Background(), tx, identity.Node{ID: id, OrgID: org, Name: "n", TokenHash: hash, CreatedAt: time.Now()})
+	})
+	return token, id
+}
+
+// agent makes an agent with one key.
+func (p *plane) agent(org string) (a identity.Agent, k identity.Key) {
+	p.t.Helper()
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	var err error
+	a = identity.Agent{OrgID: org, Name: "bot", Status: identity.Active, AllowedModels: []string{"*"}, CreatedAt: now, UpdatedAt: now, Version: 1,
+		Metadata: identity.Metadata{"pii": true, "team": "x"}}
+	if a.ID, err = identity.NewID(identity.AgentID, now, rand.Reader); err != nil {
+		p.t.Fatal(err)
+	}
+	a.Fingerprint = identity.Fingerprint(org, a.ID, a.Name, now)
+	k = identity.Key{OrgID: org, AgentID: a.ID, Name: "k", Scopes: []string{"*"}, RateLimit: 7, CreatedAt: now}
+	if k.ID, err = identity.NewID(identity.KeyID, now, rand.Reader); err != nil {
+		p.t.Fatal(err)
+	}
+	_, k.Hash = mint(p.t, identity.AgentKey)
+	p.in(org, func(tx pgx.Tx) error {
+		if err := identity.InsertAgent(context.Background(), tx, a); err != nil {
+			return err
+		}
+		return identity.InsertKey(context.Background(), tx, k)
+	})
+	return a, k
+}
+
+// client runs a client for the node with the token.
+func (p *plane) client(token string, change func(*xds.ClientConfig)) *xds.Client {
+	p.t.Helper()
+	c := xds.ClientConfig{Conn: p.conn(), NodeID: "test", Token: token, Log: slog.New(slog.NewTextHandler(p.t.Output(), nil))}
+	if change != nil {
+		change(&c)
+	}
+	x, err := xds.NewClient(c)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- x.Run(ctx) }()
+	p.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			p.t.Error(err)
+		}
+	})
+	return x
+}
+
+func ctx(t testing.TB) context.Context {
+	c, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	t.Cleanup(cancel)
+	return c
+}
+
+// A key is looked up once; what happens to it and to its agent is pushed.
+func TestCallers(t *testing.T) {
+	p := newPlane(t)
+	org := storetest.Org(t, p.db)
+	token, _ := p.node(org)
+	a, k := p.agent(org)
+	type told struct {
+		c     identity.Caller
+		known bool
+	}
+	changes := make(chan told, 16)
+	x := p.client(token, func(c *xds.ClientConfig) {
+		c.Changed = func(_ [32]byte, caller identity.Caller, known bool) { changes <- told{caller, known} }
+	})
+	eventually(t, x.Ready)
+	got, err := x.Caller(ctx(t), k.Hash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Agent.ID != a.ID || got.Agent.Fingerprint != a.Fingerprint || got.Key.ID != k.ID || got.Key.RateLimit != 7 || got.Agent.Metadata["pii"] != true {
+		t.Errorf("got %+v", got)
+	}
+	if err := got.ActiveAt(time.Now()); err != nil {
+		t.Error(err)
+	}
+	if _, err := x.Caller(ctx(t), [32]byte{1}); !errors.Is(err, xds.ErrUnknownCaller) {
+		t.Errorf("an unknown key: %v", err)
+	}
+
+	next := func(what string) told {
+		t.Helper()
+		select {
+		case c := <-changes:
+			return c
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s was not pushed", what)
+			return told{}
+		}
+	}
+	a.Status = identity.Suspended
+	p.in(org, func(tx pgx.Tx) (err error) { a, err = identity.UpdateAgent(context.Background(), tx, a); return err })
+	if c := next("the suspension"); c.c.Agent.Status != identity.Suspended || c.c.ActiveAt(time.Now()) == nil {
+		t.Errorf("suspended: %+v", c)
+	}
+	a.Status = identity.Active
+	p.in(org, func(tx pgx.Tx) (err error) { a, err = identity.UpdateAgent(context.Background(), tx, a); return err })
+	if c := next("the return"); c.c.ActiveAt(time.Now()) != nil {
+		t.Errorf("active again: %+v", c)
+	}
+	p.in(org, func(tx pgx.Tx) error {
+		return identity.RevokeKey(context.Background(), tx, a.ID, k.ID, time.Now())
+	})
+	if c := next("the revocation"); c.c.ActiveAt(time.Now()) == nil {
+		t.Errorf("revoked: %+v", c)
+	}
+	p.in(org, func(tx pgx.Tx) error { return identity.DeleteAgent(context.Background(), tx, a.ID) })
+	if c := next("the deletion"); c.known {
+		t.Errorf("deleted: %+v", c)
+	}
+	if _, err := x.Caller(ctx(t), k.Hash); !errors.Is(err, xds.ErrUnknownCaller) {
+		t.Errorf("a deleted key: %v", err)
+	}
+}
+
+// What changes while a node is cut off is there when it is back.
+func TestReconnect(t *testing.T) {
+	p := newPlane(t)
+	org := storetest.Org(t, p.db)
+	token, _ := p.node(org)
+	a, k := p.agent(org)
+	_, unseen := p.agent(org)
+	var revoked atomic.Bool
+	x := p.client(token, func(c *xds.ClientConfig) {
+		c.Changed = func(_ [32]byte, caller identity.Caller, _ bool) { revoked.Store(caller.ActiveAt(time.Now()) != nil) }
+	})
+	eventually(t, x.Ready)
+	if _, err := x.Caller(ctx(t), k.Hash); err != nil {
+		t.Fatal(err)
+	}
+	p.stop()
+	eventually(t, func() error {
+		if _, err := x.Caller(ctx(t), [32]byte{9}); !errors.Is(err, xds.ErrUnavailable) {
+			return fmt.Errorf("still connected: %v", err)
+		}
+		return nil
+	})
+	// A known caller needs no control plane; an unknown one is no unknown key.
+	if _, err := x.Caller(ctx(t), k.Hash); err != nil {
+		t.Errorf("a known caller, cut off: %v", err)
+	}
+	if _, err := x.Caller(ctx(t), unseen.Hash); !errors.Is(err, xds.ErrUnavailable) || errors.Is(err, xds.ErrUnknownCaller) {
+		t.Errorf("an unseen caller, cut off: %v", err)
+	}
+	p.in(org, func(tx pgx.Tx) error { return identity.RevokeKey(context.Background(), tx, a.ID, k.ID, time.Now()) })
+	p.serve()
+	eventually(t, func() error {
+		if !revoked.Load() {
+			return errors.New("not revoked here yet")
+		}
+		return nil
+	})
+	eventually(t, func() error { _, err := x.Caller(ctx(t), unseen.Hash); return err })
+}
+
+// Providers, credentials and policies take effect without a restart, and one bad
+// object leaves the last good ones in force.
+func TestOrg(t *testing.T) {
+	p := newPlane(t)
+	org := storetest.Org(t, p.db)
+	token, _ := p.node(org)
+	x := p.client(token, nil)
+	eventually(t, x.Ready)
+	now := time.Now()
+	prov := provider.Provider{ID: "prov_1", OrgID: org, Name: "one", Kind: "openai", BaseURL: "http://127.0.0.1:9/v1", Models: []string{"m"}, Version: 1, CreatedAt: now, UpdatedAt: now}
+	sealed, err := p.sealer.Seal([]byte("sk-secret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.in(org, func(tx pgx.Tx) error {
+		if err := provider.Insert(context.Background(), tx, prov); err != nil {
+			return err
+		}
+		return provider.PutCredential(context.Background(), tx, provider.Credential{ProviderID: prov.ID, Cluster: provider.ClusterName(prov), Sealed: sealed, UpdatedAt: now})
+	})
+	resolve := func() (provider.Provider, error) {
+		o, err := x.Org(org)
+		if err != nil {
+			return provider.Provider{}, err
+		}
+		for _, p := range o.Providers.Providers() {
+			return p, nil
+		}
+		return provider.Provider{}, errors.New("no provider")
+	}
+	eventually(t, func() error {
+		got, err := resolve()
+		if err == nil && got.Credential.Reveal() != "sk-secret" {
+			err = errors.New("no credential")
+		}
+		return err
+	})
+	// Another address: the credential does not follow.
+	prov.BaseURL = "http://127.0.0.1:10/v1"
+	p.in(org, func(tx pgx.Tx) (err error) { prov, err = provider.Update(context.Background(), tx, prov); return err })
+	eventually(t, func() error {
+		got, err := resolve()
+		if err == nil && (got.BaseURL != prov.BaseURL || got.Credential.Reveal() != "") {
+			err = fmt.Errorf("at %s with the credential %q", got.BaseURL, got.Credential.Reveal())
+		}
+		return err
+	})
+
+	pol := policy.Policy{ID: "pol_1", OrgID: org, Name: "none", Version: 1, Document: []byte(`{"name":"none","effect":"deny","conditions":{}}`), CreatedAt: now, UpdatedAt: now}
+	p.in(org, func(tx pgx.Tx) error { return policy.Insert(context.Background(), tx, pol) })
+	denies := func() error {
+		o, err := x.Org(org)
+		if err != nil {
+			return err
+		}
+		d := o.Policies.Decide(context.Background(), policy.Input{Org: policy.OrgAttrs{ID: org}})
+		for _, r := range d.Reasons {
+			if r.PolicyID == pol.ID {
+				return nil
+			}
+		}
+		return fmt.Errorf("the policy is not in force: %+v", d)
+	}
+	eventually(t, denies)
+	// A document that this build does not understand gets into the table.
+	bad := pol
+	bad.ID, bad.Name, bad.Document = "pol_2", "bad", []byte(`{"name":"bad","effect":"someday"}`)
+	marker := prov
+	marker.ID, marker.Name = "prov_2", "two"
+	p.in(org, func(tx pgx.Tx) error {
+		if err := policy.Insert(context.Background(), tx, bad); err != nil {
+			return err
+		}
+		return provider.Insert(context.Background(), tx, marker)
+	})
+	eventually(t, func() error {
+		o, err := x.Org(org)
+		if err == nil && len(o.Providers.Providers()) != 2 {
+			err = errors.New("the other change has not come")
+		}
+		return err
+	})
+	if err := denies(); err != nil {
+		t.Error(err)
+	}
+}
+
+// An org's nodes get that org's, and who is nobody gets nothing.
+func TestIsolation(t *testing.T) {
+	p := newPlane(t)
+	one, two := storetest.Org(t, p.db), storetest.Org(t, p.db)
+	token, id := p.node(one)
+	_, k := p.agent(two)
+	x := p.client(token, nil)
+	eventually(t, x.Ready)
+	if _, err := x.Caller(ctx(t), k.Hash); !errors.Is(err, xds.ErrUnknownCaller) {
+		t.Errorf("another org's key: %v", err)
+	}
+	if _, err := x.Org(two); err == nil {
+		t.Error("another org's configuration")
+	}
+	// Records of another org are refused; one's own are taken.
+	ship := xds.NewIngest(p.conn(), token)
+	if _, err := ship.Send(ctx(t), "w_1", []audit.Record{{Seq: 1, Org: two, Entry: []byte("{}")}}); status.Code(errors.Unwrap(err)) != codes.PermissionDenied {
+		t.Errorf("another org's record: %v", err)
+	}
+	if n, err := ship.Send(ctx(t), "w_1", []audit.Record{{Seq: 1, Org: one, Entry: []byte("{}")}}); err != nil || n != 1 {
+		t.Errorf("one's own record: %d %v", n, err)
+	}
+	// A node that is revoked is cut, and stays out.
+	p.in(one, func(tx pgx.Tx) error { return identity.RevokeNode(context.Background(), tx, id, time.Now()) })
+	eventually(t, func() error {
+		if _, err := x.Caller(ctx(t), [32]byte{3}); !errors.Is(err, xds.ErrUnavailable) {
+			return fmt.Errorf("still served: %v", err)
+		}
+		return nil
+	})
+	if _, err := ship.Send(ctx(t), "w_1", []audit.Record{{Seq: 2, Org: one, Entry: []byte("{}")}}); err == nil {
+		t.Error("a revoked node's records were taken")
+	}
+}
+
+// Whatever is asked without a node's credential gets nothing.
+func TestUnauthenticated(t *testing.T) {
+	p := newPlane(t)
+	client := discoveryv3.NewAggregatedDiscoveryServiceClient(p.conn())
+	agentKey, _ := mint(t, identity.AgentKey)
+	stranger, _ := mint(t, identity.NodeToken)
+	shown := [][]string{{}, {"authorization", ""}, {"authorization", "Bearer "}, {"authorization", "Bearer x"}, {"authorization", "Bearer " + agentKey},
+		{"authorization", "Bearer " + stranger}, {"authorization", "Basic " + stranger}, {"authorization", "Bearer " + stranger, "authorization", "Bearer " + stranger}}
+	types := []string{xds.CredentialType, xds.CallerType, xds.ListenerType, xds.ProviderType, "x", ""}
+	seed := mathrand.New(mathrand.NewPCG(1, 2))
+	for i := range 300 {
+		c := metadata.AppendToOutgoingContext(ctx(t), shown[i%len(shown)]...)
+		g, err := client.DeltaAggregatedResources(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = g.Send(&discoveryv3.DeltaDiscoveryRequest{
+			Node: &corev3.Node{Id: fmt.Sprint(seed.Int())}, TypeUrl: types[seed.IntN(len(types))], ResourceNamesSubscribe: []string{"*", "key:00"}[:seed.IntN(3)],
+		})
+		if resp, err := g.Recv(); status.Code(err) != codes.Unauthenticated {
+			t.Fatalf("%q got %v %v", shown[i%len(shown)], resp, err)
+		}
+	}
+}
+
+// Without a sign of life of the database nothing is decided after a while.
+func TestStaleness(t *testing.T) {
+	p := newPlane(t)
+	org := storetest.Org(t, p.db)
+	token, _ := p.node(org)
+	_, k := p.agent(org)
+	var ahead atomic.Int64
+	x := p.client(token, func(c *xds.ClientConfig) {
+		c.MaxStaleness = time.Hour
+		c.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
+	eventually(t, x.Ready)
+	if _, err := x.Caller(ctx(t), k.Hash); err != nil {
+		t.Fatal(err)
+	}
+	p.stop()
+	eventually(t, func() error {
+		if _, err := x.Caller(ctx(t), [32]byte{9}); !errors.Is(err, xds.ErrUnavailable) {
+			return errors.New("still connected")
+		}
+		return nil
+	})
+	ahead.Store(int64(59 * time.Minute))
+	if _, err := x.Org(org); err != nil {
+		t.Errorf("after 59 minutes: %v", err)
+	}
+	ahead.Store(int64(61 * time.Minute))
+	if _, err := x.Org(org); !errors.Is(err, xds.ErrUnavailable) {
+		t.Errorf("after 61 minutes: %v", err)
+	}
+	if _, err := x.Caller(ctx(t), k.Hash); !errors.Is(err, xds.ErrUnavailable) {
+		t.Errorf("after 61 minutes, a known caller: %v", err)
+	}
+	if x.Ready() == nil {
+		t.Error("ready")
+	}
+}
+
+// Keys that nobody has leave nothing behind, and callers are kept up to a number.
+func TestBounds(t *testing.T) {
+	p := newPlane(t)
+	org := storetest.Org(t, p.db)
+	token, _ := p.node(org)
+	x := p.client(token, func(c *xds.ClientConfig) { c.MaxCallers = 3 })
+	eventually(t, x.Ready)
+	for i := range 300 {
+		if _, err := x.Caller(ctx(t), [32]byte{byte(i), byte(i >> 8), 1}); !errors.Is(err, xds.ErrUnknownCaller) {
+			t.Fatalf("junk: %v", err)
+		}
+	}
+	var keys []identity.Key
+	for range 6 {
+		_, k := p.agent(org)
+		keys = append(keys, k)
+	}
+	for range 3 {
+		for _, k := range keys {
+			if _, err := x.Caller(ctx(t), k.Hash); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := xds.Callers(x); n > 3 {
+		t.Errorf("%d callers are kept", n)
+	}
+}
