@@ -37,9 +37,9 @@ func (n none) Record(context.Context, pgx.Tx, string, audit.Changed) (audit.Posi
 
 var elsewhere = regexp.MustCompile(`(src|href)="(https?:)?//`)
 
-// TestPages: what a newcomer opens needs no key and no database, and nothing from
+// TestSitePages: what a newcomer opens needs no key and no database, and nothing from
 // another server.
-func TestPages(t *testing.T) {
+func TestSitePages(t *testing.T) {
 	sealer, err := provider.NewSealer([]string{"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="})
 	if err != nil {
 		t.Fatal(err)

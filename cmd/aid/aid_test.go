@@ -51,7 +51,7 @@ func TestErrorsNameTheFlag(t *testing.T) {
 		{"up --home " + dir + " --max-body -1", []string{"--max-body"}},
 		{"up --home " + dir + " --gateway 8080", []string{"--gateway", "host:port"}},
 		{"up --home " + dir + " --gateway unix:/x", []string{"--gateway", "host:port"}},
-		{"up --home " + dir + " --api 192.0.2.1:80", []string{"--api", "not an address of this machine"}},
+		{"up --home " + dir + " --gateway 127.0.0.1:0 --api 192.0.2.1:80", []string{"--api", "not an address of this machine"}},
 		{"up --home " + empty, []string{"--home"}},
 		{"up --home " + dir + " --gateway 127.0.0.1:0 --api 127.0.0.1:0 --metrics 127.0.0.1:0 --envoy /nonexistent", []string{"--envoy", "/nonexistent"}},
 		{"up --log-level loud", []string{"--log-level", "debug, info, warn or error"}},

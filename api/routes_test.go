@@ -1,0 +1,446 @@
+package api_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/ai-identity/ai-identity/api"
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/store"
+	"github.com/ai-identity/ai-identity/store/storetest"
+)
+
+// world is the API on a real database, with an org and a key of each role.
+type world struct {
+	t      *testing.T
+	server *api.Server
+	db     *store.DB
+	org    string
+	keys   map[identity.Role]string
+	logs   *safeBuffer
+}
+
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(b)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+func serve(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, db: storetest.Open(t), keys: map[identity.Role]string{}, logs: &safeBuffer{}}
+	sealer, err := provider.NewSealer([]string{"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := audit.ParseKeys([]string{"1 " + strings.Repeat("ab", 32)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	chain, err := audit.NewChain(audit.ChainConfig{DB: w.db, Keys: keys, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.server, err = api.New(api.Config{DB: w.db, Chain: chain, Sealer: sealer, Log: log}); err != nil {
+		t.Fatal(err)
+	}
+	w.org = storetest.Org(t, w.db)
+	for _, role := range []identity.Role{identity.Admin, identity.Auditor, identity.Reviewer} {
+		w.keys[role] = w.orgKey(w.org, role)
+	}
+	return w
+}
+
+func (w *world) orgKey(org string, role identity.Role) string {
+	w.t.Helper()
+	secret, hash, err := identity.Mint(identity.OrgKey, rand.Reader)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	id, err := identity.NewID(identity.OrgKeyID, time.Now(), rand.Reader)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	err = w.db.InOrg(context.Background(), org, func(tx pgx.Tx) error {
+		return identity.InsertOrgKey(context.Background(), tx, identity.OrgKeyRecord{ID: id, OrgID: org, Name: "k", Role: role, Hash: hash, CreatedAt: time.Now()})
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return secret
+}
+
+type reply struct {
+	status int
+	header http.Header
+	body   string
+}
+
+func (r reply) field(path ...string) any {
+	var v any
+	if json.Unmarshal([]byte(r.body), &v) != nil {
+		return nil
+	}
+	for _, p := range path {
+		m, ok := v.(map[string]any)
+		if !ok {
+			return nil
+		}
+		v = m[p]
+	}
+	return v
+}
+
+func (w *world) call(key, method, path, body string, headers ...string) reply {
+	w.t.Helper()
+	var in io.Reader
+	if body != "" {
+		in = strings.NewReader(body)
+	}
+	r := httptest.NewRequest(method, path, in)
+	if key != "" {
+		r.Header.Set("Authorization", "Bearer "+key)
+	}
+	if body != "" {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	for i := 0; i < len(headers); i += 2 {
+		r.Header.Set(headers[i], headers[i+1])
+	}
+	rec := httptest.NewRecorder()
+	w.server.ServeHTTP(rec, r)
+	return reply{rec.Code, rec.Header(), rec.Body.String()}
+}
+
+// want calls as an admin, and the status must be as said.
+func (w *world) want(status int, method, path, body string, headers ...string) reply {
+	w.t.Helper()
+	got := w.call(w.keys[identity.Admin], method, path, body, headers...)
+	if got.status != status {
+		w.t.Fatalf("%s %s: %d, want %d: %s", method, path, got.status, status, got.body)
+	}
+	return got
+}
+
+// TestRoutes calls each row of the table without a key, with keys that are none,
+// with a role that may not, and for objects of another org.
+func TestRoutes(t *testing.T) {
+	w := serve(t)
+	other := serve2(w)
+	agentKey, _, err := identity.Mint(identity.AgentKey, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger, _, err := identity.Mint(identity.OrgKey, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := api.Table()
+	if len(rows) < 45 {
+		t.Fatalf("%d rows", len(rows))
+	}
+	for _, r := range rows {
+		path := strings.NewReplacer("{id}", or(other.ids[tagOf(r.Path)], "x_1"), "{key_id}", other.ids["key"], "{session_id}", "sess_1").Replace(r.Path)
+		body := r.Example
+		if body == "" && r.Method != http.MethodGet && r.Method != http.MethodDelete {
+			body = "{}"
+		}
+		if r.Public {
+			if got := w.call("", r.Method, strings.TrimSuffix(path, "{$}"), ""); got.status == 401 || got.status == 403 || got.status == 404 {
+				t.Errorf("%s %s is public and answers %d", r.Method, r.Path, got.status)
+			}
+			continue
+		}
+		if len(r.Roles) == 0 {
+			t.Errorf("%s %s may be called by nobody", r.Method, r.Path)
+		}
+		for name, key := range map[string]string{"no key": "", "junk": "aid_org_junk", "an agent's key": agentKey, "a stranger's key": stranger} {
+			got := w.call(key, r.Method, path, body)
+			if got.status != 401 || got.field("error", "code") == nil || got.header.Get("X-Request-Id") == "" {
+				t.Errorf("%s %s with %s: %d %s", r.Method, r.Path, name, got.status, got.body)
+			}
+		}
+		for role, key := range w.keys {
+			may := false
+			for _, ok := range r.Roles {
+				may = may || ok == role
+			}
+			if got := w.call(key, r.Method, path, body); !may && got.status != 403 {
+				t.Errorf("%s %s as %s: %d %s", r.Method, r.Path, role, got.status, got.body)
+			}
+		}
+		if strings.Contains(r.Path, "{") && !r.Unbuilt {
+			if got := w.call(w.keys[identity.Admin], r.Method, path, body); got.status != 404 {
+				t.Errorf("%s %s of another org: %d %s", r.Method, r.Path, got.status, got.body)
+			}
+		}
+	}
+	for _, key := range []string{agentKey, stranger} {
+		if strings.Contains(w.logs.String(), key) {
+			t.Error("a key is in the log")
+		}
+	}
+}
+
+// second is another org with one object of each kind.
+type second struct{ ids map[string]string }
+
+func serve2(w *world) second {
+	w.t.Helper()
+	org := storetest.Org(w.t, w.db)
+	key := w.orgKey(org, identity.Admin)
+	s := second{ids: map[string]string{}}
+	make := func(kind, path, body string) {
+		got := w.call(key, "POST", path, body)
+		if got.status != 201 {
+			w.t.Fatalf("%s: %d %s", path, got.status, got.body)
+		}
+		s.ids[kind] = got.field("id").(string)
+	}
+	make("agents", "/v1/agents", `{"name":"theirs"}`)
+	make("key", "/v1/agents/"+s.ids["agents"]+"/keys", `{"name":"theirs","scopes":["*"]}`)
+	make("policies", "/v1/policies", `{"name":"theirs","effect":"deny","conditions":{}}`)
+	make("providers", "/v1/providers", `{"name":"theirs","kind":"openai","base_url":"https://api.openai.com/v1"}`)
+	make("org-keys", "/v1/org-keys", `{"name":"theirs","role":"auditor"}`)
+	make("nodes", "/v1/nodes", `{"name":"theirs"}`)
+	return s
+}
+
+func or(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a
+}
+
+func tagOf(path string) string {
+	parts := strings.Split(path, "/")
+	if len(parts) < 3 {
+		return ""
+	}
+	return parts[2]
+}
+
+// The life of an agent and its keys, and what the record says of it.
+func TestAgents(t *testing.T) {
+	w := serve(t)
+	made := w.want(201, "POST", "/v1/agents", `{"name":"support-bot","allowed_models":["gpt-4o"],"metadata":{"n":12345678901234567890,"pii":true}}`)
+	id := made.field("id").(string)
+	if !strings.HasPrefix(id, "ag_") || !strings.HasPrefix(made.field("fingerprint").(string), "sha256:") || made.header.Get("Etag") != `"1"` || !strings.Contains(made.body, "12345678901234567890") {
+		t.Errorf("made: %v %s", made.header, made.body)
+	}
+	// A change by who saw an older version is refused, and changes nothing.
+	w.want(200, "PATCH", "/v1/agents/"+id, `{"team":"support","metadata":{"pii":null}}`, "If-Match", `"1"`)
+	w.want(412, "PATCH", "/v1/agents/"+id, `{"team":"x"}`, "If-Match", `"1"`)
+	got := w.want(200, "GET", "/v1/agents/"+id, "")
+	if got.field("team") != "support" || got.field("metadata", "pii") != nil || got.field("name") != "support-bot" {
+		t.Errorf("after the patch: %s", got.body)
+	}
+	key := w.want(201, "POST", "/v1/agents/"+id+"/keys", `{"name":"k","scopes":["chat:completions"],"rate_limit":100,"expires_in_days":90}`)
+	secret := key.field("key").(string)
+	if kind, _, err := identity.Parse(secret); err != nil || kind != identity.AgentKey {
+		t.Errorf("the key: %v", err)
+	}
+	rotated := w.want(201, "POST", "/v1/agents/"+id+"/keys/"+key.field("id").(string)+"/rotate", `{"overlap_seconds":3600}`)
+	list := w.want(200, "GET", "/v1/agents/"+id+"/keys", "")
+	if strings.Contains(list.body, secret) || strings.Contains(list.body, rotated.field("key").(string)) || strings.Count(list.body, `"status":"active"`) != 2 {
+		t.Errorf("keys: %s", list.body)
+	}
+	w.want(204, "DELETE", "/v1/agents/"+id+"/keys/"+key.field("id").(string), "")
+	w.want(204, "DELETE", "/v1/agents/"+id+"/keys/"+key.field("id").(string), "")
+	w.want(204, "DELETE", "/v1/agents/"+id, "")
+	w.want(404, "GET", "/v1/agents/"+id, "")
+
+	logs := w.want(200, "GET", "/v1/agents/"+id+"/logs?order=asc", "")
+	for _, kind := range []string{"agent.created", "agent.updated", "key.created", "key.rotated", "key.revoked", "agent.deleted"} {
+		if strings.Count(logs.body, `"kind":"`+kind+`"`) < 1 {
+			t.Errorf("the record does not say %s: %s", kind, logs.body)
+		}
+	}
+	for _, s := range []string{secret, rotated.field("key").(string), w.keys[identity.Admin]} {
+		if strings.Contains(logs.body, s) || strings.Contains(w.logs.String(), s) {
+			t.Error("a key is in the record or the log")
+		}
+	}
+}
+
+// What is wrong is named, with what to do about it and the request's id.
+func TestRefusals(t *testing.T) {
+	w := serve(t)
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+		field              string
+	}{
+		{"POST", "/v1/agents", `{}`, 422, "name"},
+		{"POST", "/v1/agents", `{"name":"a","colour":"red"}`, 422, "colour"},
+		{"POST", "/v1/agents", `{"name":"a","Name":"b"}`, 422, "Name"},
+		{"POST", "/v1/agents", `{"name":7}`, 422, "name"},
+		{"POST", "/v1/agents", `{"name":"a","status":"gone"}`, 422, "status"},
+		{"POST", "/v1/agents", `{"name":"a","metadata":{"x":[1]}}`, 422, "metadata.x"},
+		{"GET", "/v1/agents?limit=0", "", 422, "limit"},
+		{"GET", "/v1/agents?limit=5&limit=6", "", 422, "limit"},
+		{"GET", "/v1/agents?colour=red", "", 422, "colour"},
+		{"GET", "/v1/agents?after=junk", "", 422, "after"},
+		{"POST", "/v1/policies", `{"name":"p","effect":"allow","conditions":{"agent.colour":"red"}}`, 422, "conditions.agent.colour"},
+		{"POST", "/v1/policies", `{"name":"p","effect":"allow","conditions":{},"limits":{"monthly_usd_cap":500}}`, 422, "limits.monthly_usd_cap"},
+		{"POST", "/v1/policies", `{"name":"p","effect":"require_approval","conditions":{}}`, 422, "effect"},
+		{"POST", "/v1/providers", `{"name":"p","kind":"openai","base_url":"https://user:pass@x/v1"}`, 422, "base_url"},
+		{"POST", "/v1/providers", `{"name":"p","kind":"openai","base_url":"https://x/v1","headers":{"authorization":"x"}}`, 422, "headers.authorization"},
+	} {
+		got := w.call(w.keys[identity.Admin], c.method, c.path, c.body)
+		if got.status != c.status || got.field("error", "field") != c.field || got.field("error", "request_id") != got.header.Get("X-Request-Id") || got.field("error", "message") == "" {
+			t.Errorf("%s %s %s: %d %s", c.method, c.path, c.body, got.status, got.body)
+		}
+		if strings.Contains(got.body, "pass@") {
+			t.Errorf("%s quotes a password: %s", c.path, got.body)
+		}
+	}
+	for _, c := range []struct {
+		method, path string
+		status       int
+	}{{"GET", "/nothing", 404}, {"GET", "/v1/agents/", 404}, {"GET", "//v1/agents", 404}, {"PUT", "/v1/agents", 405}, {"POST", "/v1/policies/dry-run", 501}, {"GET", "/v1/approvals", 501}} {
+		if got := w.call(w.keys[identity.Admin], c.method, c.path, ""); got.status != c.status || got.field("error", "code") == nil {
+			t.Errorf("%s %s: %d %s", c.method, c.path, got.status, got.body)
+		}
+	}
+}
+
+// A POST that is sent again is done once, also by many at the same moment.
+func TestIdempotency(t *testing.T) {
+	w := serve(t)
+	var wg sync.WaitGroup
+	bodies := make([]reply, 8)
+	for i := range bodies {
+		wg.Go(func() {
+			bodies[i] = w.call(w.keys[identity.Admin], "POST", "/v1/org-keys", `{"name":"ci","role":"auditor"}`, "Idempotency-Key", "once")
+		})
+	}
+	wg.Wait()
+	replayed := 0
+	for _, b := range bodies {
+		if b.status != 201 || b.field("key") != bodies[0].field("key") {
+			t.Errorf("%d %s", b.status, b.body)
+		}
+		if b.header.Get("Idempotency-Replayed") == "true" {
+			replayed++
+		}
+	}
+	if replayed != len(bodies)-1 {
+		t.Errorf("%d were replays", replayed)
+	}
+	if got := w.want(200, "GET", "/v1/org-keys", ""); strings.Count(got.body, `"name":"ci"`) != 1 {
+		t.Errorf("made more than one: %s", got.body)
+	}
+	w.want(422, "POST", "/v1/org-keys", `{"name":"other","role":"auditor"}`, "Idempotency-Key", "once")
+}
+
+// A list is walked to its end without a duplicate or a gap, while others add to it.
+func TestPages(t *testing.T) {
+	w := serve(t)
+	want := map[string]bool{}
+	for i := range 12 {
+		want[w.want(201, "POST", "/v1/agents", fmt.Sprintf(`{"name":"a%d"}`, i)).field("id").(string)] = true
+	}
+	seen := map[string]bool{}
+	for after := ""; ; {
+		page := w.want(200, "GET", "/v1/agents?limit=5"+after, "")
+		for _, v := range page.field("data").([]any) {
+			id := v.(map[string]any)["id"].(string)
+			if seen[id] {
+				t.Errorf("%s twice", id)
+			}
+			seen[id] = true
+		}
+		w.want(201, "POST", "/v1/agents", `{"name":"later"}`)
+		if len(seen) > 40 || page.field("has_more") != true {
+			break
+		}
+		after = "&after=" + page.field("next").(string)
+	}
+	for id := range want {
+		if !seen[id] {
+			t.Errorf("%s is missing", id)
+		}
+	}
+}
+
+// A credential goes in and never comes out; another address drops it.
+func TestProviders(t *testing.T) {
+	w := serve(t)
+	made := w.want(201, "POST", "/v1/providers", `{"name":"openai","kind":"openai","base_url":"https://api.openai.com/v1","models":["gpt-4o","gpt-*"]}`)
+	id := made.field("id").(string)
+	if got := w.want(200, "PUT", "/v1/providers/"+id+"/credential", `{"secret":"sk-canary-0123456789"}`); got.field("has_credential") != true {
+		t.Error(got.body)
+	}
+	w.want(409, "POST", "/v1/providers", `{"name":"openai","kind":"openai","base_url":"https://api.openai.com/v1"}`)
+	if got := w.want(200, "GET", "/v1/models", ""); !strings.Contains(got.body, "gpt-4o") {
+		t.Error(got.body)
+	}
+	moved := w.want(200, "PATCH", "/v1/providers/"+id, `{"base_url":"https://elsewhere.example/v1"}`)
+	if moved.field("has_credential") != false || !strings.Contains(moved.body, "warnings") {
+		t.Error(moved.body)
+	}
+	for _, path := range []string{"/v1/providers", "/v1/providers/" + id, "/v1/audit/entries?limit=100"} {
+		if got := w.want(200, "GET", path, ""); strings.Contains(got.body, "sk-canary") {
+			t.Errorf("%s shows the credential", path)
+		}
+	}
+	if strings.Contains(w.logs.String(), "sk-canary") {
+		t.Error("the credential is in the log")
+	}
+	w.want(204, "DELETE", "/v1/providers/"+id, "")
+}
+
+func TestPolicies(t *testing.T) {
+	w := serve(t)
+	made := w.want(201, "POST", "/v1/policies", `{"name":"p","effect":"allow","conditions":{"agent.team":"support","request.hour_utc":{"between":[13,23]}},"limits":{"rpm":60}}`)
+	id := made.field("id").(string)
+	got := w.want(200, "PATCH", "/v1/policies/"+id, `{"limits":{"rpm":120},"conditions":{"request.hour_utc":null}}`)
+	if got.field("limits", "rpm") != 120.0 || got.field("conditions", "request.hour_utc") != nil || got.field("conditions", "agent.team") != "support" {
+		t.Error(got.body)
+	}
+	w.want(422, "PATCH", "/v1/policies/"+id, `{"conditions":{"agent.team":7}}`)
+	w.want(409, "POST", "/v1/policies", `{"name":"p","effect":"deny","conditions":{}}`)
+	w.want(204, "DELETE", "/v1/policies/"+id, "")
+	w.want(404, "GET", "/v1/policies/"+id, "")
+}
+
+// The last admin key cannot be revoked.
+func TestLastAdmin(t *testing.T) {
+	w := serve(t)
+	id := w.want(200, "GET", "/v1/me", "").field("key_id").(string)
+	w.want(409, "DELETE", "/v1/org-keys/"+id, "")
+	w.want(201, "POST", "/v1/org-keys", `{"name":"next","role":"admin"}`)
+	w.want(204, "DELETE", "/v1/org-keys/"+id, "")
+	if got := w.call(w.keys[identity.Admin], "GET", "/v1/me", ""); got.status != 401 {
+		t.Errorf("revoked: %d", got.status)
+	}
+}
