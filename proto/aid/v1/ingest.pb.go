@@ -78,7 +78,7 @@ func (x *AppendRequest) GetRecords() []*Record {
 // Record is one audit entry, its bytes exactly as the writer made them durable.
 type Record struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	WriterSeq     uint64                 `protobuf:"varint,1,opt,name=writer_seq,json=writerSeq,proto3" json:"writer_seq,omitempty"` // from 1, without gaps within a writer
+	WriterSeq     uint64                 `protobuf:"varint,1,opt,name=writer_seq,json=writerSeq,proto3" json:"writer_seq,omitempty"` // from 1, ascending; numbers of what could not be written are skipped
 	OrgId         string                 `protobuf:"bytes,2,opt,name=org_id,json=orgId,proto3" json:"org_id,omitempty"`
 	Entry         []byte                 `protobuf:"bytes,3,opt,name=entry,proto3" json:"entry,omitempty"`
 	unknownFields protoimpl.UnknownFields

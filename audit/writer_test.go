@@ -1,0 +1,479 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// open opens a writer on dir and runs it until the test, or stop, ends it.
+func open(t testing.TB, dir string, change func(*WriterConfig)) (w *Writer, stop func()) {
+	t.Helper()
+	c := WriterConfig{Dir: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	if change != nil {
+		change(&c)
+	}
+	w, err := OpenWriter(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			_ = w.Close()
+		})
+	}
+	t.Cleanup(stop)
+	return w, stop
+}
+
+func decided(request, effect string) Decided {
+	return Decided{RequestID: request, AgentID: "ag_1", KeyID: "key_1", Effect: effect, Provider: "one", Model: "small", Time: time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)}
+}
+
+// shipped is a Shipper that keeps what it is sent.
+type shipped struct {
+	mu     sync.Mutex
+	writer string
+	recs   []Record
+	fail   func() error
+}
+
+func (s *shipped) Send(_ context.Context, writer string, recs []Record) (uint64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		if err := s.fail(); err != nil {
+			return 0, err
+		}
+	}
+	s.writer = writer
+	for _, r := range recs {
+		// A resend is dropped, as the chain drops it.
+		if n := len(s.recs); n > 0 && r.Seq <= s.recs[n-1].Seq {
+			continue
+		}
+		s.recs = append(s.recs, Record{r.Seq, r.Org, append([]byte(nil), r.Entry...)})
+	}
+	return recs[len(recs)-1].Seq, nil
+}
+
+// drain ships all that is durable and returns it.
+func drain(t testing.TB, w *Writer) []Record {
+	t.Helper()
+	s := &shipped{}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Ship(ctx, s) }()
+	wait, over := context.WithTimeout(context.Background(), 30*time.Second)
+	defer over()
+	if err := w.WaitShipped(wait); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	return s.recs
+}
+
+func check(t testing.TB, recs []Record) (unsettled map[string]bool) {
+	t.Helper()
+	unsettled = map[string]bool{}
+	settled := map[string]int{}
+	for i, r := range recs {
+		// Numbers of a batch that could not be written are never used again.
+		if i > 0 && r.Seq <= recs[i-1].Seq {
+			t.Errorf("record %d follows %d", r.Seq, recs[i-1].Seq)
+		}
+		e, err := Parse(r.Entry)
+		if err != nil {
+			t.Fatalf("record %d: %v", r.Seq, err)
+		}
+		switch e := e.(type) {
+		case Decided:
+			if e.Effect == "allow" {
+				unsettled[e.RequestID] = true
+			}
+		case Settled:
+			delete(unsettled, e.RequestID)
+			settled[e.RequestID]++
+		}
+	}
+	for id, n := range settled {
+		if n != 1 {
+			t.Errorf("%s has %d settlements", id, n)
+		}
+	}
+	return unsettled
+}
+
+// What was appended is there after a restart, in order; what nobody settled is
+// settled as unknown, once.
+func TestReopen(t *testing.T) {
+	dir := t.TempDir()
+	w, stop := open(t, dir, nil)
+	var last Receipt
+	for i := range 20 {
+		r, err := w.Append(context.Background(), "org_1", decided(fmt.Sprintf("r%d", i), "allow"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Seq <= last.Seq {
+			t.Errorf("receipt %s after %s", r, last)
+		}
+		if back, err := ParseReceipt(r.String()); err != nil || back != r {
+			t.Errorf("receipt %s: %v", r, err)
+		}
+		last = r
+		if i%2 == 0 {
+			w.Enqueue("org_1", Settled{RequestID: fmt.Sprintf("r%d", i), DecidedSeq: r.Seq, Outcome: "completed"})
+		}
+	}
+	stop()
+	w, stop = open(t, dir, nil)
+	id := w.ID()
+	recs := drain(t, w)
+	if left := check(t, recs); len(left) != 0 || len(recs) != 40 {
+		t.Errorf("%d records, unsettled: %v", len(recs), left)
+	}
+	unknown := 0
+	for _, r := range recs {
+		if strings.Contains(string(r.Entry), `"outcome":"unknown"`) {
+			unknown++
+		}
+		if !strings.Contains(string(r.Entry), `"writer":"`+id+`"`) {
+			t.Errorf("another writer: %s", r.Entry)
+		}
+	}
+	if unknown != 10 {
+		t.Errorf("%d are unknown", unknown)
+	}
+	stop()
+	// A third start adds nothing. The segment that was written last may be sent again.
+	w, _ = open(t, dir, nil)
+	if recs := drain(t, w); len(recs) > 0 && recs[len(recs)-1].Seq != 40 {
+		t.Errorf("the last record is %d", recs[len(recs)-1].Seq)
+	}
+}
+
+func TestOneProcessADirectory(t *testing.T) {
+	dir := t.TempDir()
+	open(t, dir, nil)
+	if _, err := OpenWriter(WriterConfig{Dir: dir}); err == nil || !strings.Contains(err.Error(), dir) {
+		t.Errorf("the second: %v", err)
+	}
+}
+
+// Many append at once; each has its own place.
+func TestConcurrent(t *testing.T) {
+	w, _ := open(t, t.TempDir(), func(c *WriterConfig) { c.SegmentBytes = 32 << 10 })
+	var mu sync.Mutex
+	seen := map[uint64]bool{}
+	var wg sync.WaitGroup
+	for g := range 32 {
+		wg.Go(func() {
+			for i := range 20 {
+				r, err := w.Append(context.Background(), "org_1", decided(fmt.Sprintf("g%d-%d", g, i), "deny"))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				if seen[r.Seq] {
+					t.Errorf("%d twice", r.Seq)
+				}
+				seen[r.Seq] = true
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if recs := drain(t, w); len(recs) != 640 {
+		t.Errorf("%d records", len(recs))
+	}
+}
+
+// TestDiskFaults lets each operation on the disk fail, before it was done and after.
+// Whoever was told "durable" finds the entry after a restart; a sequence number never
+// stands for two things; and no decision is left without an end.
+func TestDiskFaults(t *testing.T) {
+	broken := errors.New("input/output error")
+	for _, name := range []string{"create", "write", "sync", "rename", "syncdir"} {
+		for _, done := range []bool{false, true} {
+			for _, nth := range []int{1, 2, 4} {
+				t.Run(fmt.Sprintf("%s done=%v nth=%d", name, done, nth), func(t *testing.T) {
+					dir := t.TempDir()
+					var mu sync.Mutex
+					armed, count := false, 0
+					fault := func(o operation, do func() error) error {
+						mu.Lock()
+						hit := armed && o.name == name
+						if hit {
+							count++
+							hit = count == nth
+						}
+						mu.Unlock()
+						if !hit {
+							return do()
+						}
+						if done {
+							if err := do(); err != nil {
+								return err
+							}
+						}
+						return broken
+					}
+					w, stop := open(t, dir, func(c *WriterConfig) { c.fault, c.SegmentBytes = fault, 4<<10 })
+					mu.Lock()
+					armed = true
+					mu.Unlock()
+					promised := map[uint64][32]byte{}
+					for i := range 40 {
+						ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+						r, err := w.Append(ctx, "org_1", decided(fmt.Sprintf("r%d", i), "allow"))
+						cancel()
+						if err == nil {
+							promised[r.Seq] = r.Leaf
+						}
+					}
+					// The writer comes back by itself.
+					for deadline := time.Now().Add(20 * time.Second); ; {
+						r, err := w.Append(context.Background(), "org_1", decided("last", "allow"))
+						if err == nil {
+							promised[r.Seq] = r.Leaf
+							break
+						}
+						if time.Now().After(deadline) {
+							t.Fatalf("it does not come back: %v", err)
+						}
+						<-time.After(10 * time.Millisecond)
+					}
+					stop()
+					w, _ = open(t, dir, nil)
+					recs := drain(t, w)
+					if left := check(t, recs); len(left) != 0 {
+						t.Errorf("unsettled: %v", left)
+					}
+					found := map[uint64][32]byte{}
+					for _, r := range recs {
+						found[r.Seq] = LeafHash(r.Entry)
+					}
+					for seq, leaf := range promised {
+						if found[seq] != leaf {
+							t.Errorf("record %d was promised and is not there, or is another", seq)
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// TestDamage changes a byte of a segment that was complete: it is an error that names
+// the file, never skipped. A torn end is what a crash leaves, and is cut off.
+func TestDamage(t *testing.T) {
+	fill := func(t *testing.T, size int64, atLeast int) (dir string, segments []string) {
+		dir = t.TempDir()
+		w, stop := open(t, dir, func(c *WriterConfig) { c.SegmentBytes = size })
+		for i := range 20 {
+			if _, err := w.Append(context.Background(), "org_1", decided(fmt.Sprintf("r%d", i), "deny")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stop()
+		segments, err := filepath.Glob(filepath.Join(dir, "*.seg"))
+		if err != nil || len(segments) < atLeast {
+			t.Fatalf("segments: %v %v", segments, err)
+		}
+		return dir, segments
+	}
+	t.Run("a byte in the middle", func(t *testing.T) {
+		dir, segs := fill(t, 2<<10, 3)
+		b, err := os.ReadFile(segs[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[len(b)/2] ^= 1
+		if err := os.WriteFile(segs[0], b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := OpenWriter(WriterConfig{Dir: dir}); err == nil || !strings.Contains(err.Error(), filepath.Base(segs[0])) {
+			t.Errorf("opened: %v", err)
+		}
+	})
+	t.Run("a segment is missing", func(t *testing.T) {
+		dir, segs := fill(t, 2<<10, 3)
+		if err := os.Remove(segs[1]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := OpenWriter(WriterConfig{Dir: dir}); err == nil {
+			t.Error("opened")
+		}
+	})
+	t.Run("a torn end", func(t *testing.T) {
+		// As a crash leaves it: nothing was closed.
+		live, dir := t.TempDir(), t.TempDir()
+		w, _ := open(t, live, nil)
+		for i := range 20 {
+			if _, err := w.Append(context.Background(), "org_1", decided(fmt.Sprintf("r%d", i), "deny")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		segs, err := filepath.Glob(filepath.Join(live, "*.seg"))
+		if err != nil || len(segs) != 1 {
+			t.Fatalf("segments: %v %v", segs, err)
+		}
+		b, err := os.ReadFile(segs[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, filepath.Base(segs[0])), b[:len(b)-5], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		w, _ = open(t, dir, nil)
+		if recs := drain(t, w); len(recs) != 19 {
+			t.Errorf("%d records", len(recs))
+		} else {
+			check(t, recs)
+		}
+	})
+}
+
+// A disk that is nearly full is refused before it is full.
+func TestFull(t *testing.T) {
+	w, _ := open(t, t.TempDir(), func(c *WriterConfig) { c.MinFreeBytes = 1 << 60 })
+	if _, err := w.Append(context.Background(), "org_1", decided("r", "allow")); err == nil {
+		t.Error("accepted")
+	}
+	if w.Ready() == nil {
+		t.Error("ready")
+	}
+}
+
+// TestKilled kills a process that appends at full speed, again and again. What it was
+// told is durable is there afterwards.
+func TestKilled(t *testing.T) {
+	if dir := os.Getenv("AID_TEST_KILLED"); dir != "" {
+		victim(t, dir)
+		return
+	}
+	dir := t.TempDir()
+	rounds := 15
+	if testing.Short() {
+		rounds = 3
+	}
+	promised := map[string]bool{}
+	for range rounds {
+		cmd := exec.Command(os.Args[0], "-test.run", "^TestKilled$")
+		cmd.Env = append(os.Environ(), "AID_TEST_KILLED="+dir)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		// It says each receipt once it has it; killed in the middle of that.
+		buf := make([]byte, 64<<10)
+		var said strings.Builder
+		for said.Len() < 40_000 {
+			n, err := out.Read(buf)
+			said.Write(buf[:n])
+			if err != nil {
+				break
+			}
+		}
+		_ = cmd.Process.Signal(syscall.SIGKILL)
+		for {
+			n, err := out.Read(buf)
+			said.Write(buf[:n])
+			if err != nil {
+				break
+			}
+		}
+		_ = cmd.Wait()
+		lines := strings.Split(said.String(), "\n")
+		for _, line := range lines[:len(lines)-1] { // the last may be torn
+			if strings.HasPrefix(line, "w_") {
+				promised[line] = true
+			}
+		}
+	}
+	if len(promised) < 100 {
+		t.Fatalf("only %d receipts", len(promised))
+	}
+	w, _ := open(t, dir, nil)
+	recs := drain(t, w)
+	if left := check(t, recs); len(left) != 0 {
+		t.Errorf("%d decisions without an end", len(left))
+	}
+	for _, r := range recs {
+		delete(promised, Receipt{w.ID(), r.Seq, LeafHash(r.Entry)}.String())
+	}
+	if len(promised) != 0 {
+		t.Errorf("%d receipts are of records that are not there", len(promised))
+	}
+}
+
+func victim(t *testing.T, dir string) {
+	w, _ := open(t, dir, nil)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for g := range 8 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				id := fmt.Sprintf("%d-%d-%d", os.Getpid(), g, i)
+				r, err := w.Append(context.Background(), "org_1", decided(id, "allow"))
+				if err != nil {
+					return
+				}
+				mu.Lock()
+				fmt.Println(r.String())
+				mu.Unlock()
+				if i%3 != 0 {
+					w.Enqueue("org_1", Settled{RequestID: id, DecidedSeq: r.Seq, Outcome: "completed"})
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// FuzzParse: what is read and written again is the same, and reads the same.
+func FuzzParse(f *testing.F) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for _, e := range []Entry{decided("r", "allow"), Settled{RequestID: "r", Outcome: "completed"}, Changed{Kind: "agent.created", ObjectID: "ag_1"}} {
+		f.Add(Stamp(e, "org_1", "w_1", now).Encode())
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		e, err := Parse(b)
+		if err != nil {
+			return
+		}
+		once := e.Encode()
+		again, err := Parse(once)
+		if err != nil {
+			t.Fatalf("%s: %v", once, err)
+		}
+		if twice := again.Encode(); string(twice) != string(once) {
+			t.Errorf("%s\nbecame\n%s", once, twice)
+		}
+	})
+}
