@@ -8,45 +8,71 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// lenient is how a provider's words are read: it is not our client, and what it
-// says decides nothing.
-var lenient = json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
-
-// maxRemembered bounds what of an answer is kept to be read: a whole answer, or one
-// event of a stream. What is longer passes, and its usage stays unknown.
-const maxRemembered = 32 << 20
-
-// Answer reads a provider's answer as it passes by, in whatever pieces it comes.
-// It is for one goroutine.
+// Answer reads usage and model from a provider's answer as it passes by, in
+// whatever pieces it comes, and holds next to nothing of it: a whole answer of 20 MB
+// and an event of 20 MB cost as much memory as small ones. It is for one goroutine.
 type Answer struct {
-	reads *reading
+	scan  scanner
 	usage Usage
 	model string
 
-	sse   bool
-	kept  []byte // of a whole answer: all so far; of a stream: the data of this event
-	over  bool   // there was too much to keep
-	line  []byte // of a stream: the beginning of a line
-	cr    bool   // the last byte was a CR, which a LF may belong to
-	drop  bool   // take the event that we asked for out again
-	event []byte // with drop: the event so far, as it came
-	took  bool   // with drop: it was taken out
+	form form
+	line lineState
+	data int  // bytes of "data:" that have matched at the beginning of the line
+	cr   bool // the last byte was a CR, to which a LF may belong
+	more bool // the event has data already, which goes on in another line
+
+	// With inject_usage, an event is held until its end, when it is clear whether
+	// it is the one that only we asked for.
+	drop  bool
+	held  []byte
+	loose bool // the event is too long to be that one, and passes as it comes
+	found bool // it has usage
 }
+
+// form is how an answer is written.
+type form uint8
+
+const (
+	unclear form = iota // no content-type says it: the first byte does
+	whole               // one JSON value, or several one after another
+	events              // server-sent events
+	closed              // nothing is read
+)
+
+// lineState is where in a line of an event stream the next byte is.
+type lineState uint8
+
+const (
+	lineBegins lineState = iota
+	dataBegins           // after "data:", where one space is not data
+	inData
+	inOther // a comment, or a field that is not data
+)
+
+// maxHeld is the longest an event with nothing but usage in it can be.
+const maxHeld = 64 << 10
 
 // NewAnswer reads the answer to a call. status and contentType are the answer's.
 // Figures are read from answers that are not errors.
 func NewAnswer(c Call, p Provider, status int, contentType string) *Answer {
-	a := &Answer{reads: c.Endpoint.reads, usage: Usage{Source: "absent"}}
-	if a.reads == nil || status < 200 || status > 299 {
-		a.reads = &nothingReading
+	a := &Answer{usage: Usage{Source: "absent"}}
+	reads := c.Endpoint.reads
+	if reads == nil || reads.root == nil || status < 200 || status > 299 {
+		a.form = closed
 		return a
 	}
+	a.scan.begin(reads, a)
 	kind, _, _ := strings.Cut(contentType, ";")
-	a.sse = strings.EqualFold(strings.TrimSpace(kind), "text/event-stream")
-	if a.sse && c.wantsInjection() {
-		if s, err := ParseSettings(p.Settings); err == nil {
-			a.drop = s.InjectUsage
-		}
+	switch kind = strings.ToLower(strings.TrimSpace(kind)); {
+	case kind == "text/event-stream":
+		a.form = events
+	case kind == "application/json", strings.HasSuffix(kind, "+json"), strings.HasSuffix(kind, "ndjson"):
+		a.form = whole
+	}
+	if a.form == events && c.wantsInjection() {
+		s, _, err := p.prepared()
+		a.drop = err == nil && s.InjectUsage
 	}
 	return a
 }
@@ -54,172 +80,178 @@ func NewAnswer(c Call, p Provider, status int, contentType string) *Answer {
 // Usage is what has been read so far.
 func (a *Answer) Usage() Usage { return a.usage }
 
-// Model is the model that the answer names, "" if it names none.
+// Model is the first model that the answer names, "" if it names none.
 func (a *Answer) Model() string { return a.model }
 
 // Chunk takes the next piece; end says that it is the last. If replaced, out goes
-// to the client in its place.
+// to the client in its place. b is not kept and not changed.
 func (a *Answer) Chunk(b []byte, end bool) (out []byte, replaced bool) {
+	if a.form == unclear {
+		switch firstByte(b) {
+		case 0:
+			return nil, false
+		case '{', '[':
+			a.form = whole
+		default:
+			a.form = events
+		}
+	}
 	switch {
-	case len(a.reads.marked) == 0:
-	case a.drop:
+	case a.form == whole:
+		a.scan.feed(b)
+	case a.form == events && a.drop:
 		return a.filter(b, end), true
-	case a.sse:
-		a.stream(b, end)
-	default:
-		a.whole(b, end)
+	case a.form == events:
+		for len(b) > 0 {
+			n, _ := a.event(b)
+			b = b[n:]
+		}
 	}
 	return nil, false
 }
 
-func (a *Answer) whole(b []byte, end bool) {
-	if a.over = a.over || len(a.kept)+len(b) > maxRemembered; a.over {
-		a.kept = nil
-		return
+// event reads b up to the end of an event, or to its own end, and says how far
+// that is and which of both. Lines are as in
+// https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream:
+// they end with LF, CR or both, and what is not "data:" is none of ours. An event
+// that the stream breaks off in is read too: the client's parser may drop it, and
+// the provider has charged for it.
+func (a *Answer) event(b []byte) (n int, ended bool) {
+	if n := a.pass(b); n > 0 {
+		return n, true
 	}
-	if !end {
-		a.kept = append(a.kept, b...)
-		return
-	}
-	if len(a.kept) > 0 {
-		b = append(a.kept, b...)
-		a.kept = nil
-	}
-	a.reads.read(b, &a.usage, &a.model)
-}
-
-// stream takes server-sent events apart
-// (https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream).
-func (a *Answer) stream(b []byte, end bool) {
-	if a.cr && len(b) > 0 {
-		a.cr = false
-		if b[0] == '\n' {
-			b = b[1:]
-		}
-	}
-	anyCR := bytes.IndexByte(b, '\r') >= 0
-	for len(b) > 0 {
-		i := bytes.IndexByte(b, '\n')
-		if anyCR {
-			i = bytes.IndexAny(b, "\r\n")
-		}
-		if i < 0 {
-			a.keepLine(b)
-			break
-		}
-		line := b[:i]
-		next := i + 1
-		if b[i] == '\r' {
-			if next == len(b) {
-				a.cr = true
-			} else if b[next] == '\n' {
-				next++
+	for i := 0; i < len(b); {
+		if a.cr {
+			a.cr = false
+			if b[i] == '\n' {
+				i++
+				continue
 			}
 		}
-		b = b[next:]
-		if len(a.line) > 0 {
-			a.keepLine(line)
-			line = a.line
+		switch c := b[i]; {
+		case a.line == lineBegins && c != '\n' && c != '\r':
+			if c != "data:"[a.data] {
+				a.line = inOther
+				continue
+			}
+			i++
+			if a.data++; a.data == len("data:") {
+				a.line = dataBegins
+			}
+		case a.line == dataBegins && c != '\n' && c != '\r':
+			if a.more {
+				a.scan.feed([]byte{'\n'})
+			}
+			a.more = true
+			if c == ' ' {
+				i++
+			}
+			a.line = inData
+		default:
+			end := lineEnd(b[i:])
+			if a.line == inData {
+				a.scan.feed(b[i : i+end])
+			}
+			i += end
+			if i == len(b) {
+				return i, false
+			}
+			a.cr = b[i] == '\r'
+			i++
+			blank := a.line == lineBegins && a.data == 0
+			a.line, a.data = lineBegins, 0
+			if blank {
+				a.scan.reset()
+				a.more = false
+				if a.cr && i < len(b) && b[i] == '\n' {
+					a.cr = false
+					i++
+				}
+				return i, true
+			}
 		}
-		a.lineEnds(line)
-		a.line = a.line[:0]
 	}
-	if end {
-		// An event at the end that no empty line closes is read too: the client's
-		// parser may drop it, and the provider has charged for it.
-		if len(a.line) > 0 {
-			a.lineEnds(a.line)
-		}
-		a.dispatch()
-	}
+	return len(b), false
 }
 
-func (a *Answer) keepLine(b []byte) {
-	if len(a.line)+len(b) > maxRemembered {
-		a.over = true
-		return
+// pass is for the event that most events are: one line that is all here and says
+// nothing new. It is passed over without being taken apart. 0: it is not such a
+// one.
+func (a *Answer) pass(b []byte) int {
+	if a.line != lineBegins || a.data != 0 || a.cr || a.more || a.model == "" || !bytes.HasPrefix(b, []byte("data:")) {
+		return 0
 	}
-	a.line = append(a.line, b...)
+	end := bytes.IndexByte(b, '\n')
+	if end < 0 || end+1 == len(b) || b[end+1] != '\n' || bytes.IndexByte(b[:end], '\r') >= 0 || a.scan.reads.says(b[:end]) {
+		return 0
+	}
+	return end + 2
 }
 
-func (a *Answer) lineEnds(line []byte) {
-	if len(line) == 0 {
-		a.dispatch()
-		return
+// lineEnd is where the line ends, or the length of b.
+func lineEnd(b []byte) int {
+	if i := bytes.IndexByte(b, '\n'); i >= 0 {
+		b = b[:i]
 	}
-	data, ok := bytes.CutPrefix(line, []byte("data:"))
-	if !ok {
-		return
+	if i := bytes.IndexByte(b, '\r'); i >= 0 {
+		return i
 	}
-	data = bytes.TrimPrefix(data, []byte(" "))
-	if len(a.kept) > 0 {
-		a.kept = append(a.kept, '\n')
-	}
-	if len(a.kept)+len(data) > maxRemembered {
-		a.over = true
-		return
-	}
-	a.kept = append(a.kept, data...)
-}
-
-// dispatch reads one event. Most say nothing of usage, and cost a search.
-func (a *Answer) dispatch() {
-	data, over := a.kept, a.over
-	a.kept, a.over = a.kept[:0], false
-	if over || len(data) == 0 || data[0] != '{' {
-		return
-	}
-	if a.model == "" || a.reads.says(data) {
-		a.reads.read(data, &a.usage, &a.model)
-	}
-	if cap(a.kept) > 1<<20 {
-		a.kept = nil
-	}
+	return len(b)
 }
 
 // filter passes whole events on, all but the one with nothing but usage in it, for
 // which the client did not ask.
 func (a *Answer) filter(b []byte, end bool) []byte {
-	out := []byte{}
-	for _, c := range b {
-		a.event = append(a.event, c)
-		if c != '\n' && c != '\r' || !endsEvent(a.event) {
+	out := make([]byte, 0, len(a.held)+len(b))
+	for len(b) > 0 {
+		n, ended := a.event(b)
+		a.held = append(a.held, b[:n]...)
+		b = b[n:]
+		if !ended {
+			if len(a.held) > maxHeld {
+				a.loose = true
+			}
+			if a.loose {
+				out = append(out, a.held...)
+				a.held = a.held[:0]
+			}
 			continue
 		}
-		out = append(out, a.passed()...)
+		if a.loose || !a.found || !onlyUsage(a.held) {
+			out = append(out, a.held...)
+		}
+		a.held, a.loose, a.found = a.held[:0], false, false
 	}
-	if end && len(a.event) > 0 {
-		out = append(out, a.passed()...)
+	if end {
+		out = append(out, a.held...)
+		a.held = nil
 	}
 	return out
 }
 
-// endsEvent says whether b, whose last byte ends a line, ends with an empty line.
-func endsEvent(b []byte) bool {
-	for _, e := range []string{"\n\n", "\r\n\r\n", "\r\r"} {
-		if bytes.HasSuffix(b, []byte(e)) {
-			return true
-		}
-	}
-	return false
-}
-
-// passed is the event so far, or nothing if it is the one that we asked for.
-func (a *Answer) passed() []byte {
-	e := a.event
-	a.event = nil
-	a.stream(e, true)
-	if a.took || !bytes.Contains(e, []byte(`"usage"`)) {
-		return e
-	}
+// onlyUsage says whether an event is a chunk of a chat completion without choices.
+func onlyUsage(event []byte) bool {
 	var x struct {
 		Choices []jsontext.Value `json:"choices"`
 		Usage   *struct{}        `json:"usage"`
 	}
-	_, data, ok := bytes.Cut(e, []byte("data:"))
-	if !ok || json.Unmarshal(bytes.TrimSpace(data), &x, lenient) != nil || x.Usage == nil || len(x.Choices) != 0 {
-		return e
+	_, data, ok := bytes.Cut(event, []byte("data:"))
+	return ok && json.Unmarshal(bytes.TrimSpace(data), &x, lenient) == nil && x.Usage != nil && len(x.Choices) == 0
+}
+
+// took is called by the scanner for each value that is looked for.
+func (a *Answer) took(w want, raw []byte) {
+	switch w {
+	case wantModel:
+		if a.model != "" {
+			return
+		}
+		if b, err := jsontext.AppendUnquote(nil, raw); err == nil {
+			a.model = string(b)
+		}
+	case wantUsage:
+		if a.scan.reads.usage(raw, &a.usage) {
+			a.found = true
+		}
 	}
-	a.took = true
-	return nil
 }

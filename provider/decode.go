@@ -16,16 +16,19 @@ import (
 
 // Decode undoes a body's content-encoding, which agents use for large prompts:
 // gzip (and x-gzip), br and zstd, one of them. identity is none. The result has at
-// most max bytes, and no more than that is ever held: 413 if it would. Anything
-// else is 415, and a body that is not what it says 400; so is one that says that
-// it is plain and begins like one of the others.
+// most max bytes, and no more than about that is ever held: 413 if it would. Any
+// other encoding is 415, deflate among them, which half of the world takes for
+// another format than the other half. A body that is not what it says is 400: cut
+// short, followed by something, or of several parts, of which decoders disagree
+// whether they all count; so is one that says that it is plain and begins like one
+// of the others.
 func Decode(encodings []string, body []byte, max int64) ([]byte, *Error) {
 	if len(encodings) > 1 {
 		return nil, unsupportedEncoding("The request has more than one content-encoding. Send one.")
 	}
 	name := ""
 	if len(encodings) == 1 {
-		name = strings.ToLower(encodings[0])
+		name = encodings[0]
 	}
 	switch name {
 	case "", "identity":
@@ -42,6 +45,10 @@ func Decode(encodings []string, body []byte, max int64) ([]byte, *Error) {
 		return unbrotli(body, max)
 	case "zstd":
 		return unzstd(body, max)
+	}
+	switch strings.ToLower(name) {
+	case "identity", "gzip", "x-gzip", "br", "zstd":
+		return nil, bad("invalid_encoding", "", "Write the content-encoding in lower case: not everybody takes it otherwise.")
 	}
 	return nil, unsupportedEncoding("The content-encoding is not one of gzip, br, zstd and identity.")
 }
@@ -77,9 +84,8 @@ func gunzip(body []byte, max int64) ([]byte, *Error) {
 	if err := r.Reset(src); err != nil {
 		return nil, garbled("gzip")
 	}
-	// One member: what another decoder makes of a second one, nobody knows.
 	r.Multistream(false)
-	return drained(r, src, max, "gzip")
+	return drained(r, src, guess(body), max, "gzip")
 }
 
 func unbrotli(body []byte, max int64) ([]byte, *Error) {
@@ -92,24 +98,25 @@ func unbrotli(body []byte, max int64) ([]byte, *Error) {
 	if err := r.Reset(src); err != nil {
 		return nil, garbled("br")
 	}
-	return drained(r, src, max, "br")
+	return drained(r, src, guess(body), max, "br")
 }
 
 func unzstd(body []byte, max int64) ([]byte, *Error) {
-	// A frame says how large it gets; a lie is found out, and the truth may already
-	// be too much.
+	// A frame says how large it gets and how much of it a decoder must remember. A
+	// lie is found out, and the truth may already be too much.
 	var h zstd.Header
-	if err := h.Decode(body); err != nil || h.Skippable {
+	if err := h.Decode(body); err != nil || h.Skippable || !oneFrame(h, body) {
 		return nil, garbled("zstd")
 	}
-	if h.HasFCS && h.FrameContentSize > uint64(max) {
+	if h.HasFCS && h.FrameContentSize > uint64(max) || !h.SingleSegment && h.WindowSize > maxWindow {
 		return nil, tooLarge(max)
 	}
 	r, _ := zstds.Get().(*zstd.Decoder)
 	if r == nil {
 		var err error
-		// One goroutine, and a window of at most 8 MiB, as RFC 8878 recommends.
-		r, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
+		// One goroutine. The windows of frames in a single segment are their
+		// content, whose size has been looked at already.
+		r, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(1<<29))
 		if err != nil {
 			return nil, garbled("zstd")
 		}
@@ -119,26 +126,75 @@ func unzstd(body []byte, max int64) ([]byte, *Error) {
 	if err := r.Reset(src); err != nil {
 		return nil, garbled("zstd")
 	}
-	out, e := drained(r, src, max, "zstd")
+	size := guess(body)
+	if h.HasFCS {
+		size = min(size, int64(h.FrameContentSize)) + 1 // and one to see that it ends
+	}
+	out, e := drained(r, src, size, max, "zstd")
 	_ = r.Reset(nil) // lets go of the body
 	return out, e
 }
 
-// drained reads r to its end, and wants src to end there too.
-func drained(r io.Reader, src *bytes.Reader, max int64, name string) ([]byte, *Error) {
-	var out bytes.Buffer
-	n, err := io.Copy(&out, io.LimitReader(r, max+1))
-	switch {
-	case n > max:
-		return nil, tooLarge(max)
-	case errors.Is(err, zstd.ErrWindowSizeExceeded):
-		return nil, tooLarge(max)
-	case err != nil:
-		return nil, garbled(name)
-	case src.Len() > 0:
-		return nil, bad("invalid_encoding", "", "Something follows the end of the "+name+" data.")
+// maxWindow is how far back a frame may refer: what RFC 8878 recommends that
+// decoders support.
+const maxWindow = 8 << 20
+
+// oneFrame says whether body is a single zstd frame, to its last byte (RFC 8878,
+// section 3.1.1).
+func oneFrame(h zstd.Header, body []byte) bool {
+	at := h.HeaderSize
+	for last := false; !last; {
+		if len(body)-at < 3 {
+			return false
+		}
+		block := int(body[at]) | int(body[at+1])<<8 | int(body[at+2])<<16
+		at += 3
+		last = block&1 != 0
+		switch kind, size := block>>1&3, block>>3; kind {
+		case 1: // one byte, repeated
+			at++
+		case 3: // reserved
+			return false
+		default:
+			at += size
+		}
+		if at > len(body) {
+			return false
+		}
 	}
-	return out.Bytes(), nil
+	if h.HasCheckSum {
+		at += 4
+	}
+	return at == len(body)
+}
+
+// guess is how large a body may get, for the first allocation: text is compressed
+// to a fifth or so, and who sends little gets little.
+func guess(body []byte) int64 { return int64(len(body))*5 + 512 }
+
+// drained reads r to its end, and wants src to end there too.
+func drained(r io.Reader, src *bytes.Reader, size, max int64, name string) ([]byte, *Error) {
+	out := make([]byte, 0, min(size, max+1))
+	for {
+		n, err := r.Read(out[len(out):cap(out)])
+		out = out[:len(out)+n]
+		switch {
+		case int64(len(out)) > max:
+			return nil, tooLarge(max)
+		case errors.Is(err, io.EOF):
+			if src.Len() > 0 {
+				return nil, bad("invalid_encoding", "", "Something follows the end of the "+name+" data.")
+			}
+			return out, nil
+		case err != nil:
+			return nil, garbled(name)
+		}
+		if len(out) == cap(out) {
+			next := make([]byte, len(out), min(2*int64(cap(out)), max+1))
+			copy(next, out)
+			out = next
+		}
+	}
 }
 
 func garbled(name string) *Error {

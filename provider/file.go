@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/parser"
 )
 
 // FileProvider is a provider as a file for `aid up --providers` has it.
@@ -73,31 +74,33 @@ func LoadFile(text []byte) ([]FileProvider, error) {
 		return nil, fmt.Errorf("the file has more than %d bytes", maxFile)
 	}
 	var f inFile
-	err := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict()).Decode(&f)
+	d := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
+	err := d.Decode(&f)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, yamlError(err)
+	}
+	if err == nil && !errors.Is(d.Decode(&inFile{}), io.EOF) {
+		return nil, errors.New("the file has more than one document; put all providers into one list")
 	}
 	var out []FileProvider
 	seen := map[string]bool{}
 	for i, p := range f.Providers {
-		where := fmt.Sprintf("providers[%d]", i)
-		if p.Name != "" {
-			where += " (" + clip(p.Name, 64) + ")"
-		}
+		wrong := func(err *Invalid) error { return fmt.Errorf("line %d: %w", lineOf(text, i, err.Field), err) }
 		fp := FileProvider{Provider: Provider{Name: p.Name, Kind: p.Kind, BaseURL: p.BaseURL, Models: p.Models, Hosts: p.Hosts, Headers: map[string]string{}}}
 		for name, value := range p.Headers {
 			fp.Headers[strings.ToLower(name)] = value
 		}
 		if p.Settings != nil {
 			if fp.Settings, err = json.Marshal(p.Settings); err != nil {
-				return nil, fmt.Errorf("%s: settings: %w", where, err)
+				return nil, wrong(&Invalid{"settings", err.Error()})
 			}
 		}
-		if err := Validate(fp.Provider); err != nil {
-			return nil, fmt.Errorf("%s: %w", where, err)
+		var invalid *Invalid
+		if errors.As(Validate(fp.Provider), &invalid) {
+			return nil, wrong(invalid)
 		}
 		if seen[p.Name] {
-			return nil, fmt.Errorf("%s: name: another provider of the file has it", where)
+			return nil, wrong(&Invalid{"name", "another provider of the file has it"})
 		}
 		seen[p.Name] = true
 		c := p.Credential
@@ -108,12 +111,37 @@ func LoadFile(text []byte) ([]FileProvider, error) {
 			}
 		}
 		if n > 1 {
-			return nil, fmt.Errorf("%s: credential: give one of env, file and secret", where)
+			return nil, wrong(&Invalid{"credential", "give one of env, file and secret"})
+		}
+		if (Provider{Settings: fp.Settings}).needsNone() && n > 0 {
+			return nil, wrong(&Invalid{"credential", "settings.auth says that there is none"})
 		}
 		fp.Credential = FileCredential{Env: c.Env, File: c.File, Secret: NewSecret(c.Secret)}
 		out = append(out, fp)
 	}
 	return out, nil
+}
+
+// lineOf is the line of a field of the provider at i; of the provider if that does
+// not have the field.
+func lineOf(text []byte, i int, field string) int {
+	file, err := parser.ParseBytes(text, 0)
+	if err != nil {
+		return 0
+	}
+	field, _, _ = strings.Cut(field, "[") // the element is on that line or near it
+	for {
+		path, err := yaml.PathString(strings.TrimSuffix(fmt.Sprintf("$.providers[%d].%s", i, field), "."))
+		if err == nil {
+			if node, err := path.FilterFile(file); err == nil && node.GetToken() != nil {
+				return node.GetToken().Position.Line
+			}
+		}
+		if field == "" {
+			return 0
+		}
+		field = field[:max(strings.LastIndexByte(field, '.'), 0)]
+	}
 }
 
 // yamlError is what is wrong with the YAML and where, without the text around it.

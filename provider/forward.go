@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"bytes"
 	"encoding/base64"
 	"net/http"
 	"net/url"
@@ -31,16 +32,9 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 	if c.Params.fill(c.Endpoint.Path) != path {
 		return Forward{}, bad("invalid_path", "", "The path is not the one that was judged.")
 	}
-	s, err := ParseSettings(p.Settings)
-	if err != nil {
-		return Forward{}, misconfigured("its settings cannot be read")
-	}
-	up, err := p.Upstream()
-	if err != nil {
-		return Forward{}, misconfigured("its base URL cannot be read")
-	}
-	if p.Cluster == "" || p.Cluster != ClusterName(p) {
-		return Forward{}, misconfigured("its credential is for another address")
+	s, up, e := p.prepared()
+	if e != nil {
+		return Forward{}, e
 	}
 	f := Forward{Cluster: p.Cluster, Path: upstreamPath(p.Kind, up.PathPrefix, c.Endpoint.Path, path, s.Paths), Set: make(map[string]string, len(p.Headers)+2)}
 	for name, value := range p.Headers {
@@ -166,9 +160,10 @@ func sortedKeys(m map[string]string) []string {
 	return keys
 }
 
-// wantsInjection says whether usage of this call would stay unknown.
+// wantsInjection says whether usage of this call would stay unknown, and nobody has
+// said that it should.
 func (c Call) wantsInjection() bool {
-	return c.Endpoint.Operation == "chat.completions" && c.Stream && !c.usageWanted
+	return c.Endpoint.Operation == "chat.completions" && c.Stream && !c.usageSaid
 }
 
 // withUsage is the body with stream_options.include_usage set. Not a byte of the
@@ -177,10 +172,10 @@ func (c Call) withUsage() []byte {
 	const member = `"include_usage":true`
 	at, insert := c.optionsAt+1, member
 	if c.optionsAt == 0 {
-		at = strings.IndexByte(string(c.Body[:min(len(c.Body), 64)]), '{') + 1
+		at = bytes.IndexByte(c.Body, '{') + 1
 		insert = `"stream_options":{` + member + "}"
 	}
-	if next := firstByte(c.Body[at:]); next != '}' {
+	if firstByte(c.Body[at:]) != '}' {
 		insert += ","
 	}
 	out := make([]byte, 0, len(c.Body)+len(insert))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -46,16 +47,16 @@ type Call struct {
 	// Body is what was parsed and what is forwarded; nil for none.
 	Body []byte
 
-	// usageWanted: the client asks for usage in the stream. optionsAt is where
-	// stream_options' object begins in Body, 0 if there is none.
-	usageWanted bool
-	optionsAt   int
+	// usageSaid: the client says whether it wants usage in the stream. optionsAt
+	// is where stream_options' object begins in Body, 0 if there is none.
+	usageSaid bool
+	optionsAt int
 }
 
 const (
 	maxDepth   = 64   // of nested arrays and objects
 	maxTool    = 256  // bytes of a tool's name
-	maxTools   = 4096 // tools in one request
+	maxTools   = 4096 // different tools in one request
 	bytesToken = 3
 	blobTokens = 1600
 	maxNumber  = 1 << 53 // integers are exact up to here in every parser
@@ -90,7 +91,7 @@ func Parse(ep Endpoint, params Params, contentType, query string, body []byte) (
 	if len(body) == 0 {
 		return Call{}, bad("invalid_json", "", "The request has no body. Send a JSON object.")
 	}
-	p := parsers.Get().(*parser)
+	p := walkers.Get().(*walker)
 	defer p.release()
 	p.begin(body, &c)
 	if e := p.root(ep.body); e != nil {
@@ -100,7 +101,13 @@ func Parse(ep Endpoint, params Params, contentType, query string, body []byte) (
 		return Call{}, bad("missing_model", "model", "The request names no model. Set \"model\".")
 	}
 	c.Body = body
-	c.Tools, c.Hosts = distinct(p.tools), distinct(p.hosts)
+	if len(p.tools) > 0 {
+		c.Tools = slices.Sorted(maps.Keys(p.tools))
+	}
+	if len(p.hosts) > 0 {
+		slices.Sort(p.hosts)
+		c.Hosts = slices.Clone(slices.Compact(p.hosts)) // p's belong to the pool
+	}
 	c.InputTokensEstimate = (int64(len(body))-p.blobBytes+bytesToken-1)/bytesToken + p.blobs*blobTokens
 	return c, nil
 }
@@ -155,47 +162,42 @@ func checkQuery(ep Endpoint, query string) *Error {
 	return nil
 }
 
-func distinct(ss []string) []string {
-	if len(ss) == 0 {
-		return nil
-	}
-	slices.Sort(ss)
-	return slices.Clone(slices.Compact(ss)) // ss belongs to the pool
-}
-
-// parser walks one body once.
-type parser struct {
+// walker goes through one body once.
+type walker struct {
 	buf  bytes.Buffer // the decoder reads from it in place
 	d    *jsontext.Decoder
 	call *Call
-	body []byte
 
-	tools, hosts []string
-	blobs        int64 // images and the like
-	blobBytes    int64 // and their bytes
-	text         []byte
+	tools     map[string]struct{}
+	hosts     []string
+	blobs     int64  // images and the like
+	blobBytes int64  // and their bytes
+	text      []byte // a string without its escapes
 }
 
-// parsers are kept: a decoder is 1 KB and its tables of names grow.
-var parsers = sync.Pool{New: func() any { return &parser{d: new(jsontext.Decoder)} }}
+// walkers are kept: a decoder is 1 KB and its tables of names grow.
+var walkers = sync.Pool{New: func() any { return &walker{d: new(jsontext.Decoder), tools: map[string]struct{}{}} }}
 
-func (p *parser) begin(body []byte, c *Call) {
+func (p *walker) begin(body []byte, c *Call) {
 	p.buf = *bytes.NewBuffer(body)
 	p.d.Reset(&p.buf)
-	p.call, p.body = c, body
+	p.call = c
 }
 
 // release keeps nothing of the request.
-func (p *parser) release() {
+func (p *walker) release() {
 	p.buf = bytes.Buffer{}
 	p.d.Reset(&p.buf)
 	clear(p.tools)
 	clear(p.hosts)
-	p.call, p.body, p.tools, p.hosts, p.blobs, p.blobBytes = nil, nil, p.tools[:0], p.hosts[:0], 0, 0
-	parsers.Put(p)
+	p.call, p.hosts, p.blobs, p.blobBytes = nil, p.hosts[:0], 0, 0
+	if cap(p.text) > 64<<10 {
+		p.text = nil
+	}
+	walkers.Put(p)
 }
 
-func (p *parser) root(s *shape) *Error {
+func (p *walker) root(s *shape) *Error {
 	switch p.d.PeekKind() {
 	case '{':
 	case '[', '"', '0', 't', 'f', 'n':
@@ -212,7 +214,7 @@ func (p *parser) root(s *shape) *Error {
 
 // object walks the object that comes next. in is the name of the field that holds
 // it, for messages.
-func (p *parser) object(s *shape, in string, depth int) *Error {
+func (p *walker) object(s *shape, in string, depth int) *Error {
 	if depth > maxDepth {
 		return tooDeep()
 	}
@@ -220,10 +222,10 @@ func (p *parser) object(s *shape, in string, depth int) *Error {
 		return syntax(err)
 	}
 	var o struct {
-		seen          uint64 // bits of rules
-		speaks        string // role
-		name          string
-		typed, spoken bool
+		seen   uint64 // bits of rules
+		isTool bool   // the role says that a tool speaks
+		name   string // who speaks
+		kind   bool   // it says what it is, by type or role
 	}
 	for p.d.PeekKind() == '"' {
 		raw, err := p.d.ReadValue()
@@ -245,27 +247,26 @@ func (p *parser) object(s *shape, in string, depth int) *Error {
 		}
 		switch r.do {
 		case role:
-			if o.speaks, err = p.str(); err != nil {
-				return mustBe(err, field, "a string")
-			}
-			o.spoken = o.speaks != ""
-		case speaker:
-			if o.name, err = p.str(); err != nil {
-				return mustBe(err, field, "a string")
-			}
-		case callType:
-			typ, err := p.str()
+			s, err := p.str()
 			if err != nil {
 				return mustBe(err, field, "a string")
 			}
-			if typ == "item_reference" {
-				return isStored("item_reference")
+			o.kind = o.kind || len(s) > 0
+			o.isTool = string(s) == "tool" || string(s) == "function"
+		case speaker:
+			s, err := p.str()
+			if err != nil {
+				return mustBe(err, field, "a string")
 			}
-			o.typed = typ != ""
-			if name, ok := strings.CutSuffix(typ, "_call"); ok && name != "function" && name != "custom_tool" && name != "mcp" {
-				if e := p.tool(name, field); e != nil {
-					return e
-				}
+			o.name = string(s)
+		case callType:
+			s, err := p.str()
+			if err != nil {
+				return mustBe(err, field, "a string")
+			}
+			o.kind = o.kind || len(s) > 0
+			if e := p.item(s, field); e != nil {
+				return e
 			}
 		default:
 			if e := p.value(r, field, depth); e != nil {
@@ -276,19 +277,19 @@ func (p *parser) object(s *shape, in string, depth int) *Error {
 	if _, err := p.d.ReadToken(); err != nil {
 		return syntax(err)
 	}
-	if o.name != "" && (o.speaks == "tool" || o.speaks == "function") {
-		if e := p.tool(o.name, "name"); e != nil {
+	if o.isTool {
+		if e := p.tool([]byte(o.name), "name"); e != nil {
 			return e
 		}
 	}
-	if s.needsKind && !o.typed && !o.spoken {
+	if s.needsKind && !o.kind {
 		return isStored(in)
 	}
 	return nil
 }
 
 // value judges the value that comes next.
-func (p *parser) value(r rule, field string, depth int) *Error {
+func (p *walker) value(r rule, field string, depth int) *Error {
 	switch r.do {
 	case pass:
 		return p.skip(depth)
@@ -301,7 +302,7 @@ func (p *parser) value(r rule, field string, depth int) *Error {
 		if err != nil {
 			return mustBe(err, field, "a string")
 		}
-		return p.model(r.do, s)
+		return p.model(r.do, string(s))
 	case stream:
 		switch t, err := p.d.ReadToken(); {
 		case err != nil:
@@ -316,6 +317,11 @@ func (p *parser) value(r rule, field string, depth int) *Error {
 		return p.tokens(field)
 	case walk:
 		return p.walk(r.in, field, depth)
+	case inline:
+		if k := p.d.PeekKind(); k != '{' && k != 'n' {
+			return p.notStored(stored, field)
+		}
+		return p.walk(r.in, field, depth)
 	case tool:
 		s, err := p.str()
 		if err != nil {
@@ -327,7 +333,7 @@ func (p *parser) value(r rule, field string, depth int) *Error {
 		if err != nil {
 			return mustBe(err, field, "a string")
 		}
-		switch s {
+		switch string(s) {
 		case "", "function", "custom", "mcp", "mcp_toolset", "namespace":
 			return nil // known by its name or label
 		}
@@ -337,10 +343,10 @@ func (p *parser) value(r rule, field string, depth int) *Error {
 		if err != nil {
 			return mustBe(err, field, "a string")
 		}
-		if s == "" {
+		if len(s) == 0 {
 			return nil
 		}
-		return p.tool("mcp:"+s, field)
+		return p.tool([]byte("mcp:"+string(s)), field)
 	case link:
 		return p.link(r.in, field, depth)
 	case blob:
@@ -353,7 +359,7 @@ func (p *parser) value(r rule, field string, depth int) *Error {
 		return nil
 	case marks:
 		if p.d.PeekKind() != 'n' {
-			if e := p.tool(snake(strings.TrimSuffix(field, "_options")), field); e != nil {
+			if e := p.tool([]byte(snake(strings.TrimSuffix(field, "_options"))), field); e != nil {
 				return e
 			}
 		}
@@ -365,7 +371,7 @@ func (p *parser) value(r rule, field string, depth int) *Error {
 }
 
 // unknown is a member that the shape does not name, or not in these bytes.
-func (p *parser) unknown(s *shape, raw []byte) (rule, error) {
+func (p *walker) unknown(s *shape, raw []byte) (rule, error) {
 	name := raw[1 : len(raw)-1]
 	if bytes.IndexByte(name, '\\') >= 0 {
 		b, err := jsontext.AppendUnquote(p.text[:0], raw)
@@ -389,7 +395,7 @@ func (p *parser) unknown(s *shape, raw []byte) (rule, error) {
 		}
 	}
 	if s.keysAreTools {
-		if e := p.tool(snake(string(name)), "tools"); e != nil {
+		if e := p.tool([]byte(snake(string(name))), "tools"); e != nil {
 			return rule{}, e
 		}
 	}
@@ -397,7 +403,7 @@ func (p *parser) unknown(s *shape, raw []byte) (rule, error) {
 }
 
 // skip passes over a value, which must be JSON and not too deep.
-func (p *parser) skip(depth int) *Error {
+func (p *walker) skip(depth int) *Error {
 	if k := p.d.PeekKind(); k != '{' && k != '[' {
 		if err := p.d.SkipValue(); err != nil {
 			return syntax(err)
@@ -446,7 +452,7 @@ func nesting(v []byte) (deepest int) {
 }
 
 // walk judges an object, or every object of an array. Other values hold nothing.
-func (p *parser) walk(s *shape, field string, depth int) *Error {
+func (p *walker) walk(s *shape, field string, depth int) *Error {
 	switch p.d.PeekKind() {
 	case '{':
 		return p.object(s, field, depth+1)
@@ -471,36 +477,33 @@ func (p *parser) walk(s *shape, field string, depth int) *Error {
 	}
 }
 
-// str reads a string; null is "". Anything else is errType.
-func (p *parser) str() (string, error) {
+// str reads a string, which is good until the next one; null is empty. Anything
+// else is errType.
+func (p *walker) str() ([]byte, error) {
 	switch p.d.PeekKind() {
 	case '"':
 		raw, err := p.d.ReadValue()
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		if bytes.IndexByte(raw, '\\') < 0 {
-			return string(raw[1 : len(raw)-1]), nil
+			return raw[1 : len(raw)-1], nil
 		}
-		b, err := jsontext.AppendUnquote(p.text[:0], raw)
-		if err != nil {
-			return "", err
-		}
-		p.text = b
-		return string(b), nil
+		p.text, err = jsontext.AppendUnquote(p.text[:0], raw)
+		return p.text, err
 	case 'n':
-		return "", p.d.SkipValue()
+		return nil, p.d.SkipValue()
 	case 0:
 		_, err := p.d.ReadToken()
-		return "", err
+		return nil, err
 	default:
-		return "", errType
+		return nil, errType
 	}
 }
 
 var errType = errors.New("not a string")
 
-func (p *parser) model(do action, s string) *Error {
+func (p *walker) model(do action, s string) *Error {
 	if do == pathModel {
 		if s != "" && strings.TrimPrefix(s, "models/") != p.call.Params.Model {
 			return bad("model_mismatch", "model", "The model in the body is not the model in the path.")
@@ -519,7 +522,7 @@ func (p *parser) model(do action, s string) *Error {
 
 // tokens takes digits only: 100.0 and 1e2 are integers to some parsers and not to
 // others.
-func (p *parser) tokens(field string) *Error {
+func (p *walker) tokens(field string) *Error {
 	if p.d.PeekKind() == 'n' {
 		return p.skip(0)
 	}
@@ -535,36 +538,52 @@ func (p *parser) tokens(field string) *Error {
 	return nil
 }
 
-func (p *parser) tool(name, field string) *Error {
+// tool notes a tool.
+func (p *walker) tool(name []byte, field string) *Error {
 	switch {
-	case name == "":
+	case len(name) == 0:
 		return nil
 	case len(name) > maxTool:
 		return bad("invalid_type", field, "A tool's name is longer than "+strconv.Itoa(maxTool)+" bytes.")
-	case len(p.tools) >= maxTools:
-		return bad("too_many_tools", field, "The request involves more than "+strconv.Itoa(maxTools)+" tools and calls of tools.")
 	}
-	if n := len(p.tools); n == 0 || p.tools[n-1] != name {
-		p.tools = append(p.tools, name)
+	if _, ok := p.tools[string(name)]; ok {
+		return nil
 	}
+	if len(p.tools) >= maxTools {
+		return bad("too_many_tools", field, "The request involves more than "+strconv.Itoa(maxTools)+" different tools.")
+	}
+	p.tools[string(name)] = struct{}{}
 	return nil
+}
+
+// item judges the type of an item of a conversation: some are calls of the
+// provider's own tools, one stands for something stored.
+func (p *walker) item(typ []byte, field string) *Error {
+	if string(typ) == "item_reference" {
+		return isStored("item_reference")
+	}
+	name, ok := bytes.CutSuffix(typ, []byte("_call"))
+	if !ok || string(name) == "function" || string(name) == "custom_tool" || string(name) == "mcp" {
+		return nil
+	}
+	return p.tool(name, field)
 }
 
 // undated takes the date from the type of a tool: "web_search_20250305" is
 // "web_search", and so is "web_search_2025_08_26".
-func undated(s string) string {
+func undated(s []byte) []byte {
 	end := len(s)
 	for end > 0 && (s[end-1] == '_' || '0' <= s[end-1] && s[end-1] <= '9') {
 		end--
 	}
-	if len(s)-end < 9 { // "_20250305"
+	if len(s)-end < len("_20250305") {
 		return s
 	}
 	return s[:end]
 }
 
 // notStored refuses a member that refers to something stored, unless it is empty.
-func (p *parser) notStored(do action, field string) *Error {
+func (p *walker) notStored(do action, field string) *Error {
 	switch k := p.d.PeekKind(); {
 	case k == 'n', do == noTrue && k == 'f':
 		return p.skip(0)
@@ -592,7 +611,7 @@ func isStored(field string) *Error {
 
 // link notes the host of a URL: a string, an object with "url", or an array of
 // these.
-func (p *parser) link(s *shape, field string, depth int) *Error {
+func (p *walker) link(s *shape, field string, depth int) *Error {
 	switch p.d.PeekKind() {
 	case '{':
 		if s == nil {
@@ -687,8 +706,9 @@ func hostOf(s string) string {
 }
 
 // options looks for include_usage in stream_options.
-func (p *parser) options(depth int) *Error {
+func (p *walker) options(depth int) *Error {
 	if p.d.PeekKind() != '{' {
+		p.call.usageSaid = true // null, or something for the provider to refuse
 		return p.skip(depth)
 	}
 	v, err := p.d.ReadValue()
@@ -699,29 +719,8 @@ func (p *parser) options(depth int) *Error {
 		return tooDeep()
 	}
 	p.call.optionsAt = int(p.d.InputOffset()) - len(v)
-	p.call.usageWanted = includesUsage(v)
+	p.call.usageSaid = bytes.Contains(v, []byte(`"include_usage"`)) || bytes.IndexByte(v, '\\') >= 0
 	return nil
-}
-
-// includesUsage says whether a valid object has "include_usage": true.
-func includesUsage(v []byte) bool {
-	d := jsontext.NewDecoder(bytes.NewBuffer(v))
-	if _, err := d.ReadToken(); err != nil {
-		return false
-	}
-	for d.PeekKind() == '"' {
-		name, err := d.ReadToken()
-		if err != nil {
-			return false
-		}
-		if name.String() == "include_usage" {
-			return d.PeekKind() == 't'
-		}
-		if err := d.SkipValue(); err != nil {
-			return false
-		}
-	}
-	return false
 }
 
 func tooDeep() *Error {

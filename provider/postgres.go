@@ -36,11 +36,12 @@ type Credential struct {
 }
 
 const columns = `p.id, p.org_id, p.name, p.kind, p.base_url, p.models, p.hosts, p.headers, p.settings, p.version, p.created_at, p.updated_at,
-	EXISTS (SELECT FROM provider_credentials c WHERE c.org_id = p.org_id AND c.provider_id = p.id)`
+	coalesce((SELECT c.cluster FROM provider_credentials c WHERE c.org_id = p.org_id AND c.provider_id = p.id), '')`
 
 func scan(row pgx.CollectableRow) (p Provider, err error) {
 	var headers, settings []byte
-	err = row.Scan(&p.ID, &p.OrgID, &p.Name, &p.Kind, &p.BaseURL, &p.Models, &p.Hosts, &headers, &settings, &p.Version, &p.CreatedAt, &p.UpdatedAt, &p.HasCredential)
+	var cluster string // that the credential was given for
+	err = row.Scan(&p.ID, &p.OrgID, &p.Name, &p.Kind, &p.BaseURL, &p.Models, &p.Hosts, &headers, &settings, &p.Version, &p.CreatedAt, &p.UpdatedAt, &cluster)
 	if err != nil {
 		return p, err
 	}
@@ -51,6 +52,7 @@ func scan(row pgx.CollectableRow) (p Provider, err error) {
 		p.Settings = settings
 	}
 	p.Cluster, p.CreatedAt, p.UpdatedAt = ClusterName(p), p.CreatedAt.UTC(), p.UpdatedAt.UTC()
+	p.HasCredential = cluster == p.Cluster
 	return p, nil
 }
 

@@ -43,6 +43,47 @@ type Provider struct {
 	Version   int64 // counts changes; the ETag
 	CreatedAt time.Time
 	UpdatedAt time.Time
+
+	ready *ready // set by NewRegistry
+}
+
+// ready is what every request needs of a provider, worked out once.
+type ready struct {
+	settings Settings
+	upstream Upstream
+	err      *Error // it cannot be used
+}
+
+// prepared is p.ready, or made now.
+func (p Provider) prepared() (Settings, Upstream, *Error) {
+	r := p.ready
+	if r == nil {
+		r = p.prepare()
+	}
+	return r.settings, r.upstream, r.err
+}
+
+// needsNone says whether the provider is called without a credential.
+func (p Provider) needsNone() bool {
+	s, err := ParseSettings(p.Settings)
+	return err == nil && s.Auth != nil && s.Auth.Type == "none"
+}
+
+func (p Provider) prepare() *ready {
+	r := &ready{}
+	var err error
+	if r.settings, err = ParseSettings(p.Settings); err != nil {
+		r.err = misconfigured("its settings cannot be read")
+		return r
+	}
+	if r.upstream, err = p.Upstream(); err != nil {
+		r.err = misconfigured("its base URL cannot be read")
+		return r
+	}
+	if p.Cluster == "" || p.Cluster != ClusterName(p) {
+		r.err = misconfigured("its credential is for another address")
+	}
+	return r
 }
 
 // Settings are what a provider's Settings hold. Every field may be absent. A

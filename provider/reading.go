@@ -4,6 +4,7 @@ import (
 	"bytes"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // Usage is what an answer says it used. Tokens of the input include those that were
@@ -19,17 +20,11 @@ type Usage struct {
 }
 
 // reading says where an API's answers hold usage and model. A whole answer and an
-// event of a stream are both one JSON value.
+// event of a stream are read alike: each API has the names in one place only.
 type reading struct {
-	marked [][]byte // a value without any of these says nothing about usage
-	read   func(v []byte, u *Usage, model *string)
-}
-
-func quoted(words ...string) (out [][]byte) {
-	for _, w := range words {
-		out = append(out, []byte(`"`+w+`"`))
-	}
-	return out
+	root   place
+	marked [][]byte                        // an event without any of these says nothing of usage
+	usage  func(raw []byte, u *Usage) bool // adds what a usage object says; false: nothing
 }
 
 // says is whether v may hold usage.
@@ -42,191 +37,168 @@ func (r *reading) says(v []byte) bool {
 	return false
 }
 
-var nothingReading = reading{read: func([]byte, *Usage, *string) {}}
+// lenient is how a provider's words are read: it is not our client, and what it
+// says decides nothing.
+var lenient = json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 
-func set(into *string, s string) {
-	if s != "" {
-		*into = s
+// figure is a count, which some write as 12.0.
+type figure float64
+
+func (f figure) count() int64 {
+	if f > 0 && f < maxNumber {
+		return int64(f)
 	}
+	return 0
 }
 
-// https://platform.openai.com/docs/api-reference/chat/object and …/chat-streaming,
-// …/completions/object, …/embeddings/create.
-var openAIReading = reading{marked: quoted("usage"), read: func(v []byte, u *Usage, model *string) {
-	var x struct {
-		Model string       `json:"model"`
-		Usage *openAIUsage `json:"usage"`
-	}
-	if json.Unmarshal(v, &x, lenient) != nil {
-		return
-	}
-	set(model, x.Model)
-	if x.Usage != nil {
-		*u = x.Usage.usage()
-	}
-}}
+var nothingReading reading
 
-type openAIUsage struct {
-	Prompt     int64 `json:"prompt_tokens"`
-	Completion int64 `json:"completion_tokens"`
-	PromptMore struct {
-		Cached int64 `json:"cached_tokens"`
-	} `json:"prompt_tokens_details"`
-	CompletionMore struct {
-		Reasoning int64 `json:"reasoning_tokens"`
-	} `json:"completion_tokens_details"`
-}
-
-func (x openAIUsage) usage() Usage {
-	return Usage{InputTokens: x.Prompt, OutputTokens: x.Completion, CachedTokens: x.PromptMore.Cached, ReasoningTokens: x.CompletionMore.Reasoning, Source: "provider"}
+// https://platform.openai.com/docs/api-reference/chat/object, …/chat-streaming,
+// …/completions/object and …/embeddings/create; Mistral's are the same. A stream
+// has usage once, at the end, or with every event, cumulative: the last counts.
+// x_groq is where Groq has it in a stream.
+var openAIReading = reading{
+	root:   place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}, {name: "x_groq", in: place{{name: "usage", want: wantUsage}}}},
+	marked: [][]byte{[]byte(`"usage"`)},
+	usage: func(raw []byte, u *Usage) bool {
+		var x struct {
+			Prompt     figure `json:"prompt_tokens"`
+			Completion figure `json:"completion_tokens"`
+			PromptMore struct {
+				Cached figure `json:"cached_tokens"`
+				Write  figure `json:"cache_write_tokens"`
+			} `json:"prompt_tokens_details"`
+			CompletionMore struct {
+				Reasoning figure `json:"reasoning_tokens"`
+			} `json:"completion_tokens_details"`
+			CacheHit figure `json:"prompt_cache_hit_tokens"` // DeepSeek
+		}
+		if json.Unmarshal(raw, &x, lenient) != nil {
+			return false
+		}
+		*u = Usage{InputTokens: x.Prompt.count(), OutputTokens: x.Completion.count(), CachedTokens: max(x.PromptMore.Cached, x.CacheHit).count(),
+			CacheWriteTokens: x.PromptMore.Write.count(), ReasoningTokens: x.CompletionMore.Reasoning.count(), Source: "provider"}
+		return true
+	},
 }
 
 // https://platform.openai.com/docs/api-reference/responses/object and
-// …/responses-streaming: the last event holds the whole response.
-var responsesReading = reading{marked: quoted("usage"), read: func(v []byte, u *Usage, model *string) {
-	type response struct {
-		Model string `json:"model"`
-		Usage *struct {
-			Input     int64 `json:"input_tokens"`
-			Output    int64 `json:"output_tokens"`
+// …/responses-streaming: events hold the whole response, the last one with usage.
+var responsesReading = reading{
+	root: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage},
+		{name: "response", in: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}}}},
+	marked: [][]byte{[]byte(`"usage"`)},
+	usage: func(raw []byte, u *Usage) bool {
+		var x struct {
+			Input     figure `json:"input_tokens"`
+			Output    figure `json:"output_tokens"`
 			InputMore struct {
-				Cached int64 `json:"cached_tokens"`
+				Cached figure `json:"cached_tokens"`
+				Write  figure `json:"cache_write_tokens"`
 			} `json:"input_tokens_details"`
 			OutputMore struct {
-				Reasoning int64 `json:"reasoning_tokens"`
+				Reasoning figure `json:"reasoning_tokens"`
 			} `json:"output_tokens_details"`
-		} `json:"usage"`
-	}
-	var x struct {
-		response
-		Response *response `json:"response"`
-	}
-	if json.Unmarshal(v, &x, lenient) != nil {
-		return
-	}
-	r := &x.response
-	if x.Response != nil {
-		r = x.Response
-	}
-	set(model, r.Model)
-	if r.Usage != nil {
-		*u = Usage{InputTokens: r.Usage.Input, OutputTokens: r.Usage.Output, CachedTokens: r.Usage.InputMore.Cached,
-			ReasoningTokens: r.Usage.OutputMore.Reasoning, Source: "provider"}
-	}
-}}
+		}
+		if json.Unmarshal(raw, &x, lenient) != nil {
+			return false
+		}
+		*u = Usage{InputTokens: x.Input.count(), OutputTokens: x.Output.count(), CachedTokens: x.InputMore.Cached.count(),
+			CacheWriteTokens: x.InputMore.Write.count(), ReasoningTokens: x.OutputMore.Reasoning.count(), Source: "provider"}
+		return true
+	},
+}
 
 // https://docs.anthropic.com/en/api/messages and …/messages-streaming. Figures of a
 // stream are cumulative: message_start has the input's, message_delta the output's
 // and perhaps the input's again, so the last of each counts and none is added up.
-// input_tokens leaves cached ones out.
-var anthropicReading = reading{marked: quoted("usage"), read: func(v []byte, u *Usage, model *string) {
-	type usage struct {
-		Input  *int64 `json:"input_tokens"`
-		Output *int64 `json:"output_tokens"`
-		Read   *int64 `json:"cache_read_input_tokens"`
-		Write  *int64 `json:"cache_creation_input_tokens"`
-	}
-	var x struct {
-		Model   string `json:"model"`
-		Usage   *usage `json:"usage"`
-		Message *struct {
-			Model string `json:"model"`
-			Usage *usage `json:"usage"`
-		} `json:"message"`
-	}
-	if json.Unmarshal(v, &x, lenient) != nil {
-		return
-	}
-	m, now := x.Model, x.Usage
-	if x.Message != nil {
-		m, now = x.Message.Model, x.Message.Usage
-	}
-	set(model, m)
-	if now == nil {
-		return
-	}
-	plain := u.InputTokens - u.CachedTokens - u.CacheWriteTokens
-	for _, f := range []struct {
-		to   *int64
-		from *int64
-	}{{&plain, now.Input}, {&u.OutputTokens, now.Output}, {&u.CachedTokens, now.Read}, {&u.CacheWriteTokens, now.Write}} {
-		if f.from != nil {
-			*f.to = *f.from
+// input_tokens leaves out what was read from or written to a cache.
+var anthropicReading = reading{
+	root: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage},
+		{name: "message", in: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}}}},
+	marked: [][]byte{[]byte(`"usage"`)},
+	usage: func(raw []byte, u *Usage) bool {
+		var x struct {
+			Input  *figure `json:"input_tokens"`
+			Output *figure `json:"output_tokens"`
+			Read   *figure `json:"cache_read_input_tokens"`
+			Write  *figure `json:"cache_creation_input_tokens"`
 		}
-	}
-	u.InputTokens = plain + u.CachedTokens + u.CacheWriteTokens
-	u.Source = "provider"
-}}
+		if json.Unmarshal(raw, &x, lenient) != nil {
+			return false
+		}
+		plain := u.InputTokens - u.CachedTokens - u.CacheWriteTokens
+		for _, f := range []struct {
+			to   *int64
+			from *figure
+		}{{&plain, x.Input}, {&u.OutputTokens, x.Output}, {&u.CachedTokens, x.Read}, {&u.CacheWriteTokens, x.Write}} {
+			if f.from != nil {
+				*f.to = f.from.count()
+			}
+		}
+		u.InputTokens = plain + u.CachedTokens + u.CacheWriteTokens
+		u.Source = "provider"
+		return true
+	},
+}
 
 // https://ai.google.dev/api/generate-content#UsageMetadata. Figures of a stream are
-// cumulative. A stream without alt=sse is one array.
-var geminiReading = reading{marked: quoted("usageMetadata"), read: func(v []byte, u *Usage, model *string) {
-	type response struct {
-		Model string `json:"modelVersion"`
-		Usage *struct {
-			Prompt     int64 `json:"promptTokenCount"`
-			Candidates int64 `json:"candidatesTokenCount"`
-			Cached     int64 `json:"cachedContentTokenCount"`
-			Thoughts   int64 `json:"thoughtsTokenCount"`
-			ToolPrompt int64 `json:"toolUsePromptTokenCount"`
-		} `json:"usageMetadata"`
-	}
-	var xs []response
-	if t := bytes.TrimLeft(v, " \t\r\n"); len(t) > 0 && t[0] == '[' {
-		if json.Unmarshal(v, &xs, lenient) != nil {
-			return
+// cumulative, and the last event has them all. Candidates leave out thoughts.
+var geminiReading = reading{
+	root:   place{{name: "modelVersion", want: wantModel}, {name: "usageMetadata", want: wantUsage}},
+	marked: [][]byte{[]byte(`"usageMetadata"`)},
+	usage: func(raw []byte, u *Usage) bool {
+		var x struct {
+			Prompt     figure `json:"promptTokenCount"`
+			ToolPrompt figure `json:"toolUsePromptTokenCount"`
+			Cached     figure `json:"cachedContentTokenCount"`
+			Candidates figure `json:"candidatesTokenCount"`
+			Thoughts   figure `json:"thoughtsTokenCount"`
 		}
-	} else {
-		xs = make([]response, 1)
-		if json.Unmarshal(v, &xs[0], lenient) != nil {
-			return
+		if json.Unmarshal(raw, &x, lenient) != nil {
+			return false
 		}
-	}
-	for _, x := range xs {
-		set(model, x.Model)
-		if x.Usage != nil {
-			*u = Usage{InputTokens: x.Usage.Prompt + x.Usage.ToolPrompt, OutputTokens: x.Usage.Candidates + x.Usage.Thoughts,
-				CachedTokens: x.Usage.Cached, ReasoningTokens: x.Usage.Thoughts, Source: "provider"}
-		}
-	}
-}}
+		*u = Usage{InputTokens: x.Prompt.count() + x.ToolPrompt.count(), OutputTokens: x.Candidates.count() + x.Thoughts.count(),
+			CachedTokens: x.Cached.count(), ReasoningTokens: x.Thoughts.count(), Source: "provider"}
+		return true
+	},
+}
 
 // https://docs.cohere.com/v2/reference/chat, …/chat-stream (message-end), …/embed and
 // …/rerank. tokens is what the model saw, billed_units what is paid for; the first
-// where it is there.
-var cohereReading = reading{marked: quoted("usage", "meta"), read: func(v []byte, u *Usage, model *string) {
-	type figures struct {
-		Input  float64 `json:"input_tokens"` // whole numbers, written as 12.0
-		Output float64 `json:"output_tokens"`
-	}
-	type usage struct {
-		Tokens *figures `json:"tokens"`
-		Billed *figures `json:"billed_units"`
-		Cached float64  `json:"cached_tokens"`
-	}
-	var x struct {
-		Usage *usage `json:"usage"`
-		Meta  *usage `json:"meta"`
-		Delta *struct {
-			Usage *usage `json:"usage"`
-		} `json:"delta"`
-	}
-	if json.Unmarshal(v, &x, lenient) != nil {
-		return
-	}
-	now := x.Usage
-	if x.Delta != nil && x.Delta.Usage != nil {
-		now = x.Delta.Usage
-	}
-	if now == nil {
-		now = x.Meta
-	}
-	if now == nil || now.Tokens == nil && now.Billed == nil {
-		return
-	}
-	f := now.Tokens
-	if f == nil {
-		f = now.Billed
-	}
-	*u = Usage{InputTokens: int64(f.Input), OutputTokens: int64(f.Output), CachedTokens: int64(now.Cached), Source: "provider"}
-}}
+// where it is there. A rerank is paid by the search and has neither.
+var cohereReading = reading{
+	root: place{{name: "usage", want: wantUsage}, {name: "meta", want: wantUsage},
+		{name: "delta", in: place{{name: "usage", want: wantUsage}}}},
+	marked: [][]byte{[]byte(`"usage"`), []byte(`"meta"`)},
+	usage: func(raw []byte, u *Usage) bool {
+		type figures struct {
+			Input  *figure `json:"input_tokens"`
+			Output *figure `json:"output_tokens"`
+		}
+		var x struct {
+			Tokens figures `json:"tokens"`
+			Billed figures `json:"billed_units"`
+			Cached figure  `json:"cached_tokens"`
+		}
+		if json.Unmarshal(raw, &x, lenient) != nil {
+			return false
+		}
+		f := x.Tokens
+		if f.Input == nil && f.Output == nil {
+			f = x.Billed
+		}
+		if f.Input == nil && f.Output == nil {
+			return false
+		}
+		now := Usage{CachedTokens: x.Cached.count(), Source: "provider"}
+		if f.Input != nil {
+			now.InputTokens = f.Input.count()
+		}
+		if f.Output != nil {
+			now.OutputTokens = f.Output.count()
+		}
+		*u = now
+		return true
+	},
+}

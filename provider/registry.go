@@ -49,6 +49,7 @@ func NewRegistry(providers []Provider) (*Registry, error) {
 		if i > 0 && r.providers[i-1].Name == p.Name {
 			return nil, fmt.Errorf("two providers are named %q", p.Name)
 		}
+		r.providers[i].ready = p.prepare()
 		for _, m := range p.Models {
 			if prefix := strings.IndexByte(m, '*'); prefix >= 0 {
 				r.globs = append(r.globs, glob{pattern: m, prefix: prefix, at: i})

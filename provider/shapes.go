@@ -4,7 +4,7 @@ import "strings"
 
 // A shape says which members of an object are judged, and how. Members that it
 // does not name are passed over, once it is certain that no other parser takes
-// them for one that it does (see parser.unknown).
+// them for one that it does (see walker.unknown).
 type shape struct {
 	fields map[string]rule
 	folded map[string]string // fold of the judged names → the name
@@ -34,6 +34,7 @@ const (
 	stream                  // whether the answer is a stream
 	tokens                  // the most tokens that the answer may have
 	walk                    // an object, or an array of objects: judged by in
+	inline                  // as walk; a string would be the id of something stored
 	tool                    // a string: the name of a tool
 	toolType                // a string: the type of a tool; built-in ones are known by it
 	callType                // a string: the type of an item, "web_search_call"
@@ -113,8 +114,8 @@ var functionShape = newShape(map[string]rule{"name": {do: tool}})
 var toolShape = newShape(map[string]rule{
 	"type": {do: toolType}, "name": {do: tool}, "function": {do: walk, in: &functionShape}, "custom": {do: walk, in: &functionShape},
 	"tools": {do: walk, in: &innerToolShape}, "model": {do: second}, "server_label": {do: label}, "mcp_server_name": {do: label}, "server_url": {do: link}, "connector_id": {do: tool},
-	"vector_store_ids": {do: stored}, "container": {do: walk, in: &containerShape}, "input_image_mask": {do: walk, in: &partShape},
-	"skills": {do: stored}, "environment": {do: walk, in: &containerShape}, "library_ids": {do: stored},
+	"vector_store_ids": {do: stored}, "container": {do: inline, in: &containerShape}, "input_image_mask": {do: walk, in: &partShape},
+	"skills": {do: stored}, "environment": {do: inline, in: &containerShape}, "library_ids": {do: stored},
 	"api_key": {do: refuse}, "base_url": {do: refuse},
 })
 
@@ -154,10 +155,10 @@ var completionsBody = newShape(with(steering, map[string]rule{
 	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: pass}, "max_tokens": {do: tokens}, "max_completion_tokens": {do: refuse}, "max_output_tokens": {do: refuse},
 }))
 
-var embeddingsBody = newShape(with(steering, map[string]rule{"model": {do: model}, "stream": {do: refuse}}))
+var embeddingsBody = newShape(with(steering, map[string]rule{"model": {do: model}, "stream": {do: stream}}))
 
 var moderationsBody = newShape(with(steering, map[string]rule{
-	"model": {do: model}, "stream": {do: refuse}, "input": {do: walk, in: &partShape},
+	"model": {do: model}, "stream": {do: stream}, "input": {do: walk, in: &partShape},
 }))
 
 // ---- OpenAI: responses ----
@@ -278,11 +279,11 @@ var (
 // ---- Cohere, Mistral ----
 
 var cohereEmbedBody = newShape(with(steering, map[string]rule{
-	"model": {do: model}, "stream": {do: refuse}, "max_tokens": {do: pass}, "images": {do: link}, "inputs": {do: walk, in: &messageShape},
+	"model": {do: model}, "stream": {do: stream}, "max_tokens": {do: pass}, "images": {do: link}, "inputs": {do: walk, in: &messageShape},
 }))
 
-var rerankBody = newShape(with(steering, map[string]rule{"model": {do: model}, "stream": {do: refuse}}))
+var rerankBody = newShape(with(steering, map[string]rule{"model": {do: model}, "stream": {do: stream}}))
 
 var ocrBody = newShape(with(steering, map[string]rule{
-	"model": {do: model}, "stream": {do: refuse}, "document": {do: walk, in: &partShape}, "id": {do: pass},
+	"model": {do: model}, "stream": {do: stream}, "document": {do: walk, in: &partShape}, "id": {do: pass},
 }))

@@ -1,0 +1,276 @@
+package provider
+
+import "bytes"
+
+// scanner goes through JSON text in pieces and hands out the values at the few
+// places where something is looked for. It keeps no text but those values, up to
+// maxTaken bytes each. It does not check that the text is valid: a provider's words
+// decide nothing here, and the client's parser is the one that must like them.
+//
+// Names are compared as written: no API escapes the letters of its own.
+type scanner struct {
+	reads *reading
+	out   *Answer
+
+	state   scanState
+	stack   [maxPlaces]*place // objects and arrays that are looked into, outermost first
+	depth   int               // of stack
+	name    [maxWanted]byte   // the name that is being read
+	named   int               // its length; too long for name: it is none of ours
+	escaped bool              // the byte before was a backslash
+	next    *member           // what is looked for in the value that comes; nil: nothing
+
+	outer bool // there is an array around everything, in which each object is a text
+
+	// Of a value that is passed over or taken.
+	nested int  // arrays and objects that are open in it
+	quoted bool // inside a string
+	taking bool
+	taken  []byte
+}
+
+type scanState uint8
+
+const (
+	atValue  scanState = iota // before a value
+	atName                    // in an object that is looked into: before a name or the end
+	inName                    // in the name
+	atColon                   // after it
+	inString                  // in a value that is a string
+	inNested                  // in a value that is an object or array
+	inPlain                   // in a value that is neither: a number, true, false, null
+)
+
+const (
+	maxPlaces = 4
+	maxWanted = 32       // bytes of the longest name that is looked for
+	maxTaken  = 16 << 10 // bytes of the longest value that is taken
+)
+
+// place is an object in which something is looked for.
+type place []member
+
+// member is what is looked for in an object.
+type member struct {
+	name string
+	want want
+	in   place // with wantInside
+}
+
+type want uint8
+
+const (
+	wantInside want = iota // the value is an object in which to look on
+	wantModel              // a string
+	wantUsage              // an object
+)
+
+func (s *scanner) begin(r *reading, out *Answer) { s.reads, s.out = r, out }
+
+// reset makes ready for the next text, also in the middle of one.
+func (s *scanner) reset() {
+	s.state, s.depth, s.next, s.outer, s.taking = atValue, 0, nil, false, false
+}
+
+// feed takes the next piece of the text.
+func (s *scanner) feed(b []byte) {
+	for i := 0; i < len(b); {
+		switch s.state {
+		case inString, inNested, inPlain:
+			n, ended := s.value(b[i:])
+			if s.taking && len(s.taken)+n <= maxTaken {
+				s.taken = append(s.taken, b[i:i+n]...)
+			} else {
+				s.taking = false
+			}
+			i += n
+			if ended {
+				s.valueEnds()
+			}
+			continue
+		case inName:
+			n := s.inString(b[i:])
+			text := b[i : i+n]
+			if !s.quoted {
+				text = text[:n-1]
+				s.state = atColon
+			}
+			if s.named+len(text) <= len(s.name) {
+				copy(s.name[s.named:], text)
+			}
+			s.named += len(text)
+			i += n
+			continue
+		}
+		c := b[i]
+		i++
+		if c == ' ' || c == '\t' || c == '\r' || c == '\n' || c == ',' {
+			continue
+		}
+		switch s.state {
+		case atName:
+			switch c {
+			case '"':
+				s.state, s.named, s.quoted, s.escaped = inName, 0, true, false
+			case '}', ']':
+				s.leave()
+			}
+		case atColon:
+			if c == ':' {
+				s.next = s.wanted()
+				s.state = atValue
+			}
+		case atValue:
+			s.valueBegins(c)
+		}
+	}
+}
+
+// wanted is what is looked for under the name that was read.
+func (s *scanner) wanted() *member {
+	if s.named > len(s.name) {
+		return nil
+	}
+	p := *s.stack[s.depth-1]
+	for i := range p {
+		if p[i].name == string(s.name[:s.named]) {
+			return &p[i]
+		}
+	}
+	return nil
+}
+
+// valueBegins decides what to do with a value by its first byte.
+func (s *scanner) valueBegins(c byte) {
+	in := s.inside()
+	switch {
+	case c == '}' || c == ']':
+		s.leave()
+		return
+	case c == '[' && s.depth == 0 && !s.outer:
+		// A stream of Gemini's that was not asked for as events is one array.
+		s.outer = true
+		return
+	case c == '{' && in != nil && s.depth < len(s.stack):
+		s.stack[s.depth] = in
+		s.depth++
+		s.state, s.next = atName, nil
+		return
+	}
+	s.taking = s.next != nil && (c == '{' && s.next.want == wantUsage || c == '"' && s.next.want == wantModel)
+	if s.taking {
+		s.taken = append(s.taken[:0], c)
+	}
+	switch c {
+	case '"':
+		s.state, s.quoted, s.escaped = inString, true, false
+	case '{', '[':
+		s.state, s.quoted, s.nested = inNested, false, 1
+	default:
+		s.state = inPlain
+	}
+}
+
+// valueEnds hands out the value, if it was looked for, and goes on behind it.
+func (s *scanner) valueEnds() {
+	if s.taking {
+		s.taking = false
+		s.out.took(s.next.want, s.taken)
+	}
+	s.goOn()
+}
+
+// leave goes out of an object that was looked into, or of the array around
+// everything.
+func (s *scanner) leave() {
+	if s.depth == 0 {
+		s.outer = false
+		return
+	}
+	s.depth--
+	s.goOn()
+}
+
+func (s *scanner) goOn() {
+	s.next = nil
+	if s.state = atValue; s.depth > 0 {
+		s.state = atName
+	}
+}
+
+// inside is the object that the value is to be looked into as.
+func (s *scanner) inside() *place {
+	switch {
+	case s.depth == 0:
+		return &s.reads.root
+	case s.next != nil && s.next.want == wantInside:
+		return &s.next.in
+	}
+	return nil
+}
+
+// value passes over what belongs to the value that has begun.
+func (s *scanner) value(b []byte) (n int, ended bool) {
+	switch s.state {
+	case inString:
+		n = s.inString(b)
+		return n, !s.quoted
+	case inPlain:
+		if n = bytes.IndexAny(b, ",}] \t\r\n"); n < 0 {
+			return len(b), false
+		}
+		return n, true
+	}
+	for n < len(b) {
+		if s.quoted {
+			n += s.inString(b[n:])
+			continue
+		}
+		c := b[n]
+		n++
+		switch c {
+		case '"':
+			s.quoted, s.escaped = true, false
+		case '{', '[':
+			s.nested++
+		case '}', ']':
+			if s.nested--; s.nested == 0 {
+				return n, true
+			}
+		}
+	}
+	return n, false
+}
+
+// inString passes over the rest of a string, up to and with its closing quote.
+// quoted says afterwards whether it goes on.
+func (s *scanner) inString(b []byte) int {
+	i := 0
+	if s.escaped && len(b) > 0 {
+		s.escaped = false
+		i = 1
+	}
+	for i < len(b) {
+		n := bytes.IndexByte(b[i:], '"')
+		end := i + n
+		if n < 0 {
+			end = len(b)
+		}
+		// A quote after an odd number of backslashes is part of the string, and so
+		// is whatever the next piece begins with.
+		odd := false
+		for j := end - 1; j >= i && b[j] == '\\'; j-- {
+			odd = !odd
+		}
+		if n < 0 {
+			s.escaped = odd
+			return len(b)
+		}
+		i = end + 1
+		if !odd {
+			s.quoted = false
+			return i
+		}
+	}
+	return i
+}
