@@ -34,7 +34,7 @@ func TestSDKs(t *testing.T) {
 		}
 	}
 
-	upstream := standIn(t, node, dir)
+	upstream := standIn(t, node, dir, "fixtures.json")
 	up := e2e.Shared(t)
 	up.Provider(t, fmt.Sprintf(`{"name":"sdk","kind":"openai","base_url":"http://%s/v1","models":["gpt-4o","gpt-*","text-embedding-*"]}`, upstream), "sk-sdk-credential")
 	up.Provider(t, fmt.Sprintf(`{"name":"unreachable","kind":"openai","base_url":"http://127.0.0.1:%d/v1","models":["unreachable-model"]}`, envoytest.Port(t)), "sk-sdk-credential")
@@ -72,11 +72,11 @@ func missing(t *testing.T, err error) {
 	t.Skipf("%v; `make test` installs it", err)
 }
 
-// standIn starts the provider stand-in and answers its host and port.
-func standIn(t *testing.T, node, dir string) string {
+// standIn starts the provider stand-in with what it is to answer, and returns its host and port.
+func standIn(t *testing.T, node, dir, fixtures string) string {
 	t.Helper()
 	port := strconv.Itoa(envoytest.Port(t))
-	cmd := exec.Command(node, filepath.Join("node_modules", ".bin", "llmock"), "-p", port, "-f", "fixtures.json", "--log-level", "warn")
+	cmd := exec.Command(node, filepath.Join("node_modules", ".bin", "llmock"), "-p", port, "-f", fixtures, "--log-level", "warn")
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	if err := cmd.Start(); err != nil {
