@@ -14,7 +14,7 @@ const (
 	truth       // true or false
 	texts       // a set of texts: the condition is about its members
 	scopes      // texts in which "*" is every member
-	any_        // text, number or truth, as the agent's owner chose
+	mixed       // text, number or truth, as the agent's owner chose
 )
 
 // attribute is something that conditions may be about.
@@ -32,8 +32,8 @@ type attribute struct {
 	one func(string) (problem, fix string)
 }
 
-// maxInt is the greatest integer that JSON numbers carry exactly everywhere.
-const maxInt = 1 << 53
+// maxInt is the greatest integer that no other number is rounded to.
+const maxInt = 1<<53 - 1
 
 const metadata = "agent.metadata."
 
@@ -80,7 +80,7 @@ func attributeOf(name string) (a attribute, fix string) {
 		if key == "" {
 			return attribute{}, `write "agent.metadata." and a key of the agent's metadata`
 		}
-		return attribute{kind: any_, selects: true}, ""
+		return attribute{kind: mixed, selects: true}, ""
 	}
 	return attribute{}, "see docs/policy.md for the attributes that there are"
 }

@@ -10,10 +10,11 @@ import (
 // read turns what decision.rego answers into a Decision. ok is false for an answer
 // that is not exactly of one of its forms:
 //
-//	{"effect": "allow", "allow": {{"policy", "limits": {"rpm"}}}, "key_rpm": n}
+//	{"effect": "allow", "allow": {[policy, {"rpm": n}]}, "key_rpm": n}
 //	{"effect": "deny", "refused": {[order, code, message]}, "deny": {policy}, "governs": {[policy]}}
 //
-// What of it are sets, is read in the order of ids: the same answer gives the same Decision.
+// OPA orders sets, refusals by their first element and policies by their id, so the
+// same answer always gives the same Decision.
 func (b *Bundle) read(v ast.Value, in *Input) (d Decision, ok bool) {
 	doc, isObject := v.(ast.Object)
 	if !isObject {
@@ -39,12 +40,12 @@ func (b *Bundle) readAllow(d *Decision, doc ast.Object, in *Input) bool {
 		return false
 	}
 	return each(allow, func(t *ast.Term) bool {
-		o, ok := t.Value.(ast.Object)
-		if !ok {
+		a, ok := t.Value.(*ast.Array)
+		if !ok || a.Len() != 2 {
 			return false
 		}
-		id, ok := member[ast.String](o, "policy")
-		limits, ok1 := member[ast.Object](o, "limits")
+		id, ok := a.Elem(0).Value.(ast.String)
+		limits, ok1 := a.Elem(1).Value.(ast.Object)
 		if _, known := b.names[string(id)]; !ok || !ok1 || !known {
 			return false
 		}
@@ -63,7 +64,6 @@ func (b *Bundle) readDeny(d *Decision, doc ast.Object) bool {
 	if !ok || !ok1 || !ok2 {
 		return false
 	}
-	// OPA orders sets: refusals by their first element, policies by their id.
 	read := each(refused, func(t *ast.Term) bool {
 		a, ok := t.Value.(*ast.Array)
 		if !ok || a.Len() != 3 {

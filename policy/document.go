@@ -328,7 +328,7 @@ func (r *reader) list(field string, a attribute) (vs []value) {
 }
 
 func (r *reader) between(field string, a attribute, c *condition) {
-	if a.kind != number && a.kind != any_ {
+	if a.kind != number && a.kind != mixed {
 		r.fail(field, "is about numbers, and the attribute is none", "write a literal or in")
 	}
 	if !r.enter(field, '[', "[lowest, highest]") {
@@ -377,7 +377,7 @@ func (r *reader) of(field string, a attribute) value {
 		what = "a number"
 	case truth:
 		what = "true or false"
-	case any_:
+	case mixed:
 		return v
 	}
 	if v.kind != want {

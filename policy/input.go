@@ -42,9 +42,9 @@ func inputFields() []field {
 		{"request", "host", func(in *Input) ast.Value { return textOf(in.Request.Host) }},
 		{"request", "path", func(in *Input) ast.Value { return textOf(in.Request.Path) }},
 		{"request", "stream", func(in *Input) ast.Value { return ast.InternedTerm(in.Request.Stream).Value }},
-		{"request", "max_tokens", func(in *Input) ast.Value { return numberUnless0(in.Request.MaxTokens) }},
-		{"request", "input_tokens_estimate", func(in *Input) ast.Value { return numberOf(in.Request.InputTokensEstimate) }},
-		{"request", "bytes", func(in *Input) ast.Value { return numberOf(in.Request.Bytes) }},
+		{"request", "max_tokens", func(in *Input) ast.Value { return numberUnless0(amount(in.Request.MaxTokens)) }},
+		{"request", "input_tokens_estimate", func(in *Input) ast.Value { return numberOf(amount(in.Request.InputTokensEstimate)) }},
+		{"request", "bytes", func(in *Input) ast.Value { return numberOf(amount(in.Request.Bytes)) }},
 		{"request", "tools", func(in *Input) ast.Value { return textsOf(in.Request.Tools) }},
 		{"request", "time", func(in *Input) ast.Value { return timeOf(in.Request.Time) }},
 		{"request", "hour_utc", func(in *Input) ast.Value {
@@ -185,6 +185,9 @@ func textsOf(ss []string) ast.Value {
 }
 
 func numberOf(n int64) ast.Value { return ast.InternedTerm(n).Value }
+
+// amount keeps an absurd one within reach of conditions, which end at maxInt.
+func amount(n int64) int64 { return min(n, maxInt) }
 
 func numberUnless0(n int64) ast.Value {
 	if n == 0 {

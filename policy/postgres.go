@@ -10,7 +10,8 @@ import (
 )
 
 // Policies are in the table policies. Each query is in a transaction whose org is
-// set, and sees that org's only.
+// set, and sees that org's only. After an error other than ErrNotFound and
+// ErrConflict, Postgres takes nothing more in that transaction.
 
 var (
 	// ErrNotFound says that the org has no such policy.

@@ -30,8 +30,7 @@ func literal(s string) string {
 }
 
 // canonical is a number in the one form that numbers are compared in, which is a
-// float64's. ok is false for what is none, and for a whole one beyond 2^53, which
-// others would be equal to.
+// float64's. ok is false for what is none, and for a whole one beyond maxInt.
 func canonical(s string) (_ string, f float64, ok bool) {
 	f, err := strconv.ParseFloat(s, 64)
 	switch {
@@ -70,7 +69,7 @@ func generate(ids []string, ds []document) string {
 		if d.rpm > 0 {
 			limits = `{"rpm": ` + strconv.FormatInt(d.rpm, 10) + `}`
 		}
-		rule(&allow, `allow contains {"policy": `+id+`, "limits": `+limits+`}`, d.rego(false))
+		rule(&allow, "allow contains ["+id+", "+limits+"]", d.rego(false))
 		selector := d.rego(true)
 		if selected[selector] == nil {
 			selectors = append(selectors, selector)
@@ -119,7 +118,7 @@ func (c condition) rego(effect Effect) []string {
 	switch {
 	case c.between:
 		lines := []string{at + " >= " + c.low.rego, at + " <= " + c.high.rego}
-		if c.attribute.kind == any_ {
+		if c.attribute.kind == mixed {
 			// Rego orders values of different types, too.
 			lines = append([]string{"is_number(" + at + ")"}, lines...)
 		}

@@ -1,0 +1,176 @@
+package policy_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/ai-identity/ai-identity/policy"
+)
+
+func TestCheckTakes(t *testing.T) {
+	for _, doc := range []string{
+		`{"name": "x", "effect": "allow", "conditions": {}}`,
+		` {"effect":"deny","name":"x","conditions":{"agent.team":"a"}}` + "\n",
+		`{"name": "x", "effect": "allow", "conditions": {}, "limits": {}}`,
+		`{"name": "x", "effect": "allow", "conditions": {}, "limits": {"rpm": 1}}`,
+		`{"name": "x", "effect": "allow", "conditions": {}, "limits": {"rpm": 1000000000}}`,
+		`{"name": "Ünïcode 名前 😀", "effect": "allow", "conditions": {}}`,
+		`{"name": "x", "effect": "allow", "conditions": {"agent.metadata.a b.c": {"in": ["x", 1, true, "x"]}}}`,
+		`{"name": "x", "effect": "allow", "conditions": {"caller.ip": {"in": ["203.0.113.9", "2001:db8::1"]}}}`,
+		`{"name": "x", "effect": "allow", "conditions": {"request.bytes": {"between": [0, 9007199254740991]}}}`,
+		// The product's example, without the cap that is not built yet.
+		`{"name": "support-agents-read-only-crm", "effect": "allow", "conditions": {"agent.team": "support", "agent.environment": "prod",
+		  "request.tool": {"in": ["crm.read", "kb.search"]}, "request.hour_utc": {"between": [13, 23]}}, "limits": {"rpm": 60}}`,
+	} {
+		if err := policy.Check([]byte(doc)); err != nil {
+			t.Errorf("%s: %v", doc, err)
+		}
+	}
+}
+
+func TestCheckRefuses(t *testing.T) {
+	cond := func(c string) string { return `{"name": "x", "effect": "allow", "conditions": {` + c + `}}` }
+	limits := func(l string) string {
+		return `{"name": "x", "effect": "allow", "conditions": {}, "limits": ` + l + `}`
+	}
+	list := func(n int) string {
+		return strings.TrimSuffix(strings.Repeat(`"a",`, n), ",")
+	}
+	many := func(n int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, `"agent.metadata.k%d": 1,`, i)
+		}
+		return strings.TrimSuffix(b.String(), ",")
+	}
+	const notBuilt = "not built yet in this version"
+	for _, c := range []struct{ doc, field, says string }{
+		// Not one JSON object, strictly.
+		{``, "", "ends too early"},
+		{`{`, "", ""},
+		{`[]`, "", "is a list"},
+		{`null`, "", "is null"},
+		{`"x"`, "", "is text"},
+		{`{"name": "x", "effect": "allow", "conditions": {}} {}`, "", "after its end"},
+		{`{"name": "x", "effect": "allow", "conditions": {},}`, "", "strict JSON"},
+		{`{"name": "x" /* */, "effect": "allow", "conditions": {}}`, "", "strict JSON"},
+		{`{"name": "x", "name": "y", "effect": "allow", "conditions": {}}`, "name", "twice"},
+		{cond(`"agent.team": "a", "agent.team": "b"`), "agent.team", "twice"},
+		{cond(`"agent.team": {"in": ["a"], "in": ["b"]}`), "in", "twice"},
+		{"{\"name\": \"\xff\", \"effect\": \"allow\", \"conditions\": {}}", "", "strict JSON"},
+		{`{"name": "\ud800", "effect": "allow", "conditions": {}}`, "", "strict JSON"},
+		{"\ufeff" + cond(``), "", "strict JSON"},
+		{strings.Repeat("[", 100_000), "", ""},
+		{strings.Repeat(" ", 64<<10) + cond(``), "", "65"},
+
+		// Its fields.
+		{`{"effect": "allow", "conditions": {}}`, "name", "is missing"},
+		{`{"name": "x", "conditions": {}}`, "effect", "is missing"},
+		{`{"name": "x", "effect": "allow"}`, "conditions", "write {}"},
+		{`{"Name": "x", "effect": "allow", "conditions": {}}`, "Name", "is not a field"},
+		{`{"name": "x", "effect": "allow", "conditions": {}, "description": "y"}`, "description", "is not a field"},
+		{`{"name": "x", "effect": "allow", "conditions": {}, "approval": {}}`, "approval", notBuilt},
+		{`{"name": "x", "effect": "allow", "conditions": {}, "rego": "package x"}`, "rego", notBuilt},
+		{`{"name": "x", "effect": "allow", "conditions": {}, "priority": 1}`, "priority", "leave it out"},
+		{`{"name": 7, "effect": "allow", "conditions": {}}`, "name", "is a number"},
+		{`{"name": " ", "effect": "allow", "conditions": {}}`, "name", "is empty"},
+		{`{"name": "a\nb", "effect": "allow", "conditions": {}}`, "name", "cannot be shown"},
+		{`{"name": "a\u202eb", "effect": "allow", "conditions": {}}`, "name", "cannot be shown"},
+		{`{"name": "` + strings.Repeat("n", 129) + `", "effect": "allow", "conditions": {}}`, "name", "129 bytes"},
+		{`{"name": "x", "effect": "require_approval", "conditions": {}}`, "effect", notBuilt},
+		{`{"name": "x", "effect": "Allow", "conditions": {}}`, "effect", "write allow or deny"},
+		{`{"name": "x", "effect": true, "conditions": {}}`, "effect", "is true or false"},
+		{`{"name": "x", "effect": "allow", "conditions": []}`, "conditions", "is a list"},
+		{`{"name": "x", "effect": "allow", "conditions": null}`, "conditions", "is null"},
+
+		// Limits.
+		{limits(`[]`), "limits", "is a list"},
+		{limits(`{"rpm": 0}`), "limits.rpm", "from 1"},
+		{limits(`{"rpm": -1}`), "limits.rpm", "from 1"},
+		{limits(`{"rpm": 1.5}`), "limits.rpm", "integer"},
+		{limits(`{"rpm": 1000000001}`), "limits.rpm", "1000000000"},
+		{limits(`{"rpm": "60"}`), "limits.rpm", "integer"},
+		{limits(`{"rpm": {"in": [1]}}`), "limits.rpm", "is an object"},
+		{limits(`{"rpm": 60, "monthly_usd_cap": 500}`), "limits.monthly_usd_cap", notBuilt},
+		{limits(`{"tpm": 1}`), "limits.tpm", notBuilt},
+		{limits(`{"rps": 1}`), "limits.rps", "is not a limit"},
+		{`{"name": "x", "effect": "deny", "conditions": {}, "limits": {"rpm": 1}}`, "limits", "leave them out"},
+		{`{"name": "x", "limits": {}, "effect": "deny", "conditions": {}}`, "limits", "leave them out"},
+
+		// Attributes.
+		{cond(`"agent.colour": "red"`), "conditions.agent.colour", "is not an attribute"},
+		{cond(`"Agent.team": "a"`), "conditions.Agent.team", "is not an attribute"},
+		{cond(`"agent": "a"`), "conditions.agent", "is not an attribute"},
+		{cond(`"request.tools": "a"`), "conditions.request.tools", "request.tool"},
+		{cond(`"agent.metadata": "a"`), "conditions.agent.metadata", "is not an attribute"},
+		{cond(`"agent.metadata.": "a"`), "conditions.agent.metadata.", "a key"},
+		{cond(`"agent.metadata.` + strings.Repeat("k", 1025) + `": 1`), "conditions.agent.metadata." + strings.Repeat("k", 49) + "…", "1040 bytes"},
+		{cond(`"any": []`), "conditions.any", notBuilt},
+		{cond(`"not": {}`), "conditions.not", notBuilt},
+		{cond(`"spend.day_usd": 1`), "conditions.spend.day_usd", notBuilt},
+		{cond(`"caller.spiffe_id": "spiffe://x"`), "conditions.caller.spiffe_id", notBuilt},
+		{cond(many(33)), "conditions.agent.metadata.k32", "more than 32"},
+
+		// Operators.
+		{cond(`"agent.team": {}`), "conditions.agent.team", "has no operator"},
+		{cond(`"agent.team": ["a"]`), "conditions.agent.team", `{"in": […]}`},
+		{cond(`"agent.team": null`), "conditions.agent.team", "is null"},
+		{cond(`"agent.team": {"in": ["a"], "between": [1, 2]}`), "conditions.agent.team", "more than one operator"},
+		{cond(`"agent.team": {"prefix": "a"}`), "conditions.agent.team.prefix", notBuilt},
+		{cond(`"agent.team": {"not_in": ["a"]}`), "conditions.agent.team.not_in", notBuilt},
+		{cond(`"agent.team": {"is": "a"}`), "conditions.agent.team.is", "is not an operator"},
+		{cond(`"agent.team": {"In": ["a"]}`), "conditions.agent.team.In", "is not an operator"},
+		{cond(`"agent.team": {"in": "a"}`), "conditions.agent.team.in", "write a list"},
+		{cond(`"agent.team": {"in": []}`), "conditions.agent.team.in", "never true"},
+		{cond(`"agent.team": {"in": ["a", 7]}`), "conditions.agent.team.in[1]", "write text"},
+		{cond(`"agent.team": {"in": ["a", ["b"]]}`), "conditions.agent.team.in[1]", "is a list"},
+		{cond(`"agent.team": {"in": ["a", null]}`), "conditions.agent.team.in[1]", "is null"},
+		{cond(`"agent.team": {"in": [` + list(257) + `]}`), "conditions.agent.team.in[256]", "more than 256"},
+		{cond(`"agent.team": {"between": [1, 2]}`), "conditions.agent.team.between", "is about numbers"},
+		{cond(`"request.stream": {"in": [true]}`), "conditions.request.stream.in", "write true or false"},
+		{cond(`"request.hour_utc": {"between": [1]}`), "conditions.request.hour_utc.between", "two values"},
+		{cond(`"request.hour_utc": {"between": [1, 2, 3]}`), "conditions.request.hour_utc.between", "two values"},
+		{cond(`"request.hour_utc": {"between": [22, 5]}`), "conditions.request.hour_utc.between", `{"in": [22, 23, 0, 1]}`},
+		{cond(`"request.hour_utc": {"between": [13, 24]}`), "conditions.request.hour_utc.between[1]", "from 0 to 23"},
+		{cond(`"request.hour_utc": {"between": ["13", 23]}`), "conditions.request.hour_utc.between[0]", "write a number"},
+		{cond(`"agent.metadata.x": {"between": ["a", "b"]}`), "conditions.agent.metadata.x.between[0]", "is not a number"},
+		{cond(`"agent.metadata.x": {"between": [2, 1]}`), "conditions.agent.metadata.x.between", "the lower one first"},
+
+		// Literals.
+		{cond(`"agent.team": ""`), "conditions.agent.team", "is missing"},
+		{cond(`"agent.team": 7`), "conditions.agent.team", "write text"},
+		{cond(`"agent.team": true`), "conditions.agent.team", "write text"},
+		{cond(`"agent.team": "` + strings.Repeat("t", 1025) + `"`), "conditions.agent.team", "1025 bytes"},
+		{cond(`"request.stream": "true"`), "conditions.request.stream", "write true or false"},
+		{cond(`"request.stream": 1`), "conditions.request.stream", "write true or false"},
+		{cond(`"request.bytes": "1"`), "conditions.request.bytes", "write a number"},
+		{cond(`"request.bytes": -1`), "conditions.request.bytes", "from 0"},
+		{cond(`"request.bytes": 0.5`), "conditions.request.bytes", "integer"},
+		{cond(`"request.bytes": 9007199254740992`), "conditions.request.bytes", "digits"},
+		{cond(`"request.bytes": 1e400`), "conditions.request.bytes", "digits"},
+		{cond(`"agent.metadata.x": 9007199254740993`), "conditions.agent.metadata.x", "digits"},
+		{cond(`"request.weekday_utc": 0`), "conditions.request.weekday_utc", "from 1 to 7"},
+		{cond(`"request.mode": "sidecar"`), "conditions.request.mode", "gateway, egress"},
+		{cond(`"agent.status": "paused"`), "conditions.agent.status", "active, suspended"},
+		{cond(`"caller.ip": "10.0.0.0/8"`), "conditions.caller.ip", notBuilt},
+		{cond(`"caller.ip": "office"`), "conditions.caller.ip", "is not an IP address"},
+		{cond(`"caller.ip": "2001:DB8:0::1"`), "conditions.caller.ip", "2001:db8::1"},
+		{cond(`"caller.ip": "::ffff:10.0.0.1"`), "conditions.caller.ip", "10.0.0.1"},
+		{cond(`"caller.ip": "fe80::1%eth0"`), "conditions.caller.ip", "is not an IP address"},
+	} {
+		err := policy.Check([]byte(c.doc))
+		var invalid *policy.Invalid
+		if !errors.As(err, &invalid) {
+			t.Errorf("%.200s: %v, want an *Invalid", c.doc, err)
+			continue
+		}
+		if invalid.Field != c.field || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%.200s:\n got %q: %q: %q\nwant %q: %q", c.doc, invalid.Field, invalid.Problem, invalid.Fix, c.field, c.says)
+		}
+		if len(err.Error()) > 500 {
+			t.Errorf("%.200s: the message has %d bytes", c.doc, len(err.Error()))
+		}
+	}
+}

@@ -1,0 +1,135 @@
+package policy_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/ai-identity/ai-identity/policy"
+	"github.com/ai-identity/ai-identity/store/storetest"
+)
+
+// TestPostgres tells the life of an org's policies, beside another org that sees
+// nothing of it.
+func TestPostgres(t *testing.T) {
+	db := storetest.Open(t)
+	org, other := storetest.Org(t, db), storetest.Org(t, db)
+	in := func(org string, want error, fn func(ctx context.Context, tx pgx.Tx) error) {
+		t.Helper()
+		err := db.InOrg(t.Context(), org, func(tx pgx.Tx) error { return fn(t.Context(), tx) })
+		if !errors.Is(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+	}
+	now := time.Date(2026, 7, 1, 14, 30, 0, 123456000, time.UTC)
+	// As it was written: spaces and escapes are kept, since the version is of the bytes.
+	document := []byte(" {\"name\": \"a\", \"effect\": \"deny\",\n\"conditions\": {\"agent.team\": \"\\u0000\\u00e9\"}}\n")
+	a := policy.Policy{ID: "pol_a", OrgID: org, Name: "a", Version: 1, Document: document, CreatedAt: now, UpdatedAt: now}
+	b := policy.Policy{ID: "pol_b", OrgID: org, Name: "b", Version: 1, Document: []byte(`{"name": "b", "effect": "allow", "conditions": {}}`), CreatedAt: now, UpdatedAt: now}
+
+	insert := func(p policy.Policy) func(context.Context, pgx.Tx) error {
+		return func(ctx context.Context, tx pgx.Tx) error { return policy.Insert(ctx, tx, p) }
+	}
+	in(org, nil, insert(b))
+	in(org, nil, insert(a))
+	twin := a
+	twin.ID = "pol_c"
+	in(org, policy.ErrNameTaken, insert(twin))
+	// The other org may have the name, and may not write into this one.
+	twin.OrgID = other
+	in(other, nil, insert(twin))
+	twin.OrgID, twin.ID, twin.Name = org, "pol_d", "d"
+	if err := db.InOrg(t.Context(), other, func(tx pgx.Tx) error { return policy.Insert(t.Context(), tx, twin) }); err == nil {
+		t.Error("a policy was written into another org")
+	}
+
+	byID := func(want policy.Policy) func(context.Context, pgx.Tx) error {
+		return func(ctx context.Context, tx pgx.Tx) error {
+			got, err := policy.ByID(ctx, tx, want.ID)
+			if err != nil {
+				return err
+			}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Error(d)
+			}
+			return nil
+		}
+	}
+	in(org, nil, byID(a))
+	in(other, policy.ErrNotFound, byID(a))
+	in(org, policy.ErrNotFound, byID(policy.Policy{ID: "pol_none"}))
+
+	list := func(org, after string, limit int, want ...policy.Policy) {
+		t.Helper()
+		in(org, nil, func(ctx context.Context, tx pgx.Tx) error {
+			got, err := policy.List(ctx, tx, after, limit)
+			if d := cmp.Diff(want, got); err == nil && len(want)+len(got) > 0 && d != "" {
+				t.Error(d)
+			}
+			return err
+		})
+	}
+	list(org, "", 10, a, b)
+	list(org, "", 1, a)
+	list(org, "pol_a", 10, b)
+	list(org, "pol_b", 10)
+
+	// A change is made to the version that was read, or not at all.
+	later := now.Add(time.Hour)
+	update := func(p policy.Policy, want policy.Policy) func(context.Context, pgx.Tx) error {
+		return func(ctx context.Context, tx pgx.Tx) error {
+			got, err := policy.Update(ctx, tx, p)
+			if err != nil {
+				return err
+			}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Error(d)
+			}
+			return nil
+		}
+	}
+	changed := a
+	changed.Name, changed.Document, changed.UpdatedAt, changed.CreatedAt = "a2", []byte(`{"name": "a2", "effect": "deny", "conditions": {}}`), later, later
+	stored := changed
+	stored.Version, stored.CreatedAt = 2, now // when it was created does not change
+	in(other, policy.ErrNotFound, update(changed, stored))
+	in(org, nil, update(changed, stored))
+	in(org, nil, byID(stored))
+	in(org, policy.ErrConflict, update(changed, stored))
+	in(org, nil, byID(stored))
+	taken := stored
+	taken.Name = "b"
+	in(org, policy.ErrNameTaken, update(taken, taken))
+	in(org, policy.ErrNotFound, update(policy.Policy{ID: "pol_none", Version: 1}, a))
+
+	// What is stored is what is decided by.
+	in(org, nil, func(ctx context.Context, tx pgx.Tx) error {
+		all, err := policy.All(ctx, tx)
+		if err != nil {
+			return err
+		}
+		bundle, err := policy.Compile(ctx, all)
+		if err != nil {
+			return err
+		}
+		r := request()
+		r.Org.ID = org
+		if d := bundle.Decide(ctx, r); len(d.Reasons) != 1 || d.Reasons[0].PolicyID != "pol_a" {
+			t.Errorf("%+v", d)
+		}
+		return nil
+	})
+
+	remove := func(id string) func(context.Context, pgx.Tx) error {
+		return func(ctx context.Context, tx pgx.Tx) error { return policy.Delete(ctx, tx, id) }
+	}
+	in(other, policy.ErrNotFound, remove("pol_a"))
+	in(org, nil, remove("pol_a"))
+	in(org, policy.ErrNotFound, remove("pol_a"))
+	list(org, "", 10, b)
+	list(other, "", 10, policy.Policy{ID: "pol_c", OrgID: other, Name: "a", Version: 1, Document: document, CreatedAt: now, UpdatedAt: now})
+}

@@ -1,0 +1,354 @@
+package policy
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/storage"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
+	"github.com/open-policy-agent/opa/v1/topdown"
+	"github.com/rogpeppe/go-internal/txtar"
+)
+
+var update = flag.Bool("update", false, "rewrite the wants of testdata")
+
+// TestGenerated holds what documents are compiled to against testdata/generated.txt.
+func TestGenerated(t *testing.T) {
+	const file = "testdata/generated.txt"
+	ar, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ps []Policy
+	want := ""
+	for _, f := range ar.Files {
+		if f.Name == "want" {
+			want = string(f.Data)
+			continue
+		}
+		ps = append(ps, Policy{ID: f.Name, OrgID: "org_1", Version: 1, Document: f.Data})
+	}
+	b, err := Compile(context.Background(), ps)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *update {
+		ar.Files = append(ar.Files[:len(ps):len(ps)], txtar.File{Name: "want", Data: []byte(b.Rego())})
+		if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if d := cmp.Diff(want, b.Rego()); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	for i := range len(b.Rego()) {
+		if c := b.Rego()[i]; c >= 0x7f || c < ' ' && c != '\n' && c != '\t' {
+			t.Errorf("byte %d is %#x", i, c)
+		}
+	}
+	// An org without policies has the same sets, empty.
+	b, err = Compile(context.Background(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff("package aid.policies\n\ndeny := set()\n\nallow := set()\n\ngoverns := set()\n", b.Rego()); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestRego runs the tests that are written in Rego, and wants each rule of the two
+// modules to have been true in one of them.
+func TestRego(t *testing.T) {
+	tests, err := os.ReadFile("baseline_test.rego")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Tests may use all of OPA; what they test may not.
+	caps := ast.CapabilitiesForThisVersion()
+	caps.Builtins = append(caps.Builtins, globDecl())
+	modules := map[string]*ast.Module{}
+	for name, text := range map[string]string{"baseline.rego": baselineRego, "decision.rego": decisionRego, "policies.rego": generate(nil, nil), "baseline_test.rego": string(tests)} {
+		m, err := ast.ParseModuleWithOpts(name, text, ast.ParserOptions{Capabilities: caps, RegoVersion: ast.RegoV1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		modules[name] = m
+	}
+	c := ast.NewCompiler().WithCapabilities(caps)
+	if c.Compile(modules); c.Failed() {
+		t.Fatal(c.Errors)
+	}
+	functions := map[string]*topdown.Builtin{"aid.glob": {Decl: globDecl(), Func: globOf}}
+	held := heldRules{}
+	ctx := context.Background()
+	ran := 0
+	for _, r := range c.Modules["baseline_test.rego"].Rules {
+		name := string(r.Head.Name)
+		if !strings.HasPrefix(name, "test_") {
+			continue
+		}
+		ran++
+		t.Run(name, func(t *testing.T) {
+			query, err := c.QueryCompiler().Compile(ast.MustParseBody("data.aid.baseline_test." + name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			store := inmem.New()
+			txn := storage.NewTransactionOrDie(ctx, store)
+			defer store.Abort(ctx, txn)
+			rs, err := topdown.NewQuery(query).WithCompiler(c).WithStore(store).WithTransaction(txn).
+				WithBuiltins(functions).WithStrictBuiltinErrors(true).WithQueryTracer(held).Run(ctx)
+			if err != nil || len(rs) != 1 {
+				t.Errorf("%s: %d answers, %v", r.Location, len(rs), err)
+			}
+		})
+	}
+	if ran < 23 {
+		t.Errorf("%d tests ran", ran)
+	}
+	for _, name := range []string{"baseline.rego", "decision.rego"} {
+		for _, r := range c.Modules[name].Rules {
+			if !held[r.Location.String()] && !r.Default {
+				t.Errorf("%s: no test makes this rule true", r.Location)
+			}
+		}
+	}
+}
+
+// heldRules are the places of rules that were true.
+type heldRules map[string]bool
+
+func (heldRules) Enabled() bool               { return true }
+func (heldRules) Config() topdown.TraceConfig { return topdown.TraceConfig{} }
+func (h heldRules) TraceEvent(e topdown.Event) {
+	if r, ok := e.Node.(*ast.Rule); ok && e.Op == topdown.ExitOp {
+		h[r.Location.String()] = true
+	}
+}
+
+// TestRestrictedFunctions: what could reach outside, or give two answers to one
+// question, is not there for the compiler that Compile uses.
+func TestRestrictedFunctions(t *testing.T) {
+	for _, expr := range []string{
+		`http.send({"method": "GET", "url": "http://169.254.169.254/"}).status_code == 200`,
+		`net.lookup_ip_addr("example.com") == set()`,
+		`net.cidr_contains("10.0.0.0/8", "10.0.0.1")`,
+		`opa.runtime().env.HOME == "/root"`,
+		`rand.intn("x", 2) == 1`,
+		`uuid.rfc4122("x") == "x"`,
+		`time.now_ns() > 0`,
+		`regex.match("(a+)+$", "aaaa")`,
+		`glob.match("*", null, "x")`,
+		`io.jwt.decode("x")[0] == 1`,
+		`crypto.sha256("x") == "x"`,
+		`json.unmarshal("{}") == {}`,
+		`walk(input, [_, 1])`,
+		`trace("x")`,
+		`rego.parse_module("a", "b") == 1`,
+		`numbers.range(1, 1000000000)[_] == 1`,
+		`some_new_function(input)`,
+	} {
+		if _, err := compile(map[string]string{"m.rego": "package m\n\np if " + expr + "\n"}); err == nil {
+			t.Errorf("compiled: %s", expr)
+		}
+	}
+	if _, err := compile(map[string]string{"m.rego": "package m\n\np if count(input.agent) == 0\n"}); err != nil {
+		t.Errorf("what is allowed: %v", err)
+	}
+	// No function that is there is one of those that OPA says give different answers.
+	for _, b := range capabilities().Builtins {
+		if b.Nondeterministic {
+			t.Errorf("%s is not deterministic", b.Name)
+		}
+	}
+	if c := capabilities(); len(c.Builtins) != len(builtins())+1 || c.AllowNet == nil || len(c.AllowNet) != 0 {
+		t.Errorf("%d functions of %d, hosts %v", len(c.Builtins), len(builtins())+1, c.AllowNet)
+	}
+}
+
+// broken is a Bundle whose policies are module.
+func broken(t *testing.T, module string) *Bundle {
+	t.Helper()
+	e, err := newEngine(module)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Bundle{engine: e, version: "sha256:x", names: map[string]string{"pol_a": "a"}}
+}
+
+func active() Input {
+	return Input{
+		Agent:   AgentAttrs{ID: "ag_1", Status: "active", AllowedModels: []string{"*"}},
+		Request: RequestAttrs{Operation: "chat.completions", Scope: "chat:completions", Model: "small", Tools: []string{"a", "b", "c", "d", "e", "f", "g", "h"}, Time: time.Unix(1e9, 0)},
+		Caller:  CallerAttrs{KeyID: "key_1", KeyStatus: "active", KeyScopes: []string{"*"}},
+		Org:     OrgAttrs{ID: "org_1"},
+	}
+}
+
+// An evaluation that does not end is ended, and denies.
+func TestDeadline(t *testing.T) {
+	b := broken(t, `package aid.policies
+
+deny contains "pol_a" if {
+	some a in input.request.tools
+	some b in input.request.tools
+	some c in input.request.tools
+	some d in input.request.tools
+	some e in input.request.tools
+	some f in input.request.tools
+	some g in input.request.tools
+	some h in input.request.tools
+	some i in input.request.tools
+	some j in input.request.tools
+	count({a, b, c, d, e, f, g, h, i, j}) == 11
+}
+
+allow := set()
+
+governs := set()
+`)
+	b.engine.deadline = time.Millisecond
+	d := b.Decide(context.Background(), active())
+	if d.Effect != Deny || d.Reasons[0].Code != "policy_timeout" || !errors.Is(d.Err, errTimeout) || d.PolicyVersion != "sha256:x" {
+		t.Errorf("%+v", d)
+	}
+}
+
+// An answer that is not one of decision.rego's denies, as does none.
+func TestNoAnswerDenies(t *testing.T) {
+	const none = "deny := set()\nallow := set()\ngoverns := set()\n"
+	for name, module := range map[string]string{
+		"undefined sets":      "",
+		"undefined deny":      "allow := set()\ngoverns := set()\n",
+		"two answers":         "deny := set()\nallow := set() if true\nallow := {[\"pol_a\", {}]} if input.request.model\ngoverns := set()\n",
+		"another type":        "deny := []\nallow := {}\ngoverns := [7]\n",
+		"deny of numbers":     "deny := {7}\nallow := set()\ngoverns := set()\n",
+		"deny of strangers":   "deny := {\"pol_x\"}\nallow := set()\ngoverns := set()\n",
+		"allow of numbers":    "deny := set()\nallow := {7}\ngoverns := {[\"pol_a\"]}\n",
+		"allow of strangers":  "deny := set()\nallow := {[\"pol_x\", {}]}\ngoverns := {[\"pol_x\"]}\n",
+		"limits of no number": "deny := set()\nallow := {[\"pol_a\", {\"rpm\": \"60\"}]}\ngoverns := {[\"pol_a\"]}\n",
+		"unknown limit":       "deny := set()\nallow := {[\"pol_a\", {\"tpm\": 60}]}\ngoverns := {[\"pol_a\"]}\n",
+		"fractional limit":    "deny := set()\nallow := {[\"pol_a\", {\"rpm\": 0.5}]}\ngoverns := {[\"pol_a\"]}\n",
+		"governs of numbers":  "deny := set()\nallow := set()\ngoverns := {7}\n",
+	} {
+		d := broken(t, "package aid.policies\n\n"+module).Decide(context.Background(), active())
+		if d.Effect != Deny || len(d.Reasons) != 1 || d.Reasons[0].Code != "policy_error" || d.Err == nil {
+			t.Errorf("%s: %+v", name, d)
+		}
+	}
+	if d := broken(t, "package aid.policies\n\n"+none).Decide(context.Background(), active()); d.Effect != Allow {
+		t.Errorf("what is not broken: %+v", d)
+	}
+	for name, v := range map[string]string{
+		"nothing":           `null`,
+		"no effect":         `{"allow": set(), "key_rpm": 0}`,
+		"another effect":    `{"effect": "permit", "allow": set(), "key_rpm": 0}`,
+		"no allow":          `{"effect": "allow", "key_rpm": 0}`,
+		"no rate":           `{"effect": "allow", "allow": set()}`,
+		"rate of text":      `{"effect": "allow", "allow": set(), "key_rpm": "7"}`,
+		"fractional rate":   `{"effect": "allow", "allow": set(), "key_rpm": 0.5}`,
+		"deny of no reason": `{"effect": "deny", "refused": set(), "deny": set(), "governs": set()}`,
+		"refused of text":   `{"effect": "deny", "refused": {"x"}, "deny": set(), "governs": set()}`,
+		"refused of two":    `{"effect": "deny", "refused": {[1, "x"]}, "deny": set(), "governs": set()}`,
+		"no governs":        `{"effect": "deny", "refused": {[1, "x", "y"]}, "deny": set()}`,
+	} {
+		in := active()
+		b := &Bundle{}
+		if d, ok := b.read(ast.MustParseTerm(v).Value, &in); ok {
+			t.Errorf("%s was read: %+v", name, d)
+		}
+	}
+}
+
+// The input has what some rule reads, and all of it where that cannot be known.
+func TestInputIsWhatIsRead(t *testing.T) {
+	write := func(module string) string {
+		c, err := compile(map[string]string{"m.rego": "package m\n\n" + module})
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := active()
+		return writerFor(c.Modules).document(&in).String()
+	}
+	if got, want := write(`p if input.agent.status == "active"`), `{"agent": {"status": "active"}}`; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if got, want := write(`p if { input.request.model == "small"; not input.caller.key_id in {"x"} }`), `{"caller": {"key_id": "key_1"}, "request": {"model": "small"}}`; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	whole := write(`p := input`)
+	for _, module := range []string{`p := input.agent`, `p if { some k; input.agent[k] == 1 }`, `p := {k | some k, _ in input.request}`, `p if { x := input; x.agent.id == "y" }`, `p if { some s; input[s].id == "y" }`} {
+		if got := write(module); got != whole {
+			t.Errorf("%s: %s, want %s", module, got, whole)
+		}
+	}
+	for _, f := range inputFields() {
+		if f.name != "max_tokens" && f.name != "key_rate_limit" && f.value(&Input{Agent: AgentAttrs{ID: "x", Name: "x", Team: "x", Environment: "x", Tier: "x", Status: "x"},
+			Request: RequestAttrs{Operation: "x", Scope: "x", Provider: "x", Model: "x", Mode: "x", Host: "x", Path: "x", Time: time.Unix(1, 0)},
+			Caller:  CallerAttrs{KeyID: "x", KeyStatus: "x", IP: "x", UserAgent: "x"}, Org: OrgAttrs{ID: "x", Tier: "x"}}) == nil {
+			t.Errorf("%s.%s is missing", f.section, f.name)
+		}
+	}
+	// Every attribute that a condition can be about is in the document.
+	known := map[string]bool{}
+	for _, f := range inputFields() {
+		known[f.section+"."+f.name] = true
+	}
+	for _, name := range []string{"agent.id", "agent.metadata.x", "request.tool", "caller.key_scopes", "org.tier", "request.weekday_utc"} {
+		r := ast.MustParseRef(ref(name))
+		if !known[string(r[1].Value.(ast.String))+"."+string(r[2].Value.(ast.String))] {
+			t.Errorf("%s reads %s, which is not in the input", name, r)
+		}
+	}
+}
+
+func TestGlob(t *testing.T) {
+	for _, c := range []struct {
+		pattern, s string
+		want       bool
+	}{
+		{"", "", true}, {"", "a", false}, {"*", "", true}, {"*", "a/b.c\n", true}, {"**", "x", true},
+		{"a", "a", true}, {"a", "A", false}, {"a*", "a", true}, {"a*", "ba", false}, {"*a", "ba", true}, {"*a", "ab", false},
+		{"a*a", "a", false}, {"a*a", "aa", true}, {"ab*ba", "aba", false}, {"ab*ba", "abba", true},
+		{"a*b*c", "abc", true}, {"a*b*c", "aXbYc", true}, {"a*b*c", "acb", false}, {"*b*b*", "b", false}, {"*b*b*", "bb", true},
+		{"*ab", "aab", true}, {"*aab*", "aaab", true}, {"gpt-4*", "gpt-4o", true}, {"gpt-?", "gpt-4", false}, {"[a]", "a", false}, {"{a,b}", "a", false},
+		{`\*`, "*", false}, {`\*`, `\x`, true}, {"é*", "é1", true}, {"*\xff", "a\xff", true},
+	} {
+		if got := glob(c.pattern, c.s); got != c.want {
+			t.Errorf("glob(%q, %q) = %v", c.pattern, c.s, got)
+		}
+	}
+}
+
+// FuzzGlob holds glob against the definition, which takes exponential time.
+func FuzzGlob(f *testing.F) {
+	f.Add("a*b*c", "aXbYc")
+	f.Add("ab*ba", "aba")
+	var defined func(p, s string) bool
+	defined = func(p, s string) bool {
+		switch {
+		case p == "":
+			return s == ""
+		case p[0] == '*':
+			return defined(p[1:], s) || s != "" && defined(p, s[1:])
+		default:
+			return s != "" && s[0] == p[0] && defined(p[1:], s[1:])
+		}
+	}
+	f.Fuzz(func(t *testing.T, p, s string) {
+		if len(p) > 12 || len(s) > 16 || strings.Count(p, "*") > 5 {
+			t.Skip()
+		}
+		if got, want := glob(p, s), defined(p, s); got != want {
+			t.Errorf("glob(%q, %q) = %v", p, s, got)
+		}
+	})
+}
