@@ -582,3 +582,28 @@ func TestCompileCopies(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// TestDocumentedExample is the example of docs/policy.md.
+func TestDocumentedExample(t *testing.T) {
+	x := table{t, bundle(t,
+		`{"name": "A", "effect": "allow", "conditions": {"agent.team": "support", "request.model": "small"}, "limits": {"rpm": 60}}`,
+		`{"name": "B", "effect": "allow", "conditions": {"agent.team": "support", "request.model": "big-1", "request.hour_utc": {"between": [8, 17]}}}`,
+		`{"name": "C", "effect": "deny", "conditions": {"agent.environment": "prod", "request.tool": "billing.refund"}}`)}
+	dev := func(in *policy.Input) { in.Agent.Environment = "dev" }
+	limited := func(d policy.Decision) {
+		t.Helper()
+		if len(d.Limits) != 1 || d.Limits[0].Value != 60 {
+			t.Errorf("limits %+v", d.Limits)
+		}
+	}
+	limited(x.allow())
+	x.allow(model("big-1"), hour(9))
+	x.deny("not_permitted", model("big-1"), hour(18))
+	x.deny("not_permitted", model("big-2"))
+	if d := x.deny("policy_denied", tools("billing.refund")); d.Reasons[0].PolicyID != "pol_c" {
+		t.Errorf("%+v", d.Reasons)
+	}
+	limited(x.allow(dev, tools("billing.refund")))
+	x.allow(team("research"), model("big-2"))
+	x.deny("model_not_allowed", team("research"), model("secret-model"))
+}

@@ -310,6 +310,41 @@ func TestInputIsWhatIsRead(t *testing.T) {
 	}
 }
 
+// The page for authors shows a document that is taken, and the input as it is.
+func TestDocs(t *testing.T) {
+	page, err := os.ReadFile("../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	between := func(begin, end string) string {
+		t.Helper()
+		_, rest, ok := strings.Cut(string(page), begin)
+		found, _, ok1 := strings.Cut(rest, end)
+		if !ok || !ok1 {
+			t.Fatalf("nothing between %q and %q", begin, end)
+		}
+		return found
+	}
+	if err := Check([]byte(between("-d '", "'\n"))); err != nil {
+		t.Error(err)
+	}
+	c, err := compile(map[string]string{"m.rego": "package m\n\np := input\n"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := writerFor(c.Modules).document(&Input{
+		Agent: AgentAttrs{ID: "ag_1", Name: "bot", Team: "support", Environment: "prod", Tier: "gold", Status: "active",
+			AllowedModels: []string{"small", "big-*"}, Metadata: map[string]any{"region": "eu", "level": 3, "missing": nil}},
+		Request: RequestAttrs{Operation: "chat.completions", Scope: "chat:completions", Provider: "one", Model: "small", Mode: "gateway", Host: "gateway.example",
+			Path: "/v1/chat/completions", MaxTokens: 1000, InputTokensEstimate: 12, Bytes: 400, Tools: []string{"crm.read"}, Time: time.Date(2026, 7, 1, 14, 30, 0, 0, time.UTC)},
+		Caller: CallerAttrs{KeyID: "key_1", KeyStatus: "active", KeyScopes: []string{"chat:completions"}, KeyRateLimit: 60, IP: "203.0.113.9", UserAgent: "OpenAI/Python"},
+		Org:    OrgAttrs{ID: "org_1", Tier: "pro"},
+	})
+	if want := ast.MustParseTerm(between("```json\n", "```")); got.Value.Compare(want.Value) != 0 {
+		t.Errorf("the page has\n%s\nand the input is\n%s", want, got)
+	}
+}
+
 func TestGlob(t *testing.T) {
 	for _, c := range []struct {
 		pattern, s string

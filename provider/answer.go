@@ -28,6 +28,8 @@ type Answer struct {
 	held  []byte
 	loose bool // the event is too long to be that one, and passes as it comes
 	found bool // it has usage
+	ended bool // the last byte ended an event,
+	out   bool // which was taken out
 }
 
 // form is how an answer is written.
@@ -203,11 +205,19 @@ func lineEnd(b []byte) int {
 // which the client did not ask.
 func (a *Answer) filter(b []byte, end bool) []byte {
 	out := make([]byte, 0, len(a.held)+len(b))
+	if a.ended && a.cr && len(b) > 0 && b[0] == '\n' {
+		// It belongs to the event before.
+		if a.cr = false; !a.out {
+			out = append(out, '\n')
+		}
+		b = b[1:]
+	}
 	for len(b) > 0 {
-		n, ended := a.event(b)
+		var n int
+		n, a.ended = a.event(b)
 		a.held = append(a.held, b[:n]...)
 		b = b[n:]
-		if !ended {
+		if !a.ended {
 			if len(a.held) > maxHeld {
 				a.loose = true
 			}
@@ -217,7 +227,7 @@ func (a *Answer) filter(b []byte, end bool) []byte {
 			}
 			continue
 		}
-		if a.loose || !a.found || !onlyUsage(a.held) {
+		if a.out = !a.loose && a.found && onlyUsage(a.held); !a.out {
 			out = append(out, a.held...)
 		}
 		a.held, a.loose, a.found = a.held[:0], false, false

@@ -19,9 +19,8 @@
 // normalise alike. In those objects every name is plain ASCII, as in every API
 // here; elsewhere (schemas, arguments, metadata) anything goes that is JSON.
 //
-// Two settings of a provider change the body, and are off unless somebody turns
-// them on: inject_usage, and translation for a kind that does not speak the
-// format of the request. See Settings and Forward.
+// One setting of a provider changes the body, and is off unless somebody turns it
+// on: inject_usage. See Settings and Forward.
 //
 // # What is not here
 //

@@ -154,10 +154,20 @@ func yamlError(err error) error {
 	if t := e.GetToken(); t != nil && t.Position != nil {
 		line = t.Position.Line
 	}
+	what, rest, _ := strings.Cut(message, `"`)
+	name, _, _ := strings.Cut(rest, `"`)
+	if !nameable.MatchString(name) {
+		name = "" // perhaps a secret that is in the wrong place
+	} else {
+		name = ` "` + name + `"`
+	}
 	switch {
-	case strings.HasPrefix(message, "unknown field"), strings.Contains(message, "duplicate"), strings.Contains(message, "already defined"):
+	case strings.HasPrefix(what, "unknown field"):
+		message = "unknown field" + name
+	case strings.Contains(message, "duplicate"), strings.Contains(message, "already defined"):
+		message = "the field" + name + " is there twice"
 	default:
-		message = "not valid here: see `aid up --help` for an example" // the message may quote a value
+		message = "not valid here: see `aid up --help` for an example"
 	}
 	return fmt.Errorf("line %d: %s", line, message)
 }

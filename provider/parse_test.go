@@ -234,6 +234,7 @@ func TestParseRefuses(t *testing.T) {
 		{"a container", responses, `{"model":"m","tools":[{"type":"code_interpreter","container":{"type":"auto","file_ids":["file-1"]}}]}`, "stored_object"},
 		{"a container by id", responses, `{"model":"m","tools":[{"type":"code_interpreter","container":"cntr_1"}]}`, "stored_object"},
 		{"a file in chat", chat, `{"model":"m","messages":[{"role":"user","content":[{"type":"file","file":{"file_id":"file-1"}}]}]}`, "stored_object"},
+		{"a sound", chat, `{"model":"m","messages":[{"role":"assistant","audio":{"id":"audio_1"}}]}`, "stored_object"},
 		{"a file in messages", messages, `{"model":"m","max_tokens":1,"messages":[{"role":"user","content":[{"type":"document","source":{"type":"file","file_id":"file_1"}}]}]}`, "stored_object"},
 		{"a container in messages", messages, `{"model":"m","max_tokens":1,"messages":[],"container":"container_1"}`, "stored_object"},
 		{"a cache", generate, `{"contents":[],"cachedContent":"cachedContents/1"}`, "stored_object"},
@@ -270,7 +271,7 @@ func TestParseRefuses(t *testing.T) {
 // is a body, whatever its value is, and that the refusal names it.
 func TestSteering(t *testing.T) {
 	fields := strings.Fields(`api_base base_url api_key api_type api_version custom_llm_provider extra_headers extra_body headers fallbacks
-		models model_list model_id engine deployment_id provider route proxy mock_response litellm_params azure_ad_token aws_access_key_id vertex_project organization`)
+		models model_list model_id engine deployment_id provider route proxy mock_response litellm_params azure_ad_token aws_access_key_id vertex_project organization lora_path kv_transfer_params bootstrap_host`)
 	for _, ep := range provider.Endpoints() {
 		if ep.Method == "GET" {
 			continue

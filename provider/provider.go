@@ -101,9 +101,11 @@ type Settings struct {
 	Paths map[string]string `json:"paths,omitempty" yaml:"paths"`
 
 	// InjectUsage asks for usage in streamed chat completions where the client
-	// did not, and takes the event that holds it out of the answer again. It is
-	// the one change to a body that was judged, and so is off unless it is
-	// wanted: without it, the usage of such an answer is recorded as "absent".
+	// does not say whether it wants it, and takes the event that holds it out of
+	// the answer again. It is the one change to a body that was judged, and so is
+	// off unless it is wanted: without it, the usage of such an answer is recorded
+	// as "absent". Where Envoy reads usage ("usage: envoy"), nobody takes the event
+	// out: clients get one more event, without choices.
 	InjectUsage bool `json:"inject_usage,omitempty" yaml:"inject_usage"`
 }
 
@@ -221,6 +223,7 @@ var (
 	hostLabel    = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?$`)
 	providerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 	headerName   = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,127}$`)
+	nameable     = regexp.MustCompile(`^[A-Za-z][A-Za-z_-]{0,40}$`) // what an error may quote of a field's name: no secret looks like this
 	queryName    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 	queryValue   = regexp.MustCompile(`^[A-Za-z0-9._~:-]{0,256}$`)
 )
@@ -273,7 +276,10 @@ func Validate(p Provider) error {
 		seen[h] = true
 	}
 	for name, value := range p.Headers {
-		field := "headers." + clip(name, 64)
+		field := "headers"
+		if nameable.MatchString(name) {
+			field += "." + name
+		}
 		switch {
 		case !headerName.MatchString(name):
 			return &Invalid{field, "the name must be in lower case: letters, digits and hyphens"}

@@ -27,11 +27,18 @@ type reading struct {
 	usage  func(raw []byte, u *Usage) bool // adds what a usage object says; false: nothing
 }
 
-// says is whether v may hold usage.
+// says is whether v may hold usage. null is none: who asks OpenAI for usage gets
+// that with every event but the last.
 func (r *reading) says(v []byte) bool {
 	for _, m := range r.marked {
-		if bytes.Contains(v, m) {
-			return true
+		for rest := v; ; {
+			i := bytes.Index(rest, m)
+			if i < 0 {
+				break
+			}
+			if rest = rest[i+len(m):]; !bytes.HasPrefix(rest, []byte(":null")) {
+				return true
+			}
 		}
 	}
 	return false

@@ -101,6 +101,8 @@ var steering = map[string]rule{
 	"aws_region_name": {do: refuse}, "aws_role_name": {do: refuse}, "aws_bedrock_runtime_endpoint": {do: refuse},
 	"vertex_project": {do: refuse}, "vertex_location": {do: refuse}, "vertex_credentials": {do: refuse}, "vertex_ai_project": {do: refuse}, "vertex_ai_location": {do: refuse},
 	"plugins": {do: refuse}, "no_log": {do: refuse},
+	"lora_path": {do: refuse}, "lora_request": {do: refuse}, "adapter_id": {do: refuse}, // another model, in effect (SGLang, TGI)
+	"kv_transfer_params": {do: refuse}, "bootstrap_host": {do: refuse}, "bootstrap_port": {do: refuse}, "bootstrap_room": {do: refuse}, // another server (vLLM, SGLang)
 }
 
 // ---- OpenAI, Mistral and Cohere: chat completions ----
@@ -142,8 +144,11 @@ var callShape = newShape(map[string]rule{"function": {do: walk, in: &functionSha
 
 var messageShape = newShape(map[string]rule{
 	"role": {do: role}, "name": {do: speaker}, "content": {do: walk, in: &partShape},
-	"tool_calls": {do: walk, in: &callShape}, "function_call": {do: walk, in: &functionShape},
+	"tool_calls": {do: walk, in: &callShape}, "function_call": {do: walk, in: &functionShape}, "audio": {do: walk, in: &spokenShape},
 })
+
+// spokenShape is an answer in sound that the provider gave before, by its id.
+var spokenShape = newShape(map[string]rule{"id": {do: stored}})
 
 var chatBody = newShape(with(steering, map[string]rule{
 	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: options}, "max_tokens": {do: tokens}, "max_completion_tokens": {do: tokens},

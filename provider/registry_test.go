@@ -1,0 +1,154 @@
+package provider_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+// prov is a provider as a registry gets it. Models are separated by spaces.
+func prov(name, kind, models string) provider.Provider {
+	p := provider.Provider{ID: "prov_" + name, OrgID: "org_1", Name: name, Kind: kind, BaseURL: "https://" + name + ".example/v1", Models: strings.Fields(models),
+		Credential: provider.NewSecret("secret-of-" + name), HasCredential: true}
+	p.Cluster = provider.ClusterName(p)
+	return p
+}
+
+func registry(t testing.TB, ps ...provider.Provider) *provider.Registry {
+	t.Helper()
+	r, err := provider.NewRegistry(ps)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestResolve(t *testing.T) {
+	ps := []provider.Provider{
+		prov("zeta", "openai", "gpt-4o gpt-* shared both-a"),
+		prov("alpha", "openai", "* gpt-4* shared"),
+		prov("beta", "openai", "gpt-4o-* *-mini a*b*c"),
+		prov("anthro", "anthropic", "claude-* shared claude-exact"),
+		prov("gem", "gemini", "gemini-*"),
+		prov("mis", "mistral", "mistral-* codestral-*"),
+		prov("co", "cohere", "command-*"),
+	}
+	for _, c := range []struct{ path, model, want string }{
+		{chat, "gpt-4o", "zeta"},         // exact before any glob
+		{chat, "gpt-4o-mini", "beta"},    // the longest prefix
+		{chat, "gpt-4-turbo", "alpha"},   // gpt-4* before gpt-*
+		{chat, "gpt-3.5", "zeta"},        // gpt-* before *
+		{chat, "o1-mini", "beta"},        // *-mini is longer than *
+		{chat, "shared", "alpha"},        // two exact ones: by name
+		{chat, "axbyc", "beta"},          //
+		{chat, "axby", "alpha"},          // *
+		{chat, "claude-3", "alpha"},      // anthro does not speak this
+		{chat, "GPT-4o", "alpha"},        // names have case
+		{chat, "gpt-4o ", "alpha"},       // Parse lets none of these come here
+		{chat, "openai/gpt-4o", "alpha"}, // no provider is named in a model
+		{chat, "zeta/gpt-4o", "alpha"},   //
+		{messages, "shared", "anthro"},   // the others do not speak that
+		{messages, "claude-exact", "anthro"},
+		{messages, "gpt-4o", "400 unsupported_endpoint"},
+		{messages, "nothing", "400 unsupported_endpoint"}, // alpha says that it has everything
+		{generate, "gemini-2.5-pro", "gem"},
+		{"/v1/fim/completions", "codestral-1", "mis"},
+		{"/v2/chat", "command-a", "co"},
+	} {
+		call := provider.Call{Model: c.model}
+		call.Endpoint, _, _ = provider.Match("POST", c.path)
+		for range 5 { // in any order
+			rand.Shuffle(len(ps), func(i, j int) { ps[i], ps[j] = ps[j], ps[i] })
+			p, e := registry(t, ps...).Resolve(call)
+			got := p.Name
+			if e != nil {
+				got = fmt.Sprintf("%d %s", e.Status, e.Code)
+			}
+			if got != c.want {
+				t.Errorf("%s %s: %s, want %s", c.path, c.model, got, c.want)
+			}
+		}
+	}
+	call := provider.Call{Model: "x\"y" + strings.Repeat("z", 300)}
+	call.Endpoint, _, _ = provider.Match("POST", chat)
+	if _, e := registry(t).Resolve(call); e == nil || e.Status != 404 || e.Code != "model_not_found" || e.Param != "model" || len(e.Message) > 300 {
+		t.Errorf("%+v", e)
+	}
+	if _, err := provider.NewRegistry([]provider.Provider{prov("a", "openai", ""), prov("a", "openai", "")}); err == nil {
+		t.Error("two of a name")
+	}
+}
+
+func TestModels(t *testing.T) {
+	r := registry(t, prov("b", "openai", "m2 m1 glob-* shared"), prov("a", "anthropic", "claude shared *"))
+	got := fmt.Sprint(r.Models(func(m string) bool { return m != "m2" }))
+	if got != "[{claude a} {m1 b} {shared a}]" {
+		t.Error(got)
+	}
+	// What a caller may use by name is listed where a glob has it.
+	got = fmt.Sprint(r.Models(func(string) bool { return true }, "glob-1", "m1", "glob-*", "other"))
+	if got != "[{claude a} {glob-1 b} {m1 b} {m2 b} {other a} {shared a}]" {
+		t.Error(got)
+	}
+	if n := len(registry(t).Models(func(string) bool { return true })); n != 0 {
+		t.Error(n)
+	}
+	// What was given is not held: changing it changes nothing.
+	ps := []provider.Provider{prov("a", "openai", "m")}
+	r = registry(t, ps...)
+	ps[0].Name = "changed"
+	if r.Providers()[0].Name != "a" {
+		t.Error("the registry changed")
+	}
+}
+
+func TestByHost(t *testing.T) {
+	a, b := prov("a", "openai", ""), prov("b", "openai", "")
+	a.Hosts, b.Hosts = []string{"*.example.com"}, []string{"api.example.com"}
+	r := registry(t, a, b)
+	for host, want := range map[string]string{"api.example.com": "b", "x.example.com": "a", "y.x.example.com": "a", "example.com": "", ".example.com": "", "api.example.com.evil": "", "": ""} {
+		p, ok := r.ByHost(host)
+		if p.Name != want || ok != (want != "") {
+			t.Errorf("%q: %q", host, p.Name)
+		}
+	}
+}
+
+// FuzzGlob compares globs with the obvious way to match them.
+func FuzzGlob(f *testing.F) {
+	f.Add("a*b*c", "axxbxxc")
+	f.Add("*", "")
+	f.Add("a**b", "ab")
+	f.Add("*aab", "aaab")
+	f.Fuzz(func(t *testing.T, pattern, model string) {
+		if pattern == "" || model == "" || len(pattern)+len(model) > 40 {
+			return
+		}
+		call := provider.Call{Model: model}
+		call.Endpoint, _, _ = provider.Match("POST", chat)
+		p := prov("a", "openai", "")
+		p.Models = []string{pattern}
+		_, e := registry(t, p).Resolve(call)
+		if (e == nil) != obvious(pattern, model) {
+			t.Fatalf("%q and %q: %v", pattern, model, e)
+		}
+	})
+}
+
+func obvious(pattern, s string) bool {
+	if pattern == "" {
+		return s == ""
+	}
+	if pattern[0] != '*' {
+		return s != "" && s[0] == pattern[0] && obvious(pattern[1:], s[1:])
+	}
+	for i := range len(s) + 1 {
+		if obvious(pattern[1:], s[i:]) {
+			return true
+		}
+	}
+	return false
+}
