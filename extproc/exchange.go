@@ -329,8 +329,7 @@ func (x *exchange) headersAlone() *provider.Error {
 	}
 	ep, params, ok := provider.Match(x.req.method, x.req.path)
 	if !ok {
-		return &provider.Error{Status: http.StatusNotFound, Type: "invalid_request_error", Code: "unknown_endpoint",
-			Message: "This endpoint is not available here: what is not known cannot be governed, so it is not forwarded."}
+		return provider.Unserved(x.req.method, x.req.path)
 	}
 	x.call.Endpoint = ep
 	x.format = ep.Format
