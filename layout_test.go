@@ -29,32 +29,31 @@ var besideTests = map[string]string{}
 // may be imported by nobody, so adding a dependency means adding a line, and
 // the line is where the reviewer asks why.
 var home = map[string]string{
-	"github.com/open-policy-agent/opa":           "policy",
-	"github.com/jackc/pgx":                       "store identity provider policy audit xds api cmd",
-	"github.com/pressly/goose":                   "store",
-	"github.com/fergusstrange/embedded-postgres": "store",
-	"github.com/fernet/fernet-go":                "provider",
-	"github.com/goccy/go-yaml":                   "provider",
-	"github.com/go-json-experiment/json":         "provider policy audit api",
-	"github.com/andybalholm/brotli":              "provider",
-	"github.com/klauspost/compress":              "provider",
-	"github.com/danielgtaylor/huma":              "api",
-	"github.com/swaggest/swgui":                  "api",
-	"github.com/envoyproxy/go-control-plane":     "extproc xds envoy cmd bench", // cmd registers extproc's service
-	"google.golang.org/grpc":                     "proto extproc xds cmd bench",
-	"google.golang.org/genproto":                 "xds", /* the status in a NACK */
-	"google.golang.org/protobuf":                 "proto extproc xds envoy bench",
-	"github.com/prometheus/client_golang":        "extproc xds api policy budget audit store cmd",
-	"github.com/prometheus/common":               "cmd", // the text format, to merge what the children say
-	"github.com/prometheus/client_model":         "cmd",
-	"go.opentelemetry.io/otel":                   "extproc cmd",
-	"go.opentelemetry.io/contrib":                "cmd",
-	"github.com/spf13/cobra":                     "cmd",
-	"github.com/spf13/pflag":                     "cmd",
-	"github.com/xi2/xz":                          "store", // Postgres comes in it
-	"golang.org/x/mod":                           "audit", // sumdb/tlog and note
-	"golang.org/x/sync":                          "cmd audit xds",
-	"golang.org/x/sys":                           "cmd store audit",
+	"github.com/open-policy-agent/opa":       "policy",
+	"github.com/jackc/pgx":                   "store identity provider policy audit xds api cmd",
+	"github.com/pressly/goose":               "store",
+	"github.com/fernet/fernet-go":            "provider",
+	"github.com/goccy/go-yaml":               "provider",
+	"github.com/go-json-experiment/json":     "provider policy audit api",
+	"github.com/andybalholm/brotli":          "provider",
+	"github.com/klauspost/compress":          "provider",
+	"github.com/danielgtaylor/huma":          "api",
+	"github.com/swaggest/swgui":              "api",
+	"github.com/envoyproxy/go-control-plane": "extproc xds envoy cmd bench", // cmd registers extproc's service
+	"google.golang.org/grpc":                 "proto extproc xds cmd bench",
+	"google.golang.org/genproto":             "xds", /* the status in a NACK */
+	"google.golang.org/protobuf":             "proto extproc xds envoy bench",
+	"github.com/prometheus/client_golang":    "extproc xds api policy budget audit store cmd",
+	"github.com/prometheus/common":           "cmd", // the text format, to merge what the children say
+	"github.com/prometheus/client_model":     "cmd",
+	"go.opentelemetry.io/otel":               "extproc cmd",
+	"go.opentelemetry.io/contrib":            "cmd",
+	"github.com/spf13/cobra":                 "cmd",
+	"github.com/spf13/pflag":                 "cmd",
+	"github.com/xi2/xz":                      "store", // Postgres comes in it
+	"golang.org/x/mod":                       "audit", // sumdb/tlog and note
+	"golang.org/x/sync":                      "cmd audit xds",
+	"golang.org/x/sys":                       "cmd store audit",
 }
 
 func TestImports(t *testing.T) {
