@@ -1,0 +1,804 @@
+package translate
+
+import (
+	"bytes"
+	"mime"
+	"time"
+)
+
+const (
+	maxEvent = 16 << 20 // of one streamed event
+	maxWhole = 64 << 20 // of an answer that is not streamed
+	maxError = 1 << 20  // of a provider's error; what follows is not read
+)
+
+// Answer is a provider's answer on its way to OpenAI's form. It belongs to one
+// goroutine.
+type Answer struct {
+	req    Request
+	status int
+	now    func() time.Time
+	id     func() string
+
+	form  form
+	w     writer // what goes out with this Chunk
+	whole []byte // what came, unless it is streamed
+	ended bool   // the last byte came, and everything is said
+
+	// Of a stream: the line that is not complete, and the event's data.
+	line    []byte
+	data    []byte
+	hasData bool
+	cr      bool // the last line ended in "\r", so a "\n" is still part of its end
+	begun   bool // a line came
+	done    bool // [DONE] is said
+
+	// What the provider said of the answer as a whole.
+	answerID   raw
+	model      raw
+	created    raw
+	tier       string
+	usage      usage
+	retryAfter time.Duration
+	lost       []string
+
+	replies []*reply // OpenAI's choices
+	head    []byte   // of every chunk, up to the choices
+	tail    []byte
+	blocks  []block // Anthropic's that are open
+	calls   int     // ids given to Gemini's calls
+	odds    raw     // log probabilities that the next text takes with it
+}
+
+// form is how the answer comes.
+type form uint8
+
+const (
+	wholeForm  form = iota // one JSON value
+	streamForm             // server-sent events
+	errorForm              // not a 2xx
+)
+
+// usage is in OpenAI's terms: input has cached and written in it, output has
+// reasoning in it.
+type usage struct {
+	input, output, cached, written, reasoning int64
+	known                                     bool
+}
+
+// reply is one of OpenAI's choices. Of a streamed one only what later events
+// depend on is kept.
+type reply struct {
+	index     int64
+	begun     bool // its role is said
+	content   []raw
+	reasoning []raw
+	thinking  []raw // Anthropic's blocks
+	refusal   string
+	signature raw // of the text (Gemini) or the thinking (Mistral)
+	calls     []replyCall
+	odds      []raw // arrays of OpenAI's log probabilities
+	finish    string
+}
+
+type replyCall struct {
+	id        raw
+	name      raw
+	arguments []raw // pieces, strings
+	signature raw
+	argued    bool // a piece of its arguments was said
+}
+
+// Answer makes a reader of the answer to r. The clock is asked once, and id,
+// which makes an id like "chatcmpl-…", only if the provider gave none.
+func (r Request) Answer(status int, contentType string, now func() time.Time, id func() string) *Answer {
+	a := &Answer{req: r, status: status, now: now, id: id}
+	media, _, err := mime.ParseMediaType(contentType)
+	switch {
+	case status < 200 || status > 299:
+		a.form = errorForm
+	case err == nil && media == "text/event-stream":
+		a.form = streamForm
+	}
+	return a
+}
+
+// ContentType is of what Chunk gives.
+func (a *Answer) ContentType() string {
+	if a.form == streamForm {
+		return "text/event-stream"
+	}
+	return "application/json"
+}
+
+// Status is what to answer with. It is the provider's, but for those that
+// OpenAI's clients do not know, and 502 once an answer has come that cannot be
+// read.
+func (a *Answer) Status() int {
+	switch a.status {
+	case 498: // Cohere: the model's input or output was blocked
+		return 400
+	case 499, 529: // Cohere: cancelled; Anthropic: overloaded
+		return 503
+	}
+	return a.status
+}
+
+// Usage is what the provider said that it counted, in OpenAI's terms: input
+// holds cached and cacheWrite, output holds reasoning.
+func (a *Answer) Usage() (input, output, cached, cacheWrite, reasoning int64, known bool) {
+	u := a.usage
+	return u.input, u.output, u.cached, u.written, u.reasoning, u.known
+}
+
+// Model is what the provider said that answered, or what was asked for.
+func (a *Answer) Model() string {
+	if a.model.kind() == '"' {
+		return a.model.string()
+	}
+	return a.req.Model
+}
+
+// RetryAfter is when the provider's error said to come back. Most say it in a
+// header, Gemini in the body. 0: it did not.
+func (a *Answer) RetryAfter() time.Duration { return a.retryAfter }
+
+// Lost names the parts of the answer that OpenAI's format has no place for:
+// "citations". They are not in what Chunk gave.
+func (a *Answer) Lost() []string { return a.lost }
+
+func (a *Answer) lose(what string) {
+	for _, l := range a.lost {
+		if l == what {
+			return
+		}
+	}
+	if len(a.lost) < 16 {
+		a.lost = append(a.lost, what)
+	}
+}
+
+// Chunk takes the next bytes of the provider's answer, cut anywhere, and gives
+// the bytes of OpenAI's that they complete. end says that these are the last.
+// What it gives is the caller's.
+func (a *Answer) Chunk(b []byte, end bool) []byte {
+	if a.ended {
+		return nil
+	}
+	a.w.b = nil
+	switch a.form {
+	case streamForm:
+		a.feed(b)
+		if end {
+			a.feedEnd()
+		}
+	default:
+		most := maxWhole
+		if a.form == errorForm {
+			most = maxError
+		}
+		if room := most + 1 - len(a.whole); len(b) > room {
+			b = b[:room]
+		}
+		a.whole = append(a.whole, b...)
+		if end {
+			a.wholeEnd(len(a.whole) > most)
+			a.whole = nil
+		}
+	}
+	a.ended = end
+	return a.w.b
+}
+
+func (a *Answer) wholeEnd(tooLong bool) {
+	if a.form == errorForm {
+		a.failed(a.providerError(a.whole))
+		return
+	}
+	v, ok := raw(nil), false
+	if !tooLong {
+		v, ok = parseLoosely(a.whole)
+	}
+	if !ok || v.kind() != '{' {
+		a.status = 502
+		a.failed(unreadable(a.req.Kind))
+		return
+	}
+	if a.req.embeddings {
+		a.w.b = a.embedded(v)
+		return
+	}
+	if e, is := a.errorOf(v); is {
+		a.status = 502
+		a.failed(e)
+		return
+	}
+	switch a.req.Kind {
+	case Anthropic:
+		a.anthropicWhole(v)
+	case Gemini:
+		a.geminiEvent(v)
+	case Cohere:
+		a.cohereWhole(v)
+	case Mistral:
+		a.mistralEvent(v)
+	}
+	if len(a.replies) == 0 {
+		a.status = 502
+		a.failed(unreadable(a.req.Kind))
+		return
+	}
+	a.completion()
+}
+
+// feed reads lines. They end in "\n", "\r\n" or "\r".
+func (a *Answer) feed(b []byte) {
+	for len(b) > 0 {
+		if a.cr {
+			a.cr = false
+			if b[0] == '\n' {
+				b = b[1:]
+				continue
+			}
+		}
+		n := bytes.IndexByte(b, '\n')
+		if n < 0 {
+			n = len(b)
+		}
+		if r := bytes.IndexByte(b[:n], '\r'); r >= 0 {
+			n = r
+			a.cr = true
+		}
+		if n == len(b) {
+			if len(a.line)+len(a.data)+n > maxEvent {
+				a.fail(unreadable(a.req.Kind))
+				a.line, a.data, a.hasData = nil, nil, false
+				return
+			}
+			a.line = append(a.line, b...)
+			return
+		}
+		line := b[:n]
+		if len(a.line) > 0 {
+			a.line = append(a.line, line...)
+			line = a.line
+		}
+		b = b[n+1:]
+		a.takeLine(line)
+		a.line = a.line[:0]
+	}
+}
+
+func (a *Answer) takeLine(line []byte) {
+	if !a.begun {
+		a.begun = true
+		line = bytes.TrimPrefix(line, []byte("\uFEFF"))
+	}
+	if len(line) == 0 {
+		if a.hasData {
+			a.dispatch(a.data)
+			a.data, a.hasData = a.data[:0], false
+		}
+		return
+	}
+	if line[0] == ':' {
+		a.comment(line[1:])
+		return
+	}
+	value, ok := bytes.CutPrefix(line, []byte("data"))
+	if !ok || len(value) > 0 && value[0] != ':' {
+		return // event, id and retry: the data says it all
+	}
+	if len(value) > 0 {
+		value = bytes.TrimPrefix(value[1:], []byte(" "))
+	}
+	if a.hasData {
+		a.data = append(a.data, '\n')
+	}
+	if len(a.data)+len(value) > maxEvent {
+		a.fail(unreadable(a.req.Kind))
+		return
+	}
+	a.data = append(a.data, value...)
+	a.hasData = true
+}
+
+// comment keeps the connection alive on our side as it does on the provider's.
+func (a *Answer) comment(text []byte) {
+	if a.done {
+		return
+	}
+	a.w.b = append(a.w.b, ':')
+	a.w.b = append(a.w.b, bytes.ToValidUTF8(text, []byte("\uFFFD"))...)
+	a.w.b = append(a.w.b, '\n', '\n')
+}
+
+// feedEnd takes what stands without an empty line after it, and ends the stream.
+func (a *Answer) feedEnd() {
+	if len(a.line) > 0 {
+		a.takeLine(a.line)
+		a.line = nil
+	}
+	if _, whole := parseLoosely(a.data); a.hasData && (whole || string(bytes.TrimSpace(a.data)) == "[DONE]") {
+		a.dispatch(a.data)
+	}
+	a.hasData = false
+	a.finishStream() // an event that is cut off is an answer that is
+}
+
+func (a *Answer) dispatch(data []byte) {
+	if a.done {
+		return
+	}
+	data = bytes.TrimSpace(data)
+	if len(data) == 0 {
+		return
+	}
+	if string(data) == "[DONE]" {
+		a.finishStream()
+		return
+	}
+	v, ok := parseLoosely(data)
+	if !ok || v.kind() != '{' {
+		a.fail(unreadable(a.req.Kind))
+		return
+	}
+	switch a.req.Kind {
+	case Anthropic:
+		a.anthropicEvent(v)
+	case Gemini:
+		if !a.failsWith(v) {
+			a.geminiEvent(v)
+		}
+	case Cohere:
+		a.cohereEvent(v)
+	case Mistral:
+		if !a.failsWith(v) {
+			a.mistralEvent(v)
+		}
+	}
+}
+
+// failsWith ends the stream if the event is an error.
+func (a *Answer) failsWith(v raw) bool {
+	e, is := a.errorOf(v)
+	if is {
+		a.fail(e)
+	}
+	return is
+}
+
+// finishStream says what remains and [DONE], once.
+func (a *Answer) finishStream() {
+	if a.done {
+		return
+	}
+	complete := len(a.replies) > 0
+	for _, r := range a.replies {
+		complete = complete && r.finish != ""
+	}
+	if !complete {
+		a.fail(failure{message: Name(a.req.Kind) + "'s answer ended before it was complete.", kind: "server_error", code: "incomplete_answer"})
+		return
+	}
+	if a.req.includeUsage && a.usage.known {
+		a.header()
+		a.w.b = append(a.w.b, a.head...)
+		a.w.b = append(a.w.b, `"choices":[],"usage":`...)
+		a.writeUsage(&a.w)
+		a.w.b = append(a.w.b, "}\n\n"...)
+	}
+	a.w.b = append(a.w.b, "data: [DONE]\n\n"...)
+	a.done = true
+}
+
+// fail says an error in the middle of a stream. Nothing follows it but [DONE],
+// so a client that waits for that does not wait for ever.
+func (a *Answer) fail(e failure) {
+	if a.done {
+		return
+	}
+	a.w.b = append(a.w.b, "data: "...)
+	a.w.b = append(a.w.b, e.encode()...)
+	a.w.b = append(a.w.b, "\n\ndata: [DONE]\n\n"...)
+	a.done = true
+}
+
+func (a *Answer) failed(e failure) { a.w.b = e.encode() }
+
+// reply is the choice of this index, which begins if it is new.
+func (a *Answer) reply(index int64) *reply {
+	for _, r := range a.replies {
+		if r.index == index {
+			return r
+		}
+	}
+	r := &reply{index: index}
+	a.replies = append(a.replies, r)
+	return r
+}
+
+// header makes what every chunk begins with.
+func (a *Answer) header() {
+	if a.head != nil {
+		return
+	}
+	w := writer{b: []byte("data: ")}
+	w.b = append(w.b, '{')
+	a.identify(&w, "chat.completion.chunk")
+	w.b = append(w.b, ',')
+	a.head = w.b
+	a.tail = []byte(`]`)
+	if a.req.includeUsage {
+		a.tail = append(a.tail, `,"usage":null`...)
+	}
+	a.tail = append(a.tail, "}\n\n"...)
+}
+
+// identify writes what chunks and completions share.
+func (a *Answer) identify(w *writer, object string) {
+	w.key("id")
+	if len(a.answerID) > 2 && a.answerID.kind() == '"' {
+		w.raw(a.answerID)
+	} else {
+		w.string(a.id())
+	}
+	w.keyString("object", object)
+	if a.created.isNumber() {
+		w.keyRaw("created", a.created)
+	} else {
+		w.keyInt("created", a.now().Unix())
+	}
+	w.keyString("model", a.Model())
+	if a.tier != "" {
+		w.keyString("service_tier", a.tier)
+	}
+}
+
+func (a *Answer) setModel(v raw) {
+	if len(v) > 2 && v.kind() == '"' && a.model == nil {
+		a.model = bytes.Clone(v)
+	}
+}
+
+func (a *Answer) setID(v raw) {
+	if len(v) > 2 && v.kind() == '"' && a.answerID == nil {
+		a.answerID = bytes.Clone(v)
+	}
+}
+
+func (a *Answer) setTier(v raw) {
+	switch v.string() {
+	case "standard", "default":
+		a.tier = "default"
+	case "priority":
+		a.tier = "priority"
+	}
+}
+
+// open begins a chunk, up to its delta's fields; shut ends it.
+func (a *Answer) open(r *reply) *writer {
+	a.begin(r)
+	a.start(r)
+	return &a.w
+}
+
+// begin says the role, which OpenAI says first and alone.
+func (a *Answer) begin(r *reply) {
+	if r.begun || a.form != streamForm {
+		return
+	}
+	r.begun = true
+	a.start(r)
+	a.w.b = append(a.w.b, `"role":"assistant","content":""`...)
+	a.shut("")
+}
+
+func (a *Answer) start(r *reply) {
+	a.header()
+	if a.w.b == nil {
+		a.w.b = make([]byte, 0, len(a.head)+256) // one short piece
+	}
+	a.w.b = append(a.w.b, a.head...)
+	a.w.b = append(a.w.b, `"choices":[{"index":`...)
+	a.w.int1(r.index)
+	a.w.b = append(a.w.b, `,"delta":{`...)
+}
+
+func (a *Answer) shut(finish string) {
+	a.w.b = append(a.w.b, `},"logprobs":`...)
+	if a.odds != nil {
+		a.w.b = append(a.w.b, `{"content":`...)
+		a.w.b = append(a.w.b, a.odds...)
+		a.w.b = append(a.w.b, `,"refusal":null}`...)
+		a.odds = nil
+	} else {
+		a.w.b = append(a.w.b, "null"...)
+	}
+	if finish == "" {
+		a.w.b = append(a.w.b, `,"finish_reason":null}`...)
+	} else {
+		a.w.b = append(a.w.b, `,"finish_reason":"`...)
+		a.w.b = append(a.w.b, finish...)
+		a.w.b = append(a.w.b, `"}`...)
+	}
+	a.w.b = append(a.w.b, a.tail...)
+}
+
+func (w *writer) int1(n int64) {
+	if n >= 0 && n <= 9 {
+		w.b = append(w.b, byte('0'+n))
+		return
+	}
+	var d writer
+	d.int(n)
+	w.b = append(w.b, d.b...)
+}
+
+// text adds to what the assistant says. s is a JSON string.
+func (a *Answer) text(r *reply, s raw) {
+	if s.kind() != '"' || len(s) == 2 {
+		return
+	}
+	if a.form != streamForm {
+		r.content = append(r.content, s)
+		return
+	}
+	w := a.open(r)
+	w.b = append(w.b, `"content":`...)
+	w.b = append(w.b, s...)
+	a.shut("")
+}
+
+// think adds to the reasoning.
+func (a *Answer) think(r *reply, s raw) {
+	if s.kind() != '"' || len(s) == 2 {
+		return
+	}
+	if a.form != streamForm {
+		r.reasoning = append(r.reasoning, s)
+		return
+	}
+	w := a.open(r)
+	w.b = append(w.b, `"reasoning_content":`...)
+	w.b = append(w.b, s...)
+	a.shut("")
+}
+
+// call begins a tool call and is its index. Strings are JSON.
+func (a *Answer) call(r *reply, id, name, signature raw) int {
+	n := len(r.calls)
+	if name.kind() != '"' {
+		name = raw(`""`)
+	}
+	c := replyCall{id: bytes.Clone(id)}
+	if a.form != streamForm {
+		c.name, c.signature = name, signature
+		r.calls = append(r.calls, c)
+		return n
+	}
+	r.calls = append(r.calls, c)
+	w := a.open(r)
+	w.b = append(w.b, `"tool_calls":[{"index":`...)
+	w.int1(int64(n))
+	w.b = append(w.b, `,"id":`...)
+	w.b = append(w.b, id...)
+	w.b = append(w.b, `,"type":"function","function":{"name":`...)
+	w.b = append(w.b, name...)
+	w.b = append(w.b, `,"arguments":""}`...)
+	if signature.kind() == '"' {
+		googleSignature(w, signature)
+	}
+	w.b = append(w.b, "}]"...)
+	a.shut("")
+	return n
+}
+
+// arguments adds to a call's. s is a JSON string.
+func (a *Answer) arguments(r *reply, n int, s raw) {
+	if s.kind() != '"' || len(s) == 2 || n < 0 || n >= len(r.calls) {
+		return
+	}
+	r.calls[n].argued = true
+	if a.form != streamForm {
+		r.calls[n].arguments = append(r.calls[n].arguments, s)
+		return
+	}
+	w := a.open(r)
+	w.b = append(w.b, `"tool_calls":[{"index":`...)
+	w.int1(int64(n))
+	w.b = append(w.b, `,"function":{"arguments":`...)
+	w.b = append(w.b, s...)
+	w.b = append(w.b, "}}]"...)
+	a.shut("")
+}
+
+// endCall gives a call without arguments an empty object of them: clients parse
+// what they get.
+func (a *Answer) endCall(r *reply, n int) {
+	if n >= 0 && n < len(r.calls) && !r.calls[n].argued {
+		a.arguments(r, n, raw(`"{}"`))
+	}
+}
+
+func googleSignature(w *writer, signature raw) {
+	w.key("extra_content")
+	w.b = append(w.b, `{"google":{"thought_signature":`...)
+	w.b = append(w.b, signature...)
+	w.b = append(w.b, "}}"...)
+}
+
+// sign keeps what must come back with the text or the thinking.
+func (a *Answer) sign(r *reply, signature raw) {
+	if signature.kind() != '"' || len(signature) == 2 {
+		return
+	}
+	if a.form != streamForm {
+		r.signature = signature
+		return
+	}
+	w := a.open(r)
+	a.extra(w, signature)
+	a.shut("")
+}
+
+func (a *Answer) extra(w *writer, signature raw) {
+	if a.req.Kind == Gemini {
+		googleSignature(w, signature)
+		return
+	}
+	w.key("extra_content")
+	w.b = append(w.b, `{"mistral":{"signature":`...)
+	w.b = append(w.b, signature...)
+	w.b = append(w.b, "}}"...)
+}
+
+// refuse says that the answer was not given, or not all of it.
+func (a *Answer) refuse(r *reply, why string) {
+	if why == "" {
+		return
+	}
+	if a.form != streamForm {
+		r.refusal = why
+		return
+	}
+	w := a.open(r)
+	w.keyString("refusal", why)
+	a.shut("")
+}
+
+func (a *Answer) finish(r *reply, reason string) {
+	if r.finish != "" {
+		return
+	}
+	if a.form == streamForm {
+		for n := range r.calls {
+			a.endCall(r, n)
+		}
+		a.open(r)
+		a.shut(reason)
+	}
+	r.finish = reason
+}
+
+func (a *Answer) writeUsage(w *writer) {
+	u := a.usage
+	w.b = append(w.b, '{')
+	w.keyInt("prompt_tokens", u.input)
+	w.keyInt("completion_tokens", u.output)
+	w.keyInt("total_tokens", u.input+u.output)
+	w.key("prompt_tokens_details")
+	w.b = append(w.b, '{')
+	w.keyInt("cached_tokens", u.cached)
+	if u.written > 0 {
+		w.keyInt("cache_write_tokens", u.written)
+	}
+	w.close('}')
+	w.key("completion_tokens_details")
+	w.b = append(w.b, '{')
+	w.keyInt("reasoning_tokens", u.reasoning)
+	w.b = append(w.b, "}}"...)
+}
+
+// completion writes OpenAI's answer that is not streamed.
+func (a *Answer) completion() {
+	w := &a.w
+	w.open('{')
+	a.identify(w, "chat.completion")
+	w.key("choices")
+	w.open('[')
+	for _, r := range a.replies {
+		w.open('{')
+		w.keyInt("index", r.index)
+		w.key("message")
+		a.message(w, r)
+		w.key("logprobs")
+		if len(r.odds) > 0 {
+			w.b = append(w.b, `{"content":[`...)
+			for _, o := range r.odds {
+				for _, x := range o.elements() {
+					w.raw(x)
+				}
+			}
+			w.b = append(w.b, `],"refusal":null}`...)
+		} else {
+			w.raw([]byte("null"))
+		}
+		if r.finish == "" {
+			r.finish = "stop"
+		}
+		w.keyString("finish_reason", r.finish)
+		w.close('}')
+	}
+	w.close(']')
+	if a.usage.known {
+		w.key("usage")
+		a.writeUsage(w)
+	}
+	w.close('}')
+}
+
+func (a *Answer) message(w *writer, r *reply) {
+	w.open('{')
+	w.keyString("role", "assistant")
+	w.key("content")
+	if len(r.content) == 0 && (len(r.calls) > 0 || r.refusal != "") {
+		w.raw([]byte("null"))
+	} else {
+		w.raw(joined(r.content))
+	}
+	w.key("refusal")
+	if r.refusal == "" {
+		w.raw([]byte("null"))
+	} else {
+		w.string(r.refusal)
+	}
+	if len(r.reasoning) > 0 {
+		w.keyRaw("reasoning_content", joined(r.reasoning))
+	}
+	if len(r.thinking) > 0 {
+		w.key("thinking_blocks")
+		w.list(r.thinking)
+	}
+	if len(r.calls) > 0 {
+		w.key("tool_calls")
+		w.open('[')
+		for _, c := range r.calls {
+			w.open('{')
+			w.keyRaw("id", c.id)
+			w.keyString("type", "function")
+			w.key("function")
+			w.open('{')
+			w.keyRaw("name", c.name)
+			if len(c.arguments) == 0 {
+				c.arguments = []raw{raw(`"{}"`)}
+			}
+			w.keyRaw("arguments", joined(c.arguments))
+			w.close('}')
+			if c.signature.kind() == '"' {
+				googleSignature(w, c.signature)
+			}
+			w.close('}')
+		}
+		w.close(']')
+	}
+	if r.signature != nil {
+		a.extra(w, r.signature)
+	}
+	w.close('}')
+}
+
+// toolID is a call's id as the provider gave it, or one that we make: numbers
+// that go on from the calls of the history, so no two of a conversation meet.
+func (a *Answer) toolID(id raw) raw {
+	if len(id) > 2 && id.kind() == '"' {
+		return id
+	}
+	n := a.req.calls + a.calls
+	a.calls++
+	var w writer
+	w.b = append(w.b, `"call_`...)
+	w.int1(int64(n))
+	w.b = append(w.b, '"')
+	return w.b
+}

@@ -1,0 +1,478 @@
+package translate
+
+import (
+	"encoding/base64"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// Anthropic's messages API, version 2023-06-01, as of its Python SDK 2.12.
+
+const defaultMaxTokens = 8192
+
+func (t *translation) anthropicChat(c chat) {
+	t.req.Path = "/v1/messages"
+	t.req.Header["anthropic-version"] = "2023-06-01"
+	w := &t.w
+	w.open('{')
+	w.keyString("model", c.model)
+
+	system, turns := t.anthropicTurns(c.messages)
+	limit := c.max
+	if limit == 0 {
+		if limit = t.o.DefaultMaxTokens; limit <= 0 {
+			limit = defaultMaxTokens
+		}
+	}
+	thinking, effort, limit := t.anthropicThinking(c, limit)
+	w.keyInt("max_tokens", limit)
+	if len(system) > 0 {
+		w.keyRaw("system", system)
+	}
+	w.keyRaw("messages", turns)
+	t.anthropicSampling(c.model)
+	if len(c.stops) > 0 {
+		w.key("stop_sequences")
+		w.list(c.stops)
+	}
+	if t.req.Stream {
+		w.key("stream")
+		w.bool(true)
+	}
+	t.anthropicTools(c)
+	if thinking != "" {
+		w.keyRaw("thinking", []byte(thinking))
+	}
+	t.anthropicFormat(c.format, effort)
+	t.anthropicUser()
+	switch tier := t.top.peek("service_tier").string(); tier {
+	case "":
+	case "auto":
+		t.top.take("service_tier")
+		w.keyString("service_tier", "auto")
+	case "default":
+		t.top.take("service_tier")
+		w.keyString("service_tier", "standard_only")
+	default:
+		t.top.take("service_tier")
+		t.refuse("service_tier", "its tiers are auto and standard_only")
+	}
+	t.anthropicCache()
+	w.close('}')
+}
+
+func (w *writer) list(vs []raw) {
+	w.open('[')
+	for _, v := range vs {
+		w.raw(v)
+	}
+	w.close(']')
+}
+
+// anthropicTurns writes the system's blocks and the turns. Turns alternate, and
+// all results of one turn's tools stand together at the beginning of the next.
+func (t *translation) anthropicTurns(ms []message) (system, turns []byte) {
+	var sys, out writer
+	sys.b = append(sys.b, '[')
+	out.b = append(out.b, '[')
+	role := ""
+	for i := range ms {
+		m := &ms[i]
+		if m.role == "system" {
+			for j := range m.parts {
+				t.anthropicPart(&sys, m, &m.parts[j])
+			}
+			continue
+		}
+		as := m.role
+		if as == "tool" {
+			as = "user"
+		}
+		if as != role {
+			if role != "" {
+				out.b = append(out.b, "]}"...)
+			}
+			role = as
+			out.open('{')
+			out.keyString("role", role)
+			out.key("content")
+			out.open('[')
+		}
+		switch m.role {
+		case "tool":
+			t.anthropicResult(&out, m)
+		case "assistant":
+			t.anthropicAssistant(&out, m)
+		default:
+			for j := range m.parts {
+				t.anthropicPart(&out, m, &m.parts[j])
+			}
+		}
+	}
+	if role != "" {
+		out.b = append(out.b, "]}"...)
+	}
+	out.close(']')
+	if len(sys.b) > 1 {
+		sys.close(']')
+		system = sys.b
+	}
+	return system, out.b
+}
+
+func (t *translation) anthropicAssistant(w *writer, m *message) {
+	for i, b := range m.thinking {
+		// Only what we gave: a block is sent as it stands, but for our index.
+		o := objectOf(m.path+"thinking_blocks["+strconv.Itoa(i)+"].", b)
+		o.take("index")
+		kind := o.take("type").string()
+		w.open('{')
+		w.keyString("type", kind)
+		names := []string{"thinking", "signature"}
+		if kind == "redacted_thinking" {
+			names = []string{"data"}
+		} else if kind != "thinking" {
+			t.invalid(o.path+"type", "is neither thinking nor redacted_thinking")
+		}
+		for _, name := range names {
+			v, ok := t.takeString(&o, name)
+			if !ok {
+				t.invalid(o.path+name, "is missing")
+			}
+			w.keyRaw(name, v)
+		}
+		w.close('}')
+		t.leftover(&o, nil)
+	}
+	if m.reasoning != nil && len(m.thinking) == 0 {
+		t.refuse(m.path+"reasoning_content", "thinking must be signed; send thinking_blocks back as they came")
+	}
+	for i := range m.parts {
+		if len(m.parts[i].text) == 2 && (len(m.parts) > 1 || len(m.calls) > 0 || len(m.thinking) > 0) {
+			continue // an empty text, which Anthropic refuses beside other blocks
+		}
+		t.anthropicPart(w, m, &m.parts[i])
+	}
+	for _, c := range m.calls {
+		w.open('{')
+		w.keyString("type", "tool_use")
+		w.keyString("id", fitID(t.kind, c.id))
+		w.keyRaw("name", c.name)
+		w.keyRaw("input", t.argumentsObject(c))
+		w.close('}')
+	}
+}
+
+func (t *translation) anthropicPart(w *writer, m *message, p *part) {
+	switch p.kind {
+	case "text":
+		if len(p.text) == 2 && (m.role == "system" || len(m.parts) > 1) {
+			return // Anthropic refuses an empty text, which says nothing
+		}
+		w.open('{')
+		w.keyString("type", "text")
+		w.keyRaw("text", p.text)
+	case "image":
+		if m.role == "system" || m.role == "assistant" {
+			t.refuse(p.field(), "the "+m.role+"'s messages are text there")
+			return
+		}
+		if p.detail != "" {
+			t.refuse(p.path+"image_url.detail", "images have no level of detail there")
+		}
+		if p.url.address == nil && !slices.Contains([]string{"image/jpeg", "image/png", "image/gif", "image/webp"}, p.url.media) {
+			t.refuse(p.path+"image_url.url", "its images are jpeg, png, gif or webp, not "+p.url.media)
+			return
+		}
+		w.open('{')
+		w.keyString("type", "image")
+		t.anthropicSource(w, p)
+	case "file":
+		if m.role != "user" {
+			t.refuse(p.field(), "the "+m.role+"'s messages are text there")
+			return
+		}
+		var text []byte
+		switch {
+		case p.url.address != nil || p.url.media == "application/pdf":
+		case p.url.media == "text/plain":
+			text, _ = base64.StdEncoding.AppendDecode([]byte{}, p.url.data.text())
+			if !utf8.Valid(text) {
+				t.refuse(p.path+"file.file_data", "its texts are UTF-8")
+				return
+			}
+		default:
+			t.refuse(p.path+"file.file_data", "its documents are PDF and plain text, not "+p.url.media)
+			return
+		}
+		w.open('{')
+		w.keyString("type", "document")
+		if text == nil {
+			t.anthropicSource(w, p)
+		} else {
+			w.key("source")
+			w.open('{')
+			w.keyString("type", "text")
+			w.keyString("media_type", "text/plain")
+			w.key("data")
+			w.text(text)
+			w.close('}')
+		}
+		if p.filename != nil {
+			w.keyRaw("title", p.filename)
+		}
+	default:
+		t.refuse(p.field(), "it takes no audio")
+		return
+	}
+	if p.cache != nil {
+		w.keyRaw("cache_control", p.cache)
+	}
+	w.close('}')
+}
+
+func (t *translation) anthropicSource(w *writer, p *part) {
+	w.key("source")
+	w.open('{')
+	if p.url.address != nil {
+		w.keyString("type", "url")
+		w.keyRaw("url", p.url.address)
+	} else {
+		w.keyString("type", "base64")
+		w.keyString("media_type", p.url.media)
+		w.keyRaw("data", p.url.data)
+	}
+	w.close('}')
+}
+
+func (t *translation) anthropicResult(w *writer, m *message) {
+	w.open('{')
+	w.keyString("type", "tool_result")
+	w.keyString("tool_use_id", fitID(t.kind, m.callID))
+	switch {
+	case m.parts == nil: // null: the tool said nothing
+	case m.plain:
+		w.keyRaw("content", m.parts[0].text)
+	default:
+		w.key("content")
+		w.open('[')
+		for i := range m.parts {
+			t.anthropicPart(w, m, &m.parts[i])
+		}
+		w.close(']')
+	}
+	w.close('}')
+}
+
+func (t *translation) anthropicTools(c chat) {
+	w := &t.w
+	if len(c.tools) > 0 {
+		w.key("tools")
+		w.open('[')
+		for _, x := range c.tools {
+			w.open('{')
+			w.keyRaw("name", x.name)
+			if x.description != nil {
+				w.keyRaw("description", x.description)
+			}
+			w.key("input_schema")
+			switch {
+			case x.parameters == nil:
+				w.raw([]byte(emptySchema))
+			case len(x.parameters.compact()) == 2: // {}: any arguments, which are an object
+				w.raw([]byte(`{"type":"object"}`))
+			default:
+				w.raw(x.parameters)
+			}
+			if x.strict != nil {
+				w.keyRaw("strict", x.strict)
+			}
+			if x.cache != nil {
+				w.keyRaw("cache_control", x.cache)
+			}
+			w.close('}')
+		}
+		w.close(']')
+	}
+	mode := map[string]string{"auto": "auto", "none": "none", "required": "any", "named": "tool"}[c.choice.mode]
+	single := c.parallel.kind() == 'f' && mode != "none"
+	if mode == "" && single {
+		mode = "auto"
+	}
+	if mode == "" {
+		return
+	}
+	w.key("tool_choice")
+	w.open('{')
+	w.keyString("type", mode)
+	if mode == "tool" {
+		w.keyRaw("name", c.choice.name)
+	}
+	if single {
+		w.key("disable_parallel_tool_use")
+		w.bool(true)
+	}
+	w.close('}')
+}
+
+// anthropicThinking says how to think and how hard. Claude 4.6 and later
+// decide by themselves how long, and take an effort; those before take a budget
+// of tokens, which counts towards max_tokens and is at least 1024.
+func (t *translation) anthropicThinking(c chat, limit int64) (thinking, effort string, total int64) {
+	switch c.effort {
+	case "":
+		return "", "", limit
+	case "none":
+		return `{"type":"disabled"}`, "", limit
+	}
+	if !budgetsThinking(c.model) {
+		if c.effort == "minimal" {
+			t.refuse("reasoning_effort", "its lowest effort is low")
+			return "", "", limit
+		}
+		return `{"type":"adaptive","display":"summarized"}`, c.effort, limit
+	}
+	budget := map[string]int64{"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 32000}[c.effort]
+	switch {
+	case c.max == 0:
+		limit += budget // the default is for the answer
+	case limit <= 1024:
+		t.refuse("reasoning_effort", "thinking takes at least 1024 tokens, and max_tokens leaves no more")
+		return "", "", limit
+	case budget >= limit:
+		budget = max(1024, limit/2)
+	}
+	return `{"type":"enabled","budget_tokens":` + strconv.FormatInt(budget, 10) + `}`, "", limit
+}
+
+// anthropicSampling carries temperature and top_p to models before Claude 4.7:
+// those after take neither and answer 400. 1 is what happens without them.
+func (t *translation) anthropicSampling(model string) {
+	for _, name := range []string{"temperature", "top_p"} {
+		v, ok := t.takeNumber(&t.top, name)
+		if n, _ := v.number(); !ok || n == 1 {
+			continue
+		}
+		if _, _, claude := claudeVersion(model); claude && !claudeBefore(model, 4, 7) {
+			t.refuse(name, "Claude 4.7 and later sample by themselves; reasoning_effort is what they take")
+			continue
+		}
+		t.w.keyRaw(name, v)
+	}
+}
+
+// budgetsThinking says whether the model is a Claude before 4.6.
+func budgetsThinking(model string) bool { return claudeBefore(model, 4, 6) }
+
+// claudeVersion reads the version in a name: after the family
+// (claude-opus-4-5-20251101) or, of the older ones, before it
+// (claude-3-7-sonnet-20250219). A Claude without a version is new: 0, 0, true.
+func claudeVersion(model string) (major, minor int, claude bool) {
+	_, name, claude := strings.Cut(model, "claude")
+	var version []int
+	for _, p := range strings.FieldsFunc(name, func(r rune) bool { return strings.ContainsRune("-.@/:", r) }) {
+		if n, err := strconv.Atoi(p); err == nil && n >= 0 && n < 100 && len(version) < 2 {
+			version = append(version, n)
+		} else if len(version) > 0 {
+			break
+		}
+	}
+	version = append(version, 0, 0)
+	return version[0], version[1], claude
+}
+
+// claudeBefore says whether the model is a Claude of before a version.
+func claudeBefore(model string, major, minor int) bool {
+	m, n, claude := claudeVersion(model)
+	return claude && m > 0 && (m < major || m == major && n < minor)
+}
+
+func (t *translation) anthropicFormat(f format, effort string) {
+	if f.kind == "json_object" {
+		t.refuse("response_format", "it gives JSON by a schema only; use json_schema")
+		f = format{}
+	}
+	if f.description != nil {
+		t.refuse("response_format.json_schema.description", "a schema has no description beside it; write it into the schema")
+	}
+	if f.kind == "json_schema" && f.schema == nil {
+		t.refuse("response_format.json_schema", "it gives JSON by a schema only, and there is none")
+		f = format{}
+	}
+	if f.kind == "" && effort == "" {
+		return
+	}
+	w := &t.w
+	w.key("output_config")
+	w.open('{')
+	if effort != "" {
+		w.keyString("effort", effort)
+	}
+	if f.kind != "" {
+		w.key("format")
+		w.open('{')
+		w.keyString("type", "json_schema")
+		w.keyRaw("schema", f.schema)
+		w.close('}')
+	}
+	w.close('}')
+}
+
+// anthropicUser writes the one thing that metadata can hold there.
+func (t *translation) anthropicUser() {
+	var id raw
+	for _, name := range []string{"safety_identifier", "user"} {
+		v, ok := t.takeString(&t.top, name)
+		switch {
+		case !ok:
+		case id == nil:
+			id = v
+		case v.string() != id.string():
+			t.refuse(name, "safety_identifier is its one name for the user already")
+		}
+	}
+	if v := t.top.peek("metadata"); v != nil {
+		o := t.object("metadata", t.top.take("metadata"))
+		u, ok := t.takeString(&o, "user_id")
+		switch {
+		case !ok:
+		case id == nil:
+			id = u
+		case u.string() != id.string():
+			t.refuse("metadata.user_id", "the user has another name in safety_identifier or user")
+		}
+		for _, name := range o.names {
+			t.refuse("metadata."+name, "its metadata is user_id only")
+		}
+	}
+	if id != nil {
+		t.w.key("metadata")
+		t.w.open('{')
+		t.w.keyRaw("user_id", id)
+		t.w.close('}')
+	}
+}
+
+// anthropicCache writes the mark at the end of the prompt that OpenAI sets by itself.
+func (t *translation) anthropicCache() {
+	v := t.top.take("prompt_cache_options")
+	if v == nil {
+		return
+	}
+	o := t.object("prompt_cache_options", v)
+	mode, _ := t.takeString(&o, "mode")
+	if ttl, ok := t.takeString(&o, "ttl"); ok && ttl.string() != "30m" {
+		t.refuse("prompt_cache_options.ttl", "30m is the one lifetime")
+		return
+	}
+	t.leftover(&o, nil)
+	switch mode.string() {
+	case "explicit":
+	case "", "implicit":
+		t.w.keyRaw("cache_control", []byte(`{"type":"ephemeral","ttl":"1h"}`))
+	default:
+		t.invalid("prompt_cache_options.mode", "is neither implicit nor explicit")
+	}
+}

@@ -1,0 +1,37 @@
+package translate
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+)
+
+const letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+// fitID is a tool call's id in a form that the kind takes: as it is, or else
+// made of it, always the same, so that a call and its result still meet.
+//
+// Mistral takes nine letters and digits. Anthropic takes letters, digits, "_" and "-".
+func fitID(kind, id string) string {
+	fits := id != ""
+	for _, c := range []byte(id) {
+		alnum := c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z'
+		if !alnum && (kind == Mistral || c != '_' && c != '-') {
+			fits = false
+		}
+	}
+	if kind == Mistral && len(id) != 9 {
+		fits = false
+	}
+	if fits || kind != Mistral && kind != Anthropic {
+		return id
+	}
+	sum := sha256.Sum256([]byte(id))
+	if kind == Mistral {
+		var b [9]byte
+		for i := range b {
+			b[i] = letters[int(sum[i])%len(letters)]
+		}
+		return string(b[:])
+	}
+	return "call_" + hex.EncodeToString(sum[:12])
+}

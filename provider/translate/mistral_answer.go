@@ -1,0 +1,221 @@
+package translate
+
+import "bytes"
+
+func mistralReason(v raw) (finish string, broken bool) {
+	switch v.string() {
+	case "length", "model_length":
+		return "length", false
+	case "tool_calls":
+		return "tool_calls", false
+	case "content_filter":
+		return "content_filter", false
+	case "error":
+		return "content_filter", true
+	}
+	return "stop", false
+}
+
+// openaiUsage reads usage in OpenAI's form.
+func (a *Answer) openaiUsage(u raw) {
+	for name, v := range u.members() {
+		n, ok := v.whole()
+		switch string(name) {
+		case "prompt_tokens":
+			if ok {
+				a.usage.input, a.usage.known = n, true
+			}
+		case "completion_tokens":
+			if ok {
+				a.usage.output, a.usage.known = n, true
+			}
+		case "num_cached_tokens":
+			if ok {
+				a.usage.cached = n
+			}
+		case "prompt_tokens_details", "prompt_token_details":
+			if n, ok := v.get("cached_tokens").whole(); ok {
+				a.usage.cached = n
+			}
+		case "completion_tokens_details":
+			if n, ok := v.get("reasoning_tokens").whole(); ok {
+				a.usage.reasoning = n
+			}
+		case "service_tier":
+			a.setTier(v)
+		}
+	}
+}
+
+// mistralEvent reads a whole answer or a piece of one: they differ in the name
+// of what they hold, message or delta.
+func (a *Answer) mistralEvent(v raw) {
+	var choices raw
+	for name, x := range v.members() {
+		switch string(name) {
+		case "id":
+			a.setID(x)
+		case "model":
+			a.setModel(x)
+		case "created":
+			if a.created == nil && x.isNumber() {
+				a.created = bytes.Clone(x)
+			}
+		case "usage":
+			a.openaiUsage(x)
+		case "choices":
+			choices = x
+		}
+	}
+	for i, c := range choices.elements() {
+		a.mistralChoice(i, c)
+	}
+}
+
+func (a *Answer) mistralChoice(i int, c raw) {
+	index := int64(i)
+	var said, reason, odds raw
+	for name, x := range c.members() {
+		switch string(name) {
+		case "index":
+			if n, ok := x.whole(); ok && n >= 0 && n < 1024 {
+				index = n
+			}
+		case "delta", "message":
+			said = x
+		case "finish_reason":
+			reason = x
+		case "logprobs":
+			odds = mistralOdds(x)
+		}
+	}
+	r := a.reply(index)
+	a.begin(r)
+	if odds != nil {
+		if a.form == streamForm {
+			a.odds = odds
+		} else {
+			r.odds = append(r.odds, odds)
+		}
+	}
+	for name, x := range said.members() {
+		switch string(name) {
+		case "content":
+			a.mistralContent(r, x)
+		case "reasoning_content": // of servers that speak Mistral's API in OpenAI's neighbourhood
+			a.think(r, x)
+		case "tool_calls":
+			for _, c := range x.elements() {
+				a.mistralCall(r, c)
+			}
+		}
+	}
+	if a.odds != nil {
+		a.open(r)
+		a.shut("")
+	}
+	if !reason.given() {
+		return
+	}
+	finish, broken := mistralReason(reason)
+	if broken {
+		if a.form == streamForm {
+			a.fail(failure{message: "Mistral did not finish its answer.", kind: "server_error", code: "error"})
+			return
+		}
+		a.refuse(r, "Mistral did not finish its answer.")
+	}
+	a.finish(r, finish)
+}
+
+func (a *Answer) mistralContent(r *reply, v raw) {
+	a.text(r, v)
+	for _, c := range v.elements() {
+		switch kind := c.get("type").string(); kind {
+		case "text", "":
+			a.text(r, c.get("text"))
+		case "thinking":
+			thinking := c.get("thinking")
+			a.think(r, thinking) // a string, of some servers
+			for _, x := range thinking.elements() {
+				a.think(r, x.get("text"))
+			}
+			a.sign(r, c.get("signature"))
+		default:
+			a.lose(kind)
+		}
+	}
+}
+
+// mistralCall reads a tool call, which comes whole or in pieces that have the
+// id of the first or none.
+func (a *Answer) mistralCall(r *reply, c raw) {
+	id := c.get("id")
+	f := c.get("function")
+	n := len(r.calls) - 1
+	isNew := n < 0
+	if len(id) > 2 && id.kind() == '"' && string(id) != `"null"` {
+		isNew = true
+		for i := range r.calls {
+			if bytes.Equal(r.calls[i].id, id) {
+				n, isNew = i, false
+			}
+		}
+	} else {
+		id = nil
+		// Without an id, a name begins a call.
+		if name := f.get("name"); len(name) > 2 {
+			isNew = true
+		}
+	}
+	if isNew {
+		n = a.call(r, a.toolID(id), f.get("name"), nil)
+	}
+	args := f.get("arguments")
+	if args.kind() == '{' { // their SDK takes objects as well
+		args = quote(nil, args.compact())
+	}
+	a.arguments(r, n, args)
+}
+
+func mistralOdds(v raw) raw {
+	list := v.get("content")
+	if list.kind() != '[' {
+		return nil
+	}
+	var w writer
+	w.open('[')
+	for _, x := range list.elements() {
+		w.open('{')
+		mistralToken(&w, x)
+		w.key("top_logprobs")
+		w.open('[')
+		for _, t := range x.get("top_logprobs").elements() {
+			w.open('{')
+			mistralToken(&w, t)
+			w.close('}')
+		}
+		w.b = append(w.b, "]}"...)
+	}
+	if len(w.b) == 1 {
+		return nil
+	}
+	w.close(']')
+	return w.b
+}
+
+func mistralToken(w *writer, x raw) {
+	token, p, b := x.get("token"), x.get("logprob"), x.get("bytes")
+	if token.kind() != '"' {
+		token = raw(`""`)
+	}
+	if !p.isNumber() {
+		p = raw("0")
+	}
+	if b.kind() != '[' {
+		b = raw("null")
+	}
+	w.keyRaw("token", token)
+	w.keyRaw("logprob", p)
+	w.keyRaw("bytes", b)
+}
