@@ -24,6 +24,11 @@ const (
 	maxSendRecords = 512
 	maxSendBytes   = 1 << 20
 
+	// sendInterval is from one shipment that was not full to the next: each is a
+	// transaction of the database, which costs about the same for one record as for
+	// hundreds. What comes first after a quiet time goes at once.
+	sendInterval = 100 * time.Millisecond
+
 	minSendPause = 100 * time.Millisecond
 	maxSendPause = 15 * time.Second
 )
@@ -68,6 +73,7 @@ func (w *Writer) Ship(ctx context.Context, s Shipper) error {
 				continue
 			}
 		}
+		full := len(recs) >= maxSendRecords/2
 		upTo, err := s.Send(ctx, w.id, recs)
 		if last := recs[len(recs)-1].Seq; upTo > last {
 			// Whoever says so has not committed what we sent.
@@ -81,6 +87,9 @@ func (w *Writer) Ship(ctx context.Context, s Shipper) error {
 			w.acknowledge(upTo)
 			pause = minSendPause
 			if err == nil {
+				if !full && len(recs) == 0 {
+					rest(ctx, sendInterval)
+				}
 				continue
 			}
 		}
@@ -94,14 +103,19 @@ func (w *Writer) Ship(ctx context.Context, s Shipper) error {
 		wait := w.jitter(pause)
 		w.c.Log.WarnContext(ctx, "the control plane does not take audit records", "err", err, "lag", w.lag(), "pause", wait)
 		pause = min(2*pause, maxSendPause)
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-		}
+		rest(ctx, wait)
 	}
 	return nil
+}
+
+// rest waits for d, or until ctx is done.
+func rest(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // WaitShipped waits until the control plane has all that is durable now. Ship

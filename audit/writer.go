@@ -53,6 +53,18 @@ const (
 	// bytes here, and again in the head of every segment that begins meanwhile.
 	maxUnsettled = 1 << 17
 
+	// lingerTime is how long entries that nobody waits for stay in memory, in case
+	// one comes for which somebody does: then one fsync serves both, and no decision
+	// has to wait for the fsync of a settlement. It is also how much more a crash
+	// turns into outcome "unknown". lingerBytes of them are written at once.
+	lingerTime  = 20 * time.Millisecond
+	lingerBytes = 256 << 10
+
+	// gatherTime is how long a batch is kept open after one that several waited for:
+	// an fsync takes the processor about 0.1 ms whatever it writes. Whoever is alone
+	// never waits for company.
+	gatherTime = 500 * time.Microsecond
+
 	freeInterval = time.Second // between two questions how full the disk is
 
 	// Pauses between attempts to begin a new segment on a disk that failed.
@@ -114,6 +126,8 @@ type Writer struct {
 type batch struct {
 	items []item
 	bytes int64
+	waits int           // how many of the items somebody waits for
+	long  bool          // it is written whether somebody waits or not
 	done  chan struct{} // closed when first and err are set
 	first uint64        // sequence number of items[0]
 	err   error
@@ -310,6 +324,10 @@ func (w *Writer) add(it item) (*batch, int, error) {
 	}
 	b.items = append(b.items, it)
 	b.bytes += size
+	if it.waited {
+		b.waits++
+	}
+	b.long = b.bytes >= lingerBytes
 	w.queued += size
 	select {
 	case w.wake <- struct{}{}:
@@ -392,24 +410,40 @@ func (w *Writer) Run(ctx context.Context) error {
 
 	var retry *time.Timer // set while the disk is failing
 	pause := minRetry
+	var linger *time.Timer // set while there is only what nobody waits for
 	for {
-		b, failed := w.take()
+		b, failed := w.take(false)
 		if b != nil {
+			linger = nil
 			if w.commit(b) {
 				pause = minRetry
 			}
+			if b.waits > 1 {
+				time.Sleep(gatherTime)
+			}
 			continue
 		}
-		var again <-chan time.Time
-		if failed {
+		var again, lingered <-chan time.Time
+		switch {
+		case failed:
 			if retry == nil {
 				retry = time.NewTimer(pause)
 				pause = min(2*pause, maxRetry)
 			}
 			again = retry.C
+		case w.waiting():
+			if linger == nil {
+				linger = time.NewTimer(lingerTime)
+			}
+			lingered = linger.C
 		}
 		select {
 		case <-w.wake:
+		case <-lingered:
+			linger = nil
+			if b, _ := w.take(true); b != nil && w.commit(b) {
+				pause = minRetry
+			}
 		case <-again:
 			retry = nil
 			w.reopen()
@@ -434,7 +468,7 @@ func (w *Writer) stop() {
 // flush writes what waits. If the disk was failing, it is tried once more.
 func (w *Writer) flush() {
 	for tried := false; ; {
-		b, failed := w.take()
+		b, failed := w.take(true)
 		switch {
 		case b != nil:
 			w.commit(b)
@@ -507,12 +541,16 @@ func (w *Writer) releaseLocked() {
 	}
 }
 
-// take returns the next batch, or none if there is none that could be written.
-func (w *Writer) take() (b *batch, failed bool) {
+// take returns the next batch, or none if there is none that could be written, or
+// none that is not better written later, unless it must be any.
+func (w *Writer) take(any bool) (b *batch, failed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.failed != nil || len(w.queue) == 0 {
 		return nil, w.failed != nil
+	}
+	if b := w.queue[0]; !any && b.waits == 0 && !b.long {
+		return nil, false
 	}
 	b = w.queue[0]
 	w.queue = w.queue[1:]

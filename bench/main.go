@@ -191,6 +191,7 @@ func since(p *path, before map[string]time.Duration, n int) map[string]float64 {
 func cpuOf(m measured) float64     { return m.cpu["envoy"] + m.cpu["ext_proc"] }
 func envoyOf(m measured) float64   { return m.cpu["envoy"] }
 func extprocOf(m measured) float64 { return m.cpu["ext_proc"] }
+func controlOf(m measured) float64 { return m.cpu["control"] }
 
 func median(ms []measured, of func(measured) float64) float64 {
 	v := make([]float64, 0, len(ms))
@@ -205,11 +206,11 @@ func table(out io.Writer, name string, paths []*path, got map[string][]measured)
 	rate := func(m measured) float64 { return m.rate() }
 	p50 := func(m measured) float64 { return float64(m.p50.Microseconds()) / 1000 }
 	p99 := func(m measured) float64 { return float64(m.p99.Microseconds()) / 1000 }
-	fmt.Fprintf(out, "\n### %s\n\n| path | requests/s | of Envoy alone | of no-op | p50 ms | p99 ms | CPU µs/request (Envoy + ext_proc) |\n|---|---|---|---|---|---|---|\n", name)
+	fmt.Fprintf(out, "\n### %s\n\n| path | requests/s | of Envoy alone | of no-op | p50 ms | p99 ms | CPU µs/request (Envoy + ext_proc + control plane with Postgres) |\n|---|---|---|---|---|---|---|\n", name)
 	base, floor := median(got["plain"], rate), median(got["noop"], rate)
 	for _, p := range paths {
 		m := got[p.name]
-		fmt.Fprintf(out, "| %s | %.0f | %.2f | %.2f | %.2f | %.2f | %.0f + %.0f |\n", p.name, median(m, rate), median(m, rate)/base, median(m, rate)/floor, median(m, p50), median(m, p99), median(m, envoyOf), median(m, extprocOf))
+		fmt.Fprintf(out, "| %s | %.0f | %.2f | %.2f | %.2f | %.2f | %.0f + %.0f + %.0f |\n", p.name, median(m, rate), median(m, rate)/base, median(m, rate)/floor, median(m, p50), median(m, p99), median(m, envoyOf), median(m, extprocOf), median(m, controlOf))
 	}
 }
 

@@ -320,7 +320,7 @@ func post(ctx context.Context, url, auth, body string, out any) error {
 }
 
 // family finds the descendants of the supervisor by role: "envoy", "ext_proc"
-// (`aid extproc`) and "control" (`aid control`).
+// (`aid extproc`) and "control" (`aid control` and its Postgres).
 func family(root int) map[string][]int {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	parent := map[int]int{}
@@ -345,6 +345,8 @@ func family(root int) map[string][]int {
 				m["ext_proc"] = append(m["ext_proc"], pid)
 			case len(argv) > 1 && argv[1] == "control":
 				m["control"] = append(m["control"], pid)
+			case strings.HasPrefix(filepath.Base(argv[0]), "postgres"):
+				m["control"] = append(m["control"], pid) // its other half
 			}
 		}
 	}

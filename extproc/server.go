@@ -123,6 +123,7 @@ type Server struct {
 	metrics  *metrics
 	tracer   trace.Tracer // nil: no spans
 	live     *live
+	crew     *crew
 	deciding chan struct{} // holds a token for each exchange that decides
 
 	mu       sync.Mutex
@@ -161,6 +162,7 @@ func New(c Config) (*Server, error) {
 	s := &Server{
 		c:        c,
 		live:     newLive(),
+		crew:     newCrew(),
 		deciding: make(chan struct{}, c.MaxDeciding),
 		canaries: make(map[string]*canary),
 	}
@@ -186,7 +188,7 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 		return status.Error(codes.ResourceExhausted, "ext_proc: too many live exchanges")
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- x.run(stream) }()
+	s.crew.do(func() { ended <- x.run(stream) })
 	select {
 	case err := <-ended:
 		return err
