@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,11 +27,12 @@ type entry struct {
 	AgentID   string
 	Raw       []byte
 
-	Effect  string
-	Status  int
-	Outcome string
-	Model   string
-	Usage   struct {
+	Effect   string
+	Status   int
+	Outcome  string
+	ClientIP string `json:"client_ip"`
+	Model    string
+	Usage    struct {
 		InputTokens  int64 `json:"input_tokens"`
 		OutputTokens int64 `json:"output_tokens"`
 		CachedTokens int64 `json:"cached_tokens"`
@@ -174,5 +176,45 @@ func inspected(t testing.TB, entries []entry, p *e2e.Provider) {
 		if id := r.Header.Get("X-Request-Id"); !allowed[id] {
 			t.Errorf("the provider saw %s %s (%q), of which the record says nothing", r.Method, r.Path, id)
 		}
+	}
+}
+
+// TestClientAddress: the record has the address that Envoy saw, whatever the
+// client says it is.
+func TestClientAddress(t *testing.T) {
+	up := e2e.Shared(t)
+	provider := e2e.Record(t, nil)
+	up.Provider(t, provider.Body("address", "address-model"), "sk-address-credential-0001")
+	_, key := up.Key(t, up.Agent(t, `{"name":"address","allowed_models":["address-model"]}`), `{"name":"k","scopes":["chat:completions"]}`)
+	ids := map[string]bool{}
+	for _, lines := range [][]string{nil, {"8.8.8.8"}, {"8.8.8.8, 9.9.9.9"}, {"8.8.8.8", "9.9.9.9"}, {"10.0.0.1, "}} {
+		req, err := http.NewRequest(http.MethodPost, up.Gateway+"/v1/chat/completions", strings.NewReader(`{"model":"address-model","messages":[{"role":"user","content":"hi"}]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + key}, "X-Forwarded-For": lines, "X-Real-Ip": {"8.8.8.8"}, "Forwarded": {"for=8.8.8.8"}}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			t.Fatalf("with x-forwarded-for %q: %s", lines, resp.Status)
+		}
+		ids[resp.Header.Get("X-Request-Id")] = true
+	}
+	for _, e := range settled(t, up) {
+		if e.Kind == "request.decided" && ids[e.RequestID] {
+			delete(ids, e.RequestID)
+			if e.ClientIP != "127.0.0.1" {
+				t.Errorf("the record says %q", e.ClientIP)
+			}
+		}
+	}
+	if len(ids) > 0 {
+		t.Errorf("%d requests are not in the record", len(ids))
+	}
+	if all := string(provider.Bytes()); strings.Contains(all, "8.8.8.8") || strings.Contains(all, "127.0.0.1, ") {
+		t.Error("the provider is told of the client's addresses")
 	}
 }

@@ -453,7 +453,7 @@ func (w *world) post(path, body string) message {
 		headers: [][2]string{
 			{":method", "POST"}, {":path", path}, {":authority", "gateway.test"}, {":scheme", "http"},
 			{"authorization", "Bearer " + w.key}, {"content-type", "application/json"}, {"content-length", strconv.Itoa(len(body))},
-			{"x-request-id", "req-1"}, {"x-forwarded-for", "203.0.113.9"},
+			{"x-request-id", "req-1"}, {"x-forwarded-for", "198.51.100.1"}, {"x-aid-peer", "203.0.113.9"},
 		},
 		body: []byte(body), hasBody: true,
 	}

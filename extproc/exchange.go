@@ -147,7 +147,7 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 	if err := x.modes(req.GetProtocolConfig()); err != nil {
 		return nil, err
 	}
-	x.req = readRequest(m, attributeOf(req, "source.address"))
+	x.req = readRequest(m)
 	x.format = provider.FormatOf(x.req.path)
 	if err := x.startSpan(ctx); err != nil {
 		return nil, err

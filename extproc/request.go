@@ -95,7 +95,7 @@ func hidden(name string) bool {
 // a repetition too: Envoy joins the lines of some headers before we see them.
 func single(name string) (single, comma bool) {
 	switch name {
-	case ":method", ":path", ":authority", ":scheme", "host", "content-length", "transfer-encoding", "x-request-id", "x-aid-canary":
+	case ":method", ":path", ":authority", ":scheme", "host", "content-length", "transfer-encoding", "x-request-id", "x-aid-canary", peerHeader:
 		return true, true
 	case "content-type":
 		return true, true
@@ -105,14 +105,17 @@ func single(name string) (single, comma bool) {
 	return carrier(name), carrier(name)
 }
 
+// peerHeader is where the listener puts the address of whom a request comes from,
+// in place of whatever a client put there (see xds).
+const peerHeader = "x-aid-peer"
+
 // readRequest reads the headers message. It never fails: what is wrong is noted,
 // so that a caller who can be identified gets a recorded refusal.
-func readRequest(m *extprocv3.HttpHeaders, attrs string) request {
-	r := request{contentLength: -1, endOfStream: m.GetEndOfStream(), clientIP: attrs}
+func readRequest(m *extprocv3.HttpHeaders) request {
+	r := request{contentLength: -1, endOfStream: m.GetEndOfStream()}
 	headers := m.GetHeaders().GetHeaders()
 	r.remove = make([]string, 0, 8)
-	seen := make([]string, 0, 17) // the single headers so far; there are 17 of them
-	forwardedFor := ""
+	seen := make([]string, 0, 18) // the single headers so far; there are 18 of them
 	for _, h := range headers {
 		name := lower(h.GetKey())
 		raw := h.GetRawValue()
@@ -173,23 +176,16 @@ func readRequest(m *extprocv3.HttpHeaders, attrs string) request {
 			r.userAgent = string(raw)
 		case "x-request-id":
 			r.id = string(raw)
-		case "x-forwarded-for":
-			forwardedFor = string(raw)
+		case peerHeader:
+			r.clientIP = string(raw)
 		case "traceparent":
 			r.traceparent = string(raw)
 		case CanaryHeader:
 			r.canary = string(raw)
 		}
 	}
-	if r.clientIP == "" {
-		// The last element is the peer's address, which Envoy appends itself
-		// (use_remote_address); the ones before it are the client's words.
-		r.clientIP = strings.TrimSpace(forwardedFor[strings.LastIndexByte(forwardedFor, ',')+1:])
-	}
 	if a, err := netip.ParseAddr(r.clientIP); err == nil {
 		r.clientIP = a.Unmap().String()
-	} else if ap, err := netip.ParseAddrPort(r.clientIP); err == nil {
-		r.clientIP = ap.Addr().Unmap().String()
 	} else {
 		r.clientIP = ""
 	}

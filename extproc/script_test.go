@@ -200,7 +200,7 @@ func parseMessage(t *testing.T, w *world, text string, request bool) message {
 	if request {
 		method, path, _ := strings.Cut(lines[0], " ")
 		m.headers = [][2]string{{":method", method}, {":path", path}, {":authority", "gateway.test"}, {":scheme", "http"},
-			{"x-request-id", "req-1"}, {"x-forwarded-for", "203.0.113.9"}}
+			{"x-request-id", "req-1"}, {"x-forwarded-for", "198.51.100.1"}, {"x-aid-peer", "203.0.113.9"}}
 	} else {
 		m.headers = [][2]string{{":status", lines[0]}}
 	}

@@ -46,6 +46,11 @@ const (
 // RouteHeader is the only way to a provider: extproc sets it to a cluster's name.
 const RouteHeader = "x-aid-route"
 
+// PeerHeader tells extproc the address that a request came from. An attribute would
+// tell it too, at a tenth of the throughput (measured, 1.40); x-forwarded-for does
+// not where the peer is on this machine: Envoy then names the machine's address.
+const PeerHeader = "x-aid-peer"
+
 // slack is how much larger than the largest body Envoy's buffers are, so that
 // extproc is the one who refuses what is a little too large.
 const slack = 1 << 20

@@ -100,7 +100,7 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 	l.want(h.GetRequestHeadersTimeout().AsDuration() > 0 && h.GetRequestTimeout().AsDuration() > 0, "L08", "requests may arrive for ever")
 	l.want(h.GetStreamIdleTimeout().AsDuration() >= seconds(60).AsDuration(), "L08", "stream_idle_timeout is not set, or too short for a model that thinks")
 	l.want(c.GetIdleTimeout().AsDuration() > 0, "L08", "idle connections stay for ever")
-	removed := false
+	removed, peer := false, false
 	for _, e := range h.GetEarlyHeaderMutationExtensions() {
 		var m earlyv3.HeaderMutation
 		if e.GetTypedConfig().UnmarshalTo(&m) != nil {
@@ -108,9 +108,14 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 		}
 		for _, mut := range m.GetMutations() {
 			removed = removed || mut.GetRemove() == RouteHeader
-			l.want(mut.GetAppend() == nil, "L05", "a header is added before extproc")
+			if a := mut.GetAppend(); a != nil {
+				ours := a.GetHeader().GetKey() == PeerHeader && a.GetHeader().GetValue() == peerFormat && a.GetAppendAction() == corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+				l.want(ours, "L05", "a header is added before extproc")
+				peer = peer || ours
+			}
 		}
 	}
+	l.want(peer, "L05", "clients may say where they come from: "+PeerHeader+" is not overwritten")
 	l.want(removed, "L05", "clients may send "+RouteHeader)
 }
 

@@ -11,6 +11,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
@@ -34,6 +35,25 @@ type parts struct {
 	last     *routev3.Route
 	cluster  *clusterv3.Cluster // one with TLS
 	tls      *tlsv3.UpstreamTlsContext
+}
+
+// early changes the one header that the listener sets before extproc.
+func (p *parts) early(change func(*corev3.HeaderValueOption)) {
+	e := p.hcm.EarlyHeaderMutationExtensions[0]
+	var m earlyv3.HeaderMutation
+	if err := e.GetTypedConfig().UnmarshalTo(&m); err != nil {
+		panic(err)
+	}
+	for _, mut := range m.Mutations {
+		if a := mut.GetAppend(); a != nil {
+			change(a)
+		}
+	}
+	packed, err := anypb.New(&m)
+	if err != nil {
+		panic(err)
+	}
+	e.TypedConfig = packed
 }
 
 func unpack(t testing.TB, a *anypb.Any, m proto.Message) {
@@ -163,6 +183,11 @@ func TestLint(t *testing.T) {
 		{"L04", "routing may change", func(p *parts) { p.extproc.MutationRules.AllowAllRouting = yes }},
 
 		{"L05", "clients may send the verdict", func(p *parts) { p.hcm.EarlyHeaderMutationExtensions = nil }},
+		{"L05", "the peer's address appended to the client's", func(p *parts) { p.early(func(a *corev3.HeaderValueOption) { a.AppendAction = 0 }) }},
+		{"L05", "another peer's address", func(p *parts) {
+			p.early(func(a *corev3.HeaderValueOption) { a.Header.Value = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%" })
+		}},
+		{"L05", "the verdict set early", func(p *parts) { p.early(func(a *corev3.HeaderValueOption) { a.Header.Key = xds.RouteHeader }) }},
 		{"L05", "route without the verdict", func(p *parts) { p.provider.Match.Headers = nil }},
 		{"L05", "route with any verdict", func(p *parts) {
 			p.provider.Match.Headers[0].HeaderMatchSpecifier = &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}

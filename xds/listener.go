@@ -32,6 +32,9 @@ const messageTimeout = 10 // seconds
 // it is not asked about the answer's headers.
 const VerdictNamespace = "aid"
 
+// peerFormat is of the connection itself, whatever a client says of others.
+const peerFormat = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
+
 // usageNamespace is where Envoy publishes the usage that it read.
 const usageNamespace = "envoy.ai.token_usage"
 
@@ -109,8 +112,9 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 	}
 }
 
-// early removes what only we may say, before anything reads it. The rest of x-aid-*
-// is extproc's to remove: it reads some of it first.
+// early removes what only we may say, before anything reads it, and says whom the
+// request is from. The rest of x-aid-* is extproc's to remove: it reads some of it
+// first.
 func early() *corev3.TypedExtensionConfig {
 	remove := func(m *matcherv3.StringMatcher) *mutationv3.HeaderMutation {
 		return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_RemoveOnMatch_{
@@ -125,6 +129,10 @@ func early() *corev3.TypedExtensionConfig {
 		TypedConfig: pack(&earlyv3.HeaderMutation{Mutations: []*mutationv3.HeaderMutation{
 			{Action: &mutationv3.HeaderMutation_Remove{Remove: RouteHeader}},
 			remove(prefix("x-agent-")), remove(prefix("x-envoy-")),
+			{Action: &mutationv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
+				Header:       &corev3.HeaderValue{Key: PeerHeader, Value: peerFormat},
+				AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+			}}},
 		}}),
 	}
 }
@@ -167,7 +175,6 @@ func (in Input) extproc() *extprocv3.ExternalProcessor {
 		MessageTimeout:     seconds(messageTimeout),
 		AllowModeOverride:  false,
 		MutationRules:      &mutationv3.HeaderMutationRules{DisallowIsError: yes(), AllowEnvoy: wrapperspb.Bool(false), AllowAllRouting: wrapperspb.Bool(false)},
-		RequestAttributes:  []string{"source.address"},
 		ResponseAttributes: []string{"response.code_details"},
 	}
 	if in.Usage == "envoy" {
