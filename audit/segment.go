@@ -125,13 +125,15 @@ func (d *damage) Error() string {
 // frames reads frames from a file, one after the other.
 type frames struct {
 	path   string
+	file   io.ReaderAt
 	r      *bufio.Reader
 	offset int64 // of the next frame
+	end    int64
 	buf    []byte
 }
 
 func newFrames(path string, r io.ReaderAt, from, to int64) *frames {
-	return &frames{path: path, r: bufio.NewReaderSize(io.NewSectionReader(r, from, to-from), 256<<10), offset: from}
+	return &frames{path: path, file: r, end: to, r: bufio.NewReaderSize(io.NewSectionReader(r, from, to-from), 256<<10), offset: from}
 }
 
 func (r *frames) damage(format string, args ...any) error {
@@ -142,6 +144,9 @@ func (r *frames) damage(format string, args ...any) error {
 // is io.EOF at the end, a *damage if what is there is no frame, and else that the
 // file cannot be read.
 func (r *frames) next() (frame, error) {
+	if r.unused() {
+		return frame{}, io.EOF
+	}
 	var head [frameSum]byte
 	switch n, err := io.ReadFull(r.r, head[:]); {
 	case err == io.EOF:
@@ -171,6 +176,35 @@ func (r *frames) next() (frame, error) {
 	}
 	r.offset += frameSum + int64(size)
 	return f, nil
+}
+
+// unused says whether all that follows is zeros: room that was reserved and has not
+// been written to. A frame does not begin so.
+func (r *frames) unused() bool {
+	if b, err := r.r.Peek(1); err != nil || b[0] != 0 {
+		return false
+	}
+	if b, err := r.r.Peek(frameSum); err != nil || !zero(b) {
+		return false // its length is below 2^24, so each frame begins with one zero
+	}
+	b := make([]byte, 64<<10)
+	for offset := r.offset; offset < r.end; {
+		n, err := r.file.ReadAt(b[:min(int64(len(b)), r.end-offset)], offset)
+		if err != nil || !zero(b[:n]) {
+			return false
+		}
+		offset += int64(n)
+	}
+	return true
+}
+
+func zero(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // segment is what a Writer knows of one of its files. Fields are as of its last

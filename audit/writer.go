@@ -514,6 +514,7 @@ func (w *Writer) Close() error {
 		// that was cut short.
 		err = w.begin()
 	}
+	w.leave()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.failed != nil {
@@ -521,10 +522,6 @@ func (w *Writer) Close() error {
 	}
 	if n := len(w.queue); n > 0 {
 		err = errors.Join(err, fmt.Errorf("%d batches of settlements are lost: the next start settles their exchanges as %q", n, OutcomeUnknown))
-	}
-	if w.file != nil {
-		err = errors.Join(err, w.file.Close())
-		w.file = nil
 	}
 	w.releaseLocked()
 	if err != nil {
@@ -690,13 +687,14 @@ func (w *Writer) begin() error {
 	h := head{writer: w.id, first: w.next, durable: w.durable, open: w.book.frames()}
 	b := appendHead(nil, h)
 	name := segmentName(h.first)
-	f, err := w.disk.place(name, func(f *os.File) error { return w.disk.write(f, b) })
+	f, err := w.disk.place(name, func(f *os.File) error {
+		w.disk.reserve(f, w.c.SegmentBytes)
+		return w.disk.write(f, b)
+	})
 	if err != nil {
 		return err
 	}
-	if w.file != nil {
-		_ = w.file.Close() // all of it is durable, or it is known not to be
-	}
+	w.leave()
 	w.file = f
 	size := int64(len(b))
 	seg := &segment{path: w.disk.path(name), first: h.first, last: h.first - 1, start: size, end: size, size: size}
@@ -712,6 +710,18 @@ func (w *Writer) begin() error {
 	w.segs = append(w.segs, seg)
 	w.tellLocked()
 	return nil
+}
+
+// leave closes the last segment and gives back what it does not use of its room.
+// All of it is durable, or is known not to be; where it ends, the head of the next
+// one says, so it does not matter whether this succeeds.
+func (w *Writer) leave() {
+	if w.file == nil {
+		return
+	}
+	_ = w.file.Truncate(w.last().end)
+	_ = w.file.Close()
+	w.file = nil
 }
 
 // last is the segment that is written.

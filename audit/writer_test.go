@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -329,7 +331,7 @@ func TestDamage(t *testing.T) {
 	})
 	t.Run("a torn end", func(t *testing.T) {
 		// As a crash leaves it: nothing was closed.
-		live, dir := t.TempDir(), t.TempDir()
+		live := t.TempDir()
 		w, _ := open(t, live, nil)
 		for i := range 20 {
 			if _, err := w.Append(context.Background(), "org_1", decided(fmt.Sprintf("r%d", i), "deny")); err != nil {
@@ -340,18 +342,42 @@ func TestDamage(t *testing.T) {
 		if err != nil || len(segs) != 1 {
 			t.Fatalf("segments: %v %v", segs, err)
 		}
-		b, err := os.ReadFile(segs[0])
+		room, err := os.ReadFile(segs[0])
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, filepath.Base(segs[0])), b[:len(b)-5], 0o600); err != nil {
-			t.Fatal(err)
-		}
-		w, _ = open(t, dir, nil)
-		if recs := drain(t, w); len(recs) != 19 {
-			t.Errorf("%d records", len(recs))
-		} else {
-			check(t, recs)
+		written := len(bytes.TrimRight(room, "\x00"))
+		for _, c := range []struct {
+			name string
+			end  []byte
+			want int // records; -1: it is damage
+		}{
+			{"nothing is torn", room, 20},
+			{"and there is no room", room[:written], 20},
+			{"the last record is cut", room[:written-5], 19},
+			{"the last record is half there", slices.Concat(room[:written-5], make([]byte, 5), room[written:]), 19},
+			{"the last record is nearly gone", slices.Concat(room[:written-100], make([]byte, 100), room[written:]), 19},
+			{"zeros in the middle", slices.Concat(room[:written/2], make([]byte, 2000), room[written/2+2000:]), -1},
+			{"something behind the room", slices.Concat(room, []byte("x")), 20},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				dir := t.TempDir()
+				if err := os.WriteFile(filepath.Join(dir, filepath.Base(segs[0])), c.end, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if c.want == -1 {
+					if _, err := OpenWriter(WriterConfig{Dir: dir}); err == nil || !strings.Contains(err.Error(), filepath.Base(segs[0])) {
+						t.Errorf("opened: %v", err)
+					}
+					return
+				}
+				w, _ := open(t, dir, nil)
+				recs := drain(t, w)
+				if len(recs) != c.want {
+					t.Errorf("%d records, want %d", len(recs), c.want)
+				}
+				check(t, recs)
+			})
 		}
 	})
 }
