@@ -488,6 +488,9 @@ func (x *exchange) decide(ctx context.Context) *provider.Error {
 		x.provider = p
 	}
 	x.decision = x.org.Policies.Decide(ctx, x.input())
+	if x.decision.Err != nil {
+		x.s.c.Log.WarnContext(ctx, "no decision, refusing", "exchange", x.req.id, "agent", x.caller.Agent.ID, "policies", x.decision.PolicyVersion, "err", x.decision.Err)
+	}
 	if x.decision.Effect != policy.Allow {
 		return denied(x.decision, x.call.Model)
 	}

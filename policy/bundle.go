@@ -10,16 +10,10 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-	"time"
 )
 
 // MaxPolicies is how many policies an org may have.
 const MaxPolicies = 2000
-
-// deadline is how long a decision may take: a hundred thousand times what one takes. It
-// is for a policy that does not end, and must not be reached by a machine that is busy:
-// the time in which others run counts too.
-const deadline = 5 * time.Second
 
 // Bundle is an org's policies, compiled. It never changes and is safe for
 // concurrent use. The zero value denies.
@@ -121,7 +115,7 @@ func (b *Bundle) Decide(ctx context.Context, in Input) Decision {
 // failed is the decision where there is none.
 func failed(err error, version string) Decision {
 	r := Reason{Code: "policy_error", Message: "The policies could not be evaluated, so the request is refused."}
-	if errors.Is(err, errTimeout) {
+	if errors.Is(err, errTimeout) || errors.Is(err, errSteps) {
 		r = Reason{Code: "policy_timeout", Message: "The policies could not be evaluated in time, so the request is refused."}
 	}
 	return Decision{Reasons: []Reason{r}, PolicyVersion: version, Err: err}

@@ -22,8 +22,12 @@ var baselineRego string
 //go:embed decision.rego
 var decisionRego string
 
-// errTimeout says that evaluation did not end in time.
-var errTimeout = errors.New("not decided in time")
+// Why an evaluation was ended. errSteps does not depend on the machine or on what else
+// it does: the same question to the same policies takes as many steps everywhere.
+var (
+	errSteps   = fmt.Errorf("not decided in %d steps", maxSteps)
+	errTimeout = errors.New("not decided in time")
+)
 
 // builtins are OPA's functions that Rego may use here. It is a list of what is
 // allowed and not of what is not, so that what a new OPA brings is not in it: no
@@ -89,7 +93,9 @@ type engine struct {
 	writer   *writer
 	store    storage.Store // empty: OPA wants one
 	builtins map[string]*topdown.Builtin
-	deadline time.Duration
+	steps    int           // maxSteps
+	deadline time.Duration // deadline
+	now      func() time.Time
 }
 
 func newEngine(policies string) (*engine, error) {
@@ -98,7 +104,7 @@ func newEngine(policies string) (*engine, error) {
 		return nil, err
 	}
 	e := &engine{
-		compiler: c, answer: "decision", writer: writerFor(c.Modules), store: inmem.New(), deadline: deadline,
+		compiler: c, answer: "decision", writer: writerFor(c.Modules), store: inmem.New(), steps: maxSteps, deadline: deadline, now: time.Now,
 		builtins: map[string]*topdown.Builtin{"aid.glob": {Decl: globDecl(), Func: globOf}},
 	}
 	query, err := ast.ParseBodyWithOpts("data.aid.decision.decision = decision", ast.ParserOptions{RegoVersion: ast.RegoV1})
@@ -117,9 +123,7 @@ func (e *engine) eval(ctx context.Context, in *Input) (ast.Value, error) {
 	if ctx.Err() != nil {
 		return nil, errTimeout
 	}
-	cancel := topdown.NewCancel()
-	defer time.AfterFunc(e.deadline, cancel.Cancel).Stop()
-
+	end := &bound{ctx: ctx, e: e}
 	txn, err := e.store.NewTransaction(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("evaluating: %w", err)
@@ -133,7 +137,7 @@ func (e *engine) eval(ctx context.Context, in *Input) (ast.Value, error) {
 		WithBuiltins(e.builtins).
 		WithStrictBuiltinErrors(true).
 		WithMetrics(metrics.NoOp()).
-		WithCancel(cancel).
+		WithCancel(end).
 		WithInput(e.writer.document(in)).
 		Iter(ctx, func(r topdown.QueryResult) error {
 			if t := r[e.answer]; t != nil {
@@ -142,8 +146,8 @@ func (e *engine) eval(ctx context.Context, in *Input) (ast.Value, error) {
 			return nil
 		})
 	switch {
-	case cancel.Cancelled():
-		return nil, errTimeout // even if it ended just then
+	case end.err != nil:
+		return nil, end.err // even if it ended just then
 	case err != nil:
 		return nil, fmt.Errorf("evaluating: %w", err)
 	case len(answers) != 1:
