@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+
+	"github.com/open-policy-agent/opa/v1/ast"
 )
 
 // MaxPolicies is how many policies an org may have.
@@ -100,13 +102,15 @@ func (b *Bundle) Decide(ctx context.Context, in Input) Decision {
 	if b.org != "" && in.Org.ID != b.org {
 		return failed(errors.New("another org's policies"), b.version)
 	}
-	v, err := b.engine.eval(ctx, &in)
-	if err != nil {
+	var d Decision
+	if err := b.engine.eval(ctx, &in, func(v ast.Value) (err error) {
+		var ok bool
+		if d, ok = b.read(v, &in); !ok {
+			err = errors.New("not a decision")
+		}
+		return err
+	}); err != nil {
 		return failed(err, b.version)
-	}
-	d, ok := b.read(v, &in)
-	if !ok {
-		return failed(errors.New("not a decision"), b.version)
 	}
 	d.PolicyVersion = b.version
 	return d

@@ -6,12 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/metrics"
-	"github.com/open-policy-agent/opa/v1/storage"
-	"github.com/open-policy-agent/opa/v1/storage/inmem"
 	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/types"
 )
@@ -67,8 +66,14 @@ func capabilities() *ast.Capabilities {
 	return c
 }
 
+// compiled is modules compiled, and as they were parsed.
+type compiled struct {
+	*ast.Compiler
+	parsed map[string]*ast.Module
+}
+
 // compile compiles modules, by name, under our capabilities.
-func compile(modules map[string]string) (*ast.Compiler, error) {
+func compile(modules map[string]string) (*compiled, error) {
 	caps := capabilities()
 	parsed := make(map[string]*ast.Module, len(modules))
 	for name, text := range modules {
@@ -82,21 +87,24 @@ func compile(modules map[string]string) (*ast.Compiler, error) {
 	if c.Compile(parsed); c.Failed() {
 		return nil, fmt.Errorf("compiling Rego: %w", c.Errors)
 	}
-	return c, nil
+	return &compiled{c, parsed}, nil
 }
 
-// engine evaluates compiled modules. It never changes and is safe for concurrent use.
+// engine evaluates compiled modules. What it decides by never changes, and it is safe
+// for concurrent use.
 type engine struct {
 	compiler *ast.Compiler
 	query    ast.Body
-	answer   ast.Var // the query's variable that holds the decision
 	writer   *writer
-	store    storage.Store // empty: OPA wants one
 	builtins map[string]*topdown.Builtin
 	steps    int           // maxSteps
 	deadline time.Duration // deadline
 	now      func() time.Time
+	idle     sync.Pool // of *evaluation
 }
+
+// answer is the query's variable that holds the decision.
+const answer = ast.Var("decision")
 
 func newEngine(policies string) (*engine, error) {
 	c, err := compile(map[string]string{"baseline.rego": baselineRego, "decision.rego": decisionRego, "policies.rego": policies})
@@ -104,54 +112,76 @@ func newEngine(policies string) (*engine, error) {
 		return nil, err
 	}
 	e := &engine{
-		compiler: c, answer: "decision", writer: writerFor(c.Modules), store: inmem.New(), steps: maxSteps, deadline: deadline, now: time.Now,
+		compiler: c.Compiler, writer: writerFor(c.parsed), steps: maxSteps, deadline: deadline, now: time.Now,
 		builtins: map[string]*topdown.Builtin{"aid.glob": {Decl: globDecl(), Func: globOf}},
 	}
-	query, err := ast.ParseBodyWithOpts("data.aid.decision.decision = decision", ast.ParserOptions{RegoVersion: ast.RegoV1})
+	query, err := ast.ParseBodyWithOpts("data.aid.decision.decision = "+string(answer), ast.ParserOptions{RegoVersion: ast.RegoV1})
 	if err == nil {
 		e.query, err = c.QueryCompiler().Compile(query)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("compiling the query: %w", err)
 	}
+	e.idle.New = func() any { return e.evaluation() }
 	return e, nil
 }
 
-// eval returns the decision document. Undefined is an error, like any other failure
-// of an evaluation; errors of functions are, too, and not merely undefined.
-func (e *engine) eval(ctx context.Context, in *Input) (ast.Value, error) {
-	if ctx.Err() != nil {
-		return nil, errTimeout
+// evaluation is what one evaluation needs and the next can use again. It belongs to
+// one goroutine at a time.
+type evaluation struct {
+	query   *topdown.Query
+	take    func(topdown.QueryResult) error
+	bound   bound
+	results results
+	answers int
+	answer  ast.Value
+}
+
+func (e *engine) evaluation() *evaluation {
+	ev := &evaluation{bound: bound{e: e}}
+	ev.take = func(r topdown.QueryResult) error {
+		if t := r[answer]; t != nil {
+			ev.answers, ev.answer = ev.answers+1, t.Value
+		}
+		return nil
 	}
-	end := &bound{ctx: ctx, e: e}
-	txn, err := e.store.NewTransaction(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("evaluating: %w", err)
-	}
-	defer e.store.Abort(ctx, txn)
-	var answers []ast.Value
-	err = topdown.NewQuery(e.query).
+	ev.query = topdown.NewQuery(e.query).
 		WithCompiler(e.compiler).
-		WithStore(e.store).
-		WithTransaction(txn).
+		WithStore(noData{}).
+		WithBaseCache(noData{}).
+		WithVirtualCache(&ev.results).
 		WithBuiltins(e.builtins).
 		WithStrictBuiltinErrors(true).
 		WithMetrics(metrics.NoOp()).
-		WithCancel(end).
-		WithInput(e.writer.document(in)).
-		Iter(ctx, func(r topdown.QueryResult) error {
-			if t := r[e.answer]; t != nil {
-				answers = append(answers, t.Value)
-			}
-			return nil
-		})
-	switch {
-	case end.err != nil:
-		return nil, end.err // even if it ended just then
-	case err != nil:
-		return nil, fmt.Errorf("evaluating: %w", err)
-	case len(answers) != 1:
-		return nil, fmt.Errorf("evaluating: %d decisions", len(answers))
+		WithRequestMetadata(map[string]any{}).
+		WithTime(time.Unix(0, 1)). // there is no function that tells it
+		WithCancel(&ev.bound)
+	return ev
+}
+
+// eval calls read with the decision document, which is gone when read returns.
+// Undefined is an error, like any other failure of an evaluation; errors of functions
+// are, too, and not merely undefined.
+func (e *engine) eval(ctx context.Context, in *Input, read func(ast.Value) error) error {
+	if ctx.Err() != nil {
+		return errTimeout
 	}
-	return answers[0], nil
+	ev := e.idle.Get().(*evaluation)
+	ev.bound = bound{ctx: ctx, e: e}
+	err := ev.query.WithInput(e.writer.document(in)).Iter(ctx, ev.take)
+	switch {
+	case ev.bound.err != nil:
+		err = ev.bound.err // even if it ended just then
+	case err != nil:
+		err = fmt.Errorf("evaluating: %w", err)
+	case ev.answers != 1:
+		err = fmt.Errorf("evaluating: %d decisions", ev.answers)
+	default:
+		err = read(ev.answer)
+	}
+	// After a panic it is not used again: nobody knows what it holds.
+	ev.results.reset()
+	ev.answers, ev.answer = 0, nil
+	e.idle.Put(ev)
+	return err
 }

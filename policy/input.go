@@ -2,7 +2,11 @@ package policy
 
 import (
 	"encoding/json"
+	"hash/maphash"
+	"maps"
+	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -89,12 +93,16 @@ func inputFields() []field {
 // no rule reads changes no decision, and costs as much as one that is read.
 type writer struct {
 	sections []section
-	texts    int // fields and sections, to make room for
+	texts    int      // fields and sections, to make room for
+	metadata []string // the keys of agent.metadata that are read; nil: all
+	seed     maphash.Seed
+	subjects [64]atomic.Pointer[subject]
 }
 
 type section struct {
 	key    *ast.Term
 	fields []keyed
+	fixed  bool // a subject's
 }
 
 type keyed struct {
@@ -103,69 +111,203 @@ type keyed struct {
 }
 
 func writerFor(modules map[string]*ast.Module) *writer {
-	read, all := reads(modules)
-	w := &writer{}
+	read, metadata, all := reads(modules)
+	w := &writer{metadata: metadata, seed: maphash.MakeSeed()}
+	fixed := func(section string) bool {
+		switch section {
+		case "agent", "org":
+			return true
+		case "caller":
+			return !all && !read["caller.ip"] && !read["caller.user_agent"]
+		}
+		return false
+	}
 	for _, f := range inputFields() {
 		if !all && !read[f.section+"."+f.name] {
 			continue
 		}
 		n := len(w.sections)
 		if n == 0 || w.sections[n-1].key.Value.Compare(ast.String(f.section)) != 0 {
-			w.sections = append(w.sections, section{key: ast.StringTerm(f.section)})
+			w.sections = append(w.sections, section{key: ast.StringTerm(f.section), fixed: fixed(f.section)})
 			n++
+			w.texts++
+		}
+		if f.name == "metadata" && metadata != nil {
+			f.value = func(in *Input) ast.Value { return someMetadata(in.Agent.Metadata, metadata) }
 		}
 		s := &w.sections[n-1]
 		s.fields = append(s.fields, keyed{ast.StringTerm(f.name), f.value})
 		w.texts++
 	}
-	w.texts += len(w.sections)
 	return w
 }
 
-// reads finds the fields that modules read, as "agent.team". all means that some
-// rule reads a section as a whole, or a field that only evaluation can name.
-func reads(modules map[string]*ast.Module) (read map[string]bool, all bool) {
+// reads finds the fields that modules read, as "agent.team", and the keys of
+// agent.metadata, which are nil if all of it may be read. all means that some rule
+// reads a section as a whole, or a field that only evaluation can name. Modules may be
+// as they were parsed, or as they were compiled, in which more is read as a whole.
+func reads(modules map[string]*ast.Module) (read map[string]bool, metadata []string, all bool) {
 	read = map[string]bool{}
-	for _, m := range modules {
-		ast.WalkRefs(m, func(r ast.Ref) bool {
-			if !r.HasPrefix(ast.InputRootRef) {
-				return false
-			}
-			if len(r) < 3 {
-				all = true
-				return false
-			}
-			section, ok := r[1].Value.(ast.String)
-			name, ok1 := r[2].Value.(ast.String)
-			if !ok || !ok1 {
-				all = true
-				return false
-			}
-			read[string(section)+"."+string(name)] = true
-			return false
-		})
-	}
-	return read, all
-}
-
-func (w *writer) document(in *Input) *ast.Term {
-	terms := make([]ast.Term, 0, w.texts+1) // one piece of memory for all
-	term := func(v ast.Value) *ast.Term {
-		terms = append(terms, ast.Term{Value: v})
-		return &terms[len(terms)-1]
-	}
-	var room [32][2]*ast.Term
-	var all [4][2]*ast.Term
-	for i, s := range w.sections {
-		members := room[:0]
-		for _, f := range s.fields {
-			if v := f.value(in); v != nil {
-				members = append(members, [2]*ast.Term{f.key, term(v)})
+	whole := false // metadata is read
+	ref := func(r ast.Ref) {
+		if len(r) < 3 {
+			all = true
+			return
+		}
+		section, ok := r[1].Value.(ast.String)
+		name, ok1 := r[2].Value.(ast.String)
+		if !ok || !ok1 {
+			all = true
+			return
+		}
+		field := string(section) + "." + string(name)
+		read[field] = true
+		if field != "agent.metadata" {
+			return
+		}
+		if len(r) > 3 {
+			if key, ok := r[3].Value.(ast.String); ok {
+				metadata = append(metadata, string(key))
+				return
 			}
 		}
-		all[i] = [2]*ast.Term{s.key, term(ast.NewObject(members...))}
+		whole = true
 	}
-	return term(ast.NewObject(all[:len(w.sections)]...))
+	var v *ast.GenericVisitor
+	v = ast.NewGenericVisitor(func(x any) bool {
+		switch x := x.(type) {
+		case ast.Call:
+			// object.get(input.caller, "ip", …) reads a field, and not its section.
+			function, ok := x[0].Value.(ast.Ref)
+			if !ok || len(x) != 4 || !function.Equal(ast.ObjectGet.Ref()) {
+				return false
+			}
+			of, ok := x[1].Value.(ast.Ref)
+			name, ok1 := x[2].Value.(ast.String)
+			if !ok || !ok1 || len(of) != 2 {
+				return false
+			}
+			v.Walk(of.Append(ast.NewTerm(name)))
+			v.Walk(x[3])
+			return true
+		case ast.Ref:
+			if !x.HasPrefix(ast.InputRootRef) {
+				return false
+			}
+			ref(x)
+			for _, t := range x[1:] {
+				v.Walk(t)
+			}
+			return true
+		case ast.Var:
+			all = all || x.Equal(ast.InputRootDocument.Value) // all of it, as parsed
+		}
+		return false
+	})
+	for _, m := range modules {
+		v.Walk(m)
+	}
+	slices.Sort(metadata)
+	metadata = slices.Compact(metadata)
+	switch {
+	case all || whole:
+		metadata = nil
+	case metadata == nil:
+		metadata = []string{}
+	}
+	return read, metadata, all
+}
+
+// document is the input document.
+func (w *writer) document(in *Input) *ast.Term {
+	x := w.subject(in)
+	var all [4][2]*ast.Term
+	var room [32][2]*ast.Term
+	terms := make([]ast.Term, 0, w.texts) // one piece of memory for all
+	for i := range w.sections {
+		s := &w.sections[i]
+		all[i] = [2]*ast.Term{s.key, x.sections[i]}
+		if !s.fixed {
+			all[i][1] = s.write(in, room[:0], &terms)
+		}
+	}
+	return ast.ObjectTerm(all[:len(w.sections)]...)
+}
+
+// write writes the section into terms, which has room.
+func (s *section) write(in *Input, members [][2]*ast.Term, terms *[]ast.Term) *ast.Term {
+	term := func(v ast.Value) *ast.Term {
+		*terms = append(*terms, ast.Term{Value: v})
+		return &(*terms)[len(*terms)-1]
+	}
+	for _, f := range s.fields {
+		if v := f.value(in); v != nil {
+			members = append(members, [2]*ast.Term{f.key, term(v)})
+		}
+	}
+	return term(ast.NewObject(members...))
+}
+
+// subject is what of the input is the same for an agent's next request with the same
+// key: as it was given, and as it was written from that.
+type subject struct {
+	agent    AgentAttrs
+	caller   CallerAttrs
+	org      OrgAttrs
+	sections [4]*ast.Term // of those that are fixed
+}
+
+// subject is the subject of in, from the few that are remembered, or written. What is
+// remembered is used only if nothing of it has changed, so nothing need be told to forget.
+func (w *writer) subject(in *Input) *subject {
+	place := &w.subjects[maphash.String(w.seed, in.Caller.KeyID)%uint64(len(w.subjects))]
+	if x := place.Load(); x != nil && x.is(in, w) {
+		return x
+	}
+	x := &subject{agent: in.Agent, caller: in.Caller, org: in.Org}
+	x.agent.AllowedModels = slices.Clone(in.Agent.AllowedModels)
+	x.agent.Metadata = maps.Clone(in.Agent.Metadata)
+	x.caller.KeyScopes = slices.Clone(in.Caller.KeyScopes)
+	x.caller.KeyAllowedModels = slices.Clone(in.Caller.KeyAllowedModels)
+	terms := make([]ast.Term, 0, w.texts)
+	for i := range w.sections {
+		if s := &w.sections[i]; s.fixed {
+			x.sections[i] = s.write(in, nil, &terms)
+		}
+	}
+	place.Store(x)
+	return x
+}
+
+// is says whether x is in's subject, and was written from the same as in has.
+func (x *subject) is(in *Input, w *writer) bool {
+	a, b := &x.agent, &in.Agent
+	c, d := &x.caller, &in.Caller
+	return c.KeyID == d.KeyID && a.ID == b.ID && a.Name == b.Name && a.Team == b.Team && a.Environment == b.Environment && a.Tier == b.Tier && a.Status == b.Status &&
+		c.KeyStatus == d.KeyStatus && c.KeyRateLimit == d.KeyRateLimit && c.KeyExpiresAt.Equal(d.KeyExpiresAt) && x.org == in.Org &&
+		slices.Equal(a.AllowedModels, b.AllowedModels) && slices.Equal(c.KeyScopes, d.KeyScopes) && slices.Equal(c.KeyAllowedModels, d.KeyAllowedModels) &&
+		w.sameMetadata(a.Metadata, b.Metadata)
+}
+
+func (w *writer) sameMetadata(a, b map[string]any) bool {
+	if w.metadata != nil { // none or some
+		for _, k := range w.metadata {
+			if !sameScalar(a[k], b[k]) {
+				return false
+			}
+		}
+		return true
+	}
+	return maps.EqualFunc(a, b, sameScalar)
+}
+
+// sameScalar is false for what cannot be compared, and for NaN.
+func sameScalar(a, b any) bool {
+	switch a.(type) {
+	case nil, string, bool, json.Number, float64, int, int64:
+		return a == b
+	}
+	return false
 }
 
 func textOf(s string) ast.Value {
@@ -214,6 +356,17 @@ func metadataOf(m map[string]any) ast.Value {
 	members := make([][2]*ast.Term, 0, len(m))
 	for k, v := range m {
 		if v := scalarOf(v); v != nil {
+			members = append(members, [2]*ast.Term{ast.StringTerm(k), ast.NewTerm(v)})
+		}
+	}
+	return ast.NewObject(members...)
+}
+
+// someMetadata is metadataOf with those keys only.
+func someMetadata(m map[string]any, keys []string) ast.Value {
+	members := make([][2]*ast.Term, 0, len(keys))
+	for _, k := range keys {
+		if v := scalarOf(m[k]); v != nil {
 			members = append(members, [2]*ast.Term{ast.StringTerm(k), ast.NewTerm(v)})
 		}
 	}

@@ -1,0 +1,144 @@
+package policy
+
+import (
+	"context"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/storage"
+	"github.com/open-policy-agent/opa/v1/topdown"
+)
+
+// results is what rules came to in one evaluation, by the references to them: a
+// topdown.VirtualCache. OPA's own makes a map for each element of each reference. A
+// decision has some ten rules, so that looking at all of them is cheaper, and the
+// memory serves the next evaluation too. What is beyond few is kept in OPA's own.
+type results struct {
+	few    []result
+	terms  []*ast.Term // of the references in few
+	frames []int       // where in few each frame begins but the first; "with" begins one
+	many   topdown.VirtualCache
+}
+
+type result struct {
+	ref  ast.Ref
+	term *ast.Term // nil: undefined
+}
+
+const (
+	fewResults = 32
+	fewTerms   = 8 * fewResults
+)
+
+// reset forgets everything, and keeps nothing alive.
+func (r *results) reset() {
+	clear(r.few)
+	clear(r.terms)
+	r.few, r.terms, r.frames, r.many = r.few[:0], r.terms[:0], r.frames[:0], nil
+}
+
+// frame is the part of few that can be seen.
+func (r *results) frame() []result {
+	if n := len(r.frames); n > 0 {
+		return r.few[r.frames[n-1]:]
+	}
+	return r.few
+}
+
+// Get returns a result: nil and true if it is undefined, nil and false if it is not known.
+func (r *results) Get(ref ast.Ref) (*ast.Term, bool) {
+	frame := r.frame()
+	for i := range frame {
+		if sameRef(frame[i].ref, ref) {
+			return frame[i].term, frame[i].term == nil
+		}
+	}
+	if r.many != nil {
+		return r.many.Get(ref)
+	}
+	return nil, false
+}
+
+// Put keeps a result. OPA uses the memory of ref again, so it is copied.
+func (r *results) Put(ref ast.Ref, term *ast.Term) {
+	frame := r.frame()
+	for i := range frame {
+		if sameRef(frame[i].ref, ref) {
+			frame[i].term = term
+			return
+		}
+	}
+	if len(r.few) == fewResults || len(r.terms)+len(ref) > fewTerms {
+		if r.many == nil {
+			r.many = topdown.NewVirtualCache()
+			for range r.frames {
+				r.many.Push()
+			}
+		}
+		r.many.Put(ref, term)
+		return
+	}
+	if r.terms == nil {
+		r.few, r.terms = make([]result, 0, fewResults), make([]*ast.Term, 0, fewTerms)
+	}
+	from := len(r.terms)
+	r.terms = append(r.terms, ref...)
+	r.few = append(r.few, result{r.terms[from:len(r.terms):len(r.terms)], term})
+}
+
+// Push begins a frame, in which nothing is known.
+func (r *results) Push() {
+	r.frames = append(r.frames, len(r.few))
+	if r.many != nil {
+		r.many.Push()
+	}
+}
+
+// Pop ends the frame, and forgets what it holds.
+func (r *results) Pop() {
+	n := len(r.frames) - 1
+	from := r.frames[n]
+	clear(r.few[from:])
+	r.few, r.frames = r.few[:from], r.frames[:n]
+	if r.many != nil {
+		r.many.Pop()
+	}
+}
+
+// Keys are the references with a value in the frame.
+func (r *results) Keys() (refs []ast.Ref) {
+	for _, x := range r.frame() {
+		if x.term != nil {
+			refs = append(refs, x.ref)
+		}
+	}
+	if r.many != nil {
+		refs = append(refs, r.many.Keys()...)
+	}
+	return refs
+}
+
+// sameRef compares from the end, since references begin alike: data.aid.policies.…
+func sameRef(a, b ast.Ref) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := len(a) - 1; i >= 0; i-- {
+		if a[i] != b[i] && !a[i].Equal(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// noData is the store and the cache of an evaluation that has no data but what rules
+// make. What OPA does with a store beside reading is not there, and panics.
+type noData struct{ storage.Store }
+
+func (noData) Read(_ context.Context, _ storage.Transaction, at storage.Path) (any, error) {
+	if len(at) == 0 {
+		return map[string]any{}, nil
+	}
+	return nil, &storage.Error{Code: storage.NotFoundErr, Message: "no data"}
+}
+func (noData) Get(ast.Ref) ast.Value  { return nil }
+func (noData) Put(ast.Ref, ast.Value) {}
