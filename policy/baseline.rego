@@ -2,8 +2,9 @@
 #
 # ok is the whole of it, and is written so that what is missing refuses: each line
 # needs a condition that holds. refused says the same for people, and is only asked
-# for when ok does not hold. (ok has lines where it could have names of rules: a rule
-# costs 3 µs, a line 1.)
+# for when ok does not hold. (ok has lines where it could have names of rules, and says
+# "== true" where a name alone would do: a rule costs 2 µs, a line less than 1, and of
+# lines an equality the least.)
 package aid.baseline
 
 ok if {
@@ -13,8 +14,8 @@ ok if {
 	# Times are of fixed width and in UTC: their order as text is their order.
 	input.request.time < input.caller.key_expires_at
 
-	scoped
-	model_allowed
+	scoped == true
+	model_allowed == true
 }
 
 scoped if input.request.scope in input.caller.key_scopes

@@ -103,12 +103,12 @@ func (b *Bundle) Decide(ctx context.Context, in Input) Decision {
 		return failed(errors.New("another org's policies"), b.version)
 	}
 	var d Decision
-	if err := b.engine.eval(ctx, &in, func(v ast.Value) (err error) {
+	if err := b.engine.eval(ctx, &in, func(allowed bool, doc ast.Value) error {
 		var ok bool
-		if d, ok = b.read(v, &in); !ok {
-			err = errors.New("not a decision")
+		if d, ok = b.read(doc, &in); !ok || allowed != (d.Effect == Allow) {
+			return errors.New("not a decision")
 		}
-		return err
+		return nil
 	}); err != nil {
 		return failed(err, b.version)
 	}

@@ -20,18 +20,43 @@ func (b *Bundle) read(v ast.Value, in *Input) (d Decision, ok bool) {
 	if !isObject {
 		return Decision{}, false
 	}
-	switch effect, _ := member[ast.String](doc, "effect"); effect {
-	case "allow":
-		ok = b.readAllow(&d, doc, in)
-	case "deny":
-		ok = b.readDeny(&d, doc)
+	var a answered
+	for keys, n := doc.KeysIterator(), doc.Len(); n > 0; n-- {
+		k, _ := keys.Next()
+		a.set(k, doc.Get(k).Value)
+	}
+	switch a.effect {
+	case ast.String("allow"):
+		ok = b.readAllow(&d, &a, in)
+	case ast.String("deny"):
+		ok = b.readDeny(&d, &a)
 	}
 	return d, ok
 }
 
-func (b *Bundle) readAllow(d *Decision, doc ast.Object, in *Input) bool {
-	allow, ok := member[ast.Set](doc, "allow")
-	rpm, ok1 := member[ast.Number](doc, "key_rpm")
+// answered holds the members of an answer, which are nil where they are missing.
+type answered struct{ effect, allow, rpm, refused, deny, governs ast.Value }
+
+func (a *answered) set(k *ast.Term, v ast.Value) {
+	switch k.Value {
+	case ast.String("effect"):
+		a.effect = v
+	case ast.String("allow"):
+		a.allow = v
+	case ast.String("key_rpm"):
+		a.rpm = v
+	case ast.String("refused"):
+		a.refused = v
+	case ast.String("deny"):
+		a.deny = v
+	case ast.String("governs"):
+		a.governs = v
+	}
+}
+
+func (b *Bundle) readAllow(d *Decision, a *answered, in *Input) bool {
+	allow, ok := a.allow.(ast.Set)
+	rpm, ok1 := a.rpm.(ast.Number)
 	if !ok || !ok1 || in.Agent.ID == "" || in.Caller.KeyID == "" {
 		return false // nobody to count for, or nobody at all
 	}
@@ -57,10 +82,10 @@ func (b *Bundle) readAllow(d *Decision, doc ast.Object, in *Input) bool {
 	})
 }
 
-func (b *Bundle) readDeny(d *Decision, doc ast.Object) bool {
-	refused, ok := member[ast.Set](doc, "refused")
-	deny, ok1 := member[ast.Set](doc, "deny")
-	governs, ok2 := member[ast.Set](doc, "governs")
+func (b *Bundle) readDeny(d *Decision, a *answered) bool {
+	refused, ok := a.refused.(ast.Set)
+	deny, ok1 := a.deny.(ast.Set)
+	governs, ok2 := a.governs.(ast.Set)
 	if !ok || !ok1 || !ok2 {
 		return false
 	}
@@ -100,13 +125,6 @@ func (b *Bundle) readDeny(d *Decision, doc ast.Object) bool {
 		d.matters(id)
 	}
 	return read && len(d.Reasons) > 0
-}
-
-func member[T ast.Value](o ast.Object, name string) (v T, ok bool) {
-	if t := o.Get(ast.InternedTerm(name)); t != nil {
-		v, ok = t.Value.(T)
-	}
-	return v, ok
 }
 
 // each calls f for each member, in order, until it returns false.

@@ -11,11 +11,11 @@ decision := {
 	# What is counted for the key itself; 0 is nothing.
 	"key_rpm": object.get(input.caller, "key_rate_limit", 0),
 } if {
-	baseline.ok
+	baseline.ok == true
 
 	# Any deny denies.
 	count(policies.deny) == 0
-	permitted
+	permitted == true
 } else := {
 	"effect": "deny",
 	"refused": refused,

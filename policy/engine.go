@@ -83,6 +83,9 @@ func compile(modules map[string]string) (*compiled, error) {
 		}
 		parsed[name] = m
 	}
+	if err := inline(parsed["decision.rego"], "policies", parsed["policies.rego"]); err != nil {
+		return nil, fmt.Errorf("compiling Rego: %w", err)
+	}
 	c := ast.NewCompiler().WithCapabilities(caps).WithDefaultRegoVersion(ast.RegoV1)
 	if c.Compile(parsed); c.Failed() {
 		return nil, fmt.Errorf("compiling Rego: %w", c.Errors)
@@ -90,11 +93,43 @@ func compile(modules map[string]string) (*compiled, error) {
 	return &compiled{c, parsed}, nil
 }
 
+// inline replaces in module what it refers to as name.rule, where that rule of other
+// is nothing but a value, by the value: most orgs have no deny policy, or no allow
+// policy, and each "deny := set()" would cost as much as a rule that asks something.
+func inline(module *ast.Module, name ast.Var, other *ast.Module) error {
+	if module == nil || other == nil {
+		return nil
+	}
+	rules := map[string]int{}
+	for _, r := range other.Rules {
+		rules[string(r.Head.Name)]++
+	}
+	values := map[ast.String]ast.Value{}
+	always := ast.NewBody(ast.NewExpr(ast.BooleanTerm(true)))
+	for _, r := range other.Rules {
+		h := r.Head
+		if rules[string(h.Name)] == 1 && len(h.Ref()) == 1 && len(h.Args) == 0 && h.Key == nil && h.Value != nil && ast.IsConstant(h.Value.Value) &&
+			!r.Default && r.Else == nil && r.Body.Equal(always) {
+			values[ast.String(h.Name)] = h.Value.Value
+		}
+	}
+	_, err := ast.TransformRefs(module, func(r ast.Ref) (ast.Value, error) {
+		if len(r) == 2 && r[0].Value.Compare(name) == 0 {
+			if rule, ok := r[1].Value.(ast.String); ok && values[rule] != nil {
+				return values[rule], nil
+			}
+		}
+		return r, nil
+	})
+	return err
+}
+
 // engine evaluates compiled modules. What it decides by never changes, and it is safe
 // for concurrent use.
 type engine struct {
 	compiler *ast.Compiler
 	query    ast.Body
+	decision ast.Ref // the rule that decides
 	writer   *writer
 	builtins map[string]*topdown.Builtin
 	steps    int           // maxSteps
@@ -102,9 +137,6 @@ type engine struct {
 	now      func() time.Time
 	idle     sync.Pool // of *evaluation
 }
-
-// answer is the query's variable that holds the decision.
-const answer = ast.Var("decision")
 
 func newEngine(policies string) (*engine, error) {
 	c, err := compile(map[string]string{"baseline.rego": baselineRego, "decision.rego": decisionRego, "policies.rego": policies})
@@ -115,9 +147,12 @@ func newEngine(policies string) (*engine, error) {
 		compiler: c.Compiler, writer: writerFor(c.parsed), steps: maxSteps, deadline: deadline, now: time.Now,
 		builtins: map[string]*topdown.Builtin{"aid.glob": {Decl: globDecl(), Func: globOf}},
 	}
-	query, err := ast.ParseBodyWithOpts("data.aid.decision.decision = "+string(answer), ast.ParserOptions{RegoVersion: ast.RegoV1})
+	query, err := ast.ParseBodyWithOpts(`data.aid.decision.decision.effect = "allow"`, ast.ParserOptions{RegoVersion: ast.RegoV1})
 	if err == nil {
 		e.query, err = c.QueryCompiler().Compile(query)
+	}
+	if err == nil {
+		e.decision, err = ast.ParseRef("data.aid.decision.decision")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("compiling the query: %w", err)
@@ -128,23 +163,21 @@ func newEngine(policies string) (*engine, error) {
 
 // evaluation is what one evaluation needs and the next can use again. It belongs to
 // one goroutine at a time.
+//
+// The query is whether the request is allowed. Why, and with which limits, is in the
+// decision document, of which OPA made a result on the way: to have the query answer
+// with it would copy it once more.
 type evaluation struct {
 	query   *topdown.Query
-	take    func(topdown.QueryResult) error
+	allowed func(topdown.QueryResult) error
 	bound   bound
 	results results
-	answers int
-	answer  ast.Value
+	answers int // that it is allowed
 }
 
 func (e *engine) evaluation() *evaluation {
-	ev := &evaluation{bound: bound{e: e}}
-	ev.take = func(r topdown.QueryResult) error {
-		if t := r[answer]; t != nil {
-			ev.answers, ev.answer = ev.answers+1, t.Value
-		}
-		return nil
-	}
+	ev := &evaluation{}
+	ev.allowed = func(topdown.QueryResult) error { ev.answers++; return nil }
 	ev.query = topdown.NewQuery(e.query).
 		WithCompiler(e.compiler).
 		WithStore(noData{}).
@@ -159,29 +192,30 @@ func (e *engine) evaluation() *evaluation {
 	return ev
 }
 
-// eval calls read with the decision document, which is gone when read returns.
-// Undefined is an error, like any other failure of an evaluation; errors of functions
-// are, too, and not merely undefined.
-func (e *engine) eval(ctx context.Context, in *Input, read func(ast.Value) error) error {
+// eval calls read with whether the request is allowed and the decision document, which
+// is gone when read returns. Undefined is an error, like any other failure of an
+// evaluation; errors of functions are, too, and not merely undefined.
+func (e *engine) eval(ctx context.Context, in *Input, read func(allowed bool, doc ast.Value) error) error {
 	if ctx.Err() != nil {
 		return errTimeout
 	}
 	ev := e.idle.Get().(*evaluation)
 	ev.bound = bound{ctx: ctx, e: e}
-	err := ev.query.WithInput(e.writer.document(in)).Iter(ctx, ev.take)
+	err := ev.query.WithInput(e.writer.document(in)).Iter(ctx, ev.allowed)
+	doc, _ := ev.results.Get(e.decision)
 	switch {
 	case ev.bound.err != nil:
 		err = ev.bound.err // even if it ended just then
 	case err != nil:
 		err = fmt.Errorf("evaluating: %w", err)
-	case ev.answers != 1:
-		err = fmt.Errorf("evaluating: %d decisions", ev.answers)
+	case doc == nil || ev.answers > 1:
+		err = fmt.Errorf("evaluating: no decision, %d answers", ev.answers)
 	default:
-		err = read(ev.answer)
+		err = read(ev.answers == 1, doc.Value)
 	}
 	// After a panic it is not used again: nobody knows what it holds.
 	ev.results.reset()
-	ev.answers, ev.answer = 0, nil
+	ev.bound, ev.answers = bound{}, 0
 	e.idle.Put(ev)
 	return err
 }
