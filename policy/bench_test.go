@@ -26,6 +26,7 @@ func BenchmarkDecide(b *testing.B) {
 	}{
 		{"baseline", nil},
 		{"10", set(10, func(i int) string { return fmt.Sprintf(allow, i) })},
+		{"100-by-team", set(100, func(i int) string { return fmt.Sprintf(allow, i) })},
 		{"1000-by-team", set(1000, func(i int) string { return fmt.Sprintf(allow, i) })},
 		{"1000-deny-by-model", set(1000, func(i int) string {
 			return fmt.Sprintf(`{"name": "p%[1]d", "effect": "deny", "conditions": {"request.model": "m-%[1]d"}}`, i)
@@ -57,6 +58,23 @@ func BenchmarkDecide(b *testing.B) {
 			}
 			cpu()
 		})
+	}
+}
+
+// BenchmarkDecideForMany is the baseline for more callers than are remembered.
+func BenchmarkDecideForMany(b *testing.B) {
+	bundle, err := policy.Compile(context.Background(), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	ins := make([]policy.Input, 10_000)
+	for i := range ins {
+		ins[i] = request()
+		ins[i].Caller.KeyID = fmt.Sprint("key_", i)
+	}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		bundle.Decide(context.Background(), ins[i%len(ins)])
 	}
 }
 

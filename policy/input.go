@@ -96,7 +96,7 @@ type writer struct {
 	texts    int      // fields and sections, to make room for
 	metadata []string // the keys of agent.metadata that are read; nil: all
 	seed     maphash.Seed
-	subjects [64]atomic.Pointer[subject]
+	subjects [256]atomic.Pointer[subject]
 }
 
 type section struct {
@@ -266,7 +266,14 @@ func (w *writer) subject(in *Input) *subject {
 	}
 	x := &subject{agent: in.Agent, caller: in.Caller, org: in.Org}
 	x.agent.AllowedModels = slices.Clone(in.Agent.AllowedModels)
-	x.agent.Metadata = maps.Clone(in.Agent.Metadata)
+	if w.metadata == nil {
+		x.agent.Metadata = maps.Clone(in.Agent.Metadata)
+	} else {
+		x.agent.Metadata = make(map[string]any, len(w.metadata))
+		for _, k := range w.metadata {
+			x.agent.Metadata[k] = in.Agent.Metadata[k]
+		}
+	}
 	x.caller.KeyScopes = slices.Clone(in.Caller.KeyScopes)
 	x.caller.KeyAllowedModels = slices.Clone(in.Caller.KeyAllowedModels)
 	terms := make([]ast.Term, 0, w.texts)
