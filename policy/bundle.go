@@ -37,8 +37,7 @@ func Compile(ctx context.Context, ps []Policy) (*Bundle, error) {
 	if len(ps) > MaxPolicies {
 		return nil, fmt.Errorf("policy: %d policies are more than %d", len(ps), MaxPolicies)
 	}
-	ps = slices.Clone(ps)
-	slices.SortFunc(ps, func(a, b Policy) int { return cmp.Compare(a.ID, b.ID) })
+	ps = sorted(ps)
 	b := &Bundle{version: versionOf(ps), names: make(map[string]string, len(ps))}
 	ids, ds := make([]string, len(ps)), make([]document, len(ps))
 	for i, p := range ps {
@@ -68,12 +67,30 @@ func Compile(ctx context.Context, ps []Policy) (*Bundle, error) {
 	return b, nil
 }
 
+// Of says whether the Bundle was compiled from exactly these policies, in whatever
+// order they come, so that nobody need compile them again. Of nil is false.
+func (b *Bundle) Of(ps []Policy) bool {
+	if b == nil || b.engine == nil {
+		return false
+	}
+	for _, p := range ps {
+		if p.OrgID != b.org {
+			return false
+		}
+	}
+	return (len(ps) > 0 || b.org == "") && versionOf(sorted(ps)) == b.version
+}
+
 // Version names the set of policies: "sha256:" + hex. The same policies, in
 // whatever order, give the same.
 func (b *Bundle) Version() string { return b.version }
 
 // Rego is what the policies were compiled to.
 func (b *Bundle) Rego() string { return b.rego }
+
+func sorted(ps []Policy) []Policy {
+	return slices.SortedFunc(slices.Values(ps), func(a, b Policy) int { return cmp.Compare(a.ID, b.ID) })
+}
 
 // versionOf is a digest of what tells policies apart; ps is sorted.
 func versionOf(ps []Policy) string {

@@ -90,7 +90,7 @@ func (x *Client) take(ctx context.Context, resp *discoveryv3.DeltaDiscoveryRespo
 	if err != nil {
 		return err
 	}
-	orgs, err := next.build(ctx)
+	orgs, err := next.build(ctx, *x.orgs.Load())
 	if err != nil {
 		return err
 	}
@@ -121,8 +121,9 @@ func merge[M proto.Message, T any](into map[string]versioned[T], resp *discovery
 }
 
 // build makes what exchanges decide by. An org is whole once its own resource has
-// come, since it is sent last.
-func (h held) build(ctx context.Context) (map[string]Org, error) {
+// come, since it is sent last. Policies are compiled only if they are not those of
+// before: it takes longer than all else, and what changes is mostly something else.
+func (h held) build(ctx context.Context, before map[string]Org) (map[string]Org, error) {
 	orgs := make(map[string]Org, len(h.orgs))
 	for id, o := range h.orgs {
 		var ps []policy.Policy
@@ -131,9 +132,12 @@ func (h held) build(ctx context.Context) (map[string]Org, error) {
 				ps = append(ps, unpackPolicy(p.value))
 			}
 		}
-		bundle, err := policy.Compile(ctx, ps)
-		if err != nil {
-			return nil, err
+		bundle := before[id].Policies
+		if !bundle.Of(ps) {
+			var err error
+			if bundle, err = policy.Compile(ctx, ps); err != nil {
+				return nil, err
+			}
 		}
 		var providers []provider.Provider
 		for _, name := range slices.Sorted(maps.Keys(h.providers)) {

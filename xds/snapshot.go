@@ -171,13 +171,15 @@ func (s *Server) resources(ctx context.Context, c content, before map[string]map
 		}
 	}
 
-	if _, err := policy.Compile(ctx, c.policies); err != nil {
-		keep("policies", err, PolicyType)
-	} else {
-		for _, p := range c.policies {
-			if err := put(PolicyType, p.ID, packPolicy(p)); err != nil {
-				return nil, err
-			}
+	for _, p := range c.policies {
+		if err := put(PolicyType, p.ID, packPolicy(p)); err != nil {
+			return nil, err
+		}
+	}
+	// What is published was compiled once, and need not be again.
+	if !maps.EqualFunc(whole[PolicyType], before[PolicyType], func(a, b *discoveryv3.Resource) bool { return a.GetVersion() == b.GetVersion() }) {
+		if _, err := policy.Compile(ctx, c.policies); err != nil {
+			keep("policies", err, PolicyType)
 		}
 	}
 
