@@ -207,7 +207,9 @@ func (l *lint) providerRoute(r *routev3.Route, cluster string) {
 	l.want(len(hs) == 1 && hs[0].GetName() == RouteHeader && !hs[0].GetInvertMatch() && !hs[0].GetTreatMissingHeaderAsEmpty() &&
 		hs[0].GetStringMatch().GetExact() == cluster && !hs[0].GetStringMatch().GetIgnoreCase(), "L05", "a provider is reached without the verdict for exactly "+cluster)
 	l.want(slices.Contains(r.GetRequestHeadersToRemove(), RouteHeader), "L05", "the verdict is sent upstream")
-	l.want(slices.Contains(r.GetRequestHeadersToRemove(), "x-forwarded-proto"), "L06", "a provider is told of the client's connection")
+	for _, name := range envoysOwn {
+		l.want(slices.Contains(r.GetRequestHeadersToRemove(), name), "L06", "a provider is told of the client's connection by "+name)
+	}
 	l.want(len(r.GetRequestHeadersToAdd()) == 0, "L05", "a provider's route adds headers")
 	for name := range r.GetTypedPerFilterConfig() {
 		l.want(name == usageFilter, "L01", "a provider's route changes "+name)

@@ -250,6 +250,7 @@ func TestLint(t *testing.T) {
 		{"L06", "HTTP/1.0", func(p *parts) { p.hcm.HttpProtocolOptions.AcceptHttp_10 = true }},
 		{"L06", "chunked with a length", func(p *parts) { p.hcm.HttpProtocolOptions.AllowChunkedLength = true }},
 		{"L06", "an access log", func(p *parts) { p.hcm.AccessLog = []*accesslogv3.AccessLog{{Name: "x"}} }},
+		{"L06", "the client's address upstream", func(p *parts) { p.provider.RequestHeadersToRemove = []string{xds.RouteHeader, "x-forwarded-proto"} }},
 		{"L06", "the gateway's host upstream", func(p *parts) { p.provider.GetRoute().HostRewriteSpecifier = nil }},
 
 		{"L07", "websockets", func(p *parts) {

@@ -70,6 +70,12 @@ func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 	}
 }
 
+// envoysOwn are the headers that Envoy itself adds to a request after those of the
+// client's by these names are gone, and that extproc cannot remove: Envoy needs
+// x-forwarded-proto to find a route, and x-envoy-* is closed to extproc. They say
+// who the client is and how it came, which is none of the provider's business.
+var envoysOwn = []string{"x-forwarded-proto", "x-envoy-external-address", "x-envoy-internal"}
+
 // concealed are the headers of a provider's answer that are none of the caller's
 // business, where extproc does not see them.
 var concealed = []string{
@@ -107,8 +113,7 @@ func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*rou
 					RetryOn: "connect-failure,refused-stream,reset-before-request", NumRetries: wrapperspb.UInt32(2),
 				},
 			}},
-			// x-forwarded-proto is Envoy's own, which needs it to route; see extproc.
-			RequestHeadersToRemove: []string{RouteHeader, "x-forwarded-proto"},
+			RequestHeadersToRemove: append([]string{RouteHeader}, envoysOwn...),
 		}
 		if path != "" {
 			r.Match.PathSpecifier = &routev3.RouteMatch_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: path}}
