@@ -19,7 +19,7 @@ import (
 type request struct {
 	id                  string // x-request-id, which Envoy makes and clients cannot set
 	method, path, query string // path is without the query, as received
-	host                string
+	host                string // in lower case and without a port, which Envoy takes off
 	contentType         string
 	encodings           []string // of content-encoding, in order
 	contentLength       int64    // -1: not said
@@ -65,8 +65,9 @@ func carrier(name string) bool {
 // hidden says whether a header of the client's stays here: credentials of any
 // kind, what proxies say of the client, what overrides method or path, and what is
 // ours. x-envoy-* is missing because Envoy's mutation rules do not let us touch
-// it; the listener removes it (see xds). So is x-forwarded-proto, which Envoy has
-// set itself by now: without it Envoy finds no route at all; the route removes it.
+// it; the listener removes the client's, and the route what Envoy itself has added
+// since (see xds). So is x-forwarded-proto, which Envoy has set itself by now:
+// without it Envoy finds no route at all; the route removes it.
 // x-request-id and traceparent are replaced.
 func hidden(name string) bool {
 	if carrier(name) {
@@ -151,10 +152,10 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 		case ":path":
 			r.path, r.query, _ = strings.Cut(string(raw), "?")
 		case ":authority", "host":
-			if r.host != "" && r.host != string(raw) {
+			if r.host != "" && r.host != lower(string(raw)) {
 				r.problem(refusal{400, "repeated_header", "The request names two hosts."})
 			}
-			r.host = string(raw)
+			r.host = lower(string(raw))
 		case ":protocol", "upgrade", "http2-settings":
 			r.problem(refusal{403, "upgrade_refused", "Upgrades (WebSocket, h2c, CONNECT) are not available here. Use a plain HTTP request."})
 		case "content-type":
@@ -194,6 +195,9 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 	}
 	if r.method == "" || !strings.HasPrefix(r.path, "/") {
 		r.problem(refusal{400, "invalid_path", "The request target must be a path."})
+	}
+	if !hostForm(r.host) {
+		r.problem(refusal{400, "invalid_host", "The request must name its host, as a name or an address and nothing else."})
 	}
 	if hasSecret(r.path) || hasSecret(r.query) {
 		r.problem(misplaced("the URL"))
@@ -249,6 +253,26 @@ func hasSecret(s string) bool {
 	}
 	u, err := url.QueryUnescape(s)
 	return err == nil && identity.FindSecrets([]byte(u))
+}
+
+// hostForm says whether s is a host and nothing more: policies compare it and the
+// record tells it, so it has one spelling, without user, port or path. An IPv6
+// address is in brackets.
+func hostForm(s string) bool {
+	if a, ok := strings.CutPrefix(s, "["); ok {
+		a, ok = strings.CutSuffix(a, "]")
+		ip, err := netip.ParseAddr(a)
+		return ok && err == nil && ip.Is6() && ip.Zone() == ""
+	}
+	for i := range len(s) {
+		switch c := s[i]; {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '_':
+		case c == '.' && i > 0 && i < len(s)-1 && s[i-1] != '.':
+		default:
+			return false
+		}
+	}
+	return s != "" && len(s) <= 253
 }
 
 // lower is strings.ToLower for names that are lower-case already, as Envoy's are.
