@@ -476,6 +476,7 @@ type Provider struct {
 
 	mu       sync.Mutex
 	bytes    bytes.Buffer
+	conns    []*bytes.Buffer // the same, each connection by itself
 	requests []Received
 }
 
@@ -568,6 +569,17 @@ func (p *Provider) Bytes() []byte {
 	return bytes.Clone(p.bytes.Bytes())
 }
 
+// Connections is what each connection carried here.
+func (p *Provider) Connections() [][]byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out [][]byte
+	for _, c := range p.conns {
+		out = append(out, bytes.Clone(c.Bytes()))
+	}
+	return out
+}
+
 // Body is what POST /v1/providers takes to add this provider.
 func (p *Provider) Body(name string, models ...string) string {
 	quoted, _ := json.Marshal(models)
@@ -587,18 +599,24 @@ type recording struct {
 
 func (r recording) Accept() (net.Conn, error) {
 	c, err := r.Listener.Accept()
-	return recordingConn{c, r.p}, err
+	own := &bytes.Buffer{}
+	r.p.mu.Lock()
+	r.p.conns = append(r.p.conns, own)
+	r.p.mu.Unlock()
+	return recordingConn{c, r.p, own}, err
 }
 
 type recordingConn struct {
 	net.Conn
-	p *Provider
+	p   *Provider
+	own *bytes.Buffer
 }
 
 func (c recordingConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.p.mu.Lock()
 	c.p.bytes.Write(b[:n])
+	c.own.Write(b[:n])
 	c.p.mu.Unlock()
 	return n, err
 }

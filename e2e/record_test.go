@@ -27,12 +27,17 @@ type entry struct {
 	AgentID   string
 	Raw       []byte
 
-	Effect   string
-	Status   int
-	Outcome  string
-	ClientIP string `json:"client_ip"`
-	Model    string
-	Usage    struct {
+	Effect       string
+	Status       int
+	Outcome      string
+	Method       string
+	Host         string
+	Path         string
+	ClientIP     string `json:"client_ip"`
+	Model        string
+	BodyDigest   string `json:"body_digest"`
+	RequestBytes int64  `json:"request_bytes"`
+	Usage        struct {
 		InputTokens  int64 `json:"input_tokens"`
 		OutputTokens int64 `json:"output_tokens"`
 		CachedTokens int64 `json:"cached_tokens"`
