@@ -82,6 +82,7 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 	l.want(h.GetMergeSlashes(), "L06", "merge_slashes is off")
 	l.want(h.GetPathWithEscapedSlashesAction() == hcmv3.HttpConnectionManager_REJECT_REQUEST, "L06", "escaped slashes are not refused")
 	l.want(h.GetStripAnyHostPort(), "L06", "strip_any_host_port is off")
+	l.want(h.GetSchemeHeaderTransformation().GetMatchUpstream(), "L06", "a provider is told the client's scheme")
 	l.want(h.GetUseRemoteAddress().GetValue(), "L06", "use_remote_address is off: the client would say where it comes from")
 	l.want(h.GetXffNumTrustedHops() == 0 && len(h.GetOriginalIpDetectionExtensions()) == 0, "L06", "x-forwarded-for of clients is believed")
 	l.want(!h.GetPreserveExternalRequestId() && h.GetGenerateRequestId().GetValue(), "L06", "request ids are the client's")

@@ -239,6 +239,7 @@ func TestLint(t *testing.T) {
 			p.hcm.PathWithEscapedSlashesAction = hcmv3.HttpConnectionManager_UNESCAPE_AND_FORWARD
 		}},
 		{"L06", "ports in hosts", func(p *parts) { p.hcm.StripPortMode = nil }},
+		{"L06", "schemes of clients' own", func(p *parts) { p.hcm.SchemeHeaderTransformation = nil }},
 		{"L06", "addresses of clients' own", func(p *parts) { p.hcm.UseRemoteAddress = no }},
 		{"L06", "trusted hops", func(p *parts) { p.hcm.XffNumTrustedHops = 1 }},
 		{"L06", "request ids of clients' own", func(p *parts) { p.hcm.PreserveExternalRequestId = true }},

@@ -72,6 +72,8 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_REJECT_REQUEST,
 		StripPortMode:                &hcmv3.HttpConnectionManager_StripAnyHostPort{StripAnyHostPort: true},
 		StripTrailingHostDot:         true,
+		// The scheme that a client names over HTTP/2 would go on over HTTP/2.
+		SchemeHeaderTransformation: &corev3.SchemeHeaderTransformation{MatchUpstream: true},
 
 		// What a client says of itself and of others is not believed.
 		UseRemoteAddress:              yes(),
