@@ -156,6 +156,10 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 				r.problem(refusal{400, "repeated_header", "The request names two hosts."})
 			}
 			r.host = lower(string(raw))
+		case ":scheme":
+			if s := string(raw); s != "http" && s != "https" {
+				r.problem(refusal{400, "invalid_scheme", "The request's scheme is neither http nor https."})
+			}
 		case ":protocol", "upgrade", "http2-settings":
 			r.problem(refusal{403, "upgrade_refused", "Upgrades (WebSocket, h2c, CONNECT) are not available here. Use a plain HTTP request."})
 		case "content-type":
