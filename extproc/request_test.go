@@ -20,7 +20,7 @@ func TestHosts(t *testing.T) {
 	} {
 		r := readRequest(&extprocv3.HttpHeaders{Headers: &corev3.HeaderMap{Headers: []*corev3.HeaderValue{
 			{Key: ":method", RawValue: []byte("POST")}, {Key: ":path", RawValue: []byte("/v1/chat/completions")}, {Key: ":authority", RawValue: []byte(sent)},
-		}}}, "")
+		}}})
 		switch {
 		case want != "" && (r.wrong.code != "" || r.host != want):
 			t.Errorf("%q is %q, %+v", sent, r.host, r.wrong)
