@@ -6,12 +6,16 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/ai-identity/ai-identity/provider/translate"
 )
 
 // Answer reads usage and model from a provider's answer as it passes by, in
 // whatever pieces it comes, and holds next to nothing of it: a whole answer of 20 MB
 // and an event of 20 MB cost as much memory as small ones. It is for one goroutine.
 type Answer struct {
+	translated *translate.Answer // nil: the answer passes as it is, and the rest is how it is read
+
 	scan  scanner
 	usage Usage
 	model string
@@ -80,14 +84,27 @@ func NewAnswer(c Call, p Provider, status int, contentType string) *Answer {
 }
 
 // Usage is what has been read so far.
-func (a *Answer) Usage() Usage { return a.usage }
+func (a *Answer) Usage() Usage {
+	if a.translated != nil {
+		return usageOf(a.translated)
+	}
+	return a.usage
+}
 
 // Model is the first model that the answer names, "" if it names none.
-func (a *Answer) Model() string { return a.model }
+func (a *Answer) Model() string {
+	if a.translated != nil {
+		return a.translated.Model()
+	}
+	return a.model
+}
 
 // Chunk takes the next piece; end says that it is the last. If replaced, out goes
 // to the client in its place. b is not kept and not changed.
 func (a *Answer) Chunk(b []byte, end bool) (out []byte, replaced bool) {
+	if a.translated != nil {
+		return a.translated.Chunk(b, end), true
+	}
 	if a.form == unclear {
 		switch firstByte(b) {
 		case 0:

@@ -33,6 +33,11 @@ type Endpoint struct {
 	// the endpoint is answered from here.
 	Kinds []string
 
+	// Translated are the kinds that serve it all the same: what is asked is said in
+	// their own words, and their answer in the caller's (see package translate). A
+	// kind that is in both is told apart by the client: see OwnClient.
+	Translated []string
+
 	// Bills says whether a provider charges for a call.
 	Bills bool
 
@@ -52,11 +57,13 @@ type Params struct {
 var endpoints = []Endpoint{
 	// OpenAI. Mistral and any number of servers speak some of it too.
 	{Method: "POST", Path: "/v1/chat/completions", Operation: "chat.completions", Scope: "chat:completions", Format: FormatOpenAI,
-		Kinds: []string{KindOpenAI, KindMistral, KindCustom}, Bills: true, body: &chatBody, reads: &openAIReading},
+		Kinds: []string{KindOpenAI, KindMistral, KindCustom}, Translated: []string{KindAnthropic, KindGemini, KindCohere, KindMistral},
+		Bills: true, body: &chatBody, reads: &openAIReading},
 	{Method: "POST", Path: "/v1/completions", Operation: "completions", Scope: "completions", Format: FormatOpenAI,
 		Kinds: []string{KindOpenAI, KindCustom}, Bills: true, body: &completionsBody, reads: &openAIReading},
 	{Method: "POST", Path: "/v1/embeddings", Operation: "embeddings", Scope: "embeddings", Format: FormatOpenAI,
-		Kinds: []string{KindOpenAI, KindMistral, KindCustom}, Bills: true, body: &embeddingsBody, reads: &openAIReading},
+		Kinds: []string{KindOpenAI, KindMistral, KindCustom}, Translated: []string{KindGemini, KindCohere, KindMistral},
+		Bills: true, body: &embeddingsBody, reads: &openAIReading},
 	{Method: "POST", Path: "/v1/responses", Operation: "responses", Scope: "responses", Format: FormatOpenAI,
 		Kinds: []string{KindOpenAI, KindCustom}, Bills: true, body: &responsesBody, reads: &responsesReading},
 	{Method: "POST", Path: "/v1/moderations", Operation: "moderations", Scope: "moderations", Format: FormatOpenAI,

@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+
+	"github.com/ai-identity/ai-identity/provider/translate"
 )
 
 // Forward is what is done to a request that may pass.
@@ -16,10 +18,14 @@ type Forward struct {
 	Set     map[string]string // headers, names in lower case; the credential is among them
 	Remove  []string          // headers of the client's that this provider must not see
 	Body    []byte            // nil: the call's own, as it was judged
+
+	translation *translate.Request // nil: the provider speaks the caller's format
 }
 
-// serves says whether p can answer the endpoint.
-func (p Provider) serves(ep Endpoint) bool { return slices.Contains(ep.Kinds, p.Kind) }
+// serves says whether p can answer the endpoint, in its own words or by translation.
+func (p Provider) serves(ep Endpoint) bool {
+	return slices.Contains(ep.Kinds, p.Kind) || slices.Contains(ep.Translated, p.Kind)
+}
 
 // Forward says where a call goes and as whom. path and query are as received; the
 // path that is sent is made from the endpoint and the call's parameters, which is
@@ -36,11 +42,26 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 	if e != nil {
 		return Forward{}, e
 	}
-	f := Forward{Cluster: p.Cluster, Path: upstreamPath(p.Kind, up.PathPrefix, c.Endpoint.Path, path, s.Paths), Set: make(map[string]string, len(p.Headers)+2)}
+	f := Forward{Cluster: p.Cluster, Set: make(map[string]string, len(p.Headers)+5)}
+	q := query
+	if p.translates(c) {
+		if f.translation, e = p.translated(c, s, up); e != nil {
+			return Forward{}, e
+		}
+		f.Body = f.translation.Body
+		path, q, _ = strings.Cut(f.translation.Path, "?") // the caller's query is empty: OpenAI's endpoints have none
+		for name, value := range f.translation.Header {
+			f.Set[name] = value
+		}
+		f.Set["accept"] = "application/json"
+		if f.translation.Stream {
+			f.Set["accept"] = "text/event-stream"
+		}
+	}
+	f.Path = upstreamPath(p.Kind, up.PathPrefix, c.Endpoint.Path, path, s.Paths)
 	for name, value := range p.Headers {
 		f.Set[name] = value
 	}
-	q := query
 	for _, name := range sortedKeys(s.Query) {
 		q = join(q, name, s.Query[name])
 	}
@@ -74,7 +95,7 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 			f.Remove = append(f.Remove, name)
 		}
 	}
-	if s.InjectUsage && c.wantsInjection() {
+	if f.translation == nil && s.InjectUsage && c.wantsInjection() {
 		f.Body = c.withUsage()
 	}
 	return f, nil
@@ -119,10 +140,10 @@ func upstreamPath(kind, prefix, template, path string, paths map[string]string) 
 		return prefix + to
 	}
 	_, rest, _ := strings.Cut(path[1:], "/")
-	switch last := prefix[strings.LastIndexByte(prefix, '/')+1:]; {
+	switch {
 	case prefix == "":
 		return path
-	case kind == KindOpenAI, kind == KindCustom, isVersion(last):
+	case kind == KindOpenAI, kind == KindCustom, isVersion(lastSegment(prefix)):
 		return prefix + "/" + rest
 	default:
 		return prefix + path

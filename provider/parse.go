@@ -44,8 +44,12 @@ type Call struct {
 	// cannot be made out is "unknown".
 	Hosts []string
 
-	// Body is what was parsed and what is forwarded; nil for none.
+	// Body is what was parsed, and what is forwarded or translated; nil for none.
 	Body []byte
+
+	// Own: it comes from a client that speaks the provider's own format where the
+	// path does not say so. The caller of Parse sets it: see OwnClient.
+	Own bool
 
 	// usageSaid: the client says whether it wants usage in the stream. optionsAt
 	// is where stream_options' object begins in Body, 0 if there is none.

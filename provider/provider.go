@@ -107,6 +107,19 @@ type Settings struct {
 	// as "absent". Where Envoy reads usage ("usage: envoy"), nobody takes the event
 	// out: clients get one more event, without choices.
 	InjectUsage bool `json:"inject_usage,omitempty" yaml:"inject_usage"`
+
+	// DropUnsupported leaves out of a translated request what this provider cannot
+	// carry, and says so in the answer's x-aid-dropped and in the record. Without
+	// it such a request is refused with 422.
+	DropUnsupported bool `json:"drop_unsupported,omitempty" yaml:"drop_unsupported"`
+
+	// MaxTokens is max_tokens of a translated request that says none, where the
+	// provider requires it (kind anthropic). 0: 8192.
+	MaxTokens int64 `json:"max_tokens,omitempty" yaml:"max_tokens"`
+
+	// InputType is input_type of translated embeddings that say none, where the
+	// provider requires it (kind cohere). Empty: search_document.
+	InputType string `json:"input_type,omitempty" yaml:"input_type"`
 }
 
 // Auth is a way to send a credential.
@@ -342,6 +355,15 @@ func (s Settings) validate(kind string) error {
 	}
 	if s.InjectUsage && kind != KindOpenAI && kind != KindCustom {
 		return &Invalid{"settings.inject_usage", "kind " + kind + " sends usage by itself"}
+	}
+	if s.DropUnsupported && (kind == KindOpenAI || kind == KindCustom) {
+		return &Invalid{"settings.drop_unsupported", "nothing is translated for kind " + kind}
+	}
+	if s.MaxTokens != 0 && (kind != KindAnthropic || s.MaxTokens < 1 || s.MaxTokens > 1<<31-1) {
+		return &Invalid{"settings.max_tokens", "only kind anthropic has it, from 1 to 2147483647"}
+	}
+	if s.InputType != "" && (kind != KindCohere || !slices.Contains([]string{"search_document", "search_query", "classification", "clustering"}, s.InputType)) {
+		return &Invalid{"settings.input_type", "only kind cohere has it: search_document, search_query, classification or clustering"}
 	}
 	return nil
 }

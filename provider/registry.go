@@ -13,12 +13,15 @@ import (
 //
 // Which one it is, if several have the model:
 //
-//  1. Only providers that can serve the endpoint count: those of its kinds.
+//  1. Only providers that can serve the endpoint count: those of its kinds, and
+//     those that it is translated for.
 //  2. A provider that lists the model by its exact name comes before one that has
 //     a glob for it.
 //  3. Of globs, the one with the longest text before its first "*" wins, then the
 //     longer one, then the one that sorts first.
-//  4. Of providers that are still equal, the one whose name sorts first.
+//  4. Of providers that are still equal, one that speaks the endpoint's format
+//     itself comes before one that it is translated for, and then the one whose
+//     name sorts first.
 //
 // A model is known by the name that its provider has for it and by no other:
 // "openai/gpt-4o" is a model of that name, not a model of the provider "openai".
@@ -67,23 +70,37 @@ func NewRegistry(providers []Provider) (*Registry, error) {
 // Resolve finds the provider that the call goes to: 404 if no provider has the
 // model, 400 if one has but does not serve the endpoint.
 func (r *Registry) Resolve(c Call) (Provider, *Error) {
-	known := ""
+	known, best := "", -1
 	for _, i := range r.exact[c.Model] {
-		if p := r.providers[i]; p.serves(c.Endpoint) {
-			return p, nil
+		if p := &r.providers[i]; !p.serves(c.Endpoint) {
+			known = p.Kind
+		} else if !p.translates(c) {
+			return *p, nil
+		} else if best < 0 {
+			best = i
 		}
-		known = r.providers[i].Kind
 	}
+	if best >= 0 {
+		return r.providers[best], nil
+	}
+	pattern := ""
 	for _, g := range r.globs {
+		if best >= 0 && g.pattern != pattern {
+			break
+		}
 		if !matches(g.pattern, c.Model) {
 			continue
 		}
-		if p := r.providers[g.at]; p.serves(c.Endpoint) {
-			return p, nil
+		if p := &r.providers[g.at]; !p.serves(c.Endpoint) {
+			known = cmp.Or(known, p.Kind)
+		} else if !p.translates(c) {
+			return *p, nil
+		} else if best < 0 {
+			best, pattern = g.at, g.pattern
 		}
-		if known == "" {
-			known = r.providers[g.at].Kind
-		}
+	}
+	if best >= 0 {
+		return r.providers[best], nil
 	}
 	if known != "" {
 		return Provider{}, bad("unsupported_endpoint", "model", "This model's provider is of kind "+known+", which does not serve "+c.Endpoint.Operation+".")

@@ -35,6 +35,8 @@ func TestResolve(t *testing.T) {
 		prov("gem", "gemini", "gemini-*"),
 		prov("mis", "mistral", "mistral-* codestral-*"),
 		prov("co", "cohere", "command-*"),
+		prov("xeno", "anthropic", "same same-*"),
+		prov("yota", "openai", "same same-*"),
 	}
 	for _, c := range []struct{ path, model, want string }{
 		{chat, "gpt-4o", "zeta"},         // exact before any glob
@@ -45,7 +47,11 @@ func TestResolve(t *testing.T) {
 		{chat, "shared", "alpha"},        // two exact ones: by name
 		{chat, "axbyc", "beta"},          //
 		{chat, "axby", "alpha"},          // *
-		{chat, "claude-3", "alpha"},      // anthro does not speak this
+		{chat, "claude-3", "anthro"},     // by translation
+		{chat, "claude-exact", "anthro"}, //
+		{chat, "same", "yota"},           // both have it by name: the one that speaks the format itself
+		{chat, "same-1", "yota"},         // both have the pattern
+		{chat, "gemini-2.5-pro", "gem"},  //
 		{chat, "GPT-4o", "alpha"},        // names have case
 		{chat, "gpt-4o ", "alpha"},       // Parse lets none of these come here
 		{chat, "openai/gpt-4o", "alpha"}, // no provider is named in a model

@@ -1,0 +1,105 @@
+package provider
+
+import (
+	"errors"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ai-identity/ai-identity/provider/translate"
+)
+
+// This file is where OpenAI's chat completions and embeddings are said in another
+// provider's words; package translate knows the words.
+
+// translates says whether p serves the call by translation. Mistral's own client
+// has the same path for its own format, which passes as it is.
+func (p Provider) translates(c Call) bool {
+	return slices.Contains(c.Endpoint.Translated, p.Kind) && !(c.Own && slices.Contains(c.Endpoint.Kinds, p.Kind))
+}
+
+// OwnClient says whether a request comes from the client that speaks a provider's
+// own format under a path that OpenAI has too: Mistral's. It decides in which words
+// the request is read at the provider, and nothing else: both are judged alike.
+func OwnClient(userAgent string) bool { return strings.HasPrefix(userAgent, "mistral-client-") }
+
+// translated is the request in p's own words, made of the bytes that were judged.
+func (p Provider) translated(c Call, s Settings, up Upstream) (*translate.Request, *Error) {
+	o := translate.Options{DropUnsupported: s.DropUnsupported, DefaultMaxTokens: s.MaxTokens, EmbeddingInputType: s.InputType}
+	if last := lastSegment(up.PathPrefix); p.Kind == KindGemini && isVersion(last) {
+		o.GeminiVersion = last
+	}
+	into := translate.Chat
+	if c.Endpoint.Operation == "embeddings" {
+		into = translate.Embeddings
+	}
+	r, err := into(p.Kind, c.Body, o)
+	var cannot *translate.Unsupported
+	var invalid *translate.Invalid
+	switch {
+	case err == nil:
+		return &r, nil
+	case errors.As(err, &cannot):
+		return nil, &Error{Status: http.StatusUnprocessableEntity, Type: invalidRequest, Code: "unsupported_by_provider", Param: clip(cannot.Field, 256),
+			Message: clip(cannot.Error(), 1024) + "."}
+	case errors.As(err, &invalid):
+		return nil, bad("invalid_request", clip(invalid.Field, 256), clip(invalid.Error(), 1024)+".")
+	default:
+		return nil, bad("invalid_request", "", "The request cannot be said to the model's provider.")
+	}
+}
+
+// lastSegment is what follows the last slash of a path.
+func lastSegment(path string) string { return path[strings.LastIndexByte(path, '/')+1:] }
+
+// Translated says whether the body and the answer are in other words than the
+// caller's. Then the answer has to be read with NewAnswer of f.
+func (f Forward) Translated() bool { return f.translation != nil }
+
+// Dropped are the fields of the request that the provider cannot carry and that
+// were left out, since its settings say so (drop_unsupported). A name that is not
+// made as names are is only counted: this goes into a header and into the record.
+func (f Forward) Dropped() []string {
+	if f.translation == nil {
+		return nil
+	}
+	var out []string
+	odd := 0
+	for _, field := range f.translation.Dropped {
+		if !fieldPath.MatchString(field) {
+			odd++
+			continue
+		}
+		out = append(out, field)
+	}
+	if odd > 0 {
+		out = append(out, "other:"+strconv.Itoa(odd))
+	}
+	return out
+}
+
+// fieldPath is how the way to a field is written: "messages[2].content[0].input_audio".
+var fieldPath = regexp.MustCompile(`^[A-Za-z0-9_.\[\]-]{1,120}$`)
+
+// NewAnswer reads the answer to a request that was translated and says it in the
+// caller's words. status and contentType are the provider's; now and id are asked
+// for what the provider does not say: when, and an id for the answer.
+func (f Forward) NewAnswer(status int, contentType string, now func() time.Time, id func() string) *Answer {
+	return &Answer{translated: f.translation.Answer(status, contentType, now, id)}
+}
+
+// usageOf is what a translated answer says it used.
+func usageOf(t *translate.Answer) Usage {
+	input, output, cached, written, reasoning, known := t.Usage()
+	if !known {
+		return Usage{Source: "absent"}
+	}
+	return Usage{InputTokens: input, OutputTokens: output, CachedTokens: cached, CacheWriteTokens: written, ReasoningTokens: reasoning, Source: "provider"}
+}
+
+// Translated is the translator of the answer, nil if it passes in the words that
+// it came in.
+func (a *Answer) Translated() *translate.Answer { return a.translated }
