@@ -530,10 +530,11 @@ def answered(where, s):
     status, out = int(status), s["want"]
     if content_type == "text/event-stream":
         events = [e for e in out.split("\n\n") if e.strip()]
-        if events[-1] != "data: [DONE]" or out.count("data: [DONE]") != 1:
-            fault(where, "[DONE] is not said once, at the end")
+        failed = events[-1].startswith('data: {"error":')
+        if failed == (events[-1] == "data: [DONE]") or out.count("data: [DONE]") != int(not failed):
+            fault(where, "neither [DONE] nor an error is said once, at the end")
         failed = False
-        for e in events[:-1]:
+        for e in events[: -1 if events[-1] == "data: [DONE]" else None]:
             if e.startswith(":"):
                 continue
             v = json.loads(e.removeprefix("data: "))

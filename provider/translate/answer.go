@@ -31,7 +31,8 @@ type Answer struct {
 	hasData bool
 	cr      bool // the last line ended in "\r", so a "\n" is still part of its end
 	begun   bool // a line came
-	done    bool // [DONE] is said
+	done    bool // [DONE] is said, or an error
+	broken  bool // an error is
 
 	// What the provider said of the answer as a whole.
 	answerID   raw
@@ -146,6 +147,13 @@ func (a *Answer) RetryAfter() time.Duration { return a.retryAfter }
 // Lost names the parts of the answer that OpenAI's format has no place for:
 // "citations". They are not in what Chunk gave.
 func (a *Answer) Lost() []string { return a.lost }
+
+// Failed says that an error was said in the answer's place or in the middle of it.
+func (a *Answer) Failed() bool { return a.broken }
+
+// Streamed says that the answer is one of events, which are given as they come.
+// Another is given at its end, when Status and RetryAfter are known.
+func (a *Answer) Streamed() bool { return a.form == streamForm }
 
 func (a *Answer) lose(what string) {
 	for _, l := range a.lost {
@@ -392,19 +400,22 @@ func (a *Answer) finishStream() {
 	a.done = true
 }
 
-// fail says an error in the middle of a stream. Nothing follows it but [DONE],
-// so a client that waits for that does not wait for ever.
+// fail says an error in the middle of a stream. Nothing follows it, not even [DONE]:
+// who looks for that only must not take the answer for a whole one.
 func (a *Answer) fail(e failure) {
 	if a.done {
 		return
 	}
 	a.w.b = append(a.w.b, "data: "...)
 	a.w.b = append(a.w.b, e.encode()...)
-	a.w.b = append(a.w.b, "\n\ndata: [DONE]\n\n"...)
-	a.done = true
+	a.w.b = append(a.w.b, "\n\n"...)
+	a.done, a.broken = true, true
 }
 
-func (a *Answer) failed(e failure) { a.w.b = e.encode() }
+func (a *Answer) failed(e failure) {
+	a.w.b = e.encode()
+	a.broken = true
+}
 
 // reply is the choice of this index, which begins if it is new.
 func (a *Answer) reply(index int64) *reply {

@@ -168,7 +168,7 @@ func (a *Answer) embedded(v raw) []byte {
 		a.openaiUsage(v.get("usage"))
 	}
 	if n != int64(a.req.inputs) {
-		a.status = 502
+		a.status, a.broken = 502, true
 		return unreadable(a.req.Kind).encode()
 	}
 	w.close(']')

@@ -159,23 +159,24 @@ func form(out []byte, stream bool) error {
 		}
 		return nil
 	}
-	done := 0
+	done := false // [DONE], or an error, which stands in its place
 	for event := range strings.SplitSeq(string(out), "\n\n") {
 		switch {
 		case event == "", strings.HasPrefix(event, ":") && !strings.Contains(event, "\n"):
+		case done:
+			return fmt.Errorf("%q after the end", event)
 		case event == "data: [DONE]":
-			done++
-		case done > 0:
-			return fmt.Errorf("%q after [DONE]", event)
+			done = true
 		default:
+			done = strings.HasPrefix(event, `data: {"error":`)
 			data, ok := strings.CutPrefix(event, "data: ")
 			if !ok || strings.Contains(data, "\n") || !jsontext.Value(data).IsValid() {
 				return fmt.Errorf("event %q", event)
 			}
 		}
 	}
-	if done != 1 {
-		return fmt.Errorf("[DONE] %d times", done)
+	if !done {
+		return errors.New("neither [DONE] nor an error at the end")
 	}
 	return nil
 }
