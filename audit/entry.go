@@ -75,7 +75,7 @@ type Decided struct {
 	MaxTokens           int64    `json:"max_tokens"`
 	InputTokensEstimate int64    `json:"input_tokens_estimate"`
 	RequestBytes        int64    `json:"request_bytes"`
-	BodyDigest          string   `json:"body_digest"` // "hmac-sha256:" + hex
+	BodyDigest          string   `json:"body_digest"` // "hmac-sha256:" + hex, of the body that was judged
 	ClientIP            string   `json:"client_ip"`
 	UserAgent           string   `json:"user_agent"`
 
@@ -87,8 +87,14 @@ type Decided struct {
 	Limits        []Limit  `json:"limits"`
 	TraceID       string   `json:"trace_id"`
 
-	// Omitted counts the elements of Tools, Reasons, PolicyIDs and Limits that
-	// were left out because the entry would have been too long.
+	// ForwardedDigest is of the bytes that were sent, if they are others than those
+	// that were judged: a translation of them, or with inject_usage. Dropped are the
+	// fields that a translation left out.
+	ForwardedDigest string   `json:"forwarded_digest"`
+	Dropped         []string `json:"dropped"`
+
+	// Omitted counts the elements of Tools, Reasons, PolicyIDs, Limits and Dropped
+	// that were left out because the entry would have been too long.
 	Omitted int64 `json:"omitted"`
 }
 
@@ -132,6 +138,10 @@ type Settled struct {
 	ProviderRequestID string `json:"provider_request_id"`
 	CostNanoUSD       int64  `json:"cost_nano_usd"`
 	Priced            bool   `json:"priced"` // false: the cost is not known, which is not 0
+
+	// Lost names what a translated answer had for which the caller's format has no
+	// place: "citations".
+	Lost []string `json:"lost"`
 }
 
 // Usage is what the provider says it used.
@@ -260,6 +270,8 @@ func (e Decided) Encode() []byte {
 		e.Omitted += int64(max(0, n-maxLimits))
 	}
 	o.str("trace_id", e.TraceID, maxWord)
+	o.str("forwarded_digest", e.ForwardedDigest, maxID)
+	e.Omitted += o.strs("dropped", e.Dropped, maxTools, maxID)
 	o.num("omitted", e.Omitted)
 	return o.end()
 }
@@ -302,6 +314,7 @@ func (e Settled) Encode() []byte {
 	o.num("cost_nano_usd", e.CostNanoUSD)
 	o.key("priced")
 	o.b = strconv.AppendBool(o.b, e.Priced)
+	o.strs("lost", e.Lost, maxIDs, maxWord)
 	return o.end()
 }
 

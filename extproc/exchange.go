@@ -57,7 +57,8 @@ type exchange struct {
 	began        time.Time
 	req          request
 	bodyBuffered bool // Envoy said that it sends request bodies whole
-	readsAnswer  bool // Envoy said that it sends us the answer's body
+	readsAnswer  bool // Envoy sends us the answer's body: it said so, or we asked for it
+	askedForIt   bool // we did
 	span         span
 	otel         trace.Span      // nil: no tracer
 	format       provider.Format // of the API that was called, for refusals
@@ -69,7 +70,7 @@ type exchange struct {
 	params    provider.Params
 	call      provider.Call
 	bodyBytes int64
-	digest    string
+	digest    string // of the body that was judged
 
 	// decide
 	provider provider.Provider
@@ -92,9 +93,12 @@ type exchange struct {
 	responseBytes int64
 	providerID    string // the provider's own id of the request
 	reader        *provider.Answer
+	whole         bool   // the answer's body comes in one piece, before its headers go on
+	retryAfter    string // the provider's
 	keep          keeper
 	usage         provider.Usage
 	responseModel string
+	lost          []string // of a translated answer
 
 	// settle
 	outcome string // set by whoever knows; else found out from how the stream ended
@@ -173,7 +177,14 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 		return x.judge(ctx, nil, refused)
 	}
 	x.state = waiting
-	return waitForBody(), nil
+	reply := waitForBody()
+	if !x.readsAnswer && x.org.Providers.Translates(x.call.Endpoint) {
+		// Whether this answer will have to be translated is known with the model, in
+		// the body; what Envoy sends us can be changed here only.
+		x.readsAnswer, x.askedForIt = true, true
+		reply = readingAnswer(reply)
+	}
+	return reply, nil
 }
 
 // modes reads what Envoy's filter is configured to send; it says so in the first
@@ -456,17 +467,25 @@ func (x *exchange) parse(body []byte) *provider.Error {
 	if identity.FindSecrets(plain) {
 		return misplaced("the request's body").error()
 	}
-	if len(plain) > 0 && len(x.org.DigestKey) > 0 {
-		mac := hmac.New(sha256.New, x.org.DigestKey)
-		mac.Write(plain)
-		x.digest = "hmac-sha256:" + hex.EncodeToString(mac.Sum(nil))
-	}
+	x.digest = x.keyed(plain)
 	call, refused := provider.Parse(x.call.Endpoint, x.params, x.req.contentType, x.req.query, plain)
 	if refused != nil {
 		return refused
 	}
 	x.call = call
+	x.call.Own = provider.OwnClient(x.req.userAgent)
 	return nil
+}
+
+// keyed is the digest of a body as the record has it, "" for no body or without
+// the org's key.
+func (x *exchange) keyed(body []byte) string {
+	if len(body) == 0 || len(x.org.DigestKey) == 0 {
+		return ""
+	}
+	mac := hmac.New(sha256.New, x.org.DigestKey)
+	mac.Write(body)
+	return "hmac-sha256:" + hex.EncodeToString(mac.Sum(nil))
 }
 
 // decide says whether the caller may, and prepares what is then to be done: the
@@ -624,7 +643,7 @@ func (x *exchange) record(ctx context.Context, refused *provider.Error) error {
 func (x *exchange) enforce(received int) *extprocv3.ProcessingResponse {
 	x.state = forwarded
 	f := x.forward
-	m := newMutation(len(f.Set) + 8)
+	m := newMutation(len(f.Set) + 9)
 	for name, value := range f.Set {
 		m.header(lower(name), value)
 	}
@@ -637,6 +656,9 @@ func (x *exchange) enforce(received int) *extprocv3.ProcessingResponse {
 	m.header("x-agent-id", x.caller.Agent.ID)
 	m.header("x-agent-fingerprint", x.caller.Agent.Fingerprint)
 	m.header("traceparent", x.span.String())
+	if x.askedForIt {
+		m.header("x-aid-answer", "read") // to a route where Envoy does not read it too
+	}
 
 	m.remove = make([]string, 0, len(x.req.remove)+len(f.Remove)+1)
 	for _, names := range [][]string{x.req.remove, f.Remove} {
@@ -707,6 +729,11 @@ func (x *exchange) ours(m *mutation) {
 	if x.recorded {
 		m.header("x-aid-receipt", x.receipt.String())
 	}
+	if x.effect == policy.Allow {
+		if dropped := x.forward.Dropped(); len(dropped) > 0 {
+			m.header("x-aid-dropped", listed(dropped))
+		}
+	}
 }
 
 // ---- after the verdict ----
@@ -760,6 +787,8 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 			if x.providerID == "" {
 				x.providerID = clip(string(h.GetRawValue()), 128)
 			}
+		case "retry-after":
+			x.retryAfter = string(h.GetRawValue())
 		}
 		if concealed(name) || x.keep.in(h.GetRawValue()) {
 			out.remove = append(out.remove, name)
@@ -774,12 +803,59 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	}
 	x.ours(out)
 	switch {
+	case x.forward.Translated() && x.outcome == "":
+		return x.translate(out, contentType, m.GetEndOfStream()), nil
 	case m.GetEndOfStream():
 		x.state = ended
 	case x.readsAnswer:
 		x.reader = provider.NewAnswer(x.call, x.provider, x.status, contentType)
 	}
 	return followHeaders(out), nil
+}
+
+// translate begins an answer that is said in the caller's words. One that is not
+// streamed is asked for whole, since its status is certain at its end only.
+func (x *exchange) translate(out *mutation, contentType string, end bool) *extprocv3.ProcessingResponse {
+	x.reader = x.forward.NewAnswer(x.status, contentType, x.s.c.Now, x.answerID)
+	t := x.reader.Translated()
+	out.header("content-type", t.ContentType())
+	out.remove = append(out.remove, "content-length", "content-encoding", "content-md5", "digest", "etag", "trailer")
+	switch {
+	case end:
+		x.state = ended
+		body, _ := x.reader.Chunk(nil, true)
+		m := newMutation(6)
+		x.ours(m)
+		m.header("content-type", t.ContentType())
+		if x.retryAfter != "" && !x.keep.in([]byte(x.retryAfter)) {
+			m.header("retry-after", x.retryAfter)
+		}
+		x.status = t.Status()
+		return respond(x.status, m, body, "aid_translated")
+	case t.Streamed():
+		return followHeaders(out)
+	default:
+		x.whole = true
+		return wholeAnswer(followHeaders(out))
+	}
+}
+
+// answerID is the id of an answer to which the provider gave none.
+func (x *exchange) answerID() string { return "chatcmpl-" + strings.ReplaceAll(x.req.id, "-", "") }
+
+// finish is what a translated answer's headers say that only its end could tell.
+func (x *exchange) finish(length int) *mutation {
+	t := x.reader.Translated()
+	m := newMutation(3)
+	if status := t.Status(); status != x.status {
+		x.status = status
+		m.header(":status", strconv.Itoa(status))
+	}
+	if d := t.RetryAfter(); d > 0 && x.retryAfter == "" {
+		m.header("retry-after", strconv.FormatInt(seconds(d), 10))
+	}
+	m.header("content-length", strconv.Itoa(length))
+	return m
 }
 
 // statusOf is the status of an answer, or 0.
@@ -825,7 +901,7 @@ func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingRes
 	b, end, changed := m.GetBody(), m.GetEndOfStream(), false
 	x.responseBytes += int64(len(b))
 	if x.reader != nil {
-		if out, replaced := x.reader.Chunk(b, end); replaced {
+		if out, replaced := x.reader.Chunk(b, end || x.whole); replaced {
 			b, changed = out, true
 		}
 	}
@@ -843,7 +919,10 @@ func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingRes
 	if end {
 		x.state = ended
 	}
-	if changed {
+	switch {
+	case x.whole:
+		return replaceWhole(x.finish(len(b)), b), nil
+	case changed:
 		return replaceBody(b), nil
 	}
 	return passBody(), nil
@@ -867,8 +946,15 @@ func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.Pr
 		x.status, x.answered = n, true
 	}
 	if x.reader != nil {
-		// Every byte has passed already; this only tells the reader so.
-		x.reader.Chunk(nil, true)
+		// Every byte has passed already; this only tells the reader so. What a
+		// translation would still say has no place behind trailers, and an answer
+		// that lacks it must not look whole.
+		if out, _ := x.reader.Chunk(nil, true); len(out) > 0 && x.reader.Translated() != nil {
+			x.outcome = outcomeCut
+			return nil, status.Error(codes.Aborted, "ext_proc: cut: trailers after a translated answer")
+		}
+	} else if x.forward.Translated() && x.outcome == "" {
+		return nil, x.disorder("response_trailers")
 	}
 	x.state = ended
 	var remove []string
@@ -921,7 +1007,7 @@ func (x *exchange) settle(ctx context.Context, err error) {
 	outcome := x.howItEnded(err)
 	x.s.metrics.exchanges.WithLabelValues(outcome).Inc()
 	if x.reader != nil {
-		x.usage, x.responseModel = x.reader.Usage(), clip(x.reader.Model(), 256)
+		x.usage, x.responseModel, x.lost = x.reader.Usage(), clip(x.reader.Model(), 256), x.reader.Lost()
 	}
 	x.endSpan(outcome)
 	x.s.metrics.count(x.usage)
@@ -980,7 +1066,7 @@ func (x *exchange) howItEnded(err error) string {
 	case x.outcome != "":
 		return x.outcome
 	case x.state == ended && x.answered, (x.state == answering || x.state == forwarded) && !x.readsAnswer && overWell(err):
-		if x.status >= 400 {
+		if x.status >= 400 || x.reader != nil && x.reader.Failed() {
 			return outcomeProviderError
 		}
 		return outcomeCompleted
@@ -1020,6 +1106,7 @@ func (x *exchange) decided(refused *provider.Error) audit.Decided {
 	}
 	if refused == nil {
 		d.Effect = policy.Allow.String()
+		d.ForwardedDigest, d.Dropped = x.keyed(x.forward.Body), x.forward.Dropped()
 	} else {
 		d.Status = refused.Status
 	}
@@ -1060,7 +1147,7 @@ func (x *exchange) settlement(outcome string) audit.Settled {
 			CacheWriteTokens: u.CacheWriteTokens, ReasoningTokens: u.ReasoningTokens, Source: u.Source,
 		},
 		ResponseBytes: x.responseBytes, DurationUS: now.Sub(x.began).Microseconds(), FirstByteUS: x.firstByte.Microseconds(),
-		ProviderRequestID: x.providerID,
+		ProviderRequestID: x.providerID, Lost: x.lost,
 		// Prices are not known yet: Priced stays false, which is not a cost of 0.
 	}
 }

@@ -101,6 +101,22 @@ func clip(s string, n int) string {
 	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
+// listed is a list for a header: bounded, and it says so.
+func listed(names []string) string {
+	const most = 2 << 10
+	out := ""
+	for i, name := range names {
+		if len(out)+len(name) > most {
+			return out + ", and " + strconv.Itoa(len(names)-i) + " more"
+		}
+		if i > 0 {
+			out += ", "
+		}
+		out += name
+	}
+	return out
+}
+
 // seconds is d in whole seconds, rounded up: who waits that long waits enough.
 func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 

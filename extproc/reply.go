@@ -2,6 +2,7 @@ package extproc
 
 import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	filterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -124,6 +125,27 @@ func followHeaders(m *mutation) *extprocv3.ProcessingResponse {
 	}}
 }
 
+// readingAnswer has Envoy send us the answer, where its configuration does not.
+func readingAnswer(r *extprocv3.ProcessingResponse) *extprocv3.ProcessingResponse {
+	r.ModeOverride = answerMode(filterv3.ProcessingMode_STREAMED)
+	return r
+}
+
+// wholeAnswer has Envoy send us the answer's body in one piece, and hold its headers
+// back until then.
+func wholeAnswer(r *extprocv3.ProcessingResponse) *extprocv3.ProcessingResponse {
+	r.ModeOverride = answerMode(filterv3.ProcessingMode_BUFFERED)
+	return r
+}
+
+// answerMode is one of the two modes that Envoy lets us choose (see package xds).
+func answerMode(body filterv3.ProcessingMode_BodySendMode) *filterv3.ProcessingMode {
+	return &filterv3.ProcessingMode{
+		RequestHeaderMode: filterv3.ProcessingMode_SEND, RequestBodyMode: filterv3.ProcessingMode_BUFFERED, RequestTrailerMode: filterv3.ProcessingMode_SKIP,
+		ResponseHeaderMode: filterv3.ProcessingMode_SEND, ResponseBodyMode: body, ResponseTrailerMode: filterv3.ProcessingMode_SEND,
+	}
+}
+
 // passBody lets a piece of the answer through as it is, without sending it back.
 func passBody() *extprocv3.ProcessingResponse {
 	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseBody{
@@ -138,6 +160,14 @@ func replaceBody(b []byte) *extprocv3.ProcessingResponse {
 			BodyMutation: &extprocv3.BodyMutation{Mutation: &extprocv3.BodyMutation_Body{Body: b}},
 		}},
 	}}
+}
+
+// replaceWhole puts b in the place of the answer's body, which came in one piece; m
+// holds its content-length.
+func replaceWhole(m *mutation, b []byte) *extprocv3.ProcessingResponse {
+	r := replaceBody(b)
+	r.GetResponseBody().GetResponse().HeaderMutation = m.message()
+	return r
 }
 
 // passTrailers lets the answer's trailers through, less those to remove.

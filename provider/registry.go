@@ -109,6 +109,17 @@ func (r *Registry) Resolve(c Call) (Provider, *Error) {
 		Message: "No provider here has the model \"" + clip(c.Model, 128) + "\"."}
 }
 
+// Translates says whether one of the providers would serve the endpoint by
+// translation.
+func (r *Registry) Translates(ep Endpoint) bool {
+	for i := range r.providers {
+		if slices.Contains(ep.Translated, r.providers[i].Kind) {
+			return true
+		}
+	}
+	return false
+}
+
 // ByHost finds the provider that is reached directly under the host, which is a
 // name in lower case. An exact name comes before a wildcard.
 func (r *Registry) ByHost(host string) (Provider, bool) {

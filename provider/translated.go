@@ -100,6 +100,18 @@ func usageOf(t *translate.Answer) Usage {
 	return Usage{InputTokens: input, OutputTokens: output, CachedTokens: cached, CacheWriteTokens: written, ReasoningTokens: reasoning, Source: "provider"}
 }
 
+// Failed says that a translated answer is an error, or ends in one, whatever its
+// status is.
+func (a *Answer) Failed() bool { return a.translated != nil && a.translated.Failed() }
+
+// Lost names what a translated answer had that the caller's format has no place for.
+func (a *Answer) Lost() []string {
+	if a.translated == nil {
+		return nil
+	}
+	return a.translated.Lost()
+}
+
 // Translated is the translator of the answer, nil if it passes in the words that
 // it came in.
 func (a *Answer) Translated() *translate.Answer { return a.translated }
