@@ -25,7 +25,7 @@ import (
 //
 //	L01  extproc stands before the router, once, and only the management API is reached without it
 //	L02  extproc fails closed, and its refusals are obeyed
-//	L03  nobody overrides its mode, and it sees whole requests
+//	L03  it sees whole requests, and no mode that it may choose shows it less
 //	L04  a forbidden change of a header is an error
 //	L05  a provider is reached by the verdict only; what no route matches ends here
 //	L06  one reading of paths, hosts and headers; clients are not believed
@@ -143,7 +143,12 @@ func (l *lint) filters(fs []*hcmv3.HttpFilter) {
 	l.want(!p.GetObservabilityMode(), "L02", "observability_mode is on")
 	l.want(!p.GetDisableImmediateResponse(), "L02", "disable_immediate_response is on: refusals would pass")
 	l.want(!p.GetSendBodyWithoutWaitingForHeaderResponse(), "L03", "bodies are sent before the headers are judged")
-	l.want(!p.GetAllowModeOverride() && len(p.GetAllowedOverrideModes()) == 0, "L03", "the mode may be overridden")
+	l.want(p.GetAllowModeOverride() == (len(p.GetAllowedOverrideModes()) > 0), "L03", "any mode may be chosen")
+	for _, m := range p.GetAllowedOverrideModes() {
+		l.want(m.GetRequestBodyMode() == extprocv3.ProcessingMode_BUFFERED && m.GetRequestTrailerMode() == p.GetProcessingMode().GetRequestTrailerMode() &&
+			m.GetResponseHeaderMode() == extprocv3.ProcessingMode_SEND && m.GetResponseTrailerMode() == extprocv3.ProcessingMode_SEND &&
+			(m.GetResponseBodyMode() == extprocv3.ProcessingMode_STREAMED || m.GetResponseBodyMode() == extprocv3.ProcessingMode_BUFFERED), "L03", "a mode may be chosen that shows extproc less")
+	}
 	m := p.GetProcessingMode()
 	l.want(m.GetRequestHeaderMode() == extprocv3.ProcessingMode_SEND, "L03", "request headers are not sent")
 	l.want(m.GetRequestBodyMode() == extprocv3.ProcessingMode_BUFFERED, "L03", "request bodies are not sent whole")
@@ -205,6 +210,10 @@ func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clust
 // providerRoute must be reached by the verdict, and be judged.
 func (l *lint) providerRoute(r *routev3.Route, cluster string) {
 	hs := r.GetMatch().GetHeaders()
+	if len(hs) == 2 && hs[1].GetName() == answerHeader { // it narrows the match
+		hs = hs[:1]
+		l.want(slices.Contains(r.GetRequestHeadersToRemove(), answerHeader), "L05", answerHeader+" is sent upstream")
+	}
 	l.want(len(hs) == 1 && hs[0].GetName() == RouteHeader && !hs[0].GetInvertMatch() && !hs[0].GetTreatMissingHeaderAsEmpty() &&
 		hs[0].GetStringMatch().GetExact() == cluster && !hs[0].GetStringMatch().GetIgnoreCase(), "L05", "a provider is reached without the verdict for exactly "+cluster)
 	l.want(slices.Contains(r.GetRequestHeadersToRemove(), RouteHeader), "L05", "the verdict is sent upstream")

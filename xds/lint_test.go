@@ -164,7 +164,22 @@ func TestLint(t *testing.T) {
 		{"L02", "observability_mode", func(p *parts) { p.extproc.ObservabilityMode = true }},
 		{"L02", "disable_immediate_response", func(p *parts) { p.extproc.DisableImmediateResponse = true }},
 
-		{"L03", "allow_mode_override", func(p *parts) { p.extproc.AllowModeOverride = true }},
+		{"L03", "any mode may be chosen", func(p *parts) { p.extproc.AllowedOverrideModes = nil }},
+		{"L03", "a mode without the request's body may be chosen", func(p *parts) {
+			p.extproc.AllowedOverrideModes[0].RequestBodyMode = extprocv3.ProcessingMode_NONE
+		}},
+		{"L03", "a mode with request trailers may be chosen", func(p *parts) {
+			p.extproc.AllowedOverrideModes[0].RequestTrailerMode = extprocv3.ProcessingMode_SEND
+		}},
+		{"L03", "a mode without the answer's headers may be chosen", func(p *parts) {
+			p.extproc.AllowedOverrideModes[1].ResponseHeaderMode = extprocv3.ProcessingMode_SKIP
+		}},
+		{"L03", "a mode without the answer may be chosen", func(p *parts) {
+			p.extproc.AllowedOverrideModes[1].ResponseBodyMode = extprocv3.ProcessingMode_NONE
+		}},
+		{"L03", "a mode without the answer's trailers may be chosen", func(p *parts) {
+			p.extproc.AllowedOverrideModes[1].ResponseTrailerMode = extprocv3.ProcessingMode_SKIP
+		}},
 		{"L03", "body before headers", func(p *parts) { p.extproc.SendBodyWithoutWaitingForHeaderResponse = true }},
 		{"L03", "headers skipped", func(p *parts) { p.extproc.ProcessingMode.RequestHeaderMode = extprocv3.ProcessingMode_SKIP }},
 		{"L03", "body none", func(p *parts) { p.extproc.ProcessingMode.RequestBodyMode = extprocv3.ProcessingMode_NONE }},

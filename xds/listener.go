@@ -172,10 +172,11 @@ func (in Input) extproc() *extprocv3.ExternalProcessor {
 		GrpcService: &corev3.GrpcService{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
 			EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: envoy.ClusterExtProc},
 		}},
-		FailureModeAllow:   false,
-		ProcessingMode:     mode,
-		MessageTimeout:     seconds(messageTimeout),
-		AllowModeOverride:  false,
+		FailureModeAllow: false,
+		ProcessingMode:   mode,
+		MessageTimeout:   seconds(messageTimeout),
+		// Answers that are translated: see answerModes.
+		AllowModeOverride: true, AllowedOverrideModes: answerModes(),
 		MutationRules:      &mutationv3.HeaderMutationRules{DisallowIsError: yes(), AllowEnvoy: wrapperspb.Bool(false), AllowAllRouting: wrapperspb.Bool(false)},
 		ResponseAttributes: []string{"response.code_details"},
 	}
@@ -191,6 +192,19 @@ func (in Input) extproc() *extprocv3.ExternalProcessor {
 		}
 	}
 	return p
+}
+
+// answerModes are the only modes that extproc may choose for an exchange. Both send
+// it as much as the configured mode does, or more: an answer that it translates comes
+// to it whole if it is not a stream, and where Envoy reads usage it comes at all.
+func answerModes() []*extprocv3.ProcessingMode {
+	mode := func(body extprocv3.ProcessingMode_BodySendMode) *extprocv3.ProcessingMode {
+		return &extprocv3.ProcessingMode{
+			RequestHeaderMode: extprocv3.ProcessingMode_SEND, RequestBodyMode: extprocv3.ProcessingMode_BUFFERED, RequestTrailerMode: extprocv3.ProcessingMode_SKIP,
+			ResponseHeaderMode: extprocv3.ProcessingMode_SEND, ResponseBodyMode: body, ResponseTrailerMode: extprocv3.ProcessingMode_SEND,
+		}
+	}
+	return []*extprocv3.ProcessingMode{mode(extprocv3.ProcessingMode_STREAMED), mode(extprocv3.ProcessingMode_BUFFERED)}
 }
 
 // localReplies gives Envoy's own answers the form of OpenAI's errors, which is what

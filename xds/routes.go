@@ -28,6 +28,10 @@ var ManagementPaths = []string{
 	"/docs", "/redoc", "/openapi.json", "/openapi.yaml", "/openapi-3.0.json", "/openapi-3.0.yaml", "/schemas", "/.well-known",
 }
 
+// answerHeader is set by extproc on a request whose answer it asked for, where Envoy
+// is configured to read usage itself.
+const answerHeader = "x-aid-answer"
+
 // The filters whose settings routes change.
 const (
 	extprocFilter = "envoy.filters.http.ext_proc"
@@ -134,14 +138,22 @@ func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*rou
 	if in.Usage != "envoy" {
 		return []*routev3.Route{route("", 0)}
 	}
+	// First the one for answers that extproc reads. Envoy reads no usage there: the
+	// trailers in which it would say so come after the end of a translated answer.
+	read := route("", 0)
+	read.Match.Headers = append(read.Match.Headers, &routev3.HeaderMatcher{
+		Name: answerHeader, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true},
+	})
+	read.RequestHeadersToRemove = append(read.RequestHeadersToRemove, answerHeader)
+	read.ResponseHeadersToAdd, read.ResponseHeadersToRemove = nil, nil
 	switch p.Kind {
 	case provider.KindAnthropic:
-		return []*routev3.Route{route("", llmv3.LLMProtocol_ANTHROPIC_MESSAGES)}
+		return []*routev3.Route{read, route("", llmv3.LLMProtocol_ANTHROPIC_MESSAGES)}
 	case provider.KindGemini:
-		return []*routev3.Route{route("", llmv3.LLMProtocol_GEMINI_GENERATE_CONTENT)}
+		return []*routev3.Route{read, route("", llmv3.LLMProtocol_GEMINI_GENERATE_CONTENT)}
 	case provider.KindCohere:
-		return []*routev3.Route{route("", 0)} // Envoy does not read its usage
+		return []*routev3.Route{read, route("", 0)} // Envoy does not read its usage
 	default:
-		return []*routev3.Route{route(`.*/responses`, llmv3.LLMProtocol_OPENAI_RESPONSES), route("", llmv3.LLMProtocol_OPENAI_CHAT_COMPLETIONS)}
+		return []*routev3.Route{read, route(`.*/responses`, llmv3.LLMProtocol_OPENAI_RESPONSES), route("", llmv3.LLMProtocol_OPENAI_CHAT_COMPLETIONS)}
 	}
 }
