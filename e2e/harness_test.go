@@ -28,10 +28,10 @@ import (
 
 // startEnvoy runs a real Envoy that is told what xds builds for the providers, and
 // answers its gateway's URL once it listens. Its sidecar is on the socket.
-func startEnvoy(t *testing.T, dir, extproc string, providers []provider.Provider) string {
+func startEnvoy(t *testing.T, dir, extproc, usage string, providers []provider.Provider) string {
 	t.Helper()
 	gateway := "127.0.0.1:" + strconv.Itoa(envoytest.Port(t))
-	built, err := xds.Build(xds.Input{OrgID: inOrg, Providers: providers, Gateway: gateway, Usage: "stream", MaxBody: 16 << 20})
+	built, err := xds.Build(xds.Input{OrgID: inOrg, Providers: providers, Gateway: gateway, Usage: usage, MaxBody: 16 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,22 +46,32 @@ const inOrg = "org_test"
 // with the real server.
 func inProcess(t *testing.T, h http.Handler, config func(*extproc.Config), handler extprocv3.ExternalProcessorServer) *harness {
 	t.Helper()
+	return inProcessWith(t, h, "stream", []provider.Provider{{Name: "one", Kind: "openai", Models: []string{"gpt-*"}}}, config, handler)
+}
+
+// inProcessWith is inProcess with other providers, all of which are h, and with
+// Envoy's part in usage as given.
+func inProcessWith(t *testing.T, h http.Handler, usage string, providers []provider.Provider, config func(*extproc.Config), handler extprocv3.ExternalProcessorServer) *harness {
+	t.Helper()
 	x := &harness{provider: e2e.Record(t, h)}
-	p := provider.Provider{
-		ID: "prov_one", OrgID: inOrg, Name: "one", Kind: "openai", BaseURL: x.provider.URL, Models: []string{"gpt-*"},
-		Credential: provider.NewSecret(credential), HasCredential: true,
+	for i := range providers {
+		p := &providers[i]
+		p.ID, p.OrgID, p.Credential, p.HasCredential = "prov_"+p.Name, inOrg, provider.NewSecret(credential), true
+		if p.BaseURL == "" {
+			p.BaseURL = x.provider.URL
+		}
+		p.Cluster = provider.ClusterName(*p)
 	}
-	p.Cluster = provider.ClusterName(p)
 	dir := envoytest.SocketDir(t)
 	x.socket = filepath.Join(dir, "extproc.sock")
-	x.gateway = startEnvoy(t, dir, x.socket, []provider.Provider{p})
+	x.gateway = startEnvoy(t, dir, x.socket, usage, providers)
 
 	key, hash, err := identity.Mint(identity.AgentKey, rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	x.key = key
-	registry, err := provider.NewRegistry([]provider.Provider{p})
+	registry, err := provider.NewRegistry(providers)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +94,7 @@ func inProcess(t *testing.T, h http.Handler, config func(*extproc.Config), handl
 	})
 	c := extproc.Config{
 		Directory: oneCaller{hash, identity.Caller{
-			Agent: identity.Agent{ID: "ag_one", OrgID: inOrg, Name: "one", Status: identity.Active, AllowedModels: []string{"gpt-*"}, Fingerprint: "sha256:feed"},
+			Agent: identity.Agent{ID: "ag_one", OrgID: inOrg, Name: "one", Status: identity.Active, AllowedModels: []string{"*"}, Fingerprint: "sha256:feed"},
 			Key:   identity.Key{ID: "key_one", OrgID: inOrg, AgentID: "ag_one", Scopes: []string{"*"}},
 		}, extproc.Org{ID: inOrg, DigestKey: []byte("digest key of a test"), Policies: bundle, Providers: registry}},
 		Recorder: writer, Limiter: budget.NewMemory(time.Now), Log: slog.New(slog.DiscardHandler),

@@ -1,0 +1,426 @@
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/ai-identity/ai-identity/e2e"
+	"github.com/ai-identity/ai-identity/extproc"
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+// translators is a harness whose org can be told which provider has every model.
+type translators struct {
+	*harness
+	serve atomic.Pointer[http.HandlerFunc] // the provider, for now
+	org   atomic.Pointer[extproc.Org]
+	orgs  map[string]extproc.Org // by kind
+}
+
+func (x *translators) Org(string) (extproc.Org, error) { return *x.org.Load(), nil }
+
+// swapped is a directory whose org is the one that is on.
+type swapped struct {
+	extproc.Directory
+	x *translators
+}
+
+func (s swapped) Org(id string) (extproc.Org, error) { return s.x.Org(id) }
+
+// translating starts a harness with a provider of each kind at one address.
+func translating(t *testing.T, usage string) *translators {
+	t.Helper()
+	x := &translators{orgs: map[string]extproc.Org{}}
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*x.serve.Load())(w, r) })
+	var ps []provider.Provider
+	for _, kind := range append([]string{"openai"}, translatedKinds...) {
+		ps = append(ps, provider.Provider{Name: kind, Kind: kind, Models: []string{"*"}})
+	}
+	x.harness = inProcessWith(t, h, usage, ps, func(c *extproc.Config) {
+		base, err := c.Directory.Org(inOrg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range ps {
+			org := base
+			if org.Providers, err = provider.NewRegistry([]provider.Provider{p}); err != nil {
+				t.Fatal(err)
+			}
+			x.orgs[p.Kind] = org
+		}
+		c.Directory = swapped{c.Directory, x}
+		c.Now = func() time.Time { return time.Unix(1_700_000_000, 0) }
+	}, nil)
+	return x
+}
+
+// use makes the provider of the kind the org's only one, and h what it does.
+func (x *translators) use(kind string, h http.HandlerFunc) {
+	org := x.orgs[kind]
+	x.org.Store(&org)
+	x.serve.Store(&h)
+}
+
+func (x *translators) post(t *testing.T, path, body string) (*http.Response, []byte, error) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), "POST", x.gateway+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+x.key)
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp, b, err
+}
+
+var madeID = regexp.MustCompile(`chatcmpl-[0-9a-f]{32}`)
+
+// Every answer that package translate has a vector of comes through a real Envoy as
+// the vector says: the bytes, the status, the content type, and when to try again;
+// in whatever pieces, and whether or not Envoy is to read usage.
+func TestTranslatedAnswers(t *testing.T) {
+	const hello = `{"model":"m-1","messages":[{"role":"user","content":"hi"}]}`
+	for _, usage := range []string{"stream", "envoy"} {
+		x := translating(t, usage)
+		for _, kind := range translatedKinds {
+			files, err := filepath.Glob(filepath.Join(e2e.Root(), "provider", "translate", "testdata", "answers", kind, "*.txt"))
+			if err != nil || len(files) == 0 {
+				t.Fatalf("no vectors: %v", err)
+			}
+			for _, file := range files {
+				t.Run(usage+"/"+kind+"/"+strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+					ar, err := txtar.ParseFile(file)
+					if err != nil {
+						t.Fatal(err)
+					}
+					section := map[string]string{}
+					for _, f := range ar.Files {
+						section[f.Name] = string(f.Data)
+					}
+					head, body, _ := strings.Cut(section["answer"], "\n\n")
+					code, contentType, _ := strings.Cut(head, " ")
+					status, _ := strconv.Atoi(code)
+					request, path := section["request"], "/v1/chat/completions"
+					if request == "" {
+						request = hello
+						if strings.Contains(head, "text/event-stream") {
+							request = strings.TrimSuffix(hello, "}") + `,"stream":true,"stream_options":{"include_usage":true}}`
+						}
+					}
+					if strings.Contains(request, `"input"`) {
+						path = "/v1/embeddings"
+					}
+					x.use(kind, func(w http.ResponseWriter, _ *http.Request) {
+						w.Header().Set("Content-Type", contentType)
+						w.WriteHeader(status)
+						for piece := range slices.Chunk([]byte(body), 97) {
+							w.Write(piece)
+							http.NewResponseController(w).Flush()
+						}
+					})
+					if status == 401 {
+						// Not the caller's key: extproc answers that itself.
+						if resp, got, _ := x.post(t, path, request); resp.StatusCode != 502 || !bytes.Contains(got, []byte("provider_unauthorized")) {
+							t.Errorf("%d %s", resp.StatusCode, got)
+						}
+						return
+					}
+					resp, got, err := x.post(t, path, request)
+					if err != nil {
+						t.Fatal(err)
+					}
+					want := section["want"]
+					got = madeID.ReplaceAll(got, []byte("chatcmpl-made"))
+					if !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
+						var a, b bytes.Buffer
+						if json.Compact(&a, []byte(want)) == nil && json.Compact(&b, got) == nil {
+							want, got = a.String(), b.Bytes()
+						}
+					}
+					if d := cmp.Diff(strings.TrimSuffix(want, "\n"), strings.TrimSuffix(string(got), "\n")); d != "" {
+						t.Errorf("(-want +got)\n%s", d)
+					}
+					told := fmt.Sprintf("%d %s\n", resp.StatusCode, resp.Header.Get("Content-Type"))
+					if !strings.HasPrefix(section["want told"], told) {
+						t.Errorf("told %swant %s", told, section["want told"])
+					}
+					if _, after, ok := strings.Cut(section["want told"], "retry after "); ok {
+						if d, err := time.ParseDuration(strings.TrimSpace(after)); err != nil || resp.Header.Get("Retry-After") != strconv.Itoa(int(d.Seconds())) {
+							t.Errorf("retry-after %q, want %s", resp.Header.Get("Retry-After"), after)
+						}
+					}
+					if resp.Header.Get("X-Aid-Receipt") == "" || resp.Header.Get("X-Aid-Decision") != "allow" {
+						t.Errorf("%v", resp.Header)
+					}
+				})
+			}
+		}
+	}
+}
+
+// anthropicEvents are an answer of Anthropic's, event by event.
+var anthropicEvents = []string{
+	`{"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant","content":[],"model":"m","stop_reason":null,"usage":{"input_tokens":7,"output_tokens":1}}}`,
+	`{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}`,
+	`{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hel"}}`,
+	`{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"lo"}}`,
+	`{"type":"content_block_stop","index":0}`,
+	`{"type":"message_delta","delta":{"stop_reason":"end_turn","stop_sequence":null},"usage":{"output_tokens":5}}`,
+	`{"type":"message_stop"}`,
+}
+
+func sse(w http.ResponseWriter, event string) error {
+	fmt.Fprintf(w, "data: %s\n\n", event)
+	return http.NewResponseController(w).Flush()
+}
+
+// What happens on the way of a translated answer: nothing is held back, what breaks
+// off does not look whole, and an error is an error to OpenAI's clients.
+func TestTranslatedOnTheWay(t *testing.T) {
+	const chat, path = `{"model":"m","messages":[{"role":"user","content":"hi"}]}`, "/v1/chat/completions"
+	streamed := strings.Replace(chat, "{", `{"stream":true,`, 1)
+	for _, usage := range []string{"stream", "envoy"} {
+		x := translating(t, usage)
+		idle := func(t *testing.T) {
+			t.Helper()
+			e2e.Eventually(t, 10*time.Second, func() error {
+				if n := x.server.Live(); n > 0 {
+					return fmt.Errorf("%d exchanges are live", n)
+				}
+				return nil
+			})
+		}
+		t.Run(usage+"/each event as it comes", func(t *testing.T) {
+			seen := make(chan struct{})
+			x.use("anthropic", func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "text/event-stream")
+				for i, e := range anthropicEvents {
+					if sse(w, e) != nil {
+						return
+					}
+					if i == 2 || i == 3 {
+						select {
+						case <-seen: // the client has it: only now there is more
+						case <-r.Context().Done():
+							return
+						}
+					}
+				}
+			})
+			got := reading(t, x, streamed)
+			defer got.Close()
+			var all []byte
+			for _, want := range []string{`"content":"Hel"`, `"content":"lo"`} {
+				for !bytes.Contains(all, []byte(want)) {
+					b := make([]byte, 4096)
+					n, err := got.Read(b)
+					if err != nil {
+						t.Fatalf("%v after %s", err, all)
+					}
+					all = append(all, b[:n]...)
+				}
+				seen <- struct{}{}
+			}
+			rest, err := io.ReadAll(got)
+			if err != nil || !bytes.HasSuffix(rest, []byte("data: [DONE]\n\n")) {
+				t.Errorf("%v %s", err, rest)
+			}
+		})
+		t.Run(usage+"/the client hangs up", func(t *testing.T) {
+			gone := make(chan struct{})
+			x.use("anthropic", func(w http.ResponseWriter, r *http.Request) {
+				defer close(gone)
+				w.Header().Set("Content-Type", "text/event-stream")
+				for _, e := range anthropicEvents[:3] {
+					sse(w, e)
+				}
+				<-r.Context().Done()
+			})
+			got := reading(t, x, streamed)
+			if _, err := got.Read(make([]byte, 10)); err != nil {
+				t.Fatal(err)
+			}
+			got.Close()
+			select {
+			case <-gone:
+			case <-time.After(10 * time.Second):
+				t.Error("the provider's answer was not cancelled")
+			}
+			idle(t)
+		})
+		t.Run(usage+"/the provider breaks off", func(t *testing.T) {
+			x.use("anthropic", func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "text/event-stream")
+				for _, e := range anthropicEvents[:4] {
+					sse(w, e)
+				}
+				panic(http.ErrAbortHandler)
+			})
+			_, got, err := x.post(t, path, streamed)
+			if err == nil || bytes.Contains(got, []byte("[DONE]")) {
+				t.Errorf("%v %s", err, got)
+			}
+			idle(t)
+		})
+		t.Run(usage+"/the provider ends too early", func(t *testing.T) {
+			x.use("anthropic", func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "text/event-stream")
+				for _, e := range anthropicEvents[:4] {
+					sse(w, e)
+				}
+			})
+			_, got, _ := x.post(t, path, streamed)
+			if bytes.Contains(got, []byte("[DONE]")) || !bytes.Contains(got, []byte(`"code":"incomplete_answer"`)) {
+				t.Errorf("%s", got)
+			}
+		})
+		t.Run(usage+"/overloaded", func(t *testing.T) {
+			x.use("anthropic", func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Retry-After", "7")
+				w.Header().Set("Content-Type", "application/json")
+				w.Header().Set("Request-Id", "req_of_theirs")
+				w.WriteHeader(529)
+				io.WriteString(w, `{"type":"error","error":{"type":"overloaded_error","message":"Overloaded at llm-7.internal, key `+credential+`"}}`)
+			})
+			resp, got, err := x.post(t, path, chat)
+			if err != nil || resp.StatusCode != 503 || resp.Header.Get("Retry-After") != "7" || !bytes.Contains(got, []byte(`"type":"server_error"`)) {
+				t.Errorf("%v %d %v %s", err, resp.StatusCode, resp.Header, got)
+			}
+			for _, secret := range []string{"llm-7.internal", credential} {
+				if bytes.Contains(got, []byte(secret)) {
+					t.Errorf("%q is in %s", secret, got)
+				}
+			}
+		})
+		t.Run(usage+"/an error without a body", func(t *testing.T) {
+			x.use("cohere", func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Retry-After", "9")
+				w.WriteHeader(429)
+			})
+			resp, got, err := x.post(t, path, chat)
+			if err != nil || resp.StatusCode != 429 || resp.Header.Get("Retry-After") != "9" || !bytes.Contains(got, []byte(`"rate_limit_error"`)) ||
+				resp.Header.Get("X-Aid-Receipt") == "" || resp.Header.Get("Content-Type") != "application/json" {
+				t.Errorf("%v %d %v %s", err, resp.StatusCode, resp.Header, got)
+			}
+		})
+		t.Run(usage+"/not JSON", func(t *testing.T) {
+			x.use("mistral", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>hello from proxy-3.internal</html>") })
+			resp, got, err := x.post(t, path, chat)
+			if err != nil || resp.StatusCode != 502 || !json.Valid(got) || bytes.Contains(got, []byte("internal")) {
+				t.Errorf("%v %d %s", err, resp.StatusCode, got)
+			}
+		})
+		t.Run(usage+"/large", func(t *testing.T) {
+			text := strings.Repeat("a long answer. ", 5<<20/15)
+			x.use("anthropic", func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				fmt.Fprintf(w, `{"id":"m","type":"message","role":"assistant","model":"m","content":[{"type":"text","text":%q}],"stop_reason":"end_turn","usage":{"input_tokens":1,"output_tokens":2}}`, text)
+			})
+			resp, got, err := x.post(t, path, chat)
+			if err != nil || resp.StatusCode != 200 || !bytes.Contains(got, []byte(text)) || resp.ContentLength != int64(len(got)) {
+				t.Errorf("%v %d, %d bytes", err, resp.StatusCode, len(got))
+			}
+		})
+		t.Run(usage+"/too large", func(t *testing.T) {
+			x.use("anthropic", func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				w.Write(bytes.Repeat([]byte("a long answer. "), 2<<20))
+			})
+			resp, got, err := x.post(t, path, chat)
+			if err == nil && (resp.StatusCode < 500 || !bytes.Contains(got, []byte(`"error"`))) {
+				t.Errorf("%v %d, %.200s", err, resp.StatusCode, got)
+			}
+			idle(t)
+		})
+		t.Run(usage+"/trailers", func(t *testing.T) {
+			// Gemini says nothing at the end of a stream, so its end is what tells that it
+			// is whole; behind trailers there is no place to say so.
+			x.use("gemini", func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "text/event-stream")
+				w.Header().Set("Trailer", "X-After")
+				sse(w, `{"candidates":[{"content":{"parts":[{"text":"Hello"}],"role":"model"},"finishReason":"STOP","index":0}],"modelVersion":"m"}`)
+				w.Header().Set("X-After", "1")
+			})
+			_, got, err := x.post(t, path, streamed)
+			if err == nil || bytes.Contains(got, []byte("[DONE]")) {
+				t.Errorf("%v %s", err, got)
+			}
+			x.use("anthropic", func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "text/event-stream")
+				w.Header().Set("Trailer", "X-After")
+				for _, e := range anthropicEvents {
+					sse(w, e)
+				}
+				w.Header().Set("X-After", "1")
+			})
+			if _, got, err = x.post(t, path, streamed); err != nil || !bytes.HasSuffix(got, []byte("data: [DONE]\n\n")) {
+				t.Errorf("%v %s", err, got)
+			}
+			idle(t)
+		})
+		t.Run(usage+"/nothing is there", func(t *testing.T) {
+			x.use("anthropic", func(w http.ResponseWriter, _ *http.Request) { panic(http.ErrAbortHandler) })
+			resp, got, err := x.post(t, path, chat)
+			var e struct{ Error struct{ Type string } }
+			if err != nil || resp.StatusCode != 503 || json.Unmarshal(got, &e) != nil || e.Error.Type != "api_error" {
+				t.Errorf("%v %d %s", err, resp.StatusCode, got)
+			}
+		})
+		t.Run(usage+"/not translated", func(t *testing.T) {
+			// The same endpoint, and a provider that speaks it: not a byte is changed.
+			const answer = `{"id":"c", "object":"chat.completion","model":"m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}`
+			x.use("openai", func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				io.WriteString(w, answer)
+			})
+			if _, got, err := x.post(t, path, chat); err != nil || string(got) != answer {
+				t.Errorf("%v %s", err, got)
+			}
+		})
+	}
+}
+
+// reading begins a streamed answer on a connection of its own, which Close breaks.
+func reading(t *testing.T, x *translators, body string) io.ReadCloser {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	req, err := http.NewRequestWithContext(ctx, "POST", x.gateway+"/v1/chat/completions", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+x.key)
+	req.Header.Set("Content-Type", "application/json")
+	tr := &http.Transport{DialContext: (&net.Dialer{}).DialContext}
+	t.Cleanup(tr.CloseIdleConnections)
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != 200 {
+		b, _ := io.ReadAll(resp.Body)
+		t.Fatalf("%d %s", resp.StatusCode, b)
+	}
+	return resp.Body
+}
