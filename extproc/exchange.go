@@ -775,7 +775,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	}
 
 	out := newMutation(3)
-	contentType := ""
+	contentType, length := "", int64(0)
 	for _, h := range m.GetHeaders().GetHeaders() {
 		name := lower(h.GetKey())
 		switch name {
@@ -783,6 +783,8 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 			continue
 		case "content-type":
 			contentType = string(h.GetRawValue())
+		case "content-length":
+			length, _ = strconv.ParseInt(string(h.GetRawValue()), 10, 64)
 		case "x-request-id", "request-id", "apim-request-id", "x-amzn-requestid":
 			if x.providerID == "" {
 				x.providerID = clip(string(h.GetRawValue()), 128)
@@ -804,7 +806,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	x.ours(out)
 	switch {
 	case x.forward.Translated() && x.outcome == "":
-		return x.translate(out, contentType, m.GetEndOfStream()), nil
+		return x.translate(out, contentType, length, m.GetEndOfStream()), nil
 	case m.GetEndOfStream():
 		x.state = ended
 	case x.readsAnswer:
@@ -814,8 +816,9 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 }
 
 // translate begins an answer that is said in the caller's words. One that is not
-// streamed is asked for whole, since its status is certain at its end only.
-func (x *exchange) translate(out *mutation, contentType string, end bool) *extprocv3.ProcessingResponse {
+// streamed is asked for whole, since its status is certain at its end only. It must
+// fit into Envoy's buffer: length is what its headers say, if they do.
+func (x *exchange) translate(out *mutation, contentType string, length int64, end bool) *extprocv3.ProcessingResponse {
 	x.reader = x.forward.NewAnswer(x.status, contentType, x.s.c.Now, x.answerID)
 	t := x.reader.Translated()
 	out.header("content-type", t.ContentType())
@@ -834,6 +837,10 @@ func (x *exchange) translate(out *mutation, contentType string, end bool) *extpr
 		return respond(x.status, m, body, "aid_translated")
 	case t.Streamed():
 		return followHeaders(out)
+	case length > x.s.c.MaxBody:
+		x.outcome = outcomeProviderError
+		return x.refuse(&provider.Error{Status: http.StatusBadGateway, Type: "api_error", Code: "answer_too_large",
+			Message: fmt.Sprintf("The provider's answer is larger than %d bytes. Ask for less, or for a stream.", x.s.c.MaxBody)})
 	default:
 		x.whole = true
 		return wholeAnswer(followHeaders(out))
