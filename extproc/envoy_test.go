@@ -386,6 +386,10 @@ func (w *world) play(ctx context.Context, req message, answer *message, pieces [
 	if !answer.hasBody {
 		return finish()
 	}
+	whole := resp.GetModeOverride().GetResponseBodyMode() == filterv3.ProcessingMode_BUFFERED
+	if whole {
+		pieces = [][]byte{bytes.Join(pieces, nil)}
+	}
 	for i, p := range pieces {
 		resp = ask(&extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseBody{
 			ResponseBody: &extprocv3.HttpBody{Body: p, EndOfStream: i == len(pieces)-1},
@@ -397,6 +401,15 @@ func (w *world) play(ctx context.Context, req message, answer *message, pieces [
 			p = b.Body
 		}
 		out.client.body = append(out.client.body, p...)
+		switch change := resp.GetResponseBody().GetResponse().GetHeaderMutation(); {
+		case whole:
+			out.client.headers = mutate(w.t, out.client.headers, change)
+			if got := out.client.get("content-length"); got != strconv.Itoa(len(p)) {
+				w.t.Errorf("an answer of %d bytes has content-length %q", len(p), got)
+			}
+		case change != nil:
+			w.t.Errorf("headers change that are with the client already: %v", change)
+		}
 	}
 	return finish()
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/ai-identity/ai-identity/extproc"
 	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/provider"
 )
 
 var update = flag.Bool("update", false, "rewrite the wants of testdata/*.txt")
@@ -27,6 +28,7 @@ var update = flag.Bool("update", false, "rewrite the wants of testdata/*.txt")
 // who does not read Go:
 //
 //	caller            JSON that changes the agent or the key: {"agent": {…}, "key": {…}}
+//	provider          JSON of the provider that has every model, in the place of the one of kind openai: {"kind": …, "settings": {…}}
 //	policy …          one policy document each, as in POST /v1/policies
 //	world             what is broken, a line each: "audit is down", "directory is stale",
 //	                  "policies are unavailable", "decide panics", "record returns an error", …
@@ -67,6 +69,14 @@ func script(t *testing.T, file string) {
 		unmarshal(t, text, &c)
 		o.agent = func(a *identity.Agent) { unmarshal(t, string(c.Agent), a) }
 		o.caller = func(k *identity.Key) { unmarshal(t, string(c.Key), k) }
+	}
+	if text, ok := section("provider"); ok {
+		p := provider.Provider{
+			ID: "prov_two", OrgID: "org_acme", Name: "two", BaseURL: "http://127.0.0.1:1", Models: []string{"*"},
+			Credential: provider.NewSecret(providerKey), HasCredential: true,
+		}
+		unmarshal(t, text, &p)
+		o.providers = []provider.Provider{p}
 	}
 	for _, f := range ar.Files {
 		if strings.HasPrefix(f.Name, "policy") {
