@@ -650,7 +650,9 @@ func (x *exchange) enforce(received int) *extprocv3.ProcessingResponse {
 	// What the provider's configuration set above, these lines set again: none
 	// of them is its to choose.
 	m.header("x-aid-route", f.Cluster) // the only way to a provider
-	m.header(":path", f.Path)
+	if f.Path != x.req.target {
+		m.header(":path", f.Path)
+	}
 	m.header("accept-encoding", "identity") // a compressed answer cannot be read
 	m.header("x-request-id", x.req.id)
 	m.header("x-agent-id", x.caller.Agent.ID)
@@ -660,14 +662,13 @@ func (x *exchange) enforce(received int) *extprocv3.ProcessingResponse {
 		m.header("x-aid-answer", "read") // to a route where Envoy does not read it too
 	}
 
-	m.remove = make([]string, 0, len(x.req.remove)+len(f.Remove)+1)
-	for _, names := range [][]string{x.req.remove, f.Remove} {
-		for _, name := range names {
-			// Envoy removes before it sets, but a header that is both is a
-			// thing to get wrong.
-			if name = lower(name); !m.sets(name) {
-				m.remove = append(m.remove, name)
-			}
+	// Only what is there is removed: each name costs Envoy a look through all.
+	m.remove = make([]string, 0, len(x.req.remove)+1)
+	for _, name := range x.req.remove {
+		// Envoy removes before it sets, but a header that is both is a thing to
+		// get wrong.
+		if !m.sets(name) {
+			m.remove = append(m.remove, name)
 		}
 	}
 	body := f.Body

@@ -17,25 +17,25 @@ import (
 
 // request is what the headers say, read once.
 type request struct {
-	id                  string // x-request-id, which Envoy makes and clients cannot set
-	method, path, query string // path is without the query, as received
-	host                string // in lower case and without a port, which Envoy takes off
-	contentType         string
-	encodings           []string // of content-encoding, in order
-	contentLength       int64    // -1: not said
-	accept              string
-	userAgent           string
-	clientIP            string
-	traceparent         string
-	canary              string
-	endOfStream         bool
+	id             string // x-request-id, which Envoy makes and clients cannot set
+	method, target string
+	path, query    string // of target, as received
+	host           string // in lower case and without a port, which Envoy takes off
+	contentType    string
+	encodings      []string // of content-encoding, in order
+	contentLength  int64    // -1: not said
+	accept         string
+	userAgent      string
+	clientIP       string
+	traceparent    string
+	canary         string
+	endOfStream    bool
 
 	// secret is the one credential; secrets counts different ones.
 	secret  string
 	secrets int
 
-	// remove is the headers that the provider must not see, as far as that
-	// does not depend on the provider.
+	// remove is the headers that no provider must see.
 	remove []string
 
 	// wrong is the first thing about the headers that is refused whoever asks;
@@ -81,7 +81,8 @@ func hidden(name string) bool {
 		"x-original-url", "x-original-uri", "x-rewrite-url", "x-original-host", "x-host",
 		"x-http-method", "x-http-method-override", "x-method-override",
 		"tracestate", "baggage", "b3", "te", "trailer", "expect", "proxy-connection", "keep-alive", "upgrade", "http2-settings",
-		"openai-organization", "openai-project": // they choose whose bill it is: the provider's configuration does that
+		"openai-organization", "openai-project", "x-goog-user-project", // they choose whose bill it is: the provider's configuration does that
+		"anthropic-dangerous-direct-browser-access":
 		return true
 	}
 	for _, p := range []string{"x-aid-", "x-agent-", "x-forwarded-", "x-b3-", "cf-", "sec-", "x-ms-client-", "x-goog-iam-", "x-goog-authenticated-"} {
@@ -150,7 +151,8 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 		case ":method":
 			r.method = string(raw)
 		case ":path":
-			r.path, r.query, _ = strings.Cut(string(raw), "?")
+			r.target = string(raw)
+			r.path, r.query, _ = strings.Cut(r.target, "?")
 		case ":authority", "host":
 			if r.host != "" && r.host != lower(string(raw)) {
 				r.problem(refusal{400, "repeated_header", "The request names two hosts."})

@@ -16,7 +16,6 @@ type Forward struct {
 	Cluster string            // the only place it may go
 	Path    string            // with the query
 	Set     map[string]string // headers, names in lower case; the credential is among them
-	Remove  []string          // headers of the client's that this provider must not see
 	Body    []byte            // nil: the call's own, as it was judged
 
 	translation *translate.Request // nil: the provider speaks the caller's format
@@ -89,11 +88,6 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 	}
 	if q != "" {
 		f.Path += "?" + q
-	}
-	for _, name := range []string{"authorization", "x-api-key", "api-key", "x-goog-api-key", "x-goog-user-project", "anthropic-dangerous-direct-browser-access"} {
-		if _, set := f.Set[name]; !set {
-			f.Remove = append(f.Remove, name)
-		}
 	}
 	if f.translation == nil && s.InjectUsage && c.wantsInjection() {
 		f.Body = c.withUsage()
