@@ -686,8 +686,15 @@ func (x *exchange) enforce(received int) *extprocv3.ProcessingResponse {
 	if x.req.endOfStream {
 		reply = forwardHeaders(m)
 	}
+	receipt, format := "", ""
 	if !x.readsAnswer {
-		reply = showing(reply, x.receipt.String())
+		receipt = x.receipt.String()
+	}
+	if path, _, _ := strings.Cut(f.Path, "?"); provider.FormatOf(path) != x.format {
+		format = x.format.String()
+	}
+	if receipt != "" || format != "" {
+		reply = telling(reply, receipt, format)
 	}
 	return reply
 }

@@ -91,11 +91,19 @@ func forwardBody(m *mutation, body []byte) *extprocv3.ProcessingResponse {
 	}}
 }
 
-// showing leaves the receipt with Envoy, whose route shows it to the client where
-// the answer's headers do not come by here (see package xds).
-func showing(r *extprocv3.ProcessingResponse, receipt string) *extprocv3.ProcessingResponse {
+// telling leaves with Envoy what it needs by itself (see package xds): the receipt,
+// for its route to show where the answer's headers do not come by here, and the
+// caller's format, for its own answers where the provider's path does not tell it.
+// Either may be empty.
+func telling(r *extprocv3.ProcessingResponse, receipt, format string) *extprocv3.ProcessingResponse {
+	fields := map[string]*structpb.Value{}
+	for name, value := range map[string]string{"receipt": receipt, "format": format} {
+		if value != "" {
+			fields[name] = structpb.NewStringValue(value)
+		}
+	}
 	r.DynamicMetadata = &structpb.Struct{Fields: map[string]*structpb.Value{
-		"aid": structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{"receipt": structpb.NewStringValue(receipt)}}),
+		"aid": structpb.NewStructValue(&structpb.Struct{Fields: fields}),
 	}}
 	return r
 }

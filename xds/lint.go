@@ -15,6 +15,7 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/ai-identity/ai-identity/envoy"
@@ -32,6 +33,7 @@ import (
 //	L07  no mirror, redirect, upgrade, CONNECT or HTTP/3
 //	L08  limits are explicit and large enough
 //	L11  TLS to providers names the server and the CA
+//	L12  Envoy's own answers are in our words: extproc's pass, and nothing else does
 type lint struct{ found []error }
 
 func (l *lint) bad(rule, format string, args ...any) {
@@ -101,6 +103,7 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 	l.want(h.GetRequestHeadersTimeout().AsDuration() > 0 && h.GetRequestTimeout().AsDuration() > 0, "L08", "requests may arrive for ever")
 	l.want(h.GetStreamIdleTimeout().AsDuration() >= seconds(60).AsDuration(), "L08", "stream_idle_timeout is not set, or too short for a model that thinks")
 	l.want(c.GetIdleTimeout().AsDuration() > 0, "L08", "idle connections stay for ever")
+	l.replies(h.GetLocalReplyConfig())
 	removed, peer := false, false
 	for _, e := range h.GetEarlyHeaderMutationExtensions() {
 		var m earlyv3.HeaderMutation
@@ -118,6 +121,24 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 	}
 	l.want(peer, "L05", "clients may say where they come from: "+PeerHeader+" is not overwritten")
 	l.want(removed, "L05", "clients may send "+RouteHeader)
+}
+
+// replies must name none of what Envoy says of itself, and leave no answer out.
+func (l *lint) replies(c *hcmv3.LocalReplyConfig) {
+	ms := c.GetMappers()
+	if len(ms) < 2 || c.GetBodyFormat() != nil {
+		l.bad("L12", "Envoy's own answers are not mapped, or have a format beside the mappers")
+		return
+	}
+	l.want(proto.Equal(ms[0].GetFilter(), extprocs()) && ms[0].GetBodyFormatOverride() == nil && ms[0].GetBody() == nil, "L12", "extproc's answers do not pass as they are")
+	for i, m := range ms[1:] {
+		f := m.GetBodyFormatOverride()
+		l.want(f.GetContentType() == "application/json" && len(f.GetJsonFormat().GetFields()) > 0, "L12", fmt.Sprintf("answer %d of Envoy's is no JSON", i+1))
+		l.want(m.GetStatusCode() == nil && m.GetBody() == nil, "L12", fmt.Sprintf("answer %d of Envoy's has another status or body", i+1))
+		text := strings.NewReplacer(requestIDNow, "", statusNow, "").Replace(f.GetJsonFormat().String())
+		l.want(!strings.Contains(text, "%"), "L12", fmt.Sprintf("answer %d of Envoy's says more than the request's id", i+1))
+	}
+	l.want(proto.Equal(ms[len(ms)-1].GetFilter(), cel("true")), "L12", "some of Envoy's answers have no mapper")
 }
 
 func (l *lint) filters(fs []*hcmv3.HttpFilter) {

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/ai-identity/ai-identity/envoy"
@@ -308,6 +309,17 @@ func TestLint(t *testing.T) {
 		{"L08", "idle connections for ever", func(p *parts) { p.hcm.CommonHttpProtocolOptions.IdleTimeout = nil }},
 		{"L08", "headers without number", func(p *parts) { p.hcm.CommonHttpProtocolOptions.MaxHeadersCount = nil }},
 		{"L08", "streams without number", func(p *parts) { p.hcm.Http2ProtocolOptions.MaxConcurrentStreams = nil }},
+
+		{"L12", "Envoy's own words", func(p *parts) { p.hcm.LocalReplyConfig = nil }},
+		{"L12", "Envoy's own words beside ours", func(p *parts) {
+			f := p.hcm.LocalReplyConfig.Mappers[1].BodyFormatOverride.GetJsonFormat()
+			f.Fields["why"] = structpb.NewStringValue("%LOCAL_REPLY_BODY%")
+		}},
+		{"L12", "extproc's answers changed", func(p *parts) { p.hcm.LocalReplyConfig.Mappers = p.hcm.LocalReplyConfig.Mappers[1:] }},
+		{"L12", "answers left out", func(p *parts) {
+			p.hcm.LocalReplyConfig.Mappers = p.hcm.LocalReplyConfig.Mappers[:len(p.hcm.LocalReplyConfig.Mappers)-1]
+		}},
+		{"L12", "another status", func(p *parts) { p.hcm.LocalReplyConfig.Mappers[2].StatusCode = wrapperspb.UInt32(200) }},
 
 		{"L11", "no CA", func(p *parts) { p.tls.CommonTlsContext.GetValidationContext().TrustedCa = nil }},
 		{"L11", "no validation", func(p *parts) { p.tls.CommonTlsContext.ValidationContextType = nil }},

@@ -4,19 +4,16 @@ import (
 	"errors"
 	"fmt"
 
-	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	celv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
 	aiv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ai_protocol_manager/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
-	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/ai-identity/ai-identity/envoy"
@@ -28,9 +25,14 @@ const hcmFilter = "envoy.filters.network.http_connection_manager"
 // time limits add up to, so that it is extproc who says why.
 const messageTimeout = 10 // seconds
 
-// VerdictNamespace is where extproc leaves the receipt for the route to show, where
-// it is not asked about the answer's headers.
-const VerdictNamespace = "aid"
+// VerdictNamespace is where extproc leaves what Envoy is to use by itself: the
+// receipt for the route to show, where extproc is not asked about the answer's
+// headers, and under FormatKey the caller's format, where the provider's path does
+// not tell it.
+const (
+	VerdictNamespace = "aid"
+	FormatKey        = "format"
+)
 
 // peerFormat is of the connection itself, whatever a client says of others.
 const peerFormat = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
@@ -179,6 +181,9 @@ func (in Input) extproc() *extprocv3.ExternalProcessor {
 		AllowModeOverride: true, AllowedOverrideModes: answerModes(),
 		MutationRules:      &mutationv3.HeaderMutationRules{DisallowIsError: yes(), AllowEnvoy: wrapperspb.Bool(false), AllowAllRouting: wrapperspb.Bool(false)},
 		ResponseAttributes: []string{"response.code_details"},
+		MetadataOptions: &extprocv3.MetadataOptions{
+			ReceivingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{VerdictNamespace}},
+		},
 	}
 	if in.Usage == "envoy" {
 		// One message for an answer: its trailers. Headers must not be asked for
@@ -186,10 +191,7 @@ func (in Input) extproc() *extprocv3.ExternalProcessor {
 		// awaited never come (measured, 1.40). The routes do what extproc would.
 		mode.ResponseHeaderMode, mode.ResponseBodyMode = extprocv3.ProcessingMode_SKIP, extprocv3.ProcessingMode_NONE
 		p.ResponseAttributes = append(p.ResponseAttributes, "response.code")
-		p.MetadataOptions = &extprocv3.MetadataOptions{
-			ForwardingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Typed: []string{usageNamespace}},
-			ReceivingNamespaces:  &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{VerdictNamespace}},
-		}
+		p.MetadataOptions.ForwardingNamespaces = &extprocv3.MetadataOptions_MetadataNamespaces{Typed: []string{usageNamespace}}
 	}
 	return p
 }
@@ -205,59 +207,6 @@ func answerModes() []*extprocv3.ProcessingMode {
 		}
 	}
 	return []*extprocv3.ProcessingMode{mode(extprocv3.ProcessingMode_STREAMED), mode(extprocv3.ProcessingMode_BUFFERED)}
-}
-
-// localReplies gives Envoy's own answers the form of OpenAI's errors, which is what
-// most callers read; what extproc answers ("aid_…") passes as it is. Nothing of
-// Envoy's own words is passed on: they name addresses.
-func localReplies() *hcmv3.LocalReplyConfig {
-	var mappers []*hcmv3.ResponseMapper
-	add := func(status uint32, kind, code, message string) {
-		filter := cel(`!response.code_details.startsWith("aid_")`)
-		if status != 0 {
-			filter = both(filter, statusIs(status))
-		}
-		mappers = append(mappers, &hcmv3.ResponseMapper{
-			Filter: filter,
-			BodyFormatOverride: &corev3.SubstitutionFormatString{
-				ContentType: "application/json",
-				Format: &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: &structpb.Struct{Fields: map[string]*structpb.Value{
-					"error": structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{
-						"message": structpb.NewStringValue(message), "type": structpb.NewStringValue(kind), "param": structpb.NewNullValue(),
-						"code": structpb.NewStringValue(code), "request_id": structpb.NewStringValue("%REQ(X-REQUEST-ID)%"),
-					}}),
-				}}},
-			},
-		})
-	}
-	add(400, "invalid_request_error", "bad_request", "The request is not valid HTTP, or its path or a header is not in normal form.")
-	add(403, "permission_error", "upgrade_refused", "This kind of request is not available here.")
-	add(408, "invalid_request_error", "request_timeout", "The request did not arrive in time.")
-	add(413, "invalid_request_error", "request_too_large", "The request is larger than the gateway takes.")
-	add(431, "invalid_request_error", "headers_too_large", "The request's headers are larger than the gateway takes.")
-	add(503, "api_error", "unavailable", "The gateway cannot judge or forward this request right now, so nothing was forwarded. Try again shortly.")
-	add(504, "api_error", "timeout", "No answer came in time.")
-	add(0, "api_error", "gateway_error", "The gateway could not complete this request. Try again shortly.")
-	return &hcmv3.LocalReplyConfig{Mappers: mappers}
-}
-
-func cel(expression string) *accesslogv3.AccessLogFilter {
-	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{ExtensionFilter: &accesslogv3.ExtensionFilter{
-		Name:       "envoy.access_loggers.extension_filters.cel",
-		ConfigType: &accesslogv3.ExtensionFilter_TypedConfig{TypedConfig: pack(&celv3.ExpressionFilter{Expression: expression})},
-	}}}
-}
-
-func statusIs(status uint32) *accesslogv3.AccessLogFilter {
-	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{StatusCodeFilter: &accesslogv3.StatusCodeFilter{
-		Comparison: &accesslogv3.ComparisonFilter{
-			Op: accesslogv3.ComparisonFilter_EQ, Value: &corev3.RuntimeUInt32{DefaultValue: status, RuntimeKey: "aid.unused"},
-		},
-	}}}
-}
-
-func both(fs ...*accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter {
-	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{AndFilter: &accesslogv3.AndFilter{Filters: fs}}}
 }
 
 // managerOf unpacks the one HTTP connection manager of a listener of ours.
