@@ -194,6 +194,28 @@ func TestFailClosed(t *testing.T) {
 		})
 	}
 
+	t.Run("killed while it decides, in every format", func(t *testing.T) {
+		up.Ready(t)
+		before := len(provider.Bytes())
+		pid := extproc()
+		signal(pid, syscall.SIGSTOP)
+		var wg sync.WaitGroup
+		for _, c := range formatsCalled() {
+			for _, client := range protocols() {
+				wg.Go(func() {
+					c.refuse(t.Context(), t, client, up.Gateway, key, c.path, strings.NewReader(c.withModel()), http.StatusInternalServerError)
+				})
+			}
+		}
+		active(int64(2 * len(formatsCalled())))
+		signal(pid, syscall.SIGKILL)
+		wg.Wait()
+		up.Ready(t)
+		if n := len(provider.Bytes()) - before; n != 0 {
+			t.Errorf("%d bytes reached the provider", n)
+		}
+	})
+
 	// Both protocols wait out the same timeout.
 	t.Run("hung past the timeout", func(t *testing.T) {
 		up.Ready(t)
