@@ -71,6 +71,8 @@ func TestCatalogue(t *testing.T) {
 	none("tables granted to PUBLIC", acl+`AND a.grantee = 0`)
 	none("privileges of the app that are more than rows", acl+`AND a.grantee = 'aid_app'::regrole AND a.privilege_type NOT IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')`)
 	none("privileges of the auditor that are more than reading", acl+`AND a.grantee = 'aid_auditor'::regrole AND a.privilege_type <> 'SELECT'`)
+	none("columns that open doors, or name who may, which the auditor reads", `SELECT c.oid::regclass || '.' || a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND a.attname ~ '(hash|sealed|secret|token$)' AND has_column_privilege('aid_auditor', c.oid, a.attnum, 'SELECT')`)
 	none("privileges with which a serving role could grant them on", acl+`AND a.is_grantable AND a.grantee::regrole::text = ANY($1)`, serving)
 	none("privileges on single partitions", acl+`AND c.relispartition AND a.grantee::regrole::text = ANY($1)`, serving)
 	none("the schema or the database, to PUBLIC", `SELECT a.privilege_type FROM pg_namespace n, aclexplode(n.nspacl) a WHERE n.nspname = 'public' AND a.grantee = 0
@@ -146,6 +148,15 @@ func TestAuditorOnlyReads(t *testing.T) {
 	for _, table := range []string{"org_keys", "nodes", "provider_credentials", "idempotency_keys"} {
 		if _, err := conn.Exec(t.Context(), `SELECT * FROM `+table); code(err) != "42501" {
 			t.Errorf("reading %s: %v", table, err)
+		}
+	}
+	// Of agents' keys it reads what people are shown.
+	if got := column(t, conn, `SELECT id || hint || array_to_string(scopes, ' ') FROM agent_keys WHERE revoked_at IS NULL`); len(got) != 0 {
+		t.Errorf("of keys that are not there it reads %v", got)
+	}
+	for _, statement := range []string{`SELECT hash FROM agent_keys`, `SELECT * FROM agent_keys`, `SELECT id FROM agent_keys WHERE hash = 'x'`, `SELECT count(agent_keys) FROM agent_keys`, `COPY agent_keys TO STDOUT`} {
+		if _, err := conn.Exec(t.Context(), statement); code(err) != "42501" {
+			t.Errorf("%s: %v", statement, err)
 		}
 	}
 	for _, statement := range []string{`CREATE TABLE x (y int)`, `CREATE TEMP TABLE x (y int)`, `SET ROLE aid_app`, `SET ROLE aid_owner`, `SELECT aid_audit_partitions(1)`, `ALTER TABLE agents DISABLE ROW LEVEL SECURITY`} {
