@@ -20,6 +20,8 @@ type Answer struct {
 	usage Usage
 	model string
 
+	service string // as Usage has it, where it is beside the usage and not in it
+
 	form form
 	line lineState
 	data int  // bytes of "data:" that have matched at the beginning of the line
@@ -88,7 +90,11 @@ func (a *Answer) Usage() Usage {
 	if a.translated != nil {
 		return usageOf(a.translated)
 	}
-	return a.usage
+	u := a.usage
+	if u.Service == "" && u.Source != "absent" {
+		u.Service = a.service
+	}
+	return u
 }
 
 // Model is the first model that the answer names, "" if it names none.
@@ -275,6 +281,10 @@ func (a *Answer) took(w want, raw []byte) {
 		}
 		if b, err := jsontext.AppendUnquote(nil, raw); err == nil {
 			a.model = string(b)
+		}
+	case wantService:
+		if b, err := jsontext.AppendUnquote(nil, raw); err == nil {
+			a.service = clean(string(b)) // the last one: "auto" comes first in a stream
 		}
 	case wantUsage:
 		if a.scan.reads.usage(raw, &a.usage) {

@@ -47,7 +47,22 @@ func vectors(t testing.TB) map[string]vector {
 
 func said(a *provider.Answer) string {
 	u := a.Usage()
-	return fmt.Sprintf("%s in %d out %d cached %d written %d reasoning %d %s", a.Model(), u.InputTokens, u.OutputTokens, u.CachedTokens, u.CacheWriteTokens, u.ReasoningTokens, u.Source)
+	out := fmt.Sprintf("%s in %d out %d cached %d written %d reasoning %d %s", a.Model(), u.InputTokens, u.OutputTokens, u.CachedTokens, u.CacheWriteTokens, u.ReasoningTokens, u.Source)
+	for _, m := range []struct {
+		name  string
+		media provider.Media
+	}{{"input", u.InputMedia}, {"cached", u.CachedMedia}, {"output", u.OutputMedia}} {
+		if m.media != (provider.Media{}) {
+			out += fmt.Sprintf("; %s: %+v", m.name, m.media)
+		}
+	}
+	if u.LongWriteTokens != 0 {
+		out += fmt.Sprintf("; written for an hour: %d", u.LongWriteTokens)
+	}
+	if u.Service != "" {
+		out += "; service: " + u.Service
+	}
+	return out
 }
 
 // in reads an answer that comes in the pieces.

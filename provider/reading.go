@@ -2,6 +2,7 @@ package provider
 
 import (
 	"bytes"
+	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -17,7 +18,17 @@ type Usage struct {
 	CacheWriteTokens int64  // of the input: written to one
 	ReasoningTokens  int64  // of the output
 	Source           string // "provider", or "absent": then the rest is not known, which is not 0
+
+	// What prices may depend on besides, as far as the API says it.
+	LongWriteTokens int64  // of CacheWriteTokens: kept for an hour
+	InputMedia      Media  // of the input
+	CachedMedia     Media  // of CachedTokens
+	OutputMedia     Media  // of the output
+	Service         string // how it was processed, in lower case: "flex", "priority", …; "" is not said
 }
+
+// Media says how many of some tokens are of what kind. What is not said is 0.
+type Media struct{ Text, Audio, Image, Video int64 }
 
 // reading says where an API's answers hold usage and model. A whole answer and an
 // event of a stream are read alike: each API has the names in one place only.
@@ -58,6 +69,12 @@ func (f figure) count() int64 {
 	return 0
 }
 
+// clean is a provider's word for how it processed a request, or "".
+func clean(word any) string {
+	s, _ := word.(string)
+	return clip(strings.ToLower(s), 64)
+}
+
 var nothingReading reading
 
 // https://platform.openai.com/docs/api-reference/chat/object, …/chat-streaming,
@@ -65,7 +82,8 @@ var nothingReading reading
 // has usage once, at the end, or with every event, cumulative: the last counts.
 // x_groq is where Groq has it in a stream.
 var openAIReading = reading{
-	root:   place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}, {name: "x_groq", in: place{{name: "usage", want: wantUsage}}}},
+	root: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}, {name: "service_tier", want: wantService},
+		{name: "x_groq", in: place{{name: "usage", want: wantUsage}}}},
 	marked: [][]byte{[]byte(`"usage"`)},
 	usage: func(raw []byte, u *Usage) bool {
 		var x struct {
@@ -74,9 +92,13 @@ var openAIReading = reading{
 			PromptMore struct {
 				Cached figure `json:"cached_tokens"`
 				Write  figure `json:"cache_write_tokens"`
+				Audio  figure `json:"audio_tokens"`
+				Image  figure `json:"image_tokens"`
 			} `json:"prompt_tokens_details"`
 			CompletionMore struct {
 				Reasoning figure `json:"reasoning_tokens"`
+				Audio     figure `json:"audio_tokens"`
+				Image     figure `json:"image_tokens"`
 			} `json:"completion_tokens_details"`
 			CacheHit figure `json:"prompt_cache_hit_tokens"` // DeepSeek
 		}
@@ -84,7 +106,9 @@ var openAIReading = reading{
 			return false
 		}
 		*u = Usage{InputTokens: x.Prompt.count(), OutputTokens: x.Completion.count(), CachedTokens: max(x.PromptMore.Cached, x.CacheHit).count(),
-			CacheWriteTokens: x.PromptMore.Write.count(), ReasoningTokens: x.CompletionMore.Reasoning.count(), Source: "provider"}
+			CacheWriteTokens: x.PromptMore.Write.count(), ReasoningTokens: x.CompletionMore.Reasoning.count(), Source: "provider",
+			InputMedia:  Media{Audio: x.PromptMore.Audio.count(), Image: x.PromptMore.Image.count()},
+			OutputMedia: Media{Audio: x.CompletionMore.Audio.count(), Image: x.CompletionMore.Image.count()}}
 		return true
 	},
 }
@@ -92,8 +116,8 @@ var openAIReading = reading{
 // https://platform.openai.com/docs/api-reference/responses/object and
 // …/responses-streaming: events hold the whole response, the last one with usage.
 var responsesReading = reading{
-	root: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage},
-		{name: "response", in: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}}}},
+	root: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}, {name: "service_tier", want: wantService},
+		{name: "response", in: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}, {name: "service_tier", want: wantService}}}},
 	marked: [][]byte{[]byte(`"usage"`)},
 	usage: func(raw []byte, u *Usage) bool {
 		var x struct {
@@ -119,7 +143,8 @@ var responsesReading = reading{
 // https://docs.anthropic.com/en/api/messages and …/messages-streaming. Figures of a
 // stream are cumulative: message_start has the input's, message_delta the output's
 // and perhaps the input's again, so the last of each counts and none is added up.
-// input_tokens leaves out what was read from or written to a cache.
+// input_tokens leaves out what was read from or written to a cache. A request that was
+// sped up, or processed in one country, costs more: that is in Service.
 var anthropicReading = reading{
 	root: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage},
 		{name: "message", in: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}}}},
@@ -130,6 +155,15 @@ var anthropicReading = reading{
 			Output *figure `json:"output_tokens"`
 			Read   *figure `json:"cache_read_input_tokens"`
 			Write  *figure `json:"cache_creation_input_tokens"`
+			Writes struct {
+				Hour *figure `json:"ephemeral_1h_input_tokens"`
+			} `json:"cache_creation"`
+			OutputMore struct {
+				Thinking *figure `json:"thinking_tokens"`
+			} `json:"output_tokens_details"`
+			Tier  any `json:"service_tier"` // a string; anything, so that no other type costs us the figures
+			Speed any `json:"speed"`
+			Geo   any `json:"inference_geo"`
 		}
 		if json.Unmarshal(raw, &x, lenient) != nil {
 			return false
@@ -138,19 +172,30 @@ var anthropicReading = reading{
 		for _, f := range []struct {
 			to   *int64
 			from *figure
-		}{{&plain, x.Input}, {&u.OutputTokens, x.Output}, {&u.CachedTokens, x.Read}, {&u.CacheWriteTokens, x.Write}} {
+		}{{&plain, x.Input}, {&u.OutputTokens, x.Output}, {&u.CachedTokens, x.Read}, {&u.CacheWriteTokens, x.Write},
+			{&u.LongWriteTokens, x.Writes.Hour}, {&u.ReasoningTokens, x.OutputMore.Thinking}} {
 			if f.from != nil {
 				*f.to = f.from.count()
 			}
 		}
 		u.InputTokens = plain + u.CachedTokens + u.CacheWriteTokens
 		u.Source = "provider"
+		geo, speed, tier := clean(x.Geo), clean(x.Speed), clean(x.Tier)
+		switch {
+		case geo != "" && geo != "global" && geo != "not_available":
+			u.Service = "in " + geo
+		case speed != "" && speed != "standard":
+			u.Service = speed
+		case tier != "" && u.Service == "":
+			u.Service = tier
+		}
 		return true
 	},
 }
 
 // https://ai.google.dev/api/generate-content#UsageMetadata. Figures of a stream are
-// cumulative, and the last event has them all. Candidates leave out thoughts.
+// cumulative, and the last event has them all. Candidates leave out thoughts. Pages of
+// documents are counted, and charged, as images.
 var geminiReading = reading{
 	root:   place{{name: "modelVersion", want: wantModel}, {name: "usageMetadata", want: wantUsage}},
 	marked: [][]byte{[]byte(`"usageMetadata"`)},
@@ -161,14 +206,41 @@ var geminiReading = reading{
 			Cached     figure `json:"cachedContentTokenCount"`
 			Candidates figure `json:"candidatesTokenCount"`
 			Thoughts   figure `json:"thoughtsTokenCount"`
+
+			PromptBy     media `json:"promptTokensDetails"`
+			CachedBy     media `json:"cacheTokensDetails"`
+			CandidatesBy media `json:"candidatesTokensDetails"`
 		}
 		if json.Unmarshal(raw, &x, lenient) != nil {
 			return false
 		}
 		*u = Usage{InputTokens: x.Prompt.count() + x.ToolPrompt.count(), OutputTokens: x.Candidates.count() + x.Thoughts.count(),
-			CachedTokens: x.Cached.count(), ReasoningTokens: x.Thoughts.count(), Source: "provider"}
+			CachedTokens: x.Cached.count(), ReasoningTokens: x.Thoughts.count(), Source: "provider",
+			InputMedia: x.PromptBy.sum(), CachedMedia: x.CachedBy.sum(), OutputMedia: x.CandidatesBy.sum()}
 		return true
 	},
+}
+
+// media is a list of Gemini's ModalityTokenCount.
+type media []struct {
+	Modality string `json:"modality"`
+	Tokens   figure `json:"tokenCount"`
+}
+
+func (m media) sum() (out Media) {
+	for _, part := range m {
+		switch part.Modality {
+		case "TEXT":
+			out.Text += part.Tokens.count()
+		case "AUDIO":
+			out.Audio += part.Tokens.count()
+		case "IMAGE", "DOCUMENT":
+			out.Image += part.Tokens.count()
+		case "VIDEO":
+			out.Video += part.Tokens.count()
+		}
+	}
+	return out
 }
 
 // https://docs.cohere.com/v2/reference/chat, …/chat-stream (message-end), …/embed and

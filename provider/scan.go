@@ -60,9 +60,10 @@ type member struct {
 type want uint8
 
 const (
-	wantInside want = iota // the value is an object in which to look on
-	wantModel              // a string
-	wantUsage              // an object
+	wantInside  want = iota // the value is an object in which to look on
+	wantModel               // a string
+	wantUsage               // an object
+	wantService             // a string
 )
 
 func (s *scanner) begin(r *reading, out *Answer) { s.reads, s.out = r, out }
@@ -157,7 +158,7 @@ func (s *scanner) valueBegins(c byte) {
 		s.state, s.next = atName, nil
 		return
 	}
-	s.taking = s.next != nil && (c == '{' && s.next.want == wantUsage || c == '"' && s.next.want == wantModel)
+	s.taking = s.next != nil && (c == '{' && s.next.want == wantUsage || c == '"' && (s.next.want == wantModel || s.next.want == wantService))
 	if s.taking {
 		s.taken = append(s.taken[:0], c)
 	}
