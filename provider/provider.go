@@ -16,6 +16,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/ai-identity/ai-identity/provider/internal/strict"
 )
 
 // Provider is where an org's requests may go.
@@ -236,7 +238,6 @@ var (
 	hostLabel    = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?$`)
 	providerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 	headerName   = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,127}$`)
-	nameable     = regexp.MustCompile(`^[A-Za-z][A-Za-z_-]{0,40}$`) // what an error may quote of a field's name: no secret looks like this
 	queryName    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 	queryValue   = regexp.MustCompile(`^[A-Za-z0-9._~:-]{0,256}$`)
 )
@@ -290,7 +291,7 @@ func Validate(p Provider) error {
 	}
 	for name, value := range p.Headers {
 		field := "headers"
-		if nameable.MatchString(name) {
+		if strict.Nameable.MatchString(name) {
 			field += "." + name
 		}
 		switch {
