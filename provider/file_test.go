@@ -72,6 +72,8 @@ func TestLoadFileErrors(t *testing.T) {
 		{"a list for a string", good + "  credential: {secret: [hunter2]}\n", "line 5: "},
 		{"a string for a list", good + "  models: hunter2\n", "line 5: "},
 		{"broken YAML", good + "  models: [hunter2\n", "line "},
+		{"an alias of itself", "providers:\n- &x\n  settings: *x\n", "line 2: anchors, aliases and tags are not taken here"},
+		{"a tag", "providers: !!float 1\n", "line 1: anchors, aliases and tags are not taken here"},
 		{"tabs", good + "\tmodels: []\n", "line "},
 		{"a kind that is not one", "providers:\n- name: a\n  kind: azure\n  base_url: https://a.example\n", "line 3: kind: it must be one of openai,"},
 		{"a URL that is not one", "providers:\n- name: a\n  kind: openai\n  base_url: https://u:hunter2@a.example\n", "line 4: base_url: it must not hold a user"},
