@@ -28,7 +28,7 @@ say = @printf '\033[1m==>\033[0m %s\n' "$(1)" >&2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-short check lint generate bench fuzz build setup clean vuln $(BIN)
+.PHONY: help run test test-short check lint generate prices bench fuzz build setup clean vuln $(BIN)
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,12 @@ vuln: $(VULN) ## known vulnerabilities that our code can reach (needs the vulner
 generate: $(BUF) ## proto → Go
 	$(call say,buf lint and generate)
 	@$(BUF) lint && $(BUF) generate
+
+prices: ## provider/prices/list.json, out of the package that tools/prices.txt pins
+	$(call say,reading $$(sed -n 's/ .*//;s/==/ /p' tools/prices.txt))
+	@rm -rf $(TOOLS)/prices && python3 -m venv $(TOOLS)/prices
+	@$(TOOLS)/prices/bin/python -m pip download --quiet --disable-pip-version-check --require-hashes --no-deps -d $(TOOLS)/prices -r tools/prices.txt
+	@python3 tools/prices.py $(TOOLS)/prices/*.whl provider/prices
 
 bench: setup ## what docs/performance.md claims, measured side by side, as ratios
 	$(call say,measuring; ratios count and absolute figures do not)
