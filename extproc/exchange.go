@@ -99,6 +99,7 @@ type exchange struct {
 	usage         provider.Usage
 	responseModel string
 	lost          []string // of a translated answer
+	service       string   // how the provider says, in a header, that it processed the request
 
 	// settle
 	outcome string // set by whoever knows; else found out from how the stream ended
@@ -799,6 +800,8 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 			}
 		case "retry-after":
 			x.retryAfter = string(h.GetRawValue())
+		case "x-gemini-service-tier":
+			x.service = lower(string(h.GetRawValue()))
 		}
 		if concealed(name) || x.keep.in(h.GetRawValue()) {
 			out.remove = append(out.remove, name)
@@ -1153,6 +1156,7 @@ func (x *exchange) settlement(outcome string) audit.Settled {
 	if u.Source == "" {
 		u.Source = "absent"
 	}
+	cost, priced := x.cost(u)
 	return audit.Settled{
 		Time: now, RequestID: x.req.id, DecidedSeq: x.receipt.Seq, AgentID: x.caller.Agent.ID, KeyID: x.caller.Key.ID,
 		Provider: x.provider.Name, Model: clip(x.call.Model, 256), ResponseModel: x.responseModel,
@@ -1162,9 +1166,22 @@ func (x *exchange) settlement(outcome string) audit.Settled {
 			CacheWriteTokens: u.CacheWriteTokens, ReasoningTokens: u.ReasoningTokens, Source: u.Source,
 		},
 		ResponseBytes: x.responseBytes, DurationUS: now.Sub(x.began).Microseconds(), FirstByteUS: x.firstByte.Microseconds(),
-		ProviderRequestID: x.providerID, Lost: x.lost,
-		// Prices are not known yet: Priced stays false, which is not a cost of 0.
+		ProviderRequestID: x.providerID, Lost: x.lost, CostNanoUSD: cost, Priced: priced,
 	}
+}
+
+// cost is what the provider charges for the exchange, or false if that is not
+// known, which is not 0. What it does not charge for is 0, and known.
+func (x *exchange) cost(u provider.Usage) (nanoUSD int64, known bool) {
+	switch {
+	case x.effect == policy.Allow && !x.call.Endpoint.Bills:
+		return 0, true
+	case x.s.c.Pricer == nil:
+		return 0, false
+	case u.Service == "":
+		u.Service = x.service
+	}
+	return x.s.c.Pricer.Cost(x.provider, x.call.Model, x.responseModel, u, x.began)
 }
 
 func (x *exchange) endSpan(outcome string) {

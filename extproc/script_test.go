@@ -20,6 +20,7 @@ import (
 	"github.com/ai-identity/ai-identity/extproc"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/provider/prices"
 )
 
 var update = flag.Bool("update", false, "rewrite the wants of testdata/*.txt")
@@ -30,6 +31,7 @@ var update = flag.Bool("update", false, "rewrite the wants of testdata/*.txt")
 //	caller            JSON that changes the agent or the key: {"agent": {…}, "key": {…}}
 //	provider          JSON of the provider that has every model, in the place of the one of kind openai: {"kind": …, "settings": {…}}
 //	policy …          one policy document each, as in POST /v1/policies
+//	prices            a file for --prices; without it no cost is known
 //	world             what is broken, a line each: "audit is down", "directory is stale",
 //	                  "policies are unavailable", "decide panics", "record returns an error", …
 //	request           the first line, headers, a blank line, the body; $KEY is the agent's key, $ORGKEY an org's
@@ -84,7 +86,15 @@ func script(t *testing.T, file string) {
 		}
 	}
 	broken, _ := section("world")
-	o.config = func(c *extproc.Config) { c.Fault = faultOf(broken) }
+	list, priced := section("prices")
+	o.config = func(c *extproc.Config) {
+		c.Fault = faultOf(broken)
+		if priced {
+			if c.Pricer, err = prices.Load([]byte(list)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	w := serve(t, o)
 	for line := range strings.Lines(broken) {
 		switch strings.TrimSpace(line) {

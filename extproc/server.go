@@ -62,6 +62,13 @@ type Limiter interface {
 	Take(limits []budget.Limit) budget.Result
 }
 
+// A Pricer knows what providers charge. It must be safe for concurrent use.
+type Pricer interface {
+	// Cost is what an exchange cost, in nano-dollars, or false if that is not known.
+	// asked is the model that was asked for, answered the one that the answer names.
+	Cost(p provider.Provider, asked, answered string, u provider.Usage, at time.Time) (nanoUSD int64, known bool)
+}
+
 // ErrUnknownKey is what a Directory's error wraps when no caller has the key.
 var ErrUnknownKey = errors.New("unknown key")
 
@@ -75,6 +82,7 @@ type Config struct {
 	Directory Directory
 	Recorder  Recorder
 	Limiter   Limiter
+	Pricer    Pricer // nil: no cost is known
 
 	Now  func() time.Time // nil: time.Now
 	Rand io.Reader        // of ids that must not collide; nil: crypto/rand
