@@ -42,6 +42,10 @@ func TestErrorsNameTheFlag(t *testing.T) {
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	badPrices := filepath.Join(dir, "prices.yaml")
+	if err := os.WriteFile(badPrices, []byte("prices:\n- provider: a\n  price: 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tc := range []struct {
 		args string
 		want []string
@@ -54,6 +58,9 @@ func TestErrorsNameTheFlag(t *testing.T) {
 		{"up --home " + dir + " --gateway 127.0.0.1:0 --api 192.0.2.1:80", []string{"--api", "not an address of this machine"}},
 		{"up --home " + empty, []string{"--home"}},
 		{"up --home " + dir + " --gateway 127.0.0.1:0 --api 127.0.0.1:0 --metrics 127.0.0.1:0 --envoy /nonexistent", []string{"--envoy", "/nonexistent"}},
+		{"up --home " + dir + " --prices /nonexistent", []string{"--prices", "/nonexistent"}},
+		{"up --home " + dir + " --prices " + badPrices, []string{"--prices " + badPrices, `line 3: unknown field "price"`}},
+		{"extproc --xds unix:/x --segments " + dir + " --prices " + badPrices, []string{"--prices " + badPrices, "line 3"}},
 		{"up --log-level loud", []string{"--log-level", "debug, info, warn or error"}},
 		{"up --log-format xml", []string{"--log-format", "text or json"}},
 		{"envoy-bootstrap", []string{"--xds"}},

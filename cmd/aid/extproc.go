@@ -79,6 +79,7 @@ shipped is the record.`,
 	f.StringVar(&s.gatewayURL, "gateway-url", "", "`URL` of the Envoy that this sidecar judges for; /readyz sends a request through it (default: /readyz does not know whether Envoy asks us)")
 	f.DurationVar(&s.maxStaleness, "max-staleness", 10*time.Minute, "how long to go on deciding without the control plane")
 	f.Int64Var(&s.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
+	f.StringVar(&s.prices, "prices", "", pricesHelp)
 	f.IntVar(&s.maxStreams, "max-streams", 20_000, "exchanges at once, a streamed answer for its whole life")
 	f.IntVar(&s.maxDeciding, "max-deciding", 0, "exchanges that parse and decide at the same moment (default: 4 for each CPU)")
 	f.IntVar(&s.maxCallers, "max-callers", 100_000, "keys in use that are kept in memory")
@@ -95,7 +96,7 @@ type sidecar struct {
 	serverName                             string
 	segments                               string
 	maxBacklog, minFree                    int64
-	gatewayURL                             string
+	gatewayURL, prices                     string
 	maxStaleness, drain, shipLast          time.Duration
 	maxBody                                int64
 	maxStreams, maxDeciding, maxCallers    int
@@ -137,6 +138,10 @@ func (s *sidecar) run(ctx context.Context) error {
 		if token, err = readSecret(s.tokenFile); err != nil {
 			return usagef("--token-file: %v", err)
 		}
+	}
+	table, err := loadPrices(s.prices)
+	if err != nil {
+		return err
 	}
 	if s.nodeID == "" {
 		s.nodeID, _ = os.Hostname()
@@ -194,7 +199,7 @@ func (s *sidecar) run(ctx context.Context) error {
 		return err
 	}
 	config := extproc.Config{
-		Directory: directory{client}, Recorder: writer, Limiter: budget.NewMemory(time.Now),
+		Directory: directory{client}, Recorder: writer, Limiter: budget.NewMemory(time.Now), Pricer: table,
 		Log: s.log, Registerer: reg, MaxBody: s.maxBody, MaxStreams: s.maxStreams, MaxDeciding: s.maxDeciding,
 	}
 	if tp != nil {

@@ -94,6 +94,7 @@ in order; a second one stops it at once.`,
 	f.StringVar(&u.postgresDir, "postgres-dir", "", "`folder` of the Postgres to embed (default: the one that make installed; without any, it is downloaded)")
 	f.String("redis", "", "`URL` of a Redis for limits shared between machines (reserved, not built yet)")
 	f.StringVar(&u.providers, "providers", "", "YAML `file` with the LLM providers; those with the same name are updated")
+	f.StringVar(&u.prices, "prices", "", pricesHelp)
 	f.StringVar(&u.providerCA, "provider-ca", systemCAs(), "PEM `file` that vouches for providers")
 	f.StringVar(&u.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
 	f.Int64Var(&u.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
@@ -108,6 +109,7 @@ in order; a second one stops it at once.`,
 type up struct {
 	homeDir, gateway, api, metrics string
 	envoyPath, postgres, providers string
+	prices                         string
 	postgresDir, providerCA        string
 	usage                          string
 	maxBody                        int64
@@ -190,7 +192,11 @@ func (u *up) look(ctx context.Context) error {
 	if u.maxBody <= 0 {
 		return usagef("--max-body %d: want a number of bytes above 0", u.maxBody)
 	}
-	var err error
+	// The sidecar reads it; what is wrong with it is better said now.
+	_, err := loadPrices(u.prices)
+	if err != nil {
+		return err
+	}
 	for _, a := range []struct {
 		flag    string
 		address *string
@@ -248,7 +254,7 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 		"--listen", "unix:"+h.socket("extproc"), "--listen-status", "unix:"+h.socket("extproc-status"),
 		"--xds", "unix:"+h.socket("xds"), "--token-file", token.file, "--segments", h.path("segments"),
 		"--gateway-url", "http://"+reachable(u.gateway), "--max-staleness", u.maxStaleness.String(),
-		"--max-body", strconv.FormatInt(u.maxBody, 10), "--drain", u.drain.String())
+		"--max-body", strconv.FormatInt(u.maxBody, 10), "--drain", u.drain.String(), "--prices", u.prices)
 	bootstrap, err := envoy.Bootstrap(envoy.Config{
 		NodeID: "up", XDS: envoy.Endpoint{Address: "unix:" + h.socket("xds")}, Token: token.secret,
 		ExtProc: h.socket("extproc"), API: envoy.Endpoint{Address: reachable(u.api)}, Admin: h.socket("envoy"),

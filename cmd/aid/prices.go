@@ -1,0 +1,25 @@
+package main
+
+import (
+	"os"
+
+	"github.com/ai-identity/ai-identity/provider/prices"
+)
+
+const pricesHelp = "YAML `file` with prices, which come before the built-in ones (docs/prices.md); read once, at the start"
+
+// loadPrices reads the file of --prices, "" for none.
+func loadPrices(file string) (*prices.Table, error) {
+	var text []byte
+	if file != "" {
+		var err error
+		if text, err = os.ReadFile(file); err != nil {
+			return nil, usagef("--prices: %v", err)
+		}
+	}
+	table, err := prices.Load(text)
+	if err != nil {
+		return nil, usagef("--prices %s: %v", file, err)
+	}
+	return table, nil
+}
