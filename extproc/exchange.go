@@ -1156,7 +1156,7 @@ func (x *exchange) settlement(outcome string) audit.Settled {
 	if u.Source == "" {
 		u.Source = "absent"
 	}
-	cost, priced := x.cost(u)
+	cost, priced := x.cost(outcome, u)
 	return audit.Settled{
 		Time: now, RequestID: x.req.id, DecidedSeq: x.receipt.Seq, AgentID: x.caller.Agent.ID, KeyID: x.caller.Key.ID,
 		Provider: x.provider.Name, Model: clip(x.call.Model, 256), ResponseModel: x.responseModel,
@@ -1171,12 +1171,13 @@ func (x *exchange) settlement(outcome string) audit.Settled {
 }
 
 // cost is what the provider charges for the exchange, or false if that is not
-// known, which is not 0. What it does not charge for is 0, and known.
-func (x *exchange) cost(u provider.Usage) (nanoUSD int64, known bool) {
+// known, which is not 0. What it does not charge for is 0, and known. An answer that
+// broke off has figures up to some event, and the provider charges for what it made.
+func (x *exchange) cost(outcome string, u provider.Usage) (nanoUSD int64, known bool) {
 	switch {
 	case x.effect == policy.Allow && !x.call.Endpoint.Bills:
 		return 0, true
-	case x.s.c.Pricer == nil:
+	case x.s.c.Pricer == nil, outcome != outcomeCompleted:
 		return 0, false
 	case u.Service == "":
 		u.Service = x.service

@@ -15,6 +15,7 @@ import (
 
 	"github.com/ai-identity/ai-identity/extproc"
 	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/provider"
 )
 
 // The messages that a faulty or hostile Envoy may send, by letter.
@@ -182,7 +183,7 @@ func TestOrder(t *testing.T) {
 		{"5Ph", false, unclean, ""},
 		{"rhb", false, unclean, ""},
 	} {
-		w := serve(t, options{})
+		w := serve(t, options{config: func(c *extproc.Config) { c.Pricer = flat{} }})
 		allowed, err := w.converse(context.Background(), c.word)
 		if allowed != c.allowed {
 			t.Errorf("%q: allowed is %v", c.word, allowed)
@@ -193,7 +194,20 @@ func TestOrder(t *testing.T) {
 		if got := kinds(w.entries()); got != c.record {
 			t.Errorf("%q: record is %q, want %q", c.word, got, c.record)
 		}
+		// What broke off has cost something; what it would have cost is not known.
+		for _, e := range w.entries() {
+			if got, want := strings.Contains(e.json, `"priced":true`), strings.Contains(e.json, `"outcome":"completed"`); got != want {
+				t.Errorf("%q: %s", c.word, e.json)
+			}
+		}
 	}
+}
+
+// flat charges the same for everything, and always knows.
+type flat struct{}
+
+func (flat) Cost(provider.Provider, string, string, provider.Usage, time.Time) (int64, bool) {
+	return 7, true
 }
 
 // FuzzOrder sends messages in any order. Whatever comes, a request is let through
