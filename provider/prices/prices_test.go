@@ -4,6 +4,7 @@ import (
 	"math"
 	"math/big"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -294,6 +295,31 @@ prices:
 			if alone, _ := table.Cost(p, "x", "", usage(rest), now); grownOK && max(grown-got-alone, got+alone-grown) > 1 {
 				t.Fatalf("%s: %d and %d make %d", name, got, alone, grown)
 			}
+		}
+	}
+}
+
+// TestDocs: the file that docs/prices.md shows says what is written beside it.
+func TestDocs(t *testing.T) {
+	text, err := os.ReadFile("../../docs/prices.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, file, _ := strings.Cut(string(text), "```yaml\n")
+	file, _, _ = strings.Cut(file, "```")
+	table := load(t, file)
+	u := provider.Usage{InputTokens: million, CachedTokens: million / 2, Source: "provider"}
+	for _, c := range []struct {
+		provider, kind, model string
+		want                  int64
+	}{
+		{"azure", "openai", "gpt-4o-ours", 125 * cent},
+		{"azure", "openai", "gpt-4o", (250 + 125) * cent / 2},
+		{"local", "custom", "llama-4", 0},
+	} {
+		p := provider.Provider{Name: c.provider, Kind: c.kind, BaseURL: "https://x.example"}
+		if got, ok := table.Cost(p, c.model, "", u, now); !ok || got != c.want {
+			t.Errorf("%s %s: %d %v, want %d", c.provider, c.model, got, ok, c.want)
 		}
 	}
 }
