@@ -1003,6 +1003,7 @@ func (x *exchange) usageOfEnvoy(req *extprocv3.ProcessingRequest) {
 		CacheWriteTokens: int64(u.GetInputTokenDetails().GetCacheCreationTokens().GetValue()),
 		ReasoningTokens:  int64(u.GetOutputTokenDetails().GetReasoningTokens().GetValue()),
 		Source:           "provider",
+		Coarse:           true,
 	}
 }
 

@@ -25,6 +25,7 @@ type Usage struct {
 	CachedMedia     Media  // of CachedTokens
 	OutputMedia     Media  // of the output
 	Service         string // how it was processed, in lower case: "flex", "priority", …; "" is not said
+	Coarse          bool   // whoever read the usage does not read these
 }
 
 // Media says how many of some tokens are of what kind. What is not said is 0.

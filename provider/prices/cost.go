@@ -102,7 +102,12 @@ func (r *rates) sorted(u provider.Usage) (n [sorts]int64, ok bool) {
 			return n, false
 		}
 	}
-	if r[inputAudio].known || r[inputImage].known || r[inputVideo].known {
+	hears := r[inputAudio].known || r[inputImage].known || r[inputVideo].known
+	shows := r[outputAudio].known || r[outputImage].known || r[outputVideo].known
+	if u.Coarse && (hears || shows || r[longWrite].known && u.CacheWriteTokens > 0) {
+		return n, false
+	}
+	if hears {
 		in, c := u.InputMedia, u.CachedMedia
 		if u.CachedTokens > 0 && in.Audio+in.Image+in.Video > 0 && c == (provider.Media{}) {
 			return n, false // which of them were cached?
@@ -113,7 +118,7 @@ func (r *rates) sorted(u provider.Usage) (n [sorts]int64, ok bool) {
 			return n, false // no model of the list has a rate for it
 		}
 	}
-	if r[outputAudio].known || r[outputImage].known || r[outputVideo].known {
+	if shows {
 		n[outputAudio], n[outputImage], n[outputVideo] = u.OutputMedia.Audio, u.OutputMedia.Image, u.OutputMedia.Video
 	}
 	if r[reasoning].known {

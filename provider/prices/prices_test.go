@@ -74,6 +74,7 @@ func TestVendors(t *testing.T) {
 		{"openai", "gpt-4o-mini", in(million), 15 * cent},
 		{"openai", "gpt-4o-mini", out(million), 60 * cent},
 		{"openai", "gpt-4o-mini", read(million), 75 * cent / 10},
+		{"openai", "gpt-4o", provider.Usage{InputTokens: million, Coarse: true}, 250 * cent}, // it has no rates that this would hide
 		{"openai", "gpt-4.1", in(million), 2 * dollar},
 		{"openai", "gpt-4.1", read(million), 50 * cent},
 		{"openai", "gpt-5-2025-08-07", in(million), 125 * cent},
@@ -153,6 +154,8 @@ func TestNotKnown(t *testing.T) {
 		{"more kept than written", "claude-haiku-4-5", vendors["anthropic"], with(func(u *provider.Usage) { u.CacheWriteTokens, u.LongWriteTokens = 1, 2 })},
 		{"more sound than there was", "gpt-audio", vendors["openai"], with(func(u *provider.Usage) { u.InputMedia.Audio = 11 })},
 		{"sound, some of it cached, or not", "gemini-2.5-flash", vendors["gemini"], with(func(u *provider.Usage) { u.CachedTokens, u.InputMedia.Audio = 5, 5 })},
+		{"nobody looked for sound", "gemini-2.5-flash", vendors["gemini"], with(func(u *provider.Usage) { u.Coarse = true })},
+		{"nobody looked how long a cache is kept", "claude-haiku-4-5", vendors["anthropic"], with(func(u *provider.Usage) { u.CacheWriteTokens, u.Coarse = 1, true })},
 		{"fewer than none", "gpt-4o", vendors["openai"], with(func(u *provider.Usage) { u.InputTokens = -1 })},
 		{"fewer than none cached", "gpt-4o", vendors["openai"], with(func(u *provider.Usage) { u.CachedTokens = -1 })},
 		{"figures that overflow", "gpt-4o", vendors["openai"], with(func(u *provider.Usage) {
