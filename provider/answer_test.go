@@ -59,6 +59,12 @@ func said(a *provider.Answer) string {
 	if u.LongWriteTokens != 0 {
 		out += fmt.Sprintf("; written for an hour: %d", u.LongWriteTokens)
 	}
+	if u.Billed != (provider.Billed{}) {
+		out += fmt.Sprintf("; billed: %d and %d", u.Billed.InputTokens, u.Billed.OutputTokens)
+		if u.Billed.More {
+			out += " and more"
+		}
+	}
 	if u.Service != "" {
 		out += "; service: " + u.Service
 	}

@@ -25,7 +25,15 @@ type Usage struct {
 	CachedMedia     Media  // of CachedTokens
 	OutputMedia     Media  // of the output
 	Service         string // how it was processed, in lower case: "flex", "priority", …; "" is not said
+	Billed          Billed // what is charged, where the API says that apart
 	Coarse          bool   // whoever read the usage does not read these
+}
+
+// Billed is what a provider charges for, where that is not what was used.
+type Billed struct {
+	Said                      bool // false: what was used is charged
+	InputTokens, OutputTokens int64
+	More                      bool // and something that is not counted in tokens: images, searches
 }
 
 // Media says how many of some tokens are of what kind. What is not said is 0.
@@ -245,38 +253,49 @@ func (m media) sum() (out Media) {
 }
 
 // https://docs.cohere.com/v2/reference/chat, …/chat-stream (message-end), …/embed and
-// …/rerank. tokens is what the model saw, billed_units what is paid for; the first
-// where it is there. A rerank is paid by the search and has neither.
+// …/rerank. tokens is what the model saw, billed_units what is paid for, which is far
+// less of a short prompt; usage is the first where it is there. A rerank is paid by the
+// search and has no tokens.
 var cohereReading = reading{
 	root: place{{name: "usage", want: wantUsage}, {name: "meta", want: wantUsage},
 		{name: "delta", in: place{{name: "usage", want: wantUsage}}}},
 	marked: [][]byte{[]byte(`"usage"`), []byte(`"meta"`)},
 	usage: func(raw []byte, u *Usage) bool {
-		type figures struct {
-			Input  *figure `json:"input_tokens"`
-			Output *figure `json:"output_tokens"`
-		}
 		var x struct {
-			Tokens figures `json:"tokens"`
-			Billed figures `json:"billed_units"`
-			Cached figure  `json:"cached_tokens"`
+			Tokens struct {
+				Input  *figure `json:"input_tokens"`
+				Output *figure `json:"output_tokens"`
+			} `json:"tokens"`
+			Billed map[string]any `json:"billed_units"`
+			Cached figure         `json:"cached_tokens"`
 		}
 		if json.Unmarshal(raw, &x, lenient) != nil {
 			return false
 		}
-		f := x.Tokens
-		if f.Input == nil && f.Output == nil {
-			f = x.Billed
-		}
-		if f.Input == nil && f.Output == nil {
-			return false
-		}
 		now := Usage{CachedTokens: x.Cached.count(), Source: "provider"}
-		if f.Input != nil {
-			now.InputTokens = f.Input.count()
+		for name, value := range x.Billed {
+			n, _ := value.(float64)
+			switch name {
+			case "input_tokens":
+				now.Billed.Said, now.Billed.InputTokens = true, figure(n).count()
+			case "output_tokens":
+				now.Billed.Said, now.Billed.OutputTokens = true, figure(n).count()
+			default:
+				now.Billed.More = now.Billed.More || n != 0
+			}
 		}
-		if f.Output != nil {
-			now.OutputTokens = f.Output.count()
+		switch in, out := x.Tokens.Input, x.Tokens.Output; {
+		case in == nil && out == nil && !now.Billed.Said:
+			return false
+		case in == nil && out == nil:
+			now.InputTokens, now.OutputTokens = now.Billed.InputTokens, now.Billed.OutputTokens
+		default:
+			if in != nil {
+				now.InputTokens = in.count()
+			}
+			if out != nil {
+				now.OutputTokens = out.count()
+			}
 		}
 		*u = now
 		return true

@@ -93,6 +93,11 @@ func (r *rates) cost(u provider.Usage) (int64, bool) {
 // model has no rates for are not taken apart: then it does not matter whether the
 // provider's details add up.
 func (r *rates) sorted(u provider.Usage) (n [sorts]int64, ok bool) {
+	if b := u.Billed; b.More {
+		return n, false
+	} else if b.Said {
+		u.InputTokens, u.OutputTokens = b.InputTokens, b.OutputTokens
+	}
 	for _, count := range []int64{
 		u.InputTokens, u.OutputTokens, u.CachedTokens, u.CacheWriteTokens, u.LongWriteTokens, u.ReasoningTokens,
 		u.InputMedia.Audio, u.InputMedia.Image, u.InputMedia.Video, u.CachedMedia.Audio, u.CachedMedia.Image, u.CachedMedia.Video,
@@ -123,6 +128,9 @@ func (r *rates) sorted(u provider.Usage) (n [sorts]int64, ok bool) {
 	}
 	if r[reasoning].known {
 		n[reasoning] = u.ReasoningTokens
+	}
+	if !r[cached].known && !hears {
+		u.CachedTokens = 0 // that is input like any other
 	}
 	n[longWrite] = u.LongWriteTokens
 	n[write] = u.CacheWriteTokens - u.LongWriteTokens
