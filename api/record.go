@@ -170,8 +170,8 @@ type UsageSum struct {
 	CachedTokens     int64 `json:"cached_tokens" doc:"Of the input, those that were read from a cache." example:"1200"`
 	CacheWriteTokens int64 `json:"cache_write_tokens" doc:"Of the input, those that were written to a cache." example:"0"`
 	ReasoningTokens  int64 `json:"reasoning_tokens" doc:"Of the output, those of reasoning." example:"800"`
-	CostNanoUSD      int64 `json:"cost_nano_usd" doc:"What is known to have been spent, in nano-dollars." example:"0"`
-	Unpriced         int64 `json:"unpriced" doc:"Requests whose cost is not known; their cost is not in the sum." example:"117"`
+	CostNanoUSD      int64 `json:"cost_nano_usd" doc:"What is known to have been spent, in nano-dollars (10⁻⁹ US dollars)." example:"184050000"`
+	Unpriced         int64 `json:"unpriced" doc:"Requests whose cost is not known; their cost is not in the sum." example:"2"`
 }
 
 // UsageRow is a sum for a day, provider and model.
