@@ -3,8 +3,6 @@ package e2e_test
 import (
 	"encoding/json"
 	"fmt"
-	"io"
-	"net/http"
 	"net/http/httputil"
 	"net/url"
 	"os"
@@ -13,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/ai-identity/ai-identity/e2e"
 )
@@ -33,45 +33,13 @@ func behind(t *testing.T, address string) *e2e.Provider {
 	return e2e.Record(t, &httputil.ReverseProxy{FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(u) }})
 }
 
-// addKinds adds one provider of each kind at url, named after kind and suffix, and
-// returns a key for their models. settings is JSON, or empty.
-func addKinds(t *testing.T, up *e2e.Up, suffix, base, settings string) string {
-	t.Helper()
-	if settings == "" {
-		settings = "{}"
-	}
-	var models []string
-	for _, kind := range translatedKinds {
-		model := modelOf[kind] + suffix
-		models = append(models, model, "embed-"+kind+suffix)
-		up.Provider(t, fmt.Sprintf(`{"name":"%s%s","kind":%q,"base_url":%q,"models":[%q,%q],"settings":%s}`, kind, suffix, kind, base, model, "embed-"+kind+suffix, settings), credential)
-	}
-	quoted, _ := json.Marshal(models)
-	agent := up.Agent(t, fmt.Sprintf(`{"name":"translated%s","allowed_models":%s}`, suffix, quoted))
-	_, key := up.Key(t, agent, `{"name":"k","scopes":["chat:completions","embeddings"]}`)
-	return key
-}
-
-// askFor waits until the providers have arrived and answers the request.
-func askFor(t *testing.T, up *e2e.Up, key, path, body string) e2e.Response {
-	t.Helper()
-	var r e2e.Response
-	e2e.Eventually(t, 10*time.Second, func() error {
-		r = up.Do(t, up.Gateway, "POST", path, key, body)
-		if r.Status == 401 && !strings.Contains(string(r.Body), "provider") || r.Status == 404 && strings.Contains(string(r.Body), "model_not_found") ||
-			strings.Contains(string(r.Body), "provider_misconfigured") || r.Status == 503 && strings.Contains(string(r.Body), `"unavailable"`) {
-			return fmt.Errorf("%d %s", r.Status, r.Body)
-		}
-		return nil
-	})
-	return r
-}
-
-// OpenAI's own clients talk to models of every kind when only the model's name is
-// another: whole, streamed, with tools. Upstream is a stand-in that nobody here wrote,
-// and what it got is checked by the providers' own SDKs.
+// OpenAI's own client talks to models of every kind when only the model's name is
+// another: whole, streamed, with tools, embeddings, errors; and also where Envoy is to
+// read usage. Upstream is a stand-in that nobody here wrote, and what it got is checked
+// against the types of the providers' own SDKs.
 func TestTranslated(t *testing.T) {
 	dir := filepath.Join(e2e.Root(), "e2e", "sdk")
+	python := sdkPython(t)
 	node, err := exec.LookPath("node")
 	if err != nil {
 		missing(t, err)
@@ -79,26 +47,166 @@ func TestTranslated(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "node_modules", ".bin", "llmock")); err != nil {
 		missing(t, err)
 	}
-	upstream := behind(t, standIn(t, node, dir, "fixtures.json"))
+	upstream := behind(t, standIn(t, node, dir, "translated.json"))
+	base := strings.TrimSuffix(upstream.URL, "/v1")
+	var models []string
+	for _, kind := range translatedKinds {
+		models = append(models, kind+"="+modelOf[kind])
+	}
 	for _, usage := range []string{"stream", "envoy"} {
 		t.Run(usage, func(t *testing.T) {
 			up := e2e.Shared(t)
 			if usage == "envoy" {
 				up = e2e.Start(t, e2e.Config{Args: []string{"--usage", "envoy"}})
 			}
-			key := addKinds(t, up, "", strings.TrimSuffix(upstream.URL, "/v1"), "")
+			addKinds(t, up, "", base, "{}")
+			addKinds(t, up, "-lenient", base, `{"drop_unsupported":true}`)
+			agent := up.Agent(t, `{"name":"translated","allowed_models":["*"]}`)
+			_, key := up.Key(t, agent, `{"name":"k","scopes":["chat:completions","embeddings"]}`)
 			for _, kind := range translatedKinds {
-				body := `{"model":"` + modelOf[kind] + `",%s"messages":[{"role":"system","content":"Be brief."},{"role":"user","content":"hello"}]}`
-				r := askFor(t, up, key, "/v1/chat/completions", fmt.Sprintf(body, ""))
-				t.Logf("%s: %d %v\n%s", kind, r.Status, r.Header, r.Body)
-				r = askFor(t, up, key, "/v1/chat/completions", fmt.Sprintf(body, `"stream":true,"stream_options":{"include_usage":true},`))
-				t.Logf("%s: %d %v\n%s", kind, r.Status, r.Header, r.Body)
+				e2e.Eventually(t, 10*time.Second, func() error {
+					for _, model := range []string{modelOf[kind], modelOf[kind] + "-lenient"} {
+						if r := up.Chat(t, key, `{"model":"`+model+`","messages":[{"role":"user","content":"hello"}]}`); r.Status != 200 {
+							return fmt.Errorf("%s: %d %s", model, r.Status, r.Body)
+						}
+					}
+					return nil
+				})
 			}
+			env := append(os.Environ(), "AID_BASE_URL="+up.Gateway+"/v1", "AID_KEY="+key, "AID_MODELS="+strings.Join(models, ","), "PYTHONDONTWRITEBYTECODE=1")
+			play(t, dir, env, python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_translated.py")
+			translatedRecord(t, up, agent)
 		})
 	}
-	for _, r := range upstream.Requests() {
-		t.Logf("%s %s %v\n%s", r.Method, r.Path, r.Header, r.Body)
+	validate(t, python, received(t, upstream))
+}
+
+// addKinds adds one provider of each kind at base, named after kind and suffix.
+func addKinds(t *testing.T, up *e2e.Up, suffix, base, settings string) {
+	t.Helper()
+	for _, kind := range translatedKinds {
+		up.Provider(t, fmt.Sprintf(`{"name":"%s%s","kind":%q,"base_url":%q,"models":["%s%s","embed-%s%s"],"settings":%s}`,
+			kind, suffix, kind, base, modelOf[kind], suffix, kind, suffix, settings), credential)
 	}
-	_ = io.Discard
-	_ = http.StatusOK
+}
+
+// translatedRecord looks at what the record has of translated exchanges: each is there
+// twice, with the digest of what was sent beside that of what was judged.
+func translatedRecord(t *testing.T, up *e2e.Up, agent string) {
+	t.Helper()
+	allowed, dropped, counted := 0, 0, 0
+	for _, e := range settled(t, up) {
+		if e.AgentID != agent {
+			continue
+		}
+		var d struct {
+			BodyDigest      string `json:"body_digest"`
+			ForwardedDigest string `json:"forwarded_digest"`
+			Dropped         []string
+		}
+		if err := json.Unmarshal(e.Raw, &d); err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case e.Kind == "request.decided" && e.Effect == "allow":
+			allowed++
+			if d.BodyDigest == "" || d.ForwardedDigest == "" {
+				t.Errorf("%s", e.Raw)
+			}
+			if len(d.Dropped) > 0 {
+				dropped++
+			}
+		case e.Kind == "request.settled" && e.Usage.InputTokens == 11 && e.Usage.OutputTokens == 9:
+			counted++
+		}
+	}
+	if allowed < 50 || dropped != len(translatedKinds) || counted < 20 {
+		t.Errorf("%d exchanges were allowed, %d dropped something, %d have their usage", allowed, dropped, counted)
+	}
+}
+
+// received writes what the provider got as vectors of package translate, which
+// validate_translation.py reads.
+func received(t *testing.T, p *e2e.Provider) string {
+	t.Helper()
+	dir := t.TempDir()
+	kindOf := func(path string) (kind, folder string) {
+		switch {
+		case path == "/v1/messages":
+			return "anthropic", "chat"
+		case strings.HasSuffix(path, ":batchEmbedContents"):
+			return "gemini", "embeddings"
+		case strings.HasPrefix(path, "/v1beta/"):
+			return "gemini", "chat"
+		case path == "/v2/chat":
+			return "cohere", "chat"
+		case path == "/v2/embed":
+			return "cohere", "embeddings"
+		case path == "/v1/embeddings":
+			return "mistral", "embeddings"
+		case path == "/v1/chat/completions":
+			return "mistral", "chat"
+		}
+		t.Fatalf("a request to %s", path)
+		return "", ""
+	}
+	for i, r := range p.Requests() {
+		kind, folder := kindOf(r.Path)
+		head := r.Method + " " + r.Path
+		if kind == "anthropic" {
+			head += "\nanthropic-version: " + r.Header.Get("Anthropic-Version")
+		}
+		ar := &txtar.Archive{}
+		add := func(name, text string) {
+			ar.Files = append(ar.Files, txtar.File{Name: name, Data: []byte(text + "\n")})
+		}
+		add("request", map[string]string{
+			"chat": `{"model":"m","messages":[{"role":"user","content":"hello"}]}`, "embeddings": `{"model":"m","input":"hello"}`,
+		}[folder])
+		for _, k := range translatedKinds {
+			if k == kind {
+				add("want "+k, head+"\n\n"+string(r.Body))
+			} else {
+				add("want "+k, "422 not sent there")
+			}
+		}
+		if err := os.MkdirAll(filepath.Join(dir, folder), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, folder, fmt.Sprintf("%03d.txt", i)), txtar.Format(ar), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// The vectors of package translate are what the providers' own SDKs would send and take.
+func TestTranslationByTheSDKs(t *testing.T) {
+	validate(t, sdkPython(t), filepath.Join(e2e.Root(), "provider", "translate", "testdata"))
+}
+
+// validate has the SDKs judge vectors.
+func validate(t *testing.T, python, vectors string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), python, "validate_translation.py", vectors)
+	cmd.Dir = filepath.Join(e2e.Root(), "e2e", "sdk")
+	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	t.Logf("%s", out)
+}
+
+// sdkPython is the Python that has the SDKs.
+func sdkPython(t *testing.T) string {
+	t.Helper()
+	python := os.Getenv("AID_SDK_PYTHON")
+	if python == "" {
+		python = filepath.Join(e2e.Root(), ".tools", "sdk", "bin", "python")
+	}
+	if _, err := os.Stat(python); err != nil {
+		missing(t, err)
+	}
+	return python
 }

@@ -11,8 +11,9 @@ Reads provider/translate/testdata (chat, embeddings, answers) and checks
   the inputs        of the vectors: that they are what OpenAI's SDK would send and what the
                     providers' SDKs would take, so that we do not test against inventions
 
-Run by hand: python validate_translation.py [TESTDATA]. Exit 1 and a line for each fault.
-Needs: anthropic==2.12.0 google-genai==3.4.0 cohere==7.3.1 mistralai==3.7.0 openai==3.54.0 pydantic==2.14.4
+Run by TestTranslationByTheSDKs, and by TestTranslated on what a provider got through the
+gateway (e2e/translated_test.go); by hand: python validate_translation.py [TESTDATA].
+Exit 1 and a line for each fault. Needs what requirements.txt lists.
 """
 
 import functools
