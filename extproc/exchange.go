@@ -816,8 +816,15 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	}
 	x.ours(out)
 	switch {
-	case x.forward.Translated() && x.outcome == "":
-		return x.translate(out, contentType, length, m.GetEndOfStream()), nil
+	case x.outcome != "": // it is Envoy's own
+	case x.forward.Translated():
+		x.reader = x.forward.NewAnswer(x.status, contentType, x.s.c.Now, x.answerID)
+		return x.translate(out, length, m.GetEndOfStream()), nil
+	case x.readsAnswer && x.status >= 400 && x.call.Endpoint.Format == provider.FormatOpenAI:
+		x.reader = provider.NewError(x.status)
+		return x.translate(out, length, m.GetEndOfStream()), nil
+	}
+	switch {
 	case m.GetEndOfStream():
 		x.state = ended
 	case x.readsAnswer:
@@ -829,8 +836,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 // translate begins an answer that is said in the caller's words. One that is not
 // streamed is asked for whole, since its status is certain at its end only. It must
 // fit into Envoy's buffer: length is what its headers say, if they do.
-func (x *exchange) translate(out *mutation, contentType string, length int64, end bool) *extprocv3.ProcessingResponse {
-	x.reader = x.forward.NewAnswer(x.status, contentType, x.s.c.Now, x.answerID)
+func (x *exchange) translate(out *mutation, length int64, end bool) *extprocv3.ProcessingResponse {
 	t := x.reader.Translated()
 	out.header("content-type", t.ContentType())
 	out.remove = append(out.remove, "content-length", "content-encoding", "content-md5", "digest", "etag", "trailer")
@@ -972,7 +978,7 @@ func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.Pr
 			return nil, status.Error(codes.Aborted, "ext_proc: cut: trailers after a translated answer")
 		}
 	} else if x.forward.Translated() && x.outcome == "" {
-		return nil, x.disorder("response_trailers")
+		return nil, x.disorder("response_trailers") // an answer that nobody translated
 	}
 	x.state = ended
 	var remove []string

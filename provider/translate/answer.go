@@ -200,6 +200,10 @@ func (a *Answer) Chunk(b []byte, end bool) []byte {
 
 func (a *Answer) wholeEnd(tooLong bool) {
 	if a.form == errorForm {
+		if a.req.Kind == OpenAI {
+			a.w.b, a.broken = a.ownError(a.whole), true
+			return
+		}
 		a.failed(a.providerError(a.whole))
 		return
 	}
