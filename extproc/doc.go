@@ -7,7 +7,7 @@
 //	                   record     the decision is on disk before anything is enforced
 //	                   enforce    route, credential, headers, body; or a refusal
 //	response headers   follow     say who decided; hide what is the provider's business
-//	response body      inspect    read usage as it passes; keep our credential inside
+//	response body      inspect    read usage as it passes, or say it in the caller's words; keep our credential inside
 //	stream end         settle     what it cost and how it ended; the second entry
 //
 // exchange.go is in that order, one function a phase; reply.go builds every
@@ -45,6 +45,16 @@
 // What is allowed is allowed only at the end of the request: in the headers phase
 // if the request has no body, else on the one message that carries the whole of
 // it. That needs request_body_mode BUFFERED, and Process checks that it is.
+//
+// # Answers in other words
+//
+// A request for a provider with a format of its own is translated after the
+// decision on it, and its answer back (package provider/translate). A stream is
+// translated as it comes. Any other answer has Envoy's mode changed to BUFFERED in
+// the reply to its headers: what was to be an answer may turn out to be an error,
+// and its status must not be gone by then. Where Envoy is configured to read usage
+// itself, the reply to the request's headers asks for the answer, if the org has a
+// provider for which the endpoint is translated: the model is not known yet.
 //
 // # The canary
 //

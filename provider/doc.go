@@ -8,6 +8,10 @@
 //	Forward   Provider, Call         → cluster, path, headers: what is sent
 //	NewAnswer Call, Provider         → reads usage from the answer as it passes by
 //
+// Where the provider has another format than the caller, Forward says the request in
+// its words, and Forward.NewAnswer its answer in the caller's: see translated.go and
+// package translate.
+//
 // # What is judged is what is sent
 //
 // Call.Body is the very slice that was parsed, and nothing is serialised again:
@@ -19,8 +23,9 @@
 // normalise alike. In those objects every name is plain ASCII, as in every API
 // here; elsewhere (schemas, arguments, metadata) anything goes that is JSON.
 //
-// One setting of a provider changes the body, and is off unless somebody turns it
-// on: inject_usage. See Settings and Forward.
+// Two things change the body. A translation is made of the same bytes and of nothing
+// else. And one setting of a provider's, off unless somebody turns it on, asks for
+// usage: inject_usage. See Settings and Forward.
 //
 // # What is not here
 //
