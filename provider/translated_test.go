@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/ai-identity/ai-identity/provider"
 )
@@ -142,4 +145,108 @@ func TestAnswerTranslated(t *testing.T) {
 	if u := a.Usage(); u != (provider.Usage{InputTokens: 9, OutputTokens: 2, Source: "provider"}) || a.Model() != "m" {
 		t.Errorf("%+v %s", u, a.Model())
 	}
+}
+
+// judgedAlike checks that what a provider gets asks for what was judged: read by the
+// parser of the provider's own endpoint, it is the same model, stream or not, the same
+// tools and as many tokens.
+func judgedAlike(t *testing.T, path string, body []byte) {
+	t.Helper()
+	ep, params, _ := provider.Match("POST", path)
+	call, e := provider.Parse(ep, params, "application/json", "", body)
+	if e != nil {
+		return
+	}
+	before := bytes.Clone(body)
+	for _, kind := range []string{"anthropic", "gemini", "cohere", "mistral"} {
+		for _, settings := range []string{`{}`, `{"drop_unsupported":true}`} {
+			p := prov("a", kind, "*")
+			p.BaseURL = "https://a.example"
+			p.Cluster = provider.ClusterName(p)
+			p.Settings = []byte(settings)
+			f, e := p.Forward(call, path, "")
+			if !bytes.Equal(body, before) {
+				t.Fatal("the judged body was changed")
+			}
+			if e != nil {
+				if e.Status != 400 && e.Status != 422 {
+					t.Fatalf("%s: %v", kind, e)
+				}
+				continue
+			}
+			to, query, _ := strings.Cut(f.Path, "?")
+			own, params, ok := provider.Match("POST", to)
+			if !ok {
+				t.Fatalf("%s: nothing is at %s", kind, f.Path)
+			}
+			sent, e := provider.Parse(own, params, f.Set["content-type"], query, f.Body)
+			if e != nil {
+				t.Fatalf("%s: what is sent would be refused: %v\n%s\n%s", kind, e, body, f.Body)
+			}
+			if sent.Model != strings.TrimPrefix(call.Model, "models/") && sent.Model != call.Model || sent.Stream != call.Stream {
+				t.Fatalf("%s: %q %v was judged, %q %v is sent", kind, call.Model, call.Stream, sent.Model, sent.Stream)
+			}
+			if call.MaxTokens > 0 && sent.MaxTokens > call.MaxTokens {
+				t.Fatalf("%s: up to %d tokens were judged, %d are asked for", kind, call.MaxTokens, sent.MaxTokens)
+			}
+			for _, tool := range sent.Tools {
+				if !slices.Contains(call.Tools, tool) {
+					t.Fatalf("%s: the tools %q were judged, and %q are sent\n%s\n%s", kind, call.Tools, sent.Tools, body, f.Body)
+				}
+			}
+			for _, host := range sent.Hosts {
+				if !slices.Contains(call.Hosts, host) {
+					t.Fatalf("%s: the hosts %q were judged, and %q are sent", kind, call.Hosts, sent.Hosts)
+				}
+			}
+		}
+	}
+}
+
+// requestsOf are the requests that package translate is tested with.
+func requestsOf(t testing.TB, folder string) [][]byte {
+	t.Helper()
+	files, err := filepath.Glob("translate/testdata/" + folder + "/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no vectors: %v", err)
+	}
+	var out [][]byte
+	for _, file := range files {
+		ar, err := txtar.ParseFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range ar.Files {
+			if f.Name == "request" {
+				out = append(out, f.Data)
+			}
+		}
+	}
+	return out
+}
+
+func TestJudgedAlike(t *testing.T) {
+	for _, body := range requestsOf(t, "chat") {
+		judgedAlike(t, chat, body)
+	}
+	for _, body := range requestsOf(t, "embeddings") {
+		judgedAlike(t, embeddings, body)
+	}
+}
+
+// FuzzJudgedAlike looks for a request of which something else is sent than was judged.
+func FuzzJudgedAlike(f *testing.F) {
+	for _, body := range requestsOf(f, "chat") {
+		f.Add(false, body)
+	}
+	for _, body := range requestsOf(f, "embeddings") {
+		f.Add(true, body)
+	}
+	f.Fuzz(func(t *testing.T, embed bool, body []byte) {
+		if embed {
+			judgedAlike(t, embeddings, body)
+		} else {
+			judgedAlike(t, chat, body)
+		}
+	})
 }
