@@ -5,7 +5,6 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -345,6 +344,9 @@ func (x *exchange) headersAlone() *provider.Error {
 	}
 	x.call.Endpoint = ep
 	x.format = ep.Format
+	if ep.Operation == opModels || ep.Operation == opModel {
+		x.format = provider.ModelsFormat(ep, x.req.has)
+	}
 	x.params = params
 	if x.req.contentLength > x.s.c.MaxBody {
 		return tooLarge(x.s.c.MaxBody)
@@ -563,33 +565,24 @@ const (
 // lists allow. What patterns stand for is known to the providers only; asked for
 // by its name, such a model is there.
 func (x *exchange) models() ([]byte, *provider.Error) {
-	type model struct {
-		ID      string `json:"id"`
-		Object  string `json:"object"`
-		Created int64  `json:"created"`
-		OwnedBy string `json:"owned_by"`
-	}
-	data := []model{} // an empty list, not null
 	may := func(id string) bool { return mayUse(x.caller, id) }
 	names := append(slices.Clone(x.caller.Agent.AllowedModels), x.caller.Key.AllowedModels...)
-	if x.call.Endpoint.Operation == opModel {
+	one := x.call.Endpoint.Operation == opModel
+	if one {
 		names = append(names, x.call.Model)
 	}
-	for _, m := range x.org.Providers.Models(may, names...) {
-		data = append(data, model{ID: m.ID, Object: "model", OwnedBy: m.OwnedBy})
-	}
-	var answer any = struct {
-		Object string  `json:"object"`
-		Data   []model `json:"data"`
-	}{"list", data}
-	if x.call.Endpoint.Operation == opModel {
-		i := slices.IndexFunc(data, func(m model) bool { return m.ID == x.call.Model })
+	models := x.org.Providers.Models(may, names...)
+	var b []byte
+	var err error
+	if one {
+		i := slices.IndexFunc(models, func(m provider.Model) bool { return m.ID == x.call.Model })
 		if i < 0 {
 			return nil, refusal{http.StatusNotFound, "model_not_found", "This model does not exist, or this key may not use it."}.error()
 		}
-		answer = data[i]
+		b, err = x.format.EncodeModel(models[i])
+	} else {
+		b, err = x.format.EncodeModels(models)
 	}
-	b, err := json.Marshal(answer)
 	if err != nil {
 		return nil, unavailable("internal_error", "The list of models could not be written.")
 	}

@@ -31,6 +31,9 @@ type request struct {
 	canary         string
 	endOfStream    bool
 
+	// dialect are those headers that SDKs of one provider only send.
+	dialect []string
+
 	// secret is the one credential; secrets counts different ones.
 	secret  string
 	secrets int
@@ -189,6 +192,8 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 			r.traceparent = string(raw)
 		case CanaryHeader:
 			r.canary = string(raw)
+		case "anthropic-version", "x-goog-api-key":
+			r.dialect = append(r.dialect, name)
 		}
 	}
 	if a, err := netip.ParseAddr(r.clientIP); err == nil {
@@ -210,6 +215,9 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 	}
 	return r
 }
+
+// has says whether the request has a header of dialect.
+func (r *request) has(header string) bool { return slices.Contains(r.dialect, header) }
 
 func misplaced(where string) refusal {
 	return refusal{400, "misplaced_credential", "An AI Identity key was found in " + where + ". Send it as \"Authorization: Bearer …\" only, and rotate it: URLs, bodies and other headers are kept in logs."}

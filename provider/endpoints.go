@@ -71,6 +71,9 @@ var endpoints = []Endpoint{
 	{Method: "GET", Path: "/v1/models", Operation: "models.list", Scope: "models", Format: FormatOpenAI},
 	{Method: "GET", Path: "/v1/models/{model}", Operation: "models.get", Scope: "models", Format: FormatOpenAI},
 
+	{Method: "GET", Path: "/{version}/models", Operation: "models.list", Scope: "models", Format: FormatGemini, query: []string{"alt=json"}},
+	{Method: "GET", Path: geminiModelPath, Operation: "models.get", Scope: "models", Format: FormatGemini, query: []string{"alt=json"}},
+
 	// Anthropic. Its SDK adds beta=true for what is in beta.
 	{Method: "POST", Path: "/v1/messages", Operation: "messages", Scope: "messages", Format: FormatAnthropic,
 		Kinds: []string{KindAnthropic}, Bills: true, query: []string{"beta=true"}, body: &messagesBody, reads: &anthropicReading},
@@ -134,12 +137,24 @@ func Match(method, path string) (Endpoint, Params, bool) {
 		if endpoints[i].Method != method {
 			continue
 		}
-		if p, ok := matchPath(endpoints[i].Path, path); ok {
+		if p, ok := endpoints[i].match(path); ok {
 			return endpoints[i], p, true
 		}
 	}
 	return Endpoint{}, Params{}, false
 }
+
+// match matches a path with the endpoint's.
+func (e Endpoint) match(path string) (Params, bool) {
+	p, ok := matchPath(e.Path, path)
+	if ok && e.Path == geminiModelPath && strings.ContainsAny(p.Model, ":/") {
+		return Params{}, false // an operation on a model that is not in the table
+	}
+	return p, ok
+}
+
+// geminiModelPath begins every path of Gemini's.
+const geminiModelPath = "/{version}/models/{model}"
 
 // matchPath matches a path with a template.
 func matchPath(template, path string) (Params, bool) {
@@ -256,7 +271,7 @@ func Unserved(method, path string) *Error {
 			Message: "The path is not in its normal form: " + p + "."}
 	}
 	for _, e := range endpoints {
-		if _, ok := matchPath(e.Path, path); ok && e.Method != method {
+		if _, ok := e.match(path); ok && e.Method != method {
 			return &Error{Status: http.StatusMethodNotAllowed, Type: invalidRequest, Code: "method_not_allowed",
 				Message: "This endpoint is available with " + e.Method + " only."}
 		}

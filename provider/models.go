@@ -1,0 +1,91 @@
+package provider
+
+import "encoding/json"
+
+// ModelsFormat is the format in which somebody who asks for models wants them.
+// Three APIs have them at /v1/models; the headers that the SDKs of two of them
+// always send tell which. has says whether the request has a header.
+func ModelsFormat(ep Endpoint, has func(header string) bool) Format {
+	switch {
+	case ep.Format != FormatOpenAI: // the path says it
+		return ep.Format
+	case has("anthropic-version"):
+		return FormatAnthropic
+	case has("x-goog-api-key"):
+		return FormatGemini
+	default:
+		return FormatOpenAI
+	}
+}
+
+// EncodeModels writes a list of models as the API of the format does. Of a model no
+// more is known here than who has it: times are zero and names are their ids.
+//
+// Sources: https://platform.openai.com/docs/api-reference/models,
+// https://docs.anthropic.com/en/api/models-list, https://ai.google.dev/api/models.
+func (f Format) EncodeModels(models []Model) ([]byte, error) {
+	list := make([]any, len(models)) // an empty list, not null
+	for i, m := range models {
+		list[i] = f.model(m)
+	}
+	var v any
+	switch f {
+	case FormatAnthropic:
+		page := anthropicModels{Data: list}
+		if n := len(models); n > 0 {
+			page.First, page.Last = &models[0].ID, &models[n-1].ID
+		}
+		v = page
+	case FormatGemini:
+		v = struct {
+			Models []any `json:"models"`
+		}{list}
+	default:
+		v = struct {
+			Object string `json:"object"`
+			Data   []any  `json:"data"`
+		}{"list", list}
+	}
+	return json.Marshal(v)
+}
+
+// EncodeModel writes one model.
+func (f Format) EncodeModel(m Model) ([]byte, error) { return json.Marshal(f.model(m)) }
+
+func (f Format) model(m Model) any {
+	switch f {
+	case FormatAnthropic:
+		return anthropicModel{Type: "model", ID: m.ID, DisplayName: m.ID, CreatedAt: "1970-01-01T00:00:00Z", Lifecycle: "active"}
+	case FormatGemini:
+		return geminiModel{Name: "models/" + m.ID, DisplayName: m.ID}
+	default:
+		return openAIModel{ID: m.ID, Object: "model", OwnedBy: m.OwnedBy}
+	}
+}
+
+type openAIModel struct {
+	ID      string `json:"id"`
+	Object  string `json:"object"`
+	Created int64  `json:"created"`
+	OwnedBy string `json:"owned_by"`
+}
+
+type anthropicModel struct {
+	Type        string `json:"type"`
+	ID          string `json:"id"`
+	DisplayName string `json:"display_name"`
+	CreatedAt   string `json:"created_at"` // the epoch, as the API's reference has it for what is not known
+	Lifecycle   string `json:"lifecycle"`
+}
+
+type anthropicModels struct {
+	Data  []any   `json:"data"`
+	More  bool    `json:"has_more"`
+	First *string `json:"first_id"`
+	Last  *string `json:"last_id"`
+}
+
+type geminiModel struct {
+	Name        string `json:"name"`
+	DisplayName string `json:"displayName"`
+}
