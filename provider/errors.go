@@ -63,7 +63,7 @@ func (f Format) Encode(e *Error, requestID, policyID string) []byte {
 	switch f {
 	case FormatAnthropic:
 		v = anthropicError{Type: "error", RequestID: requestID,
-			Error: anthropicDetail{Type: anthropicType(e.Status), Message: e.Message, Code: e.Code, Param: e.Param, PolicyID: policyID}}
+			Error: anthropicDetail{Type: anthropicType(e.Status), Message: e.Message, Code: e.Code, Param: e.Param, PolicyID: policyID, Details: noThread(e)}}
 	case FormatGemini:
 		g := geminiError{}
 		g.Error.Code, g.Error.Message, g.Error.Status = e.Status, e.Message, geminiStatus(e.Status)
@@ -120,6 +120,23 @@ type anthropicDetail struct {
 	Code     string `json:"code,omitempty"`
 	Param    string `json:"param,omitempty"`
 	PolicyID string `json:"policy_id,omitempty"`
+
+	Details *anthropicDetails `json:"details,omitempty"`
+}
+
+type anthropicDetails struct {
+	ErrorCode   string   `json:"error_code"`
+	Unsupported []string `json:"unsupported"`
+}
+
+// noThread are the words on which Anthropic's SDKs go on without a thread: their
+// tool runners ask the provider to keep the conversation unless it says that it
+// cannot, and then send the whole of it, which can be judged (anthropic 2.14, lib/threads).
+func noThread(e *Error) *anthropicDetails {
+	if e.Code != codeStored || e.Param != "thread" {
+		return nil
+	}
+	return &anthropicDetails{ErrorCode: "thread_unsupported_request", Unsupported: []string{"thread"}}
 }
 
 type geminiError struct {

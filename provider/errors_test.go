@@ -2,6 +2,7 @@ package provider_test
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +32,30 @@ func TestEncode(t *testing.T) {
 	}
 	if got := string(provider.FormatOpenAI.Encode(&provider.Error{Status: 400, Type: "t", Code: "c", Message: "m"}, "", "")); got != `{"error":{"message":"m","type":"t","param":null,"code":"c"}}` {
 		t.Error(got)
+	}
+}
+
+// TestEncodeNoThread: Anthropic's SDKs read error.details to learn that they have to
+// send the whole conversation.
+func TestEncodeNoThread(t *testing.T) {
+	ep, params, _ := provider.Match("POST", "/v1/messages")
+	_, e := provider.Parse(ep, params, "application/json", "beta=true", []byte(`{"model":"m","max_tokens":1,"messages":[],"thread":{"type":"create"}}`))
+	if e == nil {
+		t.Fatal("a thread is accepted")
+	}
+	var v struct {
+		Error struct {
+			Details struct {
+				ErrorCode   string   `json:"error_code"`
+				Unsupported []string `json:"unsupported"`
+			}
+		}
+	}
+	if err := json.Unmarshal(provider.FormatAnthropic.Encode(e, "req-1", ""), &v); err != nil {
+		t.Fatal(err)
+	}
+	if d := v.Error.Details; d.ErrorCode != "thread_unsupported_request" || !slices.Equal(d.Unsupported, []string{"thread"}) {
+		t.Errorf("%+v", d)
 	}
 }
 

@@ -609,8 +609,10 @@ func (p *walker) notStored(do action, field string) *Error {
 	}
 }
 
+const codeStored = "stored_object"
+
 func isStored(field string) *Error {
-	return bad("stored_object", field, "\""+field+"\" refers to something that is stored or run at the provider apart from this request. Nobody can tell whose it is or what it does, so it is not accepted: put everything into the request.")
+	return bad(codeStored, field, "\""+field+"\" refers to something that is stored or run at the provider apart from this request. Nobody can tell whose it is or what it does, so it is not accepted: put everything into the request.")
 }
 
 // link notes the host of a URL: a string, an object with "url", or an array of

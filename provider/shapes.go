@@ -204,7 +204,7 @@ var mcpServerShape = newShape(map[string]rule{"name": {do: label}, "url": {do: l
 var messagesBody = newShape(with(steering, map[string]rule{
 	"model": {do: model}, "stream": {do: stream}, "max_tokens": {do: tokens}, "max_tokens_to_sample": {do: refuse},
 	"messages": {do: walk, in: &turnShape}, "system": {do: walk, in: blockShape}, "tools": {do: walk, in: &toolShape},
-	"mcp_servers": {do: walk, in: &mcpServerShape}, "container": {do: stored},
+	"mcp_servers": {do: walk, in: &mcpServerShape}, "container": {do: stored}, "thread": {do: stored}, "billing_policy": {do: refuse},
 }))
 
 // ---- Gemini ----
