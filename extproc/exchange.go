@@ -727,6 +727,9 @@ func (x *exchange) refuse(e *provider.Error) *extprocv3.ProcessingResponse {
 // ours sets the headers that every answer of a governed request has.
 func (x *exchange) ours(m *mutation) {
 	m.header("x-request-id", x.req.id)
+	if x.format == provider.FormatAnthropic {
+		m.header("request-id", x.req.id) // where Anthropic's SDKs read it
+	}
 	m.header("x-aid-decision", x.effect.String())
 	if x.recorded {
 		m.header("x-aid-receipt", x.receipt.String())

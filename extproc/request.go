@@ -84,7 +84,7 @@ func hidden(name string) bool {
 		"x-original-url", "x-original-uri", "x-rewrite-url", "x-original-host", "x-host",
 		"x-http-method", "x-http-method-override", "x-method-override",
 		"tracestate", "baggage", "b3", "te", "trailer", "expect", "proxy-connection", "keep-alive", "upgrade", "http2-settings",
-		"openai-organization", "openai-project", "x-goog-user-project", // they choose whose bill it is: the provider's configuration does that
+		"openai-organization", "openai-project", "anthropic-workspace-id", "anthropic-user-profile-id", "x-goog-user-project", // they choose whose bill it is: the provider's configuration does that
 		"anthropic-dangerous-direct-browser-access":
 		return true
 	}
