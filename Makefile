@@ -7,6 +7,7 @@ ENVOY     := $(TOOLS)/bin/envoy
 POSTGRES  := $(TOOLS)/postgres/.done
 BUF       := $(TOOLS)/buf/node_modules/.bin/buf
 SDK_PY    := $(TOOLS)/sdk/.done
+FRAMES_PY := $(TOOLS)/frameworks/.done
 SDK_JS    := e2e/sdk/node_modules/.done
 STATIC    := $(TOOLS)/bin/staticcheck
 VULN      := $(TOOLS)/bin/govulncheck
@@ -20,8 +21,10 @@ VULN_VERSION   := v1.9.0
 export AID_ENVOY        := $(abspath $(ENVOY))
 export AID_POSTGRES_DIR := $(abspath $(TOOLS)/postgres)
 export AID_SDK_PYTHON   := $(abspath $(TOOLS)/sdk/bin/python)
+export AID_FRAMEWORKS_PYTHON := $(abspath $(TOOLS)/frameworks/bin/python)
 
 FUZZTIME ?= 20s
+PYTHON   ?= python3
 ARGS     ?=
 
 say = @printf '\033[1m==>\033[0m %s\n' "$(1)" >&2
@@ -37,7 +40,7 @@ run: $(BIN) $(ENVOY) $(POSTGRES) $(SDK_JS) ## set up, build and run everything h
 	$(call say,starting; Ctrl-C stops everything)
 	@exec tools/run $(ARGS)
 
-test: setup $(SDK_PY) $(SDK_JS) ## every test, with the race detector, a real Envoy, Postgres and the official SDKs
+test: setup $(SDK_PY) $(FRAMES_PY) $(SDK_JS) ## every test, with the race detector, a real Envoy, Postgres and the official SDKs
 	$(call say,go vet)
 	@go vet ./...
 	$(call say,go test -race ./... (real Envoy; a few minutes))
@@ -109,10 +112,14 @@ $(BUF):
 	@mkdir -p $(TOOLS)/buf
 	@npm install --silent --no-audit --no-fund --prefix $(TOOLS)/buf @bufbuild/buf@$(BUF_VERSION)
 
-$(SDK_PY): e2e/sdk/requirements.txt
-	$(call say,installing the Python SDKs into $(TOOLS)/sdk)
-	@python3 -m venv $(TOOLS)/sdk
-	@$(TOOLS)/sdk/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+# Two environments, as crewai and autogen want an older openai than its users get.
+# What is installed is what sdk.txt and frameworks.txt name, by hash, and no more.
+$(TOOLS)/%/.done: e2e/sdk/%.txt
+	$(call say,installing the Python clients of $< into $(TOOLS)/$*)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "the clients need Python 3.11, 3.12 or 3.13: make PYTHON=python3.13 ..." >&2; exit 1; }
+	@rm -rf $(TOOLS)/$* && $(PYTHON) -m venv $(TOOLS)/$*
+	@$(TOOLS)/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r $<
 	@touch $@
 
 $(SDK_JS): e2e/sdk/package.json e2e/sdk/package-lock.json

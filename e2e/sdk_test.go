@@ -1,9 +1,13 @@
 package e2e_test
 
 import (
+	"bufio"
+	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,50 +20,150 @@ import (
 	"github.com/ai-identity/ai-identity/envoy/envoytest"
 )
 
-// The official SDKs work when only their base URL and key are changed, and raise
-// their own typed exceptions. Upstream is a stand-in that nobody here wrote.
+// clients are the suites of e2e/sdk: one for each official client and framework.
+var clients = []struct{ name, program, file string }{
+	{"openai-python", "sdk", "test_openai.py"},
+	{"anthropic-python", "sdk", "test_anthropic.py"},
+	{"google-genai-python", "sdk", "test_genai.py"},
+	{"cohere-python", "sdk", "test_cohere.py"},
+	{"mistralai-python", "sdk", "test_mistral.py"},
+	{"langchain-python", "sdk", "test_langchain.py"},
+	{"ag2-python", "sdk", "test_ag2.py"},
+	{"crewai-python", "frameworks", "test_crewai.py"},
+	{"autogen-agentchat-python", "frameworks", "test_agentchat.py"},
+	{"autogen-python", "frameworks", "test_autogen.py"},
+	{"openai-javascript", "node", "openai.test.mjs"},
+	{"anthropic-javascript", "node", "anthropic.test.mjs"},
+	{"google-genai-javascript", "node", "genai.test.mjs"},
+	{"ai-javascript", "node", "ai.test.mjs"},
+	{"openai-agents-javascript", "node", "agents.test.mjs"},
+}
+
+// chatModels are asked for in OpenAI's format, whatever API their provider speaks.
+var chatModels = []string{"gpt-4o"}
+
+// The official clients work when only their base URL and key are changed, and raise
+// their own typed exceptions. Upstream are the checks of e2e/sdk/provider.py, which
+// let nothing by that the provider's own SDK could not have sent, before an aimock
+// that nobody here wrote.
 func TestSDKs(t *testing.T) {
-	dir := filepath.Join(e2e.Root(), "e2e", "sdk")
-	python := os.Getenv("AID_SDK_PYTHON")
-	if python == "" {
-		python = filepath.Join(e2e.Root(), ".tools", "sdk", "bin", "python")
+	s := newSDKs(t)
+	t.Run("clients", func(t *testing.T) {
+		for _, c := range clients {
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				_, one := s.up.Key(t, s.agent, `{"name":"one","scopes":["*"],"rate_limit":1}`)
+				env := append(s.env, "AID_ONE_RPM_KEY="+one)
+				if c.program == "node" {
+					play(t, s.dir, env, s.programs[c.program], "--test", c.file)
+				} else {
+					play(t, s.dir, env, s.programs[c.program], "-m", "pytest", "-q", "-p", "no:cacheprovider", c.file)
+				}
+			})
+		}
+	})
+
+	// What a client hid, the provider remembers.
+	resp, err := http.Get(s.checks + "/checked")
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer resp.Body.Close()
+	var checked struct {
+		Seen   map[string]int
+		Faults []string
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&checked); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range checked.Faults {
+		t.Error("reached a provider:", f)
+	}
+	t.Log("reached the providers:", checked.Seen)
+}
+
+// sdks is what the clients' tests share.
+type sdks struct {
+	up       *e2e.Up
+	dir      string            // e2e/sdk
+	programs map[string]string // node, and Python of the environments sdk and frameworks
+	checks   string            // URL of provider.py
+	agent    string
+	key      string
+	env      []string
+}
+
+func newSDKs(t *testing.T) *sdks {
+	t.Helper()
+	s := &sdks{dir: filepath.Join(e2e.Root(), "e2e", "sdk"), programs: map[string]string{
+		"sdk":        installed("AID_SDK_PYTHON", "sdk"),
+		"frameworks": installed("AID_FRAMEWORKS_PYTHON", "frameworks"),
+	}}
 	node, err := exec.LookPath("node")
 	if err != nil {
 		missing(t, err)
 	}
-	for _, path := range []string{python, filepath.Join(dir, "node_modules", "openai"), filepath.Join(dir, "node_modules", ".bin", "llmock")} {
+	s.programs["node"] = node
+	for _, path := range []string{s.programs["sdk"], s.programs["frameworks"], filepath.Join(s.dir, "node_modules", "@openai", "agents"), filepath.Join(s.dir, "node_modules", ".bin", "llmock")} {
 		if _, err := os.Stat(path); err != nil {
 			missing(t, err)
 		}
 	}
 
-	upstream := standIn(t, node, dir, "fixtures.json")
-	up := e2e.Shared(t)
-	up.Provider(t, fmt.Sprintf(`{"name":"sdk","kind":"openai","base_url":"http://%s/v1","models":["gpt-4o","gpt-*","text-embedding-*"]}`, upstream), "sk-sdk-credential")
-	up.Provider(t, fmt.Sprintf(`{"name":"unreachable","kind":"openai","base_url":"http://127.0.0.1:%d/v1","models":["unreachable-model"]}`, envoytest.Port(t)), "sk-sdk-credential")
-	agent := up.Agent(t, `{"name":"sdk","allowed_models":["gpt-4o*","text-embedding-*","unreachable-model"]}`)
-	scopes := `"scopes":["chat:completions","embeddings","responses","models"]`
-	_, key := up.Key(t, agent, `{"name":"all",`+scopes+`}`)
-	revokedID, revoked := up.Key(t, agent, `{"name":"revoked",`+scopes+`}`)
-	up.Revoke(t, agent, revokedID)
-	_, one := up.Key(t, agent, `{"name":"one",`+scopes+`,"rate_limit":1}`)
-	_, oneJS := up.Key(t, agent, `{"name":"one-js",`+scopes+`,"rate_limit":1}`)
+	const credential = "sk-sdk-credential"
+	s.checks = "http://" + checks(t, s.programs["sdk"], s.dir, standIn(t, node, s.dir, "fixtures.json"), credential)
+	s.up = e2e.Shared(t)
+	for kind, models := range map[string]string{
+		"openai":    `"gpt-4o","gpt-*","text-embedding-*","omni-moderation-*"`,
+		"anthropic": `"claude-sonnet-4-20250514","claude-*"`,
+		"gemini":    `"gemini-2.5-pro","gemini-*"`,
+		"cohere":    `"command-a-03-2025","command-*","embed-v4.0","rerank-*"`,
+		"mistral":   `"mistral-large-2512","mistral-*","codestral-*"`,
+	} {
+		base, version := s.checks+"/"+kind, ""
+		if kind == "openai" {
+			version = "/v1"
+		}
+		s.up.Provider(t, fmt.Sprintf(`{"name":"sdk-%s","kind":%q,"base_url":%q,"models":[%s]}`, kind, kind, base+version, models), credential)
+		s.up.Provider(t, fmt.Sprintf(`{"name":"unreachable-%s","kind":%q,"base_url":"http://127.0.0.1:%d%s","models":["unreachable-%s"]}`, kind, kind, envoytest.Port(t), version, kind), credential)
+	}
+	s.agent = s.up.Agent(t, `{"name":"sdk","allowed_models":["gpt-4o*","text-embedding-*","omni-moderation-*","claude-sonnet-*","gemini-2.5-*","gemini-embedding-*","command-a-*","embed-*","rerank-*","mistral-large-*","mistral-embed","mistral-ocr-*","mistral-moderation-*","codestral-*","unreachable-*"]}`)
+	_, s.key = s.up.Key(t, s.agent, `{"name":"all","scopes":["*"]}`)
+	revokedID, revoked := s.up.Key(t, s.agent, `{"name":"revoked","scopes":["*"]}`)
+	s.up.Revoke(t, s.agent, revokedID)
 	e2e.Eventually(t, 10*time.Second, func() error {
-		if r := up.Chat(t, key, `{"model":"gpt-4o","messages":[{"role":"user","content":"hello"}]}`); r.Status != 200 {
+		if r := s.up.Chat(t, s.key, `{"model":"gpt-4o","messages":[{"role":"user","content":"hello"}]}`); r.Status != 200 {
 			return fmt.Errorf("%d %s", r.Status, r.Body)
 		}
 		return nil
 	})
-	env := append(os.Environ(), "AID_BASE_URL="+up.Gateway+"/v1", "AID_KEY="+key, "AID_REVOKED_KEY="+revoked,
-		"AID_ONE_RPM_KEY="+one, "AID_ONE_RPM_KEY_JS="+oneJS, "PYTHONDONTWRITEBYTECODE=1")
+	elsewhere := nowhere(t)
+	s.env = append(os.Environ(), "AID_GATEWAY="+s.up.Gateway, "AID_KEY="+s.key, "AID_REVOKED_KEY="+revoked, "AID_CHAT_MODELS="+strings.Join(chatModels, ","), "PYTHONDONTWRITEBYTECODE=1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1",
+		// Frameworks that tell their makers what they are used for are told not to.
+		"CREWAI_DISABLE_TELEMETRY=true", "OTEL_SDK_DISABLED=true", "CREWAI_TRACING_ENABLED=false", "OPENAI_AGENTS_DISABLE_TRACING=1", "LANGSMITH_TRACING=false", "AI_SDK_LOG_WARNINGS=false",
+		"HTTP_PROXY="+elsewhere, "HTTPS_PROXY="+elsewhere, "http_proxy="+elsewhere, "https_proxy="+elsewhere, "NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1",
+		"HOME="+t.TempDir())
+	return s
+}
 
-	t.Run("python", func(t *testing.T) {
-		play(t, dir, env, python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_openai.py")
-	})
-	t.Run("javascript", func(t *testing.T) {
-		play(t, dir, env, node, "--test", "openai.test.mjs")
-	})
+// nowhere is a proxy that lets nothing through: a client that asks anybody but the
+// gateway fails the test.
+func nowhere(t *testing.T) string {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t.Errorf("a client asked %s of %s", r.Method, r.Host)
+		http.Error(w, "nothing but the gateway", http.StatusForbidden)
+	}))
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+// installed is where Python is that has the clients.
+func installed(variable, folder string) string {
+	if p := os.Getenv(variable); p != "" {
+		return p
+	}
+	return filepath.Join(e2e.Root(), ".tools", folder, "bin", "python")
 }
 
 // missing skips where somebody develops, and fails in CI, where a skipped test
@@ -79,13 +183,7 @@ func standIn(t *testing.T, node, dir, fixtures string) string {
 	cmd := exec.Command(node, filepath.Join("node_modules", ".bin", "llmock"), "-p", port, "-f", fixtures, "--log-level", "warn")
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
+	begin(t, cmd)
 	address := net.JoinHostPort("127.0.0.1", port)
 	e2e.Eventually(t, 20*time.Second, func() error {
 		resp, err := http.Get("http://" + address + "/v1/models")
@@ -97,7 +195,38 @@ func standIn(t *testing.T, node, dir, fixtures string) string {
 	return address
 }
 
-// play runs one SDK's tests.
+// checks starts the checks of what reaches a provider, and returns their host and port.
+func checks(t *testing.T, python, dir, mock, credential string) string {
+	t.Helper()
+	cmd := exec.Command(python, "provider.py", mock, credential)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
+	cmd.Stderr = t.Output()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin(t, cmd)
+	line, err := bufio.NewReader(io.LimitReader(out, 16)).ReadString('\n')
+	if err != nil {
+		t.Fatal("provider.py did not say its port: ", err)
+	}
+	return net.JoinHostPort("127.0.0.1", strings.TrimSpace(line))
+}
+
+// begin starts a program that runs until the test ends.
+func begin(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+}
+
+// play runs one client's tests.
 func play(t *testing.T, dir string, env []string, program string, args ...string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), program, args...)

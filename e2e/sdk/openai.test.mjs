@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import OpenAI from "openai";
 
-const baseURL = process.env.AID_BASE_URL;
+const baseURL = `${process.env.AID_GATEWAY}/v1`;
 const hello = [{ role: "user", content: "hello" }];
 const weather = {
   type: "function",
@@ -71,7 +71,7 @@ const refusals = [
   ["401 revoked key", OpenAI.AuthenticationError, () => client("AID_REVOKED_KEY"), { model: "gpt-4o", messages: hello }],
   ["403 model", OpenAI.PermissionDeniedError, client, { model: "gpt-4-forbidden", messages: hello }],
   ["429 of the provider", OpenAI.RateLimitError, client, { model: "gpt-4o", messages: [{ role: "user", content: "the provider is busy" }] }],
-  ["503 unreachable", OpenAI.InternalServerError, client, { model: "unreachable-model", messages: hello }],
+  ["503 unreachable", OpenAI.InternalServerError, client, { model: "unreachable-openai", messages: hello }],
 ];
 for (const [name, type, make, body] of refusals) {
   test(name, async () => {
@@ -91,7 +91,7 @@ test("413 too large", async () => {
 });
 
 test("429 over the key's rate", async () => {
-  const one = client("AID_ONE_RPM_KEY_JS");
+  const one = client("AID_ONE_RPM_KEY");
   await one.chat.completions.create({ model: "gpt-4o", messages: hello });
   await assert.rejects(one.chat.completions.create({ model: "gpt-4o", messages: hello }), OpenAI.RateLimitError);
 });

@@ -1,7 +1,7 @@
 """The official openai SDK for Python against the gateway, only its base URL and key changed.
 
 Run by TestSDKs (e2e/sdk_test.go), which starts everything and sets the environment:
-AID_BASE_URL, AID_KEY (a key that may do all of this), AID_REVOKED_KEY, AID_ONE_RPM_KEY.
+AID_GATEWAY, AID_KEY (a key that may do all of this), AID_REVOKED_KEY, AID_ONE_RPM_KEY.
 """
 
 import os
@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-BASE = os.environ["AID_BASE_URL"]
+BASE = os.environ["AID_GATEWAY"] + "/v1"
 HELLO = [{"role": "user", "content": "hello"}]
 WEATHER = {
     "type": "function",
@@ -156,6 +156,6 @@ def test_429_of_the_provider_is_passed_on():
 
 def test_503_provider_unreachable():
     with pytest.raises(openai.InternalServerError) as e:
-        client().chat.completions.create(model="unreachable-model", messages=HELLO)
+        client().chat.completions.create(model="unreachable-openai", messages=HELLO)
     assert e.value.status_code == 503
     assert e.value.response.json()["error"]["message"]

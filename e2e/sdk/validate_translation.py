@@ -12,8 +12,8 @@ Reads provider/translate/testdata (chat, embeddings, answers) and checks
                     providers' SDKs would take, so that we do not test against inventions
 
 Run by TestTranslationByTheSDKs, and by TestTranslated on what a provider got through the
-gateway (e2e/translated_test.go); by hand: python validate_translation.py [TESTDATA].
-Exit 1 and a line for each fault. Needs what requirements.txt lists.
+gateway (e2e/translated_test.go); provider.py checks live requests with it. By hand:
+python validate_translation.py [TESTDATA]. Exit 1 and a line for each fault.
 """
 
 import functools

@@ -1,0 +1,27 @@
+"""What the suites of the Python clients share. Run by TestSDKs (e2e/sdk_test.go), which starts
+everything and sets AID_GATEWAY, AID_KEY (a key that may do all of this), AID_REVOKED_KEY,
+AID_ONE_RPM_KEY (which may do one request a minute) and AID_CHAT_MODELS."""
+
+import os
+
+import pytest
+
+GATEWAY = os.environ["AID_GATEWAY"]
+MODELS = os.environ["AID_CHAT_MODELS"].split(",")  # of OpenAI's format: one of each kind of provider
+TEXT = "Hello! How can I help you today?"
+QUESTION = "what is the weather in Lisbon"
+RESULT = "It is 21 degrees in Lisbon."
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]}},
+    "required": ["city"],
+}
+
+
+def key(name="AID_KEY"):
+    return os.environ[name]
+
+
+@pytest.fixture(params=["aid_sk_not_a_key", "AID_REVOKED_KEY"], ids=["unknown", "revoked"])
+def dead_key(request):
+    return os.environ.get(request.param, request.param)
