@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -39,8 +40,13 @@ var clients = []struct{ name, program, file string }{
 	{"openai-agents-javascript", "node", "agents.test.mjs"},
 }
 
-// chatModels are asked for in OpenAI's format, whatever API their provider speaks.
-var chatModels = []string{"gpt-4o"}
+// chatModels are asked for in OpenAI's format, whatever API their provider speaks;
+// namedModels by clients that say who says what, in messages' names, which only OpenAI
+// takes: the other providers leave them out, as their settings say.
+var (
+	chatModels  = []string{"gpt-4o", "claude-sonnet-4-20250514", "gemini-2.5-pro", "command-a-03-2025", "mistral-large-2512"}
+	namedModels = []string{"gpt-4o", "claude-haiku-4-5", "gemini-2.5-flash", "command-r7b-12-2024", "mistral-small-2603"}
+)
 
 // The official clients work when only their base URL and key are changed, and raise
 // their own typed exceptions. Upstream are the checks of e2e/sdk/provider.py, which
@@ -125,9 +131,12 @@ func newSDKs(t *testing.T) *sdks {
 			version = "/v1"
 		}
 		s.up.Provider(t, fmt.Sprintf(`{"name":"sdk-%s","kind":%q,"base_url":%q,"models":[%s]}`, kind, kind, base+version, models), credential)
+		if i := slices.Index([]string{"anthropic", "gemini", "cohere", "mistral"}, kind); i >= 0 {
+			s.up.Provider(t, fmt.Sprintf(`{"name":"sdk-%s-unnamed","kind":%q,"base_url":%q,"models":[%q],"settings":{"drop_unsupported":true}}`, kind, kind, base, namedModels[i+1]), credential)
+		}
 		s.up.Provider(t, fmt.Sprintf(`{"name":"unreachable-%s","kind":%q,"base_url":"http://127.0.0.1:%d%s","models":["unreachable-%s"]}`, kind, kind, envoytest.Port(t), version, kind), credential)
 	}
-	s.agent = s.up.Agent(t, `{"name":"sdk","allowed_models":["gpt-4o*","text-embedding-*","omni-moderation-*","claude-sonnet-*","gemini-2.5-*","gemini-embedding-*","command-a-*","embed-*","rerank-*","mistral-large-*","mistral-embed","mistral-ocr-*","mistral-moderation-*","codestral-*","unreachable-*"]}`)
+	s.agent = s.up.Agent(t, `{"name":"sdk","allowed_models":["gpt-4o*","text-embedding-*","omni-moderation-*","claude-sonnet-*","claude-haiku-*","gemini-2.5-*","gemini-embedding-*","command-a-*","command-r7b-*","embed-*","rerank-*","mistral-large-*","mistral-small-*","mistral-embed","mistral-ocr-*","mistral-moderation-*","codestral-*","unreachable-*"]}`)
 	_, s.key = s.up.Key(t, s.agent, `{"name":"all","scopes":["*"]}`)
 	revokedID, revoked := s.up.Key(t, s.agent, `{"name":"revoked","scopes":["*"]}`)
 	s.up.Revoke(t, s.agent, revokedID)
@@ -138,7 +147,9 @@ func newSDKs(t *testing.T) *sdks {
 		return nil
 	})
 	elsewhere := nowhere(t)
-	s.env = append(os.Environ(), "AID_GATEWAY="+s.up.Gateway, "AID_KEY="+s.key, "AID_REVOKED_KEY="+revoked, "AID_CHAT_MODELS="+strings.Join(chatModels, ","), "PYTHONDONTWRITEBYTECODE=1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1",
+	s.env = append(os.Environ(), "AID_GATEWAY="+s.up.Gateway, "AID_KEY="+s.key, "AID_REVOKED_KEY="+revoked,
+		"AID_CHAT_MODELS="+strings.Join(chatModels, ","), "AID_NAMED_MODELS="+strings.Join(namedModels, ","),
+		"PYTHONDONTWRITEBYTECODE=1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1",
 		// Frameworks that tell their makers what they are used for are told not to.
 		"CREWAI_DISABLE_TELEMETRY=true", "OTEL_SDK_DISABLED=true", "CREWAI_TRACING_ENABLED=false", "OPENAI_AGENTS_DISABLE_TRACING=1", "LANGSMITH_TRACING=false", "AI_SDK_LOG_WARNINGS=false",
 		"HTTP_PROXY="+elsewhere, "HTTPS_PROXY="+elsewhere, "http_proxy="+elsewhere, "https_proxy="+elsewhere, "NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1",

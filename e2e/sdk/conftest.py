@@ -1,6 +1,7 @@
 """What the suites of the Python clients share. Run by TestSDKs (e2e/sdk_test.go), which starts
 everything and sets AID_GATEWAY, AID_KEY (a key that may do all of this), AID_REVOKED_KEY,
-AID_ONE_RPM_KEY (which may do one request a minute) and AID_CHAT_MODELS."""
+AID_ONE_RPM_KEY (which may do one request a minute), AID_CHAT_MODELS
+and AID_NAMED_MODELS."""
 
 import os
 
@@ -8,6 +9,7 @@ import pytest
 
 GATEWAY = os.environ["AID_GATEWAY"]
 MODELS = os.environ["AID_CHAT_MODELS"].split(",")  # of OpenAI's format: one of each kind of provider
+NAMED_MODELS = os.environ["AID_NAMED_MODELS"].split(",")  # the same, where the names of messages are left out
 TEXT = "Hello! How can I help you today?"
 QUESTION = "what is the weather in Lisbon"
 RESULT = "It is 21 degrees in Lisbon."

@@ -3,44 +3,46 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import OpenAI from "openai";
+import { baseURL as gateway, key, models, question, result, schema, text as greeting } from "./shared.mjs";
 
-const baseURL = `${process.env.AID_GATEWAY}/v1`;
+const baseURL = `${gateway}/v1`;
 const hello = [{ role: "user", content: "hello" }];
-const weather = {
-  type: "function",
-  function: {
-    name: "get_weather",
-    parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
-  },
-};
-const client = (key = "AID_KEY") => new OpenAI({ baseURL, apiKey: process.env[key], maxRetries: 0 });
+const weather = { type: "function", function: { name: "get_weather", description: "The weather in a city", parameters: schema } };
+const client = (name) => new OpenAI({ baseURL, apiKey: key(name), maxRetries: 0 });
 
-test("chat", async () => {
-  const answer = await client().chat.completions.create({ model: "gpt-4o", messages: hello });
-  assert.equal(answer.choices[0].message.content, "Hello! How can I help you today?");
-  assert.equal(answer.usage.total_tokens, 20);
-});
-
-test("stream with usage", async () => {
-  let text = "";
-  let usage;
-  const stream = await client().chat.completions.create({
-    model: "gpt-4o", messages: hello, stream: true, stream_options: { include_usage: true },
+for (const model of models) {
+  test(`chat: ${model}`, async () => {
+    const answer = await client().chat.completions.create({ model, messages: hello });
+    assert.equal(answer.choices[0].message.content, greeting);
+    assert.equal(answer.usage.total_tokens, 20);
   });
-  for await (const chunk of stream) {
-    text += chunk.choices[0]?.delta?.content ?? "";
-    usage = chunk.usage ?? usage;
+
+  test(`stream with usage: ${model}`, async () => {
+    let text = "";
+    let usage;
+    const stream = await client().chat.completions.create({ model, messages: hello, stream: true, stream_options: { include_usage: true } });
+    for await (const chunk of stream) {
+      text += chunk.choices[0]?.delta?.content ?? "";
+      usage = chunk.usage ?? usage;
+    }
+    assert.equal(text, greeting);
+    assert.equal(usage.total_tokens, 20);
+  });
+
+  for (const stream of [false, true]) {
+    test(`runTools${stream ? ", streamed" : ""}: ${model}`, async () => {
+      const tool = { ...weather, function: { ...weather.function, function: ({ city }) => `21 C in ${city}`, parse: JSON.parse } };
+      const runner = client().chat.completions.runTools({ model, stream, messages: [{ role: "user", content: question }], tools: [tool] });
+      assert.equal(await runner.finalContent(), result);
+      assert.equal(await runner.finalFunctionToolCallResult(), "21 C in Lisbon");
+    });
   }
-  assert.equal(text, "Hello! How can I help you today?");
-  assert.equal(usage.total_tokens, 20);
-});
 
-test("tools", async () => {
-  const answer = await client().chat.completions.create({
-    model: "gpt-4o", messages: [{ role: "user", content: "what is the weather in Lisbon" }], tools: [weather],
+  test(`429 of the provider: ${model}`, async () => {
+    const messages = [{ role: "user", content: "the provider is busy" }];
+    await assert.rejects(client().chat.completions.create({ model, messages }), OpenAI.RateLimitError);
   });
-  assert.equal(answer.choices[0].message.tool_calls[0].function.name, "get_weather");
-});
+}
 
 test("embeddings", async () => {
   const answer = await client().embeddings.create({ model: "text-embedding-3-small", input: "hello", dimensions: 8 });
@@ -70,7 +72,6 @@ const refusals = [
   ["401 unknown key", OpenAI.AuthenticationError, () => new OpenAI({ baseURL, apiKey: "aid_sk_not_a_key", maxRetries: 0 }), { model: "gpt-4o", messages: hello }],
   ["401 revoked key", OpenAI.AuthenticationError, () => client("AID_REVOKED_KEY"), { model: "gpt-4o", messages: hello }],
   ["403 model", OpenAI.PermissionDeniedError, client, { model: "gpt-4-forbidden", messages: hello }],
-  ["429 of the provider", OpenAI.RateLimitError, client, { model: "gpt-4o", messages: [{ role: "user", content: "the provider is busy" }] }],
   ["503 unreachable", OpenAI.InternalServerError, client, { model: "unreachable-openai", messages: hello }],
 ];
 for (const [name, type, make, body] of refusals) {

@@ -236,6 +236,9 @@ class Provider(http.server.BaseHTTPRequestHandler):
             if k == kind and operation.endswith(end) and body.get("stream"):
                 text = "".join(f"data: {json.dumps(e)}\n\n" for e in events) + "data: [DONE]\n\n"
                 return self.reply(200, text.encode(), "text/event-stream")
+        if kind == "mistral" and body.get("stream"):
+            # Mistral says usage at the end of every stream, and the mock where it is asked to, as OpenAI does.
+            raw = json.dumps({**body, "stream_options": {"include_usage": True}}).encode()
         self.ask_mock(path, raw)
 
     def ask_mock(self, path, raw):

@@ -9,7 +9,7 @@ from autogen_agentchat.conditions import MaxMessageTermination
 from autogen_agentchat.teams import RoundRobinGroupChat
 from autogen_core.models import ModelFamily, ModelInfo
 from autogen_ext.models.openai import OpenAIChatCompletionClient
-from conftest import GATEWAY, MODELS, QUESTION, RESULT, TEXT, key
+from conftest import GATEWAY, NAMED_MODELS, QUESTION, RESULT, TEXT, key
 
 
 async def get_weather(city: str, unit: str = "celsius") -> str:
@@ -36,18 +36,18 @@ def last(task, *agents, **more):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMED_MODELS)
 def test_agent(model, stream):
     assert last("hello", AssistantAgent("assistant", client(model), model_client_stream=stream)) == TEXT
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMED_MODELS)
 def test_tool(model, stream):
     assert last(QUESTION, AssistantAgent("assistant", client(model), tools=[get_weather], reflect_on_tool_use=True, model_client_stream=stream)) == RESULT
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMED_MODELS)
 def test_team(model):
     assert last("hello", AssistantAgent("writer", client(model)), AssistantAgent("critic", client(model)))
 

@@ -3,7 +3,7 @@
 import openai
 import pytest
 from autogen import AssistantAgent, ConversableAgent, UserProxyAgent
-from conftest import GATEWAY, MODELS, QUESTION, RESULT, TEXT, key
+from conftest import GATEWAY, MODELS, NAMED_MODELS, QUESTION, RESULT, TEXT, key
 
 
 def config(model="gpt-4o", secret=None, **more):
@@ -17,12 +17,12 @@ def chat(text, turns=1, **more):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMED_MODELS)
 def test_chat(model, stream):
     assert chat("hello", model=model, stream=stream) == TEXT
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMED_MODELS)
 def test_chat_of_two_turns(model):
     # The second request carries the first answer, and the names of both.
     assistant = AssistantAgent(name="assistant", llm_config=config(model))
@@ -30,7 +30,7 @@ def test_chat_of_two_turns(model):
     assert len(other.initiate_chat(assistant, message="hello", max_turns=2).chat_history) == 4
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NAMED_MODELS)
 def test_tool(model):
     assistant = AssistantAgent(name="assistant", llm_config=config(model))
     user = UserProxyAgent(name="user", human_input_mode="NEVER", code_execution_config=False)
@@ -41,6 +41,12 @@ def test_tool(model):
         return f"21 C in {city}"
 
     assert user.initiate_chat(assistant, message=QUESTION, max_turns=2).chat_history[-1]["content"] == RESULT
+
+
+def test_names_are_not_dropped_in_silence():
+    with pytest.raises(openai.UnprocessableEntityError) as e:
+        chat("hello", model=MODELS[1])
+    assert (e.value.code, e.value.param) == ("unsupported_by_provider", "messages[1].name")
 
 
 def test_401(dead_key):
