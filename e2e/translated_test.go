@@ -73,7 +73,9 @@ func TestTranslated(t *testing.T) {
 					return nil
 				})
 			}
-			env := append(os.Environ(), "AID_BASE_URL="+up.Gateway+"/v1", "AID_KEY="+key, "AID_MODELS="+strings.Join(models, ","), "PYTHONDONTWRITEBYTECODE=1")
+			env := append(os.Environ(), "AID_GATEWAY="+up.Gateway, "AID_KEY="+key, "AID_TRANSLATED_MODELS="+strings.Join(models, ","),
+				"AID_CHAT_MODELS=", "AID_NAMED_MODELS=", // conftest.py's, for the suites of TestSDKs
+				"PYTHONDONTWRITEBYTECODE=1")
 			play(t, dir, env, python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_translated.py")
 			translatedRecord(t, up, agent)
 		})

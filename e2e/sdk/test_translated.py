@@ -1,7 +1,7 @@
 """The official openai SDK for Python with models of other providers: only the model's name is another.
 
 Run by TestTranslated (e2e/translated_test.go), which starts everything and sets the environment:
-AID_BASE_URL, AID_KEY, AID_MODELS (kind=model, separated by commas).
+AID_GATEWAY, AID_KEY, AID_TRANSLATED_MODELS (kind=model, separated by commas).
 """
 
 import asyncio
@@ -11,15 +11,15 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from test_openai import HELLO, WEATHER
+from test_openai import BASE, HELLO, WEATHER
 
-MODELS = dict(pair.split("=") for pair in os.environ["AID_MODELS"].split(","))
+MODELS = dict(pair.split("=") for pair in os.environ["AID_TRANSLATED_MODELS"].split(","))
 QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "what is the weather in Lisbon"}]
 each = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 
 
 def client():
-    return OpenAI(base_url=os.environ["AID_BASE_URL"], api_key=os.environ["AID_KEY"], max_retries=0)
+    return OpenAI(base_url=BASE, api_key=os.environ["AID_KEY"], max_retries=0)
 
 
 @each
@@ -49,7 +49,7 @@ def test_stream(model):
 @each
 def test_async_stream(model):
     async def ask():
-        async with AsyncOpenAI(base_url=os.environ["AID_BASE_URL"], api_key=os.environ["AID_KEY"], max_retries=0) as c:
+        async with AsyncOpenAI(base_url=BASE, api_key=os.environ["AID_KEY"], max_retries=0) as c:
             stream = await c.chat.completions.create(model=model, messages=HELLO, stream=True)
             return "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
 
