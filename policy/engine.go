@@ -158,7 +158,23 @@ func newEngine(policies string) (*engine, error) {
 		return nil, fmt.Errorf("compiling the query: %w", err)
 	}
 	e.idle.New = func() any { return e.evaluation() }
+	lean(c.Compiler)
 	return e, nil
+}
+
+// lean drops what a compiler holds for compiling and for tools, and evaluation has no
+// use for: a third of all. Of places in the text those of rules and expressions stay,
+// which errors name.
+func lean(c *ast.Compiler) {
+	for _, m := range c.Modules {
+		ast.WalkTerms(m, func(t *ast.Term) bool {
+			if t.Location != nil { // terms that OPA shares have none, and must not be written to
+				t.Location = nil
+			}
+			return false
+		})
+	}
+	c.Modules, c.ModuleTree, c.Graph, c.RewrittenVars = nil, nil, nil, nil
 }
 
 // evaluation is what one evaluation needs and the next can use again. It belongs to
