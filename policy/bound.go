@@ -7,7 +7,7 @@ import (
 )
 
 // maxSteps is how many expressions an evaluation may come to, over and over ones
-// counted each time. A decision takes some fifty; one among MaxPolicies allow policies
+// counted each time. A decision takes some forty; one among MaxPolicies allow policies
 // of maxConditions conditions each, all of which hold and none of which an index
 // helps with, takes 800,000.
 const maxSteps = 2_000_000

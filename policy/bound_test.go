@@ -72,8 +72,8 @@ func TestSteps(t *testing.T) {
 			t.Fatalf("%d steps were enough, and are not: %v", n, d.Err)
 		}
 	}
-	if n > 60 {
-		t.Errorf("an ordinary decision takes %d steps: docs/policy.md says some fifty", n)
+	if n > 40 {
+		t.Errorf("an ordinary decision takes %d steps: docs/policy.md says some forty", n)
 	}
 }
 

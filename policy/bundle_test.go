@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/ai-identity/ai-identity/policy"
@@ -51,4 +52,34 @@ func TestOf(t *testing.T) {
 	if ps[0].ID != "pol_00000" || ps[2].ID != "pol_00002" {
 		t.Error("the caller's slice was sorted")
 	}
+}
+
+// A Bundle is asked by many at once, who share what is remembered of their callers.
+func TestDecideAtOnce(t *testing.T) {
+	b := bundle(t,
+		`{"name": "scopes", "effect": "allow", "conditions": {"caller.key_scopes": {"in": ["chat:completions", "other"]}, "agent.metadata.level": {"between": [1, 5]}}}`,
+		`{"name": "tools", "effect": "deny", "conditions": {"request.tool": {"in": ["a", "b"]}, "agent.metadata.region": {"in": ["eu", "us"]}}}`)
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			for i := range 200 {
+				in := request()
+				in.Caller.KeyID = fmt.Sprint("key_", i%3)
+				want, by := policy.Allow, "[pol_a]"
+				switch (w + i) % 4 {
+				case 1:
+					in.Request.Tools, want, by = []string{"c", "b"}, policy.Deny, "[pol_b]"
+				case 2:
+					in.Caller.KeyScopes, want, by = []string{"x", "y"}, policy.Deny, "[]"
+				case 3:
+					in.Agent.Metadata["level"], by = 6, "[]" // nothing governs it
+				}
+				if d := b.Decide(context.Background(), in); d.Effect != want || d.Err != nil || fmt.Sprint(d.PolicyIDs) != by {
+					t.Errorf("%d, %d: %+v", w, i, d)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
