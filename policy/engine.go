@@ -163,7 +163,7 @@ func newEngine(policies string) (*engine, error) {
 }
 
 // lean drops what a compiler holds for compiling and for tools, and evaluation has no
-// use for: a third of all. Of places in the text those of rules and expressions stay,
+// use for: a quarter of all. Of places in the text those of rules and expressions stay,
 // which errors name.
 func lean(c *ast.Compiler) {
 	for _, m := range c.Modules {
