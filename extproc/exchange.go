@@ -911,6 +911,9 @@ func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingRes
 	switch x.state {
 	case answering:
 	case ended, bypassed:
+		if x.whole {
+			return nil, x.disorder("response_body") // it came whole already
+		}
 		return passBody(), nil
 	default:
 		return nil, x.disorder("response_body")
@@ -936,7 +939,7 @@ func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingRes
 		x.s.metrics.leaks.Inc()
 		changed = true
 	}
-	if end {
+	if end || x.whole {
 		x.state = ended
 	}
 	switch {
@@ -951,10 +954,16 @@ func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingRes
 // responseTrailers ends an answer. With "usage: envoy" it is the only message
 // after the verdict, and carries what Envoy read.
 func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
+	var remove []string
+	for _, h := range m.GetTrailers().GetHeaders() {
+		if name := lower(h.GetKey()); concealed(name) || x.keep.in(h.GetRawValue()) {
+			remove = append(remove, name)
+		}
+	}
 	switch x.state {
 	case forwarded, answering:
 	case ended, bypassed:
-		return passTrailers(nil), nil
+		return passTrailers(remove), nil
 	default:
 		return nil, x.disorder("response_trailers")
 	}
@@ -977,12 +986,6 @@ func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.Pr
 		return nil, x.disorder("response_trailers") // an answer that nobody translated
 	}
 	x.state = ended
-	var remove []string
-	for _, h := range m.GetTrailers().GetHeaders() {
-		if name := lower(h.GetKey()); concealed(name) || x.keep.in(h.GetRawValue()) {
-			remove = append(remove, name)
-		}
-	}
 	return passTrailers(remove), nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -150,7 +151,7 @@ func TestOrder(t *testing.T) {
 		{"hbR", true, clean, "decided:allow settled:completed"},
 		{"hbtrpP", true, clean, "decided:allow settled:completed"},
 		{"hbrpPP", true, clean, "decided:allow settled:completed"},
-		{"hb5pP", true, clean, "decided:allow settled:provider_error"},
+		{"hb5P", true, clean, "decided:allow settled:provider_error"},
 
 		{"hB", false, clean, "decided:deny settled:refused"},  // whole, and trailers follow
 		{"gB", false, unclean, "decided:deny settled:failed"}, // a piece
@@ -574,6 +575,64 @@ func TestClientGone(t *testing.T) {
 		cancel()
 		if record := kinds(w.entries()); !strings.HasSuffix(record, "settled:client_closed") || strings.Count(record, "decided") != 1 {
 			t.Errorf("%s: record is %q", word, record)
+		}
+	}
+}
+
+// TestTranslatedTrailers: a translated answer ends with its body. What would still have
+// to be said behind trailers cuts it, so that it does not look whole; and what is in
+// trailers is no more the caller's business than what is in headers.
+func TestTranslatedTrailers(t *testing.T) {
+	const gemini = `data: {"candidates":[{"content":{"parts":[{"text":"hi"}]},"finishReason":"STOP","index":0}]}` + "\n\n"
+	const anthropic = `{"id":"m","type":"message","role":"assistant","model":"m","content":[{"type":"text","text":"hi"}],"stop_reason":"end_turn","usage":{"input_tokens":1,"output_tokens":1}}`
+	for _, c := range []struct {
+		kind, contentType, body string
+		messages                string // after the headers: p a piece, t trailers
+		fails                   bool
+	}{
+		{"gemini", "text/event-stream", gemini, "pt", true},
+		{"anthropic", "application/json", anthropic, "pt", false},
+		{"anthropic", "application/json", anthropic, "pp", true},
+		{"anthropic", "application/json", anthropic, "t", true},
+	} {
+		p := provider.Provider{ID: "prov_two", OrgID: "org_acme", Name: "two", Kind: c.kind, BaseURL: "http://127.0.0.1:1", Models: []string{"*"},
+			Credential: provider.NewSecret(providerKey), HasCredential: true}
+		w := serve(t, options{providers: []provider.Provider{p}})
+		stream, err := w.client.Process(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask := func(m *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
+			if err := stream.Send(m); err != nil {
+				t.Fatal(err)
+			}
+			return stream.Recv()
+		}
+		for _, letter := range "hb" {
+			if _, err := ask(w.messageOf(byte(letter))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err = ask(&extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extprocv3.HttpHeaders{
+			Headers: headerMap([][2]string{{":status", "200"}, {"content-type", c.contentType}})}}}); err != nil {
+			t.Fatal(err)
+		}
+		var resp *extprocv3.ProcessingResponse
+		for i, letter := range c.messages {
+			m := &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseBody{ResponseBody: &extprocv3.HttpBody{Body: []byte(c.body)}}}
+			if letter == 't' {
+				m = &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseTrailers{ResponseTrailers: &extprocv3.HttpTrailers{
+					Trailers: headerMap([][2]string{{"x-after", "1"}, {"set-cookie", "a=b"}})}}}
+			}
+			if resp, err = ask(m); err != nil && i < len(c.messages)-1 {
+				t.Fatal(err)
+			}
+		}
+		if (err != nil) != c.fails {
+			t.Errorf("%s %s: %v", c.kind, c.messages, err)
+		}
+		if !c.fails && !slices.Equal(resp.GetResponseTrailers().GetHeaderMutation().GetRemoveHeaders(), []string{"set-cookie"}) {
+			t.Errorf("%s %s: %v", c.kind, c.messages, resp)
 		}
 	}
 }
