@@ -165,10 +165,16 @@ func discardAnswer(r *bufio.Reader, event func()) (int, error) {
 	}
 }
 
+// Models of the stand-in: one that is passed through, and one that is translated for.
+const (
+	modelPassed     = "bench-model"
+	modelTranslated = "bench-translated"
+)
+
 // chat is a chat completion request of about size bytes.
-func chat(host, key string, size int, stream bool) []byte {
+func chat(host, key, model string, size int, stream bool) []byte {
 	var body bytes.Buffer
-	fmt.Fprintf(&body, `{"model":"bench-model","stream":%t,"messages":[{"role":"user","content":"`, stream)
+	fmt.Fprintf(&body, `{"model":%q,"stream":%t,"messages":[{"role":"user","content":"`, model, stream)
 	for body.Len() < size-4 {
 		body.WriteString("abcdefghij klmnopqrst uvwxyz ")
 	}

@@ -126,7 +126,7 @@ func run(ctx context.Context, out io.Writer) error {
 					profiled <- nil
 				}
 				before := p.cpu()
-				r, err := load{p.addr, chat(p.addr, p.key, shape.size, false), shape.conns, *duration}.run(ctx)
+				r, err := load{p.addr, chat(p.addr, p.key, modelPassed, shape.size, false), shape.conns, *duration}.run(ctx)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", shape.name, p.name, err)
 				}
@@ -146,7 +146,7 @@ func run(ctx context.Context, out io.Writer) error {
 	for range *rounds {
 		for _, p := range paths {
 			before := p.cpu()
-			n, err := stream(ctx, p, *streams)
+			n, _, err := stream(ctx, p, modelPassed, *streams)
 			if err != nil {
 				return fmt.Errorf("%s, %s: %w", name, p.name, err)
 			}
@@ -160,6 +160,10 @@ func run(ctx context.Context, out io.Writer) error {
 		fmt.Fprintf(out, "| %s | %.1f (%.1f + %.1f) | %.2f | %.2f |\n", p.name, median(m, cpuOf), median(m, envoyOf), median(m, extprocOf), median(m, cpuOf)/base, median(m, cpuOf)/floor)
 	}
 	g.streamed(got)
+	progress("translated: %d rounds", *rounds)
+	if err := translated(ctx, out, paths[slices.IndexFunc(paths, func(p *path) bool { return p.name == "aid" })], *rounds, *streams, *duration); err != nil {
+		return fmt.Errorf("translated: %w", err)
+	}
 	fmt.Fprintf(out, "\n### Resident memory of the ext_proc process, MB\n\n| path | idle | after the load |\n|---|---|---|\n")
 	for _, p := range paths[1:] {
 		fmt.Fprintf(out, "| %s | %.0f | %.0f |\n", p.name, idle[p.name], p.rss())
@@ -214,14 +218,51 @@ func table(out io.Writer, name string, paths []*path, got map[string][]measured)
 	}
 }
 
-// stream reads n streams at once to their ends and returns how many events came.
-func stream(ctx context.Context, p *path, n int) (int, error) {
+// translated compares chat completions that are translated for Anthropic with those
+// that pass as they are, in one process, whole and streamed.
+func translated(ctx context.Context, out io.Writer, p *path, rounds, streams int, duration time.Duration) error {
+	models := []string{modelPassed, modelTranslated}
+	whole, streamed := map[string][]measured{}, map[string][]measured{}
+	first := map[string][]time.Duration{}
+	for range rounds {
+		for _, model := range models {
+			before := p.cpu()
+			r, err := load{p.addr, chat(p.addr, p.key, model, 1<<10, false), 16, duration}.run(ctx)
+			if err != nil {
+				return err
+			}
+			whole[model] = append(whole[model], measured{result: r, cpu: since(p, before, r.requests)})
+			before = p.cpu()
+			n, took, err := stream(ctx, p, model, streams)
+			if err != nil {
+				return err
+			}
+			streamed[model] = append(streamed[model], measured{result: result{requests: n}, cpu: since(p, before, n)})
+			first[model] = append(first[model], took)
+		}
+	}
+	fmt.Fprintf(out, "\n### Translated for Anthropic, against passed through (1 KB JSON, 16 connections; %d streams)\n\n"+
+		"| | requests/s | p50 ms | CPU µs/request (Envoy + ext_proc) | CPU µs/event (Envoy + ext_proc) | ms to the first event |\n|---|---|---|---|---|---|\n", streams)
+	for _, model := range models {
+		w, s := whole[model], streamed[model]
+		slices.Sort(first[model])
+		fmt.Fprintf(out, "| %s | %.0f | %.2f | %.0f + %.0f | %.1f + %.1f | %.2f |\n", model, median(w, func(m measured) float64 { return m.rate() }),
+			median(w, func(m measured) float64 { return float64(m.p50.Microseconds()) / 1000 }), median(w, envoyOf), median(w, extprocOf),
+			median(s, envoyOf), median(s, extprocOf), float64(first[model][rounds/2].Microseconds())/1000)
+	}
+	return nil
+}
+
+// stream reads n streams at once to their ends. It returns how many events came, and
+// how long half of the streams waited at most for their first.
+func stream(ctx context.Context, p *path, model string, n int) (int, time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	var (
 		wg     sync.WaitGroup
 		events atomic.Int64
 		errs   = make([]error, n)
+		first  = make([]time.Duration, n)
 	)
 	for i := range n {
 		wg.Go(func() {
@@ -231,10 +272,15 @@ func stream(ctx context.Context, p *path, n int) (int, error) {
 					return err
 				}
 				defer conn.Close()
-				if _, err := conn.Write(chat(p.addr, p.key, 1<<10, true)); err != nil {
+				began := time.Now()
+				if _, err := conn.Write(chat(p.addr, p.key, model, 1<<10, true)); err != nil {
 					return err
 				}
-				status, err := discardAnswer(bufio.NewReader(conn), func() { events.Add(1) })
+				status, err := discardAnswer(bufio.NewReader(conn), func() {
+					if events.Add(1); first[i] == 0 {
+						first[i] = time.Since(began)
+					}
+				})
 				if err == nil && status != 200 {
 					err = fmt.Errorf("answered %d, want 200", status)
 				}
@@ -243,7 +289,8 @@ func stream(ctx context.Context, p *path, n int) (int, error) {
 		})
 	}
 	wg.Wait()
-	return int(events.Load()), errors.Join(errs...)
+	slices.Sort(first)
+	return int(events.Load()), first[n/2], errors.Join(errs...)
 }
 
 func serveNoop(ctx context.Context, socket string) error {

@@ -169,7 +169,7 @@ func (p *path) lastWords() string {
 func (p *path) answers(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
-	l := load{addr: p.addr, request: chat(p.addr, p.key, 1024, false), conns: 1, duration: time.Nanosecond}
+	l := load{addr: p.addr, request: chat(p.addr, p.key, modelPassed, 1024, false), conns: 1, duration: time.Nanosecond}
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -192,8 +192,13 @@ func startAid(ctx context.Context, name, aid, envoy, dir string, upstream int, u
 		return nil, err
 	}
 	providers := filepath.Join(home, "providers.yaml")
-	err := os.WriteFile(providers, fmt.Appendf(nil,
-		"providers:\n- {name: bench, kind: openai, base_url: 'http://127.0.0.1:%d/v1', models: ['bench-*'], credential: {secret: sk-provider-bench-secret}}\n", upstream), 0o600)
+	file := fmt.Appendf(nil,
+		"providers:\n- {name: bench, kind: openai, base_url: 'http://127.0.0.1:%d/v1', models: ['bench-*'], credential: {secret: sk-provider-bench-secret}}\n", upstream)
+	if usage == "stream" { // where Envoy reads usage, it would read none of this org's chat completions
+		file = fmt.Appendf(file,
+			"- {name: translated, kind: anthropic, base_url: 'http://127.0.0.1:%d', models: ['%s'], credential: {secret: sk-provider-bench-secret}}\n", upstream, modelTranslated)
+	}
+	err := os.WriteFile(providers, file, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -13,9 +13,13 @@ import (
 
 const answer = `{"id":"chatcmpl-bench","object":"chat.completion","created":1700000000,"model":"bench-model","choices":[{"index":0,"message":{"role":"assistant","content":"A short answer of a hundred or so characters, which is about what an agent's step is answered with."},"finish_reason":"stop"}],"usage":{"prompt_tokens":250,"completion_tokens":24,"total_tokens":274}}`
 
+// message is the same answer in Anthropic's words.
+const message = `{"id":"msg_bench","type":"message","role":"assistant","model":"bench-model","content":[{"type":"text","text":"A short answer of a hundred or so characters, which is about what an agent's step is answered with."}],"stop_reason":"end_turn","usage":{"input_tokens":250,"output_tokens":24}}`
+
 // provider is the stand-in upstream: raw HTTP/1.1 that answers a chat
-// completion whole, or as events one interval apart when the request asks for a
-// stream. It is as cheap as it can be, because it shares the machine.
+// completion, or Anthropic's POST /v1/messages, whole, or as events one interval apart
+// when the request asks for a stream. It is as cheap as it can be, because it shares
+// the machine.
 type provider struct {
 	events   int
 	interval time.Duration
@@ -41,10 +45,13 @@ func (p provider) serve(ctx context.Context, l net.Listener) error {
 
 func (p provider) connection(ctx context.Context, conn net.Conn) error {
 	r := bufio.NewReaderSize(conn, 128<<10)
-	whole := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s", len(answer), answer)
+	whole := func(body string) []byte {
+		return fmt.Appendf(nil, "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s", len(body), body)
+	}
+	answers := map[bool][]byte{false: whole(answer), true: whole(message)}
 	var body []byte
 	for {
-		length := 0
+		length, messages := 0, false
 		for {
 			line, err := r.ReadSlice('\n')
 			if err != nil {
@@ -54,6 +61,7 @@ func (p provider) connection(ctx context.Context, conn net.Conn) error {
 			if len(line) == 0 {
 				break
 			}
+			messages = messages || bytes.HasPrefix(line, []byte("POST /v1/messages "))
 			if name, value, _ := bytes.Cut(line, []byte(":")); bytes.EqualFold(name, []byte("content-length")) {
 				if length, err = strconv.Atoi(string(bytes.TrimSpace(value))); err != nil {
 					return err
@@ -67,25 +75,36 @@ func (p provider) connection(ctx context.Context, conn net.Conn) error {
 		if _, err := io.ReadFull(r, body); err != nil {
 			return err
 		}
-		if !bytes.Contains(body[:min(len(body), 64)], []byte(`"stream":true`)) {
-			if _, err := conn.Write(whole); err != nil {
+		// It stands at the beginning of what we send, and at the end of what that becomes.
+		asked := []byte(`"stream":true`)
+		if !bytes.Contains(body[:min(len(body), 64)], asked) && !bytes.Contains(body[max(0, len(body)-64):], asked) {
+			if _, err := conn.Write(answers[messages]); err != nil {
 				return err
 			}
 			continue
 		}
-		if err := p.stream(ctx, conn); err != nil {
+		if err := p.stream(ctx, conn, messages); err != nil {
 			return err
 		}
 	}
 }
 
-func (p provider) stream(ctx context.Context, conn net.Conn) error {
+func (p provider) stream(ctx context.Context, conn net.Conn, messages bool) error {
 	if _, err := io.WriteString(conn, "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"); err != nil {
 		return err
 	}
 	event := func(data string) error {
 		_, err := fmt.Fprintf(conn, "%x\r\ndata: %s\n\n\r\n", len(data)+8, data)
 		return err
+	}
+	before := []string(nil)
+	token := `{"id":"chatcmpl-bench","object":"chat.completion.chunk","created":1700000000,"model":"bench-model","choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}]}`
+	after := []string{`{"id":"chatcmpl-bench","object":"chat.completion.chunk","created":1700000000,"model":"bench-model","choices":[],"usage":{"prompt_tokens":250,"completion_tokens":24,"total_tokens":274}}`, "[DONE]"}
+	if messages {
+		before = []string{`{"type":"message_start","message":{"id":"msg_bench","type":"message","role":"assistant","content":[],"model":"bench-model","stop_reason":null,"usage":{"input_tokens":250,"output_tokens":1}}}`,
+			`{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}`}
+		token = `{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":" token"}}`
+		after = []string{`{"type":"content_block_stop","index":0}`, `{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":24}}`, `{"type":"message_stop"}`}
 	}
 	tick := time.NewTicker(p.interval)
 	defer tick.Stop()
@@ -95,13 +114,18 @@ func (p provider) stream(ctx context.Context, conn net.Conn) error {
 			return ctx.Err()
 		case <-tick.C:
 		}
-		if err := event(`{"id":"chatcmpl-bench","object":"chat.completion.chunk","created":1700000000,"model":"bench-model","choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}]}`); err != nil {
+		for _, e := range append(before, token) {
+			if err := event(e); err != nil {
+				return err
+			}
+		}
+		before = nil
+	}
+	for _, e := range after {
+		if err := event(e); err != nil {
 			return err
 		}
 	}
-	if err := event(`{"id":"chatcmpl-bench","object":"chat.completion.chunk","created":1700000000,"model":"bench-model","choices":[],"usage":{"prompt_tokens":250,"completion_tokens":24,"total_tokens":274}}`); err != nil {
-		return err
-	}
-	_, err := io.WriteString(conn, "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+	_, err := io.WriteString(conn, "0\r\n\r\n")
 	return err
 }
