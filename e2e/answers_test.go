@@ -52,6 +52,8 @@ func translating(t *testing.T, usage string) *translators {
 	for _, kind := range append([]string{"openai"}, translatedKinds...) {
 		ps = append(ps, provider.Provider{Name: kind, Kind: kind, Models: []string{"*"}})
 	}
+	ps = append(ps, provider.Provider{Name: "custom", Kind: "custom", Models: []string{"*"},
+		Settings: []byte(`{"paths":{"/v1/chat/completions":"/serve/{model}"},"answer":{"usage":{"input":"/meta/in"},"error":"/fault","stream":"ndjson"}}`)})
 	x.harness = inProcessWith(t, h, usage, ps, func(c *extproc.Config) {
 		base, err := c.Directory.Org(inOrg)
 		if err != nil {
@@ -363,6 +365,29 @@ func TestTranslatedOnTheWay(t *testing.T) {
 			resp, got, err := x.post(t, path, chat)
 			var e struct{ Error struct{ Type string } }
 			if err != nil || resp.StatusCode != 503 || json.Unmarshal(got, &e) != nil || e.Error.Type != "api_error" {
+				t.Errorf("%v %d %s", err, resp.StatusCode, got)
+			}
+		})
+		t.Run(usage+"/custom", func(t *testing.T) {
+			x.use("custom", func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != "/v1/serve/m" {
+					w.WriteHeader(404)
+					io.WriteString(w, `{"fault":"nothing is at `+r.URL.Path+`"}`)
+					return
+				}
+				w.Header().Set("Content-Type", "application/x-ndjson")
+				for _, line := range []string{`{"choices":[{"delta":{"content":"Hel"}}]}`, `{"choices":[{"delta":{"content":"lo"}}],"meta":{"in":4}}`} {
+					io.WriteString(w, line+"\n")
+					http.NewResponseController(w).Flush()
+				}
+			})
+			const want = `data: {"choices":[{"delta":{"content":"Hel"}}]}` + "\n\n" + `data: {"choices":[{"delta":{"content":"lo"}}],"meta":{"in":4}}` + "\n\ndata: [DONE]\n\n"
+			resp, got, err := x.post(t, path, streamed)
+			if err != nil || string(got) != want || resp.Header.Get("Content-Type") != "text/event-stream" {
+				t.Errorf("%v %s", err, got)
+			}
+			resp, got, err = x.post(t, path, strings.Replace(streamed, `"m"`, `"other"`, 1))
+			if err != nil || resp.StatusCode != 404 || !bytes.Contains(got, []byte(`"message":"nothing is at /v1/serve/other"`)) {
 				t.Errorf("%v %d %s", err, resp.StatusCode, got)
 			}
 		})

@@ -178,7 +178,7 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 	}
 	x.state = waiting
 	reply := waitForBody()
-	if !x.readsAnswer && x.org.Providers.Translates(x.call.Endpoint) {
+	if !x.readsAnswer && x.org.Providers.Reads(x.call.Endpoint) {
 		// Whether this answer will have to be translated is known with the model, in
 		// the body; what Envoy sends us can be changed here only.
 		x.readsAnswer, x.askedForIt = true, true
@@ -815,16 +815,16 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	case x.outcome != "": // it is Envoy's own
 	case x.forward.Translated():
 		x.reader = x.forward.NewAnswer(x.status, contentType, x.s.c.Now, x.answerID)
-		return x.translate(out, length, m.GetEndOfStream()), nil
 	case x.readsAnswer && x.status >= 400 && x.call.Endpoint.Format == provider.FormatOpenAI:
-		x.reader = provider.NewError(x.status)
+		x.reader = x.provider.NewError(x.status)
+	case x.readsAnswer && !m.GetEndOfStream():
+		x.reader = provider.NewAnswer(x.call, x.provider, x.status, contentType)
+	}
+	if x.reader != nil && x.reader.Translated() != nil {
 		return x.translate(out, length, m.GetEndOfStream()), nil
 	}
-	switch {
-	case m.GetEndOfStream():
+	if m.GetEndOfStream() {
 		x.state = ended
-	case x.readsAnswer:
-		x.reader = provider.NewAnswer(x.call, x.provider, x.status, contentType)
 	}
 	return followHeaders(out), nil
 }

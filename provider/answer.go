@@ -66,6 +66,10 @@ const maxHeld = 64 << 10
 func NewAnswer(c Call, p Provider, status int, contentType string) *Answer {
 	a := &Answer{usage: Usage{Source: "absent"}}
 	reads := c.Endpoint.reads
+	custom := p.custom()
+	if custom != nil && reads != nil && reads.root != nil {
+		reads = custom.reading
+	}
 	if reads == nil || reads.root == nil || status < 200 || status > 299 {
 		a.form = closed
 		return a
@@ -78,6 +82,15 @@ func NewAnswer(c Call, p Provider, status int, contentType string) *Answer {
 	case kind == "application/json", strings.HasSuffix(kind, "+json"), strings.HasSuffix(kind, "ndjson"):
 		a.form = whole
 	}
+	if custom != nil && c.Stream {
+		switch custom.settings.Answer.Stream {
+		case "sse":
+			a.form = events
+		case "ndjson":
+			a.form = whole
+			a.translated = translate.Lines(custom.errorAt)
+		}
+	}
 	if a.form == events && c.wantsInjection() {
 		s, _, err := p.prepared()
 		a.drop = err == nil && s.InjectUsage
@@ -87,7 +100,7 @@ func NewAnswer(c Call, p Provider, status int, contentType string) *Answer {
 
 // Usage is what has been read so far.
 func (a *Answer) Usage() Usage {
-	if a.translated != nil {
+	if a.translated != nil && a.scan.reads == nil {
 		return usageOf(a.translated)
 	}
 	u := a.usage
@@ -99,7 +112,7 @@ func (a *Answer) Usage() Usage {
 
 // Model is the first model that the answer names, "" if it names none.
 func (a *Answer) Model() string {
-	if a.translated != nil {
+	if a.translated != nil && a.scan.reads == nil {
 		return a.translated.Model()
 	}
 	return a.model
@@ -109,6 +122,9 @@ func (a *Answer) Model() string {
 // to the client in its place. b is not kept and not changed.
 func (a *Answer) Chunk(b []byte, end bool) (out []byte, replaced bool) {
 	if a.translated != nil {
+		if a.scan.reads != nil {
+			a.scan.feed(b)
+		}
 		return a.translated.Chunk(b, end), true
 	}
 	if a.form == unclear {
@@ -290,5 +306,14 @@ func (a *Answer) took(w want, raw []byte) {
 		if a.scan.reads.usage(raw, &a.usage) {
 			a.found = true
 		}
+	default:
+		var f figure
+		if json.Unmarshal(raw, &f) != nil {
+			return
+		}
+		to := map[want]*int64{wantInput: &a.usage.InputTokens, wantOutput: &a.usage.OutputTokens, wantCached: &a.usage.CachedTokens,
+			wantCacheWrite: &a.usage.CacheWriteTokens, wantReasoning: &a.usage.ReasoningTokens}[w]
+		*to = f.count()
+		a.usage.Source, a.found = "provider", true
 	}
 }

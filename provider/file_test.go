@@ -3,6 +3,7 @@ package provider_test
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -154,4 +155,28 @@ func FuzzLoadFile(f *testing.F) {
 			names[p.Name] = true
 		}
 	})
+}
+
+// TestLoadDocs: every file of providers that the docs show is one.
+func TestLoadDocs(t *testing.T) {
+	text, err := os.ReadFile("../docs/providers.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, block := range strings.Split(string(text), "```yaml\n")[1:] {
+		block, _, _ = strings.Cut(block, "```")
+		ps, err := provider.LoadFile([]byte(block))
+		if err != nil || len(ps) == 0 {
+			t.Errorf("%v\n%s", err, block)
+		}
+		n += len(ps)
+	}
+	if n < 3 {
+		t.Errorf("%d providers are shown", n)
+	}
+	_, err = provider.LoadFile([]byte("providers:\n- name: a\n  kind: custom\n  base_url: https://a.example\n  settings:\n    answer:\n      errors: /e\n"))
+	if err == nil || !strings.Contains(err.Error(), "7") {
+		t.Errorf("a field that is not known, in line 7: %v", err)
+	}
 }

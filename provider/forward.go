@@ -57,7 +57,16 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 			f.Set["accept"] = "text/event-stream"
 		}
 	}
+	if c.Stream && s.Answer != nil && s.Answer.Stream == "none" {
+		return Forward{}, noStream()
+	}
 	f.Path = upstreamPath(p.Kind, up.PathPrefix, c.Endpoint.Path, path, s.Paths)
+	if strings.Contains(f.Path, "{model}") {
+		// Of settings.paths: nothing else has braces.
+		if f.Path = strings.ReplaceAll(f.Path, "{model}", c.Model); pathProblem(f.Path) != "" {
+			return Forward{}, bad("invalid_model", "model", "The model's name cannot stand in its provider's path.")
+		}
+	}
 	for name, value := range p.Headers {
 		f.Set[name] = value
 	}

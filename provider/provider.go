@@ -53,7 +53,9 @@ type Provider struct {
 type ready struct {
 	settings Settings
 	upstream Upstream
-	err      *Error // it cannot be used
+	reading  *reading // with settings.answer: where its answers hold usage and model
+	errorAt  []string // and their errors' words
+	err      *Error   // it cannot be used
 }
 
 // prepared is p.ready, or made now.
@@ -78,6 +80,17 @@ func (p Provider) prepare() *ready {
 		r.err = misconfigured("its settings cannot be read")
 		return r
 	}
+	if a := r.settings.Answer; a != nil {
+		if err = a.validate(); err != nil {
+			r.settings.Answer = nil
+			r.err = misconfigured("its settings cannot be read")
+			return r
+		}
+		r.reading, _ = a.reading() // it is valid
+		if a.Error != "" {
+			r.errorAt, _ = pointer("", a.Error)
+		}
+	}
 	if r.upstream, err = p.Upstream(); err != nil {
 		r.err = misconfigured("its base URL cannot be read")
 		return r
@@ -99,8 +112,11 @@ type Settings struct {
 
 	// Paths says where a provider of kind custom has an endpoint that is not
 	// where OpenAI has it: {"/v1/chat/completions": "/api/chat"}. The value
-	// comes after the base URL's path.
+	// comes after the base URL's path; {model} in it is the model's name.
 	Paths map[string]string `json:"paths,omitempty" yaml:"paths"`
+
+	// Answer says how the answers of a provider of kind custom differ from OpenAI's.
+	Answer *CustomAnswer `json:"answer,omitempty" yaml:"answer"`
 
 	// InjectUsage asks for usage in streamed chat completions where the client
 	// does not say whether it wants it, and takes the event that holds it out of
@@ -350,8 +366,19 @@ func (s Settings) validate(kind string) error {
 		if !slices.ContainsFunc(endpoints, func(e Endpoint) bool { return e.Path == from && slices.Contains(e.Kinds, KindCustom) }) {
 			return &Invalid{"settings.paths", "the names must be endpoints of OpenAI's that are served, such as /v1/chat/completions"}
 		}
-		if pathProblem(to) != "" {
+		if pathProblem(strings.ReplaceAll(to, "{model}", "m")) != "" {
 			return &Invalid{"settings.paths", "the values must be paths that begin with a slash, without a query"}
+		}
+	}
+	if s.Answer != nil {
+		if kind != KindCustom {
+			return &Invalid{"settings.answer", "only kind custom has it"}
+		}
+		if err := s.Answer.validate(); err != nil {
+			return err
+		}
+		if s.InjectUsage && (s.Answer.Usage != nil || s.Answer.Stream == "ndjson") {
+			return &Invalid{"settings.inject_usage", "settings.answer says that its answers are not OpenAI's"}
 		}
 	}
 	if s.InjectUsage && kind != KindOpenAI && kind != KindCustom {

@@ -31,6 +31,9 @@ func TestValidate(t *testing.T) {
 		return func(p *provider.Provider) { p.Headers = map[string]string{name: value} }
 	}
 	settings := func(s string) change { return func(p *provider.Provider) { p.Settings = []byte(s) } }
+	custom := func(s string) change {
+		return func(p *provider.Provider) { p.Kind, p.Settings = "custom", []byte(s) }
+	}
 	for _, c := range []struct {
 		field  string
 		change change
@@ -56,6 +59,13 @@ func TestValidate(t *testing.T) {
 		{"settings.drop_unsupported", settings(`{"drop_unsupported":true}`)}, {"settings.max_tokens", settings(`{"max_tokens":1}`)}, {"settings.input_type", settings(`{"input_type":"search_query"}`)},
 		{"settings.max_tokens", func(p *provider.Provider) { p.Kind, p.Settings = "anthropic", []byte(`{"max_tokens":-1}`) }},
 		{"settings.input_type", func(p *provider.Provider) { p.Kind, p.Settings = "cohere", []byte(`{"input_type":"other"}`) }},
+		{"settings.answer", settings(`{"answer":{"error":"/e"}}`)},
+		{"settings", custom(`{"answer":{"errors":"/e"}}`)}, {"settings.answer.error", custom(`{"answer":{"error":"e"}}`)}, {"settings.answer.error", custom(`{"answer":{"error":"/"}}`)},
+		{"settings.answer.error", custom(`{"answer":{"error":"/a~2b"}}`)}, {"settings.answer.error", custom(`{"answer":{"error":"/a b"}}`)}, {"settings.answer.error", custom(`{"answer":{"error":"/a/b/c/d/e"}}`)},
+		{"settings.answer.model", custom(`{"answer":{"model":"/` + strings.Repeat("m", 33) + `"}}`)}, {"settings.answer.stream", custom(`{"answer":{"stream":"websocket"}}`)},
+		{"settings.answer.usage", custom(`{"answer":{"usage":{}}}`)}, {"settings.answer.usage.output", custom(`{"answer":{"usage":{"input":"/n/in","output":"/n/in"}}}`)},
+		{"settings.answer.usage.output", custom(`{"answer":{"usage":{"input":"/n","output":"/n/out"}}}`)}, {"settings.answer.model", custom(`{"answer":{"model":"/usage"}}`)},
+		{"settings.inject_usage", custom(`{"inject_usage":true,"answer":{"usage":{"input":"/n"}}}`)},
 		{"settings.inject_usage", func(p *provider.Provider) { p.Kind, p.Settings = "gemini", []byte(`{"inject_usage":true}`) }},
 		{"settings.paths", func(p *provider.Provider) { p.Kind, p.Settings = "custom", []byte(`{"paths":{"/v1/whatever":"/x"}}`) }},
 		{"settings.paths", func(p *provider.Provider) {

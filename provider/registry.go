@@ -29,7 +29,8 @@ import (
 type Registry struct {
 	providers []Provider // by name
 	exact     map[string][]int
-	globs     []glob // best first
+	globs     []glob          // best first
+	reads     map[string]bool // by the endpoint's path: see Reads
 }
 
 type glob struct {
@@ -46,13 +47,19 @@ type Model struct {
 
 // NewRegistry takes the providers of one org. Two with one name are an error.
 func NewRegistry(providers []Provider) (*Registry, error) {
-	r := &Registry{providers: slices.Clone(providers), exact: map[string][]int{}}
+	r := &Registry{providers: slices.Clone(providers), exact: map[string][]int{}, reads: map[string]bool{}}
 	slices.SortStableFunc(r.providers, func(a, b Provider) int { return cmp.Compare(a.Name, b.Name) })
 	for i, p := range r.providers {
 		if i > 0 && r.providers[i-1].Name == p.Name {
 			return nil, fmt.Errorf("two providers are named %q", p.Name)
 		}
-		r.providers[i].ready = p.prepare()
+		p.ready = p.prepare()
+		r.providers[i].ready = p.ready
+		for _, ep := range endpoints {
+			if p.Reads(ep) {
+				r.reads[ep.Path] = true
+			}
+		}
 		for _, m := range p.Models {
 			if prefix := strings.IndexByte(m, '*'); prefix >= 0 {
 				r.globs = append(r.globs, glob{pattern: m, prefix: prefix, at: i})
@@ -109,16 +116,9 @@ func (r *Registry) Resolve(c Call) (Provider, *Error) {
 		Message: "No provider here has the model \"" + clip(c.Model, 128) + "\"."}
 }
 
-// Translates says whether one of the providers would serve the endpoint by
-// translation.
-func (r *Registry) Translates(ep Endpoint) bool {
-	for i := range r.providers {
-		if slices.Contains(ep.Translated, r.providers[i].Kind) {
-			return true
-		}
-	}
-	return false
-}
+// Reads says whether the answer of one of the providers would have to be read here:
+// see Provider.Reads.
+func (r *Registry) Reads(ep Endpoint) bool { return r.reads[ep.Path] }
 
 // ByHost finds the provider that is reached directly under the host, which is a
 // name in lower case. An exact name comes before a wildcard.

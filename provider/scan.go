@@ -64,6 +64,11 @@ const (
 	wantModel               // a string
 	wantUsage               // an object
 	wantService             // a string
+	wantInput               // a number, and so are the rest
+	wantOutput
+	wantCached
+	wantCacheWrite
+	wantReasoning
 )
 
 func (s *scanner) begin(r *reading, out *Answer) { s.reads, s.out = r, out }
@@ -158,7 +163,8 @@ func (s *scanner) valueBegins(c byte) {
 		s.state, s.next = atName, nil
 		return
 	}
-	s.taking = s.next != nil && (c == '{' && s.next.want == wantUsage || c == '"' && (s.next.want == wantModel || s.next.want == wantService))
+	s.taking = s.next != nil && (c == '{' && s.next.want == wantUsage || c == '"' && (s.next.want == wantModel || s.next.want == wantService) ||
+		'0' <= c && c <= '9' && s.next.want >= wantInput)
 	if s.taking {
 		s.taken = append(s.taken[:0], c)
 	}

@@ -91,10 +91,6 @@ func (f Forward) NewAnswer(status int, contentType string, now func() time.Time,
 	return &Answer{translated: f.translation.Answer(status, contentType, now, id)}
 }
 
-// NewError reads an error in OpenAI's format, of a provider that speaks it itself: what
-// must not leave the gateway is taken out, and what is no such error becomes one.
-func NewError(status int) *Answer { return &Answer{translated: translate.Error(status)} }
-
 // usageOf is what a translated answer says it used.
 func usageOf(t *translate.Answer) Usage {
 	input, output, cached, written, reasoning, known := t.Usage()

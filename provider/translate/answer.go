@@ -21,9 +21,11 @@ type Answer struct {
 	id     func() string
 
 	form  form
-	w     writer // what goes out with this Chunk
-	whole []byte // what came, unless it is streamed
-	ended bool   // the last byte came, and everything is said
+	lines bool     // of a stream: each line is a value
+	at    []string // where errors have their words, if their provider has its own place
+	w     writer   // what goes out with this Chunk
+	whole []byte   // what came, unless it is streamed
+	ended bool     // the last byte came, and everything is said
 
 	// Of a stream: the line that is not complete, and the event's data.
 	line    []byte
@@ -286,6 +288,10 @@ func (a *Answer) takeLine(line []byte) {
 		a.begun = true
 		line = bytes.TrimPrefix(line, []byte("\uFEFF"))
 	}
+	if a.lines {
+		a.takeValue(line)
+		return
+	}
 	if len(line) == 0 {
 		if a.hasData {
 			a.dispatch(a.data)
@@ -330,6 +336,14 @@ func (a *Answer) feedEnd() {
 	if len(a.line) > 0 {
 		a.takeLine(a.line)
 		a.line = nil
+	}
+	if a.lines {
+		// Nothing in it says that it is whole but its end.
+		if !a.done {
+			a.w.b = append(a.w.b, "data: [DONE]\n\n"...)
+			a.done = true
+		}
+		return
 	}
 	if _, whole := parseLoosely(a.data); a.hasData && (whole || string(bytes.TrimSpace(a.data)) == "[DONE]") {
 		a.dispatch(a.data)

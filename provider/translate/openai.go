@@ -9,12 +9,53 @@ const OpenAI = "openai"
 // Error reads the error of a provider that speaks OpenAI's format itself, which many
 // do only as long as all goes well. What is such an error stays as it is, every field
 // of it, but for what is shaped like a key, an address or an internal host. What is
-// none (a page of a proxy, another framework's JSON) becomes one.
-func Error(status int) *Answer { return Request{Kind: OpenAI}.Answer(status, "", nil, nil) }
+// none (a page of a proxy, another framework's JSON) becomes one. at is where the
+// words are, name by name; nil: where one of the known APIs has them.
+func Error(status int, at []string) *Answer {
+	a := Request{Kind: OpenAI}.Answer(status, "", nil, nil)
+	a.at = at
+	return a
+}
+
+// Lines makes server-sent events of a stream of OpenAI's chunks that is written one
+// value a line (NDJSON). A value with words at the place of errors ends it.
+func Lines(errorAt []string) *Answer {
+	a := Request{Kind: OpenAI, Stream: true}.Answer(200, "text/event-stream", nil, nil)
+	a.lines, a.at = true, errorAt
+	return a
+}
+
+// takeValue takes a line of such a stream.
+func (a *Answer) takeValue(line []byte) {
+	line = bytes.TrimSpace(line)
+	if len(line) == 0 || a.done {
+		return
+	}
+	v, ok := parseLoosely(line)
+	if !ok || v.kind() != '{' {
+		a.fail(failure{message: "The provider's answer could not be read.", kind: "server_error", code: "unreadable_answer"})
+		return
+	}
+	if v.get("error").kind() == '{' || len(a.at) > 0 && v.get(a.at...).given() {
+		f := a.words(v)
+		if m := v.get(a.at...); len(a.at) > 0 && m.kind() == '"' {
+			f.message = scrub(m.string())
+		}
+		f.kind = "server_error"
+		a.fail(f)
+		return
+	}
+	a.w.b = append(a.w.b, "data: "...)
+	a.w.b = append(a.w.b, v...)
+	a.w.b = append(a.w.b, "\n\n"...)
+}
 
 // ownError is the error of an OpenAI-format provider, as it goes to the caller.
 func (a *Answer) ownError(body []byte) []byte {
 	v, ok := parseLoosely(body)
+	if m := v.get(a.at...); ok && len(a.at) > 0 && m.kind() == '"' {
+		return failure{message: scrub(m.string()), kind: typeOf(a.status)}.encode()
+	}
 	if !ok || v.get("error").kind() != '{' || v.get("error", "message").kind() != '"' {
 		f := failure{}
 		if ok && v.kind() == '{' {

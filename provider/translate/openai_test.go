@@ -28,7 +28,7 @@ func TestOwnErrors(t *testing.T) {
 		{500, `{"error":{"message":"` + strings.Repeat("x", 2<<20) + `"}}`, `{"error":{"message":"The provider answered with an error and gave no reason.","type":"server_error","param":null,"code":null}}`},
 	} {
 		for i := range min(len(c.body)+1, 20) {
-			a := translate.Error(c.status)
+			a := translate.Error(c.status, nil)
 			got := string(a.Chunk([]byte(c.body[:i]), false)) + string(a.Chunk([]byte(c.body[i:]), true))
 			if got != c.want || a.Status() != c.status || a.ContentType() != "application/json" || !a.Failed() {
 				t.Fatalf("%d %.100s, cut at %d:\n%.300s\nwant\n%s", c.status, c.body, i, got, c.want)

@@ -1,0 +1,172 @@
+package provider
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/ai-identity/ai-identity/provider/translate"
+)
+
+// CustomAnswer says how the answers of a provider of kind custom differ from
+// OpenAI's. Places are JSON pointers (RFC 6901) into an answer that is not streamed,
+// and into each event of one that is: "/meta/tokens/in".
+type CustomAnswer struct {
+	Model string       `json:"model,omitempty" yaml:"model"` // who answered; absent: /model
+	Usage *CustomUsage `json:"usage,omitempty" yaml:"usage"` // absent: where OpenAI has it
+	Error string       `json:"error,omitempty" yaml:"error"` // what went wrong, in words; absent: where OpenAI and others have it
+
+	// Stream is how a streamed answer is written: "sse" or "ndjson", whatever its
+	// content-type says; or "none": a request for one is refused. NDJSON becomes
+	// server-sent events, which is what the caller asked for. Absent: as the
+	// content-type says, and unchanged.
+	Stream string `json:"stream,omitempty" yaml:"stream"`
+}
+
+// CustomUsage says where the counts are. One that is absent is not known. Of a stream
+// the last of each counts.
+type CustomUsage struct {
+	Input      string `json:"input,omitempty" yaml:"input"`
+	Output     string `json:"output,omitempty" yaml:"output"`
+	Cached     string `json:"cached,omitempty" yaml:"cached"`
+	CacheWrite string `json:"cache_write,omitempty" yaml:"cache_write"`
+	Reasoning  string `json:"reasoning,omitempty" yaml:"reasoning"`
+}
+
+// pointer takes a JSON pointer apart. It may lead through objects only, as deep as a
+// scanner looks.
+func pointer(field, s string) ([]string, error) {
+	rest, ok := strings.CutPrefix(s, "/")
+	if !ok {
+		return nil, &Invalid{field, `it must be a JSON pointer, such as "/usage/input"`}
+	}
+	names := strings.Split(rest, "/")
+	if len(names) > maxPlaces {
+		return nil, &Invalid{field, fmt.Sprintf("it must not be more than %d names deep", maxPlaces)}
+	}
+	for i, name := range names {
+		bare := strings.NewReplacer("~0", "", "~1", "").Replace(name)
+		name = strings.NewReplacer("~1", "/", "~0", "~").Replace(name)
+		names[i] = name
+		odd := func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '"' || r == '\\' }
+		if name == "" || len(name) > maxWanted || strings.Contains(bare, "~") || strings.ContainsFunc(name, odd) {
+			return nil, &Invalid{field, fmt.Sprintf("its names must be 1 to %d characters of visible ASCII, without quotes and backslashes", maxWanted)}
+		}
+	}
+	return names, nil
+}
+
+// reading is where the answers hold usage and model. The error names the field.
+func (c *CustomAnswer) reading() (*reading, error) {
+	r := &reading{usage: openAIReading.usage}
+	add := func(field, at string, w want) error {
+		if at == "" {
+			return nil
+		}
+		names, err := pointer("settings.answer."+field, at)
+		if err != nil {
+			return err
+		}
+		if !r.root.add(names, w) {
+			return &Invalid{"settings.answer." + field, "another pointer leads to the same value, or into it"}
+		}
+		if w != wantModel {
+			r.marked = append(r.marked, strconv.AppendQuote(nil, names[len(names)-1]))
+		}
+		return nil
+	}
+	if u := c.Usage; u != nil {
+		for _, f := range []struct {
+			field, at string
+			want      want
+		}{
+			{"usage.input", u.Input, wantInput}, {"usage.output", u.Output, wantOutput}, {"usage.cached", u.Cached, wantCached},
+			{"usage.cache_write", u.CacheWrite, wantCacheWrite}, {"usage.reasoning", u.Reasoning, wantReasoning},
+		} {
+			if err := add(f.field, f.at, f.want); err != nil {
+				return nil, err
+			}
+		}
+		if len(r.marked) == 0 {
+			return nil, &Invalid{"settings.answer.usage", "it must say where at least one count is"}
+		}
+	} else if err := add("usage", "/usage", wantUsage); err != nil {
+		return nil, err
+	}
+	model := c.Model
+	if model == "" {
+		model = "/model"
+	}
+	if err := add("model", model, wantModel); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// add puts what is wanted under the names, and says whether there was room.
+func (p *place) add(names []string, w want) bool {
+	i := slices.IndexFunc(*p, func(m member) bool { return m.name == names[0] })
+	switch {
+	case i < 0 && len(names) == 1:
+		*p = append(*p, member{name: names[0], want: w})
+		return true
+	case i < 0:
+		*p = append(*p, member{name: names[0]})
+		i = len(*p) - 1
+	case len(names) == 1 || (*p)[i].want != wantInside:
+		return false
+	}
+	return (*p)[i].in.add(names[1:], w)
+}
+
+func (c *CustomAnswer) validate() error {
+	if _, err := c.reading(); err != nil {
+		return err
+	}
+	if c.Error != "" {
+		if _, err := pointer("settings.answer.error", c.Error); err != nil {
+			return err
+		}
+	}
+	switch c.Stream {
+	case "", "sse", "ndjson", "none":
+		return nil
+	}
+	return &Invalid{"settings.answer.stream", "it must be sse, ndjson or none"}
+}
+
+// custom is how p's answers differ from OpenAI's, or nil.
+func (p Provider) custom() *ready {
+	r := p.ready
+	if r == nil {
+		r = p.prepare()
+	}
+	if r.settings.Answer == nil {
+		return nil
+	}
+	return r
+}
+
+// Reads says whether the answer to a call of p's must be read here: it may have to be
+// said in other words, or holds its usage where nobody else looks.
+func (p Provider) Reads(ep Endpoint) bool {
+	return slices.Contains(ep.Translated, p.Kind) || slices.Contains(ep.Kinds, p.Kind) && p.custom() != nil
+}
+
+// noStream is the refusal of a streamed answer that the provider does not have.
+func noStream() *Error {
+	return &Error{Status: http.StatusUnprocessableEntity, Type: invalidRequest, Code: "unsupported_by_provider", Param: "stream",
+		Message: "stream cannot be carried to this model's provider: its answers are not streamed."}
+}
+
+// NewError reads an error in OpenAI's format, of a provider that speaks it itself: what
+// must not leave the gateway is taken out, and what is no such error becomes one.
+func (p Provider) NewError(status int) *Answer {
+	var at []string
+	if r := p.custom(); r != nil {
+		at = r.errorAt
+	}
+	return &Answer{usage: Usage{Source: "absent"}, form: closed, translated: translate.Error(status, at)}
+}
