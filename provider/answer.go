@@ -14,7 +14,7 @@ import (
 // whatever pieces it comes, and holds next to nothing of it: a whole answer of 20 MB
 // and an event of 20 MB cost as much memory as small ones. It is for one goroutine.
 type Answer struct {
-	translated *translate.Answer // nil: the answer passes as it is, and the rest is how it is read
+	translated *translate.Answer // nil: the answer passes as it is. The rest is how the provider's words are read
 
 	scan  scanner
 	usage Usage
@@ -64,23 +64,14 @@ const maxHeld = 64 << 10
 // NewAnswer reads the answer to a call. status and contentType are the answer's.
 // Figures are read from answers that are not errors.
 func NewAnswer(c Call, p Provider, status int, contentType string) *Answer {
-	a := &Answer{usage: Usage{Source: "absent"}}
 	reads := c.Endpoint.reads
 	custom := p.custom()
 	if custom != nil && reads != nil && reads.root != nil {
 		reads = custom.reading
 	}
-	if reads == nil || reads.root == nil || status < 200 || status > 299 {
-		a.form = closed
+	a := reader(reads, status, contentType)
+	if a.form == closed {
 		return a
-	}
-	a.scan.begin(reads, a)
-	kind, _, _ := strings.Cut(contentType, ";")
-	switch kind = strings.ToLower(strings.TrimSpace(kind)); {
-	case kind == "text/event-stream":
-		a.form = events
-	case kind == "application/json", strings.HasSuffix(kind, "+json"), strings.HasSuffix(kind, "ndjson"):
-		a.form = whole
 	}
 	if custom != nil && c.Stream {
 		switch custom.settings.Answer.Stream {
@@ -98,11 +89,26 @@ func NewAnswer(c Call, p Provider, status int, contentType string) *Answer {
 	return a
 }
 
+// reader reads an answer in the words of an API.
+func reader(reads *reading, status int, contentType string) *Answer {
+	a := &Answer{usage: Usage{Source: "absent"}}
+	if reads == nil || reads.root == nil || status < 200 || status > 299 {
+		a.form = closed
+		return a
+	}
+	a.scan.begin(reads, a)
+	kind, _, _ := strings.Cut(contentType, ";")
+	switch kind = strings.ToLower(strings.TrimSpace(kind)); {
+	case kind == "text/event-stream":
+		a.form = events
+	case kind == "application/json", strings.HasSuffix(kind, "+json"), strings.HasSuffix(kind, "ndjson"):
+		a.form = whole
+	}
+	return a
+}
+
 // Usage is what has been read so far.
 func (a *Answer) Usage() Usage {
-	if a.translated != nil && a.scan.reads == nil {
-		return usageOf(a.translated)
-	}
 	u := a.usage
 	if u.Service == "" && u.Source != "absent" {
 		u.Service = a.service
@@ -112,43 +118,43 @@ func (a *Answer) Usage() Usage {
 
 // Model is the first model that the answer names, "" if it names none.
 func (a *Answer) Model() string {
-	if a.translated != nil && a.scan.reads == nil {
-		return a.translated.Model()
-	}
 	return a.model
 }
 
 // Chunk takes the next piece; end says that it is the last. If replaced, out goes
 // to the client in its place. b is not kept and not changed.
 func (a *Answer) Chunk(b []byte, end bool) (out []byte, replaced bool) {
+	if a.translated == nil && a.form == events && a.drop {
+		return a.filter(b, end), true
+	}
+	a.read(b)
 	if a.translated != nil {
-		if a.scan.reads != nil {
-			a.scan.feed(b)
-		}
 		return a.translated.Chunk(b, end), true
 	}
+	return nil, false
+}
+
+// read takes the next piece as the provider wrote it.
+func (a *Answer) read(b []byte) {
 	if a.form == unclear {
 		switch firstByte(b) {
 		case 0:
-			return nil, false
+			return
 		case '{', '[':
 			a.form = whole
 		default:
 			a.form = events
 		}
 	}
-	switch {
-	case a.form == whole:
+	switch a.form {
+	case whole:
 		a.scan.feed(b)
-	case a.form == events && a.drop:
-		return a.filter(b, end), true
-	case a.form == events:
+	case events:
 		for len(b) > 0 {
 			n, _ := a.event(b)
 			b = b[n:]
 		}
 	}
-	return nil, false
 }
 
 // event reads b up to the end of an event, or to its own end, and says how far

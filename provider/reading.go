@@ -110,11 +110,12 @@ var openAIReading = reading{
 				Image     figure `json:"image_tokens"`
 			} `json:"completion_tokens_details"`
 			CacheHit figure `json:"prompt_cache_hit_tokens"` // DeepSeek
+			Cached   figure `json:"num_cached_tokens"`       // Mistral
 		}
 		if json.Unmarshal(raw, &x, lenient) != nil {
 			return false
 		}
-		*u = Usage{InputTokens: x.Prompt.count(), OutputTokens: x.Completion.count(), CachedTokens: max(x.PromptMore.Cached, x.CacheHit).count(),
+		*u = Usage{InputTokens: x.Prompt.count(), OutputTokens: x.Completion.count(), CachedTokens: max(x.PromptMore.Cached, x.CacheHit, x.Cached).count(),
 			CacheWriteTokens: x.PromptMore.Write.count(), ReasoningTokens: x.CompletionMore.Reasoning.count(), Source: "provider",
 			InputMedia:  Media{Audio: x.PromptMore.Audio.count(), Image: x.PromptMore.Image.count()},
 			OutputMedia: Media{Audio: x.CompletionMore.Audio.count(), Image: x.CompletionMore.Image.count()}}

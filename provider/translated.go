@@ -86,18 +86,15 @@ var fieldPath = regexp.MustCompile(`^[A-Za-z0-9_.\[\]-]{1,120}$`)
 
 // NewAnswer reads the answer to a request that was translated and says it in the
 // caller's words. status and contentType are the provider's; now and id are asked
-// for what the provider does not say: when, and an id for the answer.
+// for what the provider does not say: when, and an id for the answer. What was used
+// is read from the provider's own words, as for its own clients: they say more of
+// what is billed than the caller's format has a place for.
 func (f Forward) NewAnswer(status int, contentType string, now func() time.Time, id func() string) *Answer {
-	return &Answer{translated: f.translation.Answer(status, contentType, now, id)}
-}
-
-// usageOf is what a translated answer says it used.
-func usageOf(t *translate.Answer) Usage {
-	input, output, cached, written, reasoning, known := t.Usage()
-	if !known {
-		return Usage{Source: "absent"}
-	}
-	return Usage{InputTokens: input, OutputTokens: output, CachedTokens: cached, CacheWriteTokens: written, ReasoningTokens: reasoning, Source: "provider"}
+	path, _, _ := strings.Cut(f.translation.Path, "?")
+	own, _, _ := Match(http.MethodPost, path) // TestForwardTranslated: there is one
+	a := reader(own.reads, status, contentType)
+	a.translated = f.translation.Answer(status, contentType, now, id)
+	return a
 }
 
 // Failed says that a translated answer is an error, or ends in one, whatever its

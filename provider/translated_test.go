@@ -7,6 +7,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -142,8 +143,65 @@ func TestAnswerTranslated(t *testing.T) {
 	if !replaced || !strings.Contains(string(out), `"object":"chat.completion"`) {
 		t.Errorf("%s", out)
 	}
-	if u := a.Usage(); u != (provider.Usage{InputTokens: 9, OutputTokens: 2, Source: "provider"}) || a.Model() != "m" {
+	want := provider.Usage{InputTokens: 9, OutputTokens: 2, Source: "provider", Billed: provider.Billed{Said: true, InputTokens: 3, OutputTokens: 2}}
+	if u := a.Usage(); u != want || a.Model() != "" { // Cohere does not say which model it was
 		t.Errorf("%+v %s", u, a.Model())
+	}
+}
+
+// TestTranslatedUsage: what is recorded and charged is read from the provider's own
+// words; it is what the caller is told in the caller's words, too, in every answer
+// that package translate is tested with, however it is cut.
+func TestTranslatedUsage(t *testing.T) {
+	known := 0
+	for _, kind := range []string{"anthropic", "gemini", "cohere", "mistral"} {
+		files, err := filepath.Glob("translate/testdata/answers/" + kind + "/*.txt")
+		if err != nil || len(files) == 0 {
+			t.Fatalf("no vectors: %v", err)
+		}
+		for _, file := range files {
+			ar, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			i := slices.IndexFunc(ar.Files, func(f txtar.File) bool { return f.Name == "answer" })
+			head, answer, _ := bytes.Cut(ar.Files[i].Data, []byte("\n\n"))
+			status, contentType, _ := strings.Cut(strings.SplitN(string(head), "\n", 2)[0], " ")
+			code, err := strconv.Atoi(status)
+			if err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			path, body := chat, `{"model":"m","stream":`+strconv.FormatBool(strings.Contains(contentType, "event-stream"))+`,"messages":[{"role":"user","content":"hello"}]}`
+			if strings.HasPrefix(filepath.Base(file), "embeddings") {
+				path, body = embeddings, `{"model":"m","input":["a","b"]}`
+			}
+			f, e := prov("a", kind, "m").Forward(parsed(t, path, body), path, "")
+			if e != nil {
+				t.Fatalf("%s: %v", file, e)
+			}
+			for _, size := range []int{1, 7, len(answer) + 1} {
+				a := f.NewAnswer(code, contentType, time.Now, func() string { return "chatcmpl-1" })
+				for piece := range slices.Chunk(answer, size) {
+					a.Chunk(piece, false)
+				}
+				a.Chunk(nil, true)
+				input, output, cached, written, reasoning, told := a.Translated().Usage()
+				u := a.Usage()
+				if told != (u.Source == "provider") {
+					t.Errorf("%s: the caller is told of usage: %v; it is recorded: %+v", file, told, u)
+				}
+				if !told {
+					continue
+				}
+				known++
+				if got := [5]int64{u.InputTokens, u.OutputTokens, u.CachedTokens, u.CacheWriteTokens, u.ReasoningTokens}; got != [5]int64{input, output, cached, written, reasoning} {
+					t.Errorf("%s: recorded %v, told %v", file, got, [5]int64{input, output, cached, written, reasoning})
+				}
+			}
+		}
+	}
+	if known < 60 {
+		t.Errorf("only %d answers had usage", known)
 	}
 }
 
