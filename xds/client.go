@@ -326,6 +326,8 @@ func (x *Client) stream(ctx context.Context) (heard bool, err error) {
 	}()
 	for {
 		select {
+		case <-ctx.Done():
+			return heard, ctx.Err() // the one who reads may end without a word
 		case err := <-failed:
 			return heard, err
 		case resp := <-answers:
