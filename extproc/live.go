@@ -115,6 +115,13 @@ func (l *live) cutKey(hash [32]byte, reason string) int {
 	return len(l.byKey[hash])
 }
 
+// has says whether an exchange of the key is in progress.
+func (l *live) has(hash [32]byte) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.byKey[hash]) > 0
+}
+
 func (l *live) cutAll(reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

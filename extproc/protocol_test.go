@@ -351,6 +351,9 @@ func TestCut(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			if !w.server.InUse(w.hash) || w.server.InUse([32]byte{1}) {
+				t.Error("it does not know which keys are in use")
+			}
 			c.change(w, w.dir.callers[w.hash])
 			if !c.cut {
 				if err := stream.Send(w.messageOf('P')); err != nil {

@@ -285,6 +285,11 @@ func (s *Server) CallerChanged(hash [32]byte, caller identity.Caller, known bool
 	}
 }
 
+// InUse says whether an exchange of the key is in progress. It is so from before
+// the Directory is asked for the key to after the exchange has settled: a Directory
+// that keeps what is in use hears of every end of it.
+func (s *Server) InUse(hash [32]byte) bool { return s.live.has(hash) }
+
 // Drain refuses new exchanges with an error and waits for those in progress to
 // end and settle. Those that are left when ctx is done are cut, and waited for
 // until their settlement is handed to the recorder. Stop the gRPC server, and

@@ -48,8 +48,13 @@ type ClientConfig struct {
 	MaxStaleness time.Duration
 	// NegativeTTL is how long an unknown key is known to be unknown. 0: 5 s.
 	NegativeTTL time.Duration
-	// MaxCallers bounds the callers in memory; the longest unused go first. 0: 100,000.
+	// MaxCallers bounds the callers in memory that are not InUse; the longest unused
+	// go first. 0: 100,000.
 	MaxCallers int
+	// InUse, if not nil, says whether something is going on that began with the key.
+	// Then the key is kept, whatever MaxCallers is, so that its end is heard of. It
+	// must not block, nor call the client.
+	InUse func(hash [32]byte) bool
 	// Changed, if not nil, is told what the control plane now says of a key that
 	// was known. It must not block.
 	Changed func(hash [32]byte, c identity.Caller, known bool)

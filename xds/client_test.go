@@ -4,13 +4,66 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/jackc/pgx/v5"
 	"google.golang.org/grpc"
 
+	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/store/storetest"
 	"github.com/ai-identity/ai-identity/xds"
 )
+
+// A key with something going on is not forgotten, however long it was not looked
+// up: who uses it must hear that it was revoked.
+func TestInUseIsKept(t *testing.T) {
+	p := newPlane(t)
+	org := storetest.Org(t, p.db)
+	token, _ := p.node(org)
+	_, pinned := p.agent(org)
+	var inUse atomic.Bool
+	inUse.Store(true)
+	ended := make(chan struct{}, 1)
+	x := p.client(token, func(c *xds.ClientConfig) {
+		c.MaxCallers = 2
+		c.InUse = func(hash [32]byte) bool { return hash == pinned.Hash && inUse.Load() }
+		c.Changed = func(hash [32]byte, caller identity.Caller, known bool) {
+			if hash == pinned.Hash && (!known || caller.ActiveAt(time.Now()) != nil) {
+				ended <- struct{}{}
+			}
+		}
+	})
+	eventually(t, x.Ready)
+	if _, err := x.Caller(ctx(t), pinned.Hash); err != nil {
+		t.Fatal(err)
+	}
+	others := func() {
+		t.Helper()
+		for range 8 {
+			_, k := p.agent(org)
+			if _, err := x.Caller(ctx(t), k.Hash); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := xds.Callers(x); n > 2 {
+			t.Errorf("%d callers are kept", n)
+		}
+	}
+	others()
+	p.in(org, func(tx pgx.Tx) error {
+		return identity.RevokeKey(context.Background(), tx, pinned.AgentID, pinned.ID, time.Now())
+	})
+	select {
+	case <-ended:
+	case <-ctx(t).Done():
+		t.Fatal("nobody was told that the key was revoked")
+	}
+	// Out of use it is forgotten like any other.
+	inUse.Store(false)
+	others()
+}
 
 // A client that is stopped while an answer arrives stops.
 func TestStopsWhileAnswered(t *testing.T) {

@@ -249,20 +249,25 @@ func (x *Client) forgetLocked(hash [32]byte, now time.Time) (told []change) {
 }
 
 // makeRoomLocked forgets callers that were not used for long, of a few taken at
-// random each time: near enough to the longest unused, and no list to keep.
+// random each time: near enough to the longest unused, and no list to keep. Who is
+// in use stays: forgotten, nobody would be told that its key was revoked. If all
+// of the few are, the next one to come makes room.
 func (x *Client) makeRoomLocked() {
 	const sample = 32
 	for len(x.callers) > x.c.MaxCallers {
 		var oldest [32]byte
 		var used int64
-		n := 0
+		found, n := false, 0
 		for hash, c := range x.callers { // in random order
-			if at := c.used.Load(); n == 0 || at < used {
-				oldest, used = hash, at
+			if at := c.used.Load(); (!found || at < used) && (x.c.InUse == nil || !x.c.InUse(hash)) {
+				oldest, used, found = hash, at, true
 			}
 			if n++; n == sample {
 				break
 			}
+		}
+		if !found {
+			return
 		}
 		delete(x.callers, oldest)
 		x.sayLocked(oldest, false)

@@ -82,7 +82,7 @@ shipped is the record.`,
 	f.StringVar(&s.prices, "prices", "", pricesHelp)
 	f.IntVar(&s.maxStreams, "max-streams", 20_000, "exchanges at once, a streamed answer for its whole life")
 	f.IntVar(&s.maxDeciding, "max-deciding", 0, "exchanges that parse and decide at the same moment (default: 4 for each CPU)")
-	f.IntVar(&s.maxCallers, "max-callers", 100_000, "keys in use that are kept in memory")
+	f.IntVar(&s.maxCallers, "max-callers", 100_000, "keys that are kept in memory; those with requests in progress come on top")
 	f.DurationVar(&s.drain, "drain", 10*time.Second, "how long exchanges in progress may go on when stopping")
 	f.DurationVar(&s.shipLast, "ship-last", 5*time.Second, "how long to wait when stopping for the control plane to take what is recorded")
 	f.BoolVar(&s.pprof, "pprof", false, "serve Go's profiles beside /metrics, under /debug/pprof/")
@@ -189,9 +189,10 @@ func (s *sidecar) run(ctx context.Context) error {
 		return writer.Ship(shipping, &paced{to: xds.NewIngest(conn, token), every: 100 * time.Millisecond})
 	})
 
-	var server *extproc.Server // made below; nobody calls Changed before Run
+	var server *extproc.Server // made below; nobody calls Changed or InUse before Run
 	client, err := xds.NewClient(xds.ClientConfig{
 		Conn: conn, NodeID: s.nodeID, Token: token, MaxStaleness: s.maxStaleness, MaxCallers: s.maxCallers,
+		InUse:   func(hash [32]byte) bool { return server.InUse(hash) },
 		Changed: func(hash [32]byte, c identity.Caller, known bool) { server.CallerChanged(hash, c, known) },
 		Log:     s.log, Registerer: reg,
 	})
