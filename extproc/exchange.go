@@ -153,11 +153,11 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 	}
 	x.req = readRequest(m)
 	x.format = provider.FormatOf(x.req.path)
+	if x.req.canary != "" && x.s.sawCanary(x.req.canary) {
+		return x.answerCanary(), nil // and no span: it is nobody's exchange
+	}
 	if err := x.startSpan(ctx); err != nil {
 		return nil, err
-	}
-	if x.req.canary != "" && x.s.sawCanary(x.req.canary) {
-		return x.answerCanary(), nil
 	}
 
 	if err := x.fault("identify"); err != nil {
