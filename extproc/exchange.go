@@ -810,6 +810,13 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 		return x.refuse(&provider.Error{Status: http.StatusBadGateway, Type: "api_error", Code: "provider_unauthorized",
 			Message: "The provider refused the gateway's credential. Your key is fine; an administrator must renew the provider's."}), nil
 	}
+	if x.status < http.StatusOK && x.outcome == "" {
+		// 101, which nobody asked for: what follows would be in a protocol that
+		// nobody reads. Envoy keeps the other 1xx to itself.
+		x.outcome = outcomeProviderError
+		return x.refuse(&provider.Error{Status: http.StatusBadGateway, Type: "api_error", Code: "provider_protocol",
+			Message: "The provider did not answer in HTTP. Try again, or tell an administrator."}), nil
+	}
 	x.ours(out)
 	switch {
 	case x.outcome != "": // it is Envoy's own
