@@ -40,8 +40,8 @@ func TestRaw(t *testing.T) {
 	}
 	var all []rawCase
 	for _, f := range files {
-		if strings.HasSuffix(f, "http2.txt") {
-			continue // TestRawHTTP2's
+		if strings.HasSuffix(f, "http2.txt") || strings.HasSuffix(f, "answers.txt") {
+			continue // TestRawHTTP2's and TestRawAnswers's
 		}
 		all = append(all, w.cases(t, f)...)
 	}
@@ -126,6 +126,7 @@ func (w *rawWorld) each(n int, f func(i int)) {
 type rawCase struct {
 	name, model string
 	want        string
+	closes      bool     // the connection, after an answer
 	lines       []string // to send, each with its CRLF if it has one
 }
 
@@ -167,6 +168,8 @@ func (w *rawWorld) cases(t *testing.T, file string) (out []rawCase) {
 			switch word {
 			case "want":
 				c.want = value
+			case "close":
+				c.closes = true
 			case "each":
 				values = append(values, value)
 			case ">":
@@ -181,7 +184,7 @@ func (w *rawWorld) cases(t *testing.T, file string) (out []rawCase) {
 				lines = append(lines, line)
 			}
 		}
-		if !slices.Contains([]string{"refused", "one", "two", "waits", "any"}, c.want) || len(lines) == 0 {
+		if !slices.Contains([]string{"refused", "one", "two", "waits", "any", "whole", "empty", "broken"}, c.want) || len(lines) == 0 {
 			t.Fatalf("%s: %s: wants %q and sends %d lines", file, name, c.want, len(lines))
 		}
 		if len(values) == 0 {
@@ -216,12 +219,19 @@ var (
 // expand puts what the placeholders stand for into a line of a case.
 func (w *rawWorld) expand(c rawCase, line, x string) string {
 	body, inner := rawBody(c.model), rawBody(c.hidden())
+	answer := rawAnswer(c.model)
+	if slices.Contains([]string{"whole", "empty", "broken"}, c.want) {
+		body = answer
+	}
+	stray := rawAnswer("stray")
+	stray = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: " + strconv.Itoa(len(stray)) + "\r\n\r\n" + stray
 	head := "POST /v1/chat/completions HTTP/1.1\r\nHost: " + rawHost + "\r\nAuthorization: Bearer " + w.key + "\r\nContent-Type: application/json"
 	hidden := head + "\r\nContent-Length: " + strconv.Itoa(len(inner)) + "\r\n\r\n" + inner
 	places := func(s string) string {
 		s = strings.NewReplacer(
 			"{post}", head, "{body}", body, "{len}", strconv.Itoa(len(body)), "{hex}", strconv.FormatInt(int64(len(body)), 16),
 			"{HEX}", strings.ToUpper(strconv.FormatInt(int64(len(body)), 16)), "{key}", w.key, "{model}", c.model, "{hidden-body}", inner,
+			"{answer}", answer, "{stray}", stray, "{secret}", credential,
 			"{hidden}", hidden, "{hidden-len}", strconv.Itoa(len(hidden)), "{hidden-hex}", strconv.FormatInt(int64(len(hidden)), 16),
 		).Replace(s)
 		s = rawPad.ReplaceAllStringFunc(s, func(m string) string {
