@@ -84,11 +84,11 @@ func rawAnswer(model string) string {
 func TestRawAnswers(t *testing.T) {
 	p := newRawProvider(t)
 	up := e2e.Shared(t)
-	up.Provider(t, fmt.Sprintf(`{"name":"rawanswers","kind":"openai","base_url":%q,"models":["raw-*"]}`, p.URL), credential)
-	agent := up.Agent(t, `{"name":"rawanswers","allowed_models":["raw-*"]}`)
+	up.Provider(t, fmt.Sprintf(`{"name":"rawanswers","kind":"openai","base_url":%q,"models":["rawanswers-*"]}`, p.URL), credential)
+	agent := up.Agent(t, `{"name":"rawanswers","allowed_models":["rawanswers-*"]}`)
 	_, key := up.Key(t, agent, `{"name":"k","scopes":["*"]}`)
 	_, innocent := up.Key(t, agent, `{"name":"innocent","scopes":["*"]}`)
-	w := &rawWorld{up: up, key: key}
+	w := &rawWorld{prefix: "rawanswers-", up: up, key: key}
 	cases := w.cases(t, "testdata/raw/answers.txt")
 	if len(cases) < 80 {
 		t.Errorf("there are only %d cases", len(cases))
@@ -125,7 +125,7 @@ func TestRawAnswers(t *testing.T) {
 	}
 	e2e.Eventually(t, 10*time.Second, func() error {
 		for _, k := range []string{key, innocent} {
-			if status, all, _, err := ask(k, "raw-first"); status != 200 || err != nil {
+			if status, all, _, err := ask(k, "rawanswers-first"); status != 200 || err != nil {
 				return fmt.Errorf("%d %s %v", status, all, err)
 			}
 		}
@@ -155,7 +155,7 @@ func TestRawAnswers(t *testing.T) {
 		if id != "" {
 			ids[id] = c
 		}
-		model := fmt.Sprintf("raw-innocent-%d", i)
+		model := fmt.Sprintf("rawanswers-innocent-%d", i)
 		if status, all, _, err := ask(innocent, model); status != 200 || err != nil || all != rawAnswer(model) {
 			t.Errorf("%s: after it another was answered %d %.200q, %v", c.name, status, all, err)
 		}

@@ -221,7 +221,7 @@ func (f *frames) answers(t *testing.T, c rawCase, want int) (good int, how strin
 func (w *rawWorld) rapidReset(t *testing.T, n int) (cases []rawCase) {
 	t.Helper()
 	for i := range n {
-		cases = append(cases, rawCase{name: "rapid reset", model: fmt.Sprintf("raw-reset-%d", i), want: "any"})
+		cases = append(cases, rawCase{name: "rapid reset", model: fmt.Sprintf("%sreset-%d", w.prefix, i), want: "any"})
 	}
 	const perConnection = 500
 	w.each(n/perConnection, func(i int) {

@@ -52,8 +52,10 @@ func TestRaw(t *testing.T) {
 	w.check(t, all)
 }
 
-// rawWorld is an `aid up` with an agent and a provider for the models "raw-…".
+// rawWorld is an `aid up` with an agent and a provider for the models whose names
+// begin with prefix.
 type rawWorld struct {
+	prefix     string
 	up         *e2e.Up
 	provider   *e2e.Provider
 	agent, key string
@@ -62,9 +64,9 @@ type rawWorld struct {
 
 func newRawWorld(t *testing.T) *rawWorld {
 	t.Helper()
-	w := &rawWorld{up: e2e.Shared(t), provider: e2e.Record(t, nil)}
-	w.up.Provider(t, w.provider.Body(strings.ToLower(t.Name()), "raw-*"), credential)
-	w.agent = w.up.Agent(t, `{"name":"raw","allowed_models":["raw-*"]}`)
+	w := &rawWorld{prefix: strings.ToLower(t.Name()) + "-", up: e2e.Shared(t), provider: e2e.Record(t, nil)}
+	w.up.Provider(t, w.provider.Body(w.prefix+"provider", w.prefix+"*"), credential)
+	w.agent = w.up.Agent(t, fmt.Sprintf(`{"name":"raw","allowed_models":["%s*"]}`, w.prefix))
 	_, w.key = w.up.Key(t, w.agent, `{"name":"k","scopes":["*"]}`)
 	text, err := os.ReadFile(filepath.Join(w.up.Home, "secrets", "digest.key"))
 	if err != nil {
@@ -76,7 +78,7 @@ func newRawWorld(t *testing.T) *rawWorld {
 	}
 	w.digestKey = mac(whole, "ai-identity digest key 1\x00org_default") // the org's own
 	e2e.Eventually(t, 10*time.Second, func() error {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.up.Gateway+"/v1/chat/completions", strings.NewReader(rawBody("raw-first")))
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.up.Gateway+"/v1/chat/completions", strings.NewReader(rawBody(w.prefix+"first")))
 		if err != nil {
 			return err
 		}
@@ -196,7 +198,7 @@ func (w *rawWorld) cases(t *testing.T, file string) (out []rawCase) {
 			if len(values) > 1 {
 				c.name += fmt.Sprintf(" (%d: %.40s)", i+1, x)
 			}
-			c.model = fmt.Sprintf("raw-%s-%d", base, len(out))
+			c.model = fmt.Sprintf("%s%s-%d", w.prefix, base, len(out))
 			for _, line := range lines {
 				line = w.expand(c, line, x)
 				if base != "http2" {
@@ -409,7 +411,7 @@ func (w *rawWorld) judged(t *testing.T, r rawRequest, decided map[string]entry) 
 		t.Errorf("the provider was sent %q: %v", r.body, err)
 		return ""
 	}
-	if body.Model == "raw-first" {
+	if body.Model == w.prefix+"first" {
 		return body.Model // it was sent until all was there
 	}
 	e := decided[r.one("x-request-id")]
