@@ -119,10 +119,13 @@ func TestRepliesInFormat(t *testing.T) {
 	agent := up.Agent(t, `{"name":"formats","allowed_models":["f-*"]}`)
 	_, key := up.Key(t, agent, `{"name":"k","scopes":["*"]}`)
 	all := append(formatsCalled(), called{"openai", "custom", "/v1/chat/completions", "f-custom", formatsCalled()[0].body, openAIShape})
+	for _, c := range formatsCalled()[1:] { // and those whose requests are translated
+		all = append(all, called{"openai", c.kind, "/v1/chat/completions", c.model, formatsCalled()[0].body, openAIShape})
+	}
 	for _, c := range all {
 		e2e.Eventually(t, 10*time.Second, func() error { // until all of it is here
 			if r := up.Do(t, up.Gateway, "POST", c.path, key, c.withModel()); r.Status != 503 || r.Header.Get("X-Aid-Decision") != "allow" {
-				return fmt.Errorf("%s: %d %v %s", c.format, r.Status, r.Header, r.Body)
+				return fmt.Errorf("%s to %s: %d %v %s", c.format, c.kind, r.Status, r.Header, r.Body)
 			}
 			return nil
 		})
