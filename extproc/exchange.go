@@ -1096,7 +1096,11 @@ func (x *exchange) howItEnded(err error) string {
 	switch {
 	case x.outcome != "":
 		return x.outcome
-	case x.state == ended && x.answered, (x.state == answering || x.state == forwarded) && !x.readsAnswer && overWell(err):
+	case x.state == forwarded && !x.readsAnswer && overWell(err):
+		// Envoy reads the answer, and has said nothing of one: no usage was in it,
+		// or it broke off, or there was none. That is not known here.
+		return audit.OutcomeUnknown
+	case x.state == ended && x.answered, x.state == answering && !x.readsAnswer && overWell(err):
 		if x.status >= 400 || x.reader != nil && x.reader.Failed() {
 			return outcomeProviderError
 		}

@@ -143,7 +143,7 @@ func TestOrder(t *testing.T) {
 		{"", false, unclean, ""},
 		{"h", false, unclean, "decided:deny settled:client_closed"},
 		{"hb", true, unclean, "decided:allow settled:client_closed"},
-		{"gb", true, unclean, "decided:allow settled:completed"}, // Envoy sends nothing of the answer, and closes when it is over
+		{"gb", true, unclean, "decided:allow settled:unknown"}, // Envoy sends nothing of the answer but its usage, and closes when it is over
 		{"hbr", true, unclean, "decided:allow settled:client_closed"},
 		{"hbrp", true, unclean, "decided:allow settled:client_closed"},
 		{"hbrpP", true, clean, "decided:allow settled:completed"},
