@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -174,6 +175,72 @@ func TestTranslatedAnswers(t *testing.T) {
 					}
 					if resp.Header.Get("X-Aid-Receipt") == "" || resp.Header.Get("X-Aid-Decision") != "allow" {
 						t.Errorf("%v", resp.Header)
+					}
+				})
+			}
+		}
+	}
+}
+
+// Every request that package translate has a vector of reaches the provider through a
+// real Envoy as the vector says, or is refused as it says, and then nothing does.
+func TestTranslatedRequests(t *testing.T) {
+	x := translating(t, "stream")
+	for _, folder := range []string{"chat", "embeddings"} {
+		files, err := filepath.Glob(filepath.Join(e2e.Root(), "provider", "translate", "testdata", folder, "*.txt"))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("no vectors: %v", err)
+		}
+		path := map[string]string{"chat": "/v1/chat/completions", "embeddings": "/v1/embeddings"}[folder]
+		for _, file := range files {
+			ar, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			section := map[string]string{}
+			for _, f := range ar.Files {
+				section[f.Name] = string(f.Data)
+			}
+			if section["options"] != "" {
+				continue // of a provider that is set otherwise
+			}
+			for _, kind := range translatedKinds {
+				t.Run(folder+"/"+strings.TrimSuffix(filepath.Base(file), ".txt")+"/"+kind, func(t *testing.T) {
+					x.use(kind, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
+					before := len(x.provider.Requests())
+					resp, got, err := x.post(t, path, section["request"])
+					if err != nil {
+						t.Fatal(err)
+					}
+					reached := x.provider.Requests()[before:]
+					head, body, sent := strings.Cut(section["want "+kind], "\n\n")
+					if !sent {
+						// What refers to stored objects is refused before it comes to translation.
+						code, _, _ := strings.Cut(head, " ")
+						if len(reached) > 0 || strconv.Itoa(resp.StatusCode) != code && resp.StatusCode != 400 && !(folder == "embeddings" && kind == "anthropic") {
+							t.Errorf("%d %s; %d requests were sent; want %s", resp.StatusCode, got, len(reached), head)
+						}
+						return
+					}
+					if resp.StatusCode != http.StatusTeapot || len(reached) != 1 {
+						t.Fatalf("%d %s; %d requests were sent", resp.StatusCode, got, len(reached))
+					}
+					r := reached[0]
+					var want, is bytes.Buffer
+					if err := errors.Join(json.Compact(&want, []byte(body)), json.Compact(&is, r.Body)); err != nil {
+						t.Fatal(err)
+					}
+					if d := cmp.Diff(want.String(), is.String()); d != "" {
+						t.Errorf("(-want +got)\n%s", d)
+					}
+					for i, line := range strings.Split(head, "\n") {
+						name, value, _ := strings.Cut(line, ": ")
+						switch {
+						case i == 0 && line != r.Method+" "+r.Path:
+							t.Errorf("%s %s, want %s", r.Method, r.Path, line)
+						case i > 0 && r.Header.Get(name) != value:
+							t.Errorf("%s: %q, want %q", name, r.Header.Get(name), value)
+						}
 					}
 				})
 			}

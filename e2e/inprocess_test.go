@@ -57,8 +57,8 @@ func inProcessWith(t *testing.T, h http.Handler, usage string, providers []provi
 	for i := range providers {
 		p := &providers[i]
 		p.ID, p.OrgID, p.Credential, p.HasCredential = "prov_"+p.Name, inOrg, provider.NewSecret(credential), true
-		if p.BaseURL == "" {
-			p.BaseURL = x.provider.URL
+		if p.BaseURL = x.provider.URL; slices.Contains(translatedKinds, p.Kind) {
+			p.BaseURL = strings.TrimSuffix(p.BaseURL, "/v1") // theirs end before the version
 		}
 		p.Cluster = provider.ClusterName(*p)
 	}
