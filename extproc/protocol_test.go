@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/extproc"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/provider"
@@ -637,5 +638,40 @@ func TestTranslatedTrailers(t *testing.T) {
 		if !c.fails && !slices.Equal(resp.GetResponseTrailers().GetHeaderMutation().GetRemoveHeaders(), []string{"set-cookie"}) {
 			t.Errorf("%s %s: %v", c.kind, c.messages, resp)
 		}
+	}
+}
+
+// TestTranslatedClientGone: a client that hangs up in the middle of a translated stream
+// has its usage settled, as far as the provider had said it.
+func TestTranslatedClientGone(t *testing.T) {
+	p := provider.Provider{ID: "prov_two", OrgID: "org_acme", Name: "two", Kind: "anthropic", BaseURL: "http://127.0.0.1:1", Models: []string{"*"},
+		Credential: provider.NewSecret(providerKey), HasCredential: true}
+	w := serve(t, options{providers: []provider.Provider{p}})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stream, err := w.client.Process(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*extprocv3.ProcessingRequest{
+		w.messageOf('h'), w.messageOf('b'),
+		{Request: &extprocv3.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extprocv3.HttpHeaders{
+			Headers: headerMap([][2]string{{":status", "200"}, {"content-type", "text/event-stream"}})}}},
+		{Request: &extprocv3.ProcessingRequest_ResponseBody{ResponseBody: &extprocv3.HttpBody{
+			Body: []byte(`data: {"type":"message_start","message":{"id":"m","role":"assistant","model":"m-7","usage":{"input_tokens":7,"output_tokens":1}}}` + "\n\ndata: {\"type\":\"content")}}},
+	} {
+		if err := stream.Send(m); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	w.idle()
+	es := w.entries()
+	s, ok := es[len(es)-1].val.(audit.Settled)
+	if !ok || s.Outcome != "client_closed" || s.Usage.InputTokens != 7 || s.Usage.Source != "provider" || s.ResponseModel != "m-7" {
+		t.Errorf("%+v", es[len(es)-1].val)
 	}
 }

@@ -136,11 +136,14 @@ func (a *Answer) Usage() (input, output, cached, cacheWrite, reasoning int64, kn
 
 // Model is what the provider said that answered, or what was asked for.
 func (a *Answer) Model() string {
-	if a.model.kind() == '"' {
-		return a.model.string()
+	if said := a.ModelSaid(); said != "" {
+		return said
 	}
 	return a.req.Model
 }
+
+// ModelSaid is what the provider said that answered, "" if it did not.
+func (a *Answer) ModelSaid() string { return a.model.string() }
 
 // RetryAfter is when the provider's error said to come back. Most say it in a
 // header, Gemini in the body. 0: it did not.
