@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http/httputil"
@@ -57,7 +58,7 @@ func TestTranslated(t *testing.T) {
 		t.Run(usage, func(t *testing.T) {
 			up := e2e.Shared(t)
 			if usage == "envoy" {
-				up = e2e.Start(t, e2e.Config{Args: []string{"--usage", "envoy"}})
+				up = e2e.Start(t, e2e.Config{Args: []string{"--usage", "envoy", "--log-level", "debug"}})
 			}
 			addKinds(t, up, "", base, "{}")
 			addKinds(t, up, "-lenient", base, `{"drop_unsupported":true}`)
@@ -101,6 +102,9 @@ func translatedRecord(t *testing.T, up *e2e.Up, agent string) {
 		if e.AgentID != agent {
 			continue
 		}
+		if bytes.Contains(e.Raw, []byte("Lisbon")) || bytes.Contains(e.Raw, []byte(credential)) {
+			t.Errorf("a prompt or a credential is in the record: %s", e.Raw)
+		}
 		var d struct {
 			BodyDigest      string `json:"body_digest"`
 			ForwardedDigest string `json:"forwarded_digest"`
@@ -121,6 +125,9 @@ func translatedRecord(t *testing.T, up *e2e.Up, agent string) {
 		case e.Kind == "request.settled" && e.Usage.InputTokens == 11 && e.Usage.OutputTokens == 9:
 			counted++
 		}
+	}
+	if log := up.Stderr(); strings.Contains(log, "Lisbon") || strings.Contains(log, credential) {
+		t.Error("a prompt or a credential is in the log")
 	}
 	if allowed < 50 || dropped != len(translatedKinds) || counted < 20 {
 		t.Errorf("%d exchanges were allowed, %d dropped something, %d have their usage", allowed, dropped, counted)
