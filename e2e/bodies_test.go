@@ -184,6 +184,11 @@ func TestUsage(t *testing.T) {
 	}
 	read := ask(e2e.Shared(t))
 	byEnvoy := ask(e2e.Start(t, e2e.Config{Args: []string{"--usage", "envoy"}}))
+	// In an org with a provider that would be translated for, the sidecar reads some of
+	// them all the same: which, is not to be seen.
+	mixed := e2e.Start(t, e2e.Config{Args: []string{"--usage", "envoy"}})
+	mixed.Provider(t, `{"name":"other","kind":"anthropic","base_url":"http://127.0.0.1:1","models":["claude-*"]}`, credential)
+	both := ask(mixed)
 	want := []string{
 		"/v1/chat/completions: input 1101, output 42, cached 1024, reasoning 7, source provider",
 		"/v1/chat/completions: input 1103, output 44, cached 512, reasoning 9, source provider",
@@ -196,6 +201,9 @@ func TestUsage(t *testing.T) {
 		}
 		if byEnvoy[i] != w {
 			t.Errorf("--usage envoy:  %s\nwant            %s", byEnvoy[i], w)
+		}
+		if both[i] != w {
+			t.Errorf("--usage envoy and a translated provider: %s\nwant            %s", both[i], w)
 		}
 	}
 }
