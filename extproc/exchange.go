@@ -345,7 +345,7 @@ func (x *exchange) headersAlone() *provider.Error {
 	x.call.Endpoint = ep
 	x.format = ep.Format
 	if ep.Operation == opModels || ep.Operation == opModel {
-		x.format = provider.ModelsFormat(ep, x.req.has)
+		x.format = provider.ModelsFormat(ep, x.req.has, x.req.userAgent)
 	}
 	x.params = params
 	if x.req.contentLength > x.s.c.MaxBody {

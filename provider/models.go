@@ -3,9 +3,9 @@ package provider
 import "encoding/json"
 
 // ModelsFormat is the format in which somebody who asks for models wants them.
-// Three APIs have them at /v1/models; the headers that the SDKs of two of them
-// always send tell which. has says whether the request has a header.
-func ModelsFormat(ep Endpoint, has func(header string) bool) Format {
+// Four APIs have them at /v1/models; what the SDKs of three of them always send tells
+// which. has says whether the request has a header.
+func ModelsFormat(ep Endpoint, has func(header string) bool, userAgent string) Format {
 	switch {
 	case ep.Format != FormatOpenAI: // the path says it
 		return ep.Format
@@ -13,6 +13,8 @@ func ModelsFormat(ep Endpoint, has func(header string) bool) Format {
 		return FormatAnthropic
 	case has("x-goog-api-key"):
 		return FormatGemini
+	case OwnClient(userAgent):
+		return FormatMistral
 	default:
 		return FormatOpenAI
 	}
@@ -22,7 +24,8 @@ func ModelsFormat(ep Endpoint, has func(header string) bool) Format {
 // more is known here than who has it: times are zero and names are their ids.
 //
 // Sources: https://platform.openai.com/docs/api-reference/models,
-// https://docs.anthropic.com/en/api/models-list, https://ai.google.dev/api/models.
+// https://docs.anthropic.com/en/api/models-list, https://ai.google.dev/api/models,
+// https://docs.mistral.ai/api/endpoint/models.
 func (f Format) EncodeModels(models []Model) ([]byte, error) {
 	list := make([]any, len(models)) // an empty list, not null
 	for i, m := range models {
@@ -58,6 +61,8 @@ func (f Format) model(m Model) any {
 		return anthropicModel{Type: "model", ID: m.ID, DisplayName: m.ID, CreatedAt: "1970-01-01T00:00:00Z", Lifecycle: "active"}
 	case FormatGemini:
 		return geminiModel{Name: "models/" + m.ID, DisplayName: m.ID}
+	case FormatMistral: // whose SDK insists on a type and capabilities
+		return mistralModel{openAIModel{ID: m.ID, Object: "model", OwnedBy: m.OwnedBy}, "base", struct{}{}}
 	default:
 		return openAIModel{ID: m.ID, Object: "model", OwnedBy: m.OwnedBy}
 	}
@@ -68,6 +73,12 @@ type openAIModel struct {
 	Object  string `json:"object"`
 	Created int64  `json:"created"`
 	OwnedBy string `json:"owned_by"`
+}
+
+type mistralModel struct {
+	openAIModel
+	Type         string   `json:"type"`
+	Capabilities struct{} `json:"capabilities"`
 }
 
 type anthropicModel struct {

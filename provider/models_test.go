@@ -20,6 +20,10 @@ func TestEncodeModels(t *testing.T) {
 			`{"data":[{"type":"model","id":"a","display_name":"a","created_at":"1970-01-01T00:00:00Z","lifecycle":"active"},{"type":"model","id":"b/c","display_name":"b/c","created_at":"1970-01-01T00:00:00Z","lifecycle":"active"}],"has_more":false,"first_id":"a","last_id":"b/c"}`,
 			`{"data":[],"has_more":false,"first_id":null,"last_id":null}`,
 			`{"type":"model","id":"a","display_name":"a","created_at":"1970-01-01T00:00:00Z","lifecycle":"active"}`},
+		{provider.FormatMistral,
+			`{"object":"list","data":[{"id":"a","object":"model","created":0,"owned_by":"one","type":"base","capabilities":{}},{"id":"b/c","object":"model","created":0,"owned_by":"two","type":"base","capabilities":{}}]}`,
+			`{"object":"list","data":[]}`,
+			`{"id":"a","object":"model","created":0,"owned_by":"one","type":"base","capabilities":{}}`},
 		{provider.FormatGemini,
 			`{"models":[{"name":"models/a","displayName":"a"},{"name":"models/b/c","displayName":"b/c"}]}`,
 			`{"models":[]}`,
@@ -53,8 +57,12 @@ func TestModelsFormat(t *testing.T) {
 		if !ok {
 			t.Fatal(c.path)
 		}
-		if got := provider.ModelsFormat(ep, func(h string) bool { return h == c.header }); got != c.want {
+		if got := provider.ModelsFormat(ep, func(h string) bool { return h == c.header }, ""); got != c.want {
 			t.Errorf("%s with %q: %s, want %s", c.path, c.header, got, c.want)
 		}
+	}
+	ep, _, _ := provider.Match("GET", "/v1/models")
+	if got := provider.ModelsFormat(ep, func(string) bool { return false }, "mistral-client-python/3.7.0"); got != provider.FormatMistral {
+		t.Errorf("Mistral's client: %s", got)
 	}
 }

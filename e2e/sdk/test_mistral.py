@@ -71,6 +71,11 @@ def test_moderations():
     assert client().classifiers.moderate(model="mistral-moderation-2411", inputs=["hello"]).results
 
 
+def test_models():
+    assert MODEL in [m.id for m in client().models.list().data]
+    assert client().models.retrieve(model_id=MODEL).id == MODEL
+
+
 def test_401(dead_key):
     with pytest.raises(SDKError) as e:
         ask(client(secret=dead_key))
