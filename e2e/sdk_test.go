@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -67,6 +68,12 @@ func TestSDKs(t *testing.T) {
 				}
 			})
 		}
+		for i, b := range documented(t) {
+			t.Run(fmt.Sprintf("docs/%s-%d", b.heading, i+1), func(t *testing.T) {
+				t.Parallel()
+				s.run(t, b)
+			})
+		}
 	})
 
 	// What a client hid, the provider remembers.
@@ -86,6 +93,54 @@ func TestSDKs(t *testing.T) {
 		t.Error("reached a provider:", f)
 	}
 	t.Log("reached the providers:", checked.Seen)
+}
+
+// block is a piece of code in docs/clients.md, below a heading.
+type block struct{ heading, language, code string }
+
+// documented is the code of docs/clients.md.
+func documented(t *testing.T) []block {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(e2e.Root(), "docs", "clients.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var blocks []block
+	for _, section := range strings.Split(string(text), "\n## ")[1:] {
+		heading, _, _ := strings.Cut(section, "\n")
+		for _, m := range regexp.MustCompile("(?s)```([a-z]*)\n(.*?)```").FindAllStringSubmatch(section, -1) {
+			blocks = append(blocks, block{heading, m[1], m[2]})
+		}
+	}
+	if len(blocks) < 15 {
+		t.Fatalf("%d blocks of code in docs/clients.md", len(blocks))
+	}
+	return blocks
+}
+
+// run runs a block as it is written, but for the host and the key.
+func (s *sdks) run(t *testing.T, b block) {
+	t.Helper()
+	program, args := "", []string{"-"}
+	switch {
+	case b.language == "python" && regexp.MustCompile(`(?m)^from (crewai|autogen)`).MatchString(b.code):
+		program = s.programs["frameworks"]
+	case b.language == "python":
+		program = s.programs["sdk"]
+	case b.language == "js":
+		program, args = s.programs["node"], []string{"--input-type=module", "-"}
+	case b.language == "sh":
+		program, args = "bash", []string{"-e"}
+	default:
+		t.Fatalf("nothing runs %q", b.language)
+	}
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Dir, cmd.Env = s.dir, s.env
+	cmd.Stdin = strings.NewReader(strings.NewReplacer("http://localhost:8080", s.up.Gateway, "aid_sk_your_agent_key", s.key).Replace(b.code))
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "Answered as documented.") {
+		t.Errorf("%v\n%s\nsaid\n%s", err, b.code, out)
+	}
 }
 
 // sdks is what the clients' tests share.

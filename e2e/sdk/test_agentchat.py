@@ -9,7 +9,7 @@ from autogen_agentchat.conditions import MaxMessageTermination
 from autogen_agentchat.teams import RoundRobinGroupChat
 from autogen_core.models import ModelFamily, ModelInfo
 from autogen_ext.models.openai import OpenAIChatCompletionClient
-from conftest import GATEWAY, NAMED_MODELS, QUESTION, RESULT, TEXT, key
+from conftest import GATEWAY, MODELS, NAMED_MODELS, QUESTION, RESULT, TEXT, key
 
 
 async def get_weather(city: str, unit: str = "celsius") -> str:
@@ -17,12 +17,12 @@ async def get_weather(city: str, unit: str = "celsius") -> str:
     return f"21 C in {city}"
 
 
-def client(model="gpt-4o", secret=None):
+def client(model="gpt-4o", secret=None, **more):
     info = None
     if not model.startswith("gpt-"):  # what it knows of OpenAI's models it has to be told of others
         info = ModelInfo(vision=False, function_calling=True, json_output=False, structured_output=False, family=ModelFamily.UNKNOWN)
     return OpenAIChatCompletionClient(
-        model=model, base_url=GATEWAY + "/v1", api_key=secret or key(), max_retries=0, **({"model_info": info} if info else {}))
+        model=model, base_url=GATEWAY + "/v1", api_key=secret or key(), max_retries=0, **({"model_info": info} if info else {}), **more)
 
 
 def last(task, *agents, **more):
@@ -50,6 +50,11 @@ def test_tool(model, stream):
 @pytest.mark.parametrize("model", NAMED_MODELS)
 def test_team(model):
     assert last("hello", AssistantAgent("writer", client(model)), AssistantAgent("critic", client(model)))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_agent_without_names(model):
+    assert last("hello", AssistantAgent("assistant", client(model, include_name_in_message=False))) == TEXT
 
 
 def test_401(dead_key):
