@@ -264,11 +264,14 @@ var (
 		return s
 	}()
 
-	generationShape = newShape(both(map[string]rule{"maxOutputTokens": {do: tokens}}))
+	// The configs are Vertex AI's: they choose another model.
+	generationShape = newShape(both(map[string]rule{"maxOutputTokens": {do: tokens},
+		"routingConfig": {do: refuse}, "modelConfig": {do: refuse}}))
 
 	generateFields = map[string]rule{
 		"model": {do: pathModel}, "contents": {do: walk, in: &contentShape}, "systemInstruction": {do: walk, in: &contentShape}, "tools": {do: walk, in: &geminiToolShape},
 		"generationConfig": {do: walk, in: &generationShape}, "cachedContent": {do: stored}, "stream": {do: refuse},
+		"modelArmorConfig": {do: stored}, "outputConfig": {do: refuse},
 	}
 	generateBody     = newShape(with(steering, both(generateFields)))
 	innerGenerate    = newShape(both(generateFields))
