@@ -87,6 +87,18 @@ def hints(tp):
     return typing_extensions.get_type_hints(tp, include_extras=True)
 
 
+@functools.lru_cache(maxsize=None)
+def required(tp):
+    """The names that must be there. Annotations that are strings, as the SDKs have them, hide
+    Required and NotRequired from typing, so __required_keys__ alone is not the truth."""
+    marks = {k: typing_extensions.get_origin(h) for k, h in hints(tp).items()}
+    return {k for k, m in marks.items() if m in REQUIRED or (k in tp.__required_keys__ and m not in NOT_REQUIRED)}
+
+
+REQUIRED = (typing.Required, typing_extensions.Required)
+NOT_REQUIRED = (typing.NotRequired, typing_extensions.NotRequired)
+
+
 def strip(tp):
     while True:
         origin = typing_extensions.get_origin(tp)
@@ -129,7 +141,7 @@ def problems(value, tp, path):
             return [f"{path}: not an object"]
         known = hints(tp)
         config = getattr(tp, "__pydantic_config__", {})
-        out = [f"{path}.{k}: missing" for k in tp.__required_keys__ if k not in value]
+        out = [f"{path}.{k}: missing" for k in required(tp) if k not in value]
         for k, v in value.items():
             if k in known:
                 out += problems(v, known[k], f"{path}.{k}")
