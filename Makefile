@@ -124,7 +124,7 @@ $(TOOLS)/%/.done: e2e/sdk/%.txt
 
 $(SDK_JS): e2e/sdk/package.json e2e/sdk/package-lock.json
 	$(call say,installing the JavaScript SDKs into e2e/sdk/node_modules)
-	@cd e2e/sdk && npm ci --silent --no-audit --no-fund
+	@cd e2e/sdk && npm ci --silent --no-audit --no-fund --ignore-scripts
 	@touch $@
 
 $(STATIC):

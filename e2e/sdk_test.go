@@ -77,22 +77,96 @@ func TestSDKs(t *testing.T) {
 	})
 
 	// What a client hid, the provider remembers.
+	checked := s.checked(t)
+	for _, f := range checked.Faults {
+		t.Error("reached a provider:", f)
+	}
+	t.Log("reached the providers:", checked.Seen)
+}
+
+// The checks of what reaches a provider are not for show: each of these is refused,
+// and is remembered. Nothing is behind them, so what they let pass is no more than 502.
+func TestSDKChecks(t *testing.T) {
+	s := &sdks{dir: filepath.Join(e2e.Root(), "e2e", "sdk")}
+	python := installed("AID_SDK_PYTHON", "sdk")
+	if _, err := os.Stat(python); err != nil {
+		missing(t, err)
+	}
+	s.checks = "http://" + checks(t, python, s.dir, fmt.Sprintf("127.0.0.1:%d", envoytest.Port(t)), "sk-good")
+	bearer, anthropic, google := "authorization: Bearer sk-good", "x-api-key: sk-good\nanthropic-version: 2023-06-01", "x-goog-api-key: sk-good"
+	faults := 0
+	for _, c := range []struct {
+		name, path, headers, body string
+		good                      bool
+	}{
+		{"OpenAI's", "/openai/v1/chat/completions", bearer, `{"model":"m","messages":[{"role":"user","content":"x"}]}`, true},
+		{"Anthropic's", "/anthropic/v1/messages", anthropic, `{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"x"}]}`, true},
+		{"Anthropic's count", "/anthropic/v1/messages/count_tokens", anthropic, `{"model":"m","messages":[{"role":"user","content":"x"}]}`, true},
+		{"Gemini's", "/gemini/v1/models/m:generateContent", google, `{"contents":[{"role":"user","parts":[{"text":"x"}]}]}`, true},
+		{"Cohere's", "/cohere/v2/chat", bearer, `{"model":"m","messages":[{"role":"user","content":"x"}]}`, true},
+		{"Mistral's", "/mistral/v1/chat/completions", bearer, `{"model":"m","messages":[{"role":"user","content":"x"}]}`, true},
+		{"no credential", "/openai/v1/chat/completions", "", `{"model":"m","messages":[{"role":"user","content":"x"}]}`, false},
+		{"another's credential", "/openai/v1/chat/completions", "authorization: Bearer sk-bad", `{"model":"m","messages":[{"role":"user","content":"x"}]}`, false},
+		{"the wrong header", "/gemini/v1/models/m:generateContent", bearer, `{"contents":[{"role":"user","parts":[{"text":"x"}]}]}`, false},
+		{"two credentials", "/anthropic/v1/messages", anthropic + "\n" + bearer, `{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"x"}]}`, false},
+		{"a key of ours", "/openai/v1/chat/completions", bearer, `{"model":"m","messages":[{"role":"user","content":"aid_sk_x"}]}`, false},
+		{"OpenAI's field at Anthropic", "/anthropic/v1/messages", anthropic, `{"model":"m","max_tokens":1,"n":1,"messages":[{"role":"user","content":"x"}]}`, false},
+		{"a field deep inside", "/anthropic/v1/messages", anthropic, `{"model":"m","max_tokens":1,"messages":[{"role":"user","content":[{"type":"text","text":"x","name":"y"}]}]}`, false},
+		{"a call without an answer", "/anthropic/v1/messages", anthropic, `{"model":"m","max_tokens":1,"messages":[{"role":"assistant","content":[{"type":"tool_use","id":"a","name":"f","input":{}}]},{"role":"user","content":"x"}]}`, false},
+		{"what Anthropic requires", "/anthropic/v1/messages", anthropic, `{"model":"m","messages":[{"role":"user","content":"x"}]}`, false},
+		{"another version", "/anthropic/v1/messages", "x-api-key: sk-good\nanthropic-version: 2020-01-01", `{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"x"}]}`, false},
+		{"OpenAI's field at Gemini", "/gemini/v1/models/m:generateContent", google, `{"contents":[{"role":"user","parts":[{"text":"x"}]}],"messages":[]}`, false},
+		{"a role that Gemini has not", "/gemini/v1/models/m:generateContent", google, `{"contents":[{"role":"assistant","parts":[{"text":"x"}]}]}`, false},
+		{"OpenAI's field at Cohere", "/cohere/v2/chat", bearer, `{"model":"m","user":"u","messages":[{"role":"user","content":"x"}]}`, false},
+		{"OpenAI's field at Mistral", "/mistral/v1/chat/completions", bearer, `{"model":"m","seed":1,"messages":[{"role":"user","content":"x"}]}`, false},
+		{"OpenAI's ids at Mistral", "/mistral/v1/chat/completions", bearer, `{"model":"m","messages":[{"role":"assistant","content":"","tool_calls":[{"id":"call_1","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","tool_call_id":"call_1","content":"x"}]}`, false},
+		{"next year's field at OpenAI", "/openai/v1/chat/completions", bearer, `{"model":"m","of_next_year":1,"messages":[{"role":"user","content":"x"}]}`, false},
+		{"a path that it has not", "/openai/v1/threads", bearer, `{}`, false},
+		{"what is not JSON", "/openai/v1/chat/completions", bearer, `{`, false},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.checks+c.path, strings.NewReader(c.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for h := range strings.Lines(c.headers) {
+			name, value, _ := strings.Cut(strings.TrimSpace(h), ": ")
+			req.Header.Set(name, value)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		resp.Body.Close()
+		if !c.good {
+			faults++
+		}
+		if c.good == (resp.StatusCode == http.StatusUnprocessableEntity) {
+			t.Errorf("%s: %d", c.name, resp.StatusCode)
+		}
+	}
+	if got := len(s.checked(t).Faults); got < faults {
+		t.Errorf("%d faults are remembered of %d", got, faults)
+	}
+}
+
+// checked is what came to the providers, and what was wrong with it.
+type checked struct {
+	Seen   map[string]int
+	Faults []string
+}
+
+func (s *sdks) checked(t *testing.T) checked {
+	t.Helper()
 	resp, err := http.Get(s.checks + "/checked")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	var checked struct {
-		Seen   map[string]int
-		Faults []string
-	}
-	if err := json.NewDecoder(resp.Body).Decode(&checked); err != nil {
+	var c checked
+	if err := json.NewDecoder(resp.Body).Decode(&c); err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range checked.Faults {
-		t.Error("reached a provider:", f)
-	}
-	t.Log("reached the providers:", checked.Seen)
+	return c
 }
 
 // block is a piece of code in docs/clients.md, below a heading.

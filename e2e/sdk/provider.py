@@ -154,6 +154,9 @@ def body_faults(kind, path, headers, body):
             if (kind, path) == ("openai", "/v1/chat/completions"):
                 # OpenAI takes a name on a tool's message, as CrewAI sends it; its SDK's types have lost it.
                 body = {**body, "messages": [{k: v for k, v in m.items() if (m["role"], k) != ("tool", "name")} for m in body["messages"]]}
+            if (kind, path) == ("openai", "/v1/responses"):
+                # Its types require "strict" of a function and its server does not: LangChain and ag2 leave it out.
+                body = {**body, **({"tools": [{"strict": None, **t} if t["type"] == "function" else t for t in body["tools"]]} if "tools" in body else {})}
             types.check("", body, {
                 ("mistral", "/v1/embeddings"): mm.EmbeddingRequest,
                 ("mistral", "/v1/moderations"): mm.ClassificationRequest,
@@ -246,8 +249,11 @@ class Provider(http.server.BaseHTTPRequestHandler):
         mock = http.client.HTTPConnection(MOCK, timeout=30)
         if path.startswith("/v1/models/"):
             path = path.replace("v1", "v1beta", 1)  # google-genai has gone on to v1, and aimock has not
-        mock.request("POST", path, raw, {"Content-Type": "application/json", "Authorization": "Bearer mock"})
-        answer = mock.getresponse()
+        try:
+            mock.request("POST", path, raw, {"Content-Type": "application/json", "Authorization": "Bearer mock"})
+            answer = mock.getresponse()
+        except OSError as e:
+            return self.reply(502, json.dumps({"error": {"message": f"no mock: {e}"}}).encode())
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in ("transfer-encoding", "connection", "date", "server", "content-length", "keep-alive"):

@@ -98,6 +98,16 @@ def test_responses_streamed():
     assert events[-1] == "response.completed"
 
 
+def test_responses_are_for_openais_own_models():
+    with pytest.raises(openai.BadRequestError) as e:
+        client().responses.create(model=MODELS[1], input="hello")
+    assert e.value.code == "unsupported_endpoint"
+
+
+def test_moderations():
+    assert client().moderations.create(model="omni-moderation-latest", input="hello").results[0].flagged is False
+
+
 def test_models():
     ids = {model.id for model in client().models.list()}
     assert "gpt-4o" in ids
