@@ -842,7 +842,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 func (x *exchange) translate(out *mutation, length int64, end bool) *extprocv3.ProcessingResponse {
 	t := x.reader.Translated()
 	out.header("content-type", t.ContentType())
-	out.remove = append(out.remove, "content-length", "content-encoding", "content-md5", "digest", "etag", "trailer")
+	out.remove = append(out.remove, "content-length", "content-encoding", "content-md5", "digest", "etag", "trailer", "location")
 	switch {
 	case end:
 		x.state = ended

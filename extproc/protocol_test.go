@@ -3,6 +3,7 @@ package extproc_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -583,6 +584,13 @@ func TestClientGone(t *testing.T) {
 	}
 }
 
+// asking is a body that asks for an answer, streamed or not.
+func asking(stream bool) *extprocv3.ProcessingRequest {
+	body := fmt.Sprintf(`{"model":"small","stream":%t,"messages":[{"role":"user","content":"hello"}]}`, stream)
+	return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestBody{
+		RequestBody: &extprocv3.HttpBody{Body: []byte(body), EndOfStream: true}}}
+}
+
 // TestTranslatedTrailers: a translated answer ends with its body. What would still have
 // to be said behind trailers cuts it, so that it does not look whole; and what is in
 // trailers is no more the caller's business than what is in headers.
@@ -612,8 +620,8 @@ func TestTranslatedTrailers(t *testing.T) {
 			}
 			return stream.Recv()
 		}
-		for _, letter := range "hb" {
-			if _, err := ask(w.messageOf(byte(letter))); err != nil {
+		for _, m := range []*extprocv3.ProcessingRequest{w.messageOf('h'), asking(strings.HasPrefix(c.contentType, "text/event-stream"))} {
+			if _, err := ask(m); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -654,7 +662,7 @@ func TestTranslatedClientGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, m := range []*extprocv3.ProcessingRequest{
-		w.messageOf('h'), w.messageOf('b'),
+		w.messageOf('h'), asking(true),
 		{Request: &extprocv3.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extprocv3.HttpHeaders{
 			Headers: headerMap([][2]string{{":status", "200"}, {"content-type", "text/event-stream"}})}}},
 		{Request: &extprocv3.ProcessingRequest_ResponseBody{ResponseBody: &extprocv3.HttpBody{

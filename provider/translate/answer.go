@@ -100,7 +100,7 @@ func (r Request) Answer(status int, contentType string, now func() time.Time, id
 	switch {
 	case status < 200 || status > 299:
 		a.form = errorForm
-	case err == nil && media == "text/event-stream":
+	case err == nil && media == "text/event-stream" && r.Stream: // unasked, it is not what the caller could read
 		a.form = streamForm
 	}
 	return a
@@ -123,6 +123,9 @@ func (a *Answer) Status() int {
 		return 400
 	case 499, 529: // Cohere: cancelled; Anthropic: overloaded
 		return 503
+	}
+	if a.status < 200 || a.status >= 300 && a.status < 400 {
+		return 502 // where to go instead is not for the caller
 	}
 	return a.status
 }
@@ -228,6 +231,11 @@ func (a *Answer) wholeEnd(tooLong bool) {
 	if e, is := a.errorOf(v); is {
 		a.status = 502
 		a.failed(e)
+		return
+	}
+	if a.req.Stream {
+		a.status = 502 // whoever waits for events would read nothing from it
+		a.failed(unreadable(a.req.Kind))
 		return
 	}
 	switch a.req.Kind {

@@ -168,7 +168,7 @@ func typeOf(status int) string {
 		return "insufficient_quota"
 	case status == 429:
 		return "rate_limit_error"
-	case status >= 500 || status == 499:
+	case status >= 500 || status == 499 || status < 400:
 		return "server_error"
 	}
 	return "invalid_request_error"
