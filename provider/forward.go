@@ -60,7 +60,11 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 	if c.Stream && s.Answer != nil && s.Answer.Stream == "none" {
 		return Forward{}, noStream()
 	}
-	f.Path = upstreamPath(p.Kind, up.PathPrefix, c.Endpoint.Path, path, s.Paths)
+	prefix := up.PathPrefix
+	if last := lastSegment(prefix); f.translation != nil && isVersion(last) && p.Kind != KindGemini {
+		prefix = strings.TrimSuffix(prefix, "/"+last) // the words are of the version that the translation says
+	}
+	f.Path = upstreamPath(p.Kind, prefix, c.Endpoint.Path, path, s.Paths)
 	if strings.Contains(f.Path, "{model}") {
 		// Of settings.paths: nothing else has braces.
 		if f.Path = strings.ReplaceAll(f.Path, "{model}", c.Model); pathProblem(f.Path) != "" {

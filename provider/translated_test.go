@@ -38,6 +38,7 @@ func TestForwardTranslated(t *testing.T) {
 		{"cohere", "https://api.cohere.com", chat, ``, "/v2/chat",
 			"accept=application/json,authorization=Bearer secret-of-a,content-type=application/json"},
 		{"cohere", "https://api.cohere.com/v2", embeddings, ``, "/v2/embed", ""},
+		{"cohere", "https://proxy.example/cohere/v1", chat, ``, "/cohere/v2/chat", ""},
 		{"mistral", "https://api.mistral.ai", chat, ``, "/v1/chat/completions", ""},
 		{"mistral", "https://api.mistral.ai/v1", embeddings, ``, "/v1/embeddings", ""},
 	} {
