@@ -1,9 +1,12 @@
 package provider
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"strings"
+)
 
 // ModelsFormat is the format in which somebody who asks for models wants them.
-// Four APIs have them at /v1/models; what the SDKs of three of them always send tells
+// Five APIs have them at /v1/models; what the SDKs of four of them always send tells
 // which. has says whether the request has a header.
 func ModelsFormat(ep Endpoint, has func(header string) bool, userAgent string) Format {
 	switch {
@@ -15,6 +18,8 @@ func ModelsFormat(ep Endpoint, has func(header string) bool, userAgent string) F
 		return FormatGemini
 	case OwnClient(userAgent):
 		return FormatMistral
+	case strings.HasPrefix(userAgent, "cohere/"), strings.HasPrefix(userAgent, "cohere-ai/"): // Python, JavaScript
+		return FormatCohere
 	default:
 		return FormatOpenAI
 	}
@@ -25,7 +30,7 @@ func ModelsFormat(ep Endpoint, has func(header string) bool, userAgent string) F
 //
 // Sources: https://platform.openai.com/docs/api-reference/models,
 // https://docs.anthropic.com/en/api/models-list, https://ai.google.dev/api/models,
-// https://docs.mistral.ai/api/endpoint/models.
+// https://docs.mistral.ai/api/endpoint/models, https://docs.cohere.com/reference/list-models.
 func (f Format) EncodeModels(models []Model) ([]byte, error) {
 	list := make([]any, len(models)) // an empty list, not null
 	for i, m := range models {
@@ -39,7 +44,7 @@ func (f Format) EncodeModels(models []Model) ([]byte, error) {
 			page.First, page.Last = &models[0].ID, &models[n-1].ID
 		}
 		v = page
-	case FormatGemini:
+	case FormatGemini, FormatCohere:
 		v = struct {
 			Models []any `json:"models"`
 		}{list}
@@ -61,6 +66,8 @@ func (f Format) model(m Model) any {
 		return anthropicModel{Type: "model", ID: m.ID, DisplayName: m.ID, CreatedAt: "1970-01-01T00:00:00Z", Lifecycle: "active"}
 	case FormatGemini:
 		return geminiModel{Name: "models/" + m.ID, DisplayName: m.ID}
+	case FormatCohere:
+		return cohereModel{Name: m.ID}
 	case FormatMistral: // whose SDK insists on a type and capabilities
 		return mistralModel{openAIModel{ID: m.ID, Object: "model", OwnedBy: m.OwnedBy}, "base", struct{}{}}
 	default:
@@ -94,6 +101,10 @@ type anthropicModels struct {
 	More  bool    `json:"has_more"`
 	First *string `json:"first_id"`
 	Last  *string `json:"last_id"`
+}
+
+type cohereModel struct {
+	Name string `json:"name"`
 }
 
 type geminiModel struct {

@@ -24,6 +24,10 @@ func TestEncodeModels(t *testing.T) {
 			`{"object":"list","data":[{"id":"a","object":"model","created":0,"owned_by":"one","type":"base","capabilities":{}},{"id":"b/c","object":"model","created":0,"owned_by":"two","type":"base","capabilities":{}}]}`,
 			`{"object":"list","data":[]}`,
 			`{"id":"a","object":"model","created":0,"owned_by":"one","type":"base","capabilities":{}}`},
+		{provider.FormatCohere,
+			`{"models":[{"name":"a"},{"name":"b/c"}]}`,
+			`{"models":[]}`,
+			`{"name":"a"}`},
 		{provider.FormatGemini,
 			`{"models":[{"name":"models/a","displayName":"a"},{"name":"models/b/c","displayName":"b/c"}]}`,
 			`{"models":[]}`,
@@ -62,7 +66,12 @@ func TestModelsFormat(t *testing.T) {
 		}
 	}
 	ep, _, _ := provider.Match("GET", "/v1/models")
-	if got := provider.ModelsFormat(ep, func(string) bool { return false }, "mistral-client-python/3.7.0"); got != provider.FormatMistral {
-		t.Errorf("Mistral's client: %s", got)
+	for agent, want := range map[string]provider.Format{
+		"mistral-client-python/3.7.0": provider.FormatMistral, "cohere/7.3.1": provider.FormatCohere, "cohere-ai/8.1.0": provider.FormatCohere,
+		"OpenAI/Python 3.54.0": provider.FormatOpenAI, "coherence/1": provider.FormatOpenAI,
+	} {
+		if got := provider.ModelsFormat(ep, func(string) bool { return false }, agent); got != want {
+			t.Errorf("%s: %s, want %s", agent, got, want)
+		}
 	}
 }

@@ -63,6 +63,11 @@ def test_rerank():
     assert (answer.results[0].index, answer.meta.billed_units.search_units) == (0, 1)
 
 
+def test_models():
+    assert MODEL in [m.name for m in client().models.list(request_options=ONCE).models]
+    assert client().models.get(MODEL, request_options=ONCE).name == MODEL
+
+
 def test_401(dead_key):
     with pytest.raises(cohere.UnauthorizedError):
         ask(client(secret=dead_key))
