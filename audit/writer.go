@@ -92,6 +92,7 @@ type Writer struct {
 	metrics *metrics
 
 	wake    chan struct{} // there may be a batch to commit
+	linger  *time.Timer   // when it fires, there is one that nobody was in a hurry for
 	closing chan struct{} // closed by Close
 	ended   chan struct{} // closed by Run when it has ended
 
@@ -183,6 +184,7 @@ func OpenWriter(c WriterConfig) (*Writer, error) {
 		wake: make(chan struct{}, 1), closing: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}),
 		book: newBook(),
 	}
+	w.linger = time.NewTimer(lingerTime)
 	w.metrics = newMetrics(w)
 	var err error
 	if err = makeDir(c.Dir); err != nil {
@@ -329,6 +331,12 @@ func (w *Writer) add(it item) (*batch, int, error) {
 	}
 	b.long = b.bytes >= lingerBytes
 	w.queued += size
+	if b.waits == 0 && !b.long {
+		if len(b.items) == 1 {
+			w.linger.Reset(lingerTime)
+		}
+		return b, len(b.items) - 1, nil
+	}
 	select {
 	case w.wake <- struct{}{}:
 	default:
@@ -410,11 +418,9 @@ func (w *Writer) Run(ctx context.Context) error {
 
 	var retry *time.Timer // set while the disk is failing
 	pause := minRetry
-	var linger *time.Timer // set while there is only what nobody waits for
 	for {
 		b, failed := w.take(false)
 		if b != nil {
-			linger = nil
 			if w.commit(b) {
 				pause = minRetry
 			}
@@ -423,24 +429,17 @@ func (w *Writer) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		var again, lingered <-chan time.Time
-		switch {
-		case failed:
+		var again <-chan time.Time
+		if failed {
 			if retry == nil {
 				retry = time.NewTimer(pause)
 				pause = min(2*pause, maxRetry)
 			}
 			again = retry.C
-		case w.waiting():
-			if linger == nil {
-				linger = time.NewTimer(lingerTime)
-			}
-			lingered = linger.C
 		}
 		select {
 		case <-w.wake:
-		case <-lingered:
-			linger = nil
+		case <-w.linger.C:
 			if b, _ := w.take(true); b != nil && w.commit(b) {
 				pause = minRetry
 			}
@@ -678,6 +677,7 @@ func (w *Writer) reopen() {
 	w.mu.Lock()
 	w.failed = nil
 	w.mu.Unlock()
+	w.linger.Reset(0) // for what was kept
 }
 
 // begin makes the next segment and durable, and closes the one before it. Its head
