@@ -60,7 +60,7 @@ func TestSDKs(t *testing.T) {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()
 				_, one := s.up.Key(t, s.agent, `{"name":"one","scopes":["*"],"rate_limit":1}`)
-				env := append(s.env, "AID_ONE_RPM_KEY="+one)
+				env := append(s.environ(t), "AID_ONE_RPM_KEY="+one)
 				if c.program == "node" {
 					play(t, s.dir, env, s.programs[c.program], "--test", c.file)
 				} else {
@@ -209,7 +209,7 @@ func (s *sdks) run(t *testing.T, b block) {
 		t.Fatalf("nothing runs %q", b.language)
 	}
 	cmd := exec.CommandContext(t.Context(), program, args...)
-	cmd.Dir, cmd.Env = s.dir, s.env
+	cmd.Dir, cmd.Env = s.dir, s.environ(t)
 	cmd.Stdin = strings.NewReader(strings.NewReplacer("http://localhost:8080", s.up.Gateway, "aid_sk_your_agent_key", s.key).Replace(b.code))
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "Answered as documented.") {
@@ -281,10 +281,13 @@ func newSDKs(t *testing.T) *sdks {
 		"PYTHONDONTWRITEBYTECODE=1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1",
 		// Frameworks that tell their makers what they are used for are told not to.
 		"CREWAI_DISABLE_TELEMETRY=true", "OTEL_SDK_DISABLED=true", "CREWAI_TRACING_ENABLED=false", "OPENAI_AGENTS_DISABLE_TRACING=1", "LANGSMITH_TRACING=false", "AI_SDK_LOG_WARNINGS=false",
-		"HTTP_PROXY="+elsewhere, "HTTPS_PROXY="+elsewhere, "http_proxy="+elsewhere, "https_proxy="+elsewhere, "NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1",
-		"HOME="+t.TempDir())
+		"HTTP_PROXY="+elsewhere, "HTTPS_PROXY="+elsewhere, "http_proxy="+elsewhere, "https_proxy="+elsewhere, "NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1", "NODE_USE_ENV_PROXY=1")
 	return s
 }
+
+// environ is the environment of one client, which has a home of its own: some keep
+// databases there.
+func (s *sdks) environ(t *testing.T) []string { return append(slices.Clip(s.env), "HOME="+t.TempDir()) }
 
 // nowhere is a proxy that lets nothing through: a client that asks anybody but the
 // gateway fails the test.
