@@ -230,7 +230,11 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 		isTool bool   // the role says that a tool speaks
 		name   string // who speaks
 		kind   bool   // it says what it is, by type or role
+
+		pictured, picture bool // it is a picture that was made before; and here it is
+		mcp, labelled     bool // it is an MCP server or of one; and has a name
 	}
+	o.mcp = s.needsLabel
 	for p.d.PeekKind() == '"' {
 		raw, err := p.d.ReadValue()
 		if err != nil {
@@ -269,7 +273,35 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 				return mustBe(err, field, "a string")
 			}
 			o.kind = o.kind || len(s) > 0
+			o.pictured = string(s) == "image_generation_call"
 			if e := p.item(s, field); e != nil {
+				return e
+			}
+		case picture:
+			s, err := p.d.ReadValue() // of other items it is text, and counts as that
+			if err != nil {
+				return syntax(err)
+			}
+			o.picture = len(s) > len(`""`) && s[0] == '"'
+		case toolType:
+			s, err := p.str()
+			if err != nil {
+				return mustBe(err, field, "a string")
+			}
+			o.mcp = o.mcp || string(s) == "mcp" || string(s) == "mcp_toolset"
+			if e := p.toolType(s, field); e != nil {
+				return e
+			}
+		case label:
+			s, err := p.str()
+			if err != nil {
+				return mustBe(err, field, "a string")
+			}
+			if len(s) == 0 {
+				continue
+			}
+			o.labelled = true
+			if e := p.tool([]byte("mcp:"+string(s)), field); e != nil {
 				return e
 			}
 		default:
@@ -286,8 +318,11 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 			return e
 		}
 	}
-	if s.needsKind && !o.kind {
+	if s.needsKind && !o.kind || o.pictured && !o.picture {
 		return isStored(in)
+	}
+	if o.mcp && !o.labelled {
+		return bad("missing_label", in, "An MCP server has no name. Policies know it by its name: give it one.")
 	}
 	return nil
 }
@@ -332,25 +367,6 @@ func (p *walker) value(r rule, field string, depth int) *Error {
 			return mustBe(err, field, "a string")
 		}
 		return p.tool(s, field)
-	case toolType:
-		s, err := p.str()
-		if err != nil {
-			return mustBe(err, field, "a string")
-		}
-		switch string(s) {
-		case "", "function", "custom", "mcp", "mcp_toolset", "namespace":
-			return nil // known by its name or label
-		}
-		return p.tool(undated(s), field)
-	case label:
-		s, err := p.str()
-		if err != nil {
-			return mustBe(err, field, "a string")
-		}
-		if len(s) == 0 {
-			return nil
-		}
-		return p.tool([]byte("mcp:"+string(s)), field)
 	case link:
 		return p.link(r.in, field, depth)
 	case blob:
@@ -372,6 +388,15 @@ func (p *walker) value(r rule, field string, depth int) *Error {
 		return p.options(depth)
 	}
 	return bad("invalid_json", field, "\""+field+"\" cannot be judged.")
+}
+
+// toolType notes a tool of the provider's own. Others are known by name or label.
+func (p *walker) toolType(s []byte, field string) *Error {
+	switch string(s) {
+	case "", "function", "custom", "mcp", "mcp_toolset", "namespace":
+		return nil
+	}
+	return p.tool(undated(s), field)
 }
 
 // unknown is a member that the shape does not name, or not in these bytes.
@@ -601,7 +626,7 @@ func (p *walker) notStored(do action, field string) *Error {
 			return nil
 		}
 		if do == second {
-			return bad("unsupported_parameter", field, "A tool that names a model of its own is not accepted: that model would not be judged.")
+			return bad("unsupported_parameter", field, "What names a model of its own beside the request's is not accepted: that model would not be judged.")
 		}
 		return isStored(field)
 	default:
@@ -667,9 +692,11 @@ func (p *walker) link(s *shape, field string, depth int) *Error {
 			return bad("too_many_urls", field, "The request has more than "+strconv.Itoa(maxTools)+" URLs.")
 		}
 		p.hosts = append(p.hosts, h)
-		if h == "generativelanguage.googleapis.com" {
+		if strings.HasSuffix(h, "generativelanguage.googleapis.com") || strings.HasPrefix(h, "generativelanguage.") {
 			return isStored(field) // a file that somebody uploaded
 		}
+	} else if len(b) > 0 && snake(field) == "file_uri" {
+		return isStored(field) // "files/…": the same, by its name
 	}
 	return nil
 }

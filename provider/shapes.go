@@ -11,6 +11,7 @@ type shape struct {
 
 	keysAreTools bool // each member is a tool of the provider's own, by its name (Gemini)
 	needsKind    bool // an object without "type" and "role" is a reference to something stored (Responses)
+	needsLabel   bool // it is an MCP server: without a name nothing could be judged
 }
 
 // rule is what is done with the value of a member.
@@ -38,7 +39,8 @@ const (
 	tool                    // a string: the name of a tool
 	toolType                // a string: the type of a tool; built-in ones are known by it
 	callType                // a string: the type of an item, "web_search_call"
-	label                   // a string: the name of an MCP server
+	label                   // a string: the name of an MCP server, which must have one
+	picture                 // a string of base64; without it, an item of type image_generation_call is the id of a picture
 	role                    // a string: who speaks
 	speaker                 // a string: who speaks in particular, a tool if role says so
 	link                    // a URL that the provider fetches: a string, or an object with "url"
@@ -101,7 +103,9 @@ var steering = map[string]rule{
 	"aws_region_name": {do: refuse}, "aws_role_name": {do: refuse}, "aws_bedrock_runtime_endpoint": {do: refuse},
 	"vertex_project": {do: refuse}, "vertex_location": {do: refuse}, "vertex_credentials": {do: refuse}, "vertex_ai_project": {do: refuse}, "vertex_ai_location": {do: refuse},
 	"plugins": {do: refuse}, "no_log": {do: refuse},
-	"lora_path": {do: refuse}, "lora_request": {do: refuse}, "adapter_id": {do: refuse}, // another model, in effect (SGLang, TGI)
+	"preset": {do: refuse}, "compound_custom": {do: refuse}, "safety_model": {do: second}, // other models, by name or stored (OpenRouter, Groq, Together)
+	"data_sources": {do: stored},                                                           // indexes and servers that Azure asks with credentials of its own
+	"lora_path":    {do: refuse}, "lora_request": {do: refuse}, "adapter_id": {do: refuse}, // another model, in effect (SGLang, TGI)
 	"kv_transfer_params": {do: refuse}, "bootstrap_host": {do: refuse}, "bootstrap_port": {do: refuse}, "bootstrap_room": {do: refuse}, // another server (vLLM, SGLang)
 }
 
@@ -111,21 +115,24 @@ var steering = map[string]rule{
 var functionShape = newShape(map[string]rule{"name": {do: tool}})
 
 // toolShape is an element of "tools", also of Responses and of Anthropic, where
-// the name is not in an inner object. A tool that names a model would run one that
-// nobody judged.
-var toolShape = newShape(map[string]rule{
-	"type": {do: toolType}, "name": {do: tool}, "function": {do: walk, in: &functionShape}, "custom": {do: walk, in: &functionShape},
-	"tools": {do: walk, in: &innerToolShape}, "model": {do: second}, "server_label": {do: label}, "mcp_server_name": {do: label}, "server_url": {do: link}, "connector_id": {do: tool},
-	"vector_store_ids": {do: stored}, "container": {do: inline, in: &containerShape}, "input_image_mask": {do: walk, in: &partShape},
-	"skills": {do: stored}, "environment": {do: inline, in: &containerShape}, "library_ids": {do: stored},
-	"api_key": {do: refuse}, "base_url": {do: refuse},
-})
+// the name is not in an inner object, and of what adds tools in the middle of a
+// conversation. Some hold tools themselves. A tool that names a model would run one
+// that nobody judged.
+var toolShape = func() shape {
+	tools := &shape{}
+	*tools = newShape(map[string]rule{
+		"type": {do: toolType}, "name": {do: tool}, "function": {do: walk, in: &functionShape}, "custom": {do: walk, in: &functionShape},
+		"tools": {do: walk, in: tools}, "model": {do: second}, "svg": {do: walk, in: &modelShape},
+		"server_label": {do: label}, "mcp_server_name": {do: label}, "server_url": {do: link}, "connector_id": {do: tool}, "tunnel_id": {do: tool},
+		"vector_store_ids": {do: stored}, "container": {do: inline, in: &containerShape}, "input_image_mask": {do: walk, in: &partShape},
+		"skills": {do: stored}, "environment": {do: inline, in: &containerShape}, "library_ids": {do: stored},
+		"api_key": {do: refuse}, "base_url": {do: refuse},
+	})
+	return *tools
+}()
 
-// innerToolShape is an element of a namespace of tools.
-var innerToolShape = newShape(map[string]rule{
-	"type": {do: toolType}, "name": {do: tool}, "function": {do: walk, in: &functionShape}, "custom": {do: walk, in: &functionShape},
-	"model": {do: second}, "server_url": {do: link}, "server_label": {do: label}, "vector_store_ids": {do: stored},
-})
+// modelShape is a part of a request that may name a model of its own.
+var modelShape = newShape(map[string]rule{"model": {do: second}})
 
 var containerShape = newShape(map[string]rule{"file_ids": {do: stored}, "container_id": {do: stored}, "id": {do: stored}, "skills": {do: stored}})
 
@@ -153,7 +160,8 @@ var spokenShape = newShape(map[string]rule{"id": {do: stored}})
 var chatBody = newShape(with(steering, map[string]rule{
 	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: options}, "max_tokens": {do: tokens}, "max_completion_tokens": {do: tokens},
 	"messages": {do: walk, in: &messageShape}, "tools": {do: walk, in: &toolShape}, "functions": {do: walk, in: &functionShape},
-	"web_search_options": {do: marks}, "max_output_tokens": {do: refuse},
+	"web_search_options": {do: marks}, "search_parameters": {do: marks}, "max_output_tokens": {do: refuse},
+	"moderation": {do: walk, in: &modelShape}, "deferred": {do: noTrue},
 }))
 
 var completionsBody = newShape(with(steering, map[string]rule{
@@ -172,7 +180,8 @@ var moderationsBody = newShape(with(steering, map[string]rule{
 var itemShape = func() shape {
 	s := newShape(map[string]rule{
 		"type": {do: callType}, "role": {do: role}, "name": {do: tool}, "content": {do: walk, in: &partShape}, "output": {do: walk, in: &partShape},
-		"server_label": {do: label}, "server_url": {do: link}, "tools": {do: walk, in: &innerToolShape}, "container_id": {do: stored}, "file_id": {do: stored},
+		"server_label": {do: label}, "server_url": {do: link}, "tools": {do: walk, in: &toolShape}, "container_id": {do: stored}, "file_id": {do: stored},
+		"environment": {do: inline, in: &containerShape}, "result": {do: picture},
 	})
 	s.needsKind = true
 	return s
@@ -182,6 +191,7 @@ var responsesBody = newShape(with(steering, map[string]rule{
 	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: pass}, "max_output_tokens": {do: tokens}, "max_tokens": {do: refuse}, "max_completion_tokens": {do: refuse},
 	"input": {do: walk, in: &itemShape}, "tools": {do: walk, in: &toolShape},
 	"previous_response_id": {do: stored}, "conversation": {do: stored}, "prompt": {do: stored}, "background": {do: noTrue},
+	"moderation": {do: walk, in: &modelShape},
 }))
 
 // ---- Anthropic: messages ----
@@ -193,13 +203,21 @@ var blockShape = func() *shape {
 	source := newShape(map[string]rule{"url": {do: link}, "data": {do: blob}, "file_id": {do: stored}, "content": {do: walk, in: block}})
 	*block = newShape(map[string]rule{
 		"name": {do: tool}, "server_name": {do: label}, "source": {do: walk, in: &source}, "content": {do: walk, in: block}, "file_id": {do: stored},
+		"tool": {do: walk, in: &changeShape}, "tool_changes": {do: walk, in: block}, "mcp_server_name": {do: label}, "tools": {do: walk, in: &toolShape},
 	})
 	return block
 }()
 
+// changeShape is a tool that is offered, or no more, from a block on.
+var changeShape = newShape(map[string]rule{"name": {do: tool}, "server_name": {do: label}, "definition": {do: walk, in: &toolShape}})
+
 var turnShape = newShape(map[string]rule{"role": {do: role}, "content": {do: walk, in: blockShape}})
 
-var mcpServerShape = newShape(map[string]rule{"name": {do: label}, "url": {do: link}})
+var mcpServerShape = func() shape {
+	s := newShape(map[string]rule{"name": {do: label}, "url": {do: link}})
+	s.needsLabel = true
+	return s
+}()
 
 var messagesBody = newShape(with(steering, map[string]rule{
 	"model": {do: model}, "stream": {do: stream}, "max_tokens": {do: tokens}, "max_tokens_to_sample": {do: refuse},
@@ -250,8 +268,12 @@ var (
 	contentShape        = newShape(both(map[string]rule{"role": {do: role}, "parts": {do: walk, in: &geminiPartShape}}))
 
 	geminiTransportShape = newShape(both(map[string]rule{"url": {do: link}}))
-	geminiMCPShape       = newShape(both(map[string]rule{"name": {do: label}, "streamableHttpTransport": {do: walk, in: &geminiTransportShape}}))
-	geminiSearchShape    = newShape(both(map[string]rule{"fileSearchStoreNames": {do: stored}, "ragResources": {do: stored}}))
+	geminiMCPShape       = func() shape {
+		s := newShape(both(map[string]rule{"name": {do: label}, "streamableHttpTransport": {do: walk, in: &geminiTransportShape}}))
+		s.needsLabel = true
+		return s
+	}()
+	geminiSearchShape = newShape(both(map[string]rule{"fileSearchStoreNames": {do: stored}, "ragResources": {do: stored}}))
 
 	// geminiToolShape: what is not declared here is a tool of Google's own, which
 	// is known by the member's name: "google_search" for googleSearch.
