@@ -85,10 +85,13 @@ func hidden(name string) bool {
 		"x-http-method", "x-http-method-override", "x-method-override",
 		"tracestate", "baggage", "b3", "te", "trailer", "expect", "proxy-connection", "keep-alive", "upgrade", "http2-settings",
 		"openai-organization", "openai-project", "anthropic-workspace-id", "anthropic-user-profile-id", "x-goog-user-project", // they choose whose bill it is: the provider's configuration does that
+		"x-hf-bill-to", "x-vertex-ai-llm-request-type", "x-vertex-ai-llm-shared-request-type",
+		"azureml-model-deployment", // it chooses another model, as x-ms-oai-image-generation-deployment does
 		"anthropic-dangerous-direct-browser-access":
 		return true
 	}
-	for _, p := range []string{"x-aid-", "x-agent-", "x-forwarded-", "x-b3-", "cf-", "sec-", "x-ms-client-", "x-goog-iam-", "x-goog-authenticated-"} {
+	for _, p := range []string{"x-aid-", "x-agent-", "x-forwarded-", "x-b3-", "cf-", "sec-", "x-ms-client-", "x-ms-oai-", "x-goog-iam-", "x-goog-authenticated-",
+		"x-litellm-", "x-portkey-", "helicone-"} { // gateways like us take their orders from these
 		if strings.HasPrefix(name, p) {
 			return true
 		}
