@@ -673,9 +673,8 @@ func (x *exchange) enforce(received int) *extprocv3.ProcessingResponse {
 		m.remove = append(m.remove, "content-encoding")
 		m.header("content-length", strconv.Itoa(len(body)))
 	}
-	if secret := x.provider.Credential.Reveal(); len(secret) >= minSecret {
-		x.keep.secret = []byte(secret)
-	}
+	x.keep.keep(x.provider.Credential.Reveal())
+	x.keep.keep(f.Sent)
 	reply := forwardBody(m, body)
 	if x.req.endOfStream {
 		reply = forwardHeaders(m)
@@ -792,7 +791,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 			length, _ = strconv.ParseInt(string(h.GetRawValue()), 10, 64)
 		case "x-request-id", "request-id", "apim-request-id", "x-amzn-requestid":
 			if x.providerID == "" {
-				x.providerID = clip(string(h.GetRawValue()), 128)
+				x.providerID = x.said(string(h.GetRawValue()), 128)
 			}
 		case "retry-after":
 			x.retryAfter = string(h.GetRawValue())
@@ -809,6 +808,13 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 		x.outcome = outcomeProviderError
 		return x.refuse(&provider.Error{Status: http.StatusBadGateway, Type: "api_error", Code: "provider_unauthorized",
 			Message: "The provider refused the gateway's credential. Your key is fine; an administrator must renew the provider's."}), nil
+	}
+	if x.status >= 300 && x.status < 400 && x.outcome == "" {
+		// Whoever follows it leaves the gateway: with the prompt, and with its key,
+		// of which HTTP clients take back but the one in "authorization".
+		x.outcome = outcomeProviderError
+		return x.refuse(&provider.Error{Status: http.StatusBadGateway, Type: "api_error", Code: "provider_redirects",
+			Message: "The provider sends requests elsewhere, where the gateway does not follow. An administrator must correct its base URL."}), nil
 	}
 	if x.status < http.StatusOK && x.outcome == "" {
 		// 101, which nobody asked for: what follows would be in a protocol that
@@ -883,6 +889,14 @@ func (x *exchange) finish(length int) *mutation {
 	}
 	m.header("content-length", strconv.Itoa(length))
 	return m
+}
+
+// said is what a provider says, as it may stand in the record.
+func (x *exchange) said(s string, n int) string {
+	if x.keep.in([]byte(s)) {
+		return "[redacted]"
+	}
+	return clip(s, n)
 }
 
 // statusOf is the status of an answer, or 0.
@@ -1007,7 +1021,7 @@ func (x *exchange) usageOfEnvoy(req *extprocv3.ProcessingRequest) {
 		x.s.metrics.protocol.WithLabelValues("token_usage").Inc()
 		return
 	}
-	x.responseModel = clip(u.GetModel(), 256)
+	x.responseModel = x.said(u.GetModel(), 256)
 	x.usage = provider.Usage{
 		InputTokens:      int64(u.GetInputTokens().GetValue()),
 		OutputTokens:     int64(u.GetOutputTokens().GetValue()),
@@ -1038,7 +1052,10 @@ func (x *exchange) settle(ctx context.Context, err error) {
 	outcome := x.howItEnded(err)
 	x.s.metrics.exchanges.WithLabelValues(outcome).Inc()
 	if x.reader != nil {
-		x.usage, x.responseModel, x.lost = x.reader.Usage(), clip(x.reader.Model(), 256), x.reader.Lost()
+		x.usage, x.responseModel = x.reader.Usage(), x.said(x.reader.Model(), 256)
+		for _, what := range x.reader.Lost() {
+			x.lost = append(x.lost, x.said(what, 64))
+		}
 	}
 	x.endSpan(outcome)
 	x.s.metrics.count(x.usage)

@@ -17,6 +17,7 @@ type Forward struct {
 	Path    string            // with the query
 	Set     map[string]string // headers, names in lower case; the credential is among them
 	Body    []byte            // nil: the call's own, as it was judged
+	Sent    string            // the credential in the form in which it is sent, if that is another than its own
 
 	translation *translate.Request // nil: the provider speaks the caller's format
 }
@@ -92,9 +93,13 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 		case "header":
 			f.Set[auth.Name] = secret
 		case "basic":
-			f.Set["authorization"] = "Basic " + base64.StdEncoding.EncodeToString([]byte(auth.User+":"+secret))
+			f.Sent = base64.StdEncoding.EncodeToString([]byte(auth.User + ":" + secret))
+			f.Set["authorization"] = "Basic " + f.Sent
 		case "query":
 			q = join(q, auth.Name, secret)
+			if f.Sent = url.QueryEscape(secret); f.Sent == secret {
+				f.Sent = ""
+			}
 		}
 	} else if p.HasCredential && auth.Type != "none" {
 		return Forward{}, misconfigured("its credential has not arrived yet")

@@ -84,6 +84,7 @@ var envoysOwn = []string{"x-forwarded-proto", "x-envoy-external-address", "x-env
 // business, where extproc does not see them.
 var concealed = []string{
 	"set-cookie", "set-cookie2", "alt-svc", "via", "nel", "report-to", "www-authenticate", "proxy-authenticate", "x-powered-by",
+	"location", "refresh", // who follows a redirect leaves the gateway
 	"openai-organization", "openai-project", "anthropic-organization-id", "authorization", "x-api-key", "api-key", "x-goog-api-key",
 }
 
