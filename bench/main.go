@@ -81,10 +81,10 @@ func run(ctx context.Context, out io.Writer) error {
 		func() (*path, error) { return startEnvoy(ctx, "plain", envoyBin, dir, upstream, "") },
 		func() (*path, error) { return startEnvoy(ctx, "noop", envoyBin, dir, upstream, "STREAMED") },
 		func() (*path, error) {
-			return startAid(ctx, "aid", bin, envoyBin, dir, upstream, "stream", *profiles != "")
+			return startAID(ctx, "aid", bin, envoyBin, dir, upstream, "stream", *profiles != "")
 		},
 		func() (*path, error) {
-			return startAid(ctx, "aid-usage-envoy", bin, envoyBin, dir, upstream, "envoy", false)
+			return startAID(ctx, "aid-usage-envoy", bin, envoyBin, dir, upstream, "envoy", false)
 		},
 	} {
 		p, err := start()

@@ -185,8 +185,8 @@ func (p *path) answers(ctx context.Context) error {
 	}
 }
 
-// startAid runs the product as its users do and makes an agent and a key.
-func startAid(ctx context.Context, name, aid, envoy, dir string, upstream int, usage string, pprof bool) (*path, error) {
+// startAID runs the product as its users do and makes an agent and a key.
+func startAID(ctx context.Context, name, aid, envoy, dir string, upstream int, usage string, pprof bool) (*path, error) {
 	home := filepath.Join(dir, name)
 	if err := os.Mkdir(home, 0o755); err != nil {
 		return nil, err

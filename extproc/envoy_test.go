@@ -472,13 +472,6 @@ func (w *world) post(path, body string) message {
 	}
 }
 
-func (w *world) get(path string) message {
-	return message{headers: [][2]string{
-		{":method", "GET"}, {":path", path}, {":authority", "gateway.test"}, {":scheme", "http"},
-		{"authorization", "Bearer " + w.key}, {"x-request-id", "req-1"},
-	}}
-}
-
 // with replaces or adds headers.
 func (m message) with(kv ...string) message {
 	m.headers = slices.Clone(m.headers)

@@ -53,8 +53,10 @@ func (in Input) cluster(p provider.Provider) (c *clusterv3.Cluster, host string,
 	if notIP != nil {
 		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_LOGICAL_DNS}
 		c.DnsLookupFamily = clusterv3.Cluster_ALL
+		//lint:ignore SA1019 the extension that replaces LOGICAL_DNS and this field says the same in more words
 		c.RespectDnsTtl = true
-		c.DnsRefreshRate = seconds(10) // where an answer has no TTL
+		//lint:ignore SA1019 see above; it is for answers without a TTL
+		c.DnsRefreshRate = seconds(10)
 	}
 	if up.TLS {
 		c.TransportSocket = in.tls(up.Host, notIP == nil)

@@ -315,7 +315,7 @@ func (s *sidecar) server(handler extprocv3.ExternalProcessorServer) *grpc.Server
 		grpc.MaxRecvMsgSize(int(s.maxBody)+1<<20), grpc.MaxSendMsgSize(int(s.maxBody)+1<<20),
 		grpc.MaxConcurrentStreams(uint32(s.maxStreams)+1000),
 		grpc.InitialWindowSize(1<<20), grpc.InitialConnWindowSize(16<<20),
-		grpc.ReadBufferSize(64<<10), grpc.WriteBufferSize(64<<10), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(64<<10), grpc.WriteBufferSize(64<<10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)
