@@ -543,7 +543,7 @@ func (x *exchange) input() policy.Input {
 			Operation: x.call.Endpoint.Operation, Scope: x.call.Endpoint.Scope, Provider: x.provider.Name, Model: x.call.Model,
 			Mode: mode, Host: x.req.host, Path: x.req.path, Stream: x.call.Stream,
 			MaxTokens: x.call.MaxTokens, InputTokensEstimate: x.call.InputTokensEstimate, Bytes: int64(len(x.call.Body)),
-			Tools: x.call.Tools, Time: x.s.c.Now().UTC(),
+			Tools: x.call.Tools, URLHosts: x.call.Hosts, Time: x.s.c.Now().UTC(),
 		},
 		Caller: policy.CallerAttrs{
 			KeyID: k.ID, KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyExpiresAt: k.ExpiresAt,

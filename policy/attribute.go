@@ -67,10 +67,12 @@ func attributeOf(name string) (a attribute, fix string) {
 		return attribute{kind: number, max: 23}, ""
 	case "request.weekday_utc":
 		return attribute{kind: number, min: 1, max: 7}, ""
-	case "request.tool":
+	case "request.tool", "request.url_host":
 		return attribute{kind: texts}, ""
 	case "request.tools":
 		return attribute{}, `write "request.tool": it stands for every tool of the request`
+	case "request.url_hosts":
+		return attribute{}, `write "request.url_host": it stands for every host that the provider is asked to fetch from or to call`
 	case "any", "all", "not":
 		return attribute{}, "not built yet in this version; all conditions of a policy must hold, and alternatives are policies of their own"
 	case "request.session_id", "request.time", "caller.spiffe_id", "caller.service_account", "spend.month_usd", "spend.day_usd", "org.id", "agent.allowed_models":
@@ -117,8 +119,11 @@ func ref(name string) string {
 	if key, ok := strings.CutPrefix(name, metadata); ok {
 		return "input.agent.metadata[" + literal(key) + "]"
 	}
-	if name == "request.tool" {
+	switch name {
+	case "request.tool":
 		return "input.request.tools"
+	case "request.url_host":
+		return "input.request.url_hosts"
 	}
 	return "input." + name
 }

@@ -275,6 +275,23 @@ func TestClientCannotLeaveGovernance(t *testing.T) {
 	x.deny("not_permitted", func(in *policy.Input) { in.Caller.UserAgent = "" })
 }
 
+// Where a provider is sent to fetch from or to call is a set, as tools are.
+func TestURLHosts(t *testing.T) {
+	hosts := func(s ...string) change { return func(in *policy.Input) { in.Request.URLHosts = s } }
+	x := table{t, bundle(t, `{"name": "our-images", "effect": "allow", "conditions": {"agent.team": "support", "request.url_host": {"in": ["img.example", "mcp.example"]}}}`)}
+	x.allow()
+	x.allow(hosts("img.example"))
+	x.allow(hosts("img.example", "mcp.example"))
+	x.deny("not_permitted", hosts("img.example", "169.254.169.254"))
+	x.deny("not_permitted", hosts("unknown"))
+
+	x = table{t, bundle(t, `{"name": "no-metadata", "effect": "deny", "conditions": {"request.url_host": {"in": ["169.254.169.254", "unknown"]}}}`)}
+	x.allow()
+	x.allow(hosts("img.example"))
+	x.deny("policy_denied", hosts("img.example", "169.254.169.254"))
+	x.deny("policy_denied", hosts("unknown"))
+}
+
 func TestTools(t *testing.T) {
 	x := table{t, bundle(t, `{"name": "read-only", "effect": "allow", "conditions": {"agent.team": "support", "request.tool": {"in": ["crm.read", "kb.search"]}}}`)}
 	x.allow()

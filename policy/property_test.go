@@ -123,6 +123,11 @@ func oracleCondition(name string, c any, effect string, in policy.Input) bool {
 			return slices.ContainsFunc(in.Request.Tools, func(s string) bool { return one(s) })
 		}
 		return !slices.ContainsFunc(in.Request.Tools, func(s string) bool { return !one(s) })
+	case "request.url_host":
+		if effect == "deny" {
+			return slices.ContainsFunc(in.Request.URLHosts, func(s string) bool { return one(s) })
+		}
+		return !slices.ContainsFunc(in.Request.URLHosts, func(s string) bool { return !one(s) })
 	case "caller.key_scopes":
 		return slices.ContainsFunc(in.Caller.KeyScopes, func(s string) bool { return s == "*" || one(s) })
 	}
@@ -206,7 +211,7 @@ func oracleAttribute(name string, in policy.Input) any {
 var (
 	wordGen  = rapid.SampledFrom([]string{"a", "b", "c", "*", "a*", "a\"b", "é"})
 	textAttr = []string{"agent.id", "agent.name", "agent.team", "agent.environment", "agent.tier", "request.operation", "request.provider",
-		"request.model", "request.host", "request.path", "caller.key_id", "caller.key_scopes", "caller.user_agent", "org.tier", "request.tool"}
+		"request.model", "request.host", "request.path", "caller.key_id", "caller.key_scopes", "caller.user_agent", "org.tier", "request.tool", "request.url_host"}
 	numberAttr = []string{"request.max_tokens", "request.input_tokens_estimate", "request.bytes", "request.hour_utc", "request.weekday_utc"}
 	metaAttr   = []string{"agent.metadata.k", "agent.metadata.k.l", "agent.metadata.\"]"}
 	documents  = rapid.Custom(func(t *rapid.T) string {
@@ -288,7 +293,7 @@ var inputs = rapid.Custom(func(t *rapid.T) policy.Input {
 		Request: policy.RequestAttrs{Operation: mostly("operation", "a", "models.list", "models.get", "b"), Scope: mostly("scope", "a", "", "b"),
 			Provider: w("provider"), Model: mostly("model", "a", "", "b", "*"), Mode: "gateway", Host: w("host"), Path: w("path"), Stream: rapid.Bool().Draw(t, "stream"),
 			MaxTokens: rapid.Int64Range(0, 7).Draw(t, "max"), InputTokensEstimate: rapid.Int64Range(0, 7).Draw(t, "estimate"), Bytes: rapid.Int64Range(0, 7).Draw(t, "bytes"),
-			Tools: words.Draw(t, "tools"), Time: time.Date(2026, 7, rapid.IntRange(1, 7).Draw(t, "day"), rapid.IntRange(0, 7).Draw(t, "hour"), 0, 0, 0, time.UTC)},
+			Tools: words.Draw(t, "tools"), URLHosts: words.Draw(t, "hosts"), Time: time.Date(2026, 7, rapid.IntRange(1, 7).Draw(t, "day"), rapid.IntRange(0, 7).Draw(t, "hour"), 0, 0, 0, time.UTC)},
 		Caller: policy.CallerAttrs{KeyID: wordGen.Draw(t, "key"), KeyScopes: append(words.Draw(t, "scopes"), mostly("scope of key", "a", "c")),
 			KeyStatus: mostly("key status", "active", "revoked", "", "x"), KeyRateLimit: rapid.Int64Range(0, 3).Draw(t, "rate"), UserAgent: w("agent")},
 		Org: policy.OrgAttrs{ID: "org_1", Tier: w("org tier")},

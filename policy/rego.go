@@ -124,9 +124,9 @@ func (c condition) rego(effect Effect) []string {
 		}
 		return lines
 	case c.attribute.kind == texts && effect == Allow:
-		return []string{"every tool in " + at + " { " + is("tool", c.values) + " }"}
+		return []string{"every member in " + at + " { " + is("member", c.values) + " }"}
 	case c.attribute.kind == texts:
-		return []string{"some tool in " + at, is("tool", c.values)}
+		return []string{"some member in " + at, is("member", c.values)}
 	case c.attribute.kind == scopes:
 		return []string{"some scope in " + at, is("scope", append([]value{{rego: `"*"`}}, c.values...))}
 	default:

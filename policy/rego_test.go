@@ -302,7 +302,7 @@ func TestInputIsWhatIsRead(t *testing.T) {
 	for _, f := range inputFields() {
 		known[f.section+"."+f.name] = true
 	}
-	for _, name := range []string{"agent.id", "agent.metadata.x", "request.tool", "caller.key_scopes", "org.tier", "request.weekday_utc"} {
+	for _, name := range []string{"agent.id", "agent.metadata.x", "request.tool", "request.url_host", "caller.key_scopes", "org.tier", "request.weekday_utc"} {
 		r := ast.MustParseRef(ref(name))
 		if !known[string(r[1].Value.(ast.String))+"."+string(r[2].Value.(ast.String))] {
 			t.Errorf("%s reads %s, which is not in the input", name, r)
@@ -336,7 +336,7 @@ func TestDocs(t *testing.T) {
 		Agent: AgentAttrs{ID: "ag_1", Name: "bot", Team: "support", Environment: "prod", Tier: "gold", Status: "active",
 			AllowedModels: []string{"small", "big-*"}, Metadata: map[string]any{"region": "eu", "level": 3, "missing": nil}},
 		Request: RequestAttrs{Operation: "chat.completions", Scope: "chat:completions", Provider: "one", Model: "small", Mode: "gateway", Host: "gateway.example",
-			Path: "/v1/chat/completions", MaxTokens: 1000, InputTokensEstimate: 12, Bytes: 400, Tools: []string{"crm.read"}, Time: time.Date(2026, 7, 1, 14, 30, 0, 0, time.UTC)},
+			Path: "/v1/chat/completions", MaxTokens: 1000, InputTokensEstimate: 12, Bytes: 400, Tools: []string{"crm.read"}, URLHosts: []string{"img.example"}, Time: time.Date(2026, 7, 1, 14, 30, 0, 0, time.UTC)},
 		Caller: CallerAttrs{KeyID: "key_1", KeyStatus: "active", KeyScopes: []string{"chat:completions"}, KeyRateLimit: 60, IP: "203.0.113.9", UserAgent: "OpenAI/Python"},
 		Org:    OrgAttrs{ID: "org_1", Tier: "pro"},
 	})
