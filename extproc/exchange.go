@@ -1209,7 +1209,7 @@ func (x *exchange) settlement(outcome string) audit.Settled {
 // broke off has figures up to some event, and the provider charges for what it made.
 func (x *exchange) cost(outcome string, u provider.Usage) (nanoUSD int64, known bool) {
 	switch {
-	case x.effect == policy.Allow && !x.call.Endpoint.Bills:
+	case x.effect == policy.Allow && !x.call.Endpoint.Charges(x.provider.Kind):
 		return 0, true
 	case x.s.c.Pricer == nil, outcome != outcomeCompleted:
 		return 0, false

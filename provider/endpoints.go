@@ -38,14 +38,19 @@ type Endpoint struct {
 	// kind that is in both is told apart by the client: see OwnClient.
 	Translated []string
 
-	// Bills says whether a provider charges for a call.
+	// Bills says whether a provider charges for a call. See Charges.
 	Bills bool
 
+	free   []string // kinds that do not charge although others do
 	query  []string // the only query parameters, as "name=value"
 	body   *shape   // what is judged in the body; nil: there is no body
 	stream bool     // it is a stream whatever the body says
 	reads  *reading // where the answer holds usage and model
 }
+
+// Charges says whether a provider of the kind charges for a call. OpenAI moderates for
+// nothing, Mistral does not.
+func (e Endpoint) Charges(kind string) bool { return e.Bills && !slices.Contains(e.free, kind) }
 
 // Params are the variable parts of a path.
 type Params struct {
@@ -67,7 +72,7 @@ var endpoints = []Endpoint{
 	{Method: "POST", Path: "/v1/responses", Operation: "responses", Scope: "responses", Format: FormatOpenAI,
 		Kinds: []string{KindOpenAI, KindCustom}, Bills: true, body: &responsesBody, reads: &responsesReading},
 	{Method: "POST", Path: "/v1/moderations", Operation: "moderations", Scope: "moderations", Format: FormatOpenAI,
-		Kinds: []string{KindOpenAI, KindMistral, KindCustom}, body: &moderationsBody, reads: &openAIReading},
+		Kinds: []string{KindOpenAI, KindMistral, KindCustom}, Bills: true, free: []string{KindOpenAI}, body: &moderationsBody, reads: &openAIReading},
 	{Method: "GET", Path: "/v1/models", Operation: "models.list", Scope: "models", Format: FormatOpenAI},
 	{Method: "GET", Path: "/v1/models/{model}", Operation: "models.get", Scope: "models", Format: FormatOpenAI},
 

@@ -174,3 +174,19 @@ func FuzzMatch(f *testing.F) {
 		}
 	})
 }
+
+func TestCharges(t *testing.T) {
+	for _, c := range []struct {
+		path, kind string
+		want       bool
+	}{
+		{"/v1/chat/completions", provider.KindOpenAI, true}, {"/v1/moderations", provider.KindOpenAI, false},
+		{"/v1/moderations", provider.KindMistral, true}, {"/v1/moderations", provider.KindCustom, true},
+		{"/v1/messages/count_tokens", provider.KindAnthropic, false}, {"/v1beta/models/g:countTokens", provider.KindGemini, false},
+	} {
+		ep, _, ok := provider.Match("POST", c.path)
+		if !ok || ep.Charges(c.kind) != c.want {
+			t.Errorf("%s of %s: charges %v", c.path, c.kind, !c.want)
+		}
+	}
+}
