@@ -1084,6 +1084,9 @@ func (x *exchange) settle(ctx context.Context, err error) {
 	if !x.recorded && !x.inDoubt {
 		return // it is certain that there is no first entry
 	}
+	if outcome == outcomeUnrecorded {
+		outcome = outcomeRefused // it may be recorded after all, and was refused all the same
+	}
 	x.s.c.Recorder.Enqueue(x.org.ID, x.settlement(outcome))
 }
 

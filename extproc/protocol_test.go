@@ -315,6 +315,24 @@ func TestRecordFirst(t *testing.T) {
 	}
 }
 
+// TestRecordInDoubt waits for a record too briefly to know whether it is on disk: the
+// caller is refused, and if the entry is there, so is what came of it.
+func TestRecordInDoubt(t *testing.T) {
+	w := serve(t, options{config: func(c *extproc.Config) { c.RecordTimeout = time.Nanosecond }})
+	answer, pieces := ok()
+	out := w.play(context.Background(), w.chat("small"), answer, pieces)
+	if out.client == nil || out.client.get(":status") != "503" || out.upstream != nil {
+		t.Errorf("client %+v, upstream %+v", out.client, out.upstream)
+	}
+	es := w.entries()
+	if len(es) != 2 {
+		t.Fatalf("%s", kinds(es))
+	}
+	if s, is := es[1].val.(audit.Settled); !is || s.Outcome != "refused" || s.Status != 503 {
+		t.Errorf("settled as %+v, and nothing was forwarded", es[1].val)
+	}
+}
+
 // TestCut revokes a key in the middle of an answer.
 func TestCut(t *testing.T) {
 	for _, c := range []struct {
