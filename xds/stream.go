@@ -190,7 +190,9 @@ func (st *stream) push(ctx context.Context) error {
 		case errors.Is(err, identity.ErrNotFound), err == nil && n.ActiveAt(st.s.c.Now()) != nil:
 			return status.Error(codes.Unauthenticated, "this node was revoked or has expired")
 		case err != nil:
-			st.note(func() { st.dead = true }) // the next heartbeat wakes us
+			st.mu.Lock()
+			st.dead = true // and no wake: the heartbeat does that, when the database answers again
+			st.mu.Unlock()
 		}
 	}
 	if err := st.pushWholes(); err != nil {
