@@ -13,6 +13,14 @@ const (
 	maxError = 1 << 20  // of a provider's error; what follows is not read
 )
 
+// What an answer may have of each, far above what models give: they are looked through
+// one by one.
+const (
+	maxReplies = 1024
+	maxCalls   = 4096
+	maxBlocks  = 4096 // open at once
+)
+
 // Answer is a provider's answer on its way to OpenAI's form. It belongs to one
 // goroutine.
 type Answer struct {
@@ -52,6 +60,7 @@ type Answer struct {
 	blocks  []block // Anthropic's that are open
 	calls   int     // ids given to Gemini's calls
 	odds    raw     // log probabilities that the next text takes with it
+	excess  bool    // there is more of something than there may be
 }
 
 // form is how the answer comes.
@@ -256,7 +265,7 @@ func (a *Answer) wholeEnd(tooLong bool) {
 	case Mistral:
 		a.mistralEvent(v)
 	}
-	if len(a.replies) == 0 {
+	if len(a.replies) == 0 || a.excess {
 		a.status = 502
 		a.failed(unreadable(a.req.Kind))
 		return
@@ -402,6 +411,9 @@ func (a *Answer) dispatch(data []byte) {
 			a.mistralEvent(v)
 		}
 	}
+	if a.excess {
+		a.fail(unreadable(a.req.Kind))
+	}
 }
 
 // failsWith ends the stream if the event is an error.
@@ -460,6 +472,10 @@ func (a *Answer) reply(index int64) *reply {
 		if r.index == index {
 			return r
 		}
+	}
+	if len(a.replies) >= maxReplies {
+		a.excess = true
+		return a.replies[0]
 	}
 	r := &reply{index: index}
 	a.replies = append(a.replies, r)
@@ -616,6 +632,10 @@ func (a *Answer) think(r *reply, s raw) {
 // call begins a tool call and is its index. Strings are JSON.
 func (a *Answer) call(r *reply, id, name, signature raw) int {
 	n := len(r.calls)
+	if n >= maxCalls {
+		a.excess = true
+		return -1
+	}
 	if name.kind() != '"' {
 		name = raw(`""`)
 	}

@@ -186,6 +186,10 @@ func (a *Answer) anthropicEvent(v raw) {
 }
 
 func (a *Answer) anthropicOpen(index, b raw) {
+	if len(a.blocks) >= maxBlocks {
+		a.excess = true
+		return
+	}
 	r := a.reply(0)
 	n, _ := index.whole()
 	x := block{index: n, kind: b.get("type").string(), call: -1}

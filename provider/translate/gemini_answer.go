@@ -35,6 +35,9 @@ func (a *Answer) geminiEvent(v raw) {
 		}
 	}
 	for i, c := range candidates.elements() {
+		if a.excess {
+			return
+		}
 		a.geminiCandidate(i, c)
 	}
 	if reason := feedback.get("blockReason"); reason.given() && len(a.replies) == 0 {

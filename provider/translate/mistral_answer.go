@@ -68,6 +68,9 @@ func (a *Answer) mistralEvent(v raw) {
 		}
 	}
 	for i, c := range choices.elements() {
+		if a.excess {
+			return
+		}
 		a.mistralChoice(i, c)
 	}
 }
@@ -106,6 +109,9 @@ func (a *Answer) mistralChoice(i int, c raw) {
 			a.think(r, x)
 		case "tool_calls":
 			for _, c := range x.elements() {
+				if a.excess {
+					return
+				}
 				a.mistralCall(r, c)
 			}
 		}
