@@ -118,7 +118,13 @@ func listed(names []string) string {
 }
 
 // seconds is d in whole seconds, rounded up: who waits that long waits enough.
-func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
+func seconds(d time.Duration) int64 {
+	n := int64(d / time.Second)
+	if d%time.Second > 0 {
+		n++
+	}
+	return n
+}
 
 // levelOf makes only what somebody should look at loud.
 func levelOf(outcome string) slog.Level {

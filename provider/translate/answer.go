@@ -173,12 +173,17 @@ func (a *Answer) Failed() bool { return a.broken }
 // Another is given at its end, when Status and RetryAfter are known.
 func (a *Answer) Streamed() bool { return a.form == streamForm }
 
+// isName says whether s is made as names in APIs are.
+func isName(s string) bool {
+	return s != "" && len(s) <= 64 && !strings.ContainsFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.')
+	})
+}
+
 // lose notes a part. What is no name, and could be anything, is "other": it goes into
 // the record.
 func (a *Answer) lose(what string) {
-	if len(what) > 64 || what == "" || strings.ContainsFunc(what, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.')
-	}) {
+	if !isName(what) {
 		what = "other"
 	}
 	for _, l := range a.lost {

@@ -119,7 +119,9 @@ func (a *Answer) words(v raw) failure {
 			f.message = strings.Join(said, "; ")
 		}
 	}
-	f.param = e.get("param").string()
+	if f.param = scrub(e.get("param").string()); len(f.param) > 256 {
+		f.param = ""
+	}
 	own := e.get("status").string()
 	if own == "" {
 		own = e.get("code").string()
@@ -150,8 +152,11 @@ func (a *Answer) codeOf(own, message string) string {
 			return "context_length_exceeded"
 		}
 	}
-	if a.status == 429 {
+	switch {
+	case a.status == 429:
 		return "rate_limit_exceeded"
+	case !isName(own) || scrub(own) != own:
+		return ""
 	}
 	return own
 }
