@@ -93,7 +93,11 @@ type Decided struct {
 	ForwardedDigest string   `json:"forwarded_digest"`
 	Dropped         []string `json:"dropped"`
 
-	// Omitted counts the elements of Tools, Reasons, PolicyIDs, Limits and Dropped
+	// Hosts are those that the provider is asked to fetch from or to call: of images
+	// and files, of MCP servers.
+	Hosts []string `json:"hosts"`
+
+	// Omitted counts the elements of Tools, Reasons, PolicyIDs, Limits, Dropped and Hosts
 	// that were left out because the entry would have been too long.
 	Omitted int64 `json:"omitted"`
 }
@@ -272,6 +276,7 @@ func (e Decided) Encode() []byte {
 	o.str("trace_id", e.TraceID, maxWord)
 	o.str("forwarded_digest", e.ForwardedDigest, maxID)
 	e.Omitted += o.strs("dropped", e.Dropped, maxTools, maxID)
+	e.Omitted += o.strs("hosts", e.Hosts, maxTools, maxName)
 	o.num("omitted", e.Omitted)
 	return o.end()
 }

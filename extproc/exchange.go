@@ -1156,7 +1156,7 @@ func (x *exchange) decided(refused *provider.Error) audit.Decided {
 		ClientIP: x.req.clientIP, UserAgent: recordable(x.req.userAgent, 256),
 		Operation: x.call.Endpoint.Operation, Model: clip(x.call.Model, 256), Stream: x.call.Stream, Tools: x.call.Tools,
 		MaxTokens: x.call.MaxTokens, InputTokensEstimate: x.call.InputTokensEstimate, RequestBytes: x.bodyBytes, BodyDigest: x.digest,
-		Provider: x.provider.Name, ProviderID: x.provider.ID, Cluster: x.provider.Cluster,
+		Provider: x.provider.Name, ProviderID: x.provider.ID, Cluster: x.provider.Cluster, Hosts: x.call.Hosts,
 		Effect: policy.Deny.String(), PolicyIDs: x.decision.PolicyIDs, PolicyVersion: x.decision.PolicyVersion,
 	}
 	if refused == nil {
