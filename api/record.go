@@ -29,7 +29,7 @@ func (l LogEntry) MarshalJSON() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := l.stored.Parse(); err != nil {
+	if _, err := l.stored.Parse(); err != nil || l.stored.Kind == audit.KindMalformed { // what it says of itself is not so
 		return json.Marshal(struct {
 			Seq    int64  `json:"seq"`
 			Kind   string `json:"kind"`

@@ -118,7 +118,8 @@ func (s *sealer) mac(l link) [32]byte {
 }
 
 // KindMalformed is the kind under which a record is in the chain whose entry could
-// not be read, or says that it is another org's or writer's. Its bytes are as they
+// not be read, or says that it is another org's or writer's, or that somebody changed
+// something, which no node has to tell. Its bytes are as they
 // came. It is kept because a record must not vanish, and must not keep those
 // behind it from being taken.
 const KindMalformed = "malformed"
@@ -143,6 +144,9 @@ func describe(org, writer string, entry []byte, appendedAt time.Time) (columns, 
 	}
 	h := e.Head()
 	if h.Org != org || h.Writer != writer || h.Kind == KindMalformed {
+		return malformed, nil
+	}
+	if _, change := e.(Changed); change && writer != controlWriter {
 		return malformed, nil
 	}
 	return columns{

@@ -173,6 +173,27 @@ func TestRefusedRecords(t *testing.T) {
 	}
 }
 
+// A node says what it judged, and not who changed what: that is for the control plane
+// to say, in the transaction of the change.
+func TestChangesAreNoNodesToTell(t *testing.T) {
+	db := storetest.Open(t)
+	org := storetest.Org(t, db)
+	c := chain(t, db, 1)
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	e := audit.Changed{Kind: "key.revoked", ObjectKind: "key", ObjectID: "key_1", AgentID: "ag_1", Actor: audit.Actor{Kind: "org_key", ID: "okey_1", Role: "admin"}}
+	if _, err := c.Append(context.Background(), org, "w_1", []audit.Record{{Seq: 1, Org: org, Entry: audit.Stamp(e, org, "w_1", at).Encode()}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range entries(t, db, org) {
+		if s.Kind != audit.KindMalformed {
+			t.Errorf("a node's word that somebody changed something is in the chain as %s", s.Kind)
+		}
+	}
+	if r := verify(t, db, org, 1); r.FirstBad != nil || r.Malformed != 1 {
+		t.Errorf("%+v", r)
+	}
+}
+
 // Keys are rotated by epoch, and old entries verify with the old key.
 func TestEpochs(t *testing.T) {
 	db := storetest.Open(t)
