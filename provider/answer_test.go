@@ -327,3 +327,25 @@ func FuzzAnswer(f *testing.F) {
 		}
 	})
 }
+
+// What Anthropic compacts is charged beside the figures, which leave it out: then they
+// are not what is charged.
+func TestCompactionIsCharged(t *testing.T) {
+	ep, params, _ := provider.Match("POST", messages)
+	for iterations, want := range map[string]bool{
+		`[{"type":"message","input_tokens":1,"output_tokens":1}]`: false, `null`: false, `[]`: false,
+		`[{"type":"compaction","input_tokens":150000,"output_tokens":900},{"type":"message","input_tokens":1,"output_tokens":1}]`: true,
+	} {
+		usage := `"usage":{"input_tokens":1,"output_tokens":1,"iterations":` + iterations + `}`
+		for contentType, body := range map[string]string{
+			"application/json":  `{"type":"message","model":"claude-sonnet-4-5",` + usage + `}`,
+			"text/event-stream": `data: {"type":"message_start","message":{"model":"claude-sonnet-4-5","usage":{"input_tokens":1}}}` + "\n\n" + `data: {"type":"message_delta",` + usage + "}\n\n",
+		} {
+			a := provider.NewAnswer(provider.Call{Endpoint: ep, Params: params, Stream: true}, provider.Provider{Kind: provider.KindAnthropic}, 200, contentType)
+			a.Chunk([]byte(body), true)
+			if u := a.Usage(); u.Billed.More != want || u.InputTokens != 1 || u.Source != "provider" {
+				t.Errorf("%s: %+v", body, u)
+			}
+		}
+	}
+}

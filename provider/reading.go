@@ -174,6 +174,7 @@ var anthropicReading = reading{
 			Tier  any `json:"service_tier"` // a string; anything, so that no other type costs us the figures
 			Speed any `json:"speed"`
 			Geo   any `json:"inference_geo"`
+			Parts any `json:"iterations"`
 		}
 		if json.Unmarshal(raw, &x, lenient) != nil {
 			return false
@@ -190,6 +191,13 @@ var anthropicReading = reading{
 		}
 		u.InputTokens = plain + u.CachedTokens + u.CacheWriteTokens
 		u.Source = "provider"
+		if parts, ok := x.Parts.([]any); ok {
+			for _, part := range parts {
+				// A compaction is charged, and left out of the figures.
+				one, _ := part.(map[string]any)
+				u.Billed.More = u.Billed.More || one["type"] != "message"
+			}
+		}
 		geo, speed, tier := clean(x.Geo), clean(x.Speed), clean(x.Tier)
 		switch {
 		case geo != "" && geo != "global" && geo != "not_available":
