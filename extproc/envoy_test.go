@@ -150,6 +150,14 @@ type directory struct {
 	orgErr  error
 }
 
+// edit changes every caller; mu is held.
+func (d *directory) edit(change func(*identity.Caller)) {
+	for hash, c := range d.callers {
+		change(&c)
+		d.callers[hash] = c
+	}
+}
+
 func (d *directory) Caller(_ context.Context, hash [32]byte) (identity.Caller, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

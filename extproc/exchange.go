@@ -62,6 +62,7 @@ type exchange struct {
 	otel         trace.Span      // nil: no tracer
 	format       provider.Format // of the API that was called, for refusals
 	known        bool            // caller and org are set: refusals are recorded
+	hash         [32]byte        // of its key
 	caller       identity.Caller
 	org          Org
 
@@ -281,9 +282,20 @@ func (x *exchange) identify(ctx context.Context) *provider.Error {
 	}
 
 	x.s.live.key(&x.handle, hash) // before the look-up, so that no revocation falls between
+	x.hash = hash
+	if refused := x.lookUp(ctx); refused != nil {
+		return refused
+	}
+	return x.inactive()
+}
+
+// lookUp finds the caller and what its org decides by, as they are now. It is done
+// again when the body is here: that may take minutes, in which what the caller may
+// do can have become less.
+func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 	ctx, cancel := context.WithTimeout(ctx, x.s.c.IdentifyTimeout)
 	defer cancel()
-	caller, err := x.s.c.Directory.Caller(ctx, hash)
+	caller, err := x.s.c.Directory.Caller(ctx, x.hash)
 	switch {
 	case errors.Is(err, ErrUnknownKey):
 		return unauthenticated("invalid_api_key", "The API key is not known. It may have been deleted, or belong to another installation.")
@@ -293,6 +305,8 @@ func (x *exchange) identify(ctx context.Context) *provider.Error {
 	case caller.Agent.OrgID == "" || caller.Key.OrgID != caller.Agent.OrgID || caller.Key.AgentID != caller.Agent.ID:
 		x.s.c.Log.ErrorContext(ctx, "directory returned a key of another agent", "exchange", x.req.id, "agent", caller.Agent.ID, "key", caller.Key.ID)
 		return unavailable("identity_unavailable", "Callers cannot be identified right now. Try again shortly.")
+	case x.known && caller.Agent.OrgID != x.org.ID:
+		return unavailable("identity_unavailable", "This API key has moved to another organization. Try again.")
 	}
 	x.caller, x.known = caller, true
 
@@ -303,9 +317,9 @@ func (x *exchange) identify(ctx context.Context) *provider.Error {
 		x.s.c.Log.WarnContext(ctx, "org cannot be decided for", "exchange", x.req.id, "agent", caller.Agent.ID, "err", err)
 		return unavailable("policy_unavailable", "Policies are not available right now. Try again shortly.")
 	}
-	x.org = org // one snapshot, to the end of the exchange
+	x.org = org // one snapshot for all of the decision, and to the end of the exchange
 	x.org.ID = caller.Agent.OrgID
-	return x.inactive()
+	return nil
 }
 
 // inactive says why the caller's key or agent may not be used, if so.
@@ -373,7 +387,7 @@ func (x *exchange) requestBody(ctx context.Context, m *extprocv3.HttpBody) (*ext
 		return x.judge(ctx, nil, &provider.Error{Status: http.StatusBadRequest, Type: "invalid_request_error", Code: "trailers_not_accepted",
 			Message: "Requests with trailers are not accepted."})
 	}
-	return x.judge(ctx, m.GetBody(), nil)
+	return x.judge(ctx, m.GetBody(), x.lookUp(ctx))
 }
 
 // judge takes the complete request, or what is already known against it, through
@@ -525,6 +539,11 @@ func (x *exchange) decide(ctx context.Context) *provider.Error {
 		f, refused := x.provider.Forward(x.call, x.req.path, x.req.query)
 		if refused != nil {
 			return refused
+		}
+		if f.Translated() && !x.readsAnswer {
+			// The org got its first provider of this kind after Envoy was told, with the
+			// headers, that nobody reads the answer.
+			return unavailable("configuration_changed", "The configuration has just changed. Try again.")
 		}
 		x.forward = f
 	}

@@ -315,6 +315,54 @@ func TestRecordFirst(t *testing.T) {
 	}
 }
 
+// TestJudgedAsOfTheVerdict takes from an agent, while its request's body is still on its
+// way, what it had when the headers came: the decision is of when it falls.
+func TestJudgedAsOfTheVerdict(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(d *directory)
+		code   string
+	}{
+		"nothing":             {func(*directory) {}, ""},
+		"the agent's models":  {func(d *directory) { d.edit(func(c *identity.Caller) { c.Agent.AllowedModels = []string{"other"} }) }, "model_not_allowed"},
+		"the key's scopes":    {func(d *directory) { d.edit(func(c *identity.Caller) { c.Key.Scopes = []string{"embeddings"} }) }, "scope_missing"},
+		"the org's providers": {func(d *directory) { d.org.Providers, _ = provider.NewRegistry(nil) }, "model_not_found"},
+		"the key":             {func(d *directory) { d.err = extproc.ErrUnknownKey }, "invalid_api_key"},
+		"all that is known":   {func(d *directory) { d.orgErr = errors.New("stale") }, "policy_unavailable"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := serve(t, options{})
+			stream, err := w.client.Process(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			ask := func(letter byte) *extprocv3.ProcessingResponse {
+				if err := stream.Send(w.messageOf(letter)); err != nil {
+					t.Fatal(err)
+				}
+				resp, err := stream.Recv()
+				if err != nil {
+					t.Fatal(err)
+				}
+				return resp
+			}
+			ask('h')
+			w.dir.mu.Lock()
+			c.change(w.dir)
+			w.dir.mu.Unlock()
+			refused := ask('b').GetImmediateResponse()
+			if (refused == nil) != (c.code == "") || refused != nil && !strings.Contains(string(refused.GetBody()), `"code":"`+c.code+`"`) {
+				t.Errorf("answered %s, want %q", refused.GetBody(), c.code)
+			}
+			_ = stream.CloseSend()
+			_, _ = stream.Recv()
+			w.idle()
+			if got := kinds(w.entries()); !strings.HasPrefix(got, "decided:") {
+				t.Errorf("recorded: %s", got)
+			}
+		})
+	}
+}
+
 // TestRecordInDoubt waits for a record too briefly to know whether it is on disk: the
 // caller is refused, and if the entry is there, so is what came of it.
 func TestRecordInDoubt(t *testing.T) {
