@@ -968,17 +968,12 @@ func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingRes
 			b, changed = out, true
 		}
 	}
-	b, blanked, split := x.keep.blank(b)
-	if split {
-		// Half of the credential is with the client. The rest stays here.
-		x.s.metrics.leaks.Inc()
-		x.outcome = outcomeCut
-		return nil, status.Error(codes.Aborted, "ext_proc: cut: credential_echo")
-	}
+	n, held := len(b), x.keep.holds()
+	b, blanked := x.keep.pass(b, end || x.whole)
 	if blanked {
 		x.s.metrics.leaks.Inc()
-		changed = true
 	}
+	changed = changed || blanked || held || len(b) != n
 	if end || x.whole {
 		x.state = ended
 	}
@@ -1024,6 +1019,11 @@ func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.Pr
 		}
 	} else if x.forward.Translated() && x.outcome == "" {
 		return nil, x.disorder("response_trailers") // an answer that nobody translated
+	}
+	if x.keep.holds() {
+		// What was held back has no place behind trailers.
+		x.outcome = outcomeCut
+		return nil, status.Error(codes.Aborted, "ext_proc: cut: trailers after what may be a credential")
 	}
 	x.state = ended
 	return passTrailers(remove), nil

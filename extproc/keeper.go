@@ -13,12 +13,9 @@ const minSecret = 8
 // keeper keeps a provider's credential from leaving with an answer: a server that
 // echoes its request, in an error or for fun, would hand it to every caller. It
 // knows the credential in each form in which an echo may have it.
-type keeper struct{ all []kept } // empty: there is nothing to keep
-
-// kept is one form.
-type kept struct {
-	secret []byte
-	tail   []byte // the end of what was let through: shorter than secret
+type keeper struct {
+	forms [][]byte // none: there is nothing to keep
+	held  []byte   // the end of what came, which may be the beginning of one
 }
 
 // keep adds a form, and the one in which some write its slashes in JSON.
@@ -26,60 +23,56 @@ func (k *keeper) keep(secret string) {
 	if len(secret) < minSecret {
 		return
 	}
-	k.all = append(k.all, kept{secret: []byte(secret)})
+	k.forms = append(k.forms, []byte(secret))
 	if strings.Contains(secret, "/") {
-		k.all = append(k.all, kept{secret: []byte(strings.ReplaceAll(secret, "/", `\/`))})
+		k.forms = append(k.forms, []byte(strings.ReplaceAll(secret, "/", `\/`)))
 	}
 }
 
 // in says whether b holds the credential.
 func (k *keeper) in(b []byte) bool {
-	return slices.ContainsFunc(k.all, func(k kept) bool { return bytes.Contains(b, k.secret) })
+	return slices.ContainsFunc(k.forms, func(form []byte) bool { return bytes.Contains(b, form) })
 }
 
-// blank returns b with the credential overwritten, at its length, so that
-// content-length stays true. It says split if the credential began in an earlier
-// piece, where it is too late.
-func (k *keeper) blank(b []byte) (out []byte, blanked, split bool) {
-	for i := range k.all {
-		changed := false
-		if b, changed, split = k.all[i].blank(b, blanked); split {
-			return b, false, true
-		}
-		blanked = blanked || changed
-	}
-	return b, blanked, false
-}
+// holds says whether something was held back, of which no more will come.
+func (k *keeper) holds() bool { return len(k.held) > 0 }
 
-// blank is keeper's for one form; own says that b may be written to.
-func (k *kept) blank(b []byte, own bool) (out []byte, blanked, split bool) {
-	n := len(k.secret)
-	if len(b) == 0 {
-		return b, false, false
+// pass returns what may go on of the next piece of an answer, with the credential
+// overwritten, at its length, so that content-length stays true. What may be the
+// beginning of it waits for the next piece, unless this is the last: whoever can
+// choose where an answer is cut would get all of it but a character. b is not
+// changed.
+func (k *keeper) pass(b []byte, end bool) (out []byte, blanked bool) {
+	own := len(k.held) > 0
+	if own {
+		b = append(k.held, b...)
+		k.held = nil
 	}
-	if len(k.tail) > 0 {
-		head := append(k.tail, b[:min(len(b), n-1)]...)
-		k.tail = head[:len(k.tail)] // head may have moved
-		if bytes.Contains(head, k.secret) {
-			return b, false, true
+	for _, form := range k.forms {
+		for i := bytes.Index(b, form); i >= 0; i = bytes.Index(b, form) {
+			if !own {
+				b, own = bytes.Clone(b), true
+			}
+			blanked = true
+			for j := range form {
+				b[i+j] = '*'
+			}
 		}
 	}
-	for i := bytes.Index(b, k.secret); i >= 0; i = bytes.Index(b, k.secret) {
-		if !own {
-			b, own = bytes.Clone(b), true
-		}
-		blanked = true
-		for j := range n {
-			b[i+j] = '*'
+	if end {
+		return b, blanked
+	}
+	most := 0
+	for _, form := range k.forms {
+		for n := min(len(form)-1, len(b)); n > most; n-- {
+			if bytes.HasSuffix(b, form[:n]) {
+				most = n
+			}
 		}
 	}
-	if len(b) >= n-1 {
-		k.tail = append(k.tail[:0], b[len(b)-(n-1):]...)
-	} else {
-		k.tail = append(k.tail, b...)
-		if over := len(k.tail) - (n - 1); over > 0 {
-			k.tail = append(k.tail[:0], k.tail[over:]...)
-		}
+	if most > 0 {
+		k.held = bytes.Clone(b[len(b)-most:])
+		b = b[:len(b)-most]
 	}
-	return b, blanked, false
+	return b, blanked
 }

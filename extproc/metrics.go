@@ -39,7 +39,7 @@ func newMetrics(r prometheus.Registerer, live func() int) (*metrics, error) {
 	tokens := counter("tokens_total", "Tokens that providers reported, by kind.", "kind")
 	panics := counter("panics_total", "Exchanges that ended in a panic. Not 0: a bug.")
 	auditFailures := counter("record_failures_total", "Decisions that could not be recorded, each answered 503.")
-	leaks := counter("credential_echoes_total", "Answers in which a provider's credential was found and blanked or cut.")
+	leaks := counter("credential_echoes_total", "Answers in which a provider's credential was found and blanked.")
 	decision := prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "aid_extproc_decision_seconds", Help: "From the complete request to the verdict, the durable record included.", Buckets: phaseBuckets,
 	})
