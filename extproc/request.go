@@ -96,7 +96,8 @@ func hidden(name string) bool {
 			return true
 		}
 	}
-	return false
+	// Whatever else is called a credential is one to somebody.
+	return strings.HasSuffix(name, "authorization") || strings.HasSuffix(name, "-api-key") || strings.HasSuffix(name, "-auth-token") || strings.HasSuffix(name, "-access-token")
 }
 
 // single says whether a header must not be repeated, and whether a comma in it is
