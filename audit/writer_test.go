@@ -95,6 +95,37 @@ func drain(t testing.TB, w *Writer) []Record {
 	return s.recs
 }
 
+// TestShipInterval: a shipment is a transaction of the database, so small ones are
+// paced. The slower the machine, the fewer there may be.
+func TestShipInterval(t *testing.T) {
+	w, _ := open(t, t.TempDir(), nil)
+	sends := 0
+	s := &shipped{fail: func() error { sends++; return nil }}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	began := time.Now()
+	go func() { done <- w.Ship(ctx, s) }()
+	const n = 400
+	for i := range n {
+		if _, err := w.Append(context.Background(), "org_1", decided(fmt.Sprint(i), "deny")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wait, over := context.WithTimeout(context.Background(), 30*time.Second)
+	defer over()
+	if err := w.WaitShipped(wait); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	full := n / (maxSendRecords / 2) // these do not wait
+	if most := 1 + full + int(time.Since(began)/sendInterval); sends < 1 || sends > most || len(s.recs) != n {
+		t.Errorf("%d records in %d shipments, at most %d in this time", len(s.recs), sends, most)
+	}
+}
+
 func check(t testing.TB, recs []Record) (unsettled map[string]bool) {
 	t.Helper()
 	unsettled = map[string]bool{}

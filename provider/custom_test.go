@@ -85,11 +85,12 @@ func TestCustomError(t *testing.T) {
 
 func TestCustomForward(t *testing.T) {
 	p := customProvider(t, `{"paths":{"/v1/chat/completions":"/models/{model}/chat"},"answer":{"stream":"none"}}`)
+	p.Models = []string{"*", "org/m-7"}
 	f, e := p.Forward(parsed(t, chat, `{"model":"org/m-7","messages":[]}`), chat, "")
 	if e != nil || f.Path != "/v1/models/org/m-7/chat" || f.Body != nil {
 		t.Errorf("%+v %v", f, e)
 	}
-	for _, model := range []string{"a/../b", "a?b", "a#b", "a%2fb", "/", "a//b"} {
+	for _, model := range []string{"a/../b", "a?b", "a#b", "a%2fb", "/", "a//b", "org/m-8", "org/m-7/cancel"} {
 		if f, e := p.Forward(parsed(t, chat, `{"model":"`+model+`","messages":[]}`), chat, ""); e == nil || e.Status != 400 {
 			t.Errorf("%s: %+v", model, f)
 		}

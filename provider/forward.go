@@ -68,7 +68,10 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 	f.Path = upstreamPath(p.Kind, prefix, c.Endpoint.Path, path, s.Paths)
 	if strings.Contains(f.Path, "{model}") {
 		// Of settings.paths: nothing else has braces.
-		if f.Path = strings.ReplaceAll(f.Path, "{model}", c.Model); pathProblem(f.Path) != "" {
+		// A slash leads elsewhere in the path, so whoever set up the provider must have
+		// written the name, and not a pattern that it fits.
+		astray := strings.Contains(c.Model, "/") && !slices.Contains(p.Models, c.Model)
+		if f.Path = strings.ReplaceAll(f.Path, "{model}", c.Model); astray || pathProblem(f.Path) != "" {
 			return Forward{}, bad("invalid_model", "model", "The model's name cannot stand in its provider's path.")
 		}
 	}

@@ -21,7 +21,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/identity"
 )
 
@@ -173,34 +172,6 @@ func TestKept(t *testing.T) {
 	}
 	if _, _, err := kept(file, identity.NodeToken); err == nil || strings.Contains(err.Error(), secret) {
 		t.Errorf("another kind: %v", err)
-	}
-}
-
-type counting struct{ batches, records int }
-
-func (c *counting) Send(_ context.Context, _ string, recs []audit.Record) (uint64, error) {
-	c.batches++
-	c.records += len(recs)
-	return recs[len(recs)-1].Seq, nil
-}
-
-// The first batch after a pause, and a full one, do not wait; nor does the last.
-func TestPaced(t *testing.T) {
-	c := &counting{}
-	p := &paced{to: c, every: time.Hour}
-	if _, err := p.Send(t.Context(), "w", make([]audit.Record, 1)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := p.Send(t.Context(), "w", make([]audit.Record, fullBatch)); err != nil {
-		t.Fatal(err)
-	}
-	stopping, stop := context.WithCancel(t.Context())
-	stop()
-	if _, err := p.Send(stopping, "w", make([]audit.Record, 1)); err != nil {
-		t.Fatal(err)
-	}
-	if c.batches != 3 {
-		t.Errorf("%d batches", c.batches)
 	}
 }
 

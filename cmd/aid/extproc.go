@@ -186,7 +186,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	shipping, shipped := context.WithCancel(context.WithoutCancel(ctx))
 	defer shipped()
 	below.start(ctx, "shipping", func(context.Context) error {
-		return writer.Ship(shipping, &paced{to: xds.NewIngest(conn, token), every: 100 * time.Millisecond})
+		return writer.Ship(shipping, xds.NewIngest(conn, token))
 	})
 
 	var server *extproc.Server // made below; nobody calls Changed or InUse before Run
@@ -253,31 +253,6 @@ func (s *sidecar) end(ctx context.Context, ready *readiness, server *extproc.Ser
 	if err := writer.WaitShipped(last); err != nil {
 		s.log.Warn("part of the record waits here for the next start", "segments", s.segments, "err", err)
 	}
-}
-
-// paced sends small batches no more often than that. Each is a transaction of the
-// database: under load they had better be large, and the first after a pause
-// does not wait.
-type paced struct {
-	to    audit.Shipper
-	every time.Duration
-	last  time.Time
-}
-
-// fullBatch is how many records are sent without waiting for more.
-const fullBatch = 256
-
-func (p *paced) Send(ctx context.Context, writer string, recs []audit.Record) (uint64, error) {
-	if wait := p.every - time.Since(p.last); wait > 0 && len(recs) < fullBatch {
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-		}
-	}
-	p.last = time.Now()
-	return p.to.Send(ctx, writer, recs)
 }
 
 // dial connects to the control plane, now or later.
