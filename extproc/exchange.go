@@ -828,7 +828,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 		return x.refuse(&provider.Error{Status: http.StatusBadGateway, Type: "api_error", Code: "provider_unauthorized",
 			Message: "The provider refused the gateway's credential. Your key is fine; an administrator must renew the provider's."}), nil
 	}
-	if x.status >= 300 && x.status < 400 && x.outcome == "" {
+	if x.status >= 300 && x.status < 400 && x.status != http.StatusNotModified && x.outcome == "" {
 		// Whoever follows it leaves the gateway: with the prompt, and with its key,
 		// of which HTTP clients take back but the one in "authorization".
 		x.outcome = outcomeProviderError
