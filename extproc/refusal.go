@@ -142,33 +142,11 @@ func levelOf(outcome string) slog.Level {
 // the model. It is the rule of policy's baseline, for listing what it would allow.
 func globbed(patterns []string, model string) bool {
 	for _, p := range patterns {
-		if glob(p, model) {
+		if policy.Matches(p, model) {
 			return true
 		}
 	}
 	return false
-}
-
-func glob(pattern, s string) bool {
-	head, rest, star := strings.Cut(pattern, "*")
-	if !star {
-		return pattern == s
-	}
-	if !strings.HasPrefix(s, head) {
-		return false
-	}
-	s = s[len(head):]
-	for {
-		part, more, star := strings.Cut(rest, "*")
-		if !star {
-			return strings.HasSuffix(s, part)
-		}
-		i := strings.Index(s, part)
-		if i < 0 {
-			return false
-		}
-		s, rest = s[i+len(part):], more
-	}
 }
 
 // mayUse says whether the caller's agent and key list the model.

@@ -277,7 +277,11 @@ func TestClientCannotLeaveGovernance(t *testing.T) {
 
 // Where a provider is sent to fetch from or to call is a set, as tools are.
 func TestURLHosts(t *testing.T) {
+	both := table{t, bundle(t, `{"name": "tools-and-hosts", "effect": "deny", "conditions": {"request.tool": "fetch", "request.url_host": "img.example"}}`)}
 	hosts := func(s ...string) change { return func(in *policy.Input) { in.Request.URLHosts = s } }
+	both.allow(tools("fetch"))
+	both.allow(hosts("img.example"))
+	both.deny("policy_denied", tools("fetch"), hosts("img.example"))
 	x := table{t, bundle(t, `{"name": "our-images", "effect": "allow", "conditions": {"agent.team": "support", "request.url_host": {"in": ["img.example", "mcp.example"]}}}`)}
 	x.allow()
 	x.allow(hosts("img.example"))

@@ -51,7 +51,7 @@ func globOf(_ topdown.BuiltinContext, args []*ast.Term, found func(*ast.Term) er
 	text, ok1 := args[1].Value.(ast.String)
 	matches := ok && ok1 && patterns.Until(func(p *ast.Term) bool {
 		pattern, ok := p.Value.(ast.String)
-		return ok && glob(string(pattern), string(text))
+		return ok && Matches(string(pattern), string(text))
 	})
 	return found(ast.InternedTerm(matches))
 }

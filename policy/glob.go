@@ -2,13 +2,13 @@ package policy
 
 import "strings"
 
-// glob says whether pattern, in which "*" stands for anything, also for nothing,
+// Matches says whether pattern, in which "*" stands for anything, also for nothing,
 // matches all of s. Every other character stands for itself. It takes time in
 // proportion to the product of the lengths at worst.
 //
 // OPA's own glob.match is not used: in it ?, [ ], { } and \ have meanings that
 // names of models are not meant to have, and "ab*ba" matches "aba".
-func glob(pattern, s string) bool {
+func Matches(pattern, s string) bool {
 	head, rest, star := strings.Cut(pattern, "*")
 	if !star {
 		return pattern == s

@@ -112,6 +112,10 @@ func (d document) rego(selectors bool) string {
 	return b.String()
 }
 
+// member is a name for a member of the set that the condition is about: a rule may
+// have conditions on several sets.
+func (c condition) member() string { return c.name[strings.LastIndexAny(c.name, "._")+1:] }
+
 // rego is the condition, true only if the attribute is there.
 func (c condition) rego(effect Effect) []string {
 	at := ref(c.name)
@@ -124,9 +128,9 @@ func (c condition) rego(effect Effect) []string {
 		}
 		return lines
 	case c.attribute.kind == texts && effect == Allow:
-		return []string{"every member in " + at + " { " + is("member", c.values) + " }"}
+		return []string{"every " + c.member() + " in " + at + " { " + is(c.member(), c.values) + " }"}
 	case c.attribute.kind == texts:
-		return []string{"some member in " + at, is("member", c.values)}
+		return []string{"some " + c.member() + " in " + at, is(c.member(), c.values)}
 	case c.attribute.kind == scopes:
 		return []string{"some scope in " + at, is("scope", append([]value{{rego: `"*"`}}, c.values...))}
 	default:

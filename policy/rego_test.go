@@ -357,7 +357,7 @@ func TestGlob(t *testing.T) {
 		{"*ab", "aab", true}, {"*aab*", "aaab", true}, {"gpt-4*", "gpt-4o", true}, {"gpt-?", "gpt-4", false}, {"[a]", "a", false}, {"{a,b}", "a", false},
 		{`\*`, "*", false}, {`\*`, `\x`, true}, {"é*", "é1", true}, {"*\xff", "a\xff", true},
 	} {
-		if got := glob(c.pattern, c.s); got != c.want {
+		if got := Matches(c.pattern, c.s); got != c.want {
 			t.Errorf("glob(%q, %q) = %v", c.pattern, c.s, got)
 		}
 	}
@@ -382,7 +382,7 @@ func FuzzGlob(f *testing.F) {
 		if len(p) > 12 || len(s) > 16 || strings.Count(p, "*") > 5 {
 			t.Skip()
 		}
-		if got, want := glob(p, s), defined(p, s); got != want {
+		if got, want := Matches(p, s), defined(p, s); got != want {
 			t.Errorf("glob(%q, %q) = %v", p, s, got)
 		}
 	})
