@@ -847,8 +847,8 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	case x.outcome != "": // it is Envoy's own
 	case x.forward.Translated():
 		x.reader = x.forward.NewAnswer(x.status, contentType, x.s.c.Now, x.answerID)
-	case x.readsAnswer && x.status >= 400 && x.call.Endpoint.Format == provider.FormatOpenAI:
-		x.reader = x.provider.NewError(x.status)
+	case x.readsAnswer && x.status >= 400:
+		x.reader = x.provider.NewError(x.call.Endpoint.Format, x.status, x.req.id)
 	case x.readsAnswer && !m.GetEndOfStream():
 		x.reader = provider.NewAnswer(x.call, x.provider, x.status, contentType)
 	}

@@ -161,9 +161,15 @@ func noStream() *Error {
 		Message: "stream cannot be carried to this model's provider: its answers are not streamed."}
 }
 
-// NewError reads an error in OpenAI's format, of a provider that speaks it itself: what
-// must not leave the gateway is taken out, and what is no such error becomes one.
-func (p Provider) NewError(status int) *Answer {
+// NewError reads an error of a provider that speaks the caller's format itself: what
+// must not leave the gateway is taken out, and what is no such error becomes one, in
+// which the request has our id.
+func (p Provider) NewError(f Format, status int, requestID string) *Answer {
+	if f != FormatOpenAI {
+		return &Answer{usage: Usage{Source: "absent"}, form: closed, translated: translate.ErrorOf(status, func(message string) []byte {
+			return f.Encode(&Error{Status: status, Type: "api_error", Code: "provider_error", Message: message}, requestID, "")
+		})}
+	}
 	var at []string
 	if r := p.custom(); r != nil {
 		at = r.errorAt

@@ -66,7 +66,7 @@ func TestCustomDefaults(t *testing.T) {
 // TestCustomError: an error's words are where the settings say, and become OpenAI's.
 func TestCustomError(t *testing.T) {
 	p := customProvider(t, `{"answer":{"error":"/fault/reason","stream":"ndjson"}}`)
-	a := p.NewError(429)
+	a := p.NewError(provider.FormatOpenAI, 429, "")
 	out, _ := a.Chunk([]byte(`{"fault":{"reason":"slow down, says 10.0.0.7"}}`), true)
 	if string(out) != `{"error":{"message":"slow down, says [host]","type":"rate_limit_error","param":null,"code":null}}` || !a.Failed() || a.Usage().Source != "absent" {
 		t.Errorf("%s %+v", out, a.Usage())

@@ -30,11 +30,12 @@ type Answer struct {
 	id     func() string
 
 	form  form
-	lines bool     // of a stream: each line is a value
-	at    []string // where errors have their words, if their provider has its own place
-	w     writer   // what goes out with this Chunk
-	whole []byte   // what came, unless it is streamed
-	ended bool     // the last byte came, and everything is said
+	lines bool                        // of a stream: each line is a value
+	at    []string                    // where errors have their words, if their provider has its own place
+	none  func(message string) []byte // of ErrorOf
+	w     writer                      // what goes out with this Chunk
+	whole []byte                      // what came, unless it is streamed
+	ended bool                        // the last byte came, and everything is said
 
 	// Of a stream: the line that is not complete, and the event's data.
 	line    []byte
@@ -128,6 +129,9 @@ func (a *Answer) ContentType() string {
 // OpenAI's clients do not know, and 502 once an answer has come that cannot be
 // read.
 func (a *Answer) Status() int {
+	if a.none != nil {
+		return a.status // the caller's client is the provider's own, and knows it
+	}
 	switch a.status {
 	case 498: // Cohere: the model's input or output was blocked
 		return 400

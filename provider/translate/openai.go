@@ -17,6 +17,14 @@ func Error(status int, at []string) *Answer {
 	return a
 }
 
+// ErrorOf is Error for the other APIs: whatever JSON it is stays as it is, scrubbed
+// alike, and what is none becomes what none says with these words.
+func ErrorOf(status int, none func(message string) []byte) *Answer {
+	a := Error(status, nil)
+	a.none = none
+	return a
+}
+
 // Lines makes server-sent events of a stream of OpenAI's chunks that is written one
 // value a line (NDJSON). A value with words at the place of errors ends it.
 func Lines(errorAt []string) *Answer {
@@ -53,6 +61,12 @@ func (a *Answer) takeValue(line []byte) {
 // ownError is the error of an OpenAI-format provider, as it goes to the caller.
 func (a *Answer) ownError(body []byte) []byte {
 	v, ok := parseLoosely(body)
+	if a.none != nil {
+		if !ok || v.kind() != '{' && v.kind() != '[' {
+			return a.none(noReason)
+		}
+		return scrubbed(v, body)
+	}
 	if m := v.get(a.at...); ok && len(a.at) > 0 && m.kind() == '"' {
 		return failure{message: scrub(m.string()), kind: typeOf(a.status)}.encode()
 	}
@@ -62,11 +76,18 @@ func (a *Answer) ownError(body []byte) []byte {
 			f = a.words(v)
 		}
 		if f.message == "" {
-			f.message = "The provider answered with an error and gave no reason."
+			f.message = noReason
 		}
 		f.kind = typeOf(a.status)
 		return f.encode()
 	}
+	return scrubbed(v, body)
+}
+
+const noReason = "The provider answered with an error and gave no reason."
+
+// scrubbed is v, which is written as body, with its strings scrubbed.
+func scrubbed(v raw, body []byte) []byte {
 	var w writer
 	if !w.scrubbed(v) {
 		return body
