@@ -80,9 +80,17 @@ func (s *shipped) Send(_ context.Context, writer string, recs []Record) (uint64,
 func drain(t testing.TB, w *Writer) []Record {
 	t.Helper()
 	s := &shipped{}
+	shipWhile(t, w, s, func() {})
+	return s.recs
+}
+
+// shipWhile ships to s while do runs, and then until all that is durable is there.
+func shipWhile(t testing.TB, w *Writer, s Shipper, do func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- w.Ship(ctx, s) }()
+	do()
 	wait, over := context.WithTimeout(context.Background(), 30*time.Second)
 	defer over()
 	if err := w.WaitShipped(wait); err != nil {
@@ -92,7 +100,6 @@ func drain(t testing.TB, w *Writer) []Record {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	return s.recs
 }
 
 // TestShipInterval: a shipment is a transaction of the database, so small ones are
@@ -101,25 +108,15 @@ func TestShipInterval(t *testing.T) {
 	w, _ := open(t, t.TempDir(), nil)
 	sends := 0
 	s := &shipped{fail: func() error { sends++; return nil }}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
 	began := time.Now()
-	go func() { done <- w.Ship(ctx, s) }()
 	const n = 400
-	for i := range n {
-		if _, err := w.Append(context.Background(), "org_1", decided(fmt.Sprint(i), "deny")); err != nil {
-			t.Fatal(err)
+	shipWhile(t, w, s, func() {
+		for i := range n {
+			if _, err := w.Append(context.Background(), "org_1", decided(fmt.Sprint(i), "deny")); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	wait, over := context.WithTimeout(context.Background(), 30*time.Second)
-	defer over()
-	if err := w.WaitShipped(wait); err != nil {
-		t.Fatal(err)
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	})
 	full := n / (maxSendRecords / 2) // these do not wait
 	if most := 1 + full + int(time.Since(began)/sendInterval); sends < 1 || sends > most || len(s.recs) != n {
 		t.Errorf("%d records in %d shipments, at most %d in this time", len(s.recs), sends, most)
