@@ -181,11 +181,8 @@ func (r *frames) next() (frame, error) {
 // unused says whether all that follows is zeros: room that was reserved and has not
 // been written to. A frame does not begin so.
 func (r *frames) unused() bool {
-	if b, err := r.r.Peek(1); err != nil || b[0] != 0 {
-		return false
-	}
 	if b, err := r.r.Peek(frameSum); err != nil || !zero(b) {
-		return false // its length is below 2^24, so each frame begins with one zero
+		return false
 	}
 	b := make([]byte, 64<<10)
 	for offset := r.offset; offset < r.end; {

@@ -128,11 +128,13 @@ type batch struct {
 	items []item
 	bytes int64
 	waits int           // how many of the items somebody waits for
-	long  bool          // it is written whether somebody waits or not
 	done  chan struct{} // closed when first and err are set
 	first uint64        // sequence number of items[0]
 	err   error
 }
+
+// urgent says whether it must not stay in memory for company.
+func (b *batch) urgent() bool { return b.waits > 0 || b.bytes >= lingerBytes }
 
 // item is an entry on its way to the disk.
 type item struct {
@@ -329,9 +331,8 @@ func (w *Writer) add(it item) (*batch, int, error) {
 	if it.waited {
 		b.waits++
 	}
-	b.long = b.bytes >= lingerBytes
 	w.queued += size
-	if b.waits == 0 && !b.long {
+	if !b.urgent() {
 		if len(b.items) == 1 {
 			w.linger.Reset(lingerTime)
 		}
@@ -545,8 +546,8 @@ func (w *Writer) take(any bool) (b *batch, failed bool) {
 	if w.failed != nil || len(w.queue) == 0 {
 		return nil, w.failed != nil
 	}
-	if b := w.queue[0]; !any && b.waits == 0 && !b.long {
-		return nil, false
+	if !any && len(w.queue) == 1 && !w.queue[0].urgent() {
+		return nil, false // one behind which others wait has all the company that it gets
 	}
 	b = w.queue[0]
 	w.queue = w.queue[1:]

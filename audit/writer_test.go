@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -408,6 +409,52 @@ func TestDamage(t *testing.T) {
 			})
 		}
 	})
+}
+
+// TestManyKept: what nobody waits for when the disk fails may be more than one batch.
+// All of it is written once the disk works again, and who waits then does not wait
+// behind something for which nobody is in a hurry.
+func TestManyKept(t *testing.T) {
+	var broken atomic.Bool
+	begun, fails := make(chan struct{}), make(chan struct{})
+	w, _ := open(t, t.TempDir(), func(c *WriterConfig) {
+		c.fault = func(o operation, do func() error) error {
+			if o.name == "write" && broken.CompareAndSwap(true, false) {
+				close(begun)
+				<-fails
+				return errors.New("the disk is broken")
+			}
+			return do()
+		}
+	})
+	broken.Store(true)
+	failed := make(chan error, 1)
+	go func() {
+		_, err := w.Append(context.Background(), "org_1", decided("fails", "deny"))
+		failed <- err
+	}()
+	<-begun
+	n := 0
+	for bytes := int64(0); bytes < 2*maxBatchBytes+maxBatchBytes/64; n++ {
+		s := Settled{RequestID: fmt.Sprint(n), Outcome: "completed", Lost: slices.Repeat([]string{strings.Repeat("x", 64)}, 32)}
+		w.Enqueue("org_1", s)
+		bytes += int64(len(s.Encode()))
+	}
+	close(fails)
+	if err := <-failed; err == nil {
+		t.Fatal("it was accepted")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for w.Ready() != nil && ctx.Err() == nil {
+		<-time.After(time.Millisecond)
+	}
+	if _, err := w.Append(ctx, "org_1", decided("last", "deny")); err != nil {
+		t.Fatal(err)
+	}
+	if recs := drain(t, w); len(recs) != n+1 {
+		t.Errorf("%d records, want %d", len(recs), n+1)
+	}
 }
 
 // A disk that is nearly full is refused before it is full.
