@@ -824,23 +824,17 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	if x.status == http.StatusUnauthorized && x.outcome == "" {
 		// The caller's key is good. It is ours that the provider refuses, and
 		// its error may well quote it.
-		x.outcome = outcomeProviderError
-		return x.refuse(&provider.Error{Status: http.StatusBadGateway, Type: "api_error", Code: "provider_unauthorized",
-			Message: "The provider refused the gateway's credential. Your key is fine; an administrator must renew the provider's."}), nil
+		return x.unusable("provider_unauthorized", "The provider refused the gateway's credential. Your key is fine; an administrator must renew the provider's."), nil
 	}
 	if x.status >= 300 && x.status < 400 && x.status != http.StatusNotModified && x.outcome == "" {
 		// Whoever follows it leaves the gateway: with the prompt, and with its key,
 		// of which HTTP clients take back but the one in "authorization".
-		x.outcome = outcomeProviderError
-		return x.refuse(&provider.Error{Status: http.StatusBadGateway, Type: "api_error", Code: "provider_redirects",
-			Message: "The provider sends requests elsewhere, where the gateway does not follow. An administrator must correct its base URL."}), nil
+		return x.unusable("provider_redirects", "The provider sends requests elsewhere, where the gateway does not follow. An administrator must correct its base URL."), nil
 	}
 	if x.status < http.StatusOK && x.outcome == "" {
 		// 101, which nobody asked for: what follows would be in a protocol that
 		// nobody reads. Envoy keeps the other 1xx to itself.
-		x.outcome = outcomeProviderError
-		return x.refuse(&provider.Error{Status: http.StatusBadGateway, Type: "api_error", Code: "provider_protocol",
-			Message: "The provider did not answer in HTTP. Try again, or tell an administrator."}), nil
+		return x.unusable("provider_protocol", "The provider did not answer in HTTP. Try again, or tell an administrator."), nil
 	}
 	x.ours(out)
 	switch {
@@ -859,6 +853,13 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 		x.state = ended
 	}
 	return followHeaders(out), nil
+}
+
+// unusable is what the caller gets in the place of an answer of the provider's that
+// must not reach it.
+func (x *exchange) unusable(code, message string) *extprocv3.ProcessingResponse {
+	x.outcome = outcomeProviderError
+	return x.refuse(&provider.Error{Status: http.StatusBadGateway, Type: "api_error", Code: code, Message: message})
 }
 
 // translate begins an answer that is said in the caller's words. One that is not
@@ -883,9 +884,7 @@ func (x *exchange) translate(out *mutation, length int64, end bool) *extprocv3.P
 	case t.Streamed():
 		return followHeaders(out)
 	case length > x.s.c.MaxBody:
-		x.outcome = outcomeProviderError
-		return x.refuse(&provider.Error{Status: http.StatusBadGateway, Type: "api_error", Code: "answer_too_large",
-			Message: fmt.Sprintf("The provider's answer is larger than %d bytes. Ask for less, or for a stream.", x.s.c.MaxBody)})
+		return x.unusable("answer_too_large", fmt.Sprintf("The provider's answer is larger than %d bytes. Ask for less, or for a stream.", x.s.c.MaxBody))
 	default:
 		x.whole = true
 		return wholeAnswer(followHeaders(out))

@@ -117,9 +117,7 @@ func (a *Answer) Usage() Usage {
 }
 
 // Model is the first model that the answer names, "" if it names none.
-func (a *Answer) Model() string {
-	return a.model
-}
+func (a *Answer) Model() string { return a.model }
 
 // Chunk takes the next piece; end says that it is the last. If replaced, out goes
 // to the client in its place. b is not kept and not changed.
