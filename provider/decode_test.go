@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/base64"
+	"math"
 	"runtime"
 	"strings"
 	"testing"
@@ -192,19 +193,27 @@ func TestBombs(t *testing.T) {
 		if len(bomb) > size/500 {
 			t.Fatalf("%s: %d bytes are no bomb", name, len(bomb))
 		}
-		runtime.GC()
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		const n = 10
-		for range n {
-			if _, e := provider.Decode([]string{strings.TrimSpace(name)}, bomb, maxBody); e == nil || e.Status != 413 {
-				t.Fatalf("%s: %v", name, e)
+		// All that was ever allocated: the windows are pooled, and buffers double. The
+		// race detector has pools forget one thing in four, at random, so it is the
+		// least of some rounds that counts; a window that is not pooled is in all of them.
+		least := uint64(math.MaxUint64)
+		for range 6 {
+			runtime.GC()
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			const n = 10
+			for range n {
+				if _, e := provider.Decode([]string{strings.TrimSpace(name)}, bomb, maxBody); e == nil || e.Status != 413 {
+					t.Fatalf("%s: %v", name, e)
+				}
+			}
+			runtime.ReadMemStats(&after)
+			if least = min(least, (after.TotalAlloc-before.TotalAlloc)/n); least <= 6*maxBody {
+				break
 			}
 		}
-		runtime.ReadMemStats(&after)
-		// All that was ever allocated: the windows are pooled, and buffers double.
-		if per := (after.TotalAlloc - before.TotalAlloc) / n; per > 6*maxBody {
-			t.Errorf("%s: %d KB were allocated for each", name, per>>10)
+		if least > 6*maxBody {
+			t.Errorf("%s: %d KB were allocated for each", name, least>>10)
 		}
 	}
 }
