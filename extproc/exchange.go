@@ -73,6 +73,7 @@ type exchange struct {
 	digest    string // of the body that was judged
 
 	// decide
+	at       time.Time // the instant of the decision: what policy sees, and what the entry says
 	provider provider.Provider
 	decision policy.Decision
 	forward  provider.Forward
@@ -286,7 +287,7 @@ func (x *exchange) identify(ctx context.Context) *provider.Error {
 	if refused := x.lookUp(ctx); refused != nil {
 		return refused
 	}
-	return x.inactive()
+	return x.inactive(x.s.c.Now())
 }
 
 // lookUp finds the caller and what its org decides by, as they are now. It is done
@@ -323,8 +324,8 @@ func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 }
 
 // inactive says why the caller's key or agent may not be used, if so.
-func (x *exchange) inactive() *provider.Error {
-	err := x.caller.ActiveAt(x.s.c.Now())
+func (x *exchange) inactive(at time.Time) *provider.Error {
+	err := x.caller.ActiveAt(at)
 	if err == nil {
 		return nil
 	}
@@ -390,10 +391,14 @@ func (x *exchange) requestBody(ctx context.Context, m *extprocv3.HttpBody) (*ext
 	return x.judge(ctx, m.GetBody(), x.lookUp(ctx))
 }
 
+// instant is t as an entry stores it: policy sees no more of it than can be read back.
+func instant(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
+
 // judge takes the complete request, or what is already known against it, through
 // the rest of the request's phases. It is called once for an exchange.
 func (x *exchange) judge(ctx context.Context, body []byte, refused *provider.Error) (*extprocv3.ProcessingResponse, error) {
 	began := x.s.c.Now()
+	x.at = instant(began)
 	if refused == nil {
 		var err error
 		if refused, err = x.verdict(ctx, body); err != nil {
@@ -509,7 +514,7 @@ func (x *exchange) keyed(body []byte) string {
 // provider, its credential and path, or an answer of our own. Limits come last,
 // so that what is refused for another reason takes nothing from them.
 func (x *exchange) decide(ctx context.Context) *provider.Error {
-	if refused := x.inactive(); refused != nil {
+	if refused := x.inactive(x.at); refused != nil {
 		return refused // expired or so since the headers came
 	}
 	if reason := x.handle.cutReason(); reason != "" {
@@ -562,7 +567,7 @@ func (x *exchange) input() policy.Input {
 			Operation: x.call.Endpoint.Operation, Scope: x.call.Endpoint.Scope, Provider: x.provider.Name, Model: x.call.Model,
 			Mode: mode, Host: x.req.host, Path: x.req.path, Stream: x.call.Stream,
 			MaxTokens: x.call.MaxTokens, InputTokensEstimate: x.call.InputTokensEstimate, Bytes: int64(len(x.call.Body)),
-			Tools: x.call.Tools, URLHosts: x.call.Hosts, Time: x.s.c.Now().UTC(),
+			Tools: x.call.Tools, URLHosts: x.call.Hosts, Time: x.at,
 		},
 		Caller: policy.CallerAttrs{
 			KeyID: k.ID, KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyExpiresAt: k.ExpiresAt,
@@ -1167,8 +1172,11 @@ func overWell(err error) bool { return err == nil || errors.Is(err, errClosedEar
 
 func (x *exchange) decided(refused *provider.Error) audit.Decided {
 	a, k := x.caller.Agent, x.caller.Key
+	if x.at.IsZero() {
+		x.at = instant(x.s.c.Now()) // there was nothing to decide
+	}
 	d := audit.Decided{
-		Time: x.s.c.Now(), RequestID: x.req.id, TraceID: x.span.traceID(),
+		Time: x.at, RequestID: x.req.id, TraceID: x.span.traceID(),
 		AgentID: a.ID, AgentName: a.Name, AgentFingerprint: a.Fingerprint, KeyID: k.ID,
 		Mode: mode, Method: clip(x.req.method, 32), Host: recordable(x.req.host, 256), Path: recordable(x.req.path, 1024),
 		ClientIP: x.req.clientIP, UserAgent: recordable(x.req.userAgent, 256),
