@@ -17,8 +17,9 @@ const module = "github.com/ai-identity/ai-identity/"
 var layer = map[string]int{
 	"proto": 0, "process": 0,
 	"identity": 1, "provider": 1, "policy": 1, "budget": 1, "audit": 1, "store": 1, "envoy": 1,
-	"extproc": 2, "xds": 2, "api": 2,
-	"cmd": 3, "bench": 3, "e2e": 3,
+	"verdict": 2,
+	"extproc": 3, "xds": 3, "api": 3,
+	"cmd": 4, "bench": 4, "e2e": 4,
 }
 
 // besideTests says which test support may see what its package's layer may not:

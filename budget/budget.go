@@ -29,3 +29,9 @@ type Result struct {
 	RetryAfter time.Duration
 	Which      int // index of the limit that the figures are of; -1: there was none
 }
+
+// Used is what a request has used, as far as it is known at its end.
+type Used struct {
+	Tokens  int64 // of input and output
+	NanoUSD int64
+}

@@ -18,9 +18,8 @@ func take(now, tat time.Duration, perMinute int64) (next time.Duration, r Result
 		return tat, Result{RetryAfter: time.Minute, Reset: time.Minute}
 	}
 	n := min(perMinute, maxPerMinute)
-	// The interval is rounded up, and the window made of whole intervals, so
-	// that a burst is exactly n and the rate never above n.
-	interval := (time.Minute + time.Duration(n-1)) / time.Duration(n)
+	// The window is made of whole intervals, so that a burst is exactly n.
+	interval := interval(n)
 	window := interval * time.Duration(n)
 	tat = max(tat, now) // a bucket is never fuller than full
 	next = tat + interval
@@ -34,4 +33,11 @@ func take(now, tat time.Duration, perMinute int64) (next time.Duration, r Result
 	r.Remaining = int64((now + window - next) / interval)
 	r.Reset = next - now
 	return next, r
+}
+
+// interval is the time between two requests at that rate, rounded up, so that the
+// rate is never above it.
+func interval(perMinute int64) time.Duration {
+	n := min(perMinute, maxPerMinute)
+	return (time.Minute + time.Duration(n-1)) / time.Duration(n)
 }

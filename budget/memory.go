@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"context"
 	"sync"
 	"time"
 )
@@ -62,6 +63,33 @@ func (m *Memory) Take(limits []Limit) Result {
 	}
 	return best
 }
+
+// Reserve is Take: a rate is counted in full when a request is admitted. The id is
+// not needed here, since nothing of the request is kept. It never fails.
+func (m *Memory) Reserve(_ context.Context, _ string, limits []Limit) (Result, error) {
+	return m.Take(limits), nil
+}
+
+// Release gives back what Take took for one request: each bucket is full again one
+// interval sooner.
+func (m *Memory) Release(_ context.Context, _ string, limits []Limit) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	back := make(map[string]time.Duration, len(limits))
+	for _, l := range limits {
+		if l.PerMinute > 0 {
+			back[l.Key] = max(back[l.Key], interval(l.PerMinute)) // the narrower of equal keys, as in Take
+		}
+	}
+	for key, d := range back {
+		if tat := m.tat(key); tat > d {
+			m.young[key] = tat - d
+		}
+	}
+}
+
+// Settle changes nothing: a rate counts requests, whatever they use.
+func (m *Memory) Settle(context.Context, string, []Limit, Used) {}
 
 // Len is how many counts are kept, for metrics. One that is used again after two
 // minutes may count twice.

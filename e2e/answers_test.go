@@ -24,17 +24,18 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 	"github.com/ai-identity/ai-identity/extproc"
 	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/verdict"
 )
 
 // translators is a harness whose org can be told which provider has every model.
 type translators struct {
 	*harness
 	serve atomic.Pointer[http.HandlerFunc] // the provider, for now
-	org   atomic.Pointer[extproc.Org]
-	orgs  map[string]extproc.Org // by kind
+	org   atomic.Pointer[verdict.Org]
+	orgs  map[string]verdict.Org // by kind
 }
 
-func (x *translators) Org(string) (extproc.Org, error) { return *x.org.Load(), nil }
+func (x *translators) Org(string) (verdict.Org, error) { return *x.org.Load(), nil }
 
 // swapped is a directory whose org is the one that is on.
 type swapped struct {
@@ -42,12 +43,12 @@ type swapped struct {
 	x *translators
 }
 
-func (s swapped) Org(id string) (extproc.Org, error) { return s.x.Org(id) }
+func (s swapped) Org(id string) (verdict.Org, error) { return s.x.Org(id) }
 
 // translating starts a harness with a provider of each kind at one address.
 func translating(t *testing.T, usage string) *translators {
 	t.Helper()
-	x := &translators{orgs: map[string]extproc.Org{}}
+	x := &translators{orgs: map[string]verdict.Org{}}
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*x.serve.Load())(w, r) })
 	var ps []provider.Provider
 	for _, kind := range append([]string{"openai"}, translatedKinds...) {

@@ -27,6 +27,7 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/verdict"
 )
 
 // harness is a real Envoy, configured as the control plane configures it, whose
@@ -37,7 +38,7 @@ type harness struct {
 	server       *extproc.Server
 	grpc         *grpc.Server
 	socket       string
-	fault        atomic.Pointer[func(phase string) error]
+	fault        atomic.Pointer[func(point string) error]
 }
 
 const inOrg = "org_test"
@@ -93,17 +94,11 @@ func inProcessWith(t *testing.T, h http.Handler, usage string, providers []provi
 		}
 	})
 	c := extproc.Config{
-		Directory: oneCaller{hash, identity.Caller{
+		Directory: oneCaller{identity.PresentedKey(hash), identity.Caller{
 			Agent: identity.Agent{ID: "ag_one", OrgID: inOrg, Name: "one", Status: identity.Active, AllowedModels: []string{"*"}, Fingerprint: "sha256:feed"},
 			Key:   identity.Key{ID: "key_one", OrgID: inOrg, AgentID: "ag_one", Scopes: []string{"*"}},
-		}, extproc.Org{ID: inOrg, DigestKey: []byte("digest key of a test"), Policies: bundle, Providers: registry}},
+		}, verdict.Org{ID: inOrg, DigestKey: []byte("digest key of a test"), Policies: bundle, Providers: registry}},
 		Recorder: writer, Limiter: budget.NewMemory(time.Now), Log: slog.New(slog.DiscardHandler),
-		Fault: func(phase string) error {
-			if f := x.fault.Load(); f != nil {
-				return (*f)(phase)
-			}
-			return nil
-		},
 	}
 	if config != nil {
 		config(&c)
@@ -112,7 +107,7 @@ func inProcessWith(t *testing.T, h http.Handler, usage string, providers []provi
 		t.Fatal(err)
 	}
 	if handler == nil {
-		handler = x.server
+		handler = breakable{x.server, &x.fault}
 	}
 	l, err := net.Listen("unix", x.socket)
 	if err != nil {
@@ -129,23 +124,81 @@ func inProcessWith(t *testing.T, h http.Handler, usage string, providers []provi
 	return x
 }
 
-// oneCaller is a directory of one caller.
-type oneCaller struct {
-	hash   [32]byte
-	caller identity.Caller
-	org    extproc.Org
+// breakable is a sidecar that a test breaks at a point of its conversation with
+// Envoy: as a message arrives ("got headers") or before it is answered ("answers headers").
+type breakable struct {
+	extprocv3.ExternalProcessorServer
+	fault *atomic.Pointer[func(point string) error]
 }
 
-func (d oneCaller) Caller(_ context.Context, hash [32]byte) (identity.Caller, error) {
+// errCleanClose makes Process return nil: the clean close that Envoy takes for "go
+// on without me".
+var errCleanClose = errors.New("close the stream cleanly")
+
+func (b breakable) Process(s extprocv3.ExternalProcessor_ProcessServer) error {
+	err := b.ExternalProcessorServer.Process(&breakableStream{ExternalProcessor_ProcessServer: s, fault: b.fault})
+	if errors.Is(err, errCleanClose) {
+		return nil
+	}
+	return err
+}
+
+type breakableStream struct {
+	extprocv3.ExternalProcessor_ProcessServer
+	fault *atomic.Pointer[func(point string) error]
+	got   string
+}
+
+func (s *breakableStream) Recv() (*extprocv3.ProcessingRequest, error) {
+	m, err := s.ExternalProcessor_ProcessServer.Recv()
+	if err != nil {
+		return nil, err
+	}
+	switch m.Request.(type) {
+	case *extprocv3.ProcessingRequest_RequestHeaders:
+		s.got = "headers"
+	case *extprocv3.ProcessingRequest_RequestBody:
+		s.got = "body"
+	case *extprocv3.ProcessingRequest_ResponseHeaders:
+		s.got = "response headers"
+	case *extprocv3.ProcessingRequest_ResponseBody:
+		s.got = "response body"
+	}
+	return m, s.at("got " + s.got)
+}
+
+func (s *breakableStream) Send(m *extprocv3.ProcessingResponse) error {
+	if err := s.at("answers " + s.got); err != nil {
+		return err
+	}
+	return s.ExternalProcessor_ProcessServer.Send(m)
+}
+
+func (s *breakableStream) at(point string) error {
+	if f := s.fault.Load(); f != nil {
+		return (*f)(point)
+	}
+	return nil
+}
+
+// oneCaller is a directory of one caller.
+type oneCaller struct {
+	hash   identity.Presented
+	caller identity.Caller
+	org    verdict.Org
+}
+
+func (d oneCaller) Caller(_ context.Context, hash identity.Presented) (identity.Caller, error) {
 	if hash != d.hash {
-		return identity.Caller{}, extproc.ErrUnknownKey
+		return identity.Caller{}, verdict.ErrUnknownCaller
 	}
 	return d.caller, nil
 }
 
-func (d oneCaller) Org(string) (extproc.Org, error) { return d.org, nil }
+func (d oneCaller) Org(string) (verdict.Org, error) { return d.org, nil }
 
-// A sidecar that fails at any phase, in any way, forwards nothing. Even a clean
+// A sidecar that fails at any point, in any way, forwards nothing. (The faults within
+// each phase are tested in package extproc.) Even a clean
 // end of its stream, which Envoy takes for "go on without me", finds no route.
 func TestFaults(t *testing.T) {
 	x := inProcess(t, e2e.Streaming(3, time.Millisecond, nil), nil, nil)
@@ -153,14 +206,15 @@ func TestFaults(t *testing.T) {
 	faults := map[string]func() error{
 		"error":  func() error { return errors.New("broken on purpose") },
 		"panic":  func() error { panic("broken on purpose") },
-		"return": func() error { return extproc.ErrCloseStream },
+		"return": func() error { return errCleanClose },
 	}
 	// After the verdict the request is on its way; until then nothing may be.
-	after := []string{"follow", "inspect", "trailers", "settle"}
+	after := []string{"got response headers", "answers response headers", "got response body", "answers response body"}
+	points := append([]string{"got headers", "answers headers", "got body", "answers body"}, after...)
 	for protocol, client := range protocols() {
 		for kind, fail := range faults {
-			for _, phase := range extproc.Phases() {
-				t.Run(protocol+"/"+kind+" at "+phase, func(t *testing.T) {
+			for _, point := range points {
+				t.Run(protocol+"/"+kind+" at "+point, func(t *testing.T) {
 					x.fault.Store(nil)
 					if resp, err := send(t.Context(), client, x.gateway, x.key, strings.NewReader(allowed), int64(len(allowed))); err != nil || resp.StatusCode != 200 {
 						b, _ := io.ReadAll(resp.Body)
@@ -177,7 +231,7 @@ func TestFaults(t *testing.T) {
 					before, requests := len(x.provider.Bytes()), len(x.provider.Requests())
 					var hit atomic.Bool
 					fault := func(at string) error {
-						if at != phase {
+						if at != point {
 							return nil
 						}
 						hit.Store(true)
@@ -186,7 +240,7 @@ func TestFaults(t *testing.T) {
 					x.fault.Store(&fault)
 					for _, body := range []string{allowed, streamed} {
 						resp, err := send(t.Context(), client, x.gateway, x.key, strings.NewReader(body), int64(len(body)))
-						if !slices.Contains(after, phase) {
+						if !slices.Contains(after, point) {
 							refusedBy(t, resp, err)
 						} else if err == nil {
 							io.Copy(io.Discard, resp.Body)
@@ -194,10 +248,10 @@ func TestFaults(t *testing.T) {
 						}
 					}
 					x.fault.Store(nil)
-					if !hit.Load() && phase != "trailers" {
-						t.Error("the phase was never reached")
+					if !hit.Load() {
+						t.Error("the point was never reached")
 					}
-					if !slices.Contains(after, phase) {
+					if !slices.Contains(after, point) {
 						if n := len(x.provider.Bytes()) - before; n != 0 {
 							t.Errorf("%d bytes reached the provider", n)
 						}

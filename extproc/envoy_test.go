@@ -32,6 +32,7 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/verdict"
 )
 
 // providerKey is the credential of the provider in tests. It must reach the
@@ -44,7 +45,7 @@ type world struct {
 	t      testing.TB
 	key    string
 	orgKey string
-	hash   [32]byte
+	hash   identity.Presented
 	clock  *clock
 	record *recorder
 	dir    *directory
@@ -66,10 +67,11 @@ func serve(t testing.TB, o options) *world {
 	t.Helper()
 	w := &world{t: t, clock: &clock{now: time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)}, record: &recorder{}, logs: &lockedBuffer{}}
 	seed := rand.NewChaCha8(sha256.Sum256([]byte("extproc tests")))
-	var err error
-	if w.key, w.hash, err = identity.Mint(identity.AgentKey, seed); err != nil {
+	key, hash, err := identity.Mint(identity.AgentKey, seed)
+	if err != nil {
 		t.Fatal(err)
 	}
+	w.key, w.hash = key, identity.PresentedKey(hash)
 	if w.orgKey, _, err = identity.Mint(identity.OrgKey, seed); err != nil {
 		t.Fatal(err)
 	}
@@ -111,8 +113,8 @@ func serve(t testing.TB, o options) *world {
 		t.Fatal(err)
 	}
 	w.dir = &directory{
-		callers: map[[32]byte]identity.Caller{w.hash: caller},
-		org:     extproc.Org{ID: "org_acme", Tier: "pro", DigestKey: []byte("digest key"), Policies: bundle, Providers: reg},
+		callers: map[identity.Presented]identity.Caller{w.hash: caller},
+		org:     verdict.Org{ID: "org_acme", Tier: "pro", DigestKey: []byte("digest key"), Policies: bundle, Providers: reg},
 	}
 	c := extproc.Config{
 		Directory: w.dir, Recorder: w.record, Limiter: budget.NewMemory(w.clock.Now), Now: w.clock.Now, Rand: &lockedReader{r: seed},
@@ -144,8 +146,8 @@ func serve(t testing.TB, o options) *world {
 // directory is a control plane that a test changes as it likes.
 type directory struct {
 	mu      sync.Mutex
-	callers map[[32]byte]identity.Caller
-	org     extproc.Org
+	callers map[identity.Presented]identity.Caller
+	org     verdict.Org
 	err     error // of Caller
 	orgErr  error
 }
@@ -158,7 +160,7 @@ func (d *directory) edit(change func(*identity.Caller)) {
 	}
 }
 
-func (d *directory) Caller(_ context.Context, hash [32]byte) (identity.Caller, error) {
+func (d *directory) Caller(_ context.Context, hash identity.Presented) (identity.Caller, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.err != nil {
@@ -166,19 +168,19 @@ func (d *directory) Caller(_ context.Context, hash [32]byte) (identity.Caller, e
 	}
 	c, ok := d.callers[hash]
 	if !ok {
-		return identity.Caller{}, fmt.Errorf("looking up a caller: %w", extproc.ErrUnknownKey)
+		return identity.Caller{}, fmt.Errorf("looking up a caller: %w", verdict.ErrUnknownCaller)
 	}
 	return c, nil
 }
 
-func (d *directory) Org(id string) (extproc.Org, error) {
+func (d *directory) Org(id string) (verdict.Org, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.orgErr != nil {
-		return extproc.Org{}, d.orgErr
+		return verdict.Org{}, d.orgErr
 	}
 	if id != d.org.ID {
-		return extproc.Org{}, errors.New("no such org")
+		return verdict.Org{}, errors.New("no such org")
 	}
 	return d.org, nil
 }

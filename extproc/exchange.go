@@ -2,14 +2,12 @@ package extproc
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -27,6 +25,7 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/verdict"
 )
 
 // state is how far an exchange has come. Messages may only come in this order.
@@ -59,29 +58,19 @@ type exchange struct {
 	readsAnswer  bool // Envoy sends us the answer's body: it said so, or we asked for it
 	askedForIt   bool // we did
 	span         span
-	otel         trace.Span      // nil: no tracer
-	format       provider.Format // of the API that was called, for refusals
-	known        bool            // caller and org are set: refusals are recorded
-	hash         [32]byte        // of its key
+	otel         trace.Span // nil: no tracer
+	known        bool       // caller and org are set: refusals are recorded
+	presented    identity.Presented
 	caller       identity.Caller
-	org          Org
+	org          verdict.Org
 
-	// parse
-	params    provider.Params
-	call      provider.Call
-	bodyBytes int64
-	digest    string // of the body that was judged
-
-	// decide
-	at       time.Time // the instant of the decision: what policy sees, and what the entry says
-	provider provider.Provider
-	decision policy.Decision
-	forward  provider.Forward
-	taken    budget.Result
-	local    []byte // the answer, if it is ours to give
+	// parse, decide
+	verdict    verdict.Verdict
+	evaluating string // the phase that began last, at phaseBegan
+	phaseBegan time.Time
 
 	// record
-	effect    policy.Effect // what was decided and is on disk; Deny until then
+	effect    policy.Effect // the decision that is on disk; Deny until then, and after a cut
 	receipt   audit.Receipt
 	attempted bool // an entry was given to the recorder
 	recorded  bool // and is durable
@@ -154,7 +143,7 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 		return nil, err
 	}
 	x.req = readRequest(m)
-	x.format = provider.FormatOf(x.req.path)
+	x.req.MaxBody = x.s.c.MaxBody
 	if x.req.canary != "" && x.s.sawCanary(x.req.canary) {
 		return x.answerCanary(), nil // and no span: it is nobody's exchange
 	}
@@ -172,7 +161,7 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 		return x.refuse(refused), nil
 	}
 	if refused == nil {
-		refused = x.headersAlone()
+		refused = x.req.headersAlone()
 	}
 	if refused != nil || x.req.endOfStream {
 		// There is no more to come, or no more is needed.
@@ -180,7 +169,7 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 	}
 	x.state = waiting
 	reply := waitForBody()
-	if !x.readsAnswer && x.org.Providers.Reads(x.call.Endpoint) {
+	if !x.readsAnswer && x.org.Providers.Reads(x.req.Endpoint) {
 		// Whether this answer will have to be translated is known with the model, in
 		// the body; what Envoy sends us can be changed here only.
 		x.readsAnswer, x.askedForIt = true, true
@@ -242,13 +231,14 @@ func (x *exchange) startSpan(ctx context.Context) error {
 		sc := x.otel.SpanContext()
 		x.span = span{trace: sc.TraceID(), id: sc.SpanID(), flags: byte(sc.TraceFlags())}
 	}
-	if x.req.id == "" {
+	x.req.TraceID = x.span.traceID()
+	if x.req.ID == "" {
 		// Envoy makes the id; without one from it, it is ours. Never the client's.
 		var b [16]byte
 		if _, err := io.ReadFull(x.s.c.Rand, b[:]); err != nil {
 			return fmt.Errorf("making a request id: %w", err)
 		}
-		x.req.id = hex.EncodeToString(b[:])
+		x.req.ID = hex.EncodeToString(b[:])
 	}
 	return nil
 }
@@ -264,8 +254,8 @@ func (x *exchange) answerCanary() *extprocv3.ProcessingResponse {
 // identify finds out who asks. It returns why not, and sets known as soon as
 // the caller's org is known, which is before anything is held against them.
 func (x *exchange) identify(ctx context.Context) *provider.Error {
-	if p := x.req.unidentified; p.code != "" {
-		return p.error()
+	if x.req.unidentified != nil {
+		return x.req.unidentified
 	}
 	if x.req.secrets == 0 {
 		return unauthenticated("missing_api_key", "No API key was sent. Send an agent key (aid_sk_…) as \"Authorization: Bearer …\".")
@@ -282,12 +272,12 @@ func (x *exchange) identify(ctx context.Context) *provider.Error {
 		return unauthenticated("invalid_api_key", "This key does not call models. Send an agent key (aid_sk_…).")
 	}
 
-	x.s.live.key(&x.handle, hash) // before the look-up, so that no revocation falls between
-	x.hash = hash
+	x.presented = identity.PresentedKey(hash)
+	x.s.live.key(&x.handle, x.presented) // before the lookup, so that no revocation falls between
 	if refused := x.lookUp(ctx); refused != nil {
 		return refused
 	}
-	return x.inactive(x.s.c.Now())
+	return verdict.Inactive(x.caller, x.s.c.Now())
 }
 
 // lookUp finds the caller and what its org decides by, as they are now. It is done
@@ -296,18 +286,18 @@ func (x *exchange) identify(ctx context.Context) *provider.Error {
 func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 	ctx, cancel := context.WithTimeout(ctx, x.s.c.IdentifyTimeout)
 	defer cancel()
-	caller, err := x.s.c.Directory.Caller(ctx, x.hash)
+	caller, err := x.s.c.Directory.Caller(ctx, x.presented)
 	switch {
-	case errors.Is(err, ErrUnknownKey):
+	case errors.Is(err, verdict.ErrUnknownCaller):
 		return unauthenticated("invalid_api_key", "The API key is not known. It may have been deleted, or belong to another installation.")
 	case err != nil:
-		x.s.c.Log.WarnContext(ctx, "caller cannot be looked up", "exchange", x.req.id, "err", err)
-		return unavailable("identity_unavailable", "Callers cannot be identified right now. Try again shortly.")
+		x.s.c.Log.WarnContext(ctx, "caller cannot be looked up", "exchange", x.req.ID, "err", err)
+		return verdict.Unavailable("identity_unavailable", "Callers cannot be identified right now. Try again shortly.")
 	case caller.Agent.OrgID == "" || caller.Key.OrgID != caller.Agent.OrgID || caller.Key.AgentID != caller.Agent.ID:
-		x.s.c.Log.ErrorContext(ctx, "directory returned a key of another agent", "exchange", x.req.id, "agent", caller.Agent.ID, "key", caller.Key.ID)
-		return unavailable("identity_unavailable", "Callers cannot be identified right now. Try again shortly.")
+		x.s.c.Log.ErrorContext(ctx, "directory returned a key of another agent", "exchange", x.req.ID, "agent", caller.Agent.ID, "key", caller.Key.ID)
+		return verdict.Unavailable("identity_unavailable", "Callers cannot be identified right now. Try again shortly.")
 	case x.known && caller.Agent.OrgID != x.org.ID:
-		return unavailable("identity_unavailable", "This API key has moved to another organization. Try again.")
+		return verdict.Unavailable("identity_unavailable", "This API key has moved to another organization. Try again.")
 	}
 	x.caller, x.known = caller, true
 
@@ -315,57 +305,11 @@ func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 	x.org.ID = caller.Agent.OrgID
 	org, err := x.s.c.Directory.Org(caller.Agent.OrgID)
 	if err != nil || org.Policies == nil || org.Providers == nil {
-		x.s.c.Log.WarnContext(ctx, "org cannot be decided for", "exchange", x.req.id, "agent", caller.Agent.ID, "err", err)
-		return unavailable("policy_unavailable", "Policies are not available right now. Try again shortly.")
+		x.s.c.Log.WarnContext(ctx, "org cannot be decided for", "exchange", x.req.ID, "agent", caller.Agent.ID, "err", err)
+		return verdict.Unavailable("policy_unavailable", "Policies are not available right now. Try again shortly.")
 	}
 	x.org = org // one snapshot for all of the decision, and to the end of the exchange
-	x.org.ID = caller.Agent.OrgID
-	return nil
-}
-
-// inactive says why the caller's key or agent may not be used, if so.
-func (x *exchange) inactive(at time.Time) *provider.Error {
-	err := x.caller.ActiveAt(at)
-	if err == nil {
-		return nil
-	}
-	switch reason := inactiveReason(err); reason {
-	case "key_revoked":
-		return unauthenticated(reason, "This API key was revoked.")
-	case "key_expired":
-		return unauthenticated(reason, "This API key has expired. Create or rotate to a new one.")
-	default:
-		return forbidden(reason, "This agent may not make requests: "+strings.ReplaceAll(reason, "_", " ")+".")
-	}
-}
-
-// inactiveReason is a word of a fixed set: it is a metric's label.
-func inactiveReason(err error) string {
-	var inactive *identity.Inactive
-	if errors.As(err, &inactive) && inactive.Reason != "" {
-		return inactive.Reason
-	}
-	return "inactive"
-}
-
-// headersAlone says what the headers show to be wrong whatever the body holds.
-func (x *exchange) headersAlone() *provider.Error {
-	if p := x.req.wrong; p.code != "" {
-		return p.error()
-	}
-	ep, params, ok := provider.Match(x.req.method, x.req.path)
-	if !ok {
-		return provider.Unserved(x.req.method, x.req.path)
-	}
-	x.call.Endpoint = ep
-	x.format = ep.Format
-	if ep.Operation == opModels || ep.Operation == opModel {
-		x.format = provider.ModelsFormat(ep, x.req.has, x.req.userAgent)
-	}
-	x.params = params
-	if x.req.contentLength > x.s.c.MaxBody {
-		return tooLarge(x.s.c.MaxBody)
-	}
+	x.org.ID, x.org.Limiter, x.org.Phase = caller.Agent.OrgID, x.s.c.Limiter, x.phase
 	return nil
 }
 
@@ -385,36 +329,34 @@ func (x *exchange) requestBody(ctx context.Context, m *extprocv3.HttpBody) (*ext
 		}
 		// In BUFFERED mode the body is whole; what follows are trailers. No
 		// client of an LLM sends any, and nobody could judge them.
-		return x.judge(ctx, nil, &provider.Error{Status: http.StatusBadRequest, Type: "invalid_request_error", Code: "trailers_not_accepted",
-			Message: "Requests with trailers are not accepted."})
+		return x.judge(ctx, nil, verdict.Refuse(http.StatusBadRequest, "trailers_not_accepted", "Requests with trailers are not accepted."))
 	}
 	return x.judge(ctx, m.GetBody(), x.lookUp(ctx))
 }
-
-// instant is t as an entry stores it: policy sees no more of it than can be read back.
-func instant(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
 
 // judge takes the complete request, or what is already known against it, through
 // the rest of the request's phases. It is called once for an exchange.
 func (x *exchange) judge(ctx context.Context, body []byte, refused *provider.Error) (*extprocv3.ProcessingResponse, error) {
 	began := x.s.c.Now()
-	x.at = instant(began)
-	if refused == nil {
-		var err error
-		if refused, err = x.verdict(ctx, body); err != nil {
-			return nil, err
+	x.req.Time = verdict.Instant(began)
+	if refused != nil {
+		x.verdict = verdict.Reject(x.req.Time, refused)
+	} else if x.evaluate(ctx, body); x.verdict.Err != nil {
+		if p, ok := errors.AsType[*verdict.Panic](x.verdict.Err); ok {
+			return nil, x.panicked(ctx, p.Value, p.Stack)
 		}
+		return nil, x.verdict.Err
 	}
-	// Refused or not, it is written down before anybody learns of it.
+	// Allowed or not, it is written down before the caller or Envoy learns of it.
 	if err := x.fault("record"); err != nil {
 		return nil, err
 	}
 	recording := x.s.c.Now()
-	if err := x.record(ctx, refused); err != nil {
+	if err := x.record(ctx); err != nil {
 		x.s.metrics.audit.Inc()
-		x.s.c.Log.ErrorContext(ctx, "decision not recorded, refusing", "exchange", x.req.id, "agent", x.caller.Agent.ID, "err", err)
+		x.s.c.Log.ErrorContext(ctx, "decision not recorded, refusing", "exchange", x.req.ID, "agent", x.caller.Agent.ID, "err", err)
 		x.outcome = outcomeUnrecorded
-		return x.refuse(unavailable("audit_unavailable", "The decision could not be recorded, so nothing was forwarded. Try again shortly.")), nil
+		return x.refuse(verdict.Unavailable("audit_unavailable", "The decision could not be recorded, so nothing was forwarded. Try again shortly.")), nil
 	}
 	now := x.s.c.Now()
 	x.s.metrics.phase("record", now.Sub(recording))
@@ -424,243 +366,74 @@ func (x *exchange) judge(ctx context.Context, body []byte, refused *provider.Err
 		return nil, err
 	}
 	switch {
-	case refused != nil:
-		return x.refuse(refused), nil
-	case x.local != nil:
+	case !x.verdict.Allowed():
+		return x.refuse(x.verdict.Rejection()), nil
+	case x.verdict.Local != nil:
 		return x.answerLocally(), nil
 	}
 	x.handle.forwarded.Store(true)
 	if reason := x.handle.cutReason(); reason != "" {
-		// Revoked while we decided. The record says "allow", and that it was cut.
-		x.outcome, x.effect = outcomeCut, policy.Deny
-		return x.refuse(x.revoked(reason)), nil
+		// Revoked while we decided. The entry says "allow", and the settlement that it was cut.
+		x.outcome, x.effect = verdict.OutcomeCut, policy.Deny
+		return x.refuse(verdict.Revoked(reason)), nil
 	}
-	return x.enforce(len(body)), nil
+	return x.enforce(), nil
 }
 
-// revoked is what a caller reads whose key or agent ended while it was asking.
-func (x *exchange) revoked(reason string) *provider.Error {
-	if reason == "agent_suspended" || reason == "agent_inactive" {
-		return forbidden(reason, "This agent may not make requests: "+strings.ReplaceAll(reason, "_", " ")+".")
-	}
-	return unauthenticated(reason, "This API key was revoked.")
-}
-
-// verdict parses and decides. A nil refusal means: allowed, and x.forward or
-// x.local says what is to be done.
-func (x *exchange) verdict(ctx context.Context, body []byte) (*provider.Error, error) {
+// evaluate waits for its turn and sets the verdict.
+func (x *exchange) evaluate(ctx context.Context, body []byte) {
 	wait, cancel := context.WithTimeout(ctx, x.s.c.IdentifyTimeout)
 	defer cancel()
 	select {
 	case x.s.deciding <- struct{}{}:
 		defer func() { <-x.s.deciding }()
 	case <-wait.Done():
-		return unavailable("overloaded", "Too many requests are being decided right now. Try again shortly."), nil
+		x.verdict = verdict.Reject(x.req.Time, verdict.Unavailable("overloaded", "Too many requests are being decided right now. Try again shortly."))
+		return
 	}
-	if err := x.fault("parse"); err != nil {
-		return nil, err
-	}
-	began := x.s.c.Now()
-	refused := x.parse(body)
-	parsed := x.s.c.Now()
-	x.s.metrics.phase("parse", parsed.Sub(began))
-	if refused != nil {
-		return refused, nil
-	}
-	if err := x.fault("decide"); err != nil {
-		return nil, err
-	}
-	refused = x.decide(ctx)
-	x.s.metrics.phase("decide", x.s.c.Now().Sub(parsed))
-	return refused, nil
-}
-
-// parse finds out what is asked. What it accepts as x.call.Body is, byte for
-// byte, what will be forwarded.
-func (x *exchange) parse(body []byte) *provider.Error {
-	x.bodyBytes = int64(len(body))
-	if x.bodyBytes > x.s.c.MaxBody {
-		return tooLarge(x.s.c.MaxBody)
-	}
-	plain, refused := provider.Decode(x.req.encodings, body, x.s.c.MaxBody)
-	if refused != nil {
-		return refused
-	}
-	if identity.FindSecrets(plain) {
-		return misplaced("the request's body").error()
-	}
-	x.digest = x.keyed(plain)
-	call, refused := provider.Parse(x.call.Endpoint, x.params, x.req.contentType, x.req.query, plain)
-	if refused != nil {
-		return refused
-	}
-	x.call = call
-	x.call.Own = provider.OwnClient(x.req.userAgent)
-	return nil
-}
-
-// keyed is the digest of a body as the record has it, "" for no body or without
-// the org's key.
-func (x *exchange) keyed(body []byte) string {
-	if len(body) == 0 || len(x.org.DigestKey) == 0 {
-		return ""
-	}
-	mac := hmac.New(sha256.New, x.org.DigestKey)
-	mac.Write(body)
-	return "hmac-sha256:" + hex.EncodeToString(mac.Sum(nil))
-}
-
-// decide says whether the caller may, and prepares what is then to be done: the
-// provider, its credential and path, or an answer of our own. Limits come last,
-// so that what is refused for another reason takes nothing from them.
-func (x *exchange) decide(ctx context.Context) *provider.Error {
-	if refused := x.inactive(x.at); refused != nil {
-		return refused // expired or so since the headers came
-	}
-	if reason := x.handle.cutReason(); reason != "" {
-		return x.revoked(reason)
-	}
-	lists := x.call.Endpoint.Operation == opModels || x.call.Endpoint.Operation == opModel
-	if !lists {
-		p, refused := x.org.Providers.Resolve(x.call)
-		if refused != nil {
-			return refused
-		}
-		x.provider = p
-	}
-	x.decision = x.org.Policies.Decide(ctx, x.input())
-	if x.decision.Err != nil {
-		x.s.c.Log.WarnContext(ctx, "no decision, refusing", "exchange", x.req.id, "agent", x.caller.Agent.ID, "policies", x.decision.PolicyVersion, "err", x.decision.Err)
-	}
-	if x.decision.Effect != policy.Allow {
-		return denied(x.decision, x.call.Model)
-	}
-	if lists {
-		var refused *provider.Error
-		if x.local, refused = x.models(); refused != nil {
-			return refused
-		}
-	} else {
-		f, refused := x.provider.Forward(x.call, x.req.path, x.req.query)
-		if refused != nil {
-			return refused
-		}
-		if f.Translated() && !x.readsAnswer {
-			// The org got its first provider of this kind after Envoy was told, with the
-			// headers, that nobody reads the answer.
-			return unavailable("configuration_changed", "The configuration has just changed. Try again.")
-		}
-		x.forward = f
-	}
-	return x.limit()
-}
-
-// input is what policy sees. It is a published contract: see docs.
-func (x *exchange) input() policy.Input {
-	a, k := x.caller.Agent, x.caller.Key
-	return policy.Input{
-		Agent: policy.AgentAttrs{
-			ID: a.ID, Name: a.Name, Team: a.Team, Environment: a.Environment, Tier: a.Tier, Status: string(a.Status),
-			AllowedModels: a.AllowedModels, Metadata: a.Metadata,
-		},
-		Request: policy.RequestAttrs{
-			Operation: x.call.Endpoint.Operation, Scope: x.call.Endpoint.Scope, Provider: x.provider.Name, Model: x.call.Model,
-			Mode: mode, Host: x.req.host, Path: x.req.path, Stream: x.call.Stream,
-			MaxTokens: x.call.MaxTokens, InputTokensEstimate: x.call.InputTokensEstimate, Bytes: int64(len(x.call.Body)),
-			Tools: x.call.Tools, URLHosts: x.call.Hosts, Time: x.at,
-		},
-		Caller: policy.CallerAttrs{
-			KeyID: k.ID, KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyExpiresAt: k.ExpiresAt,
-			KeyStatus: "active", // inactive ones do not come here
-			IP:        x.req.clientIP, UserAgent: x.req.userAgent, KeyRateLimit: k.RateLimit,
-		},
-		Org: policy.OrgAttrs{ID: x.org.ID, Tier: x.org.Tier},
+	r := x.req.Request
+	r.Body, r.ReadsAnswer, r.Cut = body, x.readsAnswer, x.handle.cutReason()
+	x.verdict = x.org.Judge(ctx, x.caller, r)
+	if err := x.verdict.Decision.Err; err != nil {
+		x.s.c.Log.WarnContext(ctx, "no decision, refusing", "exchange", x.req.ID, "agent", x.caller.Agent.ID, "policies", x.verdict.Decision.PolicyVersion, "err", err)
 	}
 }
 
-// opModels and opModel ask for models, and are answered from here.
-const (
-	opModels = "models.list"
-	opModel  = "models.get"
-)
-
-// models answers with the models that the caller may use: those that agent and key
-// list, as far as they are names, and those that a provider has by name and the
-// lists allow. What patterns stand for is known to the providers only; asked for
-// by its name, such a model is there.
-func (x *exchange) models() ([]byte, *provider.Error) {
-	may := func(id string) bool { return mayUse(x.caller, id) }
-	names := append(slices.Clone(x.caller.Agent.AllowedModels), x.caller.Key.AllowedModels...)
-	one := x.call.Endpoint.Operation == opModel
-	if one {
-		names = append(names, x.call.Model)
+// phase is called as each phase of the evaluation begins, and with "" at its end.
+func (x *exchange) phase(name string) error {
+	now := x.s.c.Now()
+	if x.evaluating != "" {
+		x.s.metrics.phase(x.evaluating, now.Sub(x.phaseBegan))
 	}
-	models := x.org.Providers.Models(may, names...)
-	var b []byte
-	var err error
-	if one {
-		i := slices.IndexFunc(models, func(m provider.Model) bool { return m.ID == x.call.Model })
-		if i < 0 {
-			return nil, refusal{http.StatusNotFound, "model_not_found", "This model does not exist, or this key may not use it."}.error()
-		}
-		b, err = x.format.EncodeModel(models[i])
-	} else {
-		b, err = x.format.EncodeModels(models)
-	}
-	if err != nil {
-		return nil, unavailable("internal_error", "The list of models could not be written.")
-	}
-	return b, nil
-}
-
-// mode is how the request came: the caller addressed us, and was not intercepted.
-const mode = "gateway"
-
-// limit takes this request from every limit that the decision names.
-func (x *exchange) limit() *provider.Error {
-	if len(x.decision.Limits) == 0 {
+	x.evaluating, x.phaseBegan = name, now
+	if name == "" {
 		return nil
 	}
-	limits := make([]budget.Limit, len(x.decision.Limits))
-	for i, l := range x.decision.Limits {
-		if l.Name != "rpm" || l.Key == "" {
-			// Not enforced is not allowed.
-			return forbidden("policy_error", "The limit "+strconv.Quote(l.Name)+" cannot be enforced by this version.")
-		}
-		limits[i] = budget.Limit{Key: l.Key, PerMinute: l.Value}
-	}
-	x.taken = x.s.c.Limiter.Take(limits)
-	if x.taken.OK {
-		return nil
-	}
-	x.decision.Effect = policy.Deny
-	return &provider.Error{Status: http.StatusTooManyRequests, Type: "rate_limit_error", Code: "rate_limit_exceeded",
-		Message:    fmt.Sprintf("Rate limit reached: %d requests per minute. Try again in %ds.", x.taken.Limit, seconds(x.taken.RetryAfter)),
-		RetryAfter: x.taken.RetryAfter}
+	return x.fault(name)
 }
 
 // record writes the decision down and returns nil only once it is durable. It
 // waits also when the client has gone, since the entry may be on disk by then.
-func (x *exchange) record(ctx context.Context, refused *provider.Error) error {
+func (x *exchange) record(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.s.c.RecordTimeout)
 	defer cancel()
 	x.attempted = true
-	receipt, err := x.s.c.Recorder.Append(ctx, x.org.ID, x.decided(refused))
+	receipt, err := x.s.c.Recorder.Append(ctx, x.org.ID, x.verdict.Decided(x.caller, &x.req.Request))
 	if err != nil {
 		x.inDoubt = ctx.Err() != nil
 		return fmt.Errorf("recording the decision: %w", err)
 	}
 	x.receipt, x.recorded = receipt, true
-	if refused == nil {
+	if x.verdict.Allowed() {
 		x.effect = policy.Allow
 	}
 	return nil
 }
 
 // enforce tells Envoy where the request goes, as whom, and with which bytes.
-func (x *exchange) enforce(received int) *extprocv3.ProcessingResponse {
+func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 	x.state = forwarded
-	f := x.forward
+	f := &x.verdict.Forward
 	m := newMutation(len(f.Set) + 9)
 	for name, value := range f.Set {
 		m.header(lower(name), value)
@@ -672,7 +445,7 @@ func (x *exchange) enforce(received int) *extprocv3.ProcessingResponse {
 		m.header(":path", f.Path)
 	}
 	m.header("accept-encoding", "identity") // a compressed answer cannot be read
-	m.header("x-request-id", x.req.id)
+	m.header("x-request-id", x.req.ID)
 	m.header("x-agent-id", x.caller.Agent.ID)
 	m.header("x-agent-fingerprint", x.caller.Agent.Fingerprint)
 	m.header("traceparent", x.span.String())
@@ -690,14 +463,14 @@ func (x *exchange) enforce(received int) *extprocv3.ProcessingResponse {
 		}
 	}
 	body := f.Body
-	if body == nil && len(x.req.encodings) > 0 {
-		body = x.call.Body // decoded: what was judged, not what came
+	if body == nil && len(x.req.Encodings) > 0 {
+		body = x.verdict.Call.Body // decoded: what was judged, not what came
 	}
 	if body != nil {
 		m.remove = append(m.remove, "content-encoding")
 		m.header("content-length", strconv.Itoa(len(body)))
 	}
-	x.keep.keep(x.provider.Credential.Reveal())
+	x.keep.keep(x.verdict.Provider.Credential.Reveal())
 	x.keep.keep(f.Sent)
 	reply := forwardBody(m, body)
 	if x.req.endOfStream {
@@ -707,8 +480,8 @@ func (x *exchange) enforce(received int) *extprocv3.ProcessingResponse {
 	if !x.readsAnswer {
 		receipt = x.receipt.String()
 	}
-	if path, _, _ := strings.Cut(f.Path, "?"); provider.FormatOf(path) != x.format {
-		format = x.format.String()
+	if path, _, _ := strings.Cut(f.Path, "?"); provider.FormatOf(path) != x.req.Format {
+		format = x.req.Format.String()
 	}
 	if receipt != "" || format != "" {
 		reply = telling(reply, receipt, format)
@@ -718,47 +491,47 @@ func (x *exchange) enforce(received int) *extprocv3.ProcessingResponse {
 
 // answerLocally gives an answer that needs no provider.
 func (x *exchange) answerLocally() *extprocv3.ProcessingResponse {
-	x.state, x.outcome, x.status = ended, outcomeCompleted, http.StatusOK
-	x.responseBytes = int64(len(x.local))
+	x.state, x.outcome, x.status = ended, verdict.OutcomeCompleted, http.StatusOK
+	x.responseBytes = int64(len(x.verdict.Local))
 	m := newMutation(5)
 	x.ours(m)
 	m.header("content-type", "application/json")
-	return respond(http.StatusOK, m, x.local, "aid_local")
+	return respond(http.StatusOK, m, x.verdict.Local, "aid_local")
 }
 
 // refuse answers the client in the format of the API that it called.
 func (x *exchange) refuse(e *provider.Error) *extprocv3.ProcessingResponse {
 	x.state, x.status = ended, e.Status
 	if x.outcome == "" {
-		x.outcome = outcomeRefused
+		x.outcome = verdict.OutcomeRefused
 	}
 	x.s.metrics.refusals.WithLabelValues(e.Code).Inc()
 	m := newMutation(8)
 	x.ours(m)
 	m.header("content-type", "application/json")
 	if e.RetryAfter > 0 {
-		m.header("retry-after", strconv.FormatInt(seconds(e.RetryAfter), 10))
+		m.header("retry-after", strconv.FormatInt(verdict.Seconds(e.RetryAfter), 10))
 	}
-	if e.Status == http.StatusTooManyRequests && x.taken.Limit > 0 {
-		m.header("x-ratelimit-limit-requests", strconv.FormatInt(x.taken.Limit, 10))
-		m.header("x-ratelimit-remaining-requests", strconv.FormatInt(x.taken.Remaining, 10))
-		m.header("x-ratelimit-reset-requests", x.taken.Reset.Round(time.Millisecond).String())
+	if e.Status == http.StatusTooManyRequests && x.verdict.Taken.Limit > 0 {
+		m.header("x-ratelimit-limit-requests", strconv.FormatInt(x.verdict.Taken.Limit, 10))
+		m.header("x-ratelimit-remaining-requests", strconv.FormatInt(x.verdict.Taken.Remaining, 10))
+		m.header("x-ratelimit-reset-requests", x.verdict.Taken.Reset.Round(time.Millisecond).String())
 	}
-	return respond(e.Status, m, x.format.Encode(e, x.req.id, x.policyID()), "aid_"+e.Code)
+	return respond(e.Status, m, x.req.Format.Encode(e, x.req.ID, x.policyID()), "aid_"+e.Code)
 }
 
 // ours sets the headers that every answer of a governed request has.
 func (x *exchange) ours(m *mutation) {
-	m.header("x-request-id", x.req.id)
-	if x.format == provider.FormatAnthropic {
-		m.header("request-id", x.req.id) // where Anthropic's SDKs read it
+	m.header("x-request-id", x.req.ID)
+	if x.req.Format == provider.FormatAnthropic {
+		m.header("request-id", x.req.ID) // where Anthropic's SDKs read it
 	}
 	m.header("x-aid-decision", x.effect.String())
 	if x.recorded {
 		m.header("x-aid-receipt", x.receipt.String())
 	}
 	if x.effect == policy.Allow {
-		if dropped := x.forward.Dropped(); len(dropped) > 0 {
+		if dropped := x.verdict.Forward.Dropped(); len(dropped) > 0 {
 			m.header("x-aid-dropped", listed(dropped))
 		}
 	}
@@ -798,7 +571,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	x.status = statusOf(m)
 	if details := attributeOf(req, "response.code_details"); details != "" && details != "via_upstream" {
 		// Envoy answers in the provider's place: it was not reached, or broke off.
-		x.outcome = outcomeUpstreamReset
+		x.outcome = verdict.OutcomeUpstreamReset
 		x.readsAnswer = false
 	}
 
@@ -844,12 +617,12 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	x.ours(out)
 	switch {
 	case x.outcome != "": // it is Envoy's own
-	case x.forward.Translated():
-		x.reader = x.forward.NewAnswer(x.status, contentType, x.s.c.Now, x.answerID)
+	case x.verdict.Forward.Translated():
+		x.reader = x.verdict.Forward.NewAnswer(x.status, contentType, x.s.c.Now, x.answerID)
 	case x.readsAnswer && x.status >= 400:
-		x.reader = x.provider.NewError(x.call.Endpoint.Format, x.status, x.req.id)
+		x.reader = x.verdict.Provider.NewError(x.verdict.Call.Endpoint.Format, x.status, x.req.ID)
 	case x.readsAnswer && !m.GetEndOfStream():
-		x.reader = provider.NewAnswer(x.call, x.provider, x.status, contentType)
+		x.reader = provider.NewAnswer(x.verdict.Call, x.verdict.Provider, x.status, contentType)
 	}
 	if x.reader != nil && x.reader.Translated() != nil {
 		return x.translate(out, length, m.GetEndOfStream()), nil
@@ -863,8 +636,8 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 // unusable is what the caller gets in the place of an answer of the provider's that
 // must not reach it.
 func (x *exchange) unusable(code, message string) *extprocv3.ProcessingResponse {
-	x.outcome = outcomeProviderError
-	return x.refuse(&provider.Error{Status: http.StatusBadGateway, Type: "api_error", Code: code, Message: message})
+	x.outcome = verdict.OutcomeProviderError
+	return x.refuse(verdict.Refuse(http.StatusBadGateway, code, message))
 }
 
 // translate begins an answer that is said in the caller's words. One that is not
@@ -897,7 +670,7 @@ func (x *exchange) translate(out *mutation, length int64, end bool) *extprocv3.P
 }
 
 // answerID is the id of an answer to which the provider gave none.
-func (x *exchange) answerID() string { return "chatcmpl-" + strings.ReplaceAll(x.req.id, "-", "") }
+func (x *exchange) answerID() string { return "chatcmpl-" + strings.ReplaceAll(x.req.ID, "-", "") }
 
 // finish is what a translated answer's headers say that only its end could tell.
 func (x *exchange) finish(length int) *mutation {
@@ -908,7 +681,7 @@ func (x *exchange) finish(length int) *mutation {
 		m.header(":status", strconv.Itoa(status))
 	}
 	if d := t.RetryAfter(); d > 0 && x.retryAfter == "" {
-		m.header("retry-after", strconv.FormatInt(seconds(d), 10))
+		m.header("retry-after", strconv.FormatInt(verdict.Seconds(d), 10))
 	}
 	m.header("content-length", strconv.Itoa(length))
 	return m
@@ -919,7 +692,7 @@ func (x *exchange) said(s string, n int) string {
 	if x.keep.in([]byte(s)) {
 		return "[redacted]"
 	}
-	return clip(s, n)
+	return verdict.Clip(s, n)
 }
 
 // statusOf is the status of an answer, or 0.
@@ -1018,15 +791,15 @@ func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.Pr
 		// translation would still say has no place behind trailers, and an answer
 		// that lacks it must not look whole.
 		if out, _ := x.reader.Chunk(nil, true); len(out) > 0 && x.reader.Translated() != nil {
-			x.outcome = outcomeCut
+			x.outcome = verdict.OutcomeCut
 			return nil, status.Error(codes.Aborted, "ext_proc: cut: trailers after a translated answer")
 		}
-	} else if x.forward.Translated() && x.outcome == "" {
+	} else if x.verdict.Forward.Translated() && x.outcome == "" {
 		return nil, x.disorder("response_trailers") // an answer that nobody translated
 	}
 	if x.keep.holds() {
 		// What was held back has no place behind trailers.
-		x.outcome = outcomeCut
+		x.outcome = verdict.OutcomeCut
 		return nil, status.Error(codes.Aborted, "ext_proc: cut: trailers after what may be a credential")
 	}
 	x.state = ended
@@ -1068,7 +841,7 @@ func (x *exchange) settle(ctx context.Context, err error) {
 	x.settled = true
 	defer func() {
 		if p := recover(); p != nil {
-			_ = x.panicked(ctx, p)
+			_ = x.panicked(ctx, p, debug.Stack())
 		}
 	}()
 	x.settleFault()
@@ -1083,8 +856,8 @@ func (x *exchange) settle(ctx context.Context, err error) {
 	x.endSpan(outcome)
 	x.s.metrics.count(x.usage)
 	if log := x.s.c.Log; log.Enabled(ctx, levelOf(outcome)) {
-		log.Log(ctx, levelOf(outcome), "exchange ended", "exchange", x.req.id, "outcome", outcome, "status", x.status,
-			"agent", x.caller.Agent.ID, "model", x.call.Model, "provider", x.provider.Name, "receipt", x.receipt.String(), "err", err)
+		log.Log(ctx, levelOf(outcome), "exchange ended", "exchange", x.req.ID, "outcome", outcome, "status", x.status,
+			"agent", x.caller.Agent.ID, "model", x.verdict.Call.Model, "provider", x.verdict.Provider.Name, "receipt", x.receipt.String(), "err", err)
 	}
 	if !x.known {
 		return // no org, no record
@@ -1094,23 +867,40 @@ func (x *exchange) settle(ctx context.Context, err error) {
 		// forwarded, and the attempt is in the record like any other.
 		code := "request_incomplete"
 		switch {
-		case outcome == outcomeFailed:
+		case outcome == verdict.OutcomeFailed:
 			code = "internal_error"
 		case x.status == http.StatusRequestEntityTooLarge:
 			code = "request_too_large" // Envoy's buffer was full first
 		}
-		if err := x.record(ctx, &provider.Error{Status: x.status, Code: code}); err != nil {
-			x.s.metrics.audit.Inc()
-			x.s.c.Log.ErrorContext(ctx, "incomplete request not recorded", "exchange", x.req.id, "agent", x.caller.Agent.ID, "err", err)
+		if x.verdict.Time.IsZero() {
+			x.verdict.Time = verdict.Instant(x.s.c.Now())
 		}
+		x.verdict.Refusal = &provider.Error{Status: x.status, Code: code}
+		if err := x.record(ctx); err != nil {
+			x.s.metrics.audit.Inc()
+			x.s.c.Log.ErrorContext(ctx, "incomplete request not recorded", "exchange", x.req.ID, "agent", x.caller.Agent.ID, "err", err)
+		}
+	}
+	if len(x.verdict.Reserved) > 0 {
+		x.settleLimits(ctx)
 	}
 	if !x.recorded && !x.inDoubt {
 		return // it is certain that there is no first entry
 	}
 	if outcome == outcomeUnrecorded {
-		outcome = outcomeRefused // it may be recorded after all, and was refused all the same
+		outcome = verdict.OutcomeRefused // it may be recorded after all, and was refused all the same
 	}
 	x.s.c.Recorder.Enqueue(x.org.ID, x.settlement(outcome))
+}
+
+// settleLimits gives back what a request took that went nowhere, or replaces it by
+// what it used.
+func (x *exchange) settleLimits(ctx context.Context) {
+	if x.effect != policy.Allow {
+		x.s.c.Limiter.Release(ctx, x.req.ID, x.verdict.Reserved)
+		return
+	}
+	x.s.c.Limiter.Settle(ctx, x.req.ID, x.verdict.Reserved, budget.Used{Tokens: x.usage.InputTokens + x.usage.OutputTokens})
 }
 
 // settleFault runs the test's fault, which must not keep the settlement from
@@ -1120,16 +910,8 @@ func (x *exchange) settleFault() {
 	_ = x.fault("settle")
 }
 
+// These outcomes are only counted: no settlement has them.
 const (
-	outcomeCompleted     = "completed"
-	outcomeRefused       = "refused"
-	outcomeProviderError = "provider_error"
-	outcomeClientClosed  = "client_closed"
-	outcomeUpstreamReset = "upstream_reset"
-	outcomeCut           = "cut"
-	outcomeFailed        = "failed"
-
-	// Only counted: no settlement says these.
 	outcomeCanary     = "canary"
 	outcomeUnrecorded = "unrecorded"
 )
@@ -1145,20 +927,20 @@ func (x *exchange) howItEnded(err error) string {
 		return audit.OutcomeUnknown
 	case x.state == ended && x.answered, x.state == answering && !x.readsAnswer && overWell(err):
 		if x.status >= 400 || x.reader != nil && x.reader.Failed() {
-			return outcomeProviderError
+			return verdict.OutcomeProviderError
 		}
-		return outcomeCompleted
+		return verdict.OutcomeCompleted
 	case x.handle.cutReason() != "":
-		return outcomeCut
+		return verdict.OutcomeCut
 	case x.state == bypassed:
-		return outcomeRefused // by Envoy itself
+		return verdict.OutcomeRefused // by Envoy itself
 	case !over(err):
-		return outcomeFailed
+		return verdict.OutcomeFailed
 	default:
 		// Envoy ends the stream in the same way when the client goes and when the
 		// provider breaks off in the middle of an answer (measured, 1.40). The
 		// first is what happens.
-		return outcomeClientClosed
+		return verdict.OutcomeClientClosed
 	}
 }
 
@@ -1170,82 +952,12 @@ func over(err error) bool {
 
 func overWell(err error) bool { return err == nil || errors.Is(err, errClosedEarly) }
 
-func (x *exchange) decided(refused *provider.Error) audit.Decided {
-	a, k := x.caller.Agent, x.caller.Key
-	if x.at.IsZero() {
-		x.at = instant(x.s.c.Now()) // there was nothing to decide
-	}
-	d := audit.Decided{
-		Time: x.at, RequestID: x.req.id, TraceID: x.span.traceID(),
-		AgentID: a.ID, AgentName: a.Name, AgentFingerprint: a.Fingerprint, KeyID: k.ID,
-		Mode: mode, Method: clip(x.req.method, 32), Host: recordable(x.req.host, 256), Path: recordable(x.req.path, 1024),
-		ClientIP: x.req.clientIP, UserAgent: recordable(x.req.userAgent, 256),
-		Operation: x.call.Endpoint.Operation, Model: clip(x.call.Model, 256), Stream: x.call.Stream, Tools: x.call.Tools,
-		MaxTokens: x.call.MaxTokens, InputTokensEstimate: x.call.InputTokensEstimate, RequestBytes: x.bodyBytes, BodyDigest: x.digest,
-		Provider: x.provider.Name, ProviderID: x.provider.ID, Cluster: x.provider.Cluster, Hosts: x.call.Hosts,
-		Effect: policy.Deny.String(), PolicyIDs: x.decision.PolicyIDs, PolicyVersion: x.decision.PolicyVersion,
-	}
-	if refused == nil {
-		d.Effect = policy.Allow.String()
-		d.ForwardedDigest, d.Dropped = x.keyed(x.forward.Body), x.forward.Dropped()
-	} else {
-		d.Status = refused.Status
-	}
-	for _, r := range x.decision.Reasons {
-		d.Reasons = append(d.Reasons, audit.Reason{Code: r.Code, Message: r.Message, PolicyID: r.PolicyID})
-	}
-	if refused != nil && !hasReason(d.Reasons, refused.Code) {
-		// The code only: a message may quote the request.
-		d.Reasons = append(d.Reasons, audit.Reason{Code: refused.Code})
-	}
-	for _, l := range x.decision.Limits {
-		d.Limits = append(d.Limits, audit.Limit{Source: l.Source, Name: l.Name, Value: l.Value})
-	}
-	return d
-}
-
-func hasReason(rs []audit.Reason, code string) bool {
-	for _, r := range rs {
-		if r.Code == code {
-			return true
-		}
-	}
-	return false
-}
-
 func (x *exchange) settlement(outcome string) audit.Settled {
-	now := x.s.c.Now()
-	u := x.usage
-	if u.Source == "" {
-		u.Source = "absent"
-	}
-	cost, priced := x.cost(outcome, u)
-	return audit.Settled{
-		Time: now, RequestID: x.req.id, DecidedSeq: x.receipt.Seq, AgentID: x.caller.Agent.ID, KeyID: x.caller.Key.ID,
-		Provider: x.provider.Name, Model: clip(x.call.Model, 256), ResponseModel: x.responseModel,
-		Outcome: outcome, Status: x.status,
-		Usage: audit.Usage{
-			InputTokens: u.InputTokens, OutputTokens: u.OutputTokens, CachedTokens: u.CachedTokens,
-			CacheWriteTokens: u.CacheWriteTokens, ReasoningTokens: u.ReasoningTokens, Source: u.Source,
-		},
-		ResponseBytes: x.responseBytes, DurationUS: now.Sub(x.began).Microseconds(), FirstByteUS: x.firstByte.Microseconds(),
-		ProviderRequestID: x.providerID, Lost: x.lost, CostNanoUSD: cost, Priced: priced,
-	}
-}
-
-// cost is what the provider charges for the exchange, or false if that is not
-// known, which is not 0. What it does not charge for is 0, and known. An answer that
-// broke off has figures up to some event, and the provider charges for what it made.
-func (x *exchange) cost(outcome string, u provider.Usage) (nanoUSD int64, known bool) {
-	switch {
-	case x.effect == policy.Allow && !x.call.Endpoint.Charges(x.provider.Kind):
-		return 0, true
-	case x.s.c.Pricer == nil, outcome != outcomeCompleted:
-		return 0, false
-	case u.Service == "":
-		u.Service = x.service
-	}
-	return x.s.c.Pricer.Cost(x.provider, x.call.Model, x.responseModel, u, x.began)
+	return x.verdict.Settled(x.caller, &x.req.Request, verdict.Ending{
+		Time: x.s.c.Now(), Began: x.began, DecidedSeq: x.receipt.Seq, Outcome: outcome, Status: x.status,
+		Usage: x.usage, ResponseModel: x.responseModel, Service: x.service, ResponseBytes: x.responseBytes, FirstByte: x.firstByte,
+		ProviderRequestID: x.providerID, Lost: x.lost,
+	}, x.effect == policy.Allow, x.s.c.Pricer)
 }
 
 func (x *exchange) endSpan(outcome string) {
@@ -1253,10 +965,10 @@ func (x *exchange) endSpan(outcome string) {
 		return
 	}
 	x.otel.SetAttributes(
-		attribute.String("aid.exchange", x.req.id), attribute.String("aid.agent", x.caller.Agent.ID), attribute.String("aid.key", x.caller.Key.ID),
+		attribute.String("aid.exchange", x.req.ID), attribute.String("aid.agent", x.caller.Agent.ID), attribute.String("aid.key", x.caller.Key.ID),
 		attribute.String("aid.decision", x.effect.String()), attribute.String("aid.receipt", x.receipt.String()), attribute.String("aid.outcome", outcome),
-		attribute.String("gen_ai.operation.name", x.call.Endpoint.Operation), attribute.String("gen_ai.request.model", clip(x.call.Model, 256)),
-		attribute.String("gen_ai.response.model", x.responseModel), attribute.String("gen_ai.provider.name", x.provider.Name),
+		attribute.String("gen_ai.operation.name", x.verdict.Call.Endpoint.Operation), attribute.String("gen_ai.request.model", verdict.Clip(x.verdict.Call.Model, 256)),
+		attribute.String("gen_ai.response.model", x.responseModel), attribute.String("gen_ai.provider.name", x.verdict.Provider.Name),
 		attribute.Int64("gen_ai.usage.input_tokens", x.usage.InputTokens), attribute.Int64("gen_ai.usage.output_tokens", x.usage.OutputTokens),
 		attribute.Int("http.response.status_code", x.status),
 	)
@@ -1265,10 +977,10 @@ func (x *exchange) endSpan(outcome string) {
 
 // fault is where tests break an exchange.
 func (x *exchange) fault(phase string) error {
-	if x.s.c.Fault == nil {
+	if x.s.c.fault == nil {
 		return nil
 	}
-	if err := x.s.c.Fault(phase); err != nil {
+	if err := x.s.c.fault(phase); err != nil {
 		return fmt.Errorf("%s: %w", phase, err)
 	}
 	return nil

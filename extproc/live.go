@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+
+	"github.com/ai-identity/ai-identity/identity"
 )
 
 // live is the set of exchanges in progress. It admits them, finds those of a key
@@ -12,8 +14,8 @@ type live struct {
 	mu       sync.Mutex
 	draining bool
 	all      map[*handle]struct{}
-	byKey    map[[32]byte]map[*handle]struct{} // subset of all: those past identify
-	empty    chan struct{}                     // closed when draining and all is empty
+	byKey    map[identity.Presented]map[*handle]struct{} // subset of all: those past identify
+	empty    chan struct{}                               // closed when draining and all is empty
 }
 
 // handle is how others reach an exchange: they may only order it cut.
@@ -27,7 +29,7 @@ type handle struct {
 	forwarded atomic.Bool
 
 	// Guarded by live.mu.
-	key   [32]byte
+	key   identity.Presented
 	keyed bool
 }
 
@@ -50,7 +52,7 @@ func (h *handle) cutReason() string {
 func newLive() *live {
 	return &live{
 		all:   make(map[*handle]struct{}),
-		byKey: make(map[[32]byte]map[*handle]struct{}),
+		byKey: make(map[identity.Presented]map[*handle]struct{}),
 		empty: make(chan struct{}),
 	}
 }
@@ -69,16 +71,16 @@ func (l *live) enter(h *handle, limit int) (draining, full bool) {
 	return false, false
 }
 
-// key files h under the hash of the key it presents. It must be called before
+// key files h under what it presents. It must be called before
 // the key is looked up: a revocation that arrives between the two then finds h.
-func (l *live) key(h *handle, hash [32]byte) {
+func (l *live) key(h *handle, p identity.Presented) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	h.key, h.keyed = hash, true
-	m := l.byKey[hash]
+	h.key, h.keyed = p, true
+	m := l.byKey[p]
 	if m == nil {
 		m = make(map[*handle]struct{}, 1)
-		l.byKey[hash] = m
+		l.byKey[p] = m
 	}
 	m[h] = struct{}{}
 }
@@ -106,20 +108,20 @@ func (l *live) leave(h *handle) {
 }
 
 // cutKey ends every exchange of one key and says how many there were.
-func (l *live) cutKey(hash [32]byte, reason string) int {
+func (l *live) cutKey(p identity.Presented, reason string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for h := range l.byKey[hash] {
+	for h := range l.byKey[p] {
 		h.cut(reason)
 	}
-	return len(l.byKey[hash])
+	return len(l.byKey[p])
 }
 
 // has says whether an exchange of the key is in progress.
-func (l *live) has(hash [32]byte) bool {
+func (l *live) has(p identity.Presented) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.byKey[hash]) > 0
+	return len(l.byKey[p]) > 0
 }
 
 func (l *live) cutAll(reason string) {

@@ -19,6 +19,7 @@ import (
 	"github.com/ai-identity/ai-identity/extproc"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/verdict"
 )
 
 // The messages that a faulty or hostile Envoy may send, by letter.
@@ -251,7 +252,7 @@ func TestFaults(t *testing.T) {
 	for _, phase := range extproc.Phases() {
 		for _, what := range []string{"panics", "returns an error", "closes the stream"} {
 			t.Run(phase+" "+what, func(t *testing.T) {
-				w := serve(t, options{config: func(c *extproc.Config) { c.Fault = faultOf(phase + " " + what) }})
+				w := serve(t, options{config: func(c *extproc.Config) { extproc.SetFault(c, faultOf(phase+" "+what)) }})
 				allowed, err := w.converse(context.Background(), "hbtrpP")
 				record := kinds(w.entries())
 				switch phase {
@@ -326,7 +327,7 @@ func TestJudgedAsOfTheVerdict(t *testing.T) {
 		"the agent's models":  {func(d *directory) { d.edit(func(c *identity.Caller) { c.Agent.AllowedModels = []string{"other"} }) }, "model_not_allowed"},
 		"the key's scopes":    {func(d *directory) { d.edit(func(c *identity.Caller) { c.Key.Scopes = []string{"embeddings"} }) }, "scope_missing"},
 		"the org's providers": {func(d *directory) { d.org.Providers, _ = provider.NewRegistry(nil) }, "model_not_found"},
-		"the key":             {func(d *directory) { d.err = extproc.ErrUnknownKey }, "invalid_api_key"},
+		"the key":             {func(d *directory) { d.err = verdict.ErrUnknownCaller }, "invalid_api_key"},
 		"all that is known":   {func(d *directory) { d.orgErr = errors.New("stale") }, "policy_unavailable"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -401,7 +402,9 @@ func TestCut(t *testing.T) {
 			c.Agent.Name = "other"
 			w.server.CallerChanged(w.hash, c, true)
 		}, false},
-		{"another key", func(w *world, c identity.Caller) { w.server.CallerChanged([32]byte{1}, identity.Caller{}, false) }, false},
+		{"another key", func(w *world, c identity.Caller) {
+			w.server.CallerChanged(identity.PresentedKey([32]byte{1}), identity.Caller{}, false)
+		}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := serve(t, options{})
@@ -419,7 +422,7 @@ func TestCut(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if !w.server.InUse(w.hash) || w.server.InUse([32]byte{1}) {
+			if !w.server.InUse(w.hash) || w.server.InUse(identity.PresentedKey([32]byte{1})) {
 				t.Error("it does not know which keys are in use")
 			}
 			c.change(w, w.dir.callers[w.hash])
@@ -452,7 +455,7 @@ func TestCutBeforeVerdict(t *testing.T) {
 	for _, phase := range []string{"identify", "body", "parse", "decide", "record", "enforce"} {
 		var w *world
 		w = serve(t, options{config: func(c *extproc.Config) {
-			c.Fault = func(p string) error {
+			extproc.SetFault(c, func(p string) error {
 				if p == phase {
 					caller := w.dir.callers[w.hash]
 					caller.Key.RevokedAt = w.clock.Now()
@@ -462,7 +465,7 @@ func TestCutBeforeVerdict(t *testing.T) {
 					w.server.CallerChanged(w.hash, caller, true)
 				}
 				return nil
-			}
+			})
 		}})
 		if allowed, _ := w.converse(context.Background(), "hbrpP"); allowed {
 			t.Errorf("%s: let through", phase)
@@ -573,12 +576,12 @@ func TestBusy(t *testing.T) {
 	var once sync.Once
 	w := serve(t, options{config: func(c *extproc.Config) {
 		c.MaxDeciding, c.IdentifyTimeout = 1, 30*time.Millisecond
-		c.Fault = func(phase string) error {
+		extproc.SetFault(c, func(phase string) error {
 			if phase == "decide" {
 				once.Do(func() { close(entered); <-release })
 			}
 			return nil
-		}
+		})
 	}})
 	done := make(chan struct{})
 	go func() {

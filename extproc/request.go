@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"io"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,47 +12,33 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 
 	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/verdict"
 )
 
 // request is what the headers say, read once.
 type request struct {
-	id             string // x-request-id, which Envoy makes and clients cannot set
-	method, target string
-	path, query    string // of target, as received
-	host           string // in lower case and without a port, which Envoy takes off
-	contentType    string
-	encodings      []string // of content-encoding, in order
-	contentLength  int64    // -1: not said
-	accept         string
-	userAgent      string
-	clientIP       string
-	traceparent    string
-	canary         string
-	endOfStream    bool
+	verdict.Request
 
-	// dialect are those headers that SDKs of one provider only send.
-	dialect []string
-
+	target      string // the path with its query, as received
+	accept      string
+	traceparent string
+	canary      string
+	endOfStream bool
 	// secret is the one credential; secrets counts different ones.
 	secret  string
 	secrets int
-
 	// remove is the headers that no provider must see.
 	remove []string
-
-	// wrong is the first thing about the headers that is refused whoever asks;
-	// its code is "" if there is none. A doubt about the credential is
-	// unidentified: it is refused before anybody is looked up.
-	wrong        refusal
-	unidentified refusal
+	// wrong is the first error in the headers, for any caller; nil if there is none.
+	// A doubt about the credential is unidentified: it is refused before a caller is
+	// looked up.
+	wrong        *provider.Error
+	unidentified *provider.Error
 }
 
-// refusal is what readRequest and the phases say against a request.
-type refusal struct {
-	status  int
-	code    string
-	message string
-}
+// mode is how the request came: the caller addressed us, and was not intercepted.
+const mode = "gateway"
 
 // carriers are the headers in which an agent may send its key. Each SDK has its
 // own: OpenAI and most others, Anthropic, Azure, Gemini.
@@ -121,7 +106,7 @@ const peerHeader = "x-aid-peer"
 // readRequest reads the headers message. It never fails: what is wrong is noted,
 // so that a caller who can be identified gets a recorded refusal.
 func readRequest(m *extprocv3.HttpHeaders) request {
-	r := request{contentLength: -1, endOfStream: m.GetEndOfStream()}
+	r := request{Request: verdict.Request{Mode: mode, ContentLength: -1}, endOfStream: m.GetEndOfStream()}
 	headers := m.GetHeaders().GetHeaders()
 	r.remove = make([]string, 0, 8)
 	seen := make([]string, 0, 18) // the single headers so far; there are 18 of them
@@ -141,100 +126,102 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 			switch {
 			case !again:
 			case carrier(name):
-				r.doubt(refusal{400, "ambiguous_credentials", "The header " + name + " is repeated. Send one key, once."})
+				r.doubt(verdict.Refuse(400, "ambiguous_credentials", "The header "+name+" is repeated. Send one key, once."))
 			default:
-				r.problem(refusal{400, "repeated_header", "The header " + name + " is repeated."})
+				r.problem(verdict.Refuse(400, "repeated_header", "The header "+name+" is repeated."))
 			}
 		}
 		if carrier(name) {
 			r.credential(name, raw)
 		} else if identity.FindSecrets(raw) {
-			r.problem(misplaced("a header other than Authorization, x-api-key, api-key or x-goog-api-key"))
+			r.problem(verdict.Misplaced("a header other than Authorization, x-api-key, api-key or x-goog-api-key"))
 		}
 		if hidden(name) {
 			r.remove = append(r.remove, name)
 		}
 		switch name {
 		case ":method":
-			r.method = string(raw)
+			r.Method = string(raw)
 		case ":path":
 			r.target = string(raw)
-			r.path, r.query, _ = strings.Cut(r.target, "?")
+			r.Path, r.Query, _ = strings.Cut(r.target, "?")
 		case ":authority", "host":
-			if r.host != "" && r.host != lower(string(raw)) {
-				r.problem(refusal{400, "repeated_header", "The request names two hosts."})
+			if r.Host != "" && r.Host != lower(string(raw)) {
+				r.problem(verdict.Refuse(400, "repeated_header", "The request names two hosts."))
 			}
-			r.host = lower(string(raw))
+			r.Host = lower(string(raw))
 		case ":scheme":
 			if s := string(raw); s != "http" && s != "https" {
-				r.problem(refusal{400, "invalid_scheme", "The request's scheme is neither http nor https."})
+				r.problem(verdict.Refuse(400, "invalid_scheme", "The request's scheme is neither http nor https."))
 			}
 		case ":protocol", "upgrade", "http2-settings":
-			r.problem(refusal{403, "upgrade_refused", "Upgrades (WebSocket, h2c, CONNECT) are not available here. Use a plain HTTP request."})
+			r.problem(verdict.Refuse(403, "upgrade_refused", "Upgrades (WebSocket, h2c, CONNECT) are not available here. Use a plain HTTP request."))
 		case "content-type":
-			r.contentType = string(raw)
+			r.ContentType = string(raw)
 		case "content-encoding":
 			for e := range strings.SplitSeq(string(raw), ",") {
-				r.encodings = append(r.encodings, strings.TrimSpace(e))
+				r.Encodings = append(r.Encodings, strings.TrimSpace(e))
 			}
 		case "content-length":
 			n, err := strconv.ParseUint(string(raw), 10, 62)
 			if err != nil {
-				r.problem(refusal{400, "invalid_content_length", "The content-length is not a number."})
+				r.problem(verdict.Refuse(400, "invalid_content_length", "The content-length is not a number."))
 				n = 0
 			}
-			r.contentLength = int64(n)
+			r.ContentLength = int64(n)
 		case "accept":
 			r.accept = string(raw)
 		case "user-agent":
-			r.userAgent = string(raw)
+			r.UserAgent = string(raw)
 		case "x-request-id":
-			r.id = string(raw)
+			r.ID = string(raw)
 		case peerHeader:
-			r.clientIP = string(raw)
+			r.ClientIP = string(raw)
 		case "traceparent":
 			r.traceparent = string(raw)
 		case CanaryHeader:
 			r.canary = string(raw)
 		case "anthropic-version", "x-goog-api-key":
-			r.dialect = append(r.dialect, name)
+			r.Dialect = append(r.Dialect, name)
 		}
 	}
-	if a, err := netip.ParseAddr(r.clientIP); err == nil {
-		r.clientIP = a.Unmap().String()
+	if a, err := netip.ParseAddr(r.ClientIP); err == nil {
+		r.ClientIP = a.Unmap().String()
 	} else {
-		r.clientIP = ""
+		r.ClientIP = ""
 	}
-	if r.method == "CONNECT" {
-		r.problem(refusal{403, "upgrade_refused", "CONNECT is not available here."})
+	if r.Method == "CONNECT" {
+		r.problem(verdict.Refuse(403, "upgrade_refused", "CONNECT is not available here."))
 	}
-	if r.method == "" || !strings.HasPrefix(r.path, "/") {
-		r.problem(refusal{400, "invalid_path", "The request target must be a path."})
+	if r.Method == "" || !strings.HasPrefix(r.Path, "/") {
+		r.problem(verdict.Refuse(400, "invalid_path", "The request target must be a path."))
 	}
-	if !hostForm(r.host) {
-		r.problem(refusal{400, "invalid_host", "The request must name its host, as a name or an address and nothing else."})
+	if !hostForm(r.Host) {
+		r.problem(verdict.Refuse(400, "invalid_host", "The request must name its host, as a name or an address and nothing else."))
 	}
-	if hasSecret(r.path) || hasSecret(r.query) {
-		r.problem(misplaced("the URL"))
+	if identity.SecretInURL(r.Path) || identity.SecretInURL(r.Query) {
+		r.problem(verdict.Misplaced("the URL"))
 	}
+	r.Format = provider.FormatOf(r.Path)
 	return r
 }
 
-// has says whether the request has a header of dialect.
-func (r *request) has(header string) bool { return slices.Contains(r.dialect, header) }
-
-func misplaced(where string) refusal {
-	return refusal{400, "misplaced_credential", "An AI Identity key was found in " + where + ". Send it as \"Authorization: Bearer …\" only, and rotate it: URLs, bodies and other headers are kept in logs."}
+// headersAlone is what the headers show to be wrong, whatever the body holds.
+func (r *request) headersAlone() *provider.Error {
+	if r.wrong != nil {
+		return r.wrong
+	}
+	return r.Match()
 }
 
-func (r *request) problem(p refusal) {
-	if r.wrong.code == "" {
+func (r *request) problem(p *provider.Error) {
+	if r.wrong == nil {
 		r.wrong = p
 	}
 }
 
-func (r *request) doubt(p refusal) {
-	if r.unidentified.code == "" {
+func (r *request) doubt(p *provider.Error) {
+	if r.unidentified == nil {
 		r.unidentified = p
 	}
 }
@@ -256,21 +243,8 @@ func (r *request) credential(name string, raw []byte) {
 		r.secret, r.secrets = v, 1
 	default:
 		r.secrets++
-		r.doubt(refusal{400, "ambiguous_credentials", "The request carries two different keys. Send one key, once."})
+		r.doubt(verdict.Refuse(400, "ambiguous_credentials", "The request carries two different keys. Send one key, once."))
 	}
-}
-
-// hasSecret looks for one of our secrets in a part of a URL, also if it is
-// percent-encoded, since whoever receives it would decode it.
-func hasSecret(s string) bool {
-	if identity.FindSecrets([]byte(s)) {
-		return true
-	}
-	if !strings.ContainsRune(s, '%') {
-		return false
-	}
-	u, err := url.QueryUnescape(s)
-	return err == nil && identity.FindSecrets([]byte(u))
 }
 
 // hostForm says whether s is a host and nothing more: policies compare it and the

@@ -22,10 +22,10 @@ func TestHosts(t *testing.T) {
 			{Key: ":method", RawValue: []byte("POST")}, {Key: ":path", RawValue: []byte("/v1/chat/completions")}, {Key: ":authority", RawValue: []byte(sent)},
 		}}})
 		switch {
-		case want != "" && (r.wrong.code != "" || r.host != want):
-			t.Errorf("%q is %q, %+v", sent, r.host, r.wrong)
-		case want == "" && r.wrong.code == "":
-			t.Errorf("%q is taken as %q", sent, r.host)
+		case want != "" && (r.wrong != nil || r.Host != want):
+			t.Errorf("%q is %q, %+v", sent, r.Host, r.wrong)
+		case want == "" && r.wrong == nil:
+			t.Errorf("%q is taken as %q", sent, r.Host)
 		}
 	}
 }

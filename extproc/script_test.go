@@ -88,7 +88,7 @@ func script(t *testing.T, file string) {
 	broken, _ := section("world")
 	list, priced := section("prices")
 	o.config = func(c *extproc.Config) {
-		c.Fault = faultOf(broken)
+		extproc.SetFault(c, faultOf(broken))
 		if priced {
 			if c.Pricer, err = prices.Load([]byte(list)); err != nil {
 				t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -20,33 +21,21 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/ai-identity/ai-identity/audit"
-	"github.com/ai-identity/ai-identity/budget"
 	"github.com/ai-identity/ai-identity/identity"
-	"github.com/ai-identity/ai-identity/policy"
-	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/verdict"
 )
 
 // A Directory knows callers and orgs. It must be safe for concurrent use, and
 // what it returns must never change afterwards: an exchange decides from one
 // Org to its end.
 type Directory interface {
-	// Caller answers who presents the key with this hash. The error wraps
-	// ErrUnknownKey if nobody does; any other error means it cannot be said
-	// now (stale, unreachable), and the request is answered 503.
-	Caller(ctx context.Context, hash [32]byte) (identity.Caller, error)
+	// Caller returns who presents that. The error wraps verdict.ErrUnknownCaller if
+	// no caller does. Any other error means that it is not known now (stale,
+	// unreachable), and the request is answered 503.
+	Caller(ctx context.Context, p identity.Presented) (identity.Caller, error)
 	// Org returns what decides for the org, or an error if that is not known
 	// well enough to decide (never received, or stale).
-	Org(id string) (Org, error)
-}
-
-// Org is what an exchange needs to know of its caller's org.
-type Org struct {
-	ID, Tier string
-	// DigestKey keys the digests of request bodies in the record. Empty: the
-	// record has no digest.
-	DigestKey []byte
-	Policies  *policy.Bundle     // nil denies
-	Providers *provider.Registry // nil knows no model
+	Org(id string) (verdict.Org, error)
 }
 
 // A Recorder keeps the record. It must be safe for concurrent use.
@@ -57,32 +46,17 @@ type Recorder interface {
 	Enqueue(org string, e audit.Entry)
 }
 
-// A Limiter takes one request from all limits, or from none and says which was full.
-type Limiter interface {
-	Take(limits []budget.Limit) budget.Result
-}
-
-// A Pricer knows what providers charge. It must be safe for concurrent use.
-type Pricer interface {
-	// Cost is what an exchange cost, in nano-dollars, or false if that is not known.
-	// asked is the model that was asked for, answered the one that the answer names.
-	Cost(p provider.Provider, asked, answered string, u provider.Usage, at time.Time) (nanoUSD int64, known bool)
-}
-
-// ErrUnknownKey is what a Directory's error wraps when no caller has the key.
-var ErrUnknownKey = errors.New("unknown key")
-
-// ErrCloseStream, returned by Config.Fault, makes Process return nil at that
-// phase: the clean close that Envoy takes for "go on without me". It exists so
-// that a test can show that even this forwards nothing.
-var ErrCloseStream = errors.New("fault: close the stream cleanly")
+// errCloseStream, returned by Config.fault, makes Process return nil at that phase:
+// the clean close that Envoy takes for "go on without me". Tests show with it that
+// even this forwards nothing.
+var errCloseStream = errors.New("fault: close the stream cleanly")
 
 // Config is what a Server needs.
 type Config struct {
 	Directory Directory
 	Recorder  Recorder
-	Limiter   Limiter
-	Pricer    Pricer // nil: no cost is known
+	Limiter   verdict.Limiter
+	Pricer    verdict.Pricer // nil: no cost is known
 
 	Now  func() time.Time // nil: time.Now
 	Rand io.Reader        // of ids that must not collide; nil: crypto/rand
@@ -111,16 +85,10 @@ type Config struct {
 	// Envoy's message_timeout.
 	RecordTimeout time.Duration
 
-	// Fault is for tests of what happens when this package fails; leave it nil.
-	// It is called on the exchange's goroutine as each phase begins (see
-	// [Phases]): it may return an error, which ends the exchange with it, panic,
-	// or not return until it likes.
-	Fault func(phase string) error
-}
-
-// Phases are the names that Config.Fault is called with, in order.
-func Phases() []string {
-	return []string{"headers", "identify", "body", "parse", "decide", "record", "enforce", "follow", "inspect", "trailers", "settle"}
+	// fault is set by tests of this package only. It is called on the exchange's
+	// goroutine as each phase begins: it may return an error, which ends the
+	// exchange, panic, or block.
+	fault func(phase string) error
 }
 
 // Server answers Envoy. Register it with a gRPC server; it has no life of its own.
@@ -217,12 +185,12 @@ func (x *exchange) run(stream extprocv3.ExternalProcessor_ProcessServer) (err er
 	defer x.s.live.leave(&x.handle) // last: whoever drains waits for the settlement
 	defer func() {
 		if p := recover(); p != nil {
-			err = x.panicked(ctx, p)
+			err = x.panicked(ctx, p, debug.Stack())
 		}
 		// The client may be gone; its record must not be.
 		x.settle(context.WithoutCancel(ctx), err)
 		switch {
-		case errors.Is(err, ErrCloseStream):
+		case errors.Is(err, errCloseStream):
 			err = nil
 		case err == nil && x.state != ended:
 			err = status.Error(codes.Internal, "ext_proc: ended without an answer")
@@ -255,31 +223,29 @@ var errClosedEarly = status.Error(codes.Aborted, "ext_proc: stream closed before
 
 // panicked turns a panic into the error that it is to Envoy. The value may hold
 // anything, a prompt included, so only what the runtime says is logged.
-func (x *exchange) panicked(ctx context.Context, p any) error {
+func (x *exchange) panicked(ctx context.Context, p any, stack []byte) error {
 	what := fmt.Sprintf("%T", p)
 	if re, ok := p.(runtime.Error); ok {
 		what = re.Error()
 	}
-	stack := make([]byte, 16<<10)
-	stack = stack[:runtime.Stack(stack, false)]
 	x.s.metrics.panics.Inc()
-	x.s.c.Log.ErrorContext(ctx, "exchange panicked", "exchange", x.req.id, "agent", x.caller.Agent.ID, "err", what, "stack", string(stack))
+	x.s.c.Log.ErrorContext(ctx, "exchange panicked", "exchange", x.req.ID, "agent", x.caller.Agent.ID, "err", what, "stack", string(stack[:min(len(stack), 16<<10)]))
 	return status.Error(codes.Internal, "ext_proc: internal error")
 }
 
 // CallerChanged tells what a Directory now says of a key: a caller, or with
 // known false, nobody. If the key may no longer be used, its exchanges in
 // progress are cut.
-func (s *Server) CallerChanged(hash [32]byte, caller identity.Caller, known bool) {
+func (s *Server) CallerChanged(p identity.Presented, caller identity.Caller, known bool) {
 	reason := "key_unknown"
 	if known {
 		err := caller.ActiveAt(s.c.Now())
 		if err == nil {
 			return
 		}
-		reason = inactiveReason(err)
+		reason = verdict.InactiveReason(err)
 	}
-	if n := s.live.cutKey(hash, reason); n > 0 {
+	if n := s.live.cutKey(p, reason); n > 0 {
 		s.metrics.cuts.WithLabelValues(reason).Add(float64(n))
 		s.c.Log.Info("cut exchanges in progress", "reason", reason, "exchanges", n, "agent", caller.Agent.ID)
 	}
@@ -288,7 +254,7 @@ func (s *Server) CallerChanged(hash [32]byte, caller identity.Caller, known bool
 // InUse says whether an exchange of the key is in progress. It is so from before
 // the Directory is asked for the key to after the exchange has settled: a Directory
 // that keeps what is in use hears of every end of it.
-func (s *Server) InUse(hash [32]byte) bool { return s.live.has(hash) }
+func (s *Server) InUse(p identity.Presented) bool { return s.live.has(p) }
 
 // Drain refuses new exchanges with an error and waits for those in progress to
 // end and settle. Those that are left when ctx is done are cut, and waited for

@@ -125,6 +125,19 @@ type Caller struct {
 	Key   Key
 }
 
+// Presented is what a caller presents, in the form in which it is looked up: the
+// SHA-256 of its key in lower-case hexadecimal, or its SPIFFE id.
+type Presented string
+
+// PresentedKey is the Presented of a key with that SHA-256.
+func PresentedKey(hash [32]byte) Presented { return Presented(hexOf(hash)) }
+
+// KeyHash is the SHA-256 of the presented key; ok is false if it is not a key.
+func (p Presented) KeyHash() (hash [32]byte, ok bool) {
+	hash, err := hashOf(string(p))
+	return hash, err == nil && hexOf(hash) == string(p)
+}
+
 // Inactive is the error of a caller who is known, and may not act.
 type Inactive struct {
 	// Reason is one word of a fixed set: "key_revoked", "key_expired",

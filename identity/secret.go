@@ -9,6 +9,8 @@ import (
 	"hash/crc32"
 	"io"
 	"math/bits"
+	"net/url"
+	"strings"
 )
 
 // Pattern is a regular expression (RE2, and every scanner's) that a secret of
@@ -165,4 +167,17 @@ func FindSecrets(b []byte) bool {
 		}
 		i = u + 1 + bodyLen
 	}
+}
+
+// SecretInURL says whether one of our secrets is in a part of a URL, as it is or
+// percent-encoded: a receiver would decode it.
+func SecretInURL(s string) bool {
+	if FindSecrets([]byte(s)) {
+		return true
+	}
+	if !strings.ContainsRune(s, '%') {
+		return false
+	}
+	u, err := url.QueryUnescape(s)
+	return err == nil && FindSecrets([]byte(u))
 }

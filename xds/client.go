@@ -17,25 +17,12 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/ai-identity/ai-identity/identity"
-	"github.com/ai-identity/ai-identity/policy"
-	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/verdict"
 )
-
-// ErrUnknownCaller says that no caller has the key: the control plane said so, now
-// or a moment ago.
-var ErrUnknownCaller = errors.New("no caller has this key")
 
 // ErrUnavailable says that it cannot be said now: there is no control plane, what
 // is known is too old, or too many ask at once.
 var ErrUnavailable = errors.New("the control plane cannot be asked")
-
-// Org is what an org decides by, whole and unchanging.
-type Org struct {
-	ID, Tier  string
-	DigestKey []byte // keys digests of bodies; may be empty
-	Policies  *policy.Bundle
-	Providers *provider.Registry
-}
 
 // ClientConfig is what a Client needs.
 type ClientConfig struct {
@@ -54,10 +41,10 @@ type ClientConfig struct {
 	// InUse, if not nil, says whether something is going on that began with the key.
 	// Then the key is kept, whatever MaxCallers is, so that its end is heard of. It
 	// must not block, nor call the client.
-	InUse func(hash [32]byte) bool
+	InUse func(p identity.Presented) bool
 	// Changed, if not nil, is told what the control plane now says of a key that
 	// was known. It must not block.
-	Changed func(hash [32]byte, c identity.Caller, known bool)
+	Changed func(p identity.Presented, c identity.Caller, known bool)
 
 	Now        func() time.Time // nil: time.Now
 	Log        *slog.Logger     // nil: slog.Default()
@@ -76,17 +63,17 @@ const (
 type Client struct {
 	c       ClientConfig
 	metrics *clientMetrics
-	orgs    atomic.Pointer[map[string]Org]
+	orgs    atomic.Pointer[map[string]verdict.Org]
 	beat    atomic.Int64 // when the last heartbeat came, Unix nanoseconds; 0: never
 
 	mu      sync.RWMutex
-	callers map[[32]byte]*caller
-	unknown map[[32]byte]time.Time // until when
-	lookups map[[32]byte]*lookup
-	changes map[[32]byte]bool // to subscribe (true) or unsubscribe, not said yet
-	speak   chan struct{}     // holds a token while there are changes
-	up      bool              // there is a stream
-	held    held              // the loop's own
+	callers map[identity.Presented]*caller
+	unknown map[identity.Presented]time.Time // until when
+	lookups map[identity.Presented]*lookup
+	changes map[identity.Presented]bool // to subscribe (true) or unsubscribe, not said yet
+	speak   chan struct{}               // holds a token while there are changes
+	up      bool                        // there is a stream
+	held    held                        // the loop's own
 }
 
 type caller struct {
@@ -121,10 +108,10 @@ func NewClient(c ClientConfig) (*Client, error) {
 		c.Log = slog.Default()
 	}
 	x := &Client{
-		c: c, callers: make(map[[32]byte]*caller), unknown: make(map[[32]byte]time.Time), lookups: make(map[[32]byte]*lookup),
-		changes: make(map[[32]byte]bool), speak: make(chan struct{}, 1), held: newHeld(),
+		c: c, callers: make(map[identity.Presented]*caller), unknown: make(map[identity.Presented]time.Time), lookups: make(map[identity.Presented]*lookup),
+		changes: make(map[identity.Presented]bool), speak: make(chan struct{}, 1), held: newHeld(),
 	}
-	x.orgs.Store(&map[string]Org{})
+	x.orgs.Store(&map[string]verdict.Org{})
 	var err error
 	if x.metrics, err = newClientMetrics(c.Registerer, x.size, x.age, x.connected); err != nil {
 		return nil, fmt.Errorf("registering the xds client's metrics: %w", err)
@@ -161,13 +148,13 @@ func (x *Client) fresh() error {
 }
 
 // Org returns what the org decides by, or why that is not known well enough.
-func (x *Client) Org(id string) (Org, error) {
+func (x *Client) Org(id string) (verdict.Org, error) {
 	if err := x.fresh(); err != nil {
-		return Org{}, err
+		return verdict.Org{}, err
 	}
 	o, ok := (*x.orgs.Load())[id]
 	if !ok {
-		return Org{}, fmt.Errorf("%w: nothing is known of %s yet", ErrUnavailable, id)
+		return verdict.Org{}, fmt.Errorf("%w: nothing is known of %s yet", ErrUnavailable, id)
 	}
 	return o, nil
 }
@@ -183,23 +170,23 @@ func (x *Client) Ready() error {
 	return nil
 }
 
-// Caller answers who presents the key with this hash. A known caller is answered
+// Caller answers the caller who presents p. A known caller is answered
 // from memory; another one is asked for, once for all who want to know. The error
-// wraps ErrUnknownCaller or ErrUnavailable.
-func (x *Client) Caller(ctx context.Context, hash [32]byte) (identity.Caller, error) {
+// wraps verdict.ErrUnknownCaller or ErrUnavailable.
+func (x *Client) Caller(ctx context.Context, p identity.Presented) (identity.Caller, error) {
 	if err := x.fresh(); err != nil {
 		x.metrics.lookups.WithLabelValues("stale").Inc()
 		return identity.Caller{}, err
 	}
 	x.mu.RLock()
-	c := x.callers[hash]
+	c := x.callers[p]
 	x.mu.RUnlock()
 	if c != nil {
 		c.used.Store(x.c.Now().UnixNano())
 		return c.Caller, nil
 	}
 	began := x.c.Now()
-	l, err := x.ask(hash)
+	l, err := x.ask(p)
 	if err != nil {
 		return identity.Caller{}, err
 	}
@@ -211,7 +198,7 @@ func (x *Client) Caller(ctx context.Context, hash [32]byte) (identity.Caller, er
 	}
 	x.metrics.first.Observe(x.c.Now().Sub(began).Seconds())
 	x.mu.RLock()
-	c = x.callers[hash]
+	c = x.callers[p]
 	x.mu.RUnlock()
 	switch {
 	case l.err != nil:
@@ -219,25 +206,25 @@ func (x *Client) Caller(ctx context.Context, hash [32]byte) (identity.Caller, er
 		return identity.Caller{}, l.err
 	case c == nil:
 		x.metrics.lookups.WithLabelValues("unknown").Inc()
-		return identity.Caller{}, ErrUnknownCaller
+		return identity.Caller{}, verdict.ErrUnknownCaller
 	}
 	x.metrics.lookups.WithLabelValues("found").Inc()
 	return c.Caller, nil
 }
 
 // ask joins the look-up of a key, or begins one.
-func (x *Client) ask(hash [32]byte) (*lookup, error) {
+func (x *Client) ask(p identity.Presented) (*lookup, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if l := x.lookups[hash]; l != nil {
+	if l := x.lookups[p]; l != nil {
 		return l, nil
 	}
-	if until, ok := x.unknown[hash]; ok {
+	if until, ok := x.unknown[p]; ok {
 		if x.c.Now().Before(until) {
 			x.metrics.lookups.WithLabelValues("unknown").Inc()
-			return nil, ErrUnknownCaller
+			return nil, verdict.ErrUnknownCaller
 		}
-		delete(x.unknown, hash)
+		delete(x.unknown, p)
 	}
 	switch {
 	case !x.up:
@@ -248,18 +235,18 @@ func (x *Client) ask(hash [32]byte) (*lookup, error) {
 		return nil, fmt.Errorf("%w: %d keys are being looked up", ErrUnavailable, maxLookups)
 	}
 	l := &lookup{done: make(chan struct{})}
-	if c := x.callers[hash]; c != nil { // it came in the meantime
+	if c := x.callers[p]; c != nil { // it came in the meantime
 		close(l.done)
 		return l, nil
 	}
-	x.lookups[hash] = l
-	x.sayLocked(hash, true)
+	x.lookups[p] = l
+	x.sayLocked(p, true)
 	return l, nil
 }
 
 // sayLocked notes that the control plane is to be told about a name.
-func (x *Client) sayLocked(hash [32]byte, subscribe bool) {
-	x.changes[hash] = subscribe
+func (x *Client) sayLocked(p identity.Presented, subscribe bool) {
+	x.changes[p] = subscribe
 	select {
 	case x.speak <- struct{}{}:
 	default:
@@ -295,10 +282,10 @@ func (x *Client) disconnected() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.up = false
-	for hash, l := range x.lookups {
+	for p, l := range x.lookups {
 		l.err = fmt.Errorf("%w: the connection broke", ErrUnavailable)
 		close(l.done)
-		delete(x.lookups, hash)
+		delete(x.lookups, p)
 	}
 	clear(x.changes)
 }
@@ -374,8 +361,8 @@ func (x *Client) hello(g deltaClient) error {
 	}
 	req := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: CallerType, InitialResourceVersions: map[string]string{}}
 	x.mu.RLock()
-	for hash, c := range x.callers {
-		name := callerName(hash)
+	for p, c := range x.callers {
+		name := callerName(p)
 		req.ResourceNamesSubscribe = append(req.ResourceNamesSubscribe, name)
 		req.InitialResourceVersions[name] = c.version
 	}
@@ -390,8 +377,8 @@ func (x *Client) hello(g deltaClient) error {
 func (x *Client) say(g deltaClient) error {
 	req := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: CallerType}
 	x.mu.Lock()
-	for hash, subscribe := range x.changes {
-		if name := callerName(hash); subscribe {
+	for p, subscribe := range x.changes {
+		if name := callerName(p); subscribe {
 			req.ResourceNamesSubscribe = append(req.ResourceNamesSubscribe, name)
 		} else {
 			req.ResourceNamesUnsubscribe = append(req.ResourceNamesUnsubscribe, name)

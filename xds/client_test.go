@@ -28,22 +28,22 @@ func TestInUseIsKept(t *testing.T) {
 	ended := make(chan struct{}, 1)
 	x := p.client(token, func(c *xds.ClientConfig) {
 		c.MaxCallers = 2
-		c.InUse = func(hash [32]byte) bool { return hash == pinned.Hash && inUse.Load() }
-		c.Changed = func(hash [32]byte, caller identity.Caller, known bool) {
-			if hash == pinned.Hash && (!known || caller.ActiveAt(time.Now()) != nil) {
+		c.InUse = func(p identity.Presented) bool { return p == identity.PresentedKey(pinned.Hash) && inUse.Load() }
+		c.Changed = func(p identity.Presented, caller identity.Caller, known bool) {
+			if p == identity.PresentedKey(pinned.Hash) && (!known || caller.ActiveAt(time.Now()) != nil) {
 				ended <- struct{}{}
 			}
 		}
 	})
 	eventually(t, x.Ready)
-	if _, err := x.Caller(ctx(t), pinned.Hash); err != nil {
+	if _, err := x.Caller(ctx(t), identity.PresentedKey(pinned.Hash)); err != nil {
 		t.Fatal(err)
 	}
 	others := func() {
 		t.Helper()
 		for range 8 {
 			_, k := p.agent(org)
-			if _, err := x.Caller(ctx(t), k.Hash); err != nil {
+			if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/ai-identity/ai-identity/policy"
 	aidv1 "github.com/ai-identity/ai-identity/proto/aid/v1"
 	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/verdict"
 )
 
 // held is what a client was sent of the types that come whole, with its version.
@@ -123,8 +124,8 @@ func merge[M proto.Message, T any](into map[string]versioned[T], resp *discovery
 // build makes what exchanges decide by. An org is whole once its own resource has
 // come, since it is sent last. Policies are compiled only if they are not those of
 // before: it takes longer than all else, and what changes is mostly something else.
-func (h held) build(ctx context.Context, before map[string]Org) (map[string]Org, error) {
-	orgs := make(map[string]Org, len(h.orgs))
+func (h held) build(ctx context.Context, before map[string]verdict.Org) (map[string]verdict.Org, error) {
+	orgs := make(map[string]verdict.Org, len(h.orgs))
 	for id, o := range h.orgs {
 		var ps []policy.Policy
 		for _, p := range h.policies {
@@ -155,14 +156,14 @@ func (h held) build(ctx context.Context, before map[string]Org) (map[string]Org,
 		if err != nil {
 			return nil, err
 		}
-		orgs[id] = Org{ID: id, Tier: o.value.GetTier(), DigestKey: o.value.GetDigestKey(), Policies: bundle, Providers: registry}
+		orgs[id] = verdict.Org{ID: id, Tier: o.value.GetTier(), DigestKey: o.value.GetDigestKey(), Policies: bundle, Providers: registry}
 	}
 	return orgs, nil
 }
 
 // change is what Changed is told, after the lock is given back.
 type change struct {
-	hash   [32]byte
+	p      identity.Presented
 	caller identity.Caller
 	known  bool
 }
@@ -175,7 +176,7 @@ func (x *Client) takeCallers(resp *discoveryv3.DeltaDiscoveryResponse) error {
 	now := x.c.Now()
 	x.mu.Lock()
 	for _, r := range resp.GetResources() {
-		hash, ok := parseCallerName(r.GetName())
+		p, ok := parseCallerName(r.GetName())
 		if !ok {
 			bad = errors.New("a caller by another name")
 			continue
@@ -184,55 +185,55 @@ func (x *Client) takeCallers(resp *discoveryv3.DeltaDiscoveryResponse) error {
 		err := r.GetResource().UnmarshalTo(&m)
 		var c identity.Caller
 		if err == nil {
-			c, err = unpackCaller(hash, &m)
+			c, err = unpackCaller(p, &m)
 		}
 		if err != nil {
 			bad = err
-			changes = append(changes, x.forgetLocked(hash, now)...)
+			changes = append(changes, x.forgetLocked(p, now)...)
 			continue
 		}
-		_, had := x.callers[hash]
-		_, asked := x.lookups[hash]
+		_, had := x.callers[p]
+		_, asked := x.lookups[p]
 		if !had && !asked {
-			x.sayLocked(hash, false) // forgotten in the meantime
+			x.sayLocked(p, false) // forgotten in the meantime
 			continue
 		}
 		next := &caller{Caller: c, version: r.GetVersion()}
 		next.used.Store(now.UnixNano())
-		x.callers[hash] = next
+		x.callers[p] = next
 		if had {
-			changes = append(changes, change{hash, c, true})
+			changes = append(changes, change{p, c, true})
 		}
-		x.answerLocked(hash)
+		x.answerLocked(p)
 	}
 	for _, name := range resp.GetRemovedResources() {
-		if hash, ok := parseCallerName(name); ok {
-			changes = append(changes, x.forgetLocked(hash, now)...)
+		if p, ok := parseCallerName(name); ok {
+			changes = append(changes, x.forgetLocked(p, now)...)
 		}
 	}
 	x.makeRoomLocked()
 	x.mu.Unlock()
 	if x.c.Changed != nil {
 		for _, c := range changes {
-			x.c.Changed(c.hash, c.caller, c.known)
+			x.c.Changed(c.p, c.caller, c.known)
 		}
 	}
 	return bad
 }
 
-func (x *Client) answerLocked(hash [32]byte) {
-	if l := x.lookups[hash]; l != nil {
+func (x *Client) answerLocked(p identity.Presented) {
+	if l := x.lookups[p]; l != nil {
 		close(l.done)
-		delete(x.lookups, hash)
+		delete(x.lookups, p)
 	}
 }
 
 // forgetLocked notes that nobody has the key, for a while, and unsubscribes from
 // it: junk must not be held at either end.
-func (x *Client) forgetLocked(hash [32]byte, now time.Time) (told []change) {
-	if _, had := x.callers[hash]; had {
-		delete(x.callers, hash)
-		told = []change{{hash: hash}}
+func (x *Client) forgetLocked(p identity.Presented, now time.Time) (told []change) {
+	if _, had := x.callers[p]; had {
+		delete(x.callers, p)
+		told = []change{{p: p}}
 	}
 	for other, until := range x.unknown {
 		if len(x.unknown) < maxNegative {
@@ -242,9 +243,9 @@ func (x *Client) forgetLocked(hash [32]byte, now time.Time) (told []change) {
 			delete(x.unknown, other) // any: it will be asked for again
 		}
 	}
-	x.unknown[hash] = now.Add(x.c.NegativeTTL)
-	x.sayLocked(hash, false)
-	x.answerLocked(hash)
+	x.unknown[p] = now.Add(x.c.NegativeTTL)
+	x.sayLocked(p, false)
+	x.answerLocked(p)
 	return told
 }
 
@@ -255,12 +256,12 @@ func (x *Client) forgetLocked(hash [32]byte, now time.Time) (told []change) {
 func (x *Client) makeRoomLocked() {
 	const sample = 32
 	for len(x.callers) > x.c.MaxCallers {
-		var oldest [32]byte
+		var oldest identity.Presented
 		var used int64
 		found, n := false, 0
-		for hash, c := range x.callers { // in random order
-			if at := c.used.Load(); (!found || at < used) && (x.c.InUse == nil || !x.c.InUse(hash)) {
-				oldest, used, found = hash, at, true
+		for p, c := range x.callers { // in random order
+			if at := c.used.Load(); (!found || at < used) && (x.c.InUse == nil || !x.c.InUse(p)) {
+				oldest, used, found = p, at, true
 			}
 			if n++; n == sample {
 				break

@@ -10,13 +10,14 @@ import (
 	"github.com/ai-identity/ai-identity/policy"
 	aidv1 "github.com/ai-identity/ai-identity/proto/aid/v1"
 	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/verdict"
 )
 
 // Policies are compiled when policies change, and not when something else does: an
 // org's Bundle is the same one until then.
 func TestPoliciesAreCompiledWhenTheyChange(t *testing.T) {
 	h := newHeld()
-	orgs := map[string]Org{}
+	orgs := map[string]verdict.Org{}
 	changed := func(what string, want map[string]bool, answer func(put func(m proto.Message, name string))) {
 		t.Helper()
 		answers := map[string]*discoveryv3.DeltaDiscoveryResponse{}

@@ -57,16 +57,14 @@ func resource(name string, m proto.Message) (*discoveryv3.Resource, error) {
 	}, nil
 }
 
-// callerName is the resource name of the caller whose key has this hash.
-func callerName(hash [32]byte) string { return "key:" + hex.EncodeToString(hash[:]) }
+// callerName is the resource name of the caller who presents p.
+func callerName(p identity.Presented) string { return "key:" + string(p) }
 
-func parseCallerName(name string) (hash [32]byte, ok bool) {
+func parseCallerName(name string) (p identity.Presented, ok bool) {
 	text, ok := strings.CutPrefix(name, "key:")
-	if !ok || len(text) != 64 || strings.ToLower(text) != text {
-		return hash, false
-	}
-	_, err := hex.Decode(hash[:], []byte(text))
-	return hash, err == nil
+	p = identity.Presented(text)
+	_, is := p.KeyHash()
+	return p, ok && is
 }
 
 // ---- callers ----
@@ -97,7 +95,11 @@ func packCaller(c identity.Caller) (*aidv1.Caller, error) {
 }
 
 // unpackCaller is packCaller backwards. Whatever is not said to be active is not.
-func unpackCaller(hash [32]byte, m *aidv1.Caller) (identity.Caller, error) {
+func unpackCaller(p identity.Presented, m *aidv1.Caller) (identity.Caller, error) {
+	hash, ok := p.KeyHash()
+	if !ok {
+		return identity.Caller{}, errors.New("a caller who presents no key")
+	}
 	a, k := m.GetAgent(), m.GetKey()
 	if a.GetId() == "" || k.GetId() == "" || k.GetAgentId() != a.GetId() || k.GetOrgId() != a.GetOrgId() || a.GetOrgId() == "" {
 		return identity.Caller{}, errors.New("a caller whose key is not its agent's")

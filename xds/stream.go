@@ -357,8 +357,9 @@ func (st *stream) pushCallers(ctx context.Context, agents, due map[string]struct
 }
 
 func readCaller(ctx context.Context, tx pgx.Tx, name string) (*discoveryv3.Resource, string, error) {
-	hash, ok := parseCallerName(name)
-	if !ok {
+	p, ok := parseCallerName(name)
+	hash, isKey := p.KeyHash()
+	if !ok || !isKey {
 		return nil, "", identity.ErrNotFound
 	}
 	c, err := identity.CallerByHash(ctx, tx, hash)

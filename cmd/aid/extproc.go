@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -192,15 +191,15 @@ func (s *sidecar) run(ctx context.Context) error {
 	var server *extproc.Server // made below; nobody calls Changed or InUse before Run
 	client, err := xds.NewClient(xds.ClientConfig{
 		Conn: conn, NodeID: s.nodeID, Token: token, MaxStaleness: s.maxStaleness, MaxCallers: s.maxCallers,
-		InUse:   func(hash [32]byte) bool { return server.InUse(hash) },
-		Changed: func(hash [32]byte, c identity.Caller, known bool) { server.CallerChanged(hash, c, known) },
+		InUse:   func(p identity.Presented) bool { return server.InUse(p) },
+		Changed: func(p identity.Presented, c identity.Caller, known bool) { server.CallerChanged(p, c, known) },
 		Log:     s.log, Registerer: reg,
 	})
 	if err != nil {
 		return err
 	}
 	config := extproc.Config{
-		Directory: directory{client}, Recorder: writer, Limiter: budget.NewMemory(time.Now), Pricer: table,
+		Directory: client, Recorder: writer, Limiter: budget.NewMemory(time.Now), Pricer: table,
 		Log: s.log, Registerer: reg, MaxBody: s.maxBody, MaxStreams: s.maxStreams, MaxDeciding: s.maxDeciding,
 	}
 	if tp != nil {
@@ -352,23 +351,4 @@ func canary(ctx context.Context, gateway *http.Client, url string, server *extpr
 		return fmt.Errorf("answered %d, and not by this sidecar", resp.StatusCode)
 	}
 	return nil
-}
-
-// directory is the control plane's client as the request path sees it.
-type directory struct{ client *xds.Client }
-
-func (d directory) Caller(ctx context.Context, hash [32]byte) (identity.Caller, error) {
-	c, err := d.client.Caller(ctx, hash)
-	if errors.Is(err, xds.ErrUnknownCaller) {
-		return identity.Caller{}, fmt.Errorf("%w: %w", extproc.ErrUnknownKey, err)
-	}
-	return c, err
-}
-
-func (d directory) Org(id string) (extproc.Org, error) {
-	o, err := d.client.Org(id)
-	if err != nil {
-		return extproc.Org{}, err
-	}
-	return extproc.Org{ID: o.ID, Tier: o.Tier, DigestKey: o.DigestKey, Policies: o.Policies, Providers: o.Providers}, nil
 }

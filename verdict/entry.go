@@ -1,0 +1,119 @@
+package verdict
+
+import (
+	"slices"
+	"time"
+
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/policy"
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+// Decided is the first entry of a request: who asked for what, and the decision.
+func (v *Verdict) Decided(c identity.Caller, r *Request) audit.Decided {
+	a, k := c.Agent, c.Key
+	d := audit.Decided{
+		Time: v.Time, RequestID: r.ID, TraceID: r.TraceID,
+		AgentID: a.ID, AgentName: a.Name, AgentFingerprint: a.Fingerprint, KeyID: k.ID,
+		Mode: r.Mode, Method: Clip(r.Method, 32), Host: recordable(r.Host, 256), Path: recordable(r.Path, 1024),
+		ClientIP: r.ClientIP, UserAgent: recordable(r.UserAgent, 256),
+		Operation: r.Endpoint.Operation, Model: Clip(v.Call.Model, 256), Stream: v.Call.Stream, Tools: v.Call.Tools,
+		MaxTokens: v.Call.MaxTokens, InputTokensEstimate: v.Call.InputTokensEstimate, RequestBytes: v.BodyBytes, BodyDigest: v.Digest,
+		Provider: v.Provider.Name, ProviderID: v.Provider.ID, Cluster: v.Provider.Cluster, Hosts: v.Call.Hosts,
+		Effect: policy.Deny.String(), PolicyIDs: v.Decision.PolicyIDs, PolicyVersion: v.Decision.PolicyVersion,
+	}
+	refused := v.Rejection()
+	if refused == nil {
+		d.Effect = policy.Allow.String()
+		d.ForwardedDigest, d.Dropped = v.ForwardedDigest, v.Forward.Dropped()
+	} else {
+		d.Status = refused.Status
+	}
+	for _, r := range v.Decision.Reasons {
+		d.Reasons = append(d.Reasons, audit.Reason{Code: r.Code, Message: r.Message, PolicyID: r.PolicyID})
+	}
+	if refused != nil && !slices.ContainsFunc(d.Reasons, func(r audit.Reason) bool { return r.Code == refused.Code }) {
+		// The code only: a message may quote the request.
+		d.Reasons = append(d.Reasons, audit.Reason{Code: refused.Code})
+	}
+	for _, l := range v.Decision.Limits {
+		d.Limits = append(d.Limits, audit.Limit{Source: l.Source, Name: l.Name, Value: l.Value})
+	}
+	return d
+}
+
+// The outcomes of audit.Settled. A request of an unknown outcome has
+// audit.OutcomeUnknown.
+const (
+	OutcomeCompleted     = "completed"
+	OutcomeRefused       = "refused"
+	OutcomeProviderError = "provider_error"
+	OutcomeClientClosed  = "client_closed"
+	OutcomeUpstreamReset = "upstream_reset"
+	OutcomeCut           = "cut"
+	OutcomeFailed        = "failed"
+)
+
+// Ending is how a request ended.
+type Ending struct {
+	Time, Began time.Time
+	DecidedSeq  uint64 // the writer's number of the first entry
+	Outcome     string // of audit.Settled
+	Status      int
+
+	Usage             provider.Usage
+	ResponseModel     string
+	Service           string // the service tier that a header of the response names
+	ResponseBytes     int64
+	FirstByte         time.Duration
+	ProviderRequestID string
+	Lost              []string
+}
+
+// Settled is the second entry of a request. pricer may be nil: no cost is known.
+// forwarded says that the recorded decision allowed the request.
+func (v *Verdict) Settled(c identity.Caller, r *Request, e Ending, forwarded bool, pricer Pricer) audit.Settled {
+	u := e.Usage
+	if u.Source == "" {
+		u.Source = "absent"
+	}
+	cost, priced := v.cost(e, u, forwarded, pricer)
+	return audit.Settled{
+		Time: e.Time, RequestID: r.ID, DecidedSeq: e.DecidedSeq, AgentID: c.Agent.ID, KeyID: c.Key.ID,
+		Provider: v.Provider.Name, Model: Clip(v.Call.Model, 256), ResponseModel: e.ResponseModel,
+		Outcome: e.Outcome, Status: e.Status,
+		Usage: audit.Usage{
+			InputTokens: u.InputTokens, OutputTokens: u.OutputTokens, CachedTokens: u.CachedTokens,
+			CacheWriteTokens: u.CacheWriteTokens, ReasoningTokens: u.ReasoningTokens, Source: u.Source,
+		},
+		ResponseBytes: e.ResponseBytes, DurationUS: e.Time.Sub(e.Began).Microseconds(), FirstByteUS: e.FirstByte.Microseconds(),
+		ProviderRequestID: e.ProviderRequestID, Lost: e.Lost, CostNanoUSD: cost, Priced: priced,
+	}
+}
+
+// cost is what the provider charges for the request, or false if that is not known.
+// A request that the provider does not charge for costs 0, and that is known. A
+// response that broke off has figures up to some event only.
+func (v *Verdict) cost(e Ending, u provider.Usage, forwarded bool, pricer Pricer) (nanoUSD int64, known bool) {
+	switch {
+	case forwarded && !v.Call.Endpoint.Charges(v.Provider.Kind):
+		return 0, true
+	case pricer == nil, e.Outcome != OutcomeCompleted:
+		return 0, false
+	case u.Service == "":
+		u.Service = e.Service
+	}
+	return pricer.Cost(v.Provider, v.Call.Model, e.ResponseModel, u, e.Began)
+}
+
+// recordable is s as it may stand in an entry or a log: bounded, valid UTF-8, and
+// redacted as a whole if it holds one of our secrets.
+func recordable(s string, n int) string {
+	if identity.SecretInURL(s) {
+		return redacted
+	}
+	return Clip(s, n)
+}
+
+const redacted = "[redacted]"

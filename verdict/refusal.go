@@ -1,0 +1,135 @@
+package verdict
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ai-identity/ai-identity/budget"
+	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/policy"
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+// Refuse is the error of a rejected request. The status selects the exception that
+// an official SDK raises.
+func Refuse(status int, code, message string) *provider.Error {
+	return &provider.Error{Status: status, Type: errorType(status), Code: code, Message: message}
+}
+
+func errorType(status int) string {
+	switch {
+	case status == http.StatusUnauthorized:
+		return "authentication_error"
+	case status == http.StatusForbidden:
+		return "permission_error"
+	case status == http.StatusTooManyRequests:
+		return "rate_limit_error"
+	case status >= 500:
+		return "api_error"
+	default:
+		return "invalid_request_error"
+	}
+}
+
+// Unavailable is a fault on our side. SDKs retry it.
+func Unavailable(code, message string) *provider.Error {
+	e := Refuse(http.StatusServiceUnavailable, code, message)
+	e.RetryAfter = time.Second
+	return e
+}
+
+// Misplaced rejects a request that has an AI Identity key where it does not belong.
+func Misplaced(where string) *provider.Error {
+	return Refuse(http.StatusBadRequest, "misplaced_credential", "An AI Identity key was found in "+where+
+		". Send it as \"Authorization: Bearer …\" only, and rotate it: URLs, bodies and other headers are kept in logs.")
+}
+
+func tooLarge(limit int64) *provider.Error {
+	return Refuse(http.StatusRequestEntityTooLarge, "request_too_large", fmt.Sprintf("The request is larger than %d bytes.", limit))
+}
+
+// Inactive rejects a caller with a key or an agent that may not be used at that
+// time. It returns nil for one that may.
+func Inactive(c identity.Caller, at time.Time) *provider.Error {
+	err := c.ActiveAt(at)
+	if err == nil {
+		return nil
+	}
+	return Revoked(InactiveReason(err))
+}
+
+// InactiveReason is the reason of an identity.Inactive error: a word of a fixed
+// set, because it is a label of metrics.
+func InactiveReason(err error) string {
+	var inactive *identity.Inactive
+	if errors.As(err, &inactive) && inactive.Reason != "" {
+		return inactive.Reason
+	}
+	return "inactive"
+}
+
+// Revoked rejects a caller for a reason of InactiveReason, or for the reason with
+// which its running requests were cut.
+func Revoked(reason string) *provider.Error {
+	switch reason {
+	case "key_expired":
+		return Refuse(http.StatusUnauthorized, reason, "This API key has expired. Create or rotate to a new one.")
+	case "key_revoked", "key_unknown":
+		return Refuse(http.StatusUnauthorized, reason, "This API key was revoked.")
+	case "shutdown":
+		return Unavailable("shutting_down", "The gateway is shutting down. Try again shortly.")
+	default:
+		return Refuse(http.StatusForbidden, reason, "This agent may not make requests: "+strings.ReplaceAll(reason, "_", " ")+".")
+	}
+}
+
+// denied is the error for a decision that does not allow. It has the first of the
+// reasons, which policy puts first for this, and the model, which policy leaves out.
+func denied(d policy.Decision, model string) *provider.Error {
+	if len(d.Reasons) == 0 {
+		return Refuse(http.StatusForbidden, "not_permitted", "No policy permits this request.")
+	}
+	r := d.Reasons[0]
+	message := r.Message
+	if message == "" {
+		message = "The request is refused by policy: " + strings.ReplaceAll(r.Code, "_", " ") + "."
+	}
+	switch r.Code {
+	case "model_not_allowed":
+		message += " Asked for: " + strconv.Quote(Clip(model, 128)) + "."
+	case "key_revoked", "key_expired":
+		return Refuse(http.StatusUnauthorized, r.Code, message)
+	case "policy_error", "policy_timeout":
+		return Unavailable(r.Code, message) // there was no decision, so a retry may succeed
+	}
+	return Refuse(http.StatusForbidden, r.Code, message)
+}
+
+// limited is the error for a request over a limit.
+func limited(r budget.Result) *provider.Error {
+	e := Refuse(http.StatusTooManyRequests, "rate_limit_exceeded",
+		fmt.Sprintf("Rate limit reached: %d requests per minute. Try again in %ds.", r.Limit, Seconds(r.RetryAfter)))
+	e.RetryAfter = r.RetryAfter
+	return e
+}
+
+// Seconds is d in whole seconds, rounded up, as Retry-After has it.
+func Seconds(d time.Duration) int64 {
+	n := int64(d / time.Second)
+	if d%time.Second > 0 {
+		n++
+	}
+	return n
+}
+
+// Clip bounds text of a client or a provider to n bytes of valid UTF-8.
+func Clip(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}
