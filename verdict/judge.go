@@ -88,6 +88,9 @@ func (o *Org) Judge(ctx context.Context, c identity.Caller, r Request) (v Verdic
 		if p := recover(); p != nil {
 			v.Err = &Panic{Value: p, Stack: debug.Stack()}
 		}
+		if v.Err != nil || v.Refusal != nil {
+			v.Effect, v.Forward, v.Local, v.ForwardedDigest = policy.Deny, provider.Forward{}, nil, ""
+		}
 	}()
 	if v.Err = o.begin("parse"); v.Err != nil {
 		return v
@@ -104,9 +107,7 @@ func (o *Org) Judge(ctx context.Context, c identity.Caller, r Request) (v Verdic
 	}
 	if v.Err == nil && v.Refusal == nil {
 		v.Effect = policy.Allow
-		return v
 	}
-	v.Forward, v.Local, v.ForwardedDigest = provider.Forward{}, nil, ""
 	return v
 }
 
