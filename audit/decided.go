@@ -1,0 +1,144 @@
+package audit
+
+import (
+	"time"
+)
+
+// Decided is the first entry of an exchange: who asked for what, and whether they
+// may. It is durable before anything is forwarded. It never holds the text of a
+// prompt: BodyDigest is keyed, so that a short body cannot be guessed from it.
+type Decided struct {
+	Time   time.Time `json:"time"`
+	Org    string    `json:"org"`    // set by the Writer
+	Writer string    `json:"writer"` // set by the Writer
+
+	RequestID        string `json:"request_id"`
+	AgentID          string `json:"agent_id"`
+	AgentName        string `json:"agent_name"`
+	AgentFingerprint string `json:"agent_fingerprint"`
+	KeyID            string `json:"key_id"`
+
+	Mode                string   `json:"mode"` // "gateway" or "egress"
+	Method              string   `json:"method"`
+	Host                string   `json:"host"`
+	Path                string   `json:"path"`
+	Operation           string   `json:"operation"`
+	Model               string   `json:"model"` // as asked for
+	Provider            string   `json:"provider"`
+	ProviderID          string   `json:"provider_id"`
+	Cluster             string   `json:"cluster"`
+	Stream              bool     `json:"stream"`
+	Tools               []string `json:"tools"`
+	MaxTokens           int64    `json:"max_tokens"`
+	InputTokensEstimate int64    `json:"input_tokens_estimate"`
+	RequestBytes        int64    `json:"request_bytes"`
+	BodyDigest          string   `json:"body_digest"` // "hmac-sha256:" + hex, of the body that was judged
+	ClientIP            string   `json:"client_ip"`
+	UserAgent           string   `json:"user_agent"`
+
+	Effect        string   `json:"effect"` // "allow" or "deny"
+	Status        int      `json:"status"` // what a refused caller gets; 0 when forwarded
+	Reasons       []Reason `json:"reasons"`
+	PolicyIDs     []string `json:"policy_ids"`
+	PolicyVersion string   `json:"policy_version"`
+	Limits        []Limit  `json:"limits"`
+	TraceID       string   `json:"trace_id"`
+
+	// ForwardedDigest is of the bytes that were sent, if they are others than those
+	// that were judged: a translation of them, or with inject_usage. Dropped are the
+	// fields that a translation left out.
+	ForwardedDigest string   `json:"forwarded_digest"`
+	Dropped         []string `json:"dropped"`
+
+	// Hosts are those that the provider is asked to fetch from or to call: of images
+	// and files, of MCP servers.
+	Hosts []string `json:"hosts"`
+
+	// Omitted counts the elements of Tools, Reasons, PolicyIDs, Limits, Dropped and Hosts
+	// that were left out because the entry would have been too long.
+	Omitted int64 `json:"omitted"`
+}
+
+// Reason says why a decision fell as it did.
+type Reason struct {
+	Code     string `json:"code"`
+	Message  string `json:"message,omitempty"`
+	PolicyID string `json:"policy_id,omitempty"`
+}
+
+// Limit is a limit that applied.
+type Limit struct {
+	Source string `json:"source"` // "key" or a policy's id
+	Name   string `json:"name"`   // "rpm"
+	Value  int64  `json:"value"`
+}
+
+func (e Decided) Head() Head {
+	return Head{Kind: KindDecided, Time: e.Time, Org: e.Org, Writer: e.Writer, RequestID: e.RequestID, AgentID: e.AgentID}
+}
+
+func (e Decided) stamped(org, writer string, now time.Time) Entry {
+	e.Org, e.Writer, e.Time = org, writer, or(e.Time, now)
+	return e
+}
+
+func (e Decided) Encode() []byte {
+	o := begin(1024, KindDecided, e.Time, e.Org, e.Writer, e.RequestID)
+	o.str("agent_id", e.AgentID, maxID)
+	o.str("agent_name", e.AgentName, maxName)
+	o.str("agent_fingerprint", e.AgentFingerprint, maxID)
+	o.str("key_id", e.KeyID, maxID)
+	o.str("mode", e.Mode, maxWord)
+	o.str("method", e.Method, maxWord)
+	o.str("host", e.Host, maxName)
+	o.str("path", e.Path, maxPath)
+	o.str("operation", e.Operation, maxWord)
+	o.str("model", e.Model, maxName)
+	o.str("provider", e.Provider, maxName)
+	o.str("provider_id", e.ProviderID, maxID)
+	o.str("cluster", e.Cluster, maxID)
+	o.flag("stream", e.Stream)
+	e.Omitted += o.strs("tools", e.Tools, maxTools, maxID)
+	o.num("max_tokens", e.MaxTokens)
+	o.num("input_tokens_estimate", e.InputTokensEstimate)
+	o.num("request_bytes", e.RequestBytes)
+	o.str("body_digest", e.BodyDigest, maxID)
+	o.str("client_ip", e.ClientIP, maxID)
+	o.str("user_agent", e.UserAgent, maxName)
+	o.must("effect", e.Effect, maxWord)
+	o.num("status", int64(e.Status))
+	if n := len(e.Reasons); n > 0 {
+		o.key("reasons")
+		o.open('[')
+		for _, r := range e.Reasons[:min(n, maxReasons)] {
+			o.open('{')
+			o.must("code", r.Code, maxWord)
+			o.str("message", r.Message, maxMessage)
+			o.str("policy_id", r.PolicyID, maxID)
+			o.close('}')
+		}
+		o.close(']')
+		e.Omitted += int64(max(0, n-maxReasons))
+	}
+	e.Omitted += o.strs("policy_ids", e.PolicyIDs, maxIDs, maxID)
+	o.str("policy_version", e.PolicyVersion, maxID)
+	if n := len(e.Limits); n > 0 {
+		o.key("limits")
+		o.open('[')
+		for _, l := range e.Limits[:min(n, maxLimits)] {
+			o.open('{')
+			o.must("source", l.Source, maxID)
+			o.must("name", l.Name, maxWord)
+			o.always("value", l.Value)
+			o.close('}')
+		}
+		o.close(']')
+		e.Omitted += int64(max(0, n-maxLimits))
+	}
+	o.str("trace_id", e.TraceID, maxWord)
+	o.str("forwarded_digest", e.ForwardedDigest, maxID)
+	e.Omitted += o.strs("dropped", e.Dropped, maxTools, maxID)
+	e.Omitted += o.strs("hosts", e.Hosts, maxTools, maxName)
+	o.num("omitted", e.Omitted)
+	return o.end()
+}

@@ -1,0 +1,90 @@
+package audit
+
+import (
+	"strconv"
+	"time"
+)
+
+// Settled is the second entry of an exchange: how it ended and what it used.
+type Settled struct {
+	Time   time.Time `json:"time"`
+	Org    string    `json:"org"`    // set by the Writer
+	Writer string    `json:"writer"` // set by the Writer
+
+	RequestID     string `json:"request_id"`
+	DecidedSeq    uint64 `json:"decided_seq"` // the writer's sequence of the first entry; 0: not known
+	AgentID       string `json:"agent_id"`
+	KeyID         string `json:"key_id"`
+	Provider      string `json:"provider"`
+	Model         string `json:"model"` // as asked for
+	ResponseModel string `json:"response_model"`
+
+	// Outcome is "completed", "refused", "provider_error", "client_closed",
+	// "upstream_reset", "cut", "failed" or OutcomeUnknown.
+	Outcome string `json:"outcome"`
+	Status  int    `json:"status"`
+	Usage   Usage  `json:"usage"`
+
+	ResponseBytes     int64  `json:"response_bytes"`
+	DurationUS        int64  `json:"duration_us"`
+	FirstByteUS       int64  `json:"first_byte_us"`
+	ProviderRequestID string `json:"provider_request_id"`
+	CostNanoUSD       int64  `json:"cost_nano_usd"`
+	Priced            bool   `json:"priced"` // false: the cost is not known, which is not 0
+
+	// Lost names what a translated answer had for which the caller's format has no
+	// place: "citations".
+	Lost []string `json:"lost"`
+}
+
+// Usage is what the provider says it used.
+type Usage struct {
+	InputTokens      int64  `json:"input_tokens"`
+	OutputTokens     int64  `json:"output_tokens"`
+	CachedTokens     int64  `json:"cached_tokens"`
+	CacheWriteTokens int64  `json:"cache_write_tokens"`
+	ReasoningTokens  int64  `json:"reasoning_tokens"`
+	Source           string `json:"source"` // "provider" or "absent"
+}
+
+func (e Settled) Head() Head {
+	return Head{Kind: KindSettled, Time: e.Time, Org: e.Org, Writer: e.Writer, RequestID: e.RequestID, AgentID: e.AgentID}
+}
+
+func (e Settled) stamped(org, writer string, now time.Time) Entry {
+	e.Org, e.Writer, e.Time = org, writer, or(e.Time, now)
+	return e
+}
+
+func (e Settled) Encode() []byte {
+	o := begin(640, KindSettled, e.Time, e.Org, e.Writer, e.RequestID)
+	if e.DecidedSeq != 0 {
+		o.key("decided_seq")
+		o.b = strconv.AppendUint(o.b, e.DecidedSeq, 10)
+	}
+	o.str("agent_id", e.AgentID, maxID)
+	o.str("key_id", e.KeyID, maxID)
+	o.str("provider", e.Provider, maxName)
+	o.str("model", e.Model, maxName)
+	o.str("response_model", e.ResponseModel, maxName)
+	o.must("outcome", e.Outcome, maxWord)
+	o.num("status", int64(e.Status))
+	o.key("usage")
+	o.open('{')
+	o.num("input_tokens", e.Usage.InputTokens)
+	o.num("output_tokens", e.Usage.OutputTokens)
+	o.num("cached_tokens", e.Usage.CachedTokens)
+	o.num("cache_write_tokens", e.Usage.CacheWriteTokens)
+	o.num("reasoning_tokens", e.Usage.ReasoningTokens)
+	o.must("source", e.Usage.Source, maxWord)
+	o.close('}')
+	o.num("response_bytes", e.ResponseBytes)
+	o.num("duration_us", e.DurationUS)
+	o.num("first_byte_us", e.FirstByteUS)
+	o.str("provider_request_id", e.ProviderRequestID, maxID)
+	o.num("cost_nano_usd", e.CostNanoUSD)
+	o.key("priced")
+	o.b = strconv.AppendBool(o.b, e.Priced)
+	o.strs("lost", e.Lost, maxIDs, maxWord)
+	return o.end()
+}
