@@ -54,6 +54,28 @@ type Decided struct {
 	// and files, of MCP servers.
 	Hosts []string `json:"hosts"`
 
+	// What else policy saw, so that the request can be evaluated again (see package
+	// verdict, InputOf). Absent in entries of builds before 2026-11-27.
+	// InputVersion is the version of policy's input document; 0: policy was not asked,
+	// or the entry is of such a build.
+	InputVersion       int64     `json:"input_version"`
+	AgentTeam          string    `json:"agent_team"`
+	AgentEnvironment   string    `json:"agent_environment"`
+	AgentTier          string    `json:"agent_tier"`
+	AgentAllowedModels []string  `json:"agent_allowed_models"`
+	AgentMetadata      Scalars   `json:"agent_metadata"`
+	KeyScopes          []string  `json:"key_scopes"`
+	KeyAllowedModels   []string  `json:"key_allowed_models"`
+	KeyRateLimit       int64     `json:"key_rate_limit"` // requests per minute; 0: none
+	KeyExpiresAt       time.Time `json:"key_expires_at"` // zero: never
+	OrgTier            string    `json:"org_tier"`
+	SessionID          string    `json:"session_id"` // of the caller's choice
+	BodyBytes          int64     `json:"body_bytes"` // of the decoded body; RequestBytes are as received
+
+	// Clipped names the fields that are not whole: text that was cut or redacted,
+	// lists and objects with elements left out.
+	Clipped []string `json:"clipped"`
+
 	// Omitted counts the elements of Tools, Reasons, PolicyIDs, Limits, Dropped and Hosts
 	// that were left out because the entry would have been too long.
 	Omitted int64 `json:"omitted"`
@@ -139,6 +161,20 @@ func (e Decided) Encode() []byte {
 	o.str("forwarded_digest", e.ForwardedDigest, maxID)
 	e.Omitted += o.strs("dropped", e.Dropped, maxTools, maxID)
 	e.Omitted += o.strs("hosts", e.Hosts, maxTools, maxName)
+	o.num("input_version", e.InputVersion)
+	o.str("agent_team", e.AgentTeam, maxName)
+	o.str("agent_environment", e.AgentEnvironment, maxName)
+	o.str("agent_tier", e.AgentTier, maxName)
+	o.strs("agent_allowed_models", e.AgentAllowedModels, maxModels, maxName)
+	o.scalars("agent_metadata", e.AgentMetadata)
+	o.strs("key_scopes", e.KeyScopes, maxIDs, maxWord)
+	o.strs("key_allowed_models", e.KeyAllowedModels, maxModels, maxName)
+	o.num("key_rate_limit", e.KeyRateLimit)
+	o.instant("key_expires_at", e.KeyExpiresAt)
+	o.str("org_tier", e.OrgTier, maxName)
+	o.str("session_id", e.SessionID, maxName)
+	o.num("body_bytes", e.BodyBytes)
+	o.clipped(e.Clipped)
 	o.num("omitted", e.Omitted)
 	return o.end()
 }

@@ -1,9 +1,15 @@
 package audit
 
 import (
+	"bytes"
+	stdjson "encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -61,6 +67,10 @@ const (
 	maxIDs     = 64
 	maxLimits  = 32
 	maxFields  = 128
+	maxModels  = 200 // as many as an agent or a key may have
+
+	maxScalars = 16 << 10 // bytes of one object's names and texts
+	maxClipped = 64
 
 	// MaxEntryBytes is the longest an encoded entry may be. The bounds above keep
 	// every entry of ours well below it.
@@ -89,6 +99,9 @@ func or(t, now time.Time) time.Time {
 type object struct {
 	b     []byte
 	comma bool // a value stands before
+	depth int
+	name  string   // of the entry's member that was begun last
+	cut   []string // the members that are not whole
 }
 
 func begin(size int, kind string, t time.Time, org, writer, request string) *object {
@@ -128,6 +141,9 @@ func (o *object) next() {
 
 func (o *object) key(name string) {
 	o.next()
+	if o.depth == 0 {
+		o.name = name
+	}
 	o.b = append(o.b, '"')
 	o.b = append(o.b, name...)
 	o.b = append(o.b, '"', ':')
@@ -139,17 +155,108 @@ func (o *object) open(c byte) {
 	}
 	o.b = append(o.b, c)
 	o.comma = false
+	o.depth++
 }
 
 func (o *object) close(c byte) {
 	o.b = append(o.b, c)
 	o.comma = true
+	o.depth--
 }
 
 // must writes the field also when it is empty.
 func (o *object) must(name, s string, limit int) {
 	o.key(name)
+	o.text(s, limit)
+}
+
+// text writes s, and notes if it is not whole.
+func (o *object) text(s string, limit int) {
+	if len(s) > limit || !utf8.ValidString(s) {
+		o.incomplete()
+	}
 	o.b = appendString(o.b, s, limit)
+}
+
+// incomplete notes that the member that was begun last is not whole.
+func (o *object) incomplete() {
+	if !slices.Contains(o.cut, o.name) {
+		o.cut = append(o.cut, o.name)
+	}
+}
+
+// clipped writes the names of the members that are not whole: known ones, and those
+// found while writing.
+func (o *object) clipped(known []string) {
+	names := slices.Clone(known)
+	for _, name := range o.cut {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	o.strs("clipped", names, maxClipped, maxWord)
+}
+
+// instant writes a time to the nanosecond, unlike an entry's own, because a decision
+// may depend on it. The zero time is left out.
+func (o *object) instant(name string, t time.Time) {
+	if t.IsZero() {
+		return
+	}
+	o.key(name)
+	o.b = append(o.b, '"')
+	o.b = clampYear(t.UTC()).AppendFormat(o.b, time.RFC3339Nano)
+	o.b = append(o.b, '"')
+}
+
+// scalars writes an object of strings, numbers and booleans, sorted by name. A value
+// of another type, and what is beyond maxScalars, is left out and noted.
+func (o *object) scalars(name string, m Scalars) {
+	room, begun := maxScalars, false
+	if len(m) > 0 {
+		o.name = name
+	}
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		v, ok := scalar(m[k])
+		s, isText := v.(string)
+		if room -= len(k) + len(s); !ok || room < 0 || len(k) > maxID || !utf8.ValidString(k) {
+			o.incomplete()
+			continue
+		}
+		if !begun {
+			begun = true
+			o.key(name)
+			o.open('{')
+		}
+		o.next()
+		o.b = appendString(o.b, k, maxID)
+		o.b = append(o.b, ':')
+		if isText {
+			o.text(s, maxScalars)
+		} else {
+			o.b = fmt.Append(o.b, v)
+		}
+	}
+	if begun {
+		o.close('}')
+	}
+}
+
+// scalar is v as it is written: a string, a bool, or a number as a json.Number.
+func scalar(v any) (_ any, ok bool) {
+	switch v := v.(type) {
+	case string, bool:
+		return v, true
+	case int:
+		return stdjson.Number(strconv.Itoa(v)), true
+	case int64:
+		return stdjson.Number(strconv.FormatInt(v, 10)), true
+	case float64:
+		return stdjson.Number(strconv.FormatFloat(v, 'g', -1, 64)), !math.IsNaN(v) && !math.IsInf(v, 0)
+	case stdjson.Number:
+		return v, len(v) <= maxWord && stdjson.Valid([]byte(v)) && v != "" && v[0] != '"' && strings.Trim(string(v), "+-.0123456789eE") == ""
+	}
+	return nil, false
 }
 
 func (o *object) str(name, s string, limit int) {
@@ -185,9 +292,12 @@ func (o *object) strs(name string, ss []string, count, limit int) (omitted int64
 	o.open('[')
 	for _, s := range ss[:min(len(ss), count)] {
 		o.next()
-		o.b = appendString(o.b, s, limit)
+		o.text(s, limit)
 	}
 	o.close(']')
+	if len(ss) > count {
+		o.incomplete()
+	}
 	return int64(max(0, len(ss)-count))
 }
 
@@ -249,6 +359,27 @@ func bounded(s string, limit int) string {
 		cut--
 	}
 	return s[:cut] + "…"
+}
+
+// Scalars is an object of strings, booleans and numbers. What was parsed has its
+// numbers as encoding/json.Number, which keeps them as they were written.
+type Scalars map[string]any
+
+// UnmarshalJSON keeps numbers exact. Parse has checked the syntax.
+func (m *Scalars) UnmarshalJSON(b []byte) error {
+	d := stdjson.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	raw := map[string]any{}
+	if err := d.Decode(&raw); err != nil {
+		return err
+	}
+	for k, v := range raw {
+		if _, ok := scalar(v); !ok {
+			return fmt.Errorf("%q is not a string, a number or a boolean", k)
+		}
+	}
+	*m = raw
+	return nil
 }
 
 // ErrMalformed is what Parse's errors wrap.

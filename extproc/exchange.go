@@ -418,7 +418,7 @@ func (x *exchange) record(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.s.c.RecordTimeout)
 	defer cancel()
 	x.attempted = true
-	receipt, err := x.s.c.Recorder.Append(ctx, x.org.ID, x.verdict.Decided(x.caller, &x.req.Request))
+	receipt, err := x.s.c.Recorder.Append(ctx, x.org.ID, x.verdict.Decided(&x.org, x.caller, &x.req.Request))
 	if err != nil {
 		x.inDoubt = ctx.Err() != nil
 		return fmt.Errorf("recording the decision: %w", err)

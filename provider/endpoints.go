@@ -52,6 +52,17 @@ type Endpoint struct {
 // nothing, Mistral does not.
 func (e Endpoint) Charges(kind string) bool { return e.Bills && !slices.Contains(e.free, kind) }
 
+// ScopeOf is the scope that a key needs for an operation, "" for an unknown one. All
+// endpoints of one operation need the same.
+func ScopeOf(operation string) string {
+	for i := range endpoints {
+		if endpoints[i].Operation == operation {
+			return endpoints[i].Scope
+		}
+	}
+	return ""
+}
+
 // Params are the variable parts of a path.
 type Params struct {
 	Version string // "v1beta"; "" if the template has none

@@ -190,3 +190,12 @@ func TestCharges(t *testing.T) {
 		}
 	}
 }
+
+// An operation is one thing: whichever endpoint it is asked at, it needs one scope.
+func TestOneScopeForAnOperation(t *testing.T) {
+	for _, e := range provider.Endpoints() {
+		if got := provider.ScopeOf(e.Operation); got != e.Scope {
+			t.Errorf("%s %s: scope %q, and %q for %s elsewhere", e.Method, e.Path, e.Scope, got, e.Operation)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package verdict
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -11,17 +12,31 @@ import (
 )
 
 // Decided is the first entry of a request: who asked for what, and the decision.
-func (v *Verdict) Decided(c identity.Caller, r *Request) audit.Decided {
+func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 	a, k := c.Agent, c.Key
 	d := audit.Decided{
 		Time: v.Time, RequestID: r.ID, TraceID: r.TraceID,
 		AgentID: a.ID, AgentName: a.Name, AgentFingerprint: a.Fingerprint, KeyID: k.ID,
-		Mode: r.Mode, Method: Clip(r.Method, 32), Host: recordable(r.Host, 256), Path: recordable(r.Path, 1024),
-		ClientIP: r.ClientIP, UserAgent: recordable(r.UserAgent, 256),
-		Operation: r.Endpoint.Operation, Model: Clip(v.Call.Model, 256), Stream: v.Call.Stream, Tools: v.Call.Tools,
+		Mode: r.Mode, Method: r.Method, Host: r.Host, Path: r.Path, ClientIP: r.ClientIP, UserAgent: r.UserAgent,
+		Operation: cmp.Or(v.Call.Endpoint.Operation, r.Endpoint.Operation), Model: v.Call.Model, Stream: v.Call.Stream, Tools: v.Call.Tools,
 		MaxTokens: v.Call.MaxTokens, InputTokensEstimate: v.Call.InputTokensEstimate, RequestBytes: v.BodyBytes, BodyDigest: v.Digest,
 		Provider: v.Provider.Name, ProviderID: v.Provider.ID, Cluster: v.Provider.Cluster, Hosts: v.Call.Hosts,
+		AgentTeam: a.Team, AgentEnvironment: a.Environment, AgentTier: a.Tier, AgentAllowedModels: a.AllowedModels, AgentMetadata: audit.Scalars(a.Metadata),
+		KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyRateLimit: k.RateLimit, KeyExpiresAt: k.ExpiresAt,
+		OrgTier: o.Tier, SessionID: r.Session, BodyBytes: int64(len(v.Call.Body)),
 		Effect: policy.Deny.String(), PolicyIDs: v.Decision.PolicyIDs, PolicyVersion: v.Decision.PolicyVersion,
+	}
+	if v.Decision.PolicyVersion != "" {
+		d.InputVersion = inputVersion
+	}
+	for _, text := range [...]struct {
+		name string
+		s    *string
+	}{{"host", &d.Host}, {"path", &d.Path}, {"user_agent", &d.UserAgent}, {"model", &d.Model}, {"session_id", &d.SessionID}} {
+		if identity.SecretInURL(*text.s) {
+			*text.s = redacted
+			d.Clipped = append(d.Clipped, text.name)
+		}
 	}
 	refused := v.Rejection()
 	if refused == nil {
@@ -107,13 +122,5 @@ func (v *Verdict) cost(e Ending, u provider.Usage, forwarded bool, pricer Pricer
 	return pricer.Cost(v.Provider, v.Call.Model, e.ResponseModel, u, e.Began)
 }
 
-// recordable is s as it may stand in an entry or a log: bounded, valid UTF-8, and
-// redacted as a whole if it holds one of our secrets.
-func recordable(s string, n int) string {
-	if identity.SecretInURL(s) {
-		return redacted
-	}
-	return Clip(s, n)
-}
-
+// redacted stands for text that holds one of our secrets.
 const redacted = "[redacted]"

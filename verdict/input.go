@@ -1,8 +1,10 @@
 package verdict
 
 import (
+	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
+	"github.com/ai-identity/ai-identity/provider"
 )
 
 // input is what policy sees. It is a published contract: see docs/policy.md.
@@ -30,3 +32,54 @@ func (o *Org) input(c identity.Caller, r *Request, v *Verdict) policy.Input {
 
 // active is the status of each key and agent that policy gets to see.
 const active = string(identity.Active)
+
+// inputVersion counts the versions of the input document. An entry states the one
+// that its request was decided with.
+const inputVersion = 1
+
+// attributes are the attributes of the input document that an entry may have cut or
+// left out, by the entry's field.
+var attributes = map[string]string{
+	"agent_id": "agent.id", "agent_name": "agent.name", "agent_team": "agent.team", "agent_environment": "agent.environment", "agent_tier": "agent.tier",
+	"agent_allowed_models": "agent.allowed_models", "agent_metadata": "agent.metadata",
+	"operation": "request.operation", "provider": "request.provider", "model": "request.model", "mode": "request.mode", "host": "request.host",
+	"path": "request.path", "tools": "request.tools", "hosts": "request.url_hosts", "session_id": "request.session_id",
+	"key_id": "caller.key_id", "key_scopes": "caller.key_scopes", "key_allowed_models": "caller.key_allowed_models",
+	"client_ip": "caller.ip", "user_agent": "caller.user_agent", "org_tier": "org.tier",
+}
+
+// InputOf is the input that a recorded request was decided with. unknown are its
+// attributes that the entry does not hold as policy saw them: a policy that reads
+// one of these may decide otherwise now. ok is false for an entry that cannot be
+// evaluated again: policy was not asked, or the build that wrote it recorded too
+// little.
+//
+// What is recorded and read back decides alike: with an empty unknown, a Bundle
+// gives the same decision for the input of Judge and for this one.
+func InputOf(d audit.Decided) (in policy.Input, unknown []string, ok bool) {
+	if d.InputVersion != inputVersion {
+		return policy.Input{}, nil, false
+	}
+	for _, field := range d.Clipped {
+		if a, relevant := attributes[field]; relevant {
+			unknown = append(unknown, a)
+		}
+	}
+	return policy.Input{
+		Agent: policy.AgentAttrs{
+			ID: d.AgentID, Name: d.AgentName, Team: d.AgentTeam, Environment: d.AgentEnvironment, Tier: d.AgentTier, Status: active,
+			AllowedModels: d.AgentAllowedModels, Metadata: d.AgentMetadata,
+		},
+		Request: policy.RequestAttrs{
+			Operation: d.Operation, Scope: provider.ScopeOf(d.Operation), Provider: d.Provider, Model: d.Model,
+			Mode: d.Mode, Host: d.Host, Path: d.Path, Stream: d.Stream,
+			MaxTokens: d.MaxTokens, InputTokensEstimate: d.InputTokensEstimate, Bytes: d.BodyBytes,
+			Tools: d.Tools, URLHosts: d.Hosts, Time: d.Time,
+		},
+		Caller: policy.CallerAttrs{
+			KeyID: d.KeyID, KeyScopes: d.KeyScopes, KeyAllowedModels: d.KeyAllowedModels, KeyExpiresAt: d.KeyExpiresAt,
+			KeyStatus: active, IP: d.ClientIP, UserAgent: d.UserAgent, KeyRateLimit: d.KeyRateLimit,
+		},
+		Org: policy.OrgAttrs{ID: d.Org, Tier: d.OrgTier},
+	}, unknown, true
+}

@@ -245,7 +245,7 @@ func TestPhaseFails(t *testing.T) {
 
 func TestZeroVerdictRejects(t *testing.T) {
 	var v verdict.Verdict
-	if v.Allowed() || v.Rejection() == nil || v.Decided(identity.Caller{}, &verdict.Request{}).Effect != "deny" {
+	if v.Allowed() || v.Rejection() == nil || v.Decided(new(verdict.Org), identity.Caller{}, &verdict.Request{}).Effect != "deny" {
 		t.Error("the zero Verdict allows")
 	}
 	for _, v := range []verdict.Verdict{
