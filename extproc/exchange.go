@@ -509,6 +509,9 @@ func (x *exchange) refuse(e *provider.Error) *extprocv3.ProcessingResponse {
 	m := newMutation(8)
 	x.ours(m)
 	m.header("content-type", "application/json")
+	if e.Final() {
+		m.header("x-should-retry", "false")
+	}
 	if e.RetryAfter > 0 {
 		m.header("retry-after", strconv.FormatInt(verdict.Seconds(e.RetryAfter), 10))
 	}

@@ -2,6 +2,7 @@ package provider
 
 import (
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 )
@@ -41,8 +42,14 @@ type Endpoint struct {
 	// Bills says whether a provider charges for a call. See Charges.
 	Bills bool
 
-	free   []string // kinds that do not charge although others do
-	query  []string // the only query parameters, as "name=value"
+	model string   // that a request without one asks for; "": it must name one
+	free  []string // kinds that do not charge although others do
+	query []string // the only query parameters, as "name=value"
+
+	// listQuery are query parameters that are accepted with any value and have no effect.
+	// Only an endpoint that is answered here has them: what is forwarded has query.
+	listQuery []string
+
 	body   *shape   // what is judged in the body; nil: there is no body
 	stream bool     // it is a stream whatever the body says
 	reads  *reading // where the answer holds usage and model
@@ -83,18 +90,19 @@ var endpoints = []Endpoint{
 	{Method: "POST", Path: "/v1/responses", Operation: "responses", Scope: "responses", Format: FormatOpenAI,
 		Kinds: []string{KindOpenAI, KindCustom}, Bills: true, body: &responsesBody, reads: &responsesReading},
 	{Method: "POST", Path: "/v1/moderations", Operation: "moderations", Scope: "moderations", Format: FormatOpenAI,
-		Kinds: []string{KindOpenAI, KindMistral, KindCustom}, Bills: true, free: []string{KindOpenAI}, body: &moderationsBody, reads: &openAIReading},
-	{Method: "GET", Path: "/v1/models", Operation: "models.list", Scope: "models", Format: FormatOpenAI},
-	{Method: "GET", Path: "/v1/models/{model}", Operation: "models.get", Scope: "models", Format: FormatOpenAI},
+		Kinds: []string{KindOpenAI, KindMistral, KindCustom}, Bills: true, free: []string{KindOpenAI}, model: "omni-moderation-latest", body: &moderationsBody, reads: &openAIReading},
+	{Method: "GET", Path: "/v1/models", Operation: "models.list", Scope: "models", Format: FormatOpenAI,
+		query: []string{"alt=json", "beta=true"}, listQuery: modelsQuery},
+	{Method: "GET", Path: "/v1/models/{model}", Operation: "models.get", Scope: "models", Format: FormatOpenAI, query: []string{"alt=json", "beta=true"}},
 
-	{Method: "GET", Path: "/{version}/models", Operation: "models.list", Scope: "models", Format: FormatGemini, query: []string{"alt=json"}},
+	{Method: "GET", Path: "/{version}/models", Operation: "models.list", Scope: "models", Format: FormatGemini, query: []string{"alt=json"}, listQuery: modelsQuery},
 	{Method: "GET", Path: geminiModelPath, Operation: "models.get", Scope: "models", Format: FormatGemini, query: []string{"alt=json"}},
 
 	// Anthropic. Its SDK adds beta=true for what is in beta.
 	{Method: "POST", Path: "/v1/messages", Operation: "messages", Scope: "messages", Format: FormatAnthropic,
-		Kinds: []string{KindAnthropic}, Bills: true, query: []string{"beta=true"}, body: &messagesBody, reads: &anthropicReading},
+		Kinds: []string{KindAnthropic}, Bills: true, query: anthropicBeta, body: &messagesBody, reads: &anthropicReading},
 	{Method: "POST", Path: "/v1/messages/count_tokens", Operation: "messages.count_tokens", Scope: "messages", Format: FormatAnthropic,
-		Kinds: []string{KindAnthropic}, query: []string{"beta=true"}, body: &messagesBody, reads: &nothingReading},
+		Kinds: []string{KindAnthropic}, query: anthropicBeta, body: &messagesBody, reads: &nothingReading},
 
 	// Gemini. The model is in the path, and so is whether the answer is a stream.
 	{Method: "POST", Path: "/{version}/models/{model}:generateContent", Operation: "generate_content", Scope: "generate", Format: FormatGemini,
@@ -123,6 +131,18 @@ var endpoints = []Endpoint{
 		Kinds: []string{KindMistral}, Bills: true, body: &ocrBody, reads: &nothingReading},
 }
 
+// modelsQuery are the documented parameters of each client's list of models. The list
+// is always complete, on one page.
+//
+// Sources: https://docs.anthropic.com/en/api/models-list, https://ai.google.dev/api/models,
+// https://docs.cohere.com/reference/list-models, and the Mistral SDK's models.list.
+var modelsQuery = []string{"limit", "before_id", "after_id", "pageSize", "pageToken", "page_size", "page_token", "endpoint", "default_only", "provider", "model",
+	"queryBase", "filter"}
+
+// anthropicBeta is what versions of Anthropic's SDK send for beta features. Those before
+// 0.42 name the feature; the header anthropic-beta names it in all versions.
+var anthropicBeta = []string{"beta=true", "beta=prompt_caching", "beta=tools"}
+
 // versions are what {version} stands for.
 var versions = []string{"v1", "v1beta", "v1alpha"}
 
@@ -145,7 +165,16 @@ func Endpoints() []Endpoint { return slices.Clone(endpoints) }
 // Match finds the endpoint of a request. path is as received, without the query.
 // It must be in the one form that has no other spelling: see pathProblem. Where
 // there is no endpoint, Unserved says why.
+//
+// One other spelling is accepted: a model's name in GET /v1/models/{model} may be
+// percent-encoded, as the SDKs of OpenAI and Anthropic write "meta-llama%2FLlama-3". That
+// request is answered here, so no other server reads its path.
 func Match(method, path string) (Endpoint, Params, bool) {
+	if encoded, ok := strings.CutPrefix(path, "/v1/models/"); ok && method == http.MethodGet && strings.Contains(encoded, "%") {
+		if name, err := url.PathUnescape(encoded); err == nil {
+			path = "/v1/models/" + name // pathProblem refuses what is encoded twice
+		}
+	}
 	if pathProblem(path) != "" {
 		return Endpoint{}, Params{}, false
 	}
@@ -260,6 +289,27 @@ func pathProblem(path string) string {
 	return ""
 }
 
+// geminiMethod says whether a path ends in one of Google's methods, as
+// ":generateContent": letters only, lower case first, with an upper-case letter. A colon
+// alone does not tell: OpenAI's fine-tuned models have it, as "ft:gpt-4o:acme::7p4lURel".
+func geminiMethod(path string) bool {
+	i := strings.LastIndexByte(path, ':')
+	if i < 0 || strings.HasPrefix(path, "/v1/models/ft:") {
+		return false
+	}
+	upper := false
+	for j, c := range []byte(path[i+1:]) {
+		switch {
+		case 'a' <= c && c <= 'z':
+		case 'A' <= c && c <= 'Z' && j > 0:
+			upper = true
+		default:
+			return false
+		}
+	}
+	return upper
+}
+
 // FormatOf is the format in which somebody who asks for the path expects an
 // error, also if there is no such endpoint.
 func FormatOf(path string) Format {
@@ -267,7 +317,7 @@ func FormatOf(path string) Format {
 	case path == "/v1/messages", strings.HasPrefix(path, "/v1/messages/"), path == "/v1/complete":
 		return FormatAnthropic
 	case strings.HasPrefix(path, "/v1beta/"), strings.HasPrefix(path, "/v1alpha/"),
-		strings.HasPrefix(path, "/v1/models/") && strings.Contains(path, ":"):
+		strings.HasPrefix(path, "/v1/models/") && geminiMethod(path):
 		return FormatGemini
 	case strings.HasPrefix(path, "/v2/"):
 		return FormatCohere
@@ -299,6 +349,8 @@ func Unserved(method, path string) *Error {
 	switch {
 	case first == "batches", strings.HasPrefix(after, "batches"), strings.HasSuffix(path, ":batchGenerateContent"), strings.HasSuffix(path, ":asyncBatchEmbedContent"), first == "embed-jobs":
 		e.Message = "Batches are not available here: their requests are in a file that nobody has judged. Send each request by itself."
+	case first == "responses" && (after == "input_tokens" || after == "compact"):
+		e.Message = "Counting tokens and compacting are not available for responses. Send the request to /v1/responses."
 	case first == "files", first == "uploads", first == "datasets":
 		e.Message = "Files are not available here: what is stored at the provider is not governed. Put the content into the request."
 	case first == "realtime", first == "live", strings.HasSuffix(path, ":bidiGenerateContent"):

@@ -58,6 +58,7 @@ func local(ep provider.Endpoint) bool { return len(ep.Kinds) == 0 }
 func TestModelsInPaths(t *testing.T) {
 	for p, model := range map[string]string{
 		"/v1/models/gpt-4o": "gpt-4o", "/v1/models/ft:gpt-4o:acme::1": "ft:gpt-4o:acme::1", "/v1/models/meta-llama/Llama-3": "meta-llama/Llama-3", "/v1/models/models": "models",
+		"/v1/models/meta-llama%2FLlama-3": "meta-llama/Llama-3", "/v1/models/meta-llama%2fLlama-3": "meta-llama/Llama-3", "/v1/models/ft%3Agpt-4o%3Aacme": "ft:gpt-4o:acme",
 	} {
 		ep, params, ok := provider.Match("GET", p)
 		if !ok || params.Model != model || ep.Operation != "models.get" {
@@ -73,6 +74,11 @@ func TestModelsInPaths(t *testing.T) {
 	for _, p := range []string{"/v1/models/a/b:generateContent", "/v2/models/a:generateContent", "/v1beta2/models/a:generateContent", "/v1beta/models/:generateContent",
 		"/v1beta/models/a:generatecontent", "/v1beta/models/a:generateContent:generateContent/x", "/v1beta/models/a%3AgenerateContent", "/models/a:generateContent", "/v1beta/v1/models/a:generateContent"} {
 		if ep, params, ok := provider.Match("POST", p); ok {
+			t.Errorf("%s is %s %+v", p, ep.Path, params)
+		}
+	}
+	for _, p := range []string{"/v1/models/a%252Fb", "/v1/models/a%2F..%2Fb", "/v1/models/%2e%2e", "/v1/models/a%2F", "/v1/models/%2Fa", "/v1/models/a%00", "/v1/models/a%", "/v1/models/a%0d%0a", "/v1/models/a%20b"} {
+		if ep, params, ok := provider.Match("GET", p); ok {
 			t.Errorf("%s is %s %+v", p, ep.Path, params)
 		}
 	}
@@ -135,6 +141,7 @@ func TestUnserved(t *testing.T) {
 		{"POST", "/v1/assistants", 404, "stored"}, {"POST", "/v1/threads/t/runs", 404, "stored"}, {"GET", "/v1/responses/resp_1", 404, "stored"}, {"POST", "/v1/responses/resp_1/cancel", 404, "stored"},
 		{"GET", "/v1/chat/completions/chatcmpl_1", 404, "stored"}, {"POST", "/v1/vector_stores", 404, "stored"}, {"POST", "/v1/conversations", 404, "stored"}, {"POST", "/v1beta/cachedContents", 404, "stored"},
 		{"POST", "/v1/fine_tuning/jobs", 404, "Fine-tuning"}, {"POST", "/v1/audio/speech", 404, "Audio"}, {"POST", "/v1/images/edits", 404, "image"},
+		{"POST", "/v1/responses/input_tokens", 404, "Counting tokens"}, {"POST", "/v1/responses/compact", 404, "compacting"},
 		{"POST", "/v1/whatever", 404, "not available here"}, {"GET", "/", 404, "not available here"},
 		{"GET", "/v1/chat/completions", 405, "POST"}, {"PUT", "/v1/messages", 405, "POST"}, {"POST", "/v1/models", 405, "GET"}, {"DELETE", "/v1/models/ft:x", 405, "GET"}, {"HEAD", "/v1/models", 405, "GET"}, {"OPTIONS", "/v1/chat/completions", 405, "POST"},
 		{"POST", "/v1//chat/completions", 400, "empty segment"}, {"POST", "/v1/%63hat/completions", 400, "percent-encoded"}, {"POST", "/v1/chat/completions/", 400, "end with a slash"}, {"POST", "/v1/../v1/chat", 400, "dot segment"}, {"POST", "/v1/chat;x/completions", 400, "character"},
@@ -146,6 +153,20 @@ func TestUnserved(t *testing.T) {
 	}
 }
 
+// An error before the match has the caller's format. A colon in a model's name does not
+// make the path Google's.
+func TestFormatOfModels(t *testing.T) {
+	for p, want := range map[string]provider.Format{
+		"/v1/models/ft:gpt-4o:acme::7p4lURel": provider.FormatOpenAI, "/v1/models/ft:gpt-4o:acme::predictX": provider.FormatOpenAI, "/v1/models/llama3:8b": provider.FormatOpenAI,
+		"/v1/models/llama3:latest": provider.FormatOpenAI, "/v1/models/gemini-2.5-pro:generateContent": provider.FormatGemini, "/v1/models/x:predictLongRunning": provider.FormatGemini,
+		"/v1beta/models/x": provider.FormatGemini, "/v1/messages/x": provider.FormatAnthropic, "/v2/x": provider.FormatCohere, "/v1/ocr": provider.FormatMistral,
+	} {
+		if got := provider.FormatOf(p); got != want {
+			t.Errorf("%s: %s, want %s", p, got, want)
+		}
+	}
+}
+
 // FuzzMatch: a path that is served has one spelling only.
 func FuzzMatch(f *testing.F) {
 	for _, ep := range provider.Endpoints() {
@@ -153,6 +174,7 @@ func FuzzMatch(f *testing.F) {
 	}
 	f.Add("POST", "/v1/%63hat/completions")
 	f.Add("GET", "/v1/models/a/../b")
+	f.Add("GET", "/v1/models/a%2Fb")
 	f.Fuzz(func(t *testing.T, method, p string) {
 		_ = provider.FormatOf(p).Encode(provider.Unserved(method, p), "", "")
 		ep, params, ok := provider.Match(method, p)
@@ -161,6 +183,11 @@ func FuzzMatch(f *testing.F) {
 		}
 		if ep.Method != method {
 			t.Fatal(ep.Method)
+		}
+		if local(ep) && strings.Contains(p, "%") { // a model's name, encoded; the name itself has one spelling
+			if p = strings.NewReplacer("{model}", params.Model).Replace(ep.Path); strings.Contains(p, "%") {
+				t.Fatalf("%q is encoded twice", p)
+			}
 		}
 		if got := strings.NewReplacer("{version}", params.Version, "{model}", params.Model).Replace(ep.Path); got != p {
 			t.Fatalf("%q is not %q of its parts", p, got)

@@ -23,6 +23,17 @@ type Error struct {
 // Error is for logs.
 func (e *Error) Error() string { return strconv.Itoa(e.Status) + " " + e.Code + ": " + e.Message }
 
+// Final says whether the same request would be rejected again. The SDKs of OpenAI and
+// Anthropic, and Claude Code, stop their retries at "x-should-retry: false".
+func (e *Error) Final() bool {
+	switch e.Status {
+	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed,
+		http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity:
+		return e.RetryAfter == 0
+	}
+	return false
+}
+
 const invalidRequest = "invalid_request_error"
 
 // bad is a 400.

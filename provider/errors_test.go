@@ -35,6 +35,23 @@ func TestEncode(t *testing.T) {
 	}
 }
 
+// The SDKs are not to repeat what will be rejected again.
+func TestFinal(t *testing.T) {
+	for _, status := range []int{400, 401, 403, 404, 405, 413, 415, 422} {
+		if e := (&provider.Error{Status: status}); !e.Final() {
+			t.Errorf("%d may be repeated", status)
+		}
+	}
+	for _, status := range []int{402, 408, 409, 429, 500, 502, 503, 504} {
+		if e := (&provider.Error{Status: status}); e.Final() {
+			t.Errorf("%d is final", status)
+		}
+	}
+	if e := (&provider.Error{Status: 403, RetryAfter: time.Second}); e.Final() {
+		t.Error("a rejection that names a time to come back is final")
+	}
+}
+
 // TestEncodeNoThread: Anthropic's SDKs read error.details to learn that they have to
 // send the whole conversation.
 func TestEncodeNoThread(t *testing.T) {

@@ -102,6 +102,9 @@ func Parse(ep Endpoint, params Params, contentType, query string, body []byte) (
 		return Call{}, e
 	}
 	if c.Model == "" {
+		c.Model = ep.model
+	}
+	if c.Model == "" {
 		return Call{}, bad("missing_model", "model", "The request names no model. Set \"model\".")
 	}
 	c.Body = body
@@ -116,14 +119,14 @@ func Parse(ep Endpoint, params Params, contentType, query string, body []byte) (
 	return c, nil
 }
 
-// jsonType takes application/json, alone or with charset=utf-8, and nothing that
-// merely means the same to some.
+// jsonType accepts application/json in any case, alone or with charset=utf-8, and no
+// other media type.
 func jsonType(s string) bool {
-	rest, ok := strings.CutPrefix(s, "application/json")
-	if !ok {
+	const media = "application/json"
+	if len(s) < len(media) || !strings.EqualFold(s[:len(media)], media) {
 		return false
 	}
-	rest = strings.TrimLeft(rest, " \t")
+	rest, ok := strings.TrimLeft(s[len(media):], " \t"), false
 	if rest == "" {
 		return true
 	}
@@ -143,11 +146,11 @@ func checkQuery(ep Endpoint, query string) *Error {
 	if query == "" {
 		return nil
 	}
-	var seen [4]string
+	var seen [8]string
 	n := 0
 	for pair := range strings.SplitSeq(query, "&") {
-		if slices.Contains(ep.query, pair) {
-			name, _, _ := strings.Cut(pair, "=")
+		name, _, _ := strings.Cut(pair, "=")
+		if slices.Contains(ep.query, pair) || slices.Contains(ep.listQuery, name) {
 			if n == len(seen) || slices.Contains(seen[:n], name) {
 				return bad("repeated_query_parameter", name, "The query has a parameter twice.")
 			}
@@ -155,7 +158,6 @@ func checkQuery(ep Endpoint, query string) *Error {
 			n++
 			continue
 		}
-		name, _, _ := strings.Cut(pair, "=")
 		switch shown := clip(name, 64); {
 		case credentialQuery(name):
 			return bad("misplaced_credential", shown, "The query carries a credential. Send it as \"Authorization: Bearer …\" only, and rotate it: URLs are kept in logs.")
@@ -589,7 +591,9 @@ func (p *walker) tool(name []byte, field string) *Error {
 // provider's own tools, one stands for something stored.
 func (p *walker) item(typ []byte, field string) *Error {
 	if string(typ) == "item_reference" {
-		return isStored("item_reference")
+		e := isStored("item_reference")
+		e.Message += " Send \"store\": false, so that the client sends whole items. In the AI SDK: providerOptions: {openai: {store: false}}."
+		return e
 	}
 	name, ok := bytes.CutSuffix(typ, []byte("_call"))
 	if !ok || string(name) == "function" || string(name) == "custom_tool" || string(name) == "mcp" {

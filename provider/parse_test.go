@@ -330,7 +330,7 @@ func TestContentType(t *testing.T) {
 	ep, params, _ := provider.Match("POST", chat)
 	for ct, ok := range map[string]bool{
 		"application/json": true, "application/json; charset=utf-8": true, "application/json;charset=UTF-8": true, `application/json; charset="utf-8"`: true,
-		"": false, "text/plain": false, "application/JSON": false, "Application/json": false, "application/json; charset=utf-16": false, "application/json; charset=latin1": false,
+		"": false, "text/plain": false, "application/JSON": true, "Application/Json; Charset=UTF-8": true, "application/jsonl": false, "application/json-seq": false, "application": false, "application/json; charset=utf-16": false, "application/json; charset=latin1": false,
 		"application/jsonp": false, "application/json, text/plain": false, "multipart/form-data; application/json": false, "application/json; charset=utf-8; x=y": false,
 		"application/json; boundary=x": false, "application/x-www-form-urlencoded": false, "application/vnd.api+json": false, "application/grpc": false, " application/json": false,
 	} {
@@ -363,7 +363,7 @@ func TestQuery(t *testing.T) {
 		{"/v1beta/models/m:streamGenerateContent", "alt=%73se", "unknown_query_parameter"},
 		{"/v1beta/models/m:streamGenerateContent", "ALT=sse", "unknown_query_parameter"},
 		{"/v1beta/models/m:streamGenerateContent", "alt=sse&", "unknown_query_parameter"},
-		{messages, "beta=false", "unknown_query_parameter"},
+		{messages, "beta=false", "unknown_query_parameter"}, {messages, "beta=prompt_caching", ""}, {messages, "beta=tools&beta=true", "repeated_query_parameter"},
 		{chat, "model=other", "unknown_query_parameter"},
 		{chat, "api-version=2024-10-21", "unknown_query_parameter"},
 		{chat, "x", "unknown_query_parameter"},
@@ -380,6 +380,32 @@ func TestQuery(t *testing.T) {
 		}
 		if strings.HasPrefix(c.path, "/v1beta/models/gemini") && code == "model_mismatch" {
 			code = "" // the query was fine
+		}
+		if code != c.code {
+			t.Errorf("%s?%s: %q, want %q", c.path, c.query, code, c.code)
+		}
+	}
+	for _, c := range []struct{ path, body, model, message string }{
+		{"/v1/moderations", `{"input":"a"}`, "omni-moderation-latest", ""}, // what OpenAI documents for a request without a model
+		{"/v1/moderations", `{"input":"a","model":"m"}`, "m", ""},
+		{"/v1/chat/completions", `{"messages":[]}`, "", `Set "model"`},
+		{"/v1/responses", `{"model":"m","input":[{"type":"item_reference","id":"rs_1"}]}`, "", `Send "store": false`},
+	} {
+		ep, params, _ := provider.Match("POST", c.path)
+		call, e := provider.Parse(ep, params, "application/json", "", []byte(c.body))
+		if e == nil != (c.message == "") || e != nil && !strings.Contains(e.Message, c.message) || call.Model != c.model {
+			t.Errorf("%s %s: model %q, %v", c.path, c.body, call.Model, e)
+		}
+	}
+	for _, c := range []struct{ path, query, code string }{
+		{"/v1/models", "limit=1000", ""}, {"/v1/models", "limit=20&after_id=claude-x&beta=true", ""}, {"/v1/models", "page_size=100&endpoint=chat&default_only=true", ""},
+		{"/v1beta/models", "pageSize=50&pageToken=&alt=json", ""}, {"/v1/models", "limit=1&limit=2", "repeated_query_parameter"},
+		{"/v1/models", "key=AIzaSy123", "misplaced_credential"}, {"/v1/models", "other=1", "unknown_query_parameter"}, {"/v1/models/gpt-4o", "limit=1", "unknown_query_parameter"},
+	} {
+		ep, params, _ := provider.Match("GET", c.path)
+		code := ""
+		if _, e := provider.Parse(ep, params, "", c.query, nil); e != nil {
+			code = e.Code
 		}
 		if code != c.code {
 			t.Errorf("%s?%s: %q, want %q", c.path, c.query, code, c.code)
