@@ -22,6 +22,7 @@ import (
 
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/budget"
+	"github.com/ai-identity/ai-identity/envoy"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/provider"
@@ -247,8 +248,8 @@ func (x *exchange) startSpan(ctx context.Context) error {
 func (x *exchange) answerCanary() *extprocv3.ProcessingResponse {
 	x.state, x.outcome, x.status = ended, outcomeCanary, http.StatusNoContent
 	m := newMutation(1)
-	m.header(CanaryHeader, x.req.canary)
-	return respond(x.status, m, nil, "aid_canary")
+	m.header(envoy.HeaderCanary, x.req.canary)
+	return respond(x.status, m, nil, envoy.DetailsPrefix+"canary")
 }
 
 // identify finds out who asks. It returns why not, and sets known as soon as
@@ -440,17 +441,17 @@ func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 	}
 	// What the provider's configuration set above, these lines set again: none
 	// of them is its to choose.
-	m.header("x-aid-route", f.Cluster) // the only way to a provider
+	m.header(envoy.HeaderRoute, f.Cluster) // the only way to a provider
 	if f.Path != x.req.target {
 		m.header(":path", f.Path)
 	}
 	m.header("accept-encoding", "identity") // a compressed answer cannot be read
-	m.header("x-request-id", x.req.ID)
-	m.header("x-agent-id", x.caller.Agent.ID)
-	m.header("x-agent-fingerprint", x.caller.Agent.Fingerprint)
+	m.header(envoy.HeaderRequestID, x.req.ID)
+	m.header(envoy.HeaderAgentID, x.caller.Agent.ID)
+	m.header(envoy.HeaderAgentFingerprint, x.caller.Agent.Fingerprint)
 	m.header("traceparent", x.span.String())
 	if x.askedForIt {
-		m.header("x-aid-answer", "read") // to a route where Envoy does not read it too
+		m.header(envoy.HeaderAnswer, "read") // to a route where Envoy does not read it too
 	}
 
 	// Only what is there is removed: each name costs Envoy a look through all.
@@ -496,7 +497,7 @@ func (x *exchange) answerLocally() *extprocv3.ProcessingResponse {
 	m := newMutation(5)
 	x.ours(m)
 	m.header("content-type", "application/json")
-	return respond(http.StatusOK, m, x.verdict.Local, "aid_local")
+	return respond(http.StatusOK, m, x.verdict.Local, envoy.DetailsPrefix+"local")
 }
 
 // refuse answers the client in the format of the API that it called.
@@ -520,22 +521,22 @@ func (x *exchange) refuse(e *provider.Error) *extprocv3.ProcessingResponse {
 		m.header("x-ratelimit-remaining-requests", strconv.FormatInt(x.verdict.Taken.Remaining, 10))
 		m.header("x-ratelimit-reset-requests", x.verdict.Taken.Reset.Round(time.Millisecond).String())
 	}
-	return respond(e.Status, m, x.req.Format.Encode(e, x.req.ID, x.policyID()), "aid_"+e.Code)
+	return respond(e.Status, m, x.req.Format.Encode(e, x.req.ID, x.policyID()), envoy.DetailsPrefix+e.Code)
 }
 
 // ours sets the headers that every answer of a governed request has.
 func (x *exchange) ours(m *mutation) {
-	m.header("x-request-id", x.req.ID)
+	m.header(envoy.HeaderRequestID, x.req.ID)
 	if x.req.Format == provider.FormatAnthropic {
 		m.header("request-id", x.req.ID) // where Anthropic's SDKs read it
 	}
-	m.header("x-aid-decision", x.effect.String())
+	m.header(envoy.HeaderDecision, x.effect.String())
 	if x.recorded {
-		m.header("x-aid-receipt", x.receipt.String())
+		m.header(envoy.HeaderReceipt, x.receipt.String())
 	}
 	if x.effect == policy.Allow {
 		if dropped := x.verdict.Forward.Dropped(); len(dropped) > 0 {
-			m.header("x-aid-dropped", listed(dropped))
+			m.header(envoy.HeaderDropped, listed(dropped))
 		}
 	}
 }
@@ -572,7 +573,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	x.state, x.answered = answering, true
 	x.firstByte = x.s.c.Now().Sub(x.began)
 	x.status = statusOf(m)
-	if details := attributeOf(req, "response.code_details"); details != "" && details != "via_upstream" {
+	if details := attributeOf(req, envoy.AttributeDetails); details != "" && details != "via_upstream" {
 		// Envoy answers in the provider's place: it was not reached, or broke off.
 		x.outcome = verdict.OutcomeUpstreamReset
 		x.readsAnswer = false
@@ -661,7 +662,7 @@ func (x *exchange) translate(out *mutation, length int64, end bool) *extprocv3.P
 			m.header("retry-after", x.retryAfter)
 		}
 		x.status = t.Status()
-		return respond(x.status, m, body, "aid_translated")
+		return respond(x.status, m, body, envoy.DetailsPrefix+"translated")
 	case t.Streamed():
 		return followHeaders(out)
 	case length > x.s.c.MaxBody:
@@ -718,7 +719,7 @@ func concealed(name string) bool {
 		"authorization", "x-api-key", "api-key", "x-goog-api-key":
 		return true
 	}
-	for _, p := range []string{"x-aid-", "x-agent-", "cf-", "access-control-"} {
+	for _, p := range []string{envoy.PrefixOwn, envoy.PrefixAgent, "cf-", "access-control-"} {
 		if strings.HasPrefix(name, p) {
 			return true
 		}
@@ -786,7 +787,7 @@ func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.Pr
 		return nil, err
 	}
 	x.usageOfEnvoy(req)
-	if n := numberOf(req, "response.code"); n != 0 && x.status == 0 {
+	if n := numberOf(req, envoy.AttributeStatus); n != 0 && x.status == 0 {
 		x.status, x.answered = n, true
 	}
 	if x.reader != nil {
@@ -811,7 +812,7 @@ func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.Pr
 
 // usageOfEnvoy takes the figures that Envoy's ai_protocol_manager published.
 func (x *exchange) usageOfEnvoy(req *extprocv3.ProcessingRequest) {
-	typed := req.GetMetadataContext().GetTypedFilterMetadata()["envoy.ai.token_usage"]
+	typed := req.GetMetadataContext().GetTypedFilterMetadata()[envoy.UsageNamespace]
 	if typed == nil {
 		return
 	}

@@ -6,6 +6,8 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/ai-identity/ai-identity/envoy"
 )
 
 // This file builds every message for Envoy, and nothing else does.
@@ -97,13 +99,13 @@ func forwardBody(m *mutation, body []byte) *extprocv3.ProcessingResponse {
 // Either may be empty.
 func telling(r *extprocv3.ProcessingResponse, receipt, format string) *extprocv3.ProcessingResponse {
 	fields := map[string]*structpb.Value{}
-	for name, value := range map[string]string{"receipt": receipt, "format": format} {
+	for name, value := range map[string]string{envoy.MetadataReceipt: receipt, envoy.MetadataFormat: format} {
 		if value != "" {
 			fields[name] = structpb.NewStringValue(value)
 		}
 	}
 	r.DynamicMetadata = &structpb.Struct{Fields: map[string]*structpb.Value{
-		"aid": structpb.NewStructValue(&structpb.Struct{Fields: fields}),
+		envoy.MetadataNamespace: structpb.NewStructValue(&structpb.Struct{Fields: fields}),
 	}}
 	return r
 }
@@ -135,23 +137,15 @@ func followHeaders(m *mutation) *extprocv3.ProcessingResponse {
 
 // readingAnswer has Envoy send us the answer, where its configuration does not.
 func readingAnswer(r *extprocv3.ProcessingResponse) *extprocv3.ProcessingResponse {
-	r.ModeOverride = answerMode(filterv3.ProcessingMode_STREAMED)
+	r.ModeOverride = envoy.AnswerMode(filterv3.ProcessingMode_STREAMED)
 	return r
 }
 
 // wholeAnswer has Envoy send us the answer's body in one piece, and hold its headers
 // back until then.
 func wholeAnswer(r *extprocv3.ProcessingResponse) *extprocv3.ProcessingResponse {
-	r.ModeOverride = answerMode(filterv3.ProcessingMode_BUFFERED)
+	r.ModeOverride = envoy.AnswerMode(filterv3.ProcessingMode_BUFFERED)
 	return r
-}
-
-// answerMode is one of the two modes that Envoy lets us choose (see package xds).
-func answerMode(body filterv3.ProcessingMode_BodySendMode) *filterv3.ProcessingMode {
-	return &filterv3.ProcessingMode{
-		RequestHeaderMode: filterv3.ProcessingMode_SEND, RequestBodyMode: filterv3.ProcessingMode_BUFFERED, RequestTrailerMode: filterv3.ProcessingMode_SKIP,
-		ResponseHeaderMode: filterv3.ProcessingMode_SEND, ResponseBodyMode: body, ResponseTrailerMode: filterv3.ProcessingMode_SEND,
-	}
 }
 
 // passBody lets a piece of the answer through as it is, without sending it back.

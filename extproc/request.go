@@ -11,6 +11,7 @@ import (
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 
+	"github.com/ai-identity/ai-identity/envoy"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/provider"
 	"github.com/ai-identity/ai-identity/verdict"
@@ -75,7 +76,7 @@ func hidden(name string) bool {
 		"anthropic-dangerous-direct-browser-access":
 		return true
 	}
-	for _, p := range []string{"x-aid-", "x-agent-", "x-forwarded-", "x-b3-", "cf-", "sec-", "x-ms-client-", "x-ms-oai-", "x-goog-iam-", "x-goog-authenticated-",
+	for _, p := range []string{envoy.PrefixOwn, envoy.PrefixAgent, "x-forwarded-", "x-b3-", "cf-", "sec-", "x-ms-client-", "x-ms-oai-", "x-goog-iam-", "x-goog-authenticated-",
 		"x-litellm-", "x-portkey-", "helicone-"} { // gateways like us take their orders from these
 		if strings.HasPrefix(name, p) {
 			return true
@@ -89,7 +90,7 @@ func hidden(name string) bool {
 // a repetition too: Envoy joins the lines of some headers before we see them.
 func single(name string) (single, comma bool) {
 	switch name {
-	case ":method", ":path", ":authority", ":scheme", "host", "content-length", "transfer-encoding", "x-request-id", "x-aid-canary", peerHeader:
+	case ":method", ":path", ":authority", ":scheme", "host", "content-length", "transfer-encoding", envoy.HeaderRequestID, envoy.HeaderCanary, envoy.HeaderPeer:
 		return true, true
 	case "content-type":
 		return true, true
@@ -98,10 +99,6 @@ func single(name string) (single, comma bool) {
 	}
 	return carrier(name), carrier(name)
 }
-
-// peerHeader is where the listener puts the address of whom a request comes from,
-// in place of whatever a client put there (see xds).
-const peerHeader = "x-aid-peer"
 
 // readRequest reads the headers message. It never fails: what is wrong is noted,
 // so that a caller who can be identified gets a recorded refusal.
@@ -173,13 +170,13 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 			r.accept = string(raw)
 		case "user-agent":
 			r.UserAgent = string(raw)
-		case "x-request-id":
+		case envoy.HeaderRequestID:
 			r.ID = string(raw)
-		case peerHeader:
+		case envoy.HeaderPeer:
 			r.ClientIP = string(raw)
 		case "traceparent":
 			r.traceparent = string(raw)
-		case CanaryHeader:
+		case envoy.HeaderCanary:
 			r.canary = string(raw)
 		case "anthropic-version", "x-goog-api-key":
 			r.Dialect = append(r.Dialect, name)

@@ -287,9 +287,6 @@ type canary struct {
 	seen chan struct{}
 }
 
-// CanaryHeader carries a canary's nonce.
-const CanaryHeader = "x-aid-canary"
-
 // Canary registers a nonce and returns it with a channel that is closed once an
 // exchange has carried it here. Forget must be called when nobody waits any more.
 func (s *Server) Canary() (nonce string, seen <-chan struct{}, forget func(), err error) {

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/ai-identity/ai-identity/envoy"
 	"github.com/ai-identity/ai-identity/provider"
 )
 
@@ -43,14 +44,6 @@ const (
 	routesName   = "aid_routes"
 )
 
-// RouteHeader is the only way to a provider: extproc sets it to a cluster's name.
-const RouteHeader = "x-aid-route"
-
-// PeerHeader tells extproc the address that a request came from. An attribute would
-// tell it too, at a tenth of the throughput (measured, 1.40); x-forwarded-for does
-// not where the peer is on this machine: Envoy then names the machine's address.
-const PeerHeader = "x-aid-peer"
-
 // slack is how much larger than the largest body Envoy's buffers are, so that
 // extproc is the one who refuses what is a little too large.
 const slack = 1 << 20
@@ -68,7 +61,7 @@ type Snapshot struct {
 // Build makes a snapshot. It is a pure function: equal input gives equal bytes, in
 // whatever order the providers come.
 func Build(in Input) (*Snapshot, error) {
-	if in.Usage != "stream" && in.Usage != "envoy" {
+	if in.Usage != envoy.UsageStream && in.Usage != envoy.UsageEnvoy {
 		return nil, fmt.Errorf("xds: usage %q: want stream or envoy", in.Usage)
 	}
 	if in.MaxBody <= 0 || in.MaxBody > 1<<30 {

@@ -111,16 +111,16 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 			continue
 		}
 		for _, mut := range m.GetMutations() {
-			removed = removed || mut.GetRemove() == RouteHeader
+			removed = removed || mut.GetRemove() == envoy.HeaderRoute
 			if a := mut.GetAppend(); a != nil {
-				ours := a.GetHeader().GetKey() == PeerHeader && a.GetHeader().GetValue() == peerFormat && a.GetAppendAction() == corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+				ours := a.GetHeader().GetKey() == envoy.HeaderPeer && a.GetHeader().GetValue() == envoy.PeerFormat && a.GetAppendAction() == corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
 				l.want(ours, "L05", "a header is added before extproc")
 				peer = peer || ours
 			}
 		}
 	}
-	l.want(peer, "L05", "clients may say where they come from: "+PeerHeader+" is not overwritten")
-	l.want(removed, "L05", "clients may send "+RouteHeader)
+	l.want(peer, "L05", "clients may say where they come from: "+envoy.HeaderPeer+" is not overwritten")
+	l.want(removed, "L05", "clients may send "+envoy.HeaderRoute)
 }
 
 // replies must name none of what Envoy says of itself, and leave no answer out.
@@ -148,8 +148,8 @@ func (l *lint) filters(fs []*hcmv3.HttpFilter) {
 		l.want(!f.GetDisabled() && !f.GetIsOptional(), "L01", f.GetName()+" is disabled or optional")
 		l.want(f.GetConfigDiscovery() == nil, "L01", f.GetName()+" comes later, by discovery")
 	}
-	with := []string{extprocFilter, "envoy.filters.http.router"}
-	withUsage := []string{extprocFilter, usageFilter, "envoy.filters.http.router"}
+	with := []string{envoy.FilterExtProc, "envoy.filters.http.router"}
+	withUsage := []string{envoy.FilterExtProc, envoy.FilterUsage, "envoy.filters.http.router"}
 	if !slices.Equal(names, with) && !slices.Equal(names, withUsage) {
 		l.bad("L01", "the filters are %s", strings.Join(names, ", "))
 		return
@@ -231,19 +231,19 @@ func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clust
 // providerRoute must be reached by the verdict, and be judged.
 func (l *lint) providerRoute(r *routev3.Route, cluster string) {
 	hs := r.GetMatch().GetHeaders()
-	if len(hs) == 2 && hs[1].GetName() == answerHeader { // it narrows the match
+	if len(hs) == 2 && hs[1].GetName() == envoy.HeaderAnswer { // it narrows the match
 		hs = hs[:1]
-		l.want(slices.Contains(r.GetRequestHeadersToRemove(), answerHeader), "L05", answerHeader+" is sent upstream")
+		l.want(slices.Contains(r.GetRequestHeadersToRemove(), envoy.HeaderAnswer), "L05", envoy.HeaderAnswer+" is sent upstream")
 	}
-	l.want(len(hs) == 1 && hs[0].GetName() == RouteHeader && !hs[0].GetInvertMatch() && !hs[0].GetTreatMissingHeaderAsEmpty() &&
+	l.want(len(hs) == 1 && hs[0].GetName() == envoy.HeaderRoute && !hs[0].GetInvertMatch() && !hs[0].GetTreatMissingHeaderAsEmpty() &&
 		hs[0].GetStringMatch().GetExact() == cluster && !hs[0].GetStringMatch().GetIgnoreCase(), "L05", "a provider is reached without the verdict for exactly "+cluster)
-	l.want(slices.Contains(r.GetRequestHeadersToRemove(), RouteHeader), "L05", "the verdict is sent upstream")
+	l.want(slices.Contains(r.GetRequestHeadersToRemove(), envoy.HeaderRoute), "L05", "the verdict is sent upstream")
 	for _, name := range envoysOwn {
 		l.want(slices.Contains(r.GetRequestHeadersToRemove(), name), "L06", "a provider is told of the client's connection by "+name)
 	}
 	l.want(len(r.GetRequestHeadersToAdd()) == 0, "L05", "a provider's route adds headers")
 	for name := range r.GetTypedPerFilterConfig() {
-		l.want(name == usageFilter, "L01", "a provider's route changes "+name)
+		l.want(name == envoy.FilterUsage, "L01", "a provider's route changes "+name)
 	}
 	l.want(r.GetRoute().GetHostRewriteLiteral() != "", "L06", "a provider would get the gateway's host")
 	l.want(r.GetRoute().GetTimeout() != nil && r.GetRoute().GetTimeout().AsDuration() == 0, "L08", "a provider's answer is cut after a while")
@@ -267,7 +267,7 @@ func (l *lint) managementRoute(r *routev3.Route) {
 	l.want(slices.Contains(ManagementPaths, path), "L01", fmt.Sprintf("%q goes to the management API and is none of its paths", path))
 	var disabled extprocv3.ExtProcPerRoute
 	c := r.GetTypedPerFilterConfig()
-	l.want(len(c) == 1 && unpacks(c[extprocFilter], &disabled) && disabled.GetDisabled(), "L01", "a management route changes filters in another way")
+	l.want(len(c) == 1 && unpacks(c[envoy.FilterExtProc], &disabled) && disabled.GetDisabled(), "L01", "a management route changes filters in another way")
 	l.want(len(r.GetRequestHeadersToAdd()) == 0, "L05", "a management route adds headers")
 }
 

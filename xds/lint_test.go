@@ -203,7 +203,7 @@ func TestLint(t *testing.T) {
 		{"L05", "another peer's address", func(p *parts) {
 			p.early(func(a *corev3.HeaderValueOption) { a.Header.Value = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%" })
 		}},
-		{"L05", "the verdict set early", func(p *parts) { p.early(func(a *corev3.HeaderValueOption) { a.Header.Key = xds.RouteHeader }) }},
+		{"L05", "the verdict set early", func(p *parts) { p.early(func(a *corev3.HeaderValueOption) { a.Header.Key = envoy.HeaderRoute }) }},
 		{"L05", "route without the verdict", func(p *parts) { p.provider.Match.Headers = nil }},
 		{"L05", "route with any verdict", func(p *parts) {
 			p.provider.Match.Headers[0].HeaderMatchSpecifier = &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}
@@ -267,7 +267,7 @@ func TestLint(t *testing.T) {
 		{"L06", "HTTP/1.0", func(p *parts) { p.hcm.HttpProtocolOptions.AcceptHttp_10 = true }},
 		{"L06", "chunked with a length", func(p *parts) { p.hcm.HttpProtocolOptions.AllowChunkedLength = true }},
 		{"L06", "an access log", func(p *parts) { p.hcm.AccessLog = []*accesslogv3.AccessLog{{Name: "x"}} }},
-		{"L06", "the client's address upstream", func(p *parts) { p.provider.RequestHeadersToRemove = []string{xds.RouteHeader, "x-forwarded-proto"} }},
+		{"L06", "the client's address upstream", func(p *parts) { p.provider.RequestHeadersToRemove = []string{envoy.HeaderRoute, "x-forwarded-proto"} }},
 		{"L06", "the gateway's host upstream", func(p *parts) { p.provider.GetRoute().HostRewriteSpecifier = nil }},
 
 		{"L07", "websockets", func(p *parts) {

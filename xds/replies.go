@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/ai-identity/ai-identity/envoy"
 	"github.com/ai-identity/ai-identity/provider"
 )
 
@@ -53,10 +54,10 @@ var formats = []struct {
 // caller's is. Without a path, since the request's head could not be read, it is
 // true for none.
 func asks(f provider.Format, condition string) *accesslogv3.AccessLogFilter {
-	const ours = `metadata.filter_metadata["` + VerdictNamespace + `"]`
+	const ours = `metadata.filter_metadata["` + envoy.MetadataNamespace + `"]`
 	condition = strings.ReplaceAll(condition, "PATH", "request.url_path")
-	return cel(`("` + VerdictNamespace + `" in metadata.filter_metadata && "` + FormatKey + `" in ` + ours + `) ? ` +
-		ours + `["` + FormatKey + `"] == "` + f.String() + `" : (` + condition + `)`)
+	return cel(`("` + envoy.MetadataNamespace + `" in metadata.filter_metadata && "` + envoy.MetadataFormat + `" in ` + ours + `) ? ` +
+		ours + `["` + envoy.MetadataFormat + `"] == "` + f.String() + `" : (` + condition + `)`)
 }
 
 // localReplies gives Envoy's own answers the form of the errors of the API that
@@ -90,7 +91,7 @@ func localReplies() *hcmv3.LocalReplyConfig {
 
 // extprocs is true for what extproc answers.
 func extprocs() *accesslogv3.AccessLogFilter {
-	return cel(`response.code_details.startsWith("aid_")`)
+	return cel(`response.code_details.startsWith("` + envoy.DetailsPrefix + `")`)
 }
 
 // replyBody is what provider's Encode makes of e, with what is only known later. A

@@ -28,16 +28,6 @@ var ManagementPaths = []string{
 	"/docs", "/redoc", "/openapi.json", "/openapi.yaml", "/openapi-3.0.json", "/openapi-3.0.yaml", "/schemas", "/.well-known",
 }
 
-// answerHeader is set by extproc on a request whose answer it asked for, where Envoy
-// is configured to read usage itself.
-const answerHeader = "x-aid-answer"
-
-// The filters whose settings routes change.
-const (
-	extprocFilter = "envoy.filters.http.ext_proc"
-	usageFilter   = "envoy.filters.http.ai_protocol_manager"
-)
-
 // routes is the whole table: to providers by the verdict, to the management API by
 // path, and else nowhere.
 func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
@@ -53,7 +43,7 @@ func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 					ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: envoy.ClusterAPI}, Timeout: seconds(120),
 				}},
 				TypedPerFilterConfig: map[string]*anypb.Any{
-					extprocFilter: pack(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}}),
+					envoy.FilterExtProc: pack(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}}),
 				},
 			})
 		}
@@ -101,7 +91,7 @@ func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*rou
 			Match: &routev3.RouteMatch{
 				PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"},
 				Headers: []*routev3.HeaderMatcher{{
-					Name: RouteHeader,
+					Name: envoy.HeaderRoute,
 					HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
 						MatchPattern: &matcherv3.StringMatcher_Exact{Exact: cluster},
 					}},
@@ -118,34 +108,34 @@ func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*rou
 					RetryOn: "connect-failure,refused-stream,reset-before-request", NumRetries: wrapperspb.UInt32(2),
 				},
 			}},
-			RequestHeadersToRemove: append([]string{RouteHeader}, envoysOwn...),
+			RequestHeadersToRemove: append([]string{envoy.HeaderRoute}, envoysOwn...),
 		}
 		if path != "" {
 			r.Match.PathSpecifier = &routev3.RouteMatch_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: path}}
 		}
-		if in.Usage == "envoy" {
+		if in.Usage == envoy.UsageEnvoy {
 			r.ResponseHeadersToAdd = []*corev3.HeaderValueOption{
-				overwrite("x-aid-decision", "allow"), overwrite("x-aid-receipt", "%DYNAMIC_METADATA("+VerdictNamespace+":receipt)%"),
+				overwrite(envoy.HeaderDecision, "allow"), overwrite(envoy.HeaderReceipt, "%DYNAMIC_METADATA("+envoy.MetadataNamespace+":"+envoy.MetadataReceipt+")%"),
 			}
 			r.ResponseHeadersToRemove = concealed
 		}
-		if in.Usage == "envoy" && llm != llmv3.LLMProtocol_LLM_PROTOCOL_UNSPECIFIED {
+		if in.Usage == envoy.UsageEnvoy && llm != llmv3.LLMProtocol_LLM_PROTOCOL_UNSPECIFIED {
 			r.TypedPerFilterConfig = map[string]*anypb.Any{
-				usageFilter: pack(&aiv3.AiProtocolManagerPerRoute{Response: &aiv3.ResponsePerRoute{LlmProtocol: llm}}),
+				envoy.FilterUsage: pack(&aiv3.AiProtocolManagerPerRoute{Response: &aiv3.ResponsePerRoute{LlmProtocol: llm}}),
 			}
 		}
 		return r
 	}
-	if in.Usage != "envoy" {
+	if in.Usage != envoy.UsageEnvoy {
 		return []*routev3.Route{route("", 0)}
 	}
 	// First the one for answers that extproc reads. Envoy reads no usage there: the
 	// trailers in which it would say so come after the end of a translated answer.
 	read := route("", 0)
 	read.Match.Headers = append(read.Match.Headers, &routev3.HeaderMatcher{
-		Name: answerHeader, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true},
+		Name: envoy.HeaderAnswer, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true},
 	})
-	read.RequestHeadersToRemove = append(read.RequestHeadersToRemove, answerHeader)
+	read.RequestHeadersToRemove = append(read.RequestHeadersToRemove, envoy.HeaderAnswer)
 	read.ResponseHeadersToAdd, read.ResponseHeadersToRemove = nil, nil
 	switch p.Kind {
 	case provider.KindAnthropic:

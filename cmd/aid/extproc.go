@@ -23,6 +23,7 @@ import (
 
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/budget"
+	"github.com/ai-identity/ai-identity/envoy"
 	"github.com/ai-identity/ai-identity/extproc"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/xds"
@@ -335,7 +336,7 @@ func canary(ctx context.Context, gateway *http.Client, url string, server *extpr
 	if err != nil {
 		return err
 	}
-	req.Header.Set(extproc.CanaryHeader, nonce)
+	req.Header.Set(envoy.HeaderCanary, nonce)
 	resp, err := gateway.Do(req)
 	if err != nil {
 		return err
@@ -347,7 +348,7 @@ func canary(ctx context.Context, gateway *http.Client, url string, server *extpr
 	default:
 		return fmt.Errorf("answered %d, and the request did not come to this sidecar", resp.StatusCode)
 	}
-	if resp.StatusCode != http.StatusNoContent || resp.Header.Get(extproc.CanaryHeader) != nonce {
+	if resp.StatusCode != http.StatusNoContent || resp.Header.Get(envoy.HeaderCanary) != nonce {
 		return fmt.Errorf("answered %d, and not by this sidecar", resp.StatusCode)
 	}
 	return nil
