@@ -86,7 +86,7 @@ type exchange struct {
 	reader        *provider.Answer
 	whole         bool   // the answer's body comes in one piece, before its headers go on
 	retryAfter    string // the provider's
-	keep          keeper
+	redact        redactor
 	usage         provider.Usage
 	responseModel string
 	lost          []string // of a translated answer
@@ -471,8 +471,7 @@ func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 		m.remove = append(m.remove, "content-encoding")
 		m.header("content-length", strconv.Itoa(len(body)))
 	}
-	x.keep.keep(x.verdict.Provider.Credential.Reveal())
-	x.keep.keep(f.Sent)
+	x.redact.patterns = x.s.patternsOf(x.verdict.Provider.ID, append(secretsOf(f.Set), x.verdict.Provider.Credential.Reveal(), f.Sent))
 	reply := forwardBody(m, body)
 	if x.req.endOfStream {
 		reply = forwardHeaders(m)
@@ -580,7 +579,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	}
 
 	out := newMutation(3)
-	contentType, length := "", int64(0)
+	contentType, encoding, length := "", "", int64(0)
 	for _, h := range m.GetHeaders().GetHeaders() {
 		name := lower(h.GetKey())
 		switch name {
@@ -588,6 +587,8 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 			continue
 		case "content-type":
 			contentType = string(h.GetRawValue())
+		case "content-encoding":
+			encoding += "," + string(h.GetRawValue())
 		case "content-length":
 			length, _ = strconv.ParseInt(string(h.GetRawValue()), 10, 64)
 		case "x-request-id", "request-id", "apim-request-id", "x-amzn-requestid":
@@ -599,7 +600,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 		case "x-gemini-service-tier":
 			x.service = lower(string(h.GetRawValue()))
 		}
-		if concealed(name) || x.keep.in(h.GetRawValue()) {
+		if concealed(name) || x.redact.in(h.GetRawValue()) {
 			out.remove = append(out.remove, name)
 		}
 	}
@@ -617,6 +618,10 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 		// 101, which nobody asked for: what follows would be in a protocol that
 		// nobody reads. Envoy keeps the other 1xx to itself.
 		return x.unusable("provider_protocol", "The provider did not answer in HTTP. Try again, or tell an administrator."), nil
+	}
+	if why := unreadable(encoding, contentType); why != "" && x.outcome == "" && !m.GetEndOfStream() {
+		// It could hold the credential, and no search for it would find it.
+		return x.unusable("provider_encoding", "The provider sent a response in "+why+". An administrator must correct the provider."), nil
 	}
 	x.ours(out)
 	switch {
@@ -658,7 +663,7 @@ func (x *exchange) translate(out *mutation, length int64, end bool) *extprocv3.P
 		m := newMutation(6)
 		x.ours(m)
 		m.header("content-type", t.ContentType())
-		if x.retryAfter != "" && !x.keep.in([]byte(x.retryAfter)) {
+		if x.retryAfter != "" && !x.redact.in([]byte(x.retryAfter)) {
 			m.header("retry-after", x.retryAfter)
 		}
 		x.status = t.Status()
@@ -693,7 +698,7 @@ func (x *exchange) finish(length int) *mutation {
 
 // said is what a provider says, as it may stand in the record.
 func (x *exchange) said(s string, n int) string {
-	if x.keep.in([]byte(s)) {
+	if x.redact.in([]byte(s)) {
 		return "[redacted]"
 	}
 	return verdict.Clip(s, n)
@@ -749,8 +754,8 @@ func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingRes
 			b, changed = out, true
 		}
 	}
-	n, held := len(b), x.keep.holds()
-	b, blanked := x.keep.pass(b, end || x.whole)
+	n, held := len(b), x.redact.holds()
+	b, blanked := x.redact.pass(b, end || x.whole)
 	if blanked {
 		x.s.metrics.leaks.Inc()
 	}
@@ -772,7 +777,7 @@ func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingRes
 func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
 	var remove []string
 	for _, h := range m.GetTrailers().GetHeaders() {
-		if name := lower(h.GetKey()); concealed(name) || x.keep.in(h.GetRawValue()) {
+		if name := lower(h.GetKey()); concealed(name) || x.redact.in(h.GetRawValue()) {
 			remove = append(remove, name)
 		}
 	}
@@ -801,7 +806,7 @@ func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.Pr
 	} else if x.verdict.Forward.Translated() && x.outcome == "" {
 		return nil, x.disorder("response_trailers") // an answer that nobody translated
 	}
-	if x.keep.holds() {
+	if x.redact.holds() {
 		// What was held back has no place behind trailers.
 		x.outcome = verdict.OutcomeCut
 		return nil, status.Error(codes.Aborted, "ext_proc: cut: trailers after what may be a credential")

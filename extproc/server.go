@@ -102,6 +102,8 @@ type Server struct {
 	crew     *crew
 	deciding chan struct{} // holds a token for each exchange that decides
 
+	patterns sync.Map // of a provider's id: *patterns
+
 	mu       sync.Mutex
 	canaries map[string]*canary
 }
