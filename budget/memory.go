@@ -70,6 +70,21 @@ func (m *Memory) Reserve(_ context.Context, _ string, limits []Limit) (Result, e
 	return m.Take(limits), nil
 }
 
+// Full returns the figures of the limit that refuses longest, if one is full. It
+// takes nothing.
+func (m *Memory) Full(limits []Limit) (worst Result, full bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := max(m.last, m.now().Sub(m.epoch))
+	for i, l := range limits {
+		if _, r := take(now, m.tat(l.Key), l.PerMinute); !r.OK && (!full || r.RetryAfter > worst.RetryAfter) {
+			worst, full = r, true
+			worst.Which = i
+		}
+	}
+	return worst, full
+}
+
 // Release gives back what Take took for one request: each bucket is full again one
 // interval sooner.
 func (m *Memory) Release(_ context.Context, _ string, limits []Limit) {

@@ -55,9 +55,11 @@ type exchange struct {
 	// identify
 	began        time.Time
 	req          request
-	bodyBuffered bool // Envoy said that it sends request bodies whole
-	readsAnswer  bool // Envoy sends us the answer's body: it said so, or we asked for it
-	askedForIt   bool // we did
+	place        *place
+	answeredCut  chan struct{} // closed when Process has answered in run's place
+	bodyBuffered bool          // Envoy said that it sends request bodies whole
+	readsAnswer  bool          // Envoy sends us the answer's body: it said so, or we asked for it
+	askedForIt   bool          // we did
 	span         span
 	otel         trace.Span // nil: no tracer
 	known        bool       // caller and org are set: refusals are recorded
@@ -98,7 +100,7 @@ type exchange struct {
 }
 
 func (s *Server) newExchange() *exchange {
-	return &exchange{s: s, handle: handle{cutCh: make(chan struct{})}, began: s.c.Now()}
+	return &exchange{s: s, handle: handle{cutCh: make(chan struct{})}, answeredCut: make(chan struct{}), began: s.c.Now()}
 }
 
 // answer gives the one reply that each message gets.
@@ -166,6 +168,9 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 	}
 	if refused != nil || x.req.endOfStream {
 		// There is no more to come, or no more is needed.
+		return x.judge(ctx, nil, refused)
+	}
+	if refused := x.enterGuard(); refused != nil {
 		return x.judge(ctx, nil, refused)
 	}
 	x.state = waiting
@@ -314,6 +319,35 @@ func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 	return nil
 }
 
+// enterGuard takes a place for the body, or says why there is none. A request over
+// its key's rate is rejected here too, before anything is buffered for it; it is
+// counted only once, with the decision.
+func (x *exchange) enterGuard() *provider.Error {
+	if v, full := x.org.Full(x.caller); full {
+		x.verdict = v
+		return v.Refusal
+	}
+	bytes := x.req.ContentLength
+	if bytes < 0 {
+		bytes = x.s.c.MaxBody // chunked: it may become as large as any
+	}
+	place, why := x.s.guard.enter(&x.handle, x.caller.Key.ID, x.caller.Agent.ID, bytes)
+	switch why {
+	case admitted:
+		x.place = place
+		return nil
+	case tooMany:
+		l := x.s.guard.limits
+		e := verdict.Refuse(http.StatusTooManyRequests, why, fmt.Sprintf("Too many requests of this key or agent wait for their bodies. "+
+			"The limits are %d requests and %d MiB for a key, %d and %d MiB for an agent. Send the bodies, then try again.",
+			l.PerKey, l.KeyBytes>>20, l.PerAgent, l.AgentBytes>>20))
+		e.RetryAfter = time.Second
+		return e
+	default:
+		return verdict.Revoked(why)
+	}
+}
+
 // ---- request body ----
 
 func (x *exchange) requestBody(ctx context.Context, m *extprocv3.HttpBody) (*extprocv3.ProcessingResponse, error) {
@@ -332,16 +366,18 @@ func (x *exchange) requestBody(ctx context.Context, m *extprocv3.HttpBody) (*ext
 		// client of an LLM sends any, and nobody could judge them.
 		return x.judge(ctx, nil, verdict.Refuse(http.StatusBadRequest, "trailers_not_accepted", "Requests with trailers are not accepted."))
 	}
+	x.s.guard.arrived(x.place, int64(len(m.GetBody())))
 	return x.judge(ctx, m.GetBody(), x.lookUp(ctx))
 }
 
 // judge takes the complete request, or what is already known against it, through
 // the rest of the request's phases. It is called once for an exchange.
 func (x *exchange) judge(ctx context.Context, body []byte, refused *provider.Error) (*extprocv3.ProcessingResponse, error) {
+	defer x.s.guard.leave(x.place) // the body goes on to the provider, or nowhere
 	began := x.s.c.Now()
 	x.req.Time = verdict.Instant(began)
 	if refused != nil {
-		x.verdict = verdict.Reject(x.req.Time, refused)
+		x.verdict.Refusal, x.verdict.Time = refused, x.req.Time
 	} else if x.evaluate(ctx, body); x.verdict.Err != nil {
 		if p, ok := errors.AsType[*verdict.Panic](x.verdict.Err); ok {
 			return nil, x.panicked(ctx, p.Value, p.Stack)
@@ -848,6 +884,7 @@ func (x *exchange) settle(ctx context.Context, err error) {
 		return
 	}
 	x.settled = true
+	x.s.guard.leave(x.place)
 	defer func() {
 		if p := recover(); p != nil {
 			_ = x.panicked(ctx, p, debug.Stack())

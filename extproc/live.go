@@ -28,10 +28,22 @@ type handle struct {
 	// exchange sees that it is cut.
 	forwarded atomic.Bool
 
+	// turn says who answers Envoy: see waits.
+	turn atomic.Int32
+
 	// Guarded by live.mu.
 	key   identity.Presented
 	keyed bool
 }
+
+// The values of handle.turn. An exchange that waits for its body may be answered by
+// Process, when it is cut; the goroutine that owns it is blocked in Recv then, and
+// takes the exchange back, or finds it taken, before it touches anything.
+const (
+	turnOwner   int32 = iota // the goroutine in run
+	turnWaiting              // it waits for the body: whoever swaps this value owns the exchange
+	turnProcess              // Process answered, and the exchange has ended
+)
 
 // cut orders the exchange to end now. The first reason stays.
 func (h *handle) cut(reason string) {

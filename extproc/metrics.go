@@ -27,7 +27,7 @@ type metrics struct {
 // phaseBuckets go from a phase that did nothing to one that ran into a timeout.
 var phaseBuckets = []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .5, 1, 5}
 
-func newMetrics(r prometheus.Registerer, live func() int) (*metrics, error) {
+func newMetrics(r prometheus.Registerer, live func() int, waiting func() (int, int64)) (*metrics, error) {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "aid_extproc_" + name, Help: help}, labels)
 	}
@@ -49,6 +49,12 @@ func newMetrics(r prometheus.Registerer, live func() int) (*metrics, error) {
 	streams := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "aid_extproc_live_exchanges", Help: "Exchanges in progress.",
 	}, func() float64 { return float64(live()) })
+	waitingRequests := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "aid_extproc_waiting_requests", Help: "Requests whose bodies have not arrived.",
+	}, func() float64 { n, _ := waiting(); return float64(n) })
+	waitingBytes := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "aid_extproc_waiting_bytes", Help: "Bytes that those bodies may have, as declared.",
+	}, func() float64 { _, n := waiting(); return float64(n) })
 
 	m := &metrics{
 		exchanges: exchanges, refusals: refusals, turnedAway: turnedAway, cuts: cuts, protocol: protocol, tokens: tokens,
@@ -65,7 +71,7 @@ func newMetrics(r prometheus.Registerer, live func() int) (*metrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{exchanges, refusals, turnedAway, cuts, protocol, tokens, panics, auditFailures, leaks, decision, phases, streams} {
+	for _, c := range []prometheus.Collector{exchanges, refusals, turnedAway, cuts, protocol, tokens, panics, auditFailures, leaks, decision, phases, streams, waitingRequests, waitingBytes} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}

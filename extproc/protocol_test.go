@@ -534,10 +534,13 @@ func TestDrain(t *testing.T) {
 	if err := <-drained; err == nil || !errors.Is(err, context.Canceled) {
 		t.Errorf("Drain returned %v", err)
 	}
-	for _, s := range []extprocv3.ExternalProcessor_ProcessClient{stays, waits} {
-		if _, err := s.Recv(); err == nil || errors.Is(err, io.EOF) {
-			t.Errorf("cut with %v", err)
-		}
+	if _, err := stays.Recv(); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("cut with %v", err)
+	}
+	// One that waits for its body is answered, since nothing of it went anywhere.
+	resp, err := waits.Recv()
+	if got := resp.GetImmediateResponse(); err != nil || got.GetStatus().GetCode() != 503 || !strings.Contains(string(got.GetBody()), "shutting_down") {
+		t.Errorf("the one that waits got %v, %v", resp, err)
 	}
 	record := kinds(w.entries())
 	for _, want := range []string{"settled:completed", "settled:cut"} {
@@ -750,5 +753,100 @@ func TestTranslatedClientGone(t *testing.T) {
 	s, ok := es[len(es)-1].val.(audit.Settled)
 	if !ok || s.Outcome != "client_closed" || s.Usage.InputTokens != 7 || s.Usage.Source != "provider" || s.ResponseModel != "m-7" {
 		t.Errorf("%+v", es[len(es)-1].val)
+	}
+}
+
+// A request that waits for its body is answered at once when its caller may no longer
+// ask, and not only when the body comes.
+func TestWaitingIsAnswered(t *testing.T) {
+	for code, change := range map[string]func(*identity.Caller){
+		"key_revoked":     func(c *identity.Caller) { c.Key.RevokedAt = c.Key.CreatedAt },
+		"agent_suspended": func(c *identity.Caller) { c.Agent.Status = identity.Suspended },
+	} {
+		t.Run(code, func(t *testing.T) {
+			w := serve(t, options{})
+			stream, err := w.client.Process(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := stream.Send(w.messageOf('h')); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); err != nil {
+				t.Fatal(err)
+			}
+			caller := w.dir.callers[w.hash]
+			change(&caller)
+			w.server.CallerChanged(w.hash, caller, true)
+			resp, err := stream.Recv() // nothing was sent for it
+			if err != nil || !strings.Contains(string(resp.GetImmediateResponse().GetBody()), code) {
+				t.Fatalf("%v, %v", resp, err)
+			}
+			if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
+				t.Errorf("the stream ended with %v", err)
+			}
+			w.idle()
+			if got := kinds(w.entries()); got != "decided:deny settled:refused" {
+				t.Errorf("record is %q", got)
+			}
+		})
+	}
+}
+
+// However an order to end meets a body that arrives: one verdict, one settlement,
+// and what was revoked before is not let through.
+func TestCutMeetsBody(t *testing.T) {
+	for range 100 {
+		w := serve(t, options{})
+		caller := w.dir.callers[w.hash]
+		caller.Key.RevokedAt = caller.Key.CreatedAt
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			w.server.CallerChanged(w.hash, caller, true)
+		}()
+		_, _ = w.converse(context.Background(), "hbrpP")
+		<-done
+		w.idle()
+		record := kinds(w.entries())
+		if strings.Count(record, "decided") != 1 || strings.Count(record, "settled") != 1 {
+			t.Fatalf("record is %q", record)
+		}
+	}
+}
+
+// Places are taken before a body is, and given back with the verdict.
+func TestWaitLimits(t *testing.T) {
+	w := serve(t, options{config: func(c *extproc.Config) { c.Waiting = extproc.WaitLimits{PerKey: 2} }})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	hold := func() (extprocv3.ExternalProcessor_ProcessClient, *extprocv3.ProcessingResponse) {
+		stream, err := w.client.Process(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Send(w.messageOf('h')); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stream, resp
+	}
+	first, _ := hold()
+	hold()
+	_, resp := hold()
+	if got := resp.GetImmediateResponse(); got.GetStatus().GetCode() != 429 || !strings.Contains(string(got.GetBody()), "too_many_waiting") {
+		t.Fatalf("the third got %v", resp)
+	}
+	if err := first.Send(w.messageOf('b')); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	if _, resp := hold(); resp.GetImmediateResponse() != nil {
+		t.Errorf("after one verdict: %v", resp)
 	}
 }

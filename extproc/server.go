@@ -77,6 +77,8 @@ type Config struct {
 	// it is work for the CPU, and policy has a deadline, so that a crowd must wait
 	// here and not inside an evaluation. 0: 4 for each CPU.
 	MaxDeciding int
+	// Waiting bounds the requests that wait for their bodies.
+	Waiting WaitLimits
 	// IdentifyTimeout bounds the look-up of a key that was not seen before, and the
 	// wait for a turn to decide. 0: 3 s.
 	IdentifyTimeout time.Duration
@@ -100,6 +102,7 @@ type Server struct {
 	tracer   trace.Tracer // nil: no spans
 	live     *live
 	crew     *crew
+	guard    *guard
 	deciding chan struct{} // holds a token for each exchange that decides
 
 	patterns sync.Map // of a provider's id: *patterns
@@ -141,10 +144,11 @@ func New(c Config) (*Server, error) {
 		c:        c,
 		live:     newLive(),
 		crew:     newCrew(),
+		guard:    newGuard(c.Waiting),
 		deciding: make(chan struct{}, c.MaxDeciding),
 		canaries: make(map[string]*canary),
 	}
-	m, err := newMetrics(c.Registerer, s.live.size)
+	m, err := newMetrics(c.Registerer, s.live.size, s.guard.held)
 	if err != nil {
 		return nil, fmt.Errorf("registering extproc's metrics: %w", err)
 	}
@@ -171,6 +175,11 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 	case err := <-ended:
 		return err
 	case <-x.handle.cutCh:
+	}
+	if x.handle.turn.CompareAndSwap(turnWaiting, turnProcess) {
+		// It waits for a body, which may take minutes. It is answered now.
+		defer close(x.answeredCut)
+		return x.answerWaiting(stream.Context(), stream)
 	}
 	if !x.handle.forwarded.Load() && x.handle.cutReason() != reasonShutdown {
 		return <-ended // it is refused, in words, when its verdict is due
@@ -199,7 +208,20 @@ func (x *exchange) run(stream extprocv3.ExternalProcessor_ProcessServer) (err er
 		}
 	}()
 	for {
+		if x.state == waiting {
+			x.handle.turn.Store(turnWaiting)
+			if x.handle.cutReason() != "" && x.handle.turn.CompareAndSwap(turnWaiting, turnOwner) {
+				// The order came before it could be seen that this exchange waits.
+				if err := x.answerWaiting(ctx, stream); err != nil {
+					return err
+				}
+			}
+		}
 		req, err := stream.Recv()
+		if x.handle.turn.Load() != turnOwner && !x.handle.turn.CompareAndSwap(turnWaiting, turnOwner) {
+			<-x.answeredCut // Process has the exchange, and gives it back ended
+			x.handle.turn.Store(turnOwner)
+		}
 		if err != nil {
 			if errors.Is(err, io.EOF) && x.state == ended {
 				return nil
@@ -218,6 +240,24 @@ func (x *exchange) run(stream extprocv3.ExternalProcessor_ProcessServer) (err er
 			return fmt.Errorf("answering Envoy: %w", err)
 		}
 	}
+}
+
+// answerWaiting rejects an exchange that waits for its body, for the reason that it
+// was cut for. Envoy takes an immediate response at any time before the verdict.
+func (x *exchange) answerWaiting(ctx context.Context, stream extprocv3.ExternalProcessor_ProcessServer) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = x.panicked(ctx, p, debug.Stack())
+		}
+	}()
+	resp, err := x.judge(ctx, nil, verdict.Revoked(x.handle.cutReason()))
+	if err != nil {
+		return err
+	}
+	if err := stream.Send(resp); err != nil {
+		return fmt.Errorf("answering Envoy: %w", err)
+	}
+	return nil
 }
 
 // errClosedEarly is how an exchange ends whose stream Envoy closed half way.

@@ -61,7 +61,7 @@ func (b *Bundle) readAllow(d *Decision, a *answered, in *Input) bool {
 		return false // nobody to count for, or nobody at all
 	}
 	d.Effect = Allow
-	if rpm != "0" && !d.limit("key", "rpm", rpm, "key:"+in.Caller.KeyID) {
+	if rpm != "0" && !d.limit("key", "rpm", rpm, KeyCount(in.Caller.KeyID)) {
 		return false
 	}
 	return each(allow, func(t *ast.Term) bool {
@@ -81,6 +81,9 @@ func (b *Bundle) readAllow(d *Decision, a *answered, in *Input) bool {
 		})
 	})
 }
+
+// KeyCount is Limit.Key of a key's own rate.
+func KeyCount(keyID string) string { return "key:" + keyID }
 
 func (b *Bundle) readDeny(d *Decision, a *answered) bool {
 	refused, ok := a.refused.(ast.Set)

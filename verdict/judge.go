@@ -204,6 +204,21 @@ func (o *Org) decide(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 	return nil
 }
 
+// Full rejects a caller whose key has used up its rate, and takes nothing. It knows
+// only the key's own limit: which others apply is decided with the body.
+func (o *Org) Full(c identity.Caller) (v Verdict, full bool) {
+	if o.Limiter == nil || c.Key.RateLimit <= 0 {
+		return v, false
+	}
+	r, full := o.Limiter.Full([]budget.Limit{{Key: policy.KeyCount(c.Key.ID), PerMinute: c.Key.RateLimit}})
+	if !full {
+		return v, false
+	}
+	v.Refusal, v.Taken = limited(r), r
+	v.Decision.Limits = []policy.Limit{{Source: "key", Name: "rpm", Value: c.Key.RateLimit, Key: policy.KeyCount(c.Key.ID)}}
+	return v, true
+}
+
 // limit takes this request from every limit that the decision names.
 func (o *Org) limit(ctx context.Context, v *Verdict, id string) *provider.Error {
 	if len(v.Decision.Limits) == 0 {

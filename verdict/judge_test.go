@@ -84,6 +84,10 @@ func (c *counter) Reserve(_ context.Context, _ string, limits []budget.Limit) (b
 	return budget.Result{OK: true, Limit: limits[0].PerMinute}, nil
 }
 
+func (c *counter) Full(limits []budget.Limit) (budget.Result, bool) {
+	return budget.Result{Limit: limits[0].PerMinute, RetryAfter: 20 * time.Second}, c.left == 0
+}
+
 func (c *counter) Release(context.Context, string, []budget.Limit) { c.released++ }
 
 func (c *counter) Settle(context.Context, string, []budget.Limit, budget.Used) {}

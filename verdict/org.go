@@ -35,6 +35,9 @@ type Limiter interface {
 	// Reserve takes the request with this id from all limits, or from none and
 	// returns the one that is full. An error rejects the request.
 	Reserve(ctx context.Context, id string, limits []budget.Limit) (budget.Result, error)
+	// Full returns the figures of a limit that admits no request now, and takes
+	// nothing. It is advice: what it admits, Reserve may still reject.
+	Full(limits []budget.Limit) (budget.Result, bool)
 	// Release gives back what Reserve took for a request that was not forwarded.
 	Release(ctx context.Context, id string, limits []budget.Limit)
 	// Settle replaces what Reserve took by what the request has used.

@@ -80,6 +80,8 @@ func Revoked(reason string) *provider.Error {
 		return Refuse(http.StatusUnauthorized, reason, "This API key has expired. Create or rotate to a new one.")
 	case "key_revoked", "key_unknown":
 		return Refuse(http.StatusUnauthorized, reason, "This API key was revoked.")
+	case "overloaded":
+		return Unavailable(reason, "The gateway holds too much for requests whose bodies have not arrived. Try again shortly.")
 	case "shutdown":
 		return Unavailable("shutting_down", "The gateway is shutting down. Try again shortly.")
 	default:

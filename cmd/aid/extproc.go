@@ -82,6 +82,7 @@ shipped is the record.`,
 	f.StringVar(&s.prices, "prices", "", pricesHelp)
 	f.IntVar(&s.maxStreams, "max-streams", 20_000, "exchanges at once, a streamed answer for its whole life")
 	f.IntVar(&s.maxDeciding, "max-deciding", 0, "exchanges that parse and decide at the same moment (default: 4 for each CPU)")
+	f.Int64Var(&s.maxWaiting, "max-waiting-bytes", 512<<20, "`bytes` that the bodies of all waiting requests may have, half of them for one agent, a quarter for one key")
 	f.IntVar(&s.maxCallers, "max-callers", 100_000, "keys that are kept in memory; those with requests in progress come on top")
 	f.DurationVar(&s.drain, "drain", 10*time.Second, "how long exchanges in progress may go on when stopping")
 	f.DurationVar(&s.shipLast, "ship-last", 5*time.Second, "how long to wait when stopping for the control plane to take what is recorded")
@@ -98,7 +99,7 @@ type sidecar struct {
 	maxBacklog, minFree                    int64
 	gatewayURL, prices                     string
 	maxStaleness, drain, shipLast          time.Duration
-	maxBody                                int64
+	maxBody, maxWaiting                    int64
 	maxStreams, maxDeciding, maxCallers    int
 	pprof                                  bool
 
@@ -114,6 +115,8 @@ func (s *sidecar) check() error {
 		return usagef("--segments: name a folder for the record, on a disk that survives this process, such as /var/lib/aid/segments")
 	case s.maxBody <= 0:
 		return usagef("--max-body %d: want a number of bytes above 0", s.maxBody)
+	case s.maxWaiting < 4*s.maxBody:
+		return usagef("--max-waiting-bytes %d: one key may use a quarter, which must hold a body of --max-body %d: want %d or more", s.maxWaiting, s.maxBody, 4*s.maxBody)
 	case s.maxStaleness <= 0:
 		return usagef("--max-staleness %v: want a time above 0, such as 10m", s.maxStaleness)
 	case s.maxStreams <= 0:
@@ -202,6 +205,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	config := extproc.Config{
 		Directory: client, Recorder: writer, Limiter: budget.NewMemory(time.Now), Pricer: table,
 		Log: s.log, Registerer: reg, MaxBody: s.maxBody, MaxStreams: s.maxStreams, MaxDeciding: s.maxDeciding,
+		Waiting: extproc.WaitLimits{Bytes: s.maxWaiting},
 	}
 	if tp != nil {
 		config.Tracer = tp
