@@ -32,7 +32,7 @@ func (in Input) cluster(p provider.Provider) (c *clusterv3.Cluster, host string,
 	c = &clusterv3.Cluster{
 		Name:                          name,
 		ConnectTimeout:                seconds(5),
-		PerConnectionBufferLimitBytes: wrapperspb.UInt32(uint32(in.MaxBody + slack)),
+		PerConnectionBufferLimitBytes: wrapperspb.UInt32(connectionBuffer),
 		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
 			MaxConnections: wrapperspb.UInt32(100_000), MaxPendingRequests: wrapperspb.UInt32(100_000),
 			MaxRequests: wrapperspb.UInt32(100_000), MaxRetries: wrapperspb.UInt32(1_000),
@@ -95,8 +95,8 @@ func upstreamHTTP(tls bool) *httpv3.HttpProtocolOptions {
 		HttpProtocolOptions: &corev3.Http1ProtocolOptions{},
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
 			MaxConcurrentStreams:        wrapperspb.UInt32(100),
-			InitialStreamWindowSize:     wrapperspb.UInt32(1 << 20),
-			InitialConnectionWindowSize: wrapperspb.UInt32(16 << 20),
+			InitialStreamWindowSize:     wrapperspb.UInt32(streamWindow),
+			InitialConnectionWindowSize: wrapperspb.UInt32(16 * connectionWindow), // shared by 100 streams
 			ConnectionKeepalive:         &corev3.KeepaliveSettings{Interval: seconds(30), Timeout: seconds(10)},
 		},
 	}}

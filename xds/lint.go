@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/ai-identity/ai-identity/envoy"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // lint collects what is wrong, each with its rule. The rules are those of
@@ -67,7 +68,7 @@ func (l *lint) listener(li *listenerv3.Listener) {
 	a := li.GetAddress().GetSocketAddress()
 	l.want(a.GetAddress() != "" && a.GetPortValue() != 0, "L08", "the listener has no address")
 	l.want(a.GetProtocol() == corev3.SocketAddress_TCP && li.GetUdpListenerConfig() == nil, "L07", "the listener is not TCP")
-	l.want(li.GetPerConnectionBufferLimitBytes().GetValue() >= slack, "L08", "the listener's buffer limit is not set, or too small")
+	l.want(small(li.GetPerConnectionBufferLimitBytes()), "L08", "the listener's buffer limit is not set, or above 1 MiB")
 	l.want(li.GetDefaultFilterChain() == nil && len(li.GetListenerFilters()) == 0, "L01", "the listener has another way in")
 	hcm, err := managerOf(li)
 	if err != nil {
@@ -98,7 +99,7 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 	l.want(h.GetHttp3ProtocolOptions() == nil && h.GetCodecType() != hcmv3.HttpConnectionManager_HTTP3, "L07", "HTTP/3 is on")
 	l.want(len(h.GetAccessLog()) == 0, "L06", "an access log could hold a credential from a URL")
 	l.want(h.GetMaxRequestHeadersKb().GetValue() > 0 && c.GetMaxHeadersCount().GetValue() > 0, "L08", "headers are not bounded")
-	l.want(h.GetHttp2ProtocolOptions().GetInitialStreamWindowSize().GetValue() >= slack, "L08", "HTTP/2 windows are smaller than bodies")
+	l.want(small(h.GetHttp2ProtocolOptions().GetInitialStreamWindowSize()) && small(h.GetHttp2ProtocolOptions().GetInitialConnectionWindowSize()), "L08", "HTTP/2 windows are not set, or above 1 MiB")
 	l.want(h.GetHttp2ProtocolOptions().GetMaxConcurrentStreams().GetValue() > 0, "L08", "HTTP/2 streams are not bounded")
 	l.want(h.GetRequestHeadersTimeout().AsDuration() > 0 && h.GetRequestTimeout().AsDuration() > 0, "L08", "requests may arrive for ever")
 	l.want(h.GetStreamIdleTimeout().AsDuration() >= seconds(60).AsDuration(), "L08", "stream_idle_timeout is not set, or too short for a model that thinks")
@@ -201,8 +202,10 @@ func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clust
 		return
 	}
 	end := vh.GetRoutes()[last]
-	l.want(end.GetMatch().GetPrefix() == "/" && len(end.GetMatch().GetHeaders()) == 0 && end.GetDirectResponse().GetStatus() == 503, "L05",
+	l.want(end.GetMatch().GetPrefix() == "/" && len(end.GetMatch().GetHeaders()) == 0 && end.GetRoute().GetCluster() == nowhere &&
+		end.GetRoute().GetClusterNotFoundResponseCode() == routev3.RouteAction_SERVICE_UNAVAILABLE && len(end.GetRoute().GetRequestMirrorPolicies()) == 0, "L05",
 		"what no route matches is not answered 503")
+	l.want(clusters[nowhere] == nil, "L05", "there is a cluster for what has no verdict")
 	reached := map[string]bool{}
 	for i, r := range vh.GetRoutes()[:last] {
 		a := r.GetRoute()
@@ -286,7 +289,7 @@ func (l *lint) cluster(name string, c *clusterv3.Cluster) {
 		l.bad("L07", "%s finds its server in another way than by name or address", name)
 	}
 	l.want(c.GetClusterType() == nil, "L07", name+" is of a custom type")
-	l.want(c.GetPerConnectionBufferLimitBytes().GetValue() >= slack, "L08", name+" has no buffer limit, or a small one")
+	l.want(small(c.GetPerConnectionBufferLimitBytes()), "L08", name+" has no buffer limit, or one above 1 MiB")
 	l.want(c.GetConnectTimeout().AsDuration() > 0, "L08", name+" has no connect timeout")
 	ts := c.GetCircuitBreakers().GetThresholds()
 	l.want(len(ts) > 0, "L08", name+" has Envoy's default circuit breakers")
@@ -314,3 +317,7 @@ func (l *lint) cluster(name string, c *clusterv3.Cluster) {
 	l.want(t.GetCommonTlsContext().GetTlsParams().GetTlsMinimumProtocolVersion() >= tlsv3.TlsParameters_TLSv1_2, "L11", name+" speaks TLS below 1.2")
 	l.want(!t.GetAllowRenegotiation(), "L11", name+" allows renegotiation")
 }
+
+// small says whether a buffer limit is set, and not above 1 MiB: it is held for each
+// connection, in both directions.
+func small(n *wrapperspb.UInt32Value) bool { return n.GetValue() > 0 && n.GetValue() <= 1<<20 }

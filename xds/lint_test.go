@@ -220,7 +220,8 @@ func TestLint(t *testing.T) {
 		}},
 		{"L05", "no default", func(p *parts) { p.vh.Routes = p.vh.Routes[:len(p.vh.Routes)-1] }},
 		{"L05", "default to a provider", func(p *parts) { p.last.Action = p.provider.Action }},
-		{"L05", "default answers 200", func(p *parts) { p.last.GetDirectResponse().Status = 200 }},
+		{"L05", "default leads to a cluster", func(p *parts) { p.last.GetRoute().ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: "provider-x"} }},
+		{"L05", "default is not found as 404", func(p *parts) { p.last.GetRoute().ClusterNotFoundResponseCode = routev3.RouteAction_NOT_FOUND }},
 		{"L05", "default for some paths", func(p *parts) { p.last.Match.PathSpecifier = &routev3.RouteMatch_Prefix{Prefix: "/v1"} }},
 		{"L05", "a route to elsewhere", func(p *parts) {
 			p.provider.GetRoute().ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: "internet"}
@@ -297,7 +298,7 @@ func TestLint(t *testing.T) {
 		{"L08", "longer than message_timeout", func(p *parts) { p.extproc.MaxMessageTimeout = second(60) }},
 		{"L08", "default buffer", func(p *parts) { p.listener.PerConnectionBufferLimitBytes = nil }},
 		{"L08", "default buffer of bodies", func(p *parts) { p.vh.RequestBodyBufferLimit = nil }},
-		{"L08", "default buffer upstream", func(p *parts) { p.cluster.PerConnectionBufferLimitBytes = wrapperspb.UInt32(32 << 10) }},
+		{"L08", "default buffer upstream", func(p *parts) { p.cluster.PerConnectionBufferLimitBytes = wrapperspb.UInt32(2 << 20) }},
 		{"L08", "default breakers", func(p *parts) { p.cluster.CircuitBreakers = nil }},
 		{"L08", "breakers at 1024", func(p *parts) { p.cluster.CircuitBreakers.Thresholds[0].MaxRequests = wrapperspb.UInt32(1024) }},
 		{"L08", "no connect timeout", func(p *parts) { p.cluster.ConnectTimeout = nil }},

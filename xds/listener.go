@@ -25,12 +25,21 @@ func (in Input) listener() (*listenerv3.Listener, error) {
 	}
 	return &listenerv3.Listener{
 		Name: listenerName, Address: address,
-		PerConnectionBufferLimitBytes: wrapperspb.UInt32(uint32(in.MaxBody + slack)),
+		PerConnectionBufferLimitBytes: wrapperspb.UInt32(connectionBuffer),
 		FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{{
 			Name: hcmFilter, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(in.manager())},
 		}}}},
 	}, nil
 }
+
+// What Envoy holds of a connection beyond the body that it buffers for extproc, which
+// the route bounds. All are small: a slow reader, or a sender that is about to be
+// rejected, holds this much and no more (docs/operations.md, Limits).
+const (
+	connectionBuffer = 256 << 10
+	streamWindow     = 256 << 10
+	connectionWindow = 1 << 20
+)
 
 // manager is Envoy's HTTP at a governed edge (docs/operations.md lists the limits).
 func (in Input) manager() *hcmv3.HttpConnectionManager {
@@ -76,10 +85,9 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 			EnableTrailers: true, // to be seen, and refused, on both protocols alike
 		},
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
-			MaxConcurrentStreams: wrapperspb.UInt32(1000),
-			// A request's buffer is as large as its window, so a body must fit into it.
-			InitialStreamWindowSize:     wrapperspb.UInt32(uint32(in.MaxBody + slack)),
-			InitialConnectionWindowSize: wrapperspb.UInt32(uint32(max(in.MaxBody+slack, 16<<20))),
+			MaxConcurrentStreams:        wrapperspb.UInt32(1000),
+			InitialStreamWindowSize:     wrapperspb.UInt32(streamWindow),
+			InitialConnectionWindowSize: wrapperspb.UInt32(connectionWindow),
 		},
 		MaxRequestHeadersKb: wrapperspb.UInt32(60),
 

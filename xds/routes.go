@@ -28,6 +28,10 @@ var ManagementPaths = []string{
 	"/docs", "/redoc", "/openapi.json", "/openapi.yaml", "/openapi-3.0.json", "/openapi-3.0.yaml", "/schemas", "/.well-known",
 }
 
+// nowhere is the cluster of what has no verdict. It does not exist, so Envoy answers
+// 503; the lint keeps every cluster from having this name.
+const nowhere = "no-verdict-no-route"
+
 // routes is the whole table: to providers by the verdict, to the management API by
 // path, and else nowhere.
 func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
@@ -50,8 +54,10 @@ func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 	}
 	all = append(all, &routev3.Route{
 		Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
-		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
-			Status: 503, Body: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: "no verdict, no route"}},
+		// Not a direct response: the bound on a request's body, below, holds only for
+		// routes to a cluster (Envoy 1.40), and before the verdict this is the route.
+		Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: nowhere}, ClusterNotFoundResponseCode: routev3.RouteAction_SERVICE_UNAVAILABLE,
 		}},
 	})
 	return &routev3.RouteConfiguration{
