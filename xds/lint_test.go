@@ -220,7 +220,9 @@ func TestLint(t *testing.T) {
 		}},
 		{"L05", "no default", func(p *parts) { p.vh.Routes = p.vh.Routes[:len(p.vh.Routes)-1] }},
 		{"L05", "default to a provider", func(p *parts) { p.last.Action = p.provider.Action }},
-		{"L05", "default leads to a cluster", func(p *parts) { p.last.GetRoute().ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: "provider-x"} }},
+		{"L05", "default leads to a cluster", func(p *parts) {
+			p.last.GetRoute().ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: "provider-x"}
+		}},
 		{"L05", "default is not found as 404", func(p *parts) { p.last.GetRoute().ClusterNotFoundResponseCode = routev3.RouteAction_NOT_FOUND }},
 		{"L05", "default for some paths", func(p *parts) { p.last.Match.PathSpecifier = &routev3.RouteMatch_Prefix{Prefix: "/v1"} }},
 		{"L05", "a route to elsewhere", func(p *parts) {
