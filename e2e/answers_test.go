@@ -98,7 +98,10 @@ func (x *translators) post(t *testing.T, path, body string) (*http.Response, []b
 	return resp, b, err
 }
 
-var madeID = regexp.MustCompile(`chatcmpl-[0-9a-f]{32}`)
+var (
+	madeID   = regexp.MustCompile(`chatcmpl-[0-9a-f]{32}`)
+	madeCall = regexp.MustCompile(`aid_call_[0-9A-Za-z]{22}_`) // made of the response's id
+)
 
 // Every answer that package translate has a vector of comes through a real Envoy as
 // the vector says: the bytes, the status, the content type, and when to try again;
@@ -156,6 +159,7 @@ func TestTranslatedAnswers(t *testing.T) {
 					}
 					want := section["want"]
 					got = madeID.ReplaceAll(got, []byte("chatcmpl-made"))
+					got, want = madeCall.ReplaceAll(got, []byte("aid_call_")), madeCall.ReplaceAllString(want, "aid_call_")
 					if !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
 						var a, b bytes.Buffer
 						if json.Compact(&a, []byte(want)) == nil && json.Compact(&b, got) == nil {

@@ -126,9 +126,13 @@ type Settings struct {
 	// out: clients get one more event, without choices.
 	InjectUsage bool `json:"inject_usage,omitempty" yaml:"inject_usage"`
 
-	// DropUnsupported leaves out of a translated request what this provider cannot
-	// carry, and says so in the answer's x-aid-dropped and in the record. Without
-	// it such a request is refused with 422.
+	// Drop is what is left out of a translated request where this provider does not
+	// support it, and listed in the response's x-aid-dropped and in the audit log: "hints",
+	// fields that change no response; "all"; or "none". Anything else is rejected with
+	// 422. Empty: hints.
+	Drop string `json:"drop,omitempty" yaml:"drop"`
+
+	// DropUnsupported is the older spelling of drop: all.
 	DropUnsupported bool `json:"drop_unsupported,omitempty" yaml:"drop_unsupported"`
 
 	// MaxTokens is max_tokens of a translated request that says none, where the
@@ -383,6 +387,12 @@ func (s Settings) validate(kind string) error {
 	}
 	if s.InjectUsage && kind != KindOpenAI && kind != KindCustom {
 		return &Invalid{"settings.inject_usage", "kind " + kind + " sends usage by itself"}
+	}
+	if !slices.Contains([]string{"", "none", "hints", "all"}, s.Drop) || s.DropUnsupported && s.Drop != "" {
+		return &Invalid{"settings.drop", "it is none, hints or all, without drop_unsupported, which is the older spelling of all"}
+	}
+	if s.Drop != "" && (kind == KindOpenAI || kind == KindCustom) {
+		return &Invalid{"settings.drop", "nothing is translated for kind " + kind}
 	}
 	if s.DropUnsupported && (kind == KindOpenAI || kind == KindCustom) {
 		return &Invalid{"settings.drop_unsupported", "nothing is translated for kind " + kind}

@@ -56,7 +56,7 @@ func TestValidate(t *testing.T) {
 		{"settings.auth.type", settings(`{"auth":{"type":"digest"}}`)}, {"settings.auth", settings(`{"auth":{"type":"bearer","name":"x"}}`)}, {"settings.auth.name", settings(`{"auth":{"type":"header"}}`)}, {"settings.auth.name", settings(`{"auth":{"type":"header","name":"host"}}`)},
 		{"settings.auth.name", settings(`{"auth":{"type":"header","name":"x-aid-route"}}`)}, {"settings.auth.name", settings(`{"auth":{"type":"query","name":"a&b"}}`)}, {"settings.auth.user", settings(`{"auth":{"type":"basic","user":"a:b"}}`)}, {"settings.auth.user", settings(`{"auth":{"type":"basic"}}`)},
 		{"settings.query", settings(`{"query":{"a":"b&c=d"}}`)}, {"settings.query", settings(`{"query":{"api-key":"hunter2"}}`)}, {"settings.paths", settings(`{"paths":{"/v1/chat/completions":"/x"}}`)},
-		{"settings.drop_unsupported", settings(`{"drop_unsupported":true}`)}, {"settings.max_tokens", settings(`{"max_tokens":1}`)}, {"settings.input_type", settings(`{"input_type":"search_query"}`)},
+		{"settings.drop", settings(`{"drop":"all"}`)}, {"settings.drop_unsupported", settings(`{"drop_unsupported":true}`)}, {"settings.max_tokens", settings(`{"max_tokens":1}`)}, {"settings.input_type", settings(`{"input_type":"search_query"}`)},
 		{"settings.max_tokens", func(p *provider.Provider) { p.Kind, p.Settings = "anthropic", []byte(`{"max_tokens":-1}`) }},
 		{"settings.input_type", func(p *provider.Provider) { p.Kind, p.Settings = "cohere", []byte(`{"input_type":"other"}`) }},
 		{"settings.answer", settings(`{"answer":{"error":"/e"}}`)},

@@ -28,7 +28,7 @@ func OwnClient(userAgent string) bool { return strings.HasPrefix(userAgent, "mis
 
 // translated is the request in p's own words, made of the bytes that were judged.
 func (p Provider) translated(c Call, s Settings, up Upstream) (*translate.Request, *Error) {
-	o := translate.Options{DropUnsupported: s.DropUnsupported, DefaultMaxTokens: s.MaxTokens, EmbeddingInputType: s.InputType}
+	o := translate.Options{Drop: s.drop(), DefaultMaxTokens: s.MaxTokens, EmbeddingInputType: s.InputType}
 	if last := lastSegment(up.PathPrefix); p.Kind == KindGemini && isVersion(last) {
 		o.GeminiVersion = last
 	}
@@ -52,6 +52,17 @@ func (p Provider) translated(c Call, s Settings, up Upstream) (*translate.Reques
 	}
 }
 
+// drop is what may be left out of a translated request.
+func (s Settings) drop() translate.Drop {
+	switch {
+	case s.Drop == "all" || s.DropUnsupported:
+		return translate.DropAll
+	case s.Drop == "none":
+		return translate.DropNothing
+	}
+	return translate.DropHints
+}
+
 // lastSegment is what follows the last slash of a path.
 func lastSegment(path string) string { return path[strings.LastIndexByte(path, '/')+1:] }
 
@@ -60,7 +71,7 @@ func lastSegment(path string) string { return path[strings.LastIndexByte(path, '
 func (f Forward) Translated() bool { return f.translation != nil }
 
 // Dropped are the fields of the request that the provider cannot carry and that
-// were left out, since its settings say so (drop_unsupported). A name that is not
+// were left out, as its settings allow (drop). A name that is not
 // made as names are is only counted: this goes into a header and into the record.
 func (f Forward) Dropped() []string {
 	if f.translation == nil {

@@ -3,8 +3,10 @@ package translate
 import (
 	"bytes"
 	"mime"
+	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 const (
@@ -59,7 +61,8 @@ type Answer struct {
 	head    []byte   // of every chunk, up to the choices
 	tail    []byte
 	blocks  []block // Anthropic's that are open
-	calls   int     // ids given to Gemini's calls
+	calls   int     // ids of calls that were made here
+	made    string  // what they begin with
 	odds    raw     // log probabilities that the next text takes with it
 	excess  bool    // there is more of something than there may be
 }
@@ -91,7 +94,9 @@ type reply struct {
 	refusal   string
 	signature raw // of the text (Gemini) or the thinking (Mistral)
 	calls     []replyCall
-	odds      []raw // arrays of OpenAI's log probabilities
+	ids       map[string]bool // of the calls
+	chars     int             // characters of content
+	odds      []raw           // arrays of OpenAI's log probabilities
 	finish    string
 }
 
@@ -100,7 +105,8 @@ type replyCall struct {
 	name      raw
 	arguments []raw // pieces, strings
 	signature raw
-	argued    bool // a piece of its arguments was said
+	argued    bool  // a piece of its arguments was said
+	index     int64 // under which the provider sends the pieces of it; -1: none
 }
 
 // Answer makes a reader of the answer to r. The clock is asked once, and id,
@@ -590,10 +596,18 @@ func (a *Answer) shut(finish string) {
 	}
 	if finish == "" {
 		a.w.b = append(a.w.b, `,"finish_reason":null}`...)
-	} else {
-		a.w.b = append(a.w.b, `,"finish_reason":"`...)
-		a.w.b = append(a.w.b, finish...)
-		a.w.b = append(a.w.b, `"}`...)
+		a.w.b = append(a.w.b, a.tail...)
+		return
+	}
+	a.w.b = append(a.w.b, `,"finish_reason":"`...)
+	a.w.b = append(a.w.b, finish...)
+	a.w.b = append(a.w.b, `"}`...)
+	if a.req.Kind == Mistral && !a.req.includeUsage && a.usage.known {
+		// Mistral gives usage unasked, on the last chunk, and its clients read it there.
+		a.w.b = append(a.w.b, `],"usage":`...)
+		a.writeUsage(&a.w)
+		a.w.b = append(a.w.b, "}\n\n"...)
+		return
 	}
 	a.w.b = append(a.w.b, a.tail...)
 }
@@ -613,6 +627,7 @@ func (a *Answer) text(r *reply, s raw) {
 	if s.kind() != '"' || len(s) == 2 {
 		return
 	}
+	r.chars += utf8.RuneCount(s.text())
 	if a.form != streamForm {
 		r.content = append(r.content, s)
 		return
@@ -638,19 +653,31 @@ func (a *Answer) think(r *reply, s raw) {
 	a.shut("")
 }
 
-// call begins a tool call and is its index. Strings are JSON.
-func (a *Answer) call(r *reply, id, name, signature raw) int {
+// call begins a tool call and is its index. Strings are JSON. args are what came of its
+// arguments with it, nil for nothing: a call that came whole leaves whole, because some
+// clients run what the first chunk of a call has.
+func (a *Answer) call(r *reply, id, name, signature, args raw) int {
 	n := len(r.calls)
-	if n >= maxCalls {
+	if n >= maxCalls || len(name) < 3 || name.kind() != '"' { // a call without a name is none
 		a.excess = true
 		return -1
 	}
-	if name.kind() != '"' {
-		name = raw(`""`)
+	if r.ids[id.string()] { // results could not be told apart
+		id = a.ownID()
 	}
-	c := replyCall{id: bytes.Clone(id)}
+	if r.ids == nil {
+		r.ids = map[string]bool{}
+	}
+	r.ids[id.string()] = true
+	if args.kind() != '"' {
+		args = raw(`""`)
+	}
+	c := replyCall{id: bytes.Clone(id), argued: len(args) > 2, index: -1}
 	if a.form != streamForm {
 		c.name, c.signature = name, signature
+		if c.argued {
+			c.arguments = []raw{args}
+		}
 		r.calls = append(r.calls, c)
 		return n
 	}
@@ -662,13 +689,25 @@ func (a *Answer) call(r *reply, id, name, signature raw) int {
 	w.b = append(w.b, id...)
 	w.b = append(w.b, `,"type":"function","function":{"name":`...)
 	w.b = append(w.b, name...)
-	w.b = append(w.b, `,"arguments":""}`...)
+	w.b = append(w.b, `,"arguments":`...)
+	w.b = append(w.b, args...)
+	w.b = append(w.b, '}')
 	if signature.kind() == '"' {
 		googleSignature(w, signature)
 	}
 	w.b = append(w.b, "}]"...)
 	a.shut("")
 	return n
+}
+
+// callAt is the latest call whose pieces come under index, or -1.
+func (r *reply) callAt(index int64) int {
+	for n := len(r.calls) - 1; n >= 0; n-- {
+		if r.calls[n].index == index {
+			return n
+		}
+	}
+	return -1
 }
 
 // arguments adds to a call's. s is a JSON string.
@@ -865,17 +904,25 @@ func (a *Answer) message(w *writer, r *reply) {
 	w.close('}')
 }
 
-// toolID is a call's id as the provider gave it, or one that we make: numbers
-// that go on from the calls of the history, so no two of a conversation meet.
+// ownID begins the ids of calls that are made here. It marks them: no other id leaves
+// with it, so one that comes back with it is ours.
+const ownID = "aid_call_"
+
+// toolID is a call's id as the provider gave it, or one that is made here.
 func (a *Answer) toolID(id raw) raw {
-	if len(id) > 2 && id.kind() == '"' {
+	if len(id) > 2 && id.kind() == '"' && !bytes.HasPrefix(id.text(), []byte(ownID)) {
 		return id
 	}
-	n := a.req.calls + a.calls
+	return a.ownID()
+}
+
+// ownID makes an id that no other call of any response has: it is made of the response's
+// own id, which is new for each. It has at most 40 characters, as OpenAI demands.
+func (a *Answer) ownID() raw {
+	if a.made == "" {
+		a.made = ownID + short([]byte(a.id()), 22) + "_"
+	}
+	id := strconv.AppendInt([]byte(`"`+a.made), int64(a.calls), 10)
 	a.calls++
-	var w writer
-	w.b = append(w.b, `"call_`...)
-	w.int1(int64(n))
-	w.b = append(w.b, '"')
-	return w.b
+	return append(id, '"')
 }

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"encoding/base64"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +20,7 @@ func (t *translation) anthropicChat(c chat) {
 	w.open('{')
 	w.keyString("model", c.model)
 
+	t.anthropicOrder(c)
 	system, turns := t.anthropicTurns(c.messages)
 	limit := c.max
 	if limit == 0 {
@@ -26,13 +28,18 @@ func (t *translation) anthropicChat(c chat) {
 			limit = defaultMaxTokens
 		}
 	}
+	if c.effort != "" && c.effort != "none" && (c.choice.mode == "required" || c.choice.mode == "named") {
+		t.refuse("reasoning_effort", "it does not think where tool_choice forces a tool")
+		c.effort = ""
+	}
 	thinking, effort, limit := t.anthropicThinking(c, limit)
 	w.keyInt("max_tokens", limit)
 	if len(system) > 0 {
 		w.keyRaw("system", system)
 	}
 	w.keyRaw("messages", turns)
-	t.anthropicSampling(c.model)
+	t.anthropicSampling(c.model, thinking != "" && c.effort != "none")
+	t.anthropicJSON(&c)
 	if len(c.stops) > 0 {
 		w.key("stop_sequences")
 		w.list(c.stops)
@@ -71,8 +78,22 @@ func (w *writer) list(vs []raw) {
 	w.close(']')
 }
 
+// anthropicOrder refuses conversations that end where this model does not go on.
+func (t *translation) anthropicOrder(c chat) {
+	last := message{}
+	for _, m := range c.messages {
+		if m.role != "system" && (m.says() || m.role == "tool") {
+			last = m
+		}
+	}
+	if _, _, claude := claudeVersion(c.model); last.role == "assistant" && claude && !claudeBefore(c.model, 4, 6) {
+		t.cannot(last.path+"role", "Claude 4.6 and later do not go on from an assistant's message; end with a user's or a tool's")
+	}
+}
+
 // anthropicTurns writes the system's blocks and the turns. Turns alternate, and
 // all results of one turn's tools stand together at the beginning of the next.
+// A message that has nothing to say there is left out.
 func (t *translation) anthropicTurns(ms []message) (system, turns []byte) {
 	var sys, out writer
 	sys.b = append(sys.b, '[')
@@ -90,6 +111,20 @@ func (t *translation) anthropicTurns(ms []message) (system, turns []byte) {
 		if as == "tool" {
 			as = "user"
 		}
+		var blocks writer
+		switch m.role {
+		case "tool":
+			t.anthropicResult(&blocks, m)
+		case "assistant":
+			t.anthropicAssistant(&blocks, m)
+		default:
+			for j := range m.parts {
+				t.anthropicPart(&blocks, m, &m.parts[j])
+			}
+		}
+		if len(blocks.b) == 0 {
+			continue
+		}
 		if as != role {
 			if role != "" {
 				out.b = append(out.b, "]}"...)
@@ -100,21 +135,13 @@ func (t *translation) anthropicTurns(ms []message) (system, turns []byte) {
 			out.key("content")
 			out.open('[')
 		}
-		switch m.role {
-		case "tool":
-			t.anthropicResult(&out, m)
-		case "assistant":
-			t.anthropicAssistant(&out, m)
-		default:
-			for j := range m.parts {
-				t.anthropicPart(&out, m, &m.parts[j])
-			}
-		}
+		out.raw(blocks.b)
 	}
-	if role != "" {
-		out.b = append(out.b, "]}"...)
+	if role == "" {
+		t.cannot("messages", "it needs a message that is not the system's, and that is not empty")
+		return nil, []byte("[]")
 	}
-	out.close(']')
+	out.b = append(out.b, "]}]"...)
 	if len(sys.b) > 1 {
 		sys.close(']')
 		system = sys.b
@@ -122,11 +149,64 @@ func (t *translation) anthropicTurns(ms []message) (system, turns []byte) {
 	return system, out.b
 }
 
+// anthropicAssistant writes the blocks of a message in the order in which they came: each
+// block of thinking says what stood before it. Thinking with nothing after it is left out,
+// because Anthropic refuses it as a turn's last block.
 func (t *translation) anthropicAssistant(w *writer, m *message) {
+	parts, calls := m.parts, m.calls
+	said, solid := int64(0), 0 // characters of text; bytes written up to the last block that is not thinking
+	text := func(upTo int64) {
+		for len(parts) > 0 && said < upTo {
+			p := parts[0]
+			n := int64(utf8.RuneCount(p.text.text()))
+			if said+n <= upTo {
+				parts = parts[1:]
+				said += n
+			} else {
+				whole := p.text.string()
+				cut := 0
+				for range upTo - said {
+					_, size := utf8.DecodeRuneInString(whole[cut:])
+					cut += size
+				}
+				rest := p
+				rest.text = quote(nil, []byte(whole[cut:]))
+				parts = append([]part{rest}, parts[1:]...)
+				p.text, p.cache = quote(nil, []byte(whole[:cut])), nil
+				said = upTo
+			}
+			before := len(w.b)
+			if t.anthropicPart(w, m, &p); len(w.b) > before {
+				solid = len(w.b)
+			}
+		}
+	}
+	call := func(upTo int64) {
+		for len(calls) > 0 && int64(len(m.calls)-len(calls)) < upTo {
+			c := calls[0]
+			calls = calls[1:]
+			w.open('{')
+			w.keyString("type", "tool_use")
+			w.keyString("id", fitID(t.kind, c.id))
+			w.keyRaw("name", c.name)
+			w.keyRaw("input", t.argumentsObject(c))
+			if c.cache != nil {
+				w.keyRaw("cache_control", c.cache)
+			}
+			w.close('}')
+			solid = len(w.b)
+		}
+	}
 	for i, b := range m.thinking {
-		// Only what we gave: a block is sent as it stands, but for our index.
+		// Only what we gave: a block is sent as it stands, without our index and order.
 		o := objectOf(m.path+"thinking_blocks["+strconv.Itoa(i)+"].", b)
 		o.take("index")
+		after := t.object(o.path+"after", o.take("after"))
+		chars, _, _ := t.takeWhole(&after, "content")
+		before, _, _ := t.takeWhole(&after, "tool_calls")
+		t.leftover(&after, nil)
+		text(chars)
+		call(before)
 		kind := o.take("type").string()
 		w.open('{')
 		w.keyString("type", kind)
@@ -140,6 +220,7 @@ func (t *translation) anthropicAssistant(w *writer, m *message) {
 			v, ok := t.takeString(&o, name)
 			if !ok {
 				t.invalid(o.path+name, "is missing")
+				v = raw(`""`)
 			}
 			w.keyRaw(name, v)
 		}
@@ -147,29 +228,18 @@ func (t *translation) anthropicAssistant(w *writer, m *message) {
 		t.leftover(&o, nil)
 	}
 	if m.reasoning != nil && len(m.thinking) == 0 {
-		t.refuse(m.path+"reasoning_content", "thinking must be signed; send thinking_blocks back as they came")
+		t.hint(m.path+"reasoning_content", "thinking must be signed; send thinking_blocks back as they came")
 	}
-	for i := range m.parts {
-		if len(m.parts[i].text) == 2 && (len(m.parts) > 1 || len(m.calls) > 0 || len(m.thinking) > 0) {
-			continue // an empty text, which Anthropic refuses beside other blocks
-		}
-		t.anthropicPart(w, m, &m.parts[i])
-	}
-	for _, c := range m.calls {
-		w.open('{')
-		w.keyString("type", "tool_use")
-		w.keyString("id", fitID(t.kind, c.id))
-		w.keyRaw("name", c.name)
-		w.keyRaw("input", t.argumentsObject(c))
-		w.close('}')
-	}
+	text(math.MaxInt64)
+	call(math.MaxInt64)
+	w.b = w.b[:solid]
 }
 
 func (t *translation) anthropicPart(w *writer, m *message, p *part) {
 	switch p.kind {
 	case "text":
-		if len(p.text) == 2 && (m.role == "system" || len(m.parts) > 1) {
-			return // Anthropic refuses an empty text, which says nothing
+		if blank(p.text) {
+			return // Anthropic refuses a text of white space, which says nothing
 		}
 		w.open('{')
 		w.keyString("type", "text")
@@ -253,6 +323,7 @@ func (t *translation) anthropicResult(w *writer, m *message) {
 	w.keyString("tool_use_id", fitID(t.kind, m.callID))
 	switch {
 	case m.parts == nil: // null: the tool said nothing
+	case m.plain && blank(m.parts[0].text):
 	case m.plain:
 		w.keyRaw("content", m.parts[0].text)
 	default:
@@ -262,6 +333,9 @@ func (t *translation) anthropicResult(w *writer, m *message) {
 			t.anthropicPart(w, m, &m.parts[i])
 		}
 		w.close(']')
+	}
+	if m.cache != nil {
+		w.keyRaw("cache_control", m.cache)
 	}
 	w.close('}')
 }
@@ -278,14 +352,11 @@ func (t *translation) anthropicTools(c chat) {
 				w.keyRaw("description", x.description)
 			}
 			w.key("input_schema")
-			switch {
-			case x.parameters == nil:
-				w.raw([]byte(emptySchema))
-			case len(x.parameters.compact()) == 2: // {}: any arguments, which are an object
-				w.raw([]byte(`{"type":"object"}`))
-			default:
-				w.raw(x.parameters)
+			if x.parameters == nil {
+				x.parameters = raw(emptySchema)
 			}
+			t.anthropicSchema(x)
+			w.raw(x.parameters)
 			if x.strict != nil {
 				w.keyRaw("strict", x.strict)
 			}
@@ -315,6 +386,39 @@ func (t *translation) anthropicTools(c chat) {
 		w.bool(true)
 	}
 	w.close('}')
+}
+
+// anthropicSchema refuses parameters that Anthropic is known to refuse.
+func (t *translation) anthropicSchema(x tool) {
+	path := x.path + "function.parameters."
+	if x.parameters.get("type").string() != "object" {
+		t.cannot(path+"type", "the parameters of a function are an object there")
+	}
+	for _, name := range []string{"anyOf", "oneOf", "allOf"} {
+		if x.parameters.get(name).given() {
+			t.cannot(path+name, "it is not accepted at the root of a function's parameters")
+		}
+	}
+}
+
+// JSONTool is the tool by which Claude gives JSON without a schema: it must call it, and
+// its arguments are the response.
+const JSONTool = "aid_json_response"
+
+func (t *translation) anthropicJSON(c *chat) {
+	if c.format.kind != "json_object" {
+		return
+	}
+	c.format = format{}
+	if len(c.tools) > 0 || c.effort != "" && c.effort != "none" {
+		t.refuse("response_format", "it gives json_object by a tool, so not with tools or reasoning_effort; use json_schema")
+		return
+	}
+	t.req.asJSON = true
+	c.tools = []tool{{name: raw(`"` + JSONTool + `"`), description: raw(`"Give the whole response, as the members of one JSON object."`),
+		parameters: raw(`{"type":"object","additionalProperties":true}`)}}
+	c.choice = choice{mode: "named", name: c.tools[0].name}
+	c.parallel = raw("false")
 }
 
 // anthropicThinking says how to think and how hard. Claude 4.6 and later
@@ -348,18 +452,27 @@ func (t *translation) anthropicThinking(c chat, limit int64) (thinking, effort s
 }
 
 // anthropicSampling carries temperature and top_p to models before Claude 4.7:
-// those after take neither and answer 400. 1 is what happens without them.
-func (t *translation) anthropicSampling(model string) {
+// those after take neither and answer 400. 1 is what happens without them. Models that
+// think take no temperature, and those from 4.1 on one of the two.
+func (t *translation) anthropicSampling(model string, thinks bool) {
+	_, _, claude := claudeVersion(model)
+	warm := false
 	for _, name := range []string{"temperature", "top_p"} {
-		v, ok := t.takeNumber(&t.top, name)
-		if n, _ := v.number(); !ok || n == 1 {
-			continue
-		}
-		if _, _, claude := claudeVersion(model); claude && !claudeBefore(model, 4, 7) {
+		n, v, ok := t.takeBounded(name)
+		switch {
+		case !ok || n == 1:
+		case claude && !claudeBefore(model, 4, 7):
 			t.refuse(name, "Claude 4.7 and later sample by themselves; reasoning_effort is what they take")
-			continue
+		case name == "temperature" && thinks:
+			t.refuse(name, "it is not accepted with reasoning_effort")
+		case name == "top_p" && thinks && n < 0.95:
+			t.refuse(name, "with reasoning_effort it is at least 0.95 there")
+		case warm && claude && !claudeBefore(model, 4, 1):
+			t.refuse(name, "Claude 4.1 and later take one of temperature and top_p")
+		default:
+			warm = true
+			t.w.keyRaw(name, v)
 		}
-		t.w.keyRaw(name, v)
 	}
 }
 
@@ -390,10 +503,6 @@ func claudeBefore(model string, major, minor int) bool {
 }
 
 func (t *translation) anthropicFormat(f format, effort string) {
-	if f.kind == "json_object" {
-		t.refuse("response_format", "it gives JSON by a schema only; use json_schema")
-		f = format{}
-	}
 	if f.description != nil {
 		t.refuse("response_format.json_schema.description", "a schema has no description beside it; write it into the schema")
 	}
@@ -430,7 +539,7 @@ func (t *translation) anthropicUser() {
 		case id == nil:
 			id = v
 		case v.string() != id.string():
-			t.refuse(name, "safety_identifier is its one name for the user already")
+			t.hint(name, "safety_identifier is its one name for the user already")
 		}
 	}
 	if v := t.top.peek("metadata"); v != nil {
@@ -441,10 +550,10 @@ func (t *translation) anthropicUser() {
 		case id == nil:
 			id = u
 		case u.string() != id.string():
-			t.refuse("metadata.user_id", "the user has another name in safety_identifier or user")
+			t.hint("metadata.user_id", "the user has another name in safety_identifier or user")
 		}
 		for _, name := range o.names {
-			t.refuse("metadata."+name, "its metadata is user_id only")
+			t.hint("metadata."+name, "its metadata is user_id only")
 		}
 	}
 	if id != nil {
@@ -464,7 +573,7 @@ func (t *translation) anthropicCache() {
 	o := t.object("prompt_cache_options", v)
 	mode, _ := t.takeString(&o, "mode")
 	if ttl, ok := t.takeString(&o, "ttl"); ok && ttl.string() != "30m" {
-		t.refuse("prompt_cache_options.ttl", "30m is the one lifetime")
+		t.hint("prompt_cache_options.ttl", "30m is the one lifetime")
 		return
 	}
 	t.leftover(&o, nil)

@@ -93,14 +93,22 @@ func (a *Answer) anthropicBlock(r *reply, b raw) {
 	case "redacted_thinking":
 		a.thought(r, "redacted_thinking", b.get("data").inner(), nil)
 	case "tool_use":
-		n := a.call(r, a.toolID(b.get("id")), b.get("name"), nil)
+		var args raw
 		if in := b.get("input"); in.kind() == '{' {
-			a.arguments(r, n, quote(nil, in.compact()))
+			args = quote(nil, in.compact())
 		}
+		if a.isJSON(b) {
+			a.text(r, args)
+			return
+		}
+		a.call(r, a.toolID(b.get("id")), b.get("name"), nil, args)
 	default:
 		a.lose(kind)
 	}
 }
+
+// isJSON says whether a block is the response in JSON that was asked for by a tool.
+func (a *Answer) isJSON(b raw) bool { return a.req.asJSON && b.get("name").string() == JSONTool }
 
 // thought gives a block of thinking whole, as it must come back.
 func (a *Answer) thought(r *reply, kind string, text, signature []byte) {
@@ -113,6 +121,13 @@ func (a *Answer) thought(r *reply, kind string, text, signature []byte) {
 		w.keyRaw("signature", quoted(signature))
 	} else {
 		w.keyRaw("data", quoted(text))
+	}
+	if r.chars > 0 || len(r.calls) > 0 { // what stood before it, which the other lists hold
+		w.key("after")
+		w.open('{')
+		w.keyInt("content", int64(r.chars))
+		w.keyInt("tool_calls", int64(len(r.calls)))
+		w.close('}')
 	}
 	w.close('}')
 	if a.form != streamForm {
@@ -141,6 +156,9 @@ func (a *Answer) anthropicStop(r *reply, v raw) {
 		return
 	}
 	finish := anthropicReason(reason)
+	if finish == "tool_calls" && a.req.asJSON && len(r.calls) == 0 {
+		finish = "stop"
+	}
 	if finish == "content_filter" {
 		a.refuse(r, scrub(v.get("stop_details", "explanation").string()))
 	}
@@ -201,10 +219,16 @@ func (a *Answer) anthropicOpen(index, b raw) {
 		x.thinking = bytes.Clone(b.get("thinking").inner())
 		x.signature = bytes.Clone(b.get("signature").inner())
 	case "tool_use":
-		x.call = a.call(r, a.toolID(b.get("id")), b.get("name"), nil)
+		var args raw
 		if in := b.get("input"); in.kind() == '{' && len(in.compact()) > 2 {
-			a.arguments(r, x.call, quote(nil, in.compact()))
+			args = quote(nil, in.compact())
 		}
+		if a.isJSON(b) {
+			x.kind = JSONTool
+			a.text(r, args)
+			break
+		}
+		x.call = a.call(r, a.toolID(b.get("id")), b.get("name"), nil, args)
 	default:
 		a.anthropicBlock(r, b)
 	}
@@ -238,6 +262,10 @@ func (a *Answer) anthropicDelta(index, delta raw) {
 	}
 	switch string(kind) {
 	case `"input_json_delta"`:
+		if b.kind == JSONTool {
+			a.text(r, said)
+			return
+		}
 		a.arguments(r, b.call, said)
 	case `"thinking_delta"`:
 		a.think(r, said)
@@ -265,6 +293,10 @@ func (a *Answer) anthropicShut(index raw) {
 			a.thought(r, "thinking", b.thinking, b.signature)
 		case "tool_use":
 			a.endCall(r, b.call)
+		case JSONTool:
+			if r.chars == 0 {
+				a.text(r, raw(`"{}"`))
+			}
 		}
 		a.blocks = append(a.blocks[:i], a.blocks[i+1:]...)
 		return

@@ -3,6 +3,7 @@ package translate
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strconv"
 )
 
@@ -30,9 +31,12 @@ type message struct {
 	callID    string // of the call that a tool's message answers
 	tool      string // the name of that call's function
 	name      raw
-	reasoning raw   // reasoning_content
-	thinking  []raw // thinking_blocks, objects
-	signature raw   // extra_content's, of the text
+	reasoning raw      // reasoning_content
+	thinking  []raw    // thinking_blocks, objects
+	signature raw      // extra_content's, of the text
+	prefix    bool     // the response goes on from here: Mistral's
+	cache     raw      // of a tool's message: what Anthropic's cache_control is to be
+	left      []string // ids of calls that were left out
 }
 
 // part is a piece of content.
@@ -66,6 +70,7 @@ type call struct {
 	name      raw
 	arguments raw // a string
 	signature raw
+	cache     raw // what Anthropic's cache_control is to be
 }
 
 type tool struct {
@@ -105,7 +110,8 @@ func (t *translation) readChat() chat {
 		if !v.isBool() {
 			t.invalid("parallel_tool_calls", "is neither true nor false")
 		}
-		if len(c.tools) > 0 { // without tools it asks for nothing
+		// Without a choice of tools it restricts nothing.
+		if c.choice.mode != "none" && c.choice.mode != "named" && len(c.tools) > 1 || len(c.tools) > 0 && (t.kind == Anthropic || t.kind == Mistral) {
 			c.parallel = v
 		}
 	}
@@ -114,6 +120,7 @@ func (t *translation) readChat() chat {
 	}
 	c.format = t.readFormat()
 	c.stops = t.readStops()
+	t.checkStops(&c)
 	c.max = t.readMax()
 	if v, ok := t.takeString(&t.top, "reasoning_effort"); ok {
 		switch c.effort = v.string(); c.effort {
@@ -156,47 +163,101 @@ func (t *translation) readMessages() []message {
 		t.invalid("messages", "is missing")
 	}
 	var ms []message
-	names := map[string]string{} // of functions, by call id; the latest counts
 	for i, v := range v.elements() {
 		path := "messages[" + strconv.Itoa(i) + "]"
 		if v.kind() != '{' {
 			t.invalid(path, "is not an object")
 			return nil
 		}
-		m := t.readMessage(path+".", v)
-		if m.role == "function" {
-			continue // left out, and listed
+		if m := t.readMessage(path+".", v); m.role != "function" { // that is left out, and listed
+			ms = append(ms, m)
 		}
-		for j := range m.calls {
-			names[m.calls[j].id] = m.calls[j].name.string()
-		}
-		t.req.calls += len(m.calls)
-		if m.role == "tool" {
-			m.tool, ok = names[m.callID]
-			if !ok {
-				t.invalid(m.path+"tool_call_id", "answers no call of an earlier message")
-			}
-			// A name that only repeats the call's says nothing new.
-			if m.name != nil && m.name.string() != m.tool {
-				t.refuse(m.path+"name", "it is not the name of the function that was called")
-			}
-			m.name = nil
-		}
-		ms = append(ms, m)
 	}
-	if ok && len(ms) == 0 && t.err == nil {
+	if ok && len(ms) == 0 {
 		t.invalid("messages", "is empty")
+	}
+	return t.paired(ms)
+}
+
+// paired puts the results of tools in the order of their calls: a provider whose calls
+// have no ids knows them by it. As at OpenAI, the results of all calls of a message follow
+// it directly, one for each.
+func (t *translation) paired(ms []message) []message {
+	used := map[string]int{} // ids of calls, and how often they occurred
+	for i := 0; i < len(ms); i++ {
+		m := &ms[i]
+		if m.role == "tool" {
+			t.invalid(m.path+"tool_call_id", "answers no call of the message before")
+			return nil
+		}
+		if len(m.calls)+len(m.left) == 0 {
+			continue
+		}
+		end := i + 1
+		for end < len(ms) && ms[end].role == "tool" {
+			end++
+		}
+		byID := map[string]int{}
+		for n, c := range m.calls {
+			if _, twice := byID[c.id]; twice {
+				t.invalid(c.path+"id", "is the id of another call of this message")
+				return nil
+			}
+			byID[c.id] = n
+		}
+		results := make([]message, len(m.calls))
+		for j := i + 1; j < end; j++ {
+			r := ms[j]
+			n, known := byID[r.callID]
+			switch {
+			case known && results[n].role != "":
+				t.invalid(r.path+"tool_call_id", "answers a call that another message answers")
+				return nil
+			case known:
+				// A name that only repeats the call's adds nothing.
+				if r.tool = m.calls[n].name.string(); r.name != nil && r.name.string() != r.tool {
+					t.refuse(r.path+"name", "it is not the name of the function that was called")
+				}
+				results[n] = r
+			case slices.Contains(m.left, r.callID):
+				t.refuse(r.path+"tool_call_id", "the call that it answers cannot be carried")
+			default:
+				t.invalid(r.path+"tool_call_id", "answers no call of the message before")
+				return nil
+			}
+		}
+		for n := range m.calls {
+			c := &m.calls[n]
+			if results[n].role == "" {
+				t.invalid(c.path+"id", "is answered by no message of the role tool")
+				return nil
+			}
+			// Anthropic wants ids that no call of the conversation has twice.
+			if used[c.id]++; used[c.id] > 1 && (t.kind == Anthropic || t.kind == Mistral) {
+				c.id += "\x00" + strconv.Itoa(used[c.id]) // fitID makes an id of it
+				results[n].callID = c.id
+			}
+		}
+		rest := ms[end:]
+		ms = append(append(ms[:i+1:i+1], results...), rest...)
+		i += len(results)
 	}
 	return ms
 }
 
-// Why the parts of a message that no kind carries are refused.
-func messageFates() map[string]fate {
+// messageFates are why the fields of a message that no kind supports are not carried.
+func messageFates(role string) map[string]fate {
+	name := fate{Note: "messages have no names there"}
+	if role == "assistant" {
+		name = left("messages have no names there")
+	}
 	return map[string]fate{
-		"annotations":   {Note: "where the words of an answer came from is not said back there"},
+		"annotations":   left("where the words of an answer came from is not said back there"),
 		"audio":         {Note: "an audio answer of before is kept at OpenAI under its id"},
+		"cache_control": left("it is Anthropic's"),
 		"function_call": {Note: "it is OpenAI's older form; use tool_calls"},
-		"name":          {Note: "messages have no names there"},
+		"name":          name,
+		"prefix":        {Note: "it is Mistral's"},
 	}
 }
 
@@ -228,6 +289,12 @@ func (t *translation) readMessage(path string, v raw) message {
 			m.plain = len(m.parts) == 1
 		}
 		t.readReasoning(&m, &o)
+		if t.kind == Mistral {
+			m.prefix, _ = t.takeBool(&o, "prefix")
+		}
+		if v := o.peek("prefix"); v.kind() == 'f' { // as without it
+			o.take("prefix")
+		}
 		for _, name := range []string{"annotations", "tool_calls"} { // as answers have them when there are none
 			if v := o.peek(name); v.kind() == '[' && len(v.compact()) == 2 {
 				o.take(name)
@@ -241,8 +308,29 @@ func (t *translation) readMessage(path string, v raw) message {
 		m.callID = id.string()
 		m.name, _ = t.takeString(&o, "name")
 	}
-	t.leftover(&o, messageFates())
+	if cache := t.readCache(&o); cache != nil {
+		m.mark(cache)
+	}
+	t.leftover(&o, messageFates(m.role))
 	return m
+}
+
+// mark puts a mark for the cache that stands on the message where Anthropic has it: on its
+// last block. A mark that the block has itself is kept.
+func (m *message) mark(cache raw) {
+	switch {
+	case m.role == "tool":
+		m.cache = cache
+	case len(m.calls) > 0:
+		m.calls[len(m.calls)-1].cache = cache
+	case len(m.parts) > 0 && m.parts[len(m.parts)-1].cache == nil:
+		m.parts[len(m.parts)-1].cache = cache
+	}
+}
+
+// says says whether the message holds anything that a provider is sent.
+func (m *message) says() bool {
+	return len(m.calls) > 0 || m.reasoning != nil || slices.ContainsFunc(m.parts, func(p part) bool { return p.kind != "text" || len(p.text) > 2 })
 }
 
 func (t *translation) readContent(m *message, v raw) {
@@ -255,7 +343,9 @@ func (t *translation) readContent(m *message, v raw) {
 		m.parts = []part{}
 		for i, v := range v.elements() {
 			path := m.path + "content[" + strconv.Itoa(i) + "]"
-			if p, ok := t.readPart(path, v); ok {
+			if m.role == "assistant" && v.get("type").string() == "thinking" {
+				t.readThinking(m, path, v)
+			} else if p, ok := t.readPart(path, v); ok {
 				m.parts = append(m.parts, p)
 			}
 		}
@@ -288,7 +378,12 @@ func (t *translation) readPart(path string, v raw) (part, bool) {
 		}
 	case "image_url":
 		p.kind = "image"
-		image := t.object(path+".image_url", o.take("image_url"))
+		v := o.take("image_url")
+		if v.kind() == '"' { // Mistral's shorter form
+			p.url = t.readURL(path+".image_url", v)
+			break
+		}
+		image := t.object(path+".image_url", v)
 		u, ok := t.takeString(&image, "url")
 		if !ok {
 			t.invalid(path+".image_url.url", "is missing")
@@ -301,8 +396,22 @@ func (t *translation) readPart(path string, v raw) (part, bool) {
 			}
 		}
 		t.leftover(&image, nil)
+	case "document_url": // Mistral's form of a file
+		p.kind = "file"
+		u, ok := t.takeString(&o, "document_url")
+		if !ok {
+			t.invalid(path+".document_url", "is missing")
+		}
+		p.url = t.readURL(path+".document_url", u)
+		p.filename, _ = t.takeString(&o, "document_name")
 	case "input_audio":
 		p.kind = "audio"
+		if v := o.peek("input_audio"); v.kind() == '"' && t.kind == Mistral { // its own form
+			if p.data = o.take("input_audio"); !isBase64(p.data.text()) {
+				t.invalid(path+".input_audio", "is not base64")
+			}
+			break
+		}
 		audio := t.object(path+".input_audio", o.take("input_audio"))
 		p.data, ok = t.takeString(&audio, "data")
 		if !ok || !isBase64(p.data.text()) {
@@ -333,10 +442,44 @@ func (t *translation) readPart(path string, v raw) (part, bool) {
 	}
 	p.cache = t.readCache(&o)
 	t.leftover(&o, map[string]fate{
-		"cache_control":           {Note: "it is Anthropic's"},
-		"prompt_cache_breakpoint": {Note: "prompts are not cached at marks there"},
+		"cache_control":           left("it is Anthropic's"),
+		"prompt_cache_breakpoint": left("prompts are not cached at marks there"),
 	})
 	return p, true
+}
+
+// readThinking takes a chunk of reasoning, which Mistral's format has in the content.
+func (t *translation) readThinking(m *message, path string, v raw) {
+	o := t.object(path, v)
+	o.take("type")
+	o.take("closed") // whether it was all of it; the response's own mark
+	thinking := o.take("thinking")
+	texts := []raw{thinking}
+	if thinking.kind() == '[' {
+		texts = nil
+		for _, x := range thinking.elements() {
+			texts = append(texts, x.get("text"))
+		}
+	}
+	for _, x := range texts {
+		if x.kind() != '"' {
+			t.invalid(path+".thinking", "is neither a string nor an array of texts")
+			return
+		}
+	}
+	if m.reasoning != nil {
+		texts = append([]raw{m.reasoning}, texts...)
+	}
+	if m.reasoning = joined(texts); len(m.reasoning) == 2 {
+		m.reasoning = nil
+	}
+	if signature, ok := t.takeString(&o, "signature"); ok {
+		if m.signature = signature; t.kind != Mistral {
+			m.signature = nil
+			t.hint(path+".signature", "it is Mistral's signature")
+		}
+	}
+	t.leftover(&o, nil)
 }
 
 // readCache takes a mark in the prompt up to which it is worth caching: OpenAI's
@@ -358,7 +501,7 @@ func (t *translation) readCache(o *object) raw {
 	mark := t.object(o.path+"prompt_cache_breakpoint", v)
 	mark.take("mode")
 	if ttl := mark.take("ttl"); ttl != nil && ttl.string() != "30m" {
-		t.refuse(mark.path+"ttl", "Anthropic keeps a prompt for an hour at most")
+		t.hint(mark.path+"ttl", "Anthropic keeps a prompt for an hour at most")
 		return nil
 	}
 	t.leftover(&mark, nil)
@@ -392,7 +535,17 @@ func (t *translation) readURL(path string, v raw) url {
 	if len(media) == 0 {
 		t.invalid(path, "is a data URL without a media type")
 	}
-	return url{media: string(bytes.ToLower(media)), data: quoted(data)}
+	name := string(bytes.ToLower(media))
+	if usual, ok := mediaNames[name]; ok {
+		name = usual
+	}
+	return url{media: name, data: quoted(data)}
+}
+
+// mediaNames are other names that clients give to media types, and the registered ones.
+var mediaNames = map[string]string{
+	"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png", "image/x-webp": "image/webp",
+	"application/x-pdf": "application/pdf", "text/txt": "text/plain",
 }
 
 func (t *translation) readCalls(m *message, o *object) {
@@ -406,6 +559,9 @@ func (t *translation) readCalls(m *message, o *object) {
 		c := call{path: path + "."}
 		if kind := o.take("type"); kind != nil && kind.string() != "function" {
 			t.refuse(path+".type", "only functions can be called")
+			if id := o.peek("id"); id.kind() == '"' {
+				m.left = append(m.left, id.string())
+			}
 			continue
 		}
 		if n, ok := o.peek("index").whole(); ok && n == int64(i) {
@@ -420,7 +576,9 @@ func (t *translation) readCalls(m *message, o *object) {
 		if c.name, ok = t.takeString(&f, "name"); !ok {
 			t.invalid(path+".function.name", "is missing")
 		}
-		if c.arguments, ok = t.takeString(&f, "arguments"); !ok {
+		if v := f.peek("arguments"); v.kind() == '{' { // Mistral's format has objects as well
+			c.arguments = quote(nil, f.take("arguments"))
+		} else if c.arguments, ok = t.takeString(&f, "arguments"); !ok {
 			c.arguments = raw(`""`)
 		}
 		t.leftover(&f, nil)
@@ -431,9 +589,8 @@ func (t *translation) readCalls(m *message, o *object) {
 }
 
 func (t *translation) readReasoning(m *message, o *object) {
-	m.reasoning, _ = t.takeString(o, "reasoning_content")
-	if len(m.reasoning) == 2 {
-		m.reasoning = nil
+	if v, ok := t.takeString(o, "reasoning_content"); ok && len(v) > 2 {
+		m.reasoning = v
 	}
 	blocks, _ := t.takeArray(o, "thinking_blocks")
 	for i, v := range blocks.elements() {
@@ -443,10 +600,16 @@ func (t *translation) readReasoning(m *message, o *object) {
 		}
 		m.thinking = append(m.thinking, v)
 	}
+	if t.kind != Anthropic && len(m.thinking) > 0 {
+		t.hint(m.path+"thinking_blocks", "they are Anthropic's")
+		m.thinking = nil
+	}
+	whose, name := "google", "thought_signature"
 	if t.kind == Mistral {
-		m.signature = t.readExtra(o, "mistral", "signature")
-	} else {
-		m.signature = t.readExtra(o, "google", "thought_signature")
+		whose, name = "mistral", "signature"
+	}
+	if v := t.readExtra(o, whose, name); v != nil {
+		m.signature = v
 	}
 }
 
@@ -465,13 +628,16 @@ func (t *translation) readExtra(o *object, whose, name string) raw {
 		t.leftover(&own, nil)
 	}
 	t.leftover(&extra, map[string]fate{
-		"google":  {Note: "it is Gemini's signature"},
-		"mistral": {Note: "it is Mistral's signature"},
+		"google":  left("it is Gemini's signature"),
+		"mistral": left("it is Mistral's signature"),
 	})
 	return signature
 }
 
-// argumentsObject is the arguments of a call as an object, which they are a string of.
+// argumentsObject is the arguments of a call as an object, which they are a string of. A
+// model can write a text that is not an object, or be cut short in it. Such a text is kept
+// in the object that Anthropic documents for it:
+// https://docs.anthropic.com/en/docs/agents-and-tools/tool-use/fine-grained-tool-streaming
 func (t *translation) argumentsObject(c call) raw {
 	text := c.arguments.text()
 	if len(bytes.TrimSpace(text)) == 0 {
@@ -479,8 +645,11 @@ func (t *translation) argumentsObject(c call) raw {
 	}
 	v, ok := parse(text)
 	if !ok || v.kind() != '{' {
-		t.invalid(c.path+"function.arguments", "is not the text of a JSON object, which "+Name(t.kind)+" needs")
-		return raw("{}")
+		var w writer
+		w.open('{')
+		w.keyRaw("INVALID_JSON", c.arguments)
+		w.close('}')
+		return w.b
 	}
 	return v
 }
@@ -509,6 +678,7 @@ func (t *translation) readTools() []tool {
 		if x.parameters != nil && x.parameters.kind() != '{' {
 			t.invalid(path+".function.parameters", "is not an object")
 		}
+		x.parameters = objectSchema(x.parameters)
 		if v := f.take("strict"); v != nil {
 			if x.strict = v; !v.isBool() {
 				t.invalid(path+".function.strict", "is neither true nor false")
@@ -516,10 +686,33 @@ func (t *translation) readTools() []tool {
 		}
 		t.leftover(&f, nil)
 		x.cache = t.readCache(&o)
-		t.leftover(&o, map[string]fate{"cache_control": {Note: "it is Anthropic's"}})
+		t.leftover(&o, map[string]fate{"cache_control": left("it is Anthropic's")})
 		ts = append(ts, x)
 	}
 	return ts
+}
+
+// objectSchema is the schema of a function's parameters with its type, which providers
+// require and OpenAI does not: arguments are always an object.
+func objectSchema(schema raw) raw {
+	if schema.kind() != '{' || schema.get("type").given() {
+		return schema
+	}
+	if len(schema.compact()) == 2 {
+		return raw(`{"type":"object"}`)
+	}
+	w := writer{b: make([]byte, 0, len(schema)+20)}
+	w.open('{')
+	w.keyString("type", "object")
+	for name, v := range schema.members() {
+		if string(name) != "type" { // null
+			w.text(name)
+			w.b = append(w.b, ':')
+			w.raw(v)
+		}
+	}
+	w.close('}')
+	return w.b
 }
 
 // readChoice reads tool_choice. allowed_tools needs no word of the provider's:
@@ -531,7 +724,10 @@ func (t *translation) readChoice(c *chat) choice {
 		return choice{}
 	case '"':
 		switch mode := v.string(); mode {
-		case "auto", "none", "required":
+		case "auto", "none", "required", "any":
+			if mode == "any" { // Mistral's word
+				mode = "required"
+			}
 			if len(c.tools) == 0 && mode != "required" {
 				return choice{} // nothing to choose from
 			}
@@ -686,11 +882,10 @@ func (t *translation) readMax() int64 {
 // refuse a penalty of 0.
 func (t *translation) carry(pairs ...string) {
 	for i := 0; i < len(pairs); i += 2 {
-		v, ok := t.takeNumber(&t.top, pairs[i])
+		n, v, ok := t.takeBounded(pairs[i])
 		if !ok {
 			continue
 		}
-		n, _ := v.number()
 		switch pairs[i] {
 		case "frequency_penalty", "presence_penalty":
 			ok = n != 0
@@ -702,6 +897,40 @@ func (t *translation) carry(pairs ...string) {
 		}
 	}
 }
+
+// takeBounded takes a number that the kind has bounds for: see bounds.
+func (t *translation) takeBounded(name string) (float64, raw, bool) {
+	v, ok := t.takeNumber(&t.top, name)
+	if !ok {
+		return 0, nil, false
+	}
+	n, _ := v.number()
+	if b, bounded := boundOf(t.kind, name); bounded && (n < b.from || n > b.to) {
+		t.refuse(name, b.why())
+		return 0, nil, false
+	}
+	return n, v, true
+}
+
+// checkStops compares the stop sequences with what the kind accepts.
+func (t *translation) checkStops(c *chat) {
+	if b, ok := boundOf(t.kind, "stop"); ok && float64(len(c.stops)) > b.to {
+		t.refuse("stop", b.why())
+		c.stops = nil
+	}
+	if t.kind != Anthropic {
+		return
+	}
+	c.stops = slices.DeleteFunc(c.stops, func(s raw) bool {
+		if blank(s) {
+			t.refuse("stop", "a stop sequence of white space only is not accepted there")
+		}
+		return blank(s)
+	})
+}
+
+// blank says whether a string holds nothing but white space.
+func blank(s raw) bool { return len(bytes.TrimSpace(s.text())) == 0 }
 
 // emptySchema is the parameters of a function that takes none.
 const emptySchema = `{"type":"object","properties":{}}`

@@ -12,7 +12,9 @@ func (t *translation) cohereChat(c chat) {
 	w.key("messages")
 	w.open('[')
 	for i := range c.messages {
-		t.cohereMessage(&c.messages[i])
+		if m := &c.messages[i]; m.role != "assistant" || m.says() { // an empty one is refused
+			t.cohereMessage(m)
+		}
 	}
 	w.close(']')
 	w.key("stream")
@@ -63,9 +65,6 @@ func (t *translation) cohereMessage(m *message) {
 	w := &t.w
 	w.open('{')
 	w.keyString("role", m.role)
-	if len(m.thinking) > 0 {
-		t.refuse(m.path+"thinking_blocks", "they are Anthropic's")
-	}
 	if m.role == "tool" {
 		w.keyString("tool_call_id", m.callID)
 	}

@@ -50,8 +50,7 @@ func (a *Answer) cohereWhole(v raw) {
 		}
 	}
 	for _, c := range m.get("tool_calls").elements() {
-		n := a.call(r, a.toolID(c.get("id")), c.get("function", "name"), nil)
-		a.arguments(r, n, c.get("function", "arguments"))
+		a.call(r, a.toolID(c.get("id")), c.get("function", "name"), nil, c.get("function", "arguments"))
 	}
 	if c := m.get("citations"); c.kind() == '[' && len(c.compact()) > 2 {
 		a.lose("citations")
@@ -132,14 +131,17 @@ func (a *Answer) cohereEvent(v raw) {
 	case `"tool-call-start"`:
 		r := a.reply(0)
 		c := message.get("tool_calls")
-		n := a.call(r, a.toolID(c.get("id")), c.get("function", "name"), nil)
-		a.arguments(r, n, c.get("function", "arguments"))
+		if n := a.call(r, a.toolID(c.get("id")), c.get("function", "name"), nil, c.get("function", "arguments")); n >= 0 {
+			if i, ok := v.get("index").whole(); ok {
+				r.calls[n].index = i
+			}
+		}
 	case `"tool-call-delta"`:
 		r := a.reply(0)
-		a.arguments(r, len(r.calls)-1, message.get("tool_calls", "function", "arguments"))
+		a.arguments(r, r.cohereCall(v), message.get("tool_calls", "function", "arguments"))
 	case `"tool-call-end"`:
 		r := a.reply(0)
-		a.endCall(r, len(r.calls)-1)
+		a.endCall(r, r.cohereCall(v))
 	case `"citation-start"`:
 		a.lose("citations")
 	case `"message-end"`:
@@ -163,4 +165,12 @@ func (a *Answer) cohereEvent(v raw) {
 			a.fail(f)
 		}
 	}
+}
+
+// cohereCall is the call that an event is about: by its index, or the last.
+func (r *reply) cohereCall(v raw) int {
+	if i, ok := v.get("index").whole(); ok {
+		return r.callAt(i)
+	}
+	return len(r.calls) - 1
 }

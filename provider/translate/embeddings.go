@@ -109,9 +109,7 @@ func (t *translation) readInputs() []raw {
 		for _, x := range v.elements() {
 			if x.kind() == '[' || x.isNumber() {
 				// Tokens of another tokenizer would be other words: not even to drop.
-				if t.err == nil {
-					t.err = &Unsupported{Field: "input", Kind: t.kind, Why: "tokens are OpenAI's; send text"}
-				}
+				t.cannot("input", "tokens are OpenAI's; send text")
 				return nil
 			}
 			if x.kind() != '"' {
@@ -122,6 +120,9 @@ func (t *translation) readInputs() []raw {
 	}
 	if len(texts) == 0 {
 		t.invalid("input", "is neither a string nor an array of strings")
+	}
+	if b, ok := boundOf(t.kind, "input"); ok && float64(len(texts)) > b.to {
+		t.cannot("input", b.why())
 	}
 	return texts
 }
@@ -173,11 +174,14 @@ func (a *Answer) embedded(v raw) []byte {
 	}
 	w.close(']')
 	w.keyString("model", a.Model())
-	w.key("usage")
-	w.open('{')
-	w.keyInt("prompt_tokens", a.usage.input)
-	w.keyInt("total_tokens", a.usage.input)
-	w.b = append(w.b, "}}"...)
+	if a.usage.known { // what the provider did not say is not 0
+		w.key("usage")
+		w.open('{')
+		w.keyInt("prompt_tokens", a.usage.input)
+		w.keyInt("total_tokens", a.usage.input)
+		w.close('}')
+	}
+	w.close('}')
 	return w.b
 }
 

@@ -20,7 +20,7 @@ var samples = map[string][]string{
 	"model":                                                          {`"model":"gemini-2.5-pro"`},
 	"messages":                                                       {user(`"x"`)},
 	"messages[].role":                                                {`"messages":[{"role":"developer","content":"a"},{"role":"system","content":"b"},{"role":"user","content":"c"}]`, `"messages":[{"role":"function","name":"f","content":"a"},{"role":"user","content":"x"}]`},
-	"messages[].name":                                                {`"messages":[{"role":"user","name":"ann","content":"x"}]`, `"messages":[{"role":"system","name":"ann","content":"x"}]`},
+	"messages[].name":                                                {`"messages":[{"role":"user","name":"ann","content":"x"}]`, `"messages":[{"role":"system","name":"ann","content":"x"},{"role":"user","content":"x"}]`},
 	"messages[].content (text)":                                      {user(`[{"type":"text","text":"x"}]`)},
 	"messages[].content[].image_url":                                 {user(`[{"type":"image_url","image_url":{"url":"https://example.com/a"}}]`), user(`[{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]`), user(`[{"type":"image_url","image_url":{"url":"data:image/bmp;base64,AAAA"}}]`)},
 	"messages[].content[].image_url.detail":                          {image("low"), image("high"), image("original")},
@@ -31,7 +31,7 @@ var samples = map[string][]string{
 	"messages[].content[].prompt_cache_breakpoint":                   {user(`[{"type":"text","text":"x","prompt_cache_breakpoint":{"mode":"explicit"}}]`), user(`[{"type":"text","text":"x","prompt_cache_breakpoint":{"mode":"explicit","ttl":"12h"}}]`)},
 	"messages[].content[].cache_control":                             {user(`[{"type":"text","text":"x","cache_control":{"type":"ephemeral"}}]`)},
 	"messages[].tool_calls":                                          {called(`"type":"function","function":{"name":"f","arguments":"{}"}`)},
-	"messages[].tool_calls[] (custom)":                               {`"messages":[{"role":"user","content":"x"},{"role":"assistant","tool_calls":[{"id":"c","type":"custom","custom":{"name":"f","input":"x"}}]}]`},
+	"messages[].tool_calls[] (custom)":                               {`"messages":[{"role":"user","content":"x"},{"role":"assistant","tool_calls":[{"id":"c","type":"custom","custom":{"name":"f","input":"x"}}]},{"role":"tool","tool_call_id":"c","content":"y"},{"role":"user","content":"x"}]`},
 	"messages[] of role tool":                                        {called(`"function":{"name":"f","arguments":"{}"}`)},
 	"messages[].refusal":                                             {assistant(`"refusal":"no"`)},
 	"messages[].audio":                                               {assistant(`"content":"x","audio":{"id":"a"}`)},
@@ -41,7 +41,7 @@ var samples = map[string][]string{
 	"messages[].reasoning_content/anthropic":                         {assistant(`"content":"x","reasoning_content":"r"`), assistant(`"content":"x","reasoning_content":"r","thinking_blocks":[{"type":"thinking","thinking":"r","signature":"s"}]`)},
 	"messages[].thinking_blocks":                                     {assistant(`"content":"x","thinking_blocks":[{"index":0,"type":"thinking","thinking":"r","signature":"s"}]`)},
 	"messages[].extra_content.google.thought_signature":              {assistant(`"content":"x","extra_content":{"google":{"thought_signature":"c2ln"}}`)},
-	"messages[].tool_calls[].extra_content.google.thought_signature": {`"messages":[{"role":"user","content":"x"},{"role":"assistant","tool_calls":[{"id":"abcdefghi","type":"function","function":{"name":"f","arguments":"{}"},"extra_content":{"google":{"thought_signature":"c2ln"}}}]}]`},
+	"messages[].tool_calls[].extra_content.google.thought_signature": {called(`"type":"function","function":{"name":"f","arguments":"{}"},"extra_content":{"google":{"thought_signature":"c2ln"}}`)},
 	"messages[].extra_content.mistral.signature":                     {assistant(`"content":"x","reasoning_content":"r","extra_content":{"mistral":{"signature":"c2ln"}}`)},
 	"audio":                  {`"audio":{"voice":"alloy","format":"wav"}`},
 	"frequency_penalty":      {`"frequency_penalty":0.5`},
@@ -55,7 +55,7 @@ var samples = map[string][]string{
 	"modalities":             {`"modalities":["text","audio"]`},
 	"moderation":             {`"model":"m-1","moderation":{"model":"m"}`},
 	"n":                      {`"n":2`},
-	"parallel_tool_calls":    {`"parallel_tool_calls":false,` + function},
+	"parallel_tool_calls":    {`"parallel_tool_calls":false,` + two},
 	"prediction":             {`"prediction":{"type":"content","content":"x"}`, `"prediction":{"type":"content","content":[{"type":"text","text":"x"},{"type":"text","text":"y"}]}`},
 	"presence_penalty":       {`"presence_penalty":-0.5`},
 	"prompt_cache_key":       {`"prompt_cache_key":"k"`},
@@ -73,8 +73,8 @@ var samples = map[string][]string{
 	"stream_options.include_usage":            {`"stream":true,"stream_options":{"include_usage":true}`},
 	"stream_options.include_obfuscation":      {`"stream":true,"stream_options":{"include_obfuscation":true}`},
 	"temperature":                             {`"temperature":0.1`},
-	"temperature/anthropic":                   {`"model":"claude-sonnet-4-6","temperature":0.1`, `"model":"claude-opus-4-7","temperature":0.1`},
-	"top_p/anthropic":                         {`"model":"claude-3-7-sonnet-20250219","top_p":0.1`, `"model":"claude-sonnet-5","top_p":0.1`},
+	"temperature/anthropic":                   {`"model":"claude-sonnet-4-6","temperature":0.1`, `"model":"claude-opus-4-7","temperature":0.1`, `"model":"claude-haiku-4-5","temperature":1.7`, `"model":"claude-haiku-4-5","temperature":0.5,"reasoning_effort":"low"`},
+	"top_p/anthropic":                         {`"model":"claude-3-7-sonnet-20250219","top_p":0.1`, `"model":"claude-sonnet-5","top_p":0.1`, `"model":"claude-haiku-4-5","temperature":0.5,"top_p":0.1`, `"model":"claude-haiku-4-5","reasoning_effort":"low","top_p":0.1`},
 	"tool_choice":                             {`"tool_choice":"required",` + function, `"tool_choice":"none",` + function, `"tool_choice":{"type":"function","function":{"name":"f"}},` + function},
 	"tool_choice.allowed_tools":               {`"tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"auto","tools":[{"type":"function","function":{"name":"f"}}]}},` + function},
 	"tools":                                   {function},
@@ -86,6 +86,32 @@ var samples = map[string][]string{
 	"user":                                    {`"user":"u"`},
 	"verbosity":                               {`"verbosity":"low"`},
 	"web_search_options":                      {`"web_search_options":{}`},
+	"messages[].name (assistant)":             {assistant(`"content":"x","name":"ann"`)},
+	"messages (order)":                        {user(`"x"`)},
+	"messages (order)/anthropic":              {user(`"x"`), `"messages":[{"role":"system","content":"x"}]`, `"model":"claude-opus-4-6","messages":[{"role":"user","content":"x"},{"role":"assistant","content":"y"}]`},
+	"messages (order)/gemini":                 {user(`"x"`), `"messages":[{"role":"system","content":"x"}]`, user(`""`)},
+	"messages (order)/mistral":                {user(`"x"`), `"messages":[{"role":"user","content":"x"},{"role":"assistant","content":"y"}]`, strings.Replace(called(`"function":{"name":"f","arguments":"{}"}`), `"ok"}`, `"ok"},{"role":"user","content":"y"}`, 1)},
+	"messages[].prefix":                       {`"messages":[{"role":"user","content":"x"},{"role":"assistant","content":"y","prefix":true}]`},
+	"messages[].cache_control":                {`"messages":[{"role":"user","content":"x","cache_control":{"type":"ephemeral"}}]`},
+	"frequency_penalty/cohere":                {`"frequency_penalty":0.5`, `"frequency_penalty":1.5`},
+	"presence_penalty/cohere":                 {`"presence_penalty":0.5`, `"presence_penalty":-0.5`},
+	"n/gemini":                                {`"n":2`, `"n":9`},
+	"seed/gemini":                             {`"seed":1`, `"seed":3000000000`},
+	"seed/cohere":                             {`"seed":1`, `"seed":-1`},
+	"seed/mistral":                            {`"seed":1`, `"seed":-1`},
+	"stop/anthropic":                          {`"stop":"x"`, `"stop":["x","\n"]`},
+	"stop/gemini":                             {`"stop":"x"`, `"stop":["1","2","3","4","5","6"]`},
+	"stop/cohere":                             {`"stop":"x"`, `"stop":["1","2","3","4","5","6"]`},
+	"temperature/mistral":                     {`"temperature":0.1`, `"temperature":1.7`},
+	"random_seed":                             {`"random_seed":1`},
+	"safe_prompt":                             {`"safe_prompt":true`},
+	"prompt_mode":                             {`"prompt_mode":"reasoning"`},
+	"tools/anthropic":                         {function, `"tools":[{"type":"function","function":{"name":"f","parameters":{"anyOf":[{"type":"object"}]}}}]`, `"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"string"}}}]`},
+	"response_format/anthropic":               {schema(`"name":"a","schema":{"type":"object"}`), `"response_format":{"type":"json_object"}`, `"response_format":{"type":"json_object"},` + function},
+	"input/gemini":                            {`"input":"x"`, `"input":["x"` + strings.Repeat(`,"x"`, 99) + `]`, `"input":["x"` + strings.Repeat(`,"x"`, 100) + `]`, `"input":[1,2]`},
+	"input/cohere":                            {`"input":"x"`, `"input":["x"` + strings.Repeat(`,"x"`, 95) + `]`, `"input":["x"` + strings.Repeat(`,"x"`, 96) + `]`, `"input":[1,2]`},
+	"parallel_tool_calls/gemini":              {`"parallel_tool_calls":false,` + two, `"parallel_tool_calls":false,` + function, `"parallel_tool_calls":false,"tool_choice":{"type":"function","function":{"name":"f"}},` + two},
+	"parallel_tool_calls/cohere":              {`"parallel_tool_calls":false,` + two, `"parallel_tool_calls":false,` + function, `"parallel_tool_calls":false,"tool_choice":{"type":"function","function":{"name":"f"}},` + two},
 
 	"input":           {`"input":"x"`, `"input":["x","y"]`, `"input":[1,2]`},
 	"dimensions":      {`"dimensions":8`},
@@ -93,9 +119,15 @@ var samples = map[string][]string{
 	"input_type":      {`"input_type":"clustering"`},
 }
 
+const two = `"tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"g"}}]`
 const function = `"tools":[{"type":"function","function":{"name":"f"}}]`
 
-func user(content string) string { return `"messages":[{"role":"user","content":` + content + `}]` }
+func user(content string) string {
+	if rest, ok := strings.CutSuffix(content, "]"); ok { // something is left if the rest is left out
+		content = rest + `,{"type":"text","text":"x"}]`
+	}
+	return `"messages":[{"role":"user","content":` + content + `}]`
+}
 func image(detail string) string {
 	return `"model":"gemini-3-pro",` + user(`[{"type":"image_url","image_url":{"url":"https://example.com/a","detail":"`+detail+`"}}]`)
 }
@@ -154,8 +186,14 @@ func TestFates(t *testing.T) {
 					}
 					for _, s := range ss {
 						b := body(table.embeddings, s)
-						_, err := table.convert(kind, b, translate.Options{})
+						_, err := table.convert(kind, b, translate.Options{Drop: translate.DropNothing})
 						var u *translate.Unsupported
+						if v := f.Fates[kind].Verdict; v == translate.Hint || v == translate.Refused {
+							r, err := table.convert(kind, b, translate.Options{})
+							if v == translate.Hint && (err != nil || len(r.Dropped) == 0 || !about(f.Name, r.Dropped[0])) || v == translate.Refused && err == nil {
+								t.Errorf("%s, as it is by default: %v, %v; the table says %s", b, r.Dropped, err, v)
+							}
+						}
 						switch {
 						case err == nil:
 							went++
@@ -169,10 +207,13 @@ func TestFates(t *testing.T) {
 							if f.Fates[kind].Verdict == translate.Refused && u.Field == f.Name && u.Why != f.Fates[kind].Note {
 								t.Errorf("%s: refused because %q; the table says %q", b, u.Why, f.Fates[kind].Note)
 							}
-							if f.Name == "input" {
-								continue // other words cannot be left out
+							r, err := table.convert(kind, b, translate.Options{Drop: translate.DropAll})
+							if u.Always { // it is not the same request without it
+								if err == nil {
+									t.Errorf("%s: left out, although it cannot be", b)
+								}
+								continue
 							}
-							r, err := table.convert(kind, b, translate.Options{DropUnsupported: true})
 							if err != nil || len(r.Dropped) == 0 || !about(f.Name, r.Dropped[0]) {
 								t.Errorf("%s, to be dropped: %v, %v", b, r.Dropped, err)
 							}
@@ -183,12 +224,13 @@ func TestFates(t *testing.T) {
 						translate.Renamed: went > 0 && not == 0,
 						translate.Partly:  went > 0 && not > 0,
 						translate.Refused: went == 0 && not > 0,
+						translate.Hint:    went == 0 && not > 0,
 					}[f.Fates[kind].Verdict]
 					// Where a role or an effort has all its values, nothing is left to refuse.
 					if !ok {
 						t.Errorf("the table says %s; of the samples %d went and %d did not", f.Fates[kind].Verdict, went, not)
 					}
-					if f.Fates[kind].Verdict == translate.Refused && f.Fates[kind].Note == "" {
+					if v := f.Fates[kind].Verdict; (v == translate.Refused || v == translate.Hint) && f.Fates[kind].Note == "" {
 						t.Error("the table does not say why")
 					}
 				})
@@ -248,7 +290,7 @@ func TestNothingLost(t *testing.T) {
 		`"messages":[{"role":"system","content":"x","zzz":1},{"role":"user","content":"x"}]`,
 		`"messages":[{"role":"user","content":[{"type":"text","text":"x","zzz":1}]}]`,
 		`"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"https://a.b/c","zzz":1}}]}]`,
-		`"messages":[{"role":"user","content":[{"type":"zzz"}]}]`,
+		user(`[{"type":"zzz"}]`),
 		assistant(`"content":"x","zzz":1`),
 		called(`"function":{"name":"f","arguments":"{}"},"zzz":1`),
 		called(`"function":{"name":"f","arguments":"{}","zzz":1}`),
@@ -271,7 +313,7 @@ func TestNothingLost(t *testing.T) {
 			if !errors.As(err, &u) {
 				t.Errorf("%s to %s: %v", p, kind, err)
 			}
-			r, err := translate.Chat(kind, body(false, p), translate.Options{DropUnsupported: true})
+			r, err := translate.Chat(kind, body(false, p), translate.Options{Drop: translate.DropAll})
 			if err != nil || len(r.Dropped) == 0 || strings.Contains(string(r.Body), "zzz") {
 				t.Errorf("%s to %s, to be dropped: %q, %v", p, kind, r.Dropped, err)
 			}
@@ -289,7 +331,7 @@ func TestManyFields(t *testing.T) {
 	for i := range 200_000 {
 		fmt.Fprintf(&b, `"f%d":1,`, i)
 	}
-	r, err := translate.Chat(translate.Mistral, body(false, strings.TrimSuffix(b.String(), ",")), translate.Options{DropUnsupported: true})
+	r, err := translate.Chat(translate.Mistral, body(false, strings.TrimSuffix(b.String(), ",")), translate.Options{Drop: translate.DropAll})
 	var u *translate.Unsupported
 	if !errors.As(err, &u) || u.Field != "f100" || r.Dropped != nil {
 		t.Errorf("%v, %d dropped", err, len(r.Dropped))

@@ -14,6 +14,7 @@ const (
 	Renamed Verdict = "renamed" // the same under another name or in another form
 	Partly  Verdict = "partly"  // some values; the others are refused
 	Refused Verdict = "refused"
+	Hint    Verdict = "left out" // it changes no response: left out and listed, refused if the org drops nothing
 )
 
 // fate is what becomes of one field at one kind.
@@ -88,6 +89,7 @@ func published(table func() []row) []Field {
 type row struct {
 	name                               string
 	neutral                            []string
+	hint                               bool   // the kinds that are not named leave it out
 	why                                string // of the kinds that refuse without a word of their own
 	anthropic, gemini, cohere, mistral fate
 }
@@ -96,8 +98,11 @@ func (r row) fate(kind string) fate {
 	f := map[string]fate{Anthropic: r.anthropic, Gemini: r.gemini, Cohere: r.cohere, Mistral: r.mistral}[kind]
 	if f.Verdict == "" {
 		f.Verdict = Refused
+		if r.hint {
+			f.Verdict = Hint
+		}
 	}
-	if f.Verdict == Refused && f.Note == "" {
+	if (f.Verdict == Refused || f.Verdict == Hint) && f.Note == "" {
 		f.Note = r.why
 	}
 	f.neutral = r.neutral
@@ -124,6 +129,9 @@ func partly(name, note string) fate { return fate{Verdict: Partly, As: name, Not
 
 func not(why string) fate { return fate{Verdict: Refused, Note: why} }
 
+// left is a field that changes no response, and that the kind leaves out.
+func left(why string) fate { return fate{Verdict: Hint, Note: why} }
+
 // all is a row that says the same of every kind.
 func all(name string, f fate, neutral ...string) row {
 	return row{name: name, neutral: neutral, anthropic: f, gemini: f, cohere: f, mistral: f}
@@ -134,7 +142,8 @@ func Markdown() string {
 	var b strings.Builder
 	b.WriteString("# What becomes of each field\n\n" +
 		"Made from `table.go` by `go test ./provider/translate -run TestFieldsPage -update`, and checked against what the code does by `TestFates`.\n\n" +
-		"*Refused* is answered with 422 and names the field, or is left out and listed if the org sets `drop_unsupported`. " +
+		"*Refused* is answered with 422 and names the field, or is left out and listed if the provider's settings have `drop: all`. " +
+		"*Left out* is for what changes no response: it is left out and listed, and refused only with `drop: none`. " +
 		"A field that is in no table is refused as well. `null` says nothing and is always accepted.\n")
 	for _, table := range []struct {
 		title  string

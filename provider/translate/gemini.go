@@ -3,7 +3,6 @@ package translate
 import (
 	"bytes"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -125,9 +124,6 @@ func (t *translation) geminiContents(ms []message, old bool) (system, contents [
 	for i := range ms {
 		m := &ms[i]
 		if m.role == "system" {
-			if len(sys.b) == 0 {
-				sys.b = append(sys.b, `{"parts":[`...)
-			}
 			for j := range m.parts {
 				t.geminiPart(&sys, m, &m.parts[j], old)
 			}
@@ -136,6 +132,20 @@ func (t *translation) geminiContents(ms []message, old bool) (system, contents [
 		as := "user"
 		if m.role == "assistant" {
 			as = "model"
+		}
+		var parts writer
+		switch m.role {
+		case "tool":
+			t.geminiResult(&parts, m)
+		case "assistant":
+			t.geminiAssistant(&parts, m, old)
+		default:
+			for j := range m.parts {
+				t.geminiPart(&parts, m, &m.parts[j], old)
+			}
+		}
+		if len(parts.b) == 0 {
+			continue // it says nothing, and a turn without parts is refused
 		}
 		if as != role {
 			if role != "" {
@@ -147,31 +157,20 @@ func (t *translation) geminiContents(ms []message, old bool) (system, contents [
 			out.key("parts")
 			out.open('[')
 		}
-		switch m.role {
-		case "tool":
-			t.geminiResult(&out, m)
-		case "assistant":
-			t.geminiAssistant(&out, m, old)
-		default:
-			for j := range m.parts {
-				t.geminiPart(&out, m, &m.parts[j], old)
-			}
-		}
+		out.raw(parts.b)
 	}
-	if role != "" {
-		out.b = append(out.b, "]}"...)
+	if role == "" {
+		t.cannot("messages", "it needs a message that is not the system's, and that is not empty")
+		return nil, []byte("[]")
 	}
-	out.close(']')
+	out.b = append(out.b, "]}]"...)
 	if len(sys.b) > 0 {
-		sys.b = append(sys.b, "]}"...)
+		system = slices.Concat([]byte(`{"parts":[`), sys.b, []byte("]}"))
 	}
-	return sys.b, out.b
+	return system, out.b
 }
 
 func (t *translation) geminiAssistant(w *writer, m *message, old bool) {
-	if len(m.thinking) > 0 {
-		t.refuse(m.path+"thinking_blocks", "they are Anthropic's")
-	}
 	if m.reasoning != nil {
 		w.open('{')
 		w.keyRaw("text", m.reasoning)
@@ -182,9 +181,6 @@ func (t *translation) geminiAssistant(w *writer, m *message, old bool) {
 	signed := m.signature
 	for i := range m.parts {
 		p := &m.parts[i]
-		if len(p.text) == 2 && (len(m.parts) > 1 || len(m.calls) > 0) && signed == nil {
-			continue // an empty text says nothing
-		}
 		if p.kind != "text" || i < len(m.parts)-1 || signed == nil {
 			t.geminiPart(w, m, p, old)
 			continue
@@ -222,12 +218,10 @@ func (t *translation) geminiAssistant(w *writer, m *message, old bool) {
 }
 
 // geminiID is a call's id, unless it is one of those that we made because
-// Gemini gave none.
+// Gemini gave none. It knows those by the order of the results: see paired.
 func geminiID(id string) string {
-	if n, ok := strings.CutPrefix(id, "call_"); ok {
-		if _, err := strconv.ParseUint(n, 10, 32); err == nil {
-			return ""
-		}
+	if strings.HasPrefix(id, ownID) {
+		return ""
 	}
 	return id
 }
@@ -277,6 +271,9 @@ func (t *translation) geminiPart(w *writer, m *message, p *part, old bool) {
 	}
 	switch p.kind {
 	case "text":
+		if len(p.text) == 2 {
+			return // an empty text says nothing, and is refused
+		}
 		w.open('{')
 		w.keyRaw("text", p.text)
 	case "image":
@@ -305,7 +302,7 @@ func (t *translation) geminiPart(w *writer, m *message, p *part, old bool) {
 		w.open('{')
 		t.geminiData(w, p)
 		if p.filename != nil {
-			t.refuse(p.path+"file.filename", "data has no name there")
+			t.hint(p.path+"file.filename", "data has no name there")
 		}
 	}
 	w.close('}')

@@ -154,12 +154,11 @@ func (a *Answer) geminiAnswerPart(r *reply, p raw) {
 	}
 	switch {
 	case call.kind() == '{':
-		n := a.call(r, a.toolID(call.get("id")), call.get("name"), signature)
 		args := call.get("args")
 		if args.kind() != '{' {
 			args = raw("{}")
 		}
-		a.arguments(r, n, quote(nil, args.compact()))
+		a.call(r, a.toolID(call.get("id")), call.get("name"), signature, quote(nil, args.compact()))
 		return
 	case thought:
 		a.think(r, text)

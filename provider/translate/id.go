@@ -27,11 +27,17 @@ func fitID(kind, id string) string {
 	}
 	sum := sha256.Sum256([]byte(id))
 	if kind == Mistral {
-		var b [9]byte
-		for i := range b {
-			b[i] = letters[int(sum[i])%len(letters)]
-		}
-		return string(b[:])
+		return short([]byte(id), 9)
 	}
 	return "call_" + hex.EncodeToString(sum[:12])
+}
+
+// short is a digest of b in n letters and digits, at most 32.
+func short(b []byte, n int) string {
+	sum := sha256.Sum256(b)
+	out := make([]byte, n)
+	for i := range out {
+		out[i] = letters[int(sum[i])%len(letters)]
+	}
+	return string(out)
 }

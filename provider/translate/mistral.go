@@ -10,15 +10,40 @@ func (t *translation) mistralChat(c chat) {
 	w.keyString("model", c.model)
 	w.key("messages")
 	w.open('[')
+	last := message{}
 	for i := range c.messages {
-		t.mistralMessage(&c.messages[i])
+		m := &c.messages[i]
+		if m.role == "assistant" && !m.says() {
+			continue // it is refused, and says nothing
+		}
+		if last.role == "tool" && m.role != "tool" && m.role != "assistant" {
+			t.cannot(m.path+"role", "after a tool's message an assistant's has to come there")
+		}
+		t.mistralMessage(m)
+		last = *m
 	}
 	w.close(']')
+	if last.role != "user" && last.role != "tool" && !last.prefix {
+		t.cannot(last.path+"role", "a conversation ends with a user's or a tool's message there; with \"prefix\": true the response goes on from the assistant's")
+	}
 	if t.req.Stream {
 		w.key("stream")
 		w.bool(true)
 	}
 	t.mistralTools(c)
+	if v, ok := t.takeNumber(&t.top, "random_seed"); ok {
+		if t.top.peek("seed") != nil {
+			t.invalid("random_seed", "is given beside seed, which is the same")
+		}
+		w.keyRaw("random_seed", v)
+	}
+	if on, given := t.takeBool(&t.top, "safe_prompt"); given {
+		w.key("safe_prompt")
+		w.bool(on)
+	}
+	if v, ok := t.takeString(&t.top, "prompt_mode"); ok {
+		w.keyRaw("prompt_mode", v)
+	}
 	t.carry("temperature", "temperature", "top_p", "top_p", "seed", "random_seed", "n", "n",
 		"frequency_penalty", "frequency_penalty", "presence_penalty", "presence_penalty", "top_logprobs", "top_logprobs")
 	if on, given := t.takeBool(&t.top, "logprobs"); given {
@@ -63,8 +88,9 @@ func (t *translation) mistralMessage(m *message) {
 	w := &t.w
 	w.open('{')
 	w.keyString("role", m.role)
-	if len(m.thinking) > 0 {
-		t.refuse(m.path+"thinking_blocks", "they are Anthropic's")
+	if m.prefix {
+		w.key("prefix")
+		w.bool(true)
 	}
 	switch {
 	case m.parts == nil && m.reasoning == nil:

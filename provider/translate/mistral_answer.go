@@ -153,35 +153,40 @@ func (a *Answer) mistralContent(r *reply, v raw) {
 	}
 }
 
-// mistralCall reads a tool call, which comes whole or in pieces that have the
-// id of the first or none.
+// mistralCall reads a tool call, which comes whole or in pieces. Pieces are joined by the
+// id that they have, else by their index. A piece with neither belongs to the last call,
+// unless it has a name, which begins a call.
 func (a *Answer) mistralCall(r *reply, c raw) {
 	id := c.get("id")
 	f := c.get("function")
-	n := len(r.calls) - 1
-	isNew := n < 0
-	if len(id) > 2 && id.kind() == '"' && string(id) != `"null"` {
-		isNew = true
+	index, indexed := c.get("index").whole()
+	n := -1
+	switch {
+	case len(id) > 2 && id.kind() == '"' && string(id) != `"null"`:
 		for i := range r.calls {
 			if bytes.Equal(r.calls[i].id, id) {
-				n, isNew = i, false
+				n = i
 			}
 		}
-	} else {
+	case indexed && a.form == streamForm:
+		id, n = nil, r.callAt(index)
+	default:
 		id = nil
-		// Without an id, a name begins a call.
-		if name := f.get("name"); len(name) > 2 {
-			isNew = true
+		if name := f.get("name"); len(name) < 3 {
+			n = len(r.calls) - 1
 		}
-	}
-	if isNew {
-		n = a.call(r, a.toolID(id), f.get("name"), nil)
 	}
 	args := f.get("arguments")
 	if args.kind() == '{' { // their SDK takes objects as well
 		args = quote(nil, args.compact())
 	}
-	a.arguments(r, n, args)
+	if n >= 0 {
+		a.arguments(r, n, args)
+		return
+	}
+	if n = a.call(r, a.toolID(id), f.get("name"), nil, args); n >= 0 && indexed {
+		r.calls[n].index = index
+	}
 }
 
 func mistralOdds(v raw) raw {

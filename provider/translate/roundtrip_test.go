@@ -3,6 +3,7 @@ package translate_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -36,7 +37,7 @@ func TestComesBack(t *testing.T) {
 		t.Run(c.kind+"/"+c.file, func(t *testing.T) {
 			v := vector(t, c.kind, open(t, "testdata/answers/"+c.kind+"/"+c.file+".txt"))
 			out, _ := v.play(v.body)
-			request := `{"model":"gemini-3-pro","messages":[{"role":"user","content":"x"},` + kept(t, out) + `]}`
+			request := sentBack(t, "gemini-3-pro", out)
 			r, err := translate.Chat(c.kind, []byte(request), translate.Options{})
 			if err != nil {
 				t.Fatalf("%v\n%s", err, request)
@@ -46,11 +47,123 @@ func TestComesBack(t *testing.T) {
 				t.Fatal(err)
 			}
 			turns := append(sent.Messages, sent.Contents...)
-			if diff := cmp.Diff(plain(t, []byte(c.want)), plain(t, turns[len(turns)-1])); diff != "" {
+			if diff := cmp.Diff(plain(t, []byte(c.want)), plain(t, turns[1])); diff != "" {
 				t.Errorf("(-said +comes back):\n%s", diff)
 			}
 		})
 	}
+}
+
+// sentBack is the request that follows a response: the message as the client keeps it, the
+// results of its calls in the other order, and what the user says next.
+func sentBack(t *testing.T, model string, out []byte) string {
+	t.Helper()
+	message := kept(t, out)
+	var m struct {
+		Calls []struct{ ID string } `json:"tool_calls"`
+	}
+	if err := json.Unmarshal([]byte(message), &m); err != nil {
+		t.Fatal(err)
+	}
+	next := `,{"role":"user","content":"y"}`
+	for i, c := range m.Calls {
+		if i == 0 {
+			next = ""
+		}
+		next = fmt.Sprintf(`,{"role":"tool","tool_call_id":%q,"content":"%d"}`, c.ID, i) + next
+	}
+	return `{"model":"` + model + `","messages":[{"role":"user","content":"x"},` + message + next + `]}`
+}
+
+// TestSentBack: what is answered is a valid request. Each response of each kind, sent back
+// as its client keeps it, is one for every kind, without a setting. TestSentBackByTheSDKs
+// (e2e) checks it by the providers' own types as well.
+func TestSentBack(t *testing.T) {
+	models := map[string]string{translate.Anthropic: "claude-opus-4-6", translate.Gemini: "gemini-3-pro", translate.Cohere: "command-a-03-2025", translate.Mistral: "mistral-large-2512"}
+	n := 0
+	for _, from := range translate.Kinds() {
+		for _, file := range files(t, "testdata/answers/"+from+"/*.txt") {
+			v := vector(t, from, open(t, file))
+			out, told := v.play(v.body)
+			if !strings.HasPrefix(told, "200 ") || strings.Contains(string(out), `"error":`) || strings.Contains(string(out), `"embedding"`) {
+				continue
+			}
+			for to, model := range models {
+				n++
+				request := sentBack(t, model, out)
+				r, err := translate.Chat(to, []byte(request), translate.Options{})
+				if err != nil {
+					t.Errorf("%s to %s: %v\n%s", file, to, err, request)
+					continue
+				}
+				if p := problem(t, to, r.Body); p != "" {
+					t.Errorf("%s to %s: %s\n%s", file, to, p, r.Body)
+				}
+			}
+		}
+	}
+	if n < 60 {
+		t.Errorf("%d requests", n)
+	}
+}
+
+// problem says why the provider's server would refuse a request, as far as its types do not.
+func problem(t *testing.T, kind string, b []byte) string {
+	t.Helper()
+	var r struct {
+		Messages []struct {
+			Role    string
+			Content any
+			Calls   []struct{ ID string } `json:"tool_calls"`
+		}
+		Contents []struct {
+			Role  string
+			Parts []map[string]any
+		}
+	}
+	if err := json.Unmarshal(b, &r); err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]bool{}
+	for _, m := range r.Messages {
+		blocks, list := m.Content.([]any)
+		text, isText := m.Content.(string)
+		if m.Role == "assistant" && len(m.Calls) == 0 && (list && len(blocks) == 0 || isText && text == "" || m.Content == nil) {
+			return "an empty message of the assistant"
+		}
+		last := ""
+		for _, x := range blocks {
+			x := x.(map[string]any)
+			last = x["type"].(string)
+			if kind == translate.Anthropic && last == "text" && strings.TrimSpace(x["text"].(string)) == "" {
+				return "an empty text"
+			}
+			if last == "tool_use" {
+				if id := x["id"].(string); ids[id] {
+					return "an id twice"
+				} else {
+					ids[id] = true
+				}
+			}
+		}
+		if kind == translate.Anthropic && (last == "thinking" || last == "redacted_thinking" || len(blocks) == 0) {
+			return "a turn that ends in " + last
+		}
+	}
+	for _, c := range r.Contents {
+		for _, p := range c.Parts {
+			if text, ok := p["text"].(string); ok && text == "" && p["thoughtSignature"] == nil {
+				return "an empty text"
+			}
+		}
+		if len(c.Parts) == 0 {
+			return "a turn without parts"
+		}
+	}
+	if kind == translate.Mistral && r.Messages[len(r.Messages)-1].Role == "assistant" {
+		return "an assistant's message at the end"
+	}
+	return ""
 }
 
 // plain is JSON with its keys in order and its numbers as they were.
@@ -89,13 +202,18 @@ func kept(t *testing.T, out []byte) string {
 			continue
 		}
 		var chunk struct {
-			Choices []struct{ Delta map[string]any }
+			Choices []struct {
+				Index int
+				Delta map[string]any
+			}
 		}
 		if err := json.Unmarshal([]byte(data), &chunk); err != nil {
 			t.Fatal(err)
 		}
 		for _, c := range chunk.Choices {
-			add(message, c.Delta)
+			if c.Index == 0 {
+				add(message, c.Delta)
+			}
 		}
 	}
 	b, err := json.Marshal(message)

@@ -1,5 +1,66 @@
 package translate
 
+import (
+	"math"
+	"strconv"
+)
+
+// bound is what a provider is known to accept of a field: of a number its range, of stop
+// how many there may be, of input how many texts.
+type bound struct {
+	kind, field string
+	from, to    float64
+}
+
+// bounds are where a provider accepts less than OpenAI. What is outside is refused here,
+// with the range, and not only after the provider has refused it.
+//
+// Sources: https://docs.anthropic.com/en/api/messages, https://ai.google.dev/api/generate-content,
+// https://ai.google.dev/api/embeddings, https://docs.cohere.com/reference/chat,
+// https://docs.cohere.com/reference/embed, https://docs.mistral.ai/api.
+var bounds = []bound{
+	{Anthropic, "temperature", 0, 1},
+	{Gemini, "stop", 0, 5},
+	{Gemini, "n", 1, 8},
+	{Gemini, "seed", math.MinInt32, math.MaxInt32},
+	{Gemini, "input", 1, 100},
+	{Cohere, "frequency_penalty", 0, 1},
+	{Cohere, "presence_penalty", 0, 1},
+	{Cohere, "stop", 0, 5},
+	{Cohere, "seed", 0, math.MaxInt64},
+	{Cohere, "input", 1, 96},
+	{Mistral, "temperature", 0, 1.5},
+	{Mistral, "seed", 0, math.MaxInt64},
+}
+
+func boundOf(kind, field string) (bound, bool) {
+	for _, b := range bounds {
+		if b.kind == kind && b.field == field {
+			return b, true
+		}
+	}
+	return bound{}, false
+}
+
+func (b bound) why() string {
+	number := func(f float64) string { return strconv.FormatFloat(f, 'f', -1, 64) }
+	switch {
+	case b.field == "stop":
+		return "at most " + number(b.to) + " stop sequences are accepted there"
+	case b.field == "input":
+		return "at most " + number(b.to) + " texts are accepted there in one request; send more requests"
+	case b.to == math.MaxInt64:
+		return "it is at least " + number(b.from) + " there"
+	}
+	return number(b.from) + " to " + number(b.to) + " there"
+}
+
+// within is a field that the kind accepts within bounds.
+func within(kind, field, as string) fate {
+	b, _ := boundOf(kind, field)
+	return partly(as, b.why())
+}
+
 // chatFields is what the code does, as a table; TestFates holds them together.
 func chatFields() []row {
 	noMark := "prompts are not cached at marks there"
@@ -11,70 +72,79 @@ func chatFields() []row {
 			gemini: partly("", "developer is system; system messages go to `systemInstruction`, in order, wherever they stood; tool's become `functionResponse` parts"),
 			cohere: partly("", "developer is system"), mistral: partly("", "developer is system")},
 		{name: "messages[].name", why: "messages have no names there; on a tool's message the name of the function that was called is accepted"},
+		{name: "messages[].name (assistant)", hint: true, why: "messages have no names there"},
+		{name: "messages (order)", anthropic: partly("", "at least one message that is not the system's; Claude 4.6 and later do not go on from an assistant's message at the end"),
+			gemini: partly("", "at least one message that is not the system's"), cohere: same(),
+			mistral: partly("", "a user's or a tool's message at the end, or an assistant's with `prefix`; after a tool's message an assistant's or a tool's")},
+		{name: "messages[].prefix", neutral: []string{"false"}, why: "it is Mistral's", mistral: same("an extension: Mistral's field")},
 		all("messages[].content (text)", same()),
 		{name: "messages[].content[].image_url", anthropic: partly("source", "http(s) URLs, and data of jpeg, png, gif and webp"), gemini: as("inlineData, fileData"), cohere: same(), mistral: same()},
 		{name: "messages[].content[].image_url.detail", neutral: []string{`"auto"`}, anthropic: not("images have no level of detail there"),
 			gemini: partly("mediaResolution", "low and high, from Gemini 3 on"), cohere: partly("", "low and high"), mistral: partly("", "low and high")},
 		{name: "messages[].content[].input_audio", why: "it takes no audio", gemini: as("inlineData"), mistral: same("the format is the data's own")},
 		{name: "messages[].content[].file.file_data", anthropic: partly("document", "PDF and plain text"), gemini: as("inlineData"), cohere: not(files), mistral: partly("document_url", "PDF")},
-		{name: "messages[].content[].file.filename", anthropic: as("title"), gemini: not("data has no name there"), cohere: not(files), mistral: as("document_name")},
+		{name: "messages[].content[].file.filename", anthropic: as("title"), gemini: left("data has no name there"), cohere: not(files), mistral: as("document_name")},
 		{name: "messages[].content[].file.file_id", why: "a stored file is not part of the request, so it cannot be judged"},
-		{name: "messages[].content[].prompt_cache_breakpoint", why: noMark, anthropic: partly("cache_control", "kept for an hour; not for 12h")},
-		{name: "messages[].content[].cache_control", why: "it is Anthropic's", anthropic: same("an extension: not OpenAI's field")},
+		{name: "messages[].content[].prompt_cache_breakpoint", hint: true, why: noMark, anthropic: partly("cache_control", "kept for an hour; not for 12h")},
+		{name: "messages[].cache_control", hint: true, why: "it is Anthropic's", anthropic: as("cache_control", "an extension; of the message's last block")},
+		{name: "messages[].content[].cache_control", hint: true, why: "it is Anthropic's", anthropic: same("an extension: not OpenAI's field")},
 		{name: "messages[].tool_calls", anthropic: as("tool_use"), gemini: as("functionCall"), cohere: same(), mistral: same("ids become nine letters and digits")},
 		{name: "messages[].tool_calls[] (custom)", why: "only functions can be called"},
 		{name: "messages[] of role tool", anthropic: as("tool_result", "text and images"), gemini: as("functionResponse", "a JSON object as it is, anything else under `output`"), cohere: same(), mistral: same()},
 		all("messages[].refusal", as("text", "it is what the assistant said")),
 		{name: "messages[].audio", why: "an audio answer of before is kept at OpenAI under its id"},
-		{name: "messages[].annotations", neutral: []string{"[]"}, why: "where the words of an answer came from is not said back there"},
+		{name: "messages[].annotations", hint: true, neutral: []string{"[]"}, why: "where the words of an answer came from is not said back there"},
 		{name: "messages[].function_call", why: "it is OpenAI's older form; use tool_calls"},
-		{name: "messages[].reasoning_content", anthropic: partly("thinking", "with its thinking_blocks; without a signature it is refused"), gemini: as("thought"), cohere: as("thinking, tool_plan"), mistral: as("thinking")},
-		{name: "messages[].thinking_blocks", why: "they are Anthropic's", anthropic: as("thinking, redacted_thinking")},
-		{name: "messages[].extra_content.google.thought_signature", why: "it is Gemini's signature", gemini: as("thoughtSignature", "of the text")},
-		{name: "messages[].tool_calls[].extra_content.google.thought_signature", why: "it is Gemini's signature", gemini: as("thoughtSignature", "a call without one gets Google's documented placeholder, from Gemini 3 on")},
-		{name: "messages[].extra_content.mistral.signature", why: "it is Mistral's signature", mistral: as("signature")},
+		{name: "messages[].reasoning_content", anthropic: partly("thinking", "with its thinking_blocks; without a signature it is left out"), gemini: as("thought"), cohere: as("thinking, tool_plan"), mistral: as("thinking")},
+		{name: "messages[].thinking_blocks", hint: true, why: "they are Anthropic's", anthropic: as("thinking, redacted_thinking", "in the order that they came in, between texts and calls; not as the last block")},
+		{name: "messages[].extra_content.google.thought_signature", hint: true, why: "it is Gemini's signature", gemini: as("thoughtSignature", "of the text")},
+		{name: "messages[].tool_calls[].extra_content.google.thought_signature", hint: true, why: "it is Gemini's signature", gemini: as("thoughtSignature", "a call without one gets Google's documented placeholder, from Gemini 3 on")},
+		{name: "messages[].extra_content.mistral.signature", hint: true, why: "it is Mistral's signature", mistral: as("signature")},
 		{name: "audio", why: "it answers in text only"},
-		{name: "frequency_penalty", neutral: []string{"0"}, anthropic: not("it has no penalties"), gemini: as("frequencyPenalty"), cohere: same("0 to 1 there"), mistral: same()},
+		{name: "frequency_penalty", neutral: []string{"0"}, anthropic: not("it has no penalties"), gemini: as("frequencyPenalty"), cohere: within(Cohere, "frequency_penalty", ""), mistral: same()},
 		{name: "function_call", why: "it is OpenAI's older form; use tool_choice"},
 		{name: "functions", why: "it is OpenAI's older form; use tools"},
 		{name: "logit_bias", neutral: []string{"{}"}, why: "token ids are of OpenAI's tokenizers"},
 		{name: "logprobs", neutral: []string{"false"}, anthropic: not("it gives no log probabilities"), gemini: as("responseLogprobs"), cohere: same("of pieces of text, which may be several tokens"), mistral: same()},
 		{name: "max_completion_tokens", anthropic: as("max_tokens", "required there: Options.DefaultMaxTokens if absent"), gemini: as("maxOutputTokens"), cohere: as("max_tokens"), mistral: as("max_tokens")},
 		{name: "max_tokens", anthropic: same(), gemini: as("maxOutputTokens"), cohere: same(), mistral: same()},
-		{name: "metadata", neutral: []string{"{}"}, why: "requests have no metadata there", anthropic: partly("metadata", "user_id only"), mistral: same()},
+		{name: "metadata", neutral: []string{"{}"}, hint: true, why: "requests have no metadata there", anthropic: partly("metadata", "user_id only"), mistral: same()},
 		{name: "modalities", neutral: []string{`["text"]`}, why: "it answers in text only"},
 		{name: "moderation", why: "moderation with the answer is OpenAI's"},
-		{name: "n", neutral: []string{"1"}, why: "it gives one answer to a request", gemini: as("candidateCount"), mistral: same()},
-		{name: "parallel_tool_calls", neutral: []string{"true"}, why: "the model decides how many tools it calls at once", anthropic: as("tool_choice.disable_parallel_tool_use"), mistral: same()},
-		{name: "prediction", why: "answers cannot be predicted there", mistral: partly("", "one text")},
-		{name: "presence_penalty", neutral: []string{"0"}, anthropic: not("it has no penalties"), gemini: as("presencePenalty"), cohere: same("0 to 1 there"), mistral: same()},
-		{name: "prompt_cache_key", why: "caches have no keys there", mistral: same()},
-		{name: "prompt_cache_options", why: "prompts are not cached by request there", anthropic: partly("cache_control", "implicit and explicit; kept for an hour")},
-		{name: "prompt_cache_retention", why: "how long a prompt is kept is not the request's to say there"},
-		{name: "reasoning_effort", anthropic: partly("output_config.effort, thinking", "not minimal from Claude 4.6 on; before, a budget of tokens: 1024, 2048, 8192, 16384, 24576, 32000 from minimal to max; none is no thinking"),
+		{name: "n", neutral: []string{"1"}, why: "it gives one answer to a request", gemini: within(Gemini, "n", "candidateCount"), mistral: same()},
+		{name: "parallel_tool_calls", neutral: []string{"true"}, gemini: partly("", "false only where there is no choice of tools"), cohere: partly("", "false only where there is no choice of tools"), anthropic: as("tool_choice.disable_parallel_tool_use"), mistral: same()},
+		{name: "prediction", hint: true, why: "answers cannot be predicted there", mistral: partly("", "one text")},
+		{name: "presence_penalty", neutral: []string{"0"}, anthropic: not("it has no penalties"), gemini: as("presencePenalty"), cohere: within(Cohere, "presence_penalty", ""), mistral: same()},
+		{name: "prompt_cache_key", hint: true, why: "caches have no keys there", mistral: same()},
+		{name: "prompt_cache_options", hint: true, why: "prompts are not cached by request there", anthropic: partly("cache_control", "implicit and explicit; kept for an hour")},
+		{name: "prompt_cache_retention", hint: true, why: "how long a prompt is kept is not the request's to say there"},
+		{name: "reasoning_effort", anthropic: partly("output_config.effort, thinking", "not with a tool_choice that forces a tool; not minimal from Claude 4.6 on; before, a budget of tokens: 1024, 2048, 8192, 16384, 24576, 32000 from minimal to max; none is no thinking"),
 			gemini: partly("thinkingConfig", "a level from Gemini 3 on, not max; before, a budget: minimal 512, low 1024, medium 8192, high 24576, not more; none is a budget of 0"),
 			cohere: as("thinking", "a budget: minimal 512, low 2048, medium 8192, high 24576; xhigh and max have no bound; none is disabled"), mistral: same()},
-		{name: "response_format", neutral: []string{`{"type":"text"}`}, anthropic: partly("output_config.format", "json_schema only; its name is a label and not sent, strict is always so"), gemini: as("responseMimeType, responseJsonSchema", "the schema's name is a label and not sent, strict is always so"),
+		{name: "response_format", neutral: []string{`{"type":"text"}`}, anthropic: partly("output_config.format", "json_schema: its name is a label and not sent, strict is always so; json_object: a tool that the model must call, so not with tools or reasoning_effort"), gemini: as("responseMimeType, responseJsonSchema", "the schema's name is a label and not sent, strict is always so"),
 			cohere: as("response_format", "the schema's name is a label and not sent, strict is always so"), mistral: same()},
 		{name: "response_format.json_schema.description", why: "a schema has no description beside it; write it into the schema", mistral: same()},
-		{name: "safety_identifier", why: "requests do not name their user there", anthropic: as("metadata.user_id")},
-		{name: "seed", anthropic: not("it has no seed"), gemini: same(), cohere: same(), mistral: as("random_seed")},
+		{name: "safety_identifier", hint: true, why: "requests do not name their user there", anthropic: as("metadata.user_id")},
+		{name: "seed", anthropic: not("it has no seed"), gemini: within(Gemini, "seed", ""), cohere: within(Cohere, "seed", ""), mistral: within(Mistral, "seed", "random_seed")},
 		{name: "service_tier", neutral: []string{`"auto"`}, anthropic: partly("", "auto; default is standard_only"), gemini: partly("serviceTier", "default is standard; flex; priority and fast are priority"), cohere: not("it has no tiers"), mistral: partly("", "auto; default is standard_only")},
-		{name: "stop", anthropic: as("stop_sequences"), gemini: as("stopSequences"), cohere: as("stop_sequences"), mistral: same()},
+		{name: "stop", anthropic: partly("stop_sequences", "not white space only"), gemini: within(Gemini, "stop", "stopSequences"), cohere: within(Cohere, "stop", "stop_sequences"), mistral: same()},
 		{name: "store", neutral: []string{"false"}, why: "answers are not kept for later there"},
 		all("stream", same()),
 		all("stream_options.include_usage", same("by the gateway")),
 		all("stream_options.include_obfuscation", not("translated streams are not padded"), "false"),
-		{name: "temperature", neutral: []string{"1"}, anthropic: partly("", "0 to 1; Claude 4.7 and later take none"), gemini: same(), cohere: same(), mistral: same()},
+		{name: "temperature", neutral: []string{"1"}, anthropic: partly("", "0 to 1; not with reasoning_effort; Claude 4.7 and later take none"), gemini: same(), cohere: same(), mistral: within(Mistral, "temperature", "")},
+		{name: "random_seed", why: "it is Mistral's; use seed", mistral: same("an extension: Mistral's name of seed")},
+		{name: "safe_prompt", neutral: []string{"false"}, why: "it is Mistral's", mistral: same("an extension: Mistral's field")},
+		{name: "prompt_mode", why: "it is Mistral's", mistral: same("an extension: Mistral's field")},
 		{name: "tool_choice", anthropic: same("required is any"), gemini: as("toolConfig.functionCallingConfig"), cohere: same("auto is the absence; a named function is the only one offered"), mistral: same("required is any")},
 		all("tool_choice.allowed_tools", same("the other tools are not offered")),
-		{name: "tools", anthropic: same(), gemini: as("functionDeclarations"), cohere: same(), mistral: same()},
+		{name: "tools", anthropic: partly("", "parameters whose type is object, without anyOf, oneOf or allOf at the root"), gemini: as("functionDeclarations"), cohere: same(), mistral: same()},
 		{name: "tools[] (custom)", why: "only functions can be declared"},
 		{name: "tools[].function.strict", neutral: []string{"false"}, anthropic: same(), gemini: as("functionCallingConfig.mode VALIDATED", "for all tools, if it is so for one"), cohere: partly("strict_tools", "the same for all tools"), mistral: same()},
-		{name: "tools[].cache_control", why: "it is Anthropic's", anthropic: same("an extension: not OpenAI's field")},
+		{name: "tools[].cache_control", hint: true, why: "it is Anthropic's", anthropic: same("an extension: not OpenAI's field")},
 		{name: "top_logprobs", neutral: []string{"0"}, why: "it gives no log probabilities", gemini: as("logprobs"), cohere: not("it gives log probabilities of what it wrote only"), mistral: same()},
-		{name: "top_p", neutral: []string{"1"}, anthropic: partly("", "Claude 4.7 and later take none"), gemini: as("topP"), cohere: as("p"), mistral: same()},
-		{name: "user", why: "requests do not name their user there", anthropic: as("metadata.user_id")},
+		{name: "top_p", neutral: []string{"1"}, anthropic: partly("", "not with temperature from Claude 4.1 on; from 0.95 on with reasoning_effort; Claude 4.7 and later take none"), gemini: as("topP"), cohere: as("p"), mistral: same()},
+		{name: "user", hint: true, why: "requests do not name their user there", anthropic: as("metadata.user_id")},
 		{name: "verbosity", neutral: []string{`"medium"`}, why: "how much it says is not the request's to say there; write it into the prompt"},
 		{name: "web_search_options", why: "searching the web is OpenAI's here; give the model a tool that searches"},
 	}
@@ -83,11 +153,11 @@ func chatFields() []row {
 func embeddingFields() []row {
 	return []row{
 		all("model", same()),
-		{name: "input", why: "it has no embeddings", gemini: partly("requests", "text; not tokens"), cohere: partly("texts", "text; not tokens"), mistral: partly("", "text; not tokens"), anthropic: not("it has no embeddings")},
+		{name: "input", why: "it has no embeddings", gemini: partly("requests", "text, not tokens; at most 100 texts"), cohere: partly("texts", "text, not tokens; at most 96 texts"), mistral: partly("", "text; not tokens"), anthropic: not("it has no embeddings")},
 		{name: "dimensions", anthropic: not("it has no embeddings"), gemini: as("outputDimensionality"), cohere: as("output_dimension"), mistral: as("output_dimension")},
 		{name: "encoding_format", anthropic: not("it has no embeddings"), gemini: same("by the gateway"), cohere: same("by the gateway"), mistral: same("by the gateway")},
 		{name: "input_type", anthropic: not("it has no embeddings"), gemini: as("taskType", "an extension: search_document, search_query, classification, clustering, or a taskType of Gemini's"),
 			cohere: same("an extension; required there: Options.EmbeddingInputType if absent"), mistral: not("inputs have no types there")},
-		{name: "user", why: "requests do not name their user there"},
+		{name: "user", hint: true, why: "requests do not name their user there"},
 	}
 }

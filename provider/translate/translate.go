@@ -55,10 +55,9 @@ func Kinds() []string { return []string{Anthropic, Gemini, Cohere, Mistral} }
 
 // Options are the org's choices. The zero value is strict.
 type Options struct {
-	// DropUnsupported leaves out what the provider cannot carry, and lists it in
-	// Request.Dropped, where it would be an *Unsupported. Up to a hundred fields:
-	// what comes after is one even so.
-	DropUnsupported bool
+	// Drop says what is left out and listed in Request.Dropped, where it would otherwise
+	// be an *Unsupported. At most a hundred fields are left out; one more is an error.
+	Drop Drop
 
 	// DefaultMaxTokens is Anthropic's max_tokens if the request has none, which
 	// Anthropic requires. 0 means 8192.
@@ -73,6 +72,20 @@ type Options struct {
 	// request's own input_type (an extension) does not. Empty means search_document.
 	EmbeddingInputType string
 }
+
+// Drop is what may be left out of a request.
+type Drop uint8
+
+// The values of Drop. A hint changes no response: a label (a file's name), a mark for a
+// cache, the name of a user, or reasoning that another provider signed.
+const (
+	DropHints   Drop = iota // hints only
+	DropNothing             // every field that the provider does not support is an error
+	DropAll                 // every field that the provider does not support
+)
+
+// maxRefused bounds the fields that one error names.
+const maxRefused = 16
 
 // maxDropped bounds the list of what was left out, which goes into a header and
 // the record. A request that would make it longer is refused.
@@ -92,18 +105,24 @@ type Request struct {
 	embeddings   bool
 	inputs       int  // of embeddings
 	base64       bool // embeddings are to be base64 of float32, little-endian
-	calls        int  // tool calls in the history: ids that we make go on from here
+	asJSON       bool // the response is the arguments of JSONTool
 }
 
 // Unsupported is a field that the provider cannot carry: a 422.
 type Unsupported struct {
-	Field string // as a path in the request: "messages[2].content[0].input_audio"
-	Kind  string
-	Why   string // a sentence without its full stop
+	Field  string // as a path in the request: "messages[2].content[0].input_audio"
+	Kind   string
+	Why    string   // a sentence without its full stop
+	Others []string // more fields of the same request that are not supported
+	Always bool     // it cannot be left out either, whatever Options.Drop is
 }
 
 func (u *Unsupported) Error() string {
-	return fmt.Sprintf("%s cannot be carried to %s: %s", u.Field, Name(u.Kind), u.Why)
+	s := fmt.Sprintf("%s cannot be carried to %s: %s", u.Field, Name(u.Kind), u.Why)
+	if len(u.Others) > 0 {
+		s += ". Other fields that cannot be carried: " + strings.Join(u.Others, ", ")
+	}
+	return s
 }
 
 // Invalid is a request that OpenAI would not take either: a 400.
@@ -163,8 +182,8 @@ func Embeddings(kind string, body []byte, o Options) (Request, error) {
 	return t.done()
 }
 
-// translation is one request on its way. The first error stays; what follows it
-// is not looked at by anybody.
+// translation is one request on its way. The first error stays, and
+// ends the work.
 type translation struct {
 	o       Options
 	kind    string
@@ -173,6 +192,8 @@ type translation struct {
 	req     Request
 	err     error
 	dropped []string
+	refused []string     // fields that are not supported, in strict mode
+	first   *Unsupported // of them
 }
 
 func begin(kind string, body []byte, o Options) (*translation, error) {
@@ -193,6 +214,10 @@ func begin(kind string, body []byte, o Options) (*translation, error) {
 }
 
 func (t *translation) done() (Request, error) {
+	if t.first != nil {
+		t.first.Others = t.refused[1:]
+		return Request{}, t.first
+	}
 	if t.err != nil {
 		return Request{}, t.err
 	}
@@ -201,14 +226,44 @@ func (t *translation) done() (Request, error) {
 	return t.req, nil
 }
 
-// refuse says that field cannot be carried.
+// refuse notes that the provider does not support field.
 func (t *translation) refuse(field, why string) {
+	if t.o.Drop == DropAll {
+		t.drop(field, why)
+		return
+	}
+	if t.err != nil || len(t.refused) >= maxRefused || slices.Contains(t.refused, field) {
+		return
+	}
+	if t.first == nil {
+		t.first = &Unsupported{Field: field, Kind: t.kind, Why: why}
+	}
+	t.refused = append(t.refused, field)
+}
+
+// hint notes that a field which changes no response is not supported.
+func (t *translation) hint(field, why string) {
+	if t.o.Drop == DropNothing {
+		t.refuse(field, why)
+		return
+	}
+	t.drop(field, why)
+}
+
+func (t *translation) drop(field, why string) {
 	switch {
 	case t.err != nil || slices.Contains(t.dropped, field):
-	case t.o.DropUnsupported && len(t.dropped) < maxDropped:
+	case len(t.dropped) < maxDropped:
 		t.dropped = append(t.dropped, field)
 	default:
 		t.err = &Unsupported{Field: field, Kind: t.kind, Why: why}
+	}
+}
+
+// cannot is refuse for what cannot be left out: without it the request is another one, or none.
+func (t *translation) cannot(field, why string) {
+	if t.err == nil {
+		t.err = &Unsupported{Field: field, Kind: t.kind, Why: why, Always: true}
 	}
 }
 
@@ -342,6 +397,10 @@ func (t *translation) leftover(o *object, known map[string]fate) {
 		why := "it is not a field that this gateway knows"
 		if ok && f.Note != "" {
 			why = f.Note
+		}
+		if ok && f.Verdict == Hint {
+			t.hint(o.path+name, why)
+			continue
 		}
 		t.refuse(o.path+name, why)
 	}

@@ -26,7 +26,7 @@ var update = flag.Bool("update", false, "rewrite the wants of testdata and FIELD
 // TestRequests plays testdata/chat and testdata/embeddings. Each file is one
 // request of OpenAI's and what each provider gets for it, side by side:
 //
-//	options       a line each: "drop", "max 1024"
+//	options       a line each: "drop all", "drop none", "max 1024"
 //	request       OpenAI's body
 //	want KIND     the method and path, headers, dropped fields, an empty line, the body; or the error
 func TestRequests(t *testing.T) {
@@ -171,7 +171,7 @@ func options(t testing.TB, text string) (o translate.Options) {
 	for line := range strings.Lines(text) {
 		switch word, rest, _ := strings.Cut(strings.TrimSpace(line), " "); word {
 		case "drop":
-			o.DropUnsupported = true
+			o.Drop = map[string]translate.Drop{"": translate.DropAll, "all": translate.DropAll, "none": translate.DropNothing, "hints": translate.DropHints}[rest]
 		case "max":
 			o.DefaultMaxTokens, _ = strconv.ParseInt(rest, 10, 64)
 		case "version":
