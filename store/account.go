@@ -2,6 +2,7 @@ package store
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -66,40 +68,140 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// accountFor says who may be the server of the data, which need not be there yet.
-func accountFor(data string) (account, error) {
+// accountFor returns the account that runs the server of the data in dir. The data
+// need not exist yet. moved says that existing data must be given to that account.
+//
+//   - Not root: our own account, and the data must belong to it.
+//   - Root, and dir belongs to another user: that user. Root only starts it.
+//   - Root, and dir belongs to root: a user id of its own, which has no account and
+//     no process. The owner of the data folder is where that id is stored.
+func accountFor(dir, data string) (who account, moved bool, err error) {
 	us := os.Geteuid()
-	info, err := os.Lstat(data)
-	if err == nil {
-		st, ok := info.Sys().(*syscall.Stat_t)
-		switch {
-		case !ok || !info.IsDir():
-			return account{}, fmt.Errorf("%s is not a folder", data)
-		case int(st.Uid) == us && us != 0:
-			return account{}, nil
-		case us != 0:
-			return account{}, fmt.Errorf("%s belongs to another account (%d): run as that one or as root", data, st.Uid)
-		case st.Uid != 0:
-			return account{uid: st.Uid, gid: st.Gid, other: true}, nil
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	above, err := owner(dir)
+	if err != nil {
+		return account{}, false, err
+	}
+	has, err := owner(data)
+	missing := errors.Is(err, fs.ErrNotExist)
+	switch {
+	case err != nil && !missing:
+		return account{}, false, err
+	case us != 0 && !missing && int(has.uid) != us:
+		return account{}, false, fmt.Errorf("%s belongs to user id %d: run as that user, or as root", data, has.uid)
+	case us != 0:
+		return account{}, false, nil
+	case above.uid != 0:
+		return account{uid: above.uid, gid: above.gid, other: true}, false, nil
+	case !missing && has.uid != 0 && !named(has.uid):
+		return account{uid: has.uid, gid: has.gid, other: true}, false, nil
+	}
+	who, err = unused(data)
+	return who, !missing, err
+}
+
+// owner returns who owns a folder. A symbolic link is not a folder.
+func owner(dir string) (account, error) {
+	info, err := os.Lstat(dir)
+	if err != nil {
 		return account{}, err
 	}
-	if us != 0 {
-		return account{}, nil
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.IsDir() {
+		return account{}, fmt.Errorf("%s is not a folder", dir)
 	}
-	for _, name := range []string{"postgres", "nobody"} {
-		u, err := user.Lookup(name)
-		if err != nil {
+	return account{uid: st.Uid, gid: st.Gid}, nil
+}
+
+// named says whether a user id has an account, which other programs may share.
+func named(uid uint32) bool {
+	_, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
+	var unknown user.UnknownUserIdError
+	return !errors.As(err, &unknown)
+}
+
+// The user ids for embedded databases lie between those of people and those that
+// systemd gives to dynamic users. They also exist in a user namespace of 65,536 ids.
+const firstUnused, countUnused = 50_000, 10_000
+
+// unused returns a user id that has no account and no process. The search begins at a
+// number that depends on the folder, so that two databases rarely meet.
+func unused(data string) (account, error) {
+	sum := sha256.Sum256([]byte(data))
+	start := binary.BigEndian.Uint32(sum[:])
+	for i := range uint32(countUnused) {
+		id := firstUnused + (start+i)%countUnused
+		if named(id) || runs(id) {
 			continue
 		}
-		uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
-		gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
-		if err1 == nil && err2 == nil && uid != 0 {
-			return account{uid: uint32(uid), gid: uint32(gid), other: true}, nil
+		if _, err := user.LookupGroupId(strconv.FormatUint(uint64(id), 10)); err == nil {
+			continue
+		}
+		return account{uid: id, gid: id, other: true}, nil
+	}
+	return account{}, fmt.Errorf("every user id from %d to %d is taken: run as an ordinary user, or use a server with --postgres",
+		firstUnused, firstUnused+countUnused-1)
+}
+
+// idle returns an account that initdb can run as: initdb requires a name for its user
+// id, and the user id of the database has none. It is a system account without a
+// process, and the data is taken away from it when initdb ends.
+func idle() (account, error) {
+	b, err := os.ReadFile("/etc/passwd")
+	if err != nil {
+		return account{}, err
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Split(strings.TrimSpace(line), ":")
+		if len(f) < 4 || f[0] == "nobody" {
+			continue
+		}
+		uid, err1 := strconv.ParseUint(f[2], 10, 32)
+		gid, err2 := strconv.ParseUint(f[3], 10, 32)
+		if err1 != nil || err2 != nil || uid == 0 || uid >= 1000 || gid == 0 || runs(uint32(uid)) {
+			continue
+		}
+		return account{uid: uint32(uid), gid: uint32(gid), other: true}, nil
+	}
+	return account{}, errors.New("making a database as root needs a system account in /etc/passwd that runs no process, and there is none: " +
+		"add one (`useradd --system aid-initdb`), run as an ordinary user, or use a server with --postgres")
+}
+
+// runs says whether a user id has a process.
+func runs(uid uint32) bool {
+	processes, err := os.ReadDir("/proc")
+	if err != nil {
+		return true
+	}
+	for _, p := range processes {
+		if _, err := strconv.Atoi(p.Name()); err != nil {
+			continue
+		}
+		if info, err := p.Info(); err == nil {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid == uid {
+				return true
+			}
 		}
 	}
-	return account{}, errors.New("Postgres does not run as root, and there is no account \"postgres\" or \"nobody\": make one, run as an ordinary user, or use a server with --postgres")
+	return false
+}
+
+// give makes all files below dir the account's. No link leads out of dir, even if
+// another account replaces a folder at the same moment.
+func (a account) give(dir string) error {
+	if !a.other {
+		return nil
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return fs.WalkDir(root.FS(), ".", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return root.Lchown(path, int(a.uid), int(a.gid))
+	})
 }
 
 // usable says whether the programs are in dir, and returns it absolute.

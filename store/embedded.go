@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -41,17 +42,17 @@ type EmbeddedConfig struct {
 // Embedded is a Postgres that lives and dies with us, for a single machine and for
 // tests. It is as durable as any other (fsync is on).
 //
-// Who gets in: it listens on a Unix socket and on nothing else. The socket is in the
-// data folder, which, as Postgres insists, only its account may enter; root may too.
-// Whoever gets there could read the files of the database themselves, so a password
-// would keep nobody out, and would be one more secret to lose: the socket trusts
-// ("trust" in pg_hba.conf), and each program of ours says which role it is.
+// Access: it listens on one Unix socket and on no network address. The socket is in a
+// folder of its own with mode 0700. Every role needs its password (SCRAM-SHA-256), on
+// the socket too. The superuser needs our user id or root's, which the kernel reports.
 //
-// Under which account: ours, unless we are root. Postgres refuses to be root, so then
-// it is whoever owns the data, or for new data "postgres" or, where there is no such
-// account, "nobody". It keeps nothing of root: no group, no capability, and no file
-// but its own. It may not even be able to walk to its data (a home below /root): it
-// is handed the open folder.
+// Account: ours, unless we are root, since Postgres does not run as root. As root it is
+// a user id of its own: one without an account, so that no other program shares it.
+// It keeps no group, no capability and no open file of root. It may be unable to reach
+// its data by path (a home below /root), so it receives the open folder.
+//
+// A home of an earlier version is changed at its start: data that belongs to a shared
+// account gets a user id of its own, and passwords replace trust.
 type Embedded struct {
 	c      EmbeddedConfig
 	data   string // Dir/data
@@ -64,7 +65,16 @@ type Embedded struct {
 // maxSocket is the longest address of a Unix socket on Linux.
 const maxSocket = 107
 
-const socketFile = ".s.PGSQL.5432"
+const (
+	socketDir  = "socket"
+	socketFile = ".s.PGSQL.5432"
+	hbaFile    = "pg_hba.conf"
+	identFile  = "pg_ident.conf"
+)
+
+// hba is the whole of pg_hba.conf: the kernel says whether the superuser is our user id, and
+// each role needs its password.
+const hba = "# Written by aid at each start.\nlocal all postgres peer map=aid\nlocal all all scram-sha-256\n"
 
 // NewEmbedded checks c. Nothing runs until Run does.
 func NewEmbedded(c EmbeddedConfig) (*Embedded, error) {
@@ -76,7 +86,7 @@ func NewEmbedded(c EmbeddedConfig) (*Embedded, error) {
 		return nil, err
 	}
 	e := &Embedded{c: c, data: filepath.Join(c.Dir, "data"), ended: make(chan struct{})}
-	e.socket = e.data
+	e.socket = e.sockets()
 	if len(filepath.Join(e.socket, socketFile)) > maxSocket {
 		e.socket = filepath.Join(c.Short, "postgres")
 		if c.Short == "" || len(filepath.Join(e.socket, socketFile)) > maxSocket {
@@ -86,7 +96,12 @@ func NewEmbedded(c EmbeddedConfig) (*Embedded, error) {
 	return e, nil
 }
 
-// URL connects as the server's superuser, "postgres", to its database of that name.
+// sockets is the folder of the socket. It is inside the data folder, which is the
+// server's working directory: that path is always short, and always there.
+func (e *Embedded) sockets() string { return filepath.Join(e.data, socketDir) }
+
+// URL connects as the server's superuser, "postgres", to its database of that name. It
+// works for our own user id and for root, and needs no password.
 func (e *Embedded) URL() string {
 	u := url.URL{Scheme: "postgres", User: url.User("postgres"), Path: "/postgres", RawQuery: url.Values{"host": {e.socket}}.Encode()}
 	return u.String()
@@ -164,7 +179,7 @@ func (e *Embedded) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer lock.Close()
-	who, err := accountFor(e.data)
+	who, moved, err := accountFor(e.c.Dir, e.data)
 	if err != nil {
 		return err
 	}
@@ -174,6 +189,12 @@ func (e *Embedded) Run(ctx context.Context) (err error) {
 	}
 	if err := e.settle(ctx); err != nil {
 		return err
+	}
+	if moved {
+		e.c.Log.Warn("the database gets a user id of its own", "dir", e.data, "uid", who.uid)
+		if err := who.give(e.data); err != nil {
+			return fmt.Errorf("giving the database a user id of its own: %w", err)
+		}
 	}
 	major, err := majorVersion(ctx, bin, who)
 	if err != nil {
@@ -185,8 +206,11 @@ func (e *Embedded) Run(ctx context.Context) (err error) {
 	if err := e.checkVersion(major); err != nil {
 		return err
 	}
-	if e.socket != e.data {
-		if err := link(e.data, e.socket); err != nil {
+	if err := e.secure(who); err != nil {
+		return err
+	}
+	if e.socket != e.sockets() {
+		if err := link(e.sockets(), e.socket); err != nil {
 			return err
 		}
 	}
@@ -231,31 +255,100 @@ func (e *Embedded) ensureData(ctx context.Context, bin string, who account) erro
 	}
 	e.c.Log.Info("making a database", "dir", e.data)
 	fresh := e.data + ".new"
-	if err := errors.Join(os.RemoveAll(fresh), os.Mkdir(fresh, 0o700), who.own(fresh)); err != nil {
+	maker := who
+	if who.other && !named(who.uid) {
+		var err error
+		if maker, err = idle(); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(os.RemoveAll(fresh), os.Mkdir(fresh, 0o700), maker.own(fresh)); err != nil {
 		return err
 	}
-	dir, files, err := who.handed(fresh)
+	dir, files, err := maker.handed(fresh)
 	if err != nil {
 		return err
 	}
 	defer closeAll(files)
 	args := []string{
-		"-D", dir, "--username=postgres", "--auth-local=trust", "--auth-host=reject",
+		// No way in until secure has written who may.
+		"-D", dir, "--username=postgres", "--auth-local=reject", "--auth-host=reject",
 		// C, so that order does not change with the machine's C library.
 		"--encoding=UTF8", "--locale=C", "--data-checksums",
 	}
 	if e.c.Settings["fsync"] == "off" {
 		args = append(args, "--no-sync")
 	}
-	out, err := run(ctx, who, files, filepath.Join(bin, "initdb"), args...)
+	out, err := run(ctx, maker, files, filepath.Join(bin, "initdb"), args...)
 	if err != nil {
 		return fmt.Errorf("making a database: %w: %s", err, out)
+	}
+	if err := who.give(fresh); err != nil {
+		return fmt.Errorf("making a database: %w", err)
 	}
 	// An empty folder of that name may be in the way.
 	if err := os.Remove(e.data); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return os.Rename(fresh, e.data)
+}
+
+// secure writes who may connect, before each start, and makes the folder of the socket.
+func (e *Embedded) secure(who account) error {
+	if err := privateFolder(e.sockets(), who); err != nil {
+		return err
+	}
+	us, err := user.LookupId(strconv.Itoa(os.Geteuid()))
+	if err != nil {
+		return fmt.Errorf("the embedded Postgres needs a name for our user id: %w; add it to /etc/passwd, or use a server with --postgres", err)
+	}
+	for name, text := range map[string]string{hbaFile: hba, identFile: "# Written by aid at each start.\naid \"" + us.Username + "\" postgres\naid root postgres\n"} {
+		path := filepath.Join(e.data, name)
+		if current, err := os.ReadFile(path); err == nil && string(current) == text {
+			continue
+		}
+		if err := replace(path, text, who); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// privateFolder makes a folder that only the account may enter. The folder above
+// belongs to that account, so a link in its place is not followed.
+func privateFolder(dir string, who account) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	f, err := os.OpenFile(dir, syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Chmod(0o700); err != nil || !who.other {
+		return err
+	}
+	return f.Chown(int(who.uid), int(who.gid))
+}
+
+// replace writes a whole private file and gives it to the account.
+func replace(path, text string, who account) error {
+	fresh := path + ".new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(fresh, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	if who.other {
+		err = errors.Join(err, f.Chown(int(who.uid), int(who.gid)))
+	}
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(fresh, path)
 }
 
 // run runs a program to its end, as who.
@@ -310,9 +403,7 @@ func (e *Embedded) checkVersion(major int) error {
 // arguments are the server's. What is not here is as Postgres ships it.
 func (e *Embedded) arguments(dir string) []string {
 	settings := map[string]string{
-		// The socket is in the data folder, which is the server's working
-		// directory: that path is always short, and always there.
-		"listen_addresses": "", "unix_socket_directories": ".", "unix_socket_permissions": "0700",
+		"listen_addresses": "", "unix_socket_directories": socketDir, "unix_socket_permissions": "0700",
 		"max_connections": "100", "shared_buffers": "64MB", "max_wal_size": "512MB", "huge_pages": "off", "jit": "off",
 		"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on",
 		"timezone": "UTC", "log_timezone": "UTC",

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"os/exec"
 	"os/user"
@@ -26,6 +27,11 @@ import (
 
 // TestMain lets this binary play the process that is killed: see TestKilledWithUs.
 func TestMain(m *testing.M) {
+	if address := os.Getenv("STORE_TEST_CONNECT"); address != "" {
+		_, err := pgx.Connect(context.Background(), address)
+		fmt.Println(err)
+		os.Exit(0)
+	}
 	if os.Getenv("STORE_TEST_DIR") == "" {
 		os.Exit(m.Run())
 	}
@@ -180,8 +186,8 @@ func TestEmbedded(t *testing.T) {
 	for query, want := range map[string]string{
 		`SELECT current_setting('listen_addresses')`: "", `SELECT current_setting('unix_socket_permissions')`: "0700", `SELECT current_setting('max_connections')`: "100",
 		`SELECT current_setting('shared_buffers')`: "64MB", `SELECT current_setting('data_checksums')`: "on", `SELECT pg_encoding_to_char(encoding) || datcollate FROM pg_database WHERE datname = 'postgres'`: "UTF8C",
-		`SELECT current_setting('synchronous_commit') || current_setting('full_page_writes')`:                                                                                                               "onon",
-		`SELECT coalesce(string_agg(type || database::text || auth_method, ' '), '') FROM pg_hba_file_rules WHERE type = 'local' AND auth_method <> 'trust' OR type <> 'local' AND auth_method <> 'reject'`: "",
+		`SELECT current_setting('synchronous_commit') || current_setting('full_page_writes')`: "onon",
+		`SELECT coalesce(string_agg(type || database::text || auth_method, ' '), '') FROM pg_hba_file_rules WHERE type = 'local' AND NOT (auth_method = 'scram-sha-256' OR auth_method = 'peer' AND user_name = '{postgres}') OR type <> 'local'`: "",
 	} {
 		if got := column(t, conn, query); len(got) != 1 || got[0] != want {
 			t.Errorf("%s: %q, want %q", query, got, want)
@@ -191,7 +197,7 @@ func TestEmbedded(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(r.dir, "data")); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the data folder: %v, %v", info.Mode(), err)
 	}
-	if info, err := os.Stat(filepath.Join(r.dir, "data", ".s.PGSQL.5432")); err != nil || info.Mode().Perm() != 0o700 {
+	if info, err := os.Stat(filepath.Join(r.dir, "data", "socket", ".s.PGSQL.5432")); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the socket: %v, %v", info, err)
 	}
 	if got := tcpOf(t, r.PID()); len(got) > 0 {
@@ -270,7 +276,7 @@ func tcpOf(t *testing.T, pid int) (addresses []string) {
 // was committed is there, the pool finds it, and Listen hears again.
 func TestServerKilled(t *testing.T) {
 	r := embedded(t, t.TempDir())
-	p, err := store.Provision(t.Context(), r.URL(), store.ProvisionConfig{Log: quiet})
+	p, err := store.Provision(t.Context(), r.URL(), storetest.Provision("aid"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -407,6 +413,101 @@ func supervisor(t *testing.T, dir, binaries string, who *syscall.Credential) (pa
 	return parent, pid, url
 }
 
+// The superuser and every role need a password. As root, the server has a user id of
+// its own, which no account and no other process has. Data of an earlier version, with
+// trust and of the account nobody, is changed when it is started, and nothing is lost.
+func TestEmbeddedIsOurs(t *testing.T) {
+	r := embedded(t, t.TempDir())
+	bare, err := url.Parse(r.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, user := range []*url.Userinfo{url.UserPassword("aid_owner", "wrong"), url.User("aid_owner")} {
+		bare.User = user
+		if conn, err := pgx.Connect(t.Context(), bare.String()); err == nil {
+			conn.Close(t.Context()) //nolint:errcheck // the test has failed
+			t.Errorf("%s gets in", user.Username())
+		}
+	}
+	ownID := func(r *running) {
+		t.Helper()
+		if os.Geteuid() != 0 {
+			return
+		}
+		uid := fmt.Sprint(ownerOf(t, r.PID()))
+		if u, err := user.LookupId(uid); err == nil {
+			t.Errorf("the server runs as %s, an account that others share", u.Username)
+		}
+	}
+	ownID(r)
+	r.do(`CREATE TABLE kept (x int)`)
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	// As an earlier version left it.
+	data := filepath.Join(r.dir, "data")
+	if err := errors.Join(
+		os.WriteFile(filepath.Join(data, "pg_hba.conf"), []byte("local all all trust\nhost all all all reject\n"), 0o600),
+		os.RemoveAll(filepath.Join(data, "socket"))); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 {
+		who := nobody(t)
+		err := filepath.WalkDir(data, func(path string, _ os.DirEntry, err error) error {
+			return errors.Join(err, os.Lchown(path, int(who.Uid), int(who.Gid)))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := embedded(t, r.dir)
+	ownID(again)
+	if again.rows() != 0 {
+		t.Error("rows from nowhere")
+	}
+	if conn, err := pgx.Connect(t.Context(), bare.String()); err == nil {
+		conn.Close(t.Context()) //nolint:errcheck // the test has failed
+		t.Error("the socket still trusts")
+	}
+	refusesNobody(t, again)
+}
+
+// refusesNobody connects as the account nobody through a socket folder that is open to
+// all, so that it is the server that rejects, and not the folder.
+func refusesNobody(t *testing.T, r *running) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		return
+	}
+	for _, dir := range []string{r.dir, filepath.Join(r.dir, "data"), filepath.Join(r.dir, "data", "socket")} {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	socket := filepath.Join(r.dir, "data", "socket", ".s.PGSQL.5432")
+	if err := os.Chmod(socket, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	who := nobody(t)
+	if err := os.Chmod(filepath.Dir(r.dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer self.Close()
+	client := exec.Command("/proc/self/fd/3")
+	client.ExtraFiles, client.Dir = []*os.File{self}, "/"
+	client.Env = append(os.Environ(), "STORE_TEST_CONNECT="+r.URL())
+	client.SysProcAttr = &syscall.SysProcAttr{Credential: who}
+	out, _ := client.CombinedOutput()
+	if !strings.Contains(string(out), "28000") {
+		t.Errorf("nobody as superuser: %s", out)
+	}
+}
+
 func nobody(t *testing.T) *syscall.Credential {
 	t.Helper()
 	u, err := user.Lookup("nobody")
@@ -479,7 +580,7 @@ func TestStalePIDFile(t *testing.T) {
 	defer other.Wait()         //nolint:errcheck // it was killed
 	defer other.Process.Kill() //nolint:errcheck // it has ended, then
 	for _, text := range []string{fmt.Sprintf("%d\n%s\n1\n5432\n.\n\n 1 1\nready\n", other.Process.Pid, data), "", "not a number\n"} {
-		for _, name := range []string{"postmaster.pid", ".s.PGSQL.5432.lock"} {
+		for _, name := range []string{"postmaster.pid", "socket/.s.PGSQL.5432.lock"} {
 			path := filepath.Join(data, name)
 			if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.Chown(path, int(st.Uid), int(st.Gid))); err != nil {
 				t.Fatal(err)
@@ -515,7 +616,7 @@ func TestEndsOrphans(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	orphan := exec.Command(filepath.Join(storetest.Binaries(t), "bin", "postgres"), "-D", "/proc/self/fd/3", "-c", "listen_addresses=", "-c", "unix_socket_directories=.")
+	orphan := exec.Command(filepath.Join(storetest.Binaries(t), "bin", "postgres"), "-D", "/proc/self/fd/3", "-c", "listen_addresses=", "-c", "unix_socket_directories=socket")
 	orphan.ExtraFiles, orphan.Dir, orphan.Env = []*os.File{data}, "/", []string{}
 	if os.Geteuid() == 0 {
 		st := info.Sys().(*syscall.Stat_t)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -51,7 +50,7 @@ func TestMigrateTwice(t *testing.T) {
 func empty(t *testing.T) store.Provisioned {
 	t.Helper()
 	name := "aid_empty_" + strings.ToLower(t.Name())
-	p, err := store.Provision(t.Context(), storetest.AdminURL(t), store.ProvisionConfig{Database: name, Log: quiet})
+	p, err := store.Provision(t.Context(), storetest.AdminURL(t), storetest.Provision(name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,12 +146,15 @@ func TestProvision(t *testing.T) {
 		return strings.Join(column(t, admin, `SELECT rolname || rolsuper || rolbypassrls || rolcreatedb || rolcanlogin || coalesce(rolpassword, '-') FROM pg_authid WHERE rolname LIKE 'aid\_%' ORDER BY 1`), "\n")
 	}
 	const database = "aid_provision"
+	for _, role := range []string{store.OwnerRole, store.AppRole, store.AuditorRole} {
+		execute(t, admin, `ALTER ROLE `+role+` PASSWORD NULL`)
+	}
 	c := store.ProvisionConfig{Database: database, OwnerPassword: "owner's pw", AppPassword: `app"pw'; DROP ROLE aid_app; --%`, Log: quiet}
 	t.Cleanup(func() {
 		admin := reconnect(t)
 		execute(t, admin, `DROP DATABASE `+database+` WITH (FORCE)`)
-		for _, role := range []string{store.OwnerRole, store.AppRole, store.AuditorRole} {
-			execute(t, admin, `ALTER ROLE `+role+` PASSWORD NULL`)
+		if _, err := store.Provision(context.Background(), storetest.AdminURL(t), storetest.Provision("aid_template")); err != nil {
+			t.Error(err)
 		}
 	})
 	p, err := store.Provision(t.Context(), storetest.AdminURL(t), c)
@@ -164,6 +166,13 @@ func TestProvision(t *testing.T) {
 		t.Errorf("the passwords are kept as\n%s", once)
 	}
 	for url, want := range map[string]string{p.OwnerURL: c.OwnerPassword, p.AppURL: c.AppPassword, p.AuditorURL: ""} {
+		if want == "" {
+			if conn, err := pgx.Connect(t.Context(), url); err == nil {
+				conn.Close(t.Context()) //nolint:errcheck // the test has failed
+				t.Error("the auditor gets in without a password")
+			}
+			continue
+		}
 		conn := storetest.Connect(t, url)
 		if conn.Config().Database != database || conn.Config().Password != want {
 			t.Errorf("%s: database %s, password %q", url, conn.Config().Database, conn.Config().Password)
@@ -207,22 +216,21 @@ func TestProvision(t *testing.T) {
 // An administrator need not be a superuser: hosters give nobody one.
 func TestProvisionWithoutSuperuser(t *testing.T) {
 	admin := storetest.Connect(t, storetest.AdminURL(t))
-	execute(t, admin, `CREATE ROLE aid_test_admin LOGIN CREATEROLE CREATEDB`)
+	execute(t, admin, `CREATE ROLE aid_test_admin LOGIN CREATEROLE CREATEDB PASSWORD 'admin'`)
 	execute(t, admin, `GRANT aid_owner TO aid_test_admin`) // which it would have, had it made the role
 	t.Cleanup(func() {
 		admin := reconnect(t)
 		execute(t, admin, `DROP DATABASE IF EXISTS aid_plain WITH (FORCE)`)
 		execute(t, admin, `DROP ROLE aid_test_admin`)
 	})
-	u, err := url.Parse(storetest.AdminURL(t))
+	c := store.ProvisionConfig{Database: "aid_plain", Log: quiet}
+	p, err := store.Provision(t.Context(), storetest.As(t, storetest.AdminURL(t), "aid_test_admin", "admin"), c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.User = url.User("aid_test_admin")
-	p, err := store.Provision(t.Context(), u.String(), store.ProvisionConfig{Database: "aid_plain", Log: quiet})
-	if err != nil {
-		t.Fatal(err)
-	}
+	roles := storetest.Provision(c.Database)
+	p.OwnerURL = storetest.As(t, p.OwnerURL, store.OwnerRole, roles.OwnerPassword)
+	p.AppURL = storetest.As(t, p.AppURL, store.AppRole, roles.AppPassword)
 	if err := store.Migrate(t.Context(), p.OwnerURL, quiet); err != nil {
 		t.Fatal(err)
 	}

@@ -212,7 +212,8 @@ func (e *Embedded) settle(ctx context.Context) error {
 	if !e.stale() {
 		return nil
 	}
-	for _, name := range []string{"postmaster.pid", socketFile, socketFile + ".lock"} {
+	inSockets := filepath.Join(socketDir, socketFile)
+	for _, name := range []string{"postmaster.pid", socketFile, socketFile + ".lock", inSockets, inSockets + ".lock"} {
 		if err := os.Remove(filepath.Join(e.data, name)); err != nil && !os.IsNotExist(err) {
 			return err
 		}

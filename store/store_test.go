@@ -86,7 +86,7 @@ func TestOpenRefusesRolesAboveRowSecurity(t *testing.T) {
 		t.Errorf("a superuser: %v", err)
 	}
 	admin := storetest.Connect(t, storetest.AdminURL(t))
-	execute(t, admin, `CREATE ROLE aid_test_bypass LOGIN BYPASSRLS`)
+	execute(t, admin, `CREATE ROLE aid_test_bypass LOGIN BYPASSRLS PASSWORD 'bypass'`)
 	t.Cleanup(func() {
 		admin := reconnect(t)
 		execute(t, admin, `DROP ROLE aid_test_bypass`)
@@ -94,7 +94,7 @@ func TestOpenRefusesRolesAboveRowSecurity(t *testing.T) {
 	database := storetest.Connect(t, url).Config().Database
 	execute(t, admin, `GRANT CONNECT ON DATABASE `+database+` TO aid_test_bypass`)
 	t.Cleanup(func() { execute(t, reconnect(t), `REVOKE ALL ON DATABASE `+database+` FROM aid_test_bypass`) })
-	if db, err := store.Open(t.Context(), store.Config{URL: storetest.URL(t, "aid_test_bypass"), Log: quiet}); err == nil || !strings.Contains(err.Error(), "aid_test_bypass") {
+	if db, err := store.Open(t.Context(), store.Config{URL: storetest.As(t, url, "aid_test_bypass", "bypass"), Log: quiet}); err == nil || !strings.Contains(err.Error(), "aid_test_bypass") {
 		if err == nil {
 			db.Close()
 		}

@@ -37,17 +37,17 @@ func (u *up) database(ctx context.Context) (at database, err error) {
 		}
 	} else {
 		warnOfPassword(admin, u.log)
-		for _, p := range []struct {
-			name string
-			to   *string
-		}{{"postgres-owner.password", &c.OwnerPassword}, {"postgres-app.password", &c.AppPassword}, {"postgres-auditor.password", &c.AuditorPassword}} {
-			file, err := u.home.secret(p.name, randomHex)
-			if err != nil {
-				return at, err
-			}
-			if *p.to, err = readSecret(file); err != nil {
-				return at, err
-			}
+	}
+	for _, p := range []struct {
+		name string
+		to   *string
+	}{{"postgres-owner.password", &c.OwnerPassword}, {"postgres-app.password", &c.AppPassword}, {"postgres-auditor.password", &c.AuditorPassword}} {
+		file, err := u.home.secret(p.name, randomHex)
+		if err != nil {
+			return at, err
+		}
+		if *p.to, err = readSecret(file); err != nil {
+			return at, err
 		}
 	}
 	p, err := store.Provision(ctx, admin, c)

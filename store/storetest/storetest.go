@@ -8,6 +8,7 @@ package storetest
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"net/url"
@@ -43,6 +44,11 @@ type server struct {
 var shared server
 
 const template = "aid_template"
+
+// passwords are the roles', on a server that ends with its tests.
+var passwords = map[string]string{
+	store.OwnerRole: rand.Text(), store.AppRole: rand.Text(), store.AuditorRole: rand.Text(),
+}
 
 // Open returns a database as the servers see it: the role is aid_app, the schema is
 // this build's, and there is nothing in it. It is closed and dropped when t ends. The
@@ -115,6 +121,26 @@ func OrgAt(t testing.TB, ownerURL string) string {
 	return id
 }
 
+// Provision is how the roles of the server are made, with their passwords, for a
+// further database.
+func Provision(database string) store.ProvisionConfig {
+	return store.ProvisionConfig{
+		Database: database, Log: slog.New(slog.DiscardHandler),
+		OwnerPassword: passwords[store.OwnerRole], AppPassword: passwords[store.AppRole], AuditorPassword: passwords[store.AuditorRole],
+	}
+}
+
+// As is url for another role, whose password is password.
+func As(t testing.TB, address, role, password string) string {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(role, password)
+	return u.String()
+}
+
 // Connect is one connection, closed when t ends.
 func Connect(t testing.TB, url string) *pgx.Conn {
 	t.Helper()
@@ -170,7 +196,10 @@ func as(t testing.TB, role, database string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.User, u.Path = url.User(role), "/"+database
+	u.Path = "/" + database
+	if role != "postgres" {
+		u.User = url.UserPassword(role, passwords[role])
+	}
 	return u.String()
 }
 
@@ -244,7 +273,7 @@ func run(binaries string) error {
 		return fmt.Errorf("%w\n%s", err, log.String())
 	}
 	shared.admin = e.URL()
-	p, err := store.Provision(ctx, e.URL(), store.ProvisionConfig{Database: template, Log: slog.New(slog.DiscardHandler)})
+	p, err := store.Provision(ctx, e.URL(), Provision(template))
 	if err != nil {
 		return err
 	}
