@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -291,14 +292,144 @@ func TestDeepHome(t *testing.T) {
 	}
 }
 
-func TestPrivateDirRefusesALink(t *testing.T) {
+// A folder that another user prepared, or can change, is not used.
+func TestFoldersAreOurs(t *testing.T) {
 	dir := t.TempDir()
-	link := filepath.Join(dir, "link")
-	if err := os.Symlink(dir, link); err != nil {
+	link, open, foreign := filepath.Join(dir, "link"), filepath.Join(dir, "open"), filepath.Join(dir, "foreign")
+	if err := errors.Join(os.Symlink(dir, link), os.Mkdir(open, 0o700), os.Chmod(open, 0o777), os.Mkdir(foreign, 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	if err := privateDir(link); err == nil {
-		t.Error("a link into somebody else's folder was taken")
+	wrong := map[string]string{link: "is a link", open: "mode 0777"}
+	if os.Geteuid() == 0 {
+		if err := os.Chown(foreign, 54321, 54321); err != nil {
+			t.Fatal(err)
+		}
+		wrong[foreign] = "user id 54321"
+	}
+	for path, want := range wrong {
+		if err := makeFolder(path, 0o700); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", path, err)
+		}
+		if _, err := openHome(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("--home %s: %v", path, err)
+		}
+	}
+	for _, name := range []string{"secrets", "segments", "postgres", "run"} {
+		home := filepath.Join(t.TempDir(), "home")
+		if err := errors.Join(os.Mkdir(home, 0o700), os.Symlink(dir, filepath.Join(home, name))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := openHome(home); err == nil || !strings.Contains(err.Error(), "is a link") {
+			t.Errorf("%s as a link: %v", name, err)
+		}
+	}
+}
+
+// Files of keys are ours or root's, and no others can read or change them.
+func TestFilesAreOurs(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name string, mode os.FileMode, owner int) string {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.WriteFile(path, []byte("hunter2\n"), 0o600), os.Chmod(path, mode)); err != nil {
+			t.Fatal(err)
+		}
+		if owner != 0 {
+			if err := os.Lchown(path, owner, owner); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return path
+	}
+	link := func(name, to string, owner int) string {
+		path := filepath.Join(dir, name)
+		if err := os.Symlink(to, path); err != nil {
+			t.Fatal(err)
+		}
+		if owner != 0 {
+			if err := os.Lchown(path, owner, owner); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return path
+	}
+	fifo := filepath.Join(dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	good := file("good", 0o600, 0)
+	for path, want := range map[string]struct{ secret, public bool }{
+		good:                            {true, true},
+		link("link", good, 0):           {true, true}, // as Kubernetes mounts secrets
+		file("readable", 0o644, 0):      {false, true},
+		file("writable", 0o620, 0):      {false, false},
+		file("everybody's", 0o666, 0):   {false, false},
+		fifo:                            {false, false},
+		dir:                             {false, false},
+		filepath.Join(dir, "not there"): {false, false},
+	} {
+		_, secret := readTrusted(path, secretFile)
+		_, public := readTrusted(path, publicFile)
+		if (secret == nil) != want.secret || (public == nil) != want.public {
+			t.Errorf("%s: as a secret %v, as public %v", path, secret, public)
+		}
+		if err := errors.Join(secret, public); err != nil && strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: its text is in %v", path, err)
+		}
+	}
+	if os.Geteuid() != 0 {
+		return
+	}
+	for _, path := range []string{file("foreign", 0o600, 54321), link("foreign link", good, 54321)} {
+		if _, err := readTrusted(path, publicFile); err == nil || !strings.Contains(err.Error(), "54321") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// Every flag that names a file of keys uses the same check.
+func TestFlagsCheckTheirFiles(t *testing.T) {
+	open := filepath.Join(t.TempDir(), "open")
+	if err := errors.Join(os.WriteFile(open, []byte("1 "+strings.Repeat("00", 32)+"\n"), 0o600), os.Chmod(open, 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	for flag, read := range map[string]func() error{
+		"--fernet-keys":  func() error { _, err := sealerOf(open); return err },
+		"--hmac-keys":    func() error { _, err := chainKeys(open); return err },
+		"--digest-key":   func() error { _, err := digestKey(open); return err },
+		"--tls-cert":     func() error { _, err := tlsFiles{cert: open, key: open}.server(); return err },
+		"--tls-ca":       func() error { _, err := tlsFiles{ca: open}.client(""); return err },
+		"--prices":       func() error { _, err := loadPrices(open); return err },
+		"token, org key": func() error { _, _, err := kept(open, identity.OrgKey); return err },
+		"envoy-bootstrap": func() error {
+			_, _, errs := play(t, "envoy-bootstrap", "--xds", "unix:/x", "--token-file", open)
+			return errors.New(errs)
+		},
+		"extproc": func() error {
+			_, _, errs := play(t, "extproc", "--xds", "unix:/x", "--segments", t.TempDir(), "--token-file", open)
+			return errors.New(errs)
+		},
+	} {
+		if err := read(); err == nil || !strings.Contains(err.Error(), "mode 0666") {
+			t.Errorf("%s: %v", flag, err)
+		}
+	}
+}
+
+// What is not built is rejected, on the command line and as a variable.
+func TestNotBuiltIsRejected(t *testing.T) {
+	for _, name := range []string{"egress", "proxy", "redis"} {
+		home := filepath.Join(t.TempDir(), "home")
+		if code, _, errs := play(t, "up", "--home", home, "--"+name, "127.0.0.1:1"); code != 2 || !strings.Contains(errs, "not built yet") {
+			t.Errorf("--%s: %d %s", name, code, errs)
+		}
+		t.Setenv(variable(name), "127.0.0.1:1")
+		if code, _, errs := play(t, "up", "--home", home); code != 2 || !strings.Contains(errs, "not built yet") {
+			t.Errorf("%s: %d %s", variable(name), code, errs)
+		}
+		os.Unsetenv(variable(name))
+		if _, err := os.Stat(home); err == nil {
+			t.Errorf("--%s: the home was made all the same", name)
+		}
 	}
 }
 

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
 	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/identity"
 )
 
 func auditCommand() *cobra.Command {
@@ -47,6 +50,15 @@ with its head: keep a copy of what verify printed last.`,
 			if err != nil {
 				return err
 			}
+			err = db.InOrg(cmd.Context(), m.org, func(tx pgx.Tx) error {
+				_, err := identity.OrgByID(cmd.Context(), tx, m.org)
+				return err
+			})
+			if errors.Is(err, identity.ErrNotFound) {
+				return usagef("--org %s: there is no organization with this id in the database", m.org)
+			} else if err != nil {
+				return fmt.Errorf("verifying %s: %w", m.org, err)
+			}
 			began := m.now()
 			said := began
 			report, err := audit.Verify(cmd.Context(), db, m.org, keys, func(seq int64) {
@@ -59,9 +71,12 @@ with its head: keep a copy of what verify printed last.`,
 				return fmt.Errorf("verifying %s: %w", m.org, err)
 			}
 			out := cmd.OutOrStdout()
-			if report.Entries == 0 {
+			switch {
+			case report.Entries == 0 && report.FirstBad != nil:
+				// Only what is wrong: nothing was found right before it.
+			case report.Entries == 0:
 				fmt.Fprintf(out, "%s has no entries\n", m.org)
-			} else {
+			default:
 				fmt.Fprintf(out, "%s: %d entries are right, from %d (%s) to %d (%s)\nkey epoch %d, head %s\n", m.org, report.Entries,
 					report.From, report.Since.Format(time.RFC3339Nano), report.To, report.Till.Format(time.RFC3339Nano), report.Epoch, report.Head)
 			}

@@ -32,6 +32,10 @@ With --token-file the token is part of what is printed: keep the file private.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if files.ca != "" {
+				// Envoy reads these files; what is wrong with them is better said now.
+				if _, err := files.client(serverName); err != nil {
+					return usagef("%v", err)
+				}
 				c.XDS.TLS = &envoy.TLS{CAFile: files.ca, ServerName: serverName, CertFile: files.cert, KeyFile: files.key}
 			}
 			if c.NodeID == "" {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -179,6 +180,9 @@ func (s *sidecar) run(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
+	if err := checkFolder(s.segments, false); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("--segments: %w", err)
+	}
 	writer, err := audit.OpenWriter(audit.WriterConfig{
 		Dir: s.segments, MaxBacklogBytes: s.maxBacklog, MinFreeBytes: s.minFree, Log: s.log, Registerer: reg,
 	})

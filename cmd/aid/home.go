@@ -38,18 +38,19 @@ func openHome(dir string) (*home, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range []string{dir, filepath.Join(dir, "secrets"), filepath.Join(dir, "segments")} {
-		mode := fs.FileMode(0o700)
-		if d == dir {
-			// The embedded Postgres may run under another account, and must be
-			// able to reach its own folder inside.
-			mode = 0o711
-		}
-		if err := os.MkdirAll(d, mode); err != nil {
-			return nil, fmt.Errorf("--home %s: %w", dir, err)
+	// 0711: the embedded Postgres may have a user id of its own, and must reach its folder.
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return nil, fmt.Errorf("--home %s: %w", dir, err)
+	}
+	if err := makeFolder(dir, 0o711); err != nil {
+		return nil, fmt.Errorf("--home: %w", err)
+	}
+	for _, name := range []string{"secrets", "segments", "postgres"} {
+		if err := makeFolder(filepath.Join(dir, name), 0o700); err != nil {
+			return nil, fmt.Errorf("--home: %w", err)
 		}
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("--home %s: %w", dir, err)
 	}
@@ -71,7 +72,7 @@ func openHome(dir string) (*home, error) {
 		sum := sha256.Sum256([]byte(dir))
 		h.run = filepath.Join("/tmp", fmt.Sprintf("aid-%d-%s", os.Getuid(), hex.EncodeToString(sum[:6])))
 	}
-	if err := privateDir(h.run); err != nil {
+	if err := makeFolder(h.run, 0o700); err != nil {
 		lock.Close()
 		return nil, err
 	}
@@ -92,23 +93,6 @@ func runsOn(dir string) string {
 	return strings.TrimSpace(string(by))
 }
 
-// privateDir makes a folder that only we may enter. One that exists already, as
-// anybody could make one in /tmp, must be ours.
-func privateDir(dir string) error {
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	info, err := os.Lstat(dir)
-	if err != nil {
-		return err
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !info.IsDir() || ok && int(st.Uid) != os.Getuid() {
-		return fmt.Errorf("%s is not a folder of ours; remove it", dir)
-	}
-	return os.Chmod(dir, 0o700)
-}
-
 func writeAt(f *os.File, s string) error {
 	_, err := f.WriteAt([]byte(s), 0)
 	return err
@@ -122,7 +106,7 @@ func (h *home) path(elem ...string) string {
 
 func (h *home) socket(name string) string { return filepath.Join(h.run, name+".sock") }
 
-// secret returns the file of that name in secrets/, made by generate if there is none.
+// secret returns the file of that name in secrets/, made by generate if it is missing.
 func (h *home) secret(name string, generate func() (string, error)) (path string, err error) {
 	path = h.path("secrets", name)
 	if _, err := os.Stat(path); err == nil {
@@ -140,6 +124,24 @@ func (h *home) secret(name string, generate func() (string, error)) (path string
 // keyFiles are the secrets that the control plane needs.
 type keyFiles struct{ fernet, hmac, digest string }
 
+// lostKeys says which key files are missing. Beside a database that is in use, new ones
+// could not verify its audit log nor open its credentials.
+func (h *home) lostKeys() error {
+	var lost []string
+	for _, name := range []string{"fernet.keys", "hmac.keys", "digest.key"} {
+		if _, err := os.Lstat(h.path("secrets", name)); err != nil {
+			lost = append(lost, h.path("secrets", name))
+		}
+	}
+	if len(lost) == 0 {
+		return nil
+	}
+	return fmt.Errorf("the database is in use and its keys are missing: %s. Restore them from your backup of %s. "+
+		"Without hmac.keys the audit log cannot be verified, without fernet.keys no stored credential can be opened. "+
+		"To begin anew instead, choose another --home (and another database)", strings.Join(lost, ", "), h.path("secrets"))
+}
+
+// keys returns the key files, and makes those that are missing.
 func (h *home) keys() (k keyFiles, err error) {
 	random := func(encode func([]byte) string) func() (string, error) {
 		return func() (string, error) {
@@ -185,37 +187,4 @@ func writeFile(path string, b []byte, mode fs.FileMode) error {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
 	return os.Rename(path+".new", path)
-}
-
-// readSecret reads a file that holds one secret, or "-": nothing may be longer
-// than a secret is, and nothing of it is ever in an error.
-func readSecret(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, 64<<10))
-	if err != nil {
-		return "", fmt.Errorf("reading %s: %w", path, err)
-	}
-	s := strings.TrimSpace(string(b))
-	if s == "" {
-		return "", fmt.Errorf("%s is empty", path)
-	}
-	return s, nil
-}
-
-// lines are the lines of a file that say something: not blank, not a comment.
-func lines(path string) (out []string, err error) {
-	text, err := readSecret(path)
-	if err != nil {
-		return nil, err
-	}
-	for line := range strings.Lines(text) {
-		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
-			out = append(out, line)
-		}
-	}
-	return out, nil
 }

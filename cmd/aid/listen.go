@@ -109,13 +109,26 @@ func local(address string) bool {
 // tlsFiles are the PEM files of a server or client.
 type tlsFiles struct{ cert, key, ca string }
 
+// pair reads the certificate and its key.
+func (f tlsFiles) pair() (tls.Certificate, error) {
+	cert, err := readTrusted(f.cert, publicFile)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	key, err := readTrusted(f.key, secretFile)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.X509KeyPair(cert, key)
+}
+
 // server is the TLS that a listener which others can reach must speak.
 // A client that presents a certificate must be of ca.
 func (f tlsFiles) server() (*tls.Config, error) {
 	if f.cert == "" && f.key == "" {
 		return nil, nil
 	}
-	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+	pair, err := f.pair()
 	if err != nil {
 		return nil, fmt.Errorf("--tls-cert and --tls-key: %w", err)
 	}
@@ -137,7 +150,7 @@ func (f tlsFiles) client(serverName string) (*tls.Config, error) {
 	}
 	c := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: serverName}
 	if f.cert != "" {
-		pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+		pair, err := f.pair()
 		if err != nil {
 			return nil, fmt.Errorf("--tls-cert and --tls-key: %w", err)
 		}
@@ -147,7 +160,7 @@ func (f tlsFiles) client(serverName string) (*tls.Config, error) {
 }
 
 func pool(file string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(file)
+	pem, err := readTrusted(file, publicFile)
 	if err != nil {
 		return nil, err
 	}

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"os"
-
 	"github.com/ai-identity/ai-identity/provider/prices"
 )
 
@@ -13,7 +11,7 @@ func loadPrices(file string) (*prices.Table, error) {
 	var text []byte
 	if file != "" {
 		var err error
-		if text, err = os.ReadFile(file); err != nil {
+		if text, err = readTrusted(file, publicFile); err != nil {
 			return nil, usagef("--prices: %v", err)
 		}
 	}

@@ -31,6 +31,21 @@ type joinToken struct{ file, secret string }
 // What is there already is left alone, so that a second start changes nothing.
 func (u *up) settle(ctx context.Context, at database) (joinToken, error) {
 	var none joinToken
+	// Only the owner may make organizations.
+	db, err := store.Open(ctx, store.Config{URL: at.ownerURL, MaxConns: 2, Log: u.log})
+	if err != nil {
+		return none, fmt.Errorf("database: %w", err)
+	}
+	defer db.Close()
+	used, err := inUse(ctx, db)
+	if err != nil {
+		return none, fmt.Errorf("database: %w", err)
+	}
+	if used {
+		if err := u.home.lostKeys(); err != nil {
+			return none, err
+		}
+	}
 	keys, err := u.home.keys()
 	if err != nil {
 		return none, err
@@ -43,12 +58,9 @@ func (u *up) settle(ctx context.Context, at database) (joinToken, error) {
 	if err != nil {
 		return none, err
 	}
-	// Only the owner may make organizations.
-	db, err := store.Open(ctx, store.Config{URL: at.ownerURL, MaxConns: 2, Log: u.log})
-	if err != nil {
-		return none, fmt.Errorf("database: %w", err)
+	if err := checkChain(ctx, db, sealing, keys.hmac); err != nil {
+		return none, err
 	}
-	defer db.Close()
 	chain, err := audit.NewChain(audit.ChainConfig{DB: db, Keys: sealing, Log: u.log})
 	if err != nil {
 		return none, err
@@ -70,6 +82,31 @@ func (u *up) settle(ctx context.Context, at database) (joinToken, error) {
 		}
 	}
 	return token, nil
+}
+
+// inUse says whether this is not the first start: the organization exists.
+func inUse(ctx context.Context, db *store.DB) (used bool, err error) {
+	err = db.InOrg(ctx, defaultOrg.ID, func(tx pgx.Tx) error {
+		_, err := identity.OrgByID(ctx, tx, defaultOrg.ID)
+		used = err == nil
+		if errors.Is(err, identity.ErrNotFound) {
+			return nil
+		}
+		return err
+	})
+	return used, err
+}
+
+// checkChain rejects keys that the audit log was not signed with.
+func checkChain(ctx context.Context, db *store.DB, keys audit.Keys, file string) error {
+	err := audit.VerifyHead(ctx, db, defaultOrg.ID, keys)
+	var bad *audit.Bad
+	if errors.As(err, &bad) {
+		return fmt.Errorf("the end of the audit log does not verify with %s: %w. "+
+			"If this file is new or from another installation, restore the one that belongs to this database; "+
+			"otherwise the database was changed: keep it, and look with `aid audit verify`", file, err)
+	}
+	return err
 }
 
 type settler struct {
@@ -184,7 +221,7 @@ func (s settler) node(ctx context.Context, file string) (joinToken, error) {
 // its own. Providers that are not in the file are left alone: they may have come
 // through the API.
 func (s settler) providers(ctx context.Context, file string) error {
-	text, err := os.ReadFile(file)
+	text, err := readTrusted(file, publicFile)
 	if err != nil {
 		return usagef("--providers: %v", err)
 	}

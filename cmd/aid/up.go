@@ -76,7 +76,7 @@ in order; a second one stops it at once.`,
 			u.logFormat, _ = cmd.Flags().GetString("log-format")
 			for _, name := range []string{"egress", "proxy", "redis"} {
 				if cmd.Flags().Changed(name) {
-					log.Warn("--" + name + " is reserved: this build has nothing behind it, and goes on without")
+					return usagef("--%s is not built yet: remove it (or unset %s)", name, variable(name))
 				}
 			}
 			return u.run(cmd.Context())
@@ -85,14 +85,14 @@ in order; a second one stops it at once.`,
 	f := cmd.Flags()
 	f.StringVar(&u.homeDir, "home", ".aid", "`folder` for state, secrets and sockets")
 	f.StringVar(&u.gateway, "gateway", defaultGateway, "`address` that applications send their requests to")
-	f.String("egress", "127.0.0.1:8443", "`address` of transparent interception (reserved, not built yet)")
-	f.String("proxy", "127.0.0.1:3128", "`address` of the forward proxy (reserved, not built yet)")
+	f.String("egress", "", "`address` of transparent interception (not built yet: rejected)")
+	f.String("proxy", "", "`address` of the forward proxy (not built yet: rejected)")
 	f.StringVar(&u.api, "api", defaultAPI, "`address` of the management API")
 	f.StringVar(&u.metrics, "metrics", defaultMetrics, "`address` of /metrics, /healthz and /readyz")
 	f.StringVar(&u.envoyPath, "envoy", "", "`path` of Envoy (default: the one that make installed, then PATH)")
 	f.StringVar(&u.postgres, "postgres", "", "`URL` of a Postgres 15 or newer to use, as a user who may create roles and databases (default: an embedded one)")
 	f.StringVar(&u.postgresDir, "postgres-dir", "", "`folder` of the Postgres to embed (default: the one that make installed; without any, it is downloaded)")
-	f.String("redis", "", "`URL` of a Redis for limits shared between machines (reserved, not built yet)")
+	f.String("redis", "", "`URL` of a Redis for limits shared between machines (not built yet: rejected)")
 	f.StringVar(&u.providers, "providers", "", "YAML `file` with the LLM providers; those with the same name are updated")
 	f.StringVar(&u.prices, "prices", "", pricesHelp)
 	f.StringVar(&u.providerCA, "provider-ca", systemCAs(), "PEM `file` that vouches for providers")
