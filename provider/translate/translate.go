@@ -5,11 +5,10 @@
 //
 // Three rules hold everywhere.
 //
-//   - Nothing is dropped in silence. What a provider cannot carry is an
-//     *Unsupported that names the field; with Options.DropUnsupported it is left
-//     out and Request.Dropped names it. Every object is used up name by name,
-//     and a name that nobody used is one that cannot be carried, so a field of
-//     next year is refused, not lost. Null says nothing, here as at OpenAI.
+//   - Nothing is dropped in silence. A field that a provider does not support is an
+//     *Unsupported that names it. What Options.Drop allows is left out, and
+//     Request.Dropped names it: hints by default. Every object is used up name by name,
+//     so an unknown field is refused and not lost. Null is as absent, as at OpenAI.
 //   - Values are carried as the bytes they came in: the order of a schema's
 //     keys, the digits of a number, the escapes of a text.
 //   - An answer's bytes may be cut anywhere: what comes out is the same.
@@ -29,8 +28,11 @@
 //	message.extra_content.google.thought_signature           Gemini's, of the text
 //	message.extra_content.mistral.signature                  Mistral's, of the thinking
 //
-// A signature is its maker's: another provider refuses it (422), as anything that
-// it cannot carry. A client that drops them loses this: Anthropic then answers 400 if thinking
+// A block of thinking_blocks has "after": how many characters of the content and how many
+// tool calls stood before it. Sent back, the blocks stand there again.
+//
+// A signature is its maker's: for another provider it is left out and listed.
+// A client that drops signatures loses reasoning: Anthropic then answers 400 if thinking
 // by budget is on and the turn is in the middle of tool use, and thinks afresh
 // otherwise; to Gemini 3 and later we send, for a call without a signature, the
 // placeholder that Google documents for calls that Gemini did not make.
