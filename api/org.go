@@ -130,6 +130,7 @@ func revokeOrgKey(ctx context.Context, x *exchange, in *ByID) (*nothing, error) 
 // Node is a node on the wire, without its token.
 type Node struct {
 	ID        string     `json:"id" doc:"Its id." example:"node_01k0000000abcdefghjkmnpqrs"`
+	Role      string     `json:"role" enum:"envoy,extproc,both,none" doc:"What it may fetch." example:"extproc"`
 	Name      string     `json:"name" doc:"What people call it." example:"gateway-eu-1"`
 	SPIFFEID  *string    `json:"spiffe_id" doc:"The SPIFFE id of its certificate, if it has one." example:"spiffe://corp.example/ns/ai/sa/gateway"`
 	Status    string     `json:"status" enum:"active,expired,revoked" doc:"Whether it is served." example:"active"`
@@ -147,18 +148,40 @@ type MadeNode struct {
 // NewNode is what people say of a node.
 type NewNode struct {
 	Name          string `json:"name" minLength:"1" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"What people call it." example:"gateway-eu-1"`
-	SPIFFEID      string `json:"spiffe_id,omitzero" maxLength:"2048" pattern:"^(spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+)?$" patternDescription:"a SPIFFE id such as spiffe://corp.example/ns/ai/sa/gateway" doc:"The SPIFFE id of its certificate. With it the node needs no token and gets none." example:"spiffe://corp.example/ns/ai/sa/gateway"`
+	SPIFFEID      string `json:"spiffe_id,omitzero" maxLength:"2048" pattern:"^(spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+)?$" patternDescription:"a SPIFFE id such as spiffe://corp.example/ns/ai/sa/gateway" doc:"The SPIFFE id of its certificate, below a prefix that the operator gave this organization (aid org trust). With it the node needs no token and gets none." example:"spiffe://corp.example/ns/ai/sa/gateway"`
+	Role          string `json:"role,omitzero" enum:"envoy,extproc,both" doc:"envoy: listeners, routes and clusters. extproc: callers, credentials and policies, and it appends audit records. Nothing: both." example:"extproc"`
 	ExpiresInDays int64  `json:"expires_in_days,omitzero" minimum:"0" maximum:"3650" doc:"When it stops being served, in days from now; 0 or nothing: never." example:"365"`
 }
 
 func nodeShown(now time.Time) func(identity.Node) Node {
 	return func(n identity.Node) Node {
-		out := Node{ID: n.ID, Name: n.Name, Status: lifeOf(n.ExpiresAt, n.RevokedAt, now), CreatedAt: n.CreatedAt.UTC(), ExpiresAt: at(n.ExpiresAt), RevokedAt: at(n.RevokedAt)}
+		out := Node{ID: n.ID, Role: roleOf(n), Name: n.Name, Status: lifeOf(n.ExpiresAt, n.RevokedAt, now), CreatedAt: n.CreatedAt.UTC(), ExpiresAt: at(n.ExpiresAt), RevokedAt: at(n.RevokedAt)}
 		if n.SPIFFEID != "" {
 			out.SPIFFEID = &n.SPIFFEID
 		}
 		return out
 	}
+}
+
+// nodeRoles are the roles that a role on the wire stands for.
+func nodeRoles(role string) []identity.NodeRole {
+	switch role {
+	case "envoy", "extproc":
+		return []identity.NodeRole{identity.NodeRole(role)}
+	}
+	return []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc}
+}
+
+func roleOf(n identity.Node) string {
+	switch {
+	case n.Has(identity.NodeEnvoy) && n.Has(identity.NodeExtproc):
+		return "both"
+	case n.Has(identity.NodeEnvoy):
+		return "envoy"
+	case n.Has(identity.NodeExtproc):
+		return "extproc"
+	}
+	return "none"
 }
 
 func listNodes(ctx context.Context, x *exchange, in *Pages) (*paged[Node], error) {
@@ -179,7 +202,17 @@ func createNode(ctx context.Context, x *exchange, in *struct{ Body NewNode }) (*
 	if err != nil {
 		return nil, err
 	}
-	n := identity.Node{ID: id, OrgID: x.org, Name: in.Body.Name, SPIFFEID: in.Body.SPIFFEID, CreatedAt: x.now, ExpiresAt: x.expiry(in.Body.ExpiresInDays)}
+	n := identity.Node{ID: id, OrgID: x.org, Name: in.Body.Name, SPIFFEID: in.Body.SPIFFEID, Roles: nodeRoles(in.Body.Role), CreatedAt: x.now, ExpiresAt: x.expiry(in.Body.ExpiresInDays)}
+	if n.SPIFFEID != "" {
+		// The same response whether another organization has such a node or not.
+		may, err := identity.MayName(ctx, x.tx, n.SPIFFEID)
+		if err != nil {
+			return nil, err
+		}
+		if !may {
+			return nil, &problem{Status: 403, Code: "spiffe_id_not_granted", Message: "This organization may not make nodes with this SPIFFE id.", Fix: "Ask the operator to grant a trust domain or path to the organization (aid org trust), or leave spiffe_id out to get a join token."}
+		}
+	}
 	token := ""
 	if n.SPIFFEID == "" {
 		if token, n.TokenHash, err = identity.Mint(identity.NodeToken, x.c.Rand); err != nil {

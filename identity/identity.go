@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -333,6 +334,17 @@ func (k OrgKeyRecord) ActiveAt(now time.Time) error {
 	return usable(k.ID, k.OrgID, k.ExpiresAt, k.RevokedAt, now)
 }
 
+// NodeRole is what a node may fetch and send.
+type NodeRole string
+
+const (
+	NodeEnvoy   NodeRole = "envoy"   // listeners, routes and clusters
+	NodeExtproc NodeRole = "extproc" // callers, credentials and policies; it appends audit records
+)
+
+// Has is true if the node has the role.
+func (n Node) Has(r NodeRole) bool { return slices.Contains(n.Roles, r) }
+
 // Node is an Envoy or a sidecar that may fetch its org's configuration. It shows a
 // token or a certificate with a SPIFFE id, or has both. Source: table nodes. A zero
 // time means never, a zero TokenHash that it has no token.
@@ -342,6 +354,13 @@ type Node struct {
 	Name      string
 	TokenHash [32]byte
 	SPIFFEID  string // "spiffe://…", or ""
+	// Roles are what the node is. Without a role it is served nothing.
+	Roles []NodeRole
+	// ByOperator is true for a node that the operator made. It prevails over a node
+	// that an organization made with the same SPIFFE id.
+	ByOperator bool
+	// Orgs are the organizations that the node serves now. [NodePresented] sets it.
+	Orgs      []string `json:"-"`
 	CreatedAt time.Time
 	ExpiresAt time.Time
 	RevokedAt time.Time

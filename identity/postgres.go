@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Every function below takes a transaction whose org is set (store.DB.InOrg), and
@@ -232,22 +234,11 @@ func RotateKey(ctx context.Context, tx pgx.Tx, old string, next Key, oldExpires 
 
 // CallerByHash is the agent and the key whose secret has that SHA-256, whatever
 // their state. No such key in this org: [ErrNotFound].
-func CallerByHash(ctx context.Context, tx pgx.Tx, hash [32]byte) (c Caller, err error) {
-	var k keyRow
-	var a agentRow
-	err = tx.QueryRow(ctx, `SELECT `+keyColumns+`, `+agentColumns+`
+func CallerByHash(ctx context.Context, tx pgx.Tx, hash [32]byte) (Caller, error) {
+	c, err := scanCaller(tx.QueryRow(ctx, `SELECT `+keyColumns+`, `+agentColumns+`
 		FROM agent_keys k JOIN agents a ON a.org_id = k.org_id AND a.id = k.agent_id
-		WHERE k.org_id = aid_org() AND k.hash = $1`, hexOf(hash)).Scan(append(k.into(), a.into()...)...)
-	if err != nil {
-		return found(Caller{}, err, "looking up a caller")
-	}
-	if c.Key, err = k.key(); err != nil {
-		return Caller{}, err
-	}
-	if c.Agent, err = a.agent(); err != nil {
-		return Caller{}, err
-	}
-	return c, nil
+		WHERE k.org_id = aid_org() AND k.hash = $1`, hexOf(hash)))
+	return found(c, err, "looking up a caller")
 }
 
 // ---- org keys ----
@@ -312,17 +303,22 @@ func InsertNode(ctx context.Context, tx pgx.Tx, n Node) error {
 	if n.SPIFFEID != "" {
 		spiffe = &n.SPIFFEID
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO nodes (org_id, id, name, token_hash, spiffe_id, created_at, expires_at, revoked_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
-		n.OrgID, n.ID, n.Name, token, spiffe, n.CreatedAt, never(n.ExpiresAt), never(n.RevokedAt))
+	roles := n.Roles
+	if roles == nil {
+		roles = []NodeRole{} // it denies
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO nodes (org_id, id, name, token_hash, spiffe_id, roles, by_operator, created_at, expires_at, revoked_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
+		n.OrgID, n.ID, n.Name, token, spiffe, roles, n.ByOperator, n.CreatedAt, never(n.ExpiresAt), never(n.RevokedAt))
 	return doing(err, "storing a node")
 }
 
-const nodeColumns = `org_id, id, name, coalesce(token_hash, ''), coalesce(spiffe_id, ''), created_at, expires_at, revoked_at`
+const nodeColumns = `org_id, id, name, coalesce(token_hash, ''), coalesce(spiffe_id, ''), roles, by_operator, created_at, expires_at, revoked_at`
 
 func scanNode(row pgx.CollectableRow) (n Node, err error) {
 	var hash string
 	var expires, revoked *time.Time
-	if err := row.Scan(&n.OrgID, &n.ID, &n.Name, &hash, &n.SPIFFEID, &n.CreatedAt, &expires, &revoked); err != nil {
+	if err := row.Scan(&n.OrgID, &n.ID, &n.Name, &hash, &n.SPIFFEID, &n.Roles, &n.ByOperator, &n.CreatedAt, &expires, &revoked); err != nil {
 		return Node{}, err
 	}
 	n.CreatedAt, n.ExpiresAt, n.RevokedAt = n.CreatedAt.UTC(), when(expires), when(revoked)
@@ -332,17 +328,113 @@ func scanNode(row pgx.CollectableRow) (n Node, err error) {
 	return n, err
 }
 
-// NodePresented is the node of what was presented, whatever its state: the hex
-// SHA-256 of its token ([HexHash]), or its SPIFFE id. It needs no org: the
-// transaction was opened by Presenting the same. No such node: [ErrNotFound].
-func NodePresented(ctx context.Context, tx pgx.Tx, presented string) (Node, error) {
-	// A SPIFFE id may have been another node's, revoked since.
-	rows, err := tx.Query(ctx, `SELECT `+nodeColumns+` FROM nodes WHERE token_hash = $1 OR spiffe_id = $1 ORDER BY revoked_at IS NOT NULL, id DESC LIMIT 1`, presented)
+// NodePresented returns the node of what was presented: the hex SHA-256 of its token
+// ([HexHash]), or its SPIFFE id. Orgs are those that it serves at now. If it serves
+// none, the node is inactive. The transaction was opened by Presenting the same
+// string. No such node, or more than one: [ErrNotFound].
+func NodePresented(ctx context.Context, tx pgx.Tx, presented string, now time.Time) (Node, error) {
+	rows, err := tx.Query(ctx, `SELECT `+nodeColumns+` FROM nodes WHERE token_hash = $1 OR spiffe_id = $1 ORDER BY org_id, id`, presented)
 	if err != nil {
 		return Node{}, doing(err, "looking up a node")
 	}
-	n, err := pgx.CollectOneRow(rows, scanNode)
-	return found(n, err, "looking up a node")
+	found, err := all(rows, "looking up a node", scanNode)
+	if err != nil {
+		return Node{}, err
+	}
+	return oneNode(found, now)
+}
+
+// oneNode joins the rows of one node. A SPIFFE id may be that of other nodes that
+// were revoked before.
+func oneNode(rows []Node, now time.Time) (Node, error) {
+	if len(rows) == 0 {
+		return Node{}, ErrNotFound
+	}
+	live := slices.DeleteFunc(slices.Clone(rows), func(n Node) bool { return n.ActiveAt(now) != nil })
+	if len(live) == 0 {
+		return rows[len(rows)-1], nil // inactive, and so served nothing
+	}
+	if slices.ContainsFunc(live, func(n Node) bool { return n.ByOperator }) {
+		live = slices.DeleteFunc(live, func(n Node) bool { return !n.ByOperator })
+	}
+	n := live[0]
+	for _, other := range live {
+		if other.ID != n.ID {
+			return Node{}, ErrNotFound // nobody can tell which one it is
+		}
+		n.Roles = slices.DeleteFunc(slices.Clone(n.Roles), func(r NodeRole) bool { return !other.Has(r) })
+		n.Orgs = append(n.Orgs, other.OrgID)
+		if n.ExpiresAt.IsZero() || !other.ExpiresAt.IsZero() && other.ExpiresAt.Before(n.ExpiresAt) {
+			n.ExpiresAt = other.ExpiresAt
+		}
+	}
+	return n, nil
+}
+
+// MayName returns whether the operator gave the organization a trust domain or a path
+// prefix that the SPIFFE id is below. Prefixes end at whole path segments.
+func MayName(ctx context.Context, tx pgx.Tx, spiffeID string) (ok bool, err error) {
+	err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM trust_prefixes WHERE org_id = aid_org() AND starts_with($1 || '/', prefix || '/'))`, spiffeID).Scan(&ok)
+	return ok, doing(err, "looking up the SPIFFE ids of an organization")
+}
+
+// GrantPrefix lets an organization make nodes below a trust domain or path prefix. The
+// role must be the database's owner. One that overlaps with a prefix that was
+// granted before, to any organization: [ErrConflict].
+func GrantPrefix(ctx context.Context, tx pgx.Tx, org, prefix string) error {
+	_, err := tx.Exec(ctx, `INSERT INTO trust_prefixes (org_id, prefix) VALUES ($1, $2)`, org, prefix)
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "23P01" {
+		err = ErrConflict
+	}
+	return doing(err, "granting a SPIFFE prefix")
+}
+
+// OrgsOfKeys returns the organization of each key hash in hex that exists. The
+// transaction was opened by Presenting the hashes, joined by commas. A hash that
+// two organizations have is left out.
+func OrgsOfKeys(ctx context.Context, tx pgx.Tx, hashes []string) (map[string]string, error) {
+	rows, err := tx.Query(ctx, `SELECT hash, min(org_id) FROM agent_keys WHERE hash = ANY ($1) GROUP BY hash HAVING count(*) = 1`, hashes)
+	if err != nil {
+		return nil, doing(err, "looking up the organizations of keys")
+	}
+	out := make(map[string]string, len(hashes))
+	var hash, org string
+	_, err = pgx.ForEachRow(rows, []any{&hash, &org}, func() error { out[hash] = org; return nil })
+	return out, doing(err, "looking up the organizations of keys")
+}
+
+// CallersByHash is like [CallerByHash] for several hashes in hex, in one statement.
+// Those that are not there are left out.
+func CallersByHash(ctx context.Context, tx pgx.Tx, hashes []string) (map[string]Caller, error) {
+	rows, err := tx.Query(ctx, `SELECT `+keyColumns+`, `+agentColumns+`
+		FROM agent_keys k JOIN agents a ON a.org_id = k.org_id AND a.id = k.agent_id
+		WHERE k.org_id = aid_org() AND k.hash = ANY ($1)`, hashes)
+	if err != nil {
+		return nil, doing(err, "looking up callers")
+	}
+	defer rows.Close()
+	out := make(map[string]Caller, len(hashes))
+	for rows.Next() {
+		c, err := scanCaller(rows)
+		if err != nil {
+			return nil, doing(err, "looking up callers")
+		}
+		out[hexOf(c.Key.Hash)] = c
+	}
+	return out, doing(rows.Err(), "looking up callers")
+}
+
+func scanCaller(row pgx.Row) (c Caller, err error) {
+	var k keyRow
+	var a agentRow
+	if err := row.Scan(append(k.into(), a.into()...)...); err != nil {
+		return Caller{}, err
+	}
+	if c.Key, err = k.key(); err != nil {
+		return Caller{}, err
+	}
+	c.Agent, err = a.agent()
+	return c, err
 }
 
 // ListNodes is all nodes by age, dead ones too.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -425,15 +426,16 @@ func TestNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	const spiffe = "spiffe://cluster.local/ns/ai/sa/gateway"
-	byToken := identity.Node{ID: "node_1", OrgID: w.a, Name: "up", TokenHash: hash, CreatedAt: noon}
-	gone := identity.Node{ID: "node_2", OrgID: w.a, Name: "old", SPIFFEID: spiffe, CreatedAt: noon, RevokedAt: noon}
-	byCertificate := identity.Node{ID: "node_3", OrgID: w.b, Name: "gateway", SPIFFEID: spiffe, CreatedAt: noon, ExpiresAt: noon.Add(time.Hour)}
+	both := []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc}
+	byToken := identity.Node{ID: "node_1", Roles: both, Orgs: []string{w.a}, OrgID: w.a, Name: "up", TokenHash: hash, CreatedAt: noon}
+	gone := identity.Node{ID: "node_2", Roles: []identity.NodeRole{}, OrgID: w.a, Name: "old", SPIFFEID: spiffe, CreatedAt: noon, RevokedAt: noon}
+	byCertificate := identity.Node{ID: "node_3", Roles: []identity.NodeRole{identity.NodeEnvoy}, ByOperator: true, Orgs: []string{w.b}, OrgID: w.b, Name: "gateway", SPIFFEID: spiffe, CreatedAt: noon, ExpiresAt: noon.Add(time.Hour)}
 	w.in(w.a, func(ctx context.Context, tx pgx.Tx) error {
 		return errors.Join(identity.InsertNode(ctx, tx, byToken), identity.InsertNode(ctx, tx, gone))
 	})
 	presented := func(s string) (got identity.Node, err error) {
 		err = w.db.Presenting(t.Context(), s, func(tx pgx.Tx) (err error) {
-			got, err = identity.NodePresented(t.Context(), tx, s)
+			got, err = identity.NodePresented(t.Context(), tx, s, noon)
 			return err
 		})
 		return got, err
@@ -458,7 +460,9 @@ func TestNodes(t *testing.T) {
 	}
 	w.in(w.a, func(ctx context.Context, tx pgx.Tx) error {
 		got, err := identity.ListNodes(ctx, tx)
-		if d := cmp.Diff([]identity.Node{byToken, gone}, got); d != "" {
+		listed := byToken
+		listed.Orgs = nil // that is of what was presented
+		if d := cmp.Diff([]identity.Node{listed, gone}, got); d != "" {
 			t.Error(d)
 		}
 		return err
@@ -472,7 +476,7 @@ func TestNodes(t *testing.T) {
 		t.Errorf("revoked: %+v, %v", got, err)
 	}
 	for what, bad := range map[string]identity.Node{
-		"nothing to present": {ID: "node_9", OrgID: w.a}, "an id of another's certificate": {ID: "node_9", OrgID: w.a, SPIFFEID: spiffe}, "another org": {ID: "node_9", OrgID: w.b, TokenHash: [32]byte{9}},
+		"nothing to present": {ID: "node_9", OrgID: w.a}, "a role that there is not": {ID: "node_9", OrgID: w.a, TokenHash: [32]byte{9}, Roles: []identity.NodeRole{"admin"}}, "another org": {ID: "node_9", OrgID: w.b, TokenHash: [32]byte{9}},
 	} {
 		if err := w.try(w.a, func(ctx context.Context, tx pgx.Tx) error { return identity.InsertNode(ctx, tx, bad) }); err == nil {
 			t.Errorf("a node with %s is stored", what)
@@ -510,5 +514,92 @@ func TestOrgs(t *testing.T) {
 	})
 	if err := w.try(w.a, func(ctx context.Context, tx pgx.Tx) error { _, err := identity.OrgByID(ctx, tx, want.ID); return err }); !errors.Is(err, identity.ErrNotFound) {
 		t.Errorf("another org reads it: %v", err)
+	}
+}
+
+// A node of several orgs has one row in each. The operator's rows prevail, and two
+// nodes with one SPIFFE id are no node.
+func TestNodesOfSeveralOrgs(t *testing.T) {
+	w := open(t)
+	const spiffe = "spiffe://cluster.local/ns/shared/sa/gateway"
+	at := func(when time.Time) (got identity.Node, err error) {
+		err = w.db.Presenting(t.Context(), spiffe, func(tx pgx.Tx) (err error) {
+			got, err = identity.NodePresented(t.Context(), tx, spiffe, when)
+			return err
+		})
+		return got, err
+	}
+	add := func(org string, n identity.Node) {
+		t.Helper()
+		n.OrgID, n.SPIFFEID, n.Name, n.CreatedAt = org, spiffe, "n", noon
+		w.in(org, func(ctx context.Context, tx pgx.Tx) error { return identity.InsertNode(ctx, tx, n) })
+	}
+	both := []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc}
+	add(w.a, identity.Node{ID: "node_made", Roles: both}) // by an org
+	add(w.b, identity.Node{ID: "node_shared", Roles: both, ByOperator: true})
+	if got, err := at(noon); err != nil || got.ID != "node_shared" || !slices.Equal(got.Orgs, []string{w.b}) {
+		t.Errorf("the operator's does not prevail: %+v, %v", got, err)
+	}
+	w.in(w.a, func(ctx context.Context, tx pgx.Tx) error { return identity.RevokeNode(ctx, tx, "node_made", noon) })
+	add(w.a, identity.Node{ID: "node_shared", Roles: both[:1], ByOperator: true, ExpiresAt: noon.Add(time.Hour)})
+	want := []string{w.a, w.b}
+	slices.Sort(want)
+	if got, err := at(noon); err != nil || !slices.Equal(got.Orgs, want) || !slices.Equal(got.Roles, both[:1]) {
+		t.Errorf("of two orgs: %+v, %v", got, err)
+	}
+	if got, err := at(noon.Add(2 * time.Hour)); err != nil || !slices.Equal(got.Orgs, []string{w.b}) {
+		t.Errorf("after it has expired in one: %+v, %v", got, err)
+	}
+	// Its own row is an org's to revoke, and no other.
+	w.in(w.a, func(ctx context.Context, tx pgx.Tx) error { return identity.RevokeNode(ctx, tx, "node_shared", noon) })
+	if got, err := at(noon); err != nil || !slices.Equal(got.Orgs, []string{w.b}) {
+		t.Errorf("after one org revoked it: %+v, %v", got, err)
+	}
+	add(w.a, identity.Node{ID: "node_other", Roles: both, ByOperator: true})
+	if got, err := at(noon); !errors.Is(err, identity.ErrNotFound) {
+		t.Errorf("two nodes with one id: %+v, %v", got, err)
+	}
+}
+
+// The operator gives orgs what is below a prefix, by whole segments, and never the
+// same to two.
+func TestTrustPrefixes(t *testing.T) {
+	w := open(t)
+	owner, err := store.Open(t.Context(), store.Config{URL: storetest.OwnerURL(t), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer owner.Close()
+	grant := func(db *store.DB, org, prefix string) error {
+		return db.InOrg(t.Context(), org, func(tx pgx.Tx) error { return identity.GrantPrefix(t.Context(), tx, org, prefix) })
+	}
+	domain := "spiffe://" + strings.ToLower(strings.ReplaceAll(w.a, "_", "-")) + ".example"
+	if err := grant(w.db, w.a, domain+"/ns/a"); err == nil {
+		t.Error("a server granted a prefix")
+	}
+	for _, prefix := range []string{"spiffe://", "https://x", domain + "/", domain + "/a//b", domain + "/a%2fb", "spiffe://X/a"} {
+		if err := grant(owner, w.a, prefix); err == nil {
+			t.Errorf("%q was granted", prefix)
+		}
+	}
+	if err := errors.Join(grant(owner, w.a, domain+"/ns/a"), grant(owner, w.b, domain+"/ns/ab"), grant(owner, w.b, domain+"/ns/a-b")); err != nil {
+		t.Fatal(err)
+	}
+	for _, prefix := range []string{domain, domain + "/ns", domain + "/ns/a", domain + "/ns/a/sa/x"} {
+		if err := grant(owner, w.b, prefix); !errors.Is(err, identity.ErrConflict) {
+			t.Errorf("%s overlaps with another org's: %v", prefix, err)
+		}
+	}
+	for id, want := range map[string]bool{
+		domain + "/ns/a": true, domain + "/ns/a/sa/g": true, domain + "/ns/ab/sa/g": false, domain + "/ns/a-b": false, domain + "/ns": false,
+		domain: false, "spiffe://other/ns/a/x": false, domain + "/ns/%/x": false,
+	} {
+		w.in(w.a, func(ctx context.Context, tx pgx.Tx) error {
+			got, err := identity.MayName(ctx, tx, id)
+			if got != want {
+				t.Errorf("%s: %v", id, got)
+			}
+			return err
+		})
 	}
 }

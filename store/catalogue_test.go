@@ -50,7 +50,7 @@ func TestCatalogue(t *testing.T) {
 	none("tables of an org without a policy for all commands", tables+`AND`+hasOrg+`AND NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polcmd = '*'
 		AND pg_get_expr(p.polqual, c.oid) = '(org_id = aid_org())' AND pg_get_expr(p.polwithcheck, c.oid) = '(org_id = aid_org())')`)
 	none("policies beside the org's, but those for who presents a secret, which only read", `SELECT p.polname || ' on ' || p.polrelid::regclass FROM pg_policy p
-		WHERE p.polname <> 'org' AND NOT (p.polname = 'presented' AND p.polcmd = 'r' AND p.polrelid::regclass::text IN ('org_keys', 'nodes'))`)
+		WHERE p.polname <> 'org' AND NOT (p.polname = 'presented' AND p.polcmd = 'r' AND p.polrelid::regclass::text IN ('org_keys', 'nodes', 'agent_keys'))`)
 	none("tables of an org whose primary key does not begin with it", tables+`AND`+hasOrg+`AND NOT EXISTS (
 		SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'org_id' WHERE i.indrelid = c.oid AND i.indisprimary AND i.indkey[0] = a.attnum)`)
 	none("tables without an org", tables+`AND NOT`+hasOrg+`AND c.relname <> 'goose_db_version'`)

@@ -299,8 +299,13 @@ func TestServerKilled(t *testing.T) {
 	for i := range 2 {
 		id := fmt.Sprint("ag_", i)
 		inOrg(t, db, org, func(tx pgx.Tx) error { return insertAgent(t.Context(), tx, org, id) })
-		if got := <-heard; got != "agents "+org+" "+id {
-			t.Errorf("heard %q", got)
+		number, _, _ := strings.Cut(<-heard, " ")
+		var what string
+		inOrg(t, db, org, func(tx pgx.Tx) error {
+			return tx.QueryRow(t.Context(), `SELECT what FROM changes WHERE seq = $1::bigint`, number).Scan(&what)
+		})
+		if what != "agents "+org+" "+id {
+			t.Errorf("heard of %q", what)
 		}
 		before := r.PID()
 		if err := syscall.Kill(before, syscall.SIGKILL); err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -284,9 +285,34 @@ func TestNotifiesOfChanges(t *testing.T) {
 		return errors.Join(insertAgent(ctx, tx, org, "ag_2"), errBack)
 	})
 	inOrg(t, db, org, func(tx pgx.Tx) error { _, err := tx.Exec(ctx, `DELETE FROM agents`); return err })
+	// Nothing of an org is in a payload: any role may listen. The rows say what changed.
+	payload := regexp.MustCompile(`^([0-9]+) [0-9a-f]{16}$`)
+	what := func() (what string) {
+		got := <-heard
+		m := payload.FindStringSubmatch(got)
+		if m == nil || strings.Contains(got, org) {
+			t.Fatalf("heard %q", got)
+		}
+		inOrg(t, db, org, func(tx pgx.Tx) error {
+			return tx.QueryRow(ctx, `SELECT what FROM changes WHERE seq = $1::bigint`, m[1]).Scan(&what)
+		})
+		return what
+	}
 	for _, want := range []string{"agents " + org + " ag_1", "agent_keys " + org + " key_1 ag_1 abc", "agents " + org + " ag_1", "agent_keys " + org + " key_1 ag_1 abc"} {
-		if got := <-heard; got != want {
+		if got := what(); got != want {
 			t.Errorf("heard %q, want %q", got, want)
+		}
+	}
+	// As each role: the rows are the org's and no other's, and not the auditor's at all.
+	other := storetest.Org(t, db)
+	for _, role := range []string{store.AppRole, store.OwnerRole, store.AuditorRole} {
+		for _, as := range []string{"", other} {
+			conn := storetest.Connect(t, storetest.URL(t, role))
+			execute(t, conn, `SELECT set_config('aid.org', $1, false)`, as)
+			var n int
+			if err := conn.QueryRow(ctx, `SELECT count(*) FROM changes WHERE org_id = $1`, org).Scan(&n); n != 0 || (err != nil) != (role == store.AuditorRole) {
+				t.Errorf("%s of %q reads %d changes of another org, %v", role, as, n, err)
+			}
 		}
 	}
 	cancel()

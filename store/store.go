@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -185,6 +186,26 @@ func (db *DB) InOrg(ctx context.Context, org string, fn func(pgx.Tx) error) erro
 		return errors.New("a transaction needs an org") // none would mean: no rows, and a caller who wonders
 	}
 	return db.again(ctx, pgx.TxOptions{}, "aid.org", org, fn)
+}
+
+// InOrgs is like InOrg for several orgs in one transaction: fn runs once for each, in
+// the order of their ids, and sees the rows of that org only.
+func (db *DB) InOrgs(ctx context.Context, orgs []string, fn func(org string, tx pgx.Tx) error) error {
+	sorted := slices.Compact(slices.Sorted(slices.Values(orgs)))
+	if len(sorted) == 0 || sorted[0] == "" {
+		return errors.New("a transaction needs an org")
+	}
+	return db.InOrg(ctx, sorted[0], func(tx pgx.Tx) error {
+		for _, org := range sorted {
+			if _, err := tx.Exec(ctx, `SELECT set_config('aid.org', $1, true)`, org); err != nil {
+				return fmt.Errorf("setting aid.org: %w", err)
+			}
+			if err := fn(org, tx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // Presenting runs fn in a transaction that may only read, and sees only what the

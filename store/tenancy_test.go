@@ -19,6 +19,7 @@ var tables = []struct{ name, columns, values string }{
 	{"orgs", "", ""}, // made by the owner
 	{"org_keys", "org_id, id, name, role, hash", "$1, $2, $2, 'admin', $2"},
 	{"nodes", "org_id, id, name, token_hash, spiffe_id", "$1, $2, $2, $2, 'spiffe://' || $2"},
+	{"changes", "org_id, what", "$1, $2"},
 	{"agents", "org_id, id, name, status, fingerprint, created_at, updated_at", "$1, $2, $2, 'active', $2, now(), now()"},
 	{"agent_keys", "org_id, id, agent_id, name, hash, scopes, created_at", "$1, $2, $2, $2, $2, ARRAY[$2], now()"},
 	{"policies", "org_id, id, name, document, created_at, updated_at", "$1, $2, $2, $2, now(), now()"},
@@ -75,8 +76,8 @@ func TestOrgsAreApart(t *testing.T) {
 	fill(t, db, b, markB)
 	admin := storetest.Connect(t, storetest.URL(t, "postgres"))
 	before := everything(t, admin, b)
-	if n := strings.Count(before, "\n"); n != len(tables) {
-		t.Fatalf("org B has %d rows, want one in each of %d tables:\n%s", n, len(tables), before)
+	if n := strings.Count(before, "\n"); n < len(tables) {
+		t.Fatalf("org B has %d rows, want one or more in each of %d tables:\n%s", n, len(tables), before)
 	}
 
 	seed := rand.Uint64()

@@ -99,6 +99,45 @@ func Build(in Input) (*Snapshot, error) {
 	return s, nil
 }
 
+// Join makes one snapshot of several orgs' for an Envoy that serves all of them. The
+// listener and the routes to the management API are alike in all; a cluster's name is
+// a digest of its org, so that no route of one org leads to another's provider.
+func Join(all []*Snapshot) (*Snapshot, error) {
+	if len(all) == 0 || slices.Contains(all, nil) {
+		return nil, errors.New("xds: an org has no configuration for Envoy")
+	}
+	if len(all) == 1 {
+		return all[0], nil
+	}
+	s := &Snapshot{
+		Listeners: all[0].Listeners, Routes: map[string]*routev3.RouteConfiguration{},
+		Clusters: map[string]*clusterv3.Cluster{}, Left: map[string]error{},
+	}
+	table := proto.CloneOf(all[0].Routes[routesName])
+	host := table.GetVirtualHosts()[0]
+	var tail []*routev3.Route // what is not to a provider, from the first
+	var providers []*routev3.Route
+	for i, one := range all {
+		for name, c := range one.Clusters {
+			if s.Clusters[name] != nil {
+				return nil, fmt.Errorf("xds: two orgs have the cluster %s", name)
+			}
+			s.Clusters[name] = c
+		}
+		for _, r := range one.Routes[routesName].GetVirtualHosts()[0].GetRoutes() {
+			switch {
+			case one.Clusters[r.GetRoute().GetCluster()] != nil:
+				providers = append(providers, r)
+			case i == 0:
+				tail = append(tail, r)
+			}
+		}
+	}
+	host.Routes = append(providers, tail...)
+	s.Routes[routesName] = table
+	return s, nil
+}
+
 // Resources are a snapshot's resources of one type, by name.
 func (s *Snapshot) Resources(typeURL string) map[string]proto.Message {
 	out := map[string]proto.Message{}

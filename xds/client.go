@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
 
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/verdict"
@@ -23,6 +25,11 @@ import (
 // ErrUnavailable says that it cannot be said now: there is no control plane, what
 // is known is too old, or too many ask at once.
 var ErrUnavailable = errors.New("the control plane cannot be asked")
+
+// ErrDenied says that the control plane denied this node, by a definite answer: it was
+// revoked, has expired, is not known, or has not the role. Nothing is decided then. It
+// is ErrUnavailable too.
+var ErrDenied = fmt.Errorf("%w: it denies this node; give the node a valid token or certificate (`aid node create`)", ErrUnavailable)
 
 // ClientConfig is what a Client needs.
 type ClientConfig struct {
@@ -73,6 +80,7 @@ type Client struct {
 	changes map[identity.Presented]bool // to subscribe (true) or unsubscribe, not said yet
 	speak   chan struct{}               // holds a token while there are changes
 	up      bool                        // there is a stream
+	denied  atomic.Bool                 // by the control plane's last answer
 	held    held                        // the loop's own
 }
 
@@ -140,9 +148,24 @@ func (x *Client) age() time.Duration {
 	return x.c.Now().Sub(time.Unix(0, beat))
 }
 
+// Staleness is how long ago the control plane last said that its database answers.
+// Not ok: it never did.
+func (x *Client) Staleness() (age time.Duration, ok bool) {
+	if x.beat.Load() == 0 {
+		return 0, false
+	}
+	return x.age(), true
+}
+
 func (x *Client) fresh() error {
+	if x.denied.Load() {
+		return ErrDenied
+	}
 	if age := x.age(); age > x.c.MaxStaleness {
-		return fmt.Errorf("%w: last heard of it more than %v ago", ErrUnavailable, x.c.MaxStaleness)
+		if x.beat.Load() == 0 {
+			return fmt.Errorf("%w: it has not answered yet", ErrUnavailable)
+		}
+		return fmt.Errorf("%w: its last answer is %v old, and --max-staleness is %v", ErrUnavailable, age.Round(time.Second), x.c.MaxStaleness)
 	}
 	return nil
 }
@@ -261,6 +284,9 @@ func (x *Client) Run(ctx context.Context) error {
 	for pause := first; ; pause = min(2*pause, last) {
 		heard, err := x.stream(ctx)
 		x.disconnected()
+		if code := grpcstatus.Code(err); code == codes.Unauthenticated || code == codes.PermissionDenied {
+			x.deny()
+		}
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -290,6 +316,25 @@ func (x *Client) disconnected() {
 	clear(x.changes)
 }
 
+// deny drops all that is known: who is denied must not go on with what it was sent
+// before. In-flight requests are ended as if each key had been deleted. The stream is
+// opened again as after an outage, in case the operator lets the node in again.
+func (x *Client) deny() {
+	x.denied.Store(true) // first, so that nothing is looked up in between
+	x.held = newHeld()
+	x.orgs.Store(&map[string]verdict.Org{})
+	x.mu.Lock()
+	dropped := x.callers
+	x.callers = make(map[identity.Presented]*caller)
+	clear(x.unknown)
+	x.mu.Unlock()
+	if x.c.Changed != nil {
+		for p := range dropped {
+			x.c.Changed(p, identity.Caller{}, false)
+		}
+	}
+}
+
 // stream is one connection, from its first word to its end.
 func (x *Client) stream(ctx context.Context) (heard bool, err error) {
 	ctx, cancel := context.WithCancel(bearer(ctx, x.c.Token))
@@ -298,7 +343,7 @@ func (x *Client) stream(ctx context.Context) (heard bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if err := x.hello(g); err != nil {
+	if err := x.subscribe(g); err != nil {
 		return false, err
 	}
 	answers, failed := make(chan *discoveryv3.DeltaDiscoveryResponse), make(chan error, 1)
@@ -328,9 +373,10 @@ func (x *Client) stream(ctx context.Context) (heard bool, err error) {
 				x.mu.Lock()
 				x.up = true
 				x.mu.Unlock()
+				x.denied.Store(false)
 			}
 			ack := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
-			if err := x.take(ctx, resp); err != nil {
+			if err := x.receive(ctx, resp); err != nil {
 				x.metrics.rejected.WithLabelValues(short(resp.GetTypeUrl())).Inc()
 				x.c.Log.ErrorContext(ctx, "refusing what the control plane sent; what was known stays", "type", short(resp.GetTypeUrl()), "err", err)
 				ack.ErrorDetail = &status.Status{Code: 3, Message: clip(err.Error(), 500)}
@@ -339,7 +385,7 @@ func (x *Client) stream(ctx context.Context) (heard bool, err error) {
 				return heard, err
 			}
 		case <-x.speak:
-			if err := x.say(g); err != nil {
+			if err := x.sendChanges(g); err != nil {
 				return heard, err
 			}
 		}
@@ -348,12 +394,15 @@ func (x *Client) stream(ctx context.Context) (heard bool, err error) {
 
 type deltaClient = discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 
-// hello subscribes to all that comes whole, and again to the callers that are
-// known, with the versions that we have.
-func (x *Client) hello(g deltaClient) error {
+// subscribe asks for every type of this role, and again for the callers that are
+// known, with the versions that are held.
+func (x *Client) subscribe(g deltaClient) error {
 	node := &corev3.Node{Id: x.c.NodeID, Cluster: "aid-extproc"}
-	for _, t := range []string{CredentialType, ProviderType, PolicyType, OrgType, HeartbeatType} {
-		req := &discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: t, ResourceNamesSubscribe: []string{"*"}, InitialResourceVersions: x.held.versions(t)}
+	for _, k := range kinds {
+		if k.role != identity.NodeExtproc || k.named {
+			continue
+		}
+		req := &discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: k.url, ResourceNamesSubscribe: []string{"*"}, InitialResourceVersions: x.held.versions(k.url)}
 		if err := g.Send(req); err != nil {
 			return err
 		}
@@ -373,8 +422,8 @@ func (x *Client) hello(g deltaClient) error {
 	return g.Send(req)
 }
 
-// say tells the control plane which callers are wanted, and which no more.
-func (x *Client) say(g deltaClient) error {
+// sendChanges subscribes to the callers that are wanted, and unsubscribes from others.
+func (x *Client) sendChanges(g deltaClient) error {
 	req := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: CallerType}
 	x.mu.Lock()
 	for p, subscribe := range x.changes {

@@ -39,31 +39,80 @@ func newHeld() held {
 	}
 }
 
-func (h held) versions(t string) map[string]string {
+// received is what is held of one type.
+type received interface {
+	versions() map[string]string
+	// receive applies a response. Resources that cannot be read stay as they were,
+	// and the others are applied; the error names them.
+	receive(*discoveryv3.DeltaDiscoveryResponse) error
+}
+
+// of is what is held of a type; nil: nothing ever is.
+func (h held) of(t string) received {
 	switch t {
 	case OrgType:
-		return versionsOf(h.orgs)
+		return table[*aidv1.Org, *aidv1.Org]{h.orgs, same[*aidv1.Org]}
 	case PolicyType:
-		return versionsOf(h.policies)
+		return table[*aidv1.Policy, *aidv1.Policy]{h.policies, same[*aidv1.Policy]}
 	case ProviderType:
-		return versionsOf(h.providers)
+		return table[*aidv1.Provider, provider.Provider]{h.providers, unpackProvider}
 	case CredentialType:
-		return versionsOf(h.credentials)
+		return table[*aidv1.Credential, *aidv1.Credential]{h.credentials, same[*aidv1.Credential]}
 	}
 	return nil
 }
 
-func versionsOf[T any](m map[string]versioned[T]) map[string]string {
-	out := make(map[string]string, len(m))
-	for name, v := range m {
+func (h held) versions(t string) map[string]string {
+	if r := h.of(t); r != nil {
+		return r.versions()
+	}
+	return nil
+}
+
+func (h held) clone() held {
+	return held{orgs: maps.Clone(h.orgs), policies: maps.Clone(h.policies), providers: maps.Clone(h.providers), credentials: maps.Clone(h.credentials)}
+}
+
+// table is a map of what is held of a type that comes as M and is kept as T.
+type table[M proto.Message, T any] struct {
+	into   map[string]versioned[T]
+	unpack func(M) (T, error)
+}
+
+func (t table[M, T]) versions() map[string]string {
+	out := make(map[string]string, len(t.into))
+	for name, v := range t.into {
 		out[name] = v.version
 	}
 	return out
 }
 
-// take applies an answer. An error means that nothing of it was applied: what was
-// known before stays, and the control plane is told.
-func (x *Client) take(ctx context.Context, resp *discoveryv3.DeltaDiscoveryResponse) error {
+func (t table[M, T]) receive(resp *discoveryv3.DeltaDiscoveryResponse) error {
+	var bad []error
+	for _, r := range resp.GetResources() {
+		var none M
+		m, ok := none.ProtoReflect().New().Interface().(M)
+		if err := r.GetResource().UnmarshalTo(m); !ok || err != nil {
+			bad = append(bad, fmt.Errorf("%s: not of its type", r.GetName()))
+			continue
+		}
+		v, err := t.unpack(m)
+		if err != nil {
+			bad = append(bad, fmt.Errorf("%s: %w", r.GetName(), err))
+			continue
+		}
+		t.into[r.GetName()] = versioned[T]{r.GetVersion(), v}
+	}
+	for _, name := range resp.GetRemovedResources() {
+		delete(t.into, name)
+	}
+	return errors.Join(bad...)
+}
+
+// receive applies a response. An error names what was not applied: for that, what was
+// known before stays, and the control plane gets the error. One org's mistake does
+// not hold up the others.
+func (x *Client) receive(ctx context.Context, resp *discoveryv3.DeltaDiscoveryResponse) error {
 	x.metrics.received.WithLabelValues(short(resp.GetTypeUrl())).Add(float64(len(resp.GetResources()) + len(resp.GetRemovedResources())))
 	switch resp.GetTypeUrl() {
 	case HeartbeatType:
@@ -72,93 +121,75 @@ func (x *Client) take(ctx context.Context, resp *discoveryv3.DeltaDiscoveryRespo
 		}
 		return nil
 	case CallerType:
-		return x.takeCallers(resp)
+		return x.receiveCallers(resp)
 	}
-	next := held{orgs: maps.Clone(x.held.orgs), policies: maps.Clone(x.held.policies), providers: maps.Clone(x.held.providers), credentials: maps.Clone(x.held.credentials)}
-	var err error
-	switch resp.GetTypeUrl() {
-	case OrgType:
-		err = merge(next.orgs, resp, func() *aidv1.Org { return new(aidv1.Org) }, same)
-	case PolicyType:
-		err = merge(next.policies, resp, func() *aidv1.Policy { return new(aidv1.Policy) }, same)
-	case CredentialType:
-		err = merge(next.credentials, resp, func() *aidv1.Credential { return new(aidv1.Credential) }, same)
-	case ProviderType:
-		err = merge(next.providers, resp, func() *aidv1.Provider { return new(aidv1.Provider) }, unpackProvider)
-	default:
-		return errors.New("not asked for")
+	next := x.held.clone()
+	of := next.of(resp.GetTypeUrl())
+	if of == nil {
+		return errors.New("this type was not subscribed to")
 	}
-	if err != nil {
-		return err
-	}
+	bad := of.receive(resp)
 	orgs, err := next.build(ctx, *x.orgs.Load())
-	if err != nil {
-		return err
-	}
 	x.held = next
 	x.orgs.Store(&orgs)
-	return nil
+	return errors.Join(bad, err)
 }
 
 func same[M proto.Message](m M) (M, error) { return m, nil }
 
-// merge applies an answer to a map of what is held.
-func merge[M proto.Message, T any](into map[string]versioned[T], resp *discoveryv3.DeltaDiscoveryResponse, empty func() M, unpack func(M) (T, error)) error {
-	for _, r := range resp.GetResources() {
-		m := empty()
-		if err := r.GetResource().UnmarshalTo(m); err != nil {
-			return fmt.Errorf("%s: not of its type", r.GetName())
-		}
-		v, err := unpack(m)
-		if err != nil {
-			return fmt.Errorf("%s: %w", r.GetName(), err)
-		}
-		into[r.GetName()] = versioned[T]{r.GetVersion(), v}
-	}
-	for _, name := range resp.GetRemovedResources() {
-		delete(into, name)
-	}
-	return nil
-}
-
 // build makes what exchanges decide by. An org is whole once its own resource has
 // come, since it is sent last. Policies are compiled only if they are not those of
 // before: it takes longer than all else, and what changes is mostly something else.
+// An org that cannot be built stays as it was before, and the error names it.
 func (h held) build(ctx context.Context, before map[string]verdict.Org) (map[string]verdict.Org, error) {
 	orgs := make(map[string]verdict.Org, len(h.orgs))
-	for id, o := range h.orgs {
-		var ps []policy.Policy
-		for _, p := range h.policies {
-			if p.value.GetOrgId() == id {
-				ps = append(ps, unpackPolicy(p.value))
-			}
-		}
-		bundle := before[id].Policies
-		if !bundle.Of(ps) {
-			var err error
-			if bundle, err = policy.Compile(ctx, ps); err != nil {
-				return nil, err
-			}
-		}
-		var providers []provider.Provider
-		for _, name := range slices.Sorted(maps.Keys(h.providers)) {
-			p := h.providers[name].value
-			if p.OrgID != id {
+	var bad []error
+	for id := range h.orgs {
+		o, err := h.org(ctx, id, before[id])
+		if err != nil {
+			bad = append(bad, fmt.Errorf("%s: %w", id, err))
+			var had bool
+			if o, had = before[id]; !had {
 				continue
 			}
-			// A credential is sent only where it was meant to be sent.
-			if c := h.credentials[p.ID].value; c.GetOrgId() == id && c.GetProviderId() == p.ID && c.GetCluster() == p.Cluster {
-				p.Credential = provider.NewSecret(string(c.GetSecret()))
-			}
-			providers = append(providers, p)
 		}
-		registry, err := provider.NewRegistry(providers)
-		if err != nil {
-			return nil, err
-		}
-		orgs[id] = verdict.Org{ID: id, Tier: o.value.GetTier(), DigestKey: o.value.GetDigestKey(), Policies: bundle, Providers: registry}
+		orgs[id] = o
 	}
-	return orgs, nil
+	return orgs, errors.Join(bad...)
+}
+
+func (h held) org(ctx context.Context, id string, before verdict.Org) (verdict.Org, error) {
+	o := h.orgs[id]
+	var ps []policy.Policy
+	for _, p := range h.policies {
+		if p.value.GetOrgId() == id {
+			ps = append(ps, unpackPolicy(p.value))
+		}
+	}
+	bundle := before.Policies
+	if !bundle.Of(ps) {
+		var err error
+		if bundle, err = policy.Compile(ctx, ps); err != nil {
+			return verdict.Org{}, err
+		}
+	}
+	var providers []provider.Provider
+	for _, name := range slices.Sorted(maps.Keys(h.providers)) {
+		p := h.providers[name].value
+		if p.OrgID != id {
+			continue
+		}
+		// A credential is sent only where it was meant to be sent.
+		if c := h.credentials[name].value; c.GetOrgId() == id && c.GetProviderId() == p.ID && c.GetCluster() == p.Cluster {
+			p.Credential = provider.NewSecret(string(c.GetSecret()))
+		}
+		providers = append(providers, p)
+	}
+	registry, err := provider.NewRegistry(providers)
+	if err != nil {
+		return verdict.Org{}, err
+	}
+	return verdict.Org{ID: id, Tier: o.value.GetTier(), DigestKey: o.value.GetDigestKey(), Policies: bundle, Providers: registry}, nil
 }
 
 // change is what Changed is told, after the lock is given back.
@@ -168,9 +199,9 @@ type change struct {
 	known  bool
 }
 
-// takeCallers applies what came of callers, and wakes those who wait for it. One
+// receiveCallers applies what came of callers, and wakes those who wait for it. One
 // that cannot be read is unknown, whatever it was before: it denies.
-func (x *Client) takeCallers(resp *discoveryv3.DeltaDiscoveryResponse) error {
+func (x *Client) receiveCallers(resp *discoveryv3.DeltaDiscoveryResponse) error {
 	var bad error
 	var changes []change
 	now := x.c.Now()

@@ -33,13 +33,8 @@ func TestPoliciesAreCompiledWhenTheyChange(t *testing.T) {
 			}
 			a.Resources = append(a.Resources, r)
 		})
-		for _, err := range []error{
-			merge(h.orgs, answers[OrgType], func() *aidv1.Org { return new(aidv1.Org) }, same),
-			merge(h.policies, answers[PolicyType], func() *aidv1.Policy { return new(aidv1.Policy) }, same),
-			merge(h.credentials, answers[CredentialType], func() *aidv1.Credential { return new(aidv1.Credential) }, same),
-			merge(h.providers, answers[ProviderType], func() *aidv1.Provider { return new(aidv1.Provider) }, unpackProvider),
-		} {
-			if err != nil {
+		for url, answer := range answers {
+			if err := h.of(url).receive(answer); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -13,15 +15,21 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/identity"
 	aidv1 "github.com/ai-identity/ai-identity/proto/aid/v1"
 )
 
-// Append takes a node's audit records. A node may write for its own org only.
+// Append takes a node's audit records. A node may write for the orgs that
+// it serves only.
 func (s *Server) Append(g grpc.BidiStreamingServer[aidv1.AppendRequest, aidv1.AppendReply]) error {
 	ctx := g.Context()
 	n, err := s.identify(ctx)
 	if err != nil {
 		return err
+	}
+	if !n.Has(identity.NodeExtproc) {
+		s.metrics.refused.Inc()
+		return status.Error(codes.PermissionDenied, "this node has not the role extproc, which appending audit records requires: make one with `aid node create --role extproc`")
 	}
 	presented, _ := presentedBy(ctx)
 	for {
@@ -33,31 +41,50 @@ func (s *Server) Append(g grpc.BidiStreamingServer[aidv1.AppendRequest, aidv1.Ap
 			return err
 		}
 		// Asked anew for each batch: a node that was revoked writes no more.
-		if n, err = s.node(ctx, presented); err != nil || n.ActiveAt(s.c.Now()) != nil {
-			return status.Error(codes.Unauthenticated, "this node was revoked, or cannot be looked up")
+		n, err = s.node(ctx, presented)
+		switch {
+		case errors.Is(err, identity.ErrNotFound), err == nil && (n.ActiveAt(s.c.Now()) != nil || !n.Has(identity.NodeExtproc)):
+			return status.Error(codes.Unauthenticated, "this node was revoked or has expired")
+		case err != nil:
+			s.c.Log.WarnContext(ctx, "looking up a node", "err", err)
+			return status.Error(codes.Unavailable, "nodes cannot be looked up now")
 		}
-		recs := make([]audit.Record, len(req.GetRecords()))
-		for i, r := range req.GetRecords() {
-			if r.GetOrgId() != n.OrgID {
+		if len(req.GetRecords()) == 0 {
+			return status.Error(codes.InvalidArgument, "a batch without records")
+		}
+		// Nothing is appended of a batch that holds a record of another org.
+		byOrg := map[string][]audit.Record{}
+		for _, r := range req.GetRecords() {
+			if !slices.Contains(n.Orgs, r.GetOrgId()) {
 				s.metrics.records.WithLabelValues("foreign").Inc()
-				s.c.Log.ErrorContext(ctx, "a node sends records of another org", "node", n.ID, "org", n.OrgID)
+				s.c.Log.ErrorContext(ctx, "a node sends records of an org that it does not serve", "node", n.ID)
 				return status.Error(codes.PermissionDenied, "records of another org")
 			}
-			recs[i] = audit.Record{Seq: r.GetWriterSeq(), Org: r.GetOrgId(), Entry: r.GetEntry()}
+			byOrg[r.GetOrgId()] = append(byOrg[r.GetOrgId()], audit.Record{Seq: r.GetWriterSeq(), Org: r.GetOrgId(), Entry: r.GetEntry()})
 		}
-		upTo, err := s.c.Appender.Append(ctx, n.OrgID, req.GetWriter(), recs)
-		if err != nil {
-			code, result := codes.Unavailable, "failed"
-			if errors.Is(err, audit.ErrRefused) {
-				code, result = codes.FailedPrecondition, "refused"
+		// Each org has a chain of its own. The reply stands for all of them: after an
+		// error the node sends the batch again, and what was appended is not repeated.
+		var upTo uint64
+		for _, org := range slices.Sorted(maps.Keys(byOrg)) {
+			recs := byOrg[org]
+			last, err := s.c.Appender.Append(ctx, org, req.GetWriter(), recs)
+			if err == nil && last < recs[len(recs)-1].Seq {
+				err = fmt.Errorf("only up to record %d", last)
 			}
-			s.metrics.records.WithLabelValues(result).Add(float64(len(recs)))
-			if ctx.Err() == nil {
-				s.c.Log.ErrorContext(ctx, "appending audit records", "node", n.ID, "org", n.OrgID, "err", err)
+			if err != nil {
+				code, result := codes.Unavailable, "failed"
+				if errors.Is(err, audit.ErrRefused) {
+					code, result = codes.FailedPrecondition, "refused"
+				}
+				s.metrics.records.WithLabelValues(result).Add(float64(len(recs)))
+				if ctx.Err() == nil {
+					s.c.Log.ErrorContext(ctx, "appending audit records", "node", n.ID, "org", org, "err", err)
+				}
+				return status.Error(code, "the records were not appended: see the control plane's log")
 			}
-			return status.Error(code, "the records were not appended: see the control plane's log")
+			s.metrics.records.WithLabelValues("committed").Add(float64(len(recs)))
+			upTo = max(upTo, recs[len(recs)-1].Seq)
 		}
-		s.metrics.records.WithLabelValues("committed").Add(float64(len(recs)))
 		if err := g.Send(&aidv1.AppendReply{WriterSeq: upTo}); err != nil {
 			return err
 		}

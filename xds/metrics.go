@@ -40,8 +40,8 @@ func newServerMetrics(r prometheus.Registerer, nodes func() int) (*serverMetrics
 	for _, what := range []string{"policies", "envoy", "provider", "credential"} {
 		m.unpublished.WithLabelValues(what)
 	}
-	for _, t := range append([]string{CallerType}, wholes...) {
-		m.nacks.WithLabelValues(short(t))
+	for _, k := range kinds {
+		m.nacks.WithLabelValues(k.short)
 	}
 	connected := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "aid_xds_nodes", Help: "Nodes that are connected, Envoys and sidecars counted each.",

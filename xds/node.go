@@ -43,10 +43,10 @@ func presentedBy(ctx context.Context) (string, error) {
 	return "", errors.New("show a join token (aid_node_…) or a client certificate")
 }
 
-// node looks up who presents that.
+// node looks up the node that presents that, with the orgs that it serves now.
 func (s *Server) node(ctx context.Context, presented string) (n identity.Node, err error) {
 	err = s.c.DB.Presenting(ctx, presented, func(tx pgx.Tx) error {
-		n, err = identity.NodePresented(ctx, tx, presented)
+		n, err = identity.NodePresented(ctx, tx, presented, s.c.Now())
 		return err
 	})
 	return n, err

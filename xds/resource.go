@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,9 +40,47 @@ const (
 // heartbeatName is the one Heartbeat there is.
 const heartbeatName = "clock"
 
-// wholes are the types that are subscribed to whole, in the order in which what
-// is new is sent. What has gone is taken away in the reverse order.
-var wholes = []string{ClusterType, ListenerType, RouteType, CredentialType, ProviderType, PolicyType, OrgType, HeartbeatType}
+// A kind is a resource type that is served. A new one is a row here, its codec
+// below, and its use.
+type kind struct {
+	url   string
+	short string            // for labels and logs
+	role  identity.NodeRole // the nodes that may subscribe to it
+	named bool              // it is subscribed to by name only
+}
+
+// kinds is every type, in the order in which what is new is sent. What has gone is
+// removed in the reverse order.
+var kinds = []kind{
+	{url: ClusterType, short: "Cluster", role: identity.NodeEnvoy},
+	{url: ListenerType, short: "Listener", role: identity.NodeEnvoy},
+	{url: RouteType, short: "RouteConfiguration", role: identity.NodeEnvoy},
+	{url: CredentialType, short: "Credential", role: identity.NodeExtproc},
+	{url: ProviderType, short: "Provider", role: identity.NodeExtproc},
+	{url: PolicyType, short: "Policy", role: identity.NodeExtproc},
+	{url: OrgType, short: "Org", role: identity.NodeExtproc}, // last: an org is whole once it has come
+	{url: HeartbeatType, short: "Heartbeat", role: identity.NodeExtproc},
+	{url: CallerType, short: "Caller", role: identity.NodeExtproc, named: true},
+}
+
+func kindOf(url string) (kind, bool) {
+	i := slices.IndexFunc(kinds, func(k kind) bool { return k.url == url })
+	if i < 0 {
+		return kind{}, false
+	}
+	return kinds[i], true
+}
+
+// short is a type's name, for labels and logs. A node may send any type.
+func short(url string) string {
+	if k, ok := kindOf(url); ok {
+		return k.short
+	}
+	return "other"
+}
+
+// inOrg is the resource name of an org's object: ids are unique within an org only.
+func inOrg(org, id string) string { return org + "/" + id }
 
 // resource packs m. Its version is a digest, so that equal ones are equal whichever
 // replica serves them.

@@ -2,14 +2,20 @@ package xds
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -57,10 +63,12 @@ type Server struct {
 
 	c       ServerConfig
 	metrics *serverMetrics
+	missing missing    // callers that are known not to be there
 	reading sync.Mutex // held while an org's configuration is read and published
 
 	mu      sync.Mutex
 	orgs    map[string]*orgState // those that a node is connected for
+	joined  map[string]joined    // by the orgs' ids
 	streams map[*stream]struct{}
 	synced  bool      // the database's changes are heard of
 	beat    time.Time // the last heartbeat
@@ -68,9 +76,11 @@ type Server struct {
 
 // orgState is what the nodes of an org are served. Guarded by Server.mu.
 type orgState struct {
-	id     string
-	loaded bool
-	whole  map[string]map[string]*discoveryv3.Resource // by type and name; never changed in place
+	id       string
+	loaded   bool
+	view     view      // what sidecars get
+	envoy    *Snapshot // the last good one; nil: there was none yet
+	unopened int       // credentials that could not be opened
 }
 
 // NewServer returns a server. Run must run for it to serve anything.
@@ -87,7 +97,7 @@ func NewServer(c ServerConfig) (*Server, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	s := &Server{c: c, orgs: make(map[string]*orgState), streams: make(map[*stream]struct{})}
+	s := &Server{c: c, orgs: make(map[string]*orgState), joined: make(map[string]joined), streams: make(map[*stream]struct{})}
 	var err error
 	if s.metrics, err = newServerMetrics(c.Registerer, s.connected); err != nil {
 		return nil, fmt.Errorf("registering xds's metrics: %w", err)
@@ -101,12 +111,18 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 	aidv1.RegisterIngestServer(r, s)
 }
 
-// Ready is nil if changes in the database are heard of.
+// Ready is nil if changes in the database are received, and every credential of the
+// connected orgs can be opened.
 func (s *Server) Ready(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.synced {
 		return errors.New("not listening to the database yet")
+	}
+	for _, o := range s.orgs {
+		if o.unopened > 0 {
+			return fmt.Errorf("%d provider credentials of %s cannot be opened, and nodes keep those that they have: add the key that sealed them to --fernet-keys", o.unopened, o.id)
+		}
 	}
 	return nil
 }
@@ -125,43 +141,97 @@ func (s *Server) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.apply(ctx, changes) })
 	wg.Go(func() { s.beats(ctx) })
-	err := s.c.DB.Listen(ctx, "aid_changed", changes.add, func() { changes.add("*") })
+	err := s.c.DB.Listen(ctx, "aid_changed", changes.add, changes.all)
 	cancel()
 	wg.Wait()
 	return err
 }
 
-// queue holds changes, each once, until they are applied. Listen's callbacks must
-// not take long, and a burst of changes to one thing is one change.
+// maxQueued bounds the changes that wait. More of them are one reading of everything.
+const maxQueued = 10_000
+
+// queue holds what was notified, each once, until it is applied. Any role may send a
+// notification, so it is only a hint of what to read, and there is a limit to it.
 type queue struct {
 	mu    sync.Mutex
-	set   map[string]struct{}
-	order []string
+	set   map[announced]struct{}
+	order []announced
+	whole bool          // read everything
 	more  chan struct{} // holds a token while there is something
 }
 
-func newQueue() *queue { return &queue{set: make(map[string]struct{}), more: make(chan struct{}, 1)} }
+// announced is a row of the table changes: its number, and the tag of its org.
+type announced struct {
+	seq int64
+	tag string
+}
 
-func (q *queue) add(change string) {
+// parseAnnounced reads the payload that aid_changed() in the schema sends.
+func parseAnnounced(payload string) (a announced, ok bool) {
+	number, tag, ok := strings.Cut(payload, " ")
+	seq, err := strconv.ParseInt(number, 10, 64)
+	if !ok || err != nil || seq < 0 || strconv.FormatInt(seq, 10) != number || len(tag) != tagLength {
+		return announced{}, false
+	}
+	return announced{seq, tag}, true
+}
+
+const tagLength = 16
+
+// of is true if the change may be one of the org's.
+func (a announced) of(org string) bool {
+	sum := sha256.Sum256([]byte(strconv.FormatInt(a.seq, 10) + " " + org))
+	return hex.EncodeToString(sum[:])[:tagLength] == a.tag
+}
+
+func newQueue() *queue {
+	return &queue{set: make(map[announced]struct{}), more: make(chan struct{}, 1)}
+}
+
+func (q *queue) add(payload string) {
+	a, ok := parseAnnounced(payload)
+	if !ok {
+		return // not from the schema
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if _, ok := q.set[change]; !ok {
-		q.set[change] = struct{}{}
-		q.order = append(q.order, change)
+	if _, ok := q.set[a]; !ok && !q.whole {
+		q.set[a] = struct{}{}
+		q.order = append(q.order, a)
 	}
+	if len(q.order) > maxQueued {
+		q.wholeLocked()
+	}
+	q.wake()
+}
+
+// all says that everything is to be read.
+func (q *queue) all() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.wholeLocked()
+	q.wake()
+}
+
+func (q *queue) wholeLocked() {
+	q.whole, q.order = true, nil
+	clear(q.set)
+}
+
+func (q *queue) wake() {
 	select {
 	case q.more <- struct{}{}:
 	default:
 	}
 }
 
-func (q *queue) take() []string {
+func (q *queue) take() (all []announced, whole bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	all := q.order
-	q.order = nil
+	all, whole = q.order, q.whole
+	q.order, q.whole = nil, false
 	clear(q.set)
-	return all
+	return all, whole
 }
 
 // apply reads what has changed and hands it to the streams. What cannot be read
@@ -170,25 +240,71 @@ func (s *Server) apply(ctx context.Context, changes *queue) {
 	retry := time.NewTicker(s.c.Heartbeat)
 	defer retry.Stop()
 	var left []string
+	var unread []announced
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-changes.more:
 		case <-retry.C:
-			if len(left) == 0 {
+			if len(left)+len(unread) == 0 {
 				continue
 			}
 		}
-		todo := append(left, changes.take()...)
+		todo := left
 		left = nil
-		for _, change := range merged(todo) {
+		fresh, whole := changes.take()
+		if whole {
+			todo, unread, fresh = []string{"*"}, nil, nil
+		}
+		waiting := append(unread, fresh...)
+		read, err := s.read(ctx, waiting)
+		if unread = nil; err != nil && ctx.Err() == nil {
+			s.c.Log.WarnContext(ctx, "reading changes, trying again", "err", err)
+			if unread = waiting; len(unread) > maxQueued {
+				todo, unread = []string{"*"}, nil
+			}
+		}
+		for _, change := range merged(append(todo, read...)) {
 			if err := s.changed(ctx, change); err != nil && ctx.Err() == nil {
 				s.c.Log.WarnContext(ctx, "reading a change, trying again", "change", change, "err", err)
 				left = append(left, change)
 			}
 		}
 	}
+}
+
+// read looks up what was announced, for the orgs that a node is connected for. Each
+// org's changes are read as that org.
+func (s *Server) read(ctx context.Context, all []announced) (changes []string, err error) {
+	s.mu.Lock()
+	orgs := slices.Sorted(maps.Keys(s.orgs))
+	s.mu.Unlock()
+	for _, org := range orgs {
+		var seqs []int64
+		for _, a := range all {
+			if a.of(org) {
+				seqs = append(seqs, a.seq)
+			}
+		}
+		if len(seqs) == 0 {
+			continue
+		}
+		var of []string
+		err := s.c.DB.InOrg(ctx, org, func(tx pgx.Tx) error {
+			rows, err := tx.Query(ctx, `SELECT what FROM changes WHERE org_id = $1 AND seq = ANY ($2) ORDER BY seq`, org, seqs)
+			if err != nil {
+				return err
+			}
+			of, err = pgx.CollectRows(rows, pgx.RowTo[string])
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("the changes of %s: %w", org, err)
+		}
+		changes = append(changes, of...)
+	}
+	return changes, nil
 }
 
 // merged leaves out what is said twice: a "*" stands for everything before it,
@@ -214,7 +330,7 @@ func merged(changes []string) (out []string) {
 	return out
 }
 
-// changed applies one change, as aid_changed() in the schema words it.
+// changed applies one change: "*" for everything, or a row of the table changes.
 func (s *Server) changed(ctx context.Context, change string) error {
 	began := s.c.Now()
 	f := strings.Fields(change)
@@ -229,6 +345,7 @@ func (s *Server) changed(ctx context.Context, change string) error {
 	case len(f) >= 3 && f[0] == "agents":
 		s.each(f[1], func(st *stream) { st.agentChanged(f[2]) })
 	case len(f) >= 5 && f[0] == "agent_keys":
+		s.missing.forget("key:" + f[4])
 		s.each(f[1], func(st *stream) { st.callerChanged("key:" + f[4]) })
 	}
 	s.metrics.apply.Observe(s.c.Now().Sub(began).Seconds())
@@ -240,7 +357,7 @@ func (s *Server) each(org string, fn func(*stream)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for st := range s.streams {
-		if org == "" || st.org == org {
+		if org == "" || slices.Contains(st.orgs, org) {
 			fn(st)
 		}
 	}
@@ -260,6 +377,7 @@ func (s *Server) resync(ctx context.Context) error {
 			return err
 		}
 	}
+	s.missing.forgetAll()
 	s.each("", func(st *stream) {
 		st.recheck()
 		st.agentChanged("")

@@ -58,6 +58,12 @@ func (a *taken) Append(_ context.Context, _, _ string, recs []audit.Record) (uin
 	return recs[len(recs)-1].Seq, nil
 }
 
+func (a *taken) count() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.recs)
+}
+
 func newPlane(t testing.TB) *plane {
 	t.Helper()
 	p := &plane{t: t, db: storetest.Open(t), taken: &taken{}}
@@ -150,14 +156,25 @@ func mint(t testing.TB, kind identity.Kind) (string, [32]byte) {
 // node lets a node of the org in and returns its token and id.
 func (p *plane) node(org string) (token, id string) {
 	p.t.Helper()
+	return p.nodeOf(identity.Node{Roles: []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc}}, org)
+}
+
+// nodeOf lets a node in that serves the orgs.
+func (p *plane) nodeOf(n identity.Node, orgs ...string) (token, id string) {
+	p.t.Helper()
 	token, hash := mint(p.t, identity.NodeToken)
 	id, err := identity.NewID(identity.NodeID, time.Now(), rand.Reader)
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.in(org, func(tx pgx.Tx) error {
-		return identity.InsertNode(context.Background(), tx, identity.Node{ID: id, OrgID: org, Name: "n", TokenHash: hash, CreatedAt: time.Now()})
+	n.ID, n.Name, n.TokenHash, n.CreatedAt = id, "n", hash, time.Now()
+	err = p.db.InOrgs(context.Background(), orgs, func(org string, tx pgx.Tx) error {
+		n.OrgID = org
+		return identity.InsertNode(context.Background(), tx, n)
 	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
 	return token, id
 }
 

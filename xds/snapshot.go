@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -18,53 +20,162 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// join lets a stream hear of its org, whose configuration is read first if nobody
-// was connected for it.
+// join subscribes a stream to the changes of its orgs, whose configuration is read
+// first if no other node is connected for them.
 func (s *Server) join(ctx context.Context, st *stream) error {
 	s.mu.Lock()
-	o := s.orgs[st.org]
-	if o == nil {
-		o = &orgState{id: st.org}
-		s.orgs[st.org] = o
-	}
 	s.streams[st] = struct{}{} // before anything is read, so that no change falls between
-	loaded := o.loaded
-	s.mu.Unlock()
-	if loaded {
-		return nil
+	var missing []string
+	for _, org := range st.orgs {
+		o := s.orgs[org]
+		if o == nil {
+			o = &orgState{id: org}
+			s.orgs[org] = o
+		}
+		if !o.loaded {
+			missing = append(missing, org)
+		}
 	}
-	if err := s.reload(ctx, st.org); err != nil {
-		s.leave(st)
-		return err
+	s.mu.Unlock()
+	for _, org := range missing {
+		if err := s.reload(ctx, org); err != nil {
+			s.leave(st)
+			return err
+		}
 	}
 	return nil
 }
 
+// leave is the end of a stream. Orgs that no node is connected for are forgotten.
 func (s *Server) leave(st *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.streams, st)
-	for other := range s.streams {
-		if other.org == st.org {
-			return
-		}
-	}
-	delete(s.orgs, st.org)
+	s.forgetLocked()
 }
 
-// wholeOf is what an org's nodes should have of the types that come whole.
-func (s *Server) wholeOf(org string) (map[string]map[string]*discoveryv3.Resource, bool) {
+func (s *Server) forgetLocked() {
+	wanted := map[string]bool{}
+	for st := range s.streams {
+		for _, org := range st.orgs {
+			wanted[org] = true
+		}
+	}
+	maps.DeleteFunc(s.orgs, func(org string, _ *orgState) bool { return !wanted[org] })
+}
+
+// view is what a node should have. What is kept is not removed from a node that has
+// it: it cannot be read now, which is no reason to take it away.
+type view struct {
+	resources map[string]map[string]*discoveryv3.Resource // by type and name; never changed in place
+	kept      map[string][]string                         // by type: a name, an org with "/", or "" for the whole type
+}
+
+func newView() view {
+	return view{resources: map[string]map[string]*discoveryv3.Resource{}, kept: map[string][]string{}}
+}
+
+func (v view) keep(t, what string) { v.kept[t] = append(v.kept[t], what) }
+
+func (v view) keeps(t, name string) bool {
+	return slices.ContainsFunc(v.kept[t], func(k string) bool {
+		return k == "" || k == name || strings.HasSuffix(k, "/") && strings.HasPrefix(name, k)
+	})
+}
+
+func (v view) put(t, name string, m proto.Message) error {
+	r, err := resource(name, m)
+	if err != nil {
+		return err
+	}
+	if v.resources[t] == nil {
+		v.resources[t] = map[string]*discoveryv3.Resource{}
+	}
+	v.resources[t][name] = r
+	return nil
+}
+
+// add puts what another view has into v.
+func (v view) add(other view) {
+	for t, rs := range other.resources {
+		if v.resources[t] == nil {
+			v.resources[t] = make(map[string]*discoveryv3.Resource, len(rs))
+		}
+		maps.Copy(v.resources[t], rs)
+	}
+	for t, kept := range other.kept {
+		v.kept[t] = append(v.kept[t], kept...)
+	}
+}
+
+// viewOf is what a node of these orgs should have. Not ok: not everything is read yet.
+func (s *Server) viewOf(ctx context.Context, orgs []string) (v view, ok bool) {
+	if len(orgs) == 0 {
+		return view{}, false
+	}
+	v = newView()
+	var envoys []*orgState
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o := s.orgs[org]
-	if o == nil || !o.loaded {
-		return nil, false
+	for _, org := range orgs {
+		o := s.orgs[org]
+		if o == nil || !o.loaded {
+			return v, false
+		}
+		v.add(o.view)
+		envoys = append(envoys, o)
 	}
-	whole := maps.Clone(o.whole)
+	v.add(s.envoyLocked(ctx, envoys))
 	if hb := s.heartbeatLocked(); hb != nil {
-		whole[HeartbeatType] = map[string]*discoveryv3.Resource{heartbeatName: hb}
+		v.resources[HeartbeatType] = map[string]*discoveryv3.Resource{heartbeatName: hb}
 	}
-	return whole, true
+	return v, true
+}
+
+// joined is the Envoy configuration of some orgs, and what it was made from.
+type joined struct {
+	from []*Snapshot
+	view view
+}
+
+// envoyLocked is the configuration of an Envoy that serves the orgs: one listener,
+// the routes of each org, which differ by their clusters, and their clusters.
+func (s *Server) envoyLocked(ctx context.Context, orgs []*orgState) view {
+	var ids []string
+	var from []*Snapshot
+	for _, o := range orgs {
+		ids, from = append(ids, o.id), append(from, o.envoy)
+	}
+	key := strings.Join(ids, " ")
+	if last, ok := s.joined[key]; ok && slices.Equal(last.from, from) {
+		return last.view
+	}
+	v := newView()
+	snap, err := Join(from)
+	if err == nil {
+		err = Lint(snap)
+	}
+	for _, t := range []string{ListenerType, RouteType, ClusterType} {
+		if err == nil {
+			for name, m := range snap.Resources(t) {
+				err = errors.Join(err, v.put(t, name, m))
+			}
+		}
+	}
+	if err != nil {
+		s.metrics.unpublished.WithLabelValues("envoy").Inc()
+		s.c.Log.ErrorContext(ctx, "not published, the last good one stays", "what", "envoy", "orgs", key, "err", err)
+		v = newView()
+		if last, ok := s.joined[key]; ok {
+			v = last.view
+		} else {
+			for _, t := range []string{ListenerType, RouteType, ClusterType} {
+				v.keep(t, "")
+			}
+		}
+	}
+	s.joined[key] = joined{from, v}
+	return v
 }
 
 // content is an org's configuration as the database has it.
@@ -82,13 +193,13 @@ func (s *Server) reload(ctx context.Context, org string) error {
 	defer s.reading.Unlock()
 	s.mu.Lock()
 	o := s.orgs[org]
-	var before map[string]map[string]*discoveryv3.Resource
-	if o != nil {
-		before = o.whole
+	before := orgState{view: newView()}
+	if o != nil && o.loaded {
+		before = *o
 	}
 	s.mu.Unlock()
 	if o == nil {
-		return nil // nobody is connected for it
+		return nil // no node is connected for it
 	}
 	var c content
 	err := s.c.DB.InOrg(ctx, org, func(tx pgx.Tx) (err error) {
@@ -107,16 +218,17 @@ func (s *Server) reload(ctx context.Context, org string) error {
 	if err != nil {
 		return fmt.Errorf("reading the configuration of %s: %w", org, err)
 	}
-	whole, err := s.resources(ctx, c, before)
+	next, err := s.resources(ctx, c, before)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	if s.orgs[org] == o {
-		o.whole, o.loaded = whole, true
+		next.id, next.loaded = org, true
+		*o = next
 	}
 	s.mu.Unlock()
-	for t, rs := range whole {
+	for t, rs := range next.view.resources {
 		s.metrics.size.WithLabelValues(short(t)).Set(float64(len(rs)))
 	}
 	s.each(org, (*stream).wake)
@@ -124,85 +236,87 @@ func (s *Server) reload(ctx context.Context, org string) error {
 }
 
 // resources makes an org's configuration into resources. What must not be
-// published stays as it was before.
-func (s *Server) resources(ctx context.Context, c content, before map[string]map[string]*discoveryv3.Resource) (map[string]map[string]*discoveryv3.Resource, error) {
-	whole := map[string]map[string]*discoveryv3.Resource{}
-	put := func(t, name string, m proto.Message) error {
-		r, err := resource(name, m)
-		if err != nil {
-			return err
-		}
-		if whole[t] == nil {
-			whole[t] = map[string]*discoveryv3.Resource{}
-		}
-		whole[t][name] = r
-		return nil
-	}
-	keep := func(what string, err error, types ...string) {
-		s.metrics.unpublished.WithLabelValues(what).Inc()
-		s.c.Log.ErrorContext(ctx, "not published, the last good one stays", "what", what, "org", c.org.ID, "err", err)
-		for _, t := range types {
-			whole[t] = before[t]
-		}
-	}
-
+// published stays as it was before, or as the nodes have it.
+func (s *Server) resources(ctx context.Context, c content, before orgState) (next orgState, err error) {
+	v, org := newView(), c.org.ID
+	next.view = v
 	for i := range c.providers {
 		p := &c.providers[i]
 		p.Cluster = provider.ClusterName(*p)
 		for _, cred := range c.credentials {
-			if cred.ProviderID == p.ID {
-				p.HasCredential = true
-				if cred.Cluster != p.Cluster {
-					continue // it was given for another address
+			if cred.ProviderID != p.ID {
+				continue
+			}
+			p.HasCredential = true
+			if cred.Cluster != p.Cluster {
+				continue // it was given for another address
+			}
+			name := inOrg(org, p.ID)
+			secret, err := s.c.Sealer.Open(cred.Sealed)
+			if err != nil {
+				// A key that is missing here says nothing about the credential.
+				next.unopened++
+				s.metrics.unpublished.WithLabelValues("credential").Inc()
+				s.c.Log.ErrorContext(ctx, "a provider's credential cannot be opened: is its key missing from --fernet-keys?", "provider", p.ID, "org", org)
+				if last := before.view.resources[CredentialType][name]; last == nil {
+					v.keep(CredentialType, name)
+				} else {
+					if v.resources[CredentialType] == nil {
+						v.resources[CredentialType] = map[string]*discoveryv3.Resource{}
+					}
+					v.resources[CredentialType][name] = last
 				}
-				secret, err := s.c.Sealer.Open(cred.Sealed)
-				if err != nil {
-					s.metrics.unpublished.WithLabelValues("credential").Inc()
-					s.c.Log.ErrorContext(ctx, "a provider's credential cannot be opened: is its key missing from --fernet-keys?", "provider", p.ID, "org", c.org.ID)
-					continue
-				}
-				if err := put(CredentialType, p.ID, &aidv1.Credential{ProviderId: p.ID, OrgId: c.org.ID, Cluster: p.Cluster, Secret: secret}); err != nil {
-					return nil, err
-				}
+				continue
+			}
+			if err := v.put(CredentialType, name, &aidv1.Credential{ProviderId: p.ID, OrgId: org, Cluster: p.Cluster, Secret: secret}); err != nil {
+				return next, err
 			}
 		}
-		if err := put(ProviderType, p.ID, packProvider(*p)); err != nil {
-			return nil, err
+		if err := v.put(ProviderType, inOrg(org, p.ID), packProvider(*p)); err != nil {
+			return next, err
 		}
 	}
 
 	for _, p := range c.policies {
-		if err := put(PolicyType, p.ID, packPolicy(p)); err != nil {
-			return nil, err
+		if err := v.put(PolicyType, inOrg(org, p.ID), packPolicy(p)); err != nil {
+			return next, err
 		}
 	}
 	// What is published was compiled once, and need not be again.
-	if !maps.EqualFunc(whole[PolicyType], before[PolicyType], func(a, b *discoveryv3.Resource) bool { return a.GetVersion() == b.GetVersion() }) {
+	if !maps.EqualFunc(v.resources[PolicyType], before.view.resources[PolicyType], func(a, b *discoveryv3.Resource) bool { return a.GetVersion() == b.GetVersion() }) {
 		if _, err := policy.Compile(ctx, c.policies); err != nil {
-			keep("policies", err, PolicyType)
+			s.metrics.unpublished.WithLabelValues("policies").Inc()
+			s.c.Log.ErrorContext(ctx, "not published, the last good one stays", "what", "policies", "org", org, "err", err)
+			v.resources[PolicyType] = before.view.resources[PolicyType]
+			if !before.loaded || before.view.keeps(PolicyType, org+"/") {
+				// Nodes keep what they have. One that has nothing gets no org: without
+				// its policies it must not decide.
+				delete(v.resources, PolicyType)
+				v.keep(PolicyType, org+"/")
+				v.keep(OrgType, org)
+			}
 		}
 	}
 
-	snap, err := Build(Input{OrgID: c.org.ID, Providers: c.providers, Gateway: s.c.Gateway, Usage: s.c.Usage, MaxBody: s.c.MaxBody, CAFile: s.c.CAFile})
+	snap, err := Build(Input{OrgID: org, Providers: c.providers, Gateway: s.c.Gateway, Usage: s.c.Usage, MaxBody: s.c.MaxBody, CAFile: s.c.CAFile})
 	if err == nil {
 		err = Lint(snap)
 	}
 	if err != nil {
-		keep("envoy", err, ListenerType, RouteType, ClusterType)
+		s.metrics.unpublished.WithLabelValues("envoy").Inc()
+		s.c.Log.ErrorContext(ctx, "not published, the last good one stays", "what", "envoy", "org", org, "err", err)
+		snap = before.envoy
 	} else {
 		for id, problem := range snap.Left {
 			s.metrics.unpublished.WithLabelValues("provider").Inc()
-			s.c.Log.ErrorContext(ctx, "a provider is left out of Envoy's configuration", "provider", id, "org", c.org.ID, "err", problem)
-		}
-		for _, t := range []string{ListenerType, RouteType, ClusterType} {
-			for name, m := range snap.Resources(t) {
-				if err := put(t, name, m); err != nil {
-					return nil, err
-				}
-			}
+			s.c.Log.ErrorContext(ctx, "a provider is left out of Envoy's configuration", "provider", id, "org", org, "err", problem)
 		}
 	}
-	return whole, put(OrgType, c.org.ID, &aidv1.Org{Id: c.org.ID, Name: c.org.Name, Tier: c.org.Tier, DigestKey: s.digestKey(c.org.ID)})
+	next.envoy = snap
+	if v.keeps(OrgType, org) {
+		return next, nil
+	}
+	return next, v.put(OrgType, org, &aidv1.Org{Id: org, Name: c.org.Name, Tier: c.org.Tier, DigestKey: s.digestKey(org)})
 }
 
 // digestKey is the org's own, so that two orgs' digests of one body differ.
@@ -213,14 +327,4 @@ func (s *Server) digestKey(org string) []byte {
 	h := hmac.New(sha256.New, s.c.DigestKey)
 	h.Write([]byte("ai-identity digest key 1\x00" + org))
 	return h.Sum(nil)
-}
-
-// short is a type's last word, for labels and logs.
-func short(t string) string {
-	t = t[strings.LastIndexByte(t, '.')+1:]
-	switch t {
-	case "Listener", "RouteConfiguration", "Cluster", "Org", "Caller", "Policy", "Provider", "Credential", "Heartbeat":
-		return t
-	}
-	return "other" // a node may ask for anything
 }

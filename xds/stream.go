@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -33,7 +34,8 @@ const (
 // else is the loop's.
 type stream struct {
 	s         *Server
-	org, node string
+	node      identity.Node
+	orgs      []string // that the node serves, sorted; the loop's, and changed under Server.mu
 	presented string
 	woken     chan struct{} // holds a token while something is due
 
@@ -83,12 +85,12 @@ func (s *Server) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryServi
 	}
 	presented, _ := presentedBy(ctx)
 	st := &stream{
-		s: s, org: n.OrgID, node: n.ID, presented: presented, woken: make(chan struct{}, 1), g: g,
+		s: s, orgs: n.Orgs, node: n, presented: presented, woken: make(chan struct{}, 1), g: g,
 		agents: make(map[string]struct{}), callers: make(map[string]struct{}),
 		subs: make(map[string]*subscription), owner: make(map[string]string),
 	}
 	if err := s.join(ctx, st); err != nil {
-		s.c.Log.WarnContext(ctx, "reading an org's configuration", "org", n.OrgID, "err", err)
+		s.c.Log.WarnContext(ctx, "reading the configuration of a node's orgs", "node", n.ID, "err", err)
 		return status.Error(codes.Unavailable, "the org's configuration cannot be read now")
 	}
 	defer s.leave(st)
@@ -131,11 +133,16 @@ func (st *stream) request(ctx context.Context, req *discoveryv3.DeltaDiscoveryRe
 	t := req.GetTypeUrl()
 	if d := req.GetErrorDetail(); d != nil {
 		st.s.metrics.nacks.WithLabelValues(short(t)).Inc()
-		st.s.c.Log.ErrorContext(ctx, "a node refuses what it was sent", "node", st.node, "org", st.org, "type", short(t), "err", clip(d.GetMessage(), 500))
+		st.s.c.Log.ErrorContext(ctx, "a node refuses what it was sent", "node", st.node.ID, "type", short(t), "err", clip(d.GetMessage(), 500))
 	} else if req.GetResponseNonce() != "" {
 		st.s.metrics.acks.WithLabelValues(short(t)).Inc()
 	}
-	if t != CallerType && !slices.Contains(wholes, t) {
+	k, known := kindOf(t)
+	if known && !st.node.Has(k.role) {
+		st.s.metrics.refused.Inc()
+		return status.Errorf(codes.PermissionDenied, "this node has not the role %s, which fetching %s requires: make one with `aid node create --role %s`", k.role, k.short, k.role)
+	}
+	if !known {
 		if st.subs[t] == nil && len(st.subs) < 64 {
 			st.subs[t] = &subscription{} // nothing of it, ever; see missing
 		}
@@ -146,13 +153,13 @@ func (st *stream) request(ctx context.Context, req *discoveryv3.DeltaDiscoveryRe
 	if first {
 		sub = &subscription{names: make(map[string]struct{}), sent: make(map[string]string)}
 		// A first request without names is for all there are.
-		sub.whole = t != CallerType && len(req.GetResourceNamesSubscribe()) == 0
+		sub.whole = !k.named && len(req.GetResourceNamesSubscribe()) == 0
 		maps.Copy(sub.sent, req.GetInitialResourceVersions())
 		st.subs[t] = sub
 	}
 	for _, name := range req.GetResourceNamesSubscribe() {
 		if name == "*" {
-			sub.whole = t != CallerType
+			sub.whole = !k.named
 			continue
 		}
 		if len(sub.names) >= maxSubscribed {
@@ -184,31 +191,59 @@ func (st *stream) push(ctx context.Context) error {
 	recheck, agents, callers := st.dead, st.agents, st.callers
 	st.dead, st.agents, st.callers = false, make(map[string]struct{}), make(map[string]struct{})
 	st.mu.Unlock()
-	if recheck {
-		n, err := st.s.node(ctx, st.presented)
-		switch {
-		case errors.Is(err, identity.ErrNotFound), err == nil && n.ActiveAt(st.s.c.Now()) != nil:
-			return status.Error(codes.Unauthenticated, "this node was revoked or has expired")
-		case err != nil:
-			st.mu.Lock()
-			st.dead = true // and no wake: the heartbeat does that, when the database answers again
-			st.mu.Unlock()
+	if expires := st.node.ExpiresAt; recheck || !expires.IsZero() && !st.s.c.Now().Before(expires) {
+		if err := st.lookAgain(ctx); err != nil {
+			return err
 		}
 	}
-	if err := st.pushWholes(); err != nil {
+	if err := st.pushWholes(ctx); err != nil {
 		return err
 	}
 	return st.pushCallers(ctx, agents, callers)
 }
 
-func (st *stream) pushWholes() error {
-	whole, loaded := st.s.wholeOf(st.org)
+// lookAgain finds out what the node is now. One that serves other orgs than before is
+// sent the difference; one with other roles begins anew.
+func (st *stream) lookAgain(ctx context.Context) error {
+	n, err := st.s.node(ctx, st.presented)
+	switch {
+	case errors.Is(err, identity.ErrNotFound), err == nil && n.ActiveAt(st.s.c.Now()) != nil:
+		return status.Error(codes.Unauthenticated, "this node was revoked or has expired")
+	case err != nil:
+		st.mu.Lock()
+		st.dead = true // and no wake: the heartbeat does that, when the database answers again
+		st.mu.Unlock()
+		return nil
+	case n.ID != st.node.ID || !slices.Equal(n.Roles, st.node.Roles):
+		return status.Error(codes.Aborted, "this node has changed: open the stream again")
+	}
+	st.node = n
+	if slices.Equal(n.Orgs, st.orgs) {
+		return nil
+	}
+	st.s.mu.Lock()
+	st.orgs = n.Orgs
+	st.s.forgetLocked()
+	st.s.mu.Unlock()
+	st.agentChanged("")
+	if err := st.s.join(ctx, st); err != nil {
+		st.s.c.Log.WarnContext(ctx, "reading the configuration of a node's orgs", "node", n.ID, "err", err)
+		return status.Error(codes.Unavailable, "the configuration of an org cannot be read now")
+	}
+	return nil
+}
+
+// pushWholes sends the types that are subscribed to as a whole.
+func (st *stream) pushWholes(ctx context.Context) error {
+	v, loaded := st.s.viewOf(ctx, st.orgs)
 	if !loaded {
 		return nil
 	}
-	for _, t := range wholes {
+	whole := v.resources
+	for _, k := range kinds {
+		t := k.url
 		sub := st.subs[t]
-		if sub == nil {
+		if sub == nil || k.named || v.keeps(t, "") {
 			continue
 		}
 		var add []*discoveryv3.Resource
@@ -221,7 +256,7 @@ func (st *stream) pushWholes() error {
 		}
 		if !sub.answered {
 			for name := range sub.names {
-				if whole[t][name] == nil {
+				if whole[t][name] == nil && !v.keeps(t, name) {
 					missing = append(missing, name)
 				}
 			}
@@ -230,14 +265,15 @@ func (st *stream) pushWholes() error {
 			return err
 		}
 	}
-	for _, t := range slices.Backward(wholes) {
+	for _, k := range slices.Backward(kinds) {
+		t := k.url
 		sub := st.subs[t]
-		if sub == nil {
+		if sub == nil || k.named || v.keeps(t, "") {
 			continue
 		}
 		var gone []string
 		for name := range sub.sent {
-			if whole[t][name] == nil {
+			if whole[t][name] == nil && !v.keeps(t, name) {
 				gone = append(gone, name)
 			}
 		}
@@ -308,32 +344,12 @@ func (st *stream) pushCallers(ctx context.Context, agents, due map[string]struct
 	}
 	slices.Sort(names)
 	for part := range slices.Chunk(names, callersAtOnce) {
-		var add []*discoveryv3.Resource
-		var gone []string
-		owners := map[string]string{}
-		err := st.s.c.DB.InOrg(ctx, st.org, func(tx pgx.Tx) error {
-			add, gone = nil, nil
-			for _, name := range part {
-				r, agent, err := readCaller(ctx, tx, name)
-				switch {
-				case errors.Is(err, identity.ErrNotFound):
-					gone = append(gone, name)
-				case err != nil:
-					return err
-				default:
-					owners[name] = agent
-					if sub.sent[name] != r.GetVersion() {
-						add = append(add, r)
-					}
-				}
-			}
-			return nil
-		})
+		found, err := st.s.readCallers(ctx, st.orgs, part)
 		if err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			st.s.c.Log.WarnContext(ctx, "reading callers, trying again", "org", st.org, "callers", len(part), "err", err)
+			st.s.c.Log.WarnContext(ctx, "reading callers, trying again", "node", st.node.ID, "callers", len(part), "err", err)
 			st.note(func() {
 				for _, name := range part {
 					st.callers[name] = struct{}{}
@@ -344,9 +360,19 @@ func (st *stream) pushCallers(ctx context.Context, agents, due map[string]struct
 			<-st.woken
 			return nil
 		}
-		maps.Copy(st.owner, owners)
-		for _, name := range gone {
-			delete(st.owner, name)
+		var add []*discoveryv3.Resource
+		var gone []string
+		for _, name := range part {
+			c, ok := found[name]
+			if !ok {
+				gone = append(gone, name)
+				delete(st.owner, name)
+				continue
+			}
+			st.owner[name] = c.agent
+			if sub.sent[name] != c.resource.GetVersion() {
+				add = append(add, c.resource)
+			}
 		}
 		sub.answered = true // there is no empty answer to be given
 		if err := st.send(CallerType, sub, add, gone); err != nil {
@@ -356,22 +382,76 @@ func (st *stream) pushCallers(ctx context.Context, agents, due map[string]struct
 	return nil
 }
 
-func readCaller(ctx context.Context, tx pgx.Tx, name string) (*discoveryv3.Resource, string, error) {
-	p, ok := parseCallerName(name)
-	hash, isKey := p.KeyHash()
-	if !ok || !isKey {
-		return nil, "", identity.ErrNotFound
+// callerRead is a caller that was found, as a resource, and the id of its agent.
+type callerRead struct {
+	resource *discoveryv3.Resource
+	agent    string
+}
+
+// readCallers looks up callers by name in the orgs, and in no others. Those that are
+// not there are left out, and are remembered for a while.
+func (s *Server) readCallers(ctx context.Context, orgs, names []string) (map[string]callerRead, error) {
+	since := s.missing.now()
+	hashes := make([]string, 0, len(names))
+	for _, name := range names {
+		hash, ok := parseCallerName(name)
+		if ok && !s.missing.has(name, orgs, s.c.Now()) {
+			hashes = append(hashes, string(hash))
+		}
 	}
-	c, err := identity.CallerByHash(ctx, tx, hash)
-	if err != nil {
-		return nil, "", err
+	out := make(map[string]callerRead, len(names))
+	if len(hashes) == 0 {
+		return out, nil
 	}
-	m, err := packCaller(c)
-	if err != nil {
-		return nil, "", err
+	byOrg := map[string][]string{}
+	if len(orgs) == 1 {
+		byOrg[orgs[0]] = hashes
+	} else {
+		// A transaction for each org would be too many for one junk key.
+		err := s.c.DB.Presenting(ctx, strings.Join(hashes, ","), func(tx pgx.Tx) error {
+			clear(byOrg)
+			of, err := identity.OrgsOfKeys(ctx, tx, hashes)
+			for hash, org := range of {
+				if slices.Contains(orgs, org) {
+					byOrg[org] = append(byOrg[org], hash)
+				}
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
 	}
-	r, err := resource(name, m)
-	return r, c.Agent.ID, err
+	for org, hashes := range byOrg {
+		var found map[string]identity.Caller
+		err := s.c.DB.InOrg(ctx, org, func(tx pgx.Tx) (err error) {
+			found, err = identity.CallersByHash(ctx, tx, hashes)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		for hash, c := range found {
+			name := callerName(identity.Presented(hash))
+			m, err := packCaller(c)
+			if err != nil {
+				return nil, err
+			}
+			r, err := resource(name, m)
+			if err != nil {
+				return nil, err
+			}
+			out[name] = callerRead{r, c.Agent.ID}
+		}
+	}
+	var gone []string
+	for _, hash := range hashes {
+		if name := callerName(identity.Presented(hash)); out[name].resource == nil {
+			gone = append(gone, name)
+		}
+	}
+	s.missing.note(since, gone, orgs, s.c.Now())
+	return out, nil
 }
 
 // heartbeat is the resource that says when the database last answered.

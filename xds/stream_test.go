@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/ai-identity/ai-identity/store/storetest"
 )
@@ -13,7 +14,7 @@ func TestRecheckWaits(t *testing.T) {
 	db := storetest.Open(t)
 	db.Close()
 	st := &stream{
-		s: &Server{c: ServerConfig{DB: db}, orgs: map[string]*orgState{}}, presented: "token", woken: make(chan struct{}, 1),
+		s: &Server{c: ServerConfig{DB: db, Now: time.Now}, orgs: map[string]*orgState{}, joined: map[string]joined{}}, presented: "token", woken: make(chan struct{}, 1),
 		agents: map[string]struct{}{}, callers: map[string]struct{}{}, subs: map[string]*subscription{},
 	}
 	st.recheck()

@@ -321,15 +321,21 @@ func (s *sidecar) ready(server *extproc.Server, client *xds.Client, writer *audi
 		if err := client.Ready(); err != nil {
 			return fmt.Errorf("control plane: %w", err)
 		}
-		if s.gatewayURL == "" {
-			return nil
+		if s.gatewayURL != "" {
+			if err := canary(ctx, gateway, s.gatewayURL, server); err != nil {
+				return fmt.Errorf("gateway: %w", err)
+			}
 		}
-		if err := canary(ctx, gateway, s.gatewayURL, server); err != nil {
-			return fmt.Errorf("gateway: %w", err)
+		if age, ok := client.Staleness(); ok && age > staleAfter {
+			return stillReady(fmt.Sprintf("control plane: its last answer is %v old; requests are refused from %v on (--max-staleness)", age.Round(time.Second), s.maxStaleness))
 		}
 		return nil
 	}
 }
+
+// staleAfter is the age from which /readyz shows how old the configuration is: several
+// heartbeats.
+const staleAfter = 15 * time.Second
 
 // canary sends a request to Envoy and wants to see it arrive here.
 func canary(ctx context.Context, gateway *http.Client, url string, server *extproc.Server) error {

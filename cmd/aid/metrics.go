@@ -26,6 +26,11 @@ import (
 // check says why something is not ready, or nil.
 type check func(context.Context) error
 
+// stillReady is a check's error that is shown and does not make the process unready.
+type stillReady string
+
+func (s stillReady) Error() string { return string(s) }
+
 // status is what every process of ours serves beside its work: /metrics,
 // /healthz (this process answers) and /readyz (it can do its work, or why not).
 func status(metrics http.Handler, ready check) http.Handler {
@@ -37,7 +42,12 @@ func status(metrics http.Handler, ready check) http.Handler {
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), 8*time.Second)
 		defer cancel()
-		if err := ready(ctx); err != nil {
+		err := ready(ctx)
+		if still := stillReady(""); errors.As(err, &still) {
+			io.WriteString(w, "ready\n"+string(still)+"\n")
+			return
+		}
+		if err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}

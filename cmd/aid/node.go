@@ -28,17 +28,26 @@ nothing.`,
 
 func nodeCreateCommand() *cobra.Command {
 	var m manage
-	var name, spiffe, out string
+	var name, spiffe, role, out string
+	var more []string
 	var expires time.Duration
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Let a node join, with a token or by its certificate",
 		Long: `create makes a node. Without --spiffe-id it gets a join token, shown once, on stdout
 or in a new file (--out), for --token-file of ` + "`aid extproc`" + ` and ` + "`aid envoy-bootstrap`" + `.
-With --spiffe-id the node is whoever presents a certificate of that id.`,
+With --spiffe-id the node is each machine that presents a certificate of that id.
+
+--role envoy is for an Envoy: it gets listeners, routes and clusters. --role extproc
+is for a sidecar: it gets callers, credentials and policies, and appends audit
+records. Without --role the node may do both, as ` + "`aid up`" + ` does.
+
+With --orgs one gateway serves several organizations: the caller's key names the
+organization of each request. Only the operator can make such a node.`,
 		Example: `  aid node create --org org_default --name vm-7 --hmac-keys hmac.keys --out vm-7.token
   aid node create --org org_default --name gateways --hmac-keys hmac.keys \
-      --spiffe-id spiffe://cluster.local/ns/ai/sa/gateway`,
+      --spiffe-id spiffe://cluster.local/ns/ai/sa/gateway
+  aid node create --org org_a --orgs org_b,org_c --name shared --role extproc --hmac-keys hmac.keys --out shared.token`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if name == "" {
@@ -49,6 +58,10 @@ With --spiffe-id the node is whoever presents a certificate of that id.`,
 			}
 			if expires < 0 {
 				return usagef("--expires %v: want a time from now, such as 720h", expires)
+			}
+			roles, err := nodeRoles(role)
+			if err != nil {
+				return err
 			}
 			if err := canHandOver(out); err != nil {
 				return err
@@ -73,13 +86,16 @@ With --spiffe-id the node is whoever presents a certificate of that id.`,
 			if expires > 0 {
 				n.ExpiresAt = now.Add(expires)
 			}
-			err = db.InOrg(cmd.Context(), m.org, func(tx pgx.Tx) error {
+			n.Roles, n.ByOperator = roles, true
+			orgs := append([]string{m.org}, more...)
+			err = db.InOrgs(cmd.Context(), orgs, func(org string, tx pgx.Tx) error {
+				n.OrgID = org
 				return insertNode(cmd.Context(), tx, chain, operator(), n)
 			})
 			if err != nil {
-				return fmt.Errorf("making a node of %s: %w", m.org, err)
+				return fmt.Errorf("making a node of %s: %w", strings.Join(orgs, ", "), err)
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "aid: node %s (%s) of %s made\n", n.ID, name, m.org)
+			fmt.Fprintf(cmd.ErrOrStderr(), "aid: node %s (%s) of %s made\n", n.ID, name, strings.Join(orgs, ", "))
 			if token == "" {
 				return nil
 			}
@@ -88,6 +104,8 @@ With --spiffe-id the node is whoever presents a certificate of that id.`,
 	}
 	m.flags(cmd, true, true)
 	cmd.Flags().StringVar(&name, "name", "", "which machine it is")
+	cmd.Flags().StringVar(&role, "role", "both", "envoy, extproc or both")
+	cmd.Flags().StringSliceVar(&more, "orgs", nil, "further organizations that the node serves")
 	cmd.Flags().StringVar(&spiffe, "spiffe-id", "", "id in the node's certificate; then it needs no token")
 	cmd.Flags().DurationVar(&expires, "expires", 0, "when it expires, from now (default: never)")
 	cmd.Flags().StringVar(&out, "out", "", "new private `file` for the token (default: stdout)")
@@ -117,13 +135,13 @@ func nodeListCommand() *cobra.Command {
 				return fmt.Errorf("listing the nodes of %s: %w", m.org, err)
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
-			fmt.Fprintln(w, "ID\tNAME\tPRESENTS\tCREATED\tSTATE")
+			fmt.Fprintln(w, "ID\tNAME\tROLES\tPRESENTS\tCREATED\tSTATE")
 			for _, n := range nodes {
 				presents := "a token"
 				if n.SPIFFEID != "" {
 					presents = n.SPIFFEID
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", n.ID, n.Name, presents, n.CreatedAt.UTC().Format(time.RFC3339), state(n.ActiveAt(m.now())))
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", n.ID, n.Name, rolesShown(n.Roles), presents, n.CreatedAt.UTC().Format(time.RFC3339), state(n.ActiveAt(m.now())))
 			}
 			return w.Flush()
 		},
@@ -134,12 +152,14 @@ func nodeListCommand() *cobra.Command {
 
 func nodeRevokeCommand() *cobra.Command {
 	var m manage
+	var more []string
 	cmd := &cobra.Command{
 		Use:   "revoke NODE",
 		Short: "Let a node join no more",
 		Long: `revoke ends what a node may fetch: its streams to the control plane are closed
-and no new one is accepted. What it has already it may use until its
---max-staleness is over.`,
+and no new one is accepted. A connected sidecar drops what it has at once. One that
+is cut off goes on until its --max-staleness is over. A node of several
+organizations goes on for the others: name them with --orgs to revoke it there too.`,
 		Example: `  aid node revoke node_01jabc… --org org_default --hmac-keys hmac.keys`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -152,11 +172,11 @@ and no new one is accepted. What it has already it may use until its
 			if err != nil {
 				return err
 			}
-			err = db.InOrg(cmd.Context(), m.org, func(tx pgx.Tx) error {
+			err = db.InOrgs(cmd.Context(), append([]string{m.org}, more...), func(org string, tx pgx.Tx) error {
 				if err := identity.RevokeNode(cmd.Context(), tx, args[0], m.now()); err != nil {
 					return err
 				}
-				_, err := chain.Record(cmd.Context(), tx, m.org, audit.Changed{
+				_, err := chain.Record(cmd.Context(), tx, org, audit.Changed{
 					Kind: "node.revoked", Actor: operator(), ObjectKind: "node", ObjectID: args[0], Fields: []string{"revoked_at"},
 				})
 				return err
@@ -169,5 +189,25 @@ and no new one is accepted. What it has already it may use until its
 		},
 	}
 	m.flags(cmd, true, true)
+	cmd.Flags().StringSliceVar(&more, "orgs", nil, "further organizations to revoke it in")
 	return cmd
+}
+
+// nodeRoles are the roles that --role names.
+func nodeRoles(role string) ([]identity.NodeRole, error) {
+	switch role {
+	case "envoy", "extproc":
+		return []identity.NodeRole{identity.NodeRole(role)}, nil
+	case "both":
+		return []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc}, nil
+	}
+	return nil, usagef("--role %q: want envoy, extproc or both", role)
+}
+
+func rolesShown(roles []identity.NodeRole) string {
+	words := make([]string, len(roles))
+	for i, r := range roles {
+		words[i] = string(r)
+	}
+	return strings.Join(words, ",")
 }

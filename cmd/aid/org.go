@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"regexp"
 	"text/tabwriter"
 	"time"
 
@@ -23,7 +25,7 @@ the API. ` + "`aid up`" + ` does this by itself for its organization "default".`
 	}
 	key := &cobra.Command{Use: "key", Short: "Keys that manage an organization"}
 	key.AddCommand(orgKeyCreateCommand())
-	cmd.AddCommand(orgCreateCommand(), orgListKeysCommand(), key)
+	cmd.AddCommand(orgCreateCommand(), orgListKeysCommand(), orgTrustCommand(), key)
 	return cmd
 }
 
@@ -201,3 +203,51 @@ func state(inactive error) string {
 func allOrgKeys(ctx context.Context, tx pgx.Tx) (all []identity.OrgKeyRecord, err error) {
 	return identity.ListOrgKeys(ctx, tx)
 }
+
+func orgTrustCommand() *cobra.Command {
+	var m manage
+	cmd := &cobra.Command{
+		Use:   "trust PREFIX",
+		Short: "Let an organization make nodes below a SPIFFE trust domain or path",
+		Long: `trust lets the admins of an organization make nodes with SPIFFE ids below PREFIX:
+a trust domain, or a trust domain and whole path segments. Without it an organization
+can make nodes with join tokens only. Prefixes of two organizations must not overlap.
+
+The database is opened as its owner: servers may not grant this.`,
+		Example: `  aid org trust spiffe://corp.example/ns/acme --org org_acme --hmac-keys hmac.keys`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !spiffePrefix.MatchString(args[0]) {
+				return usagef("PREFIX %q: want spiffe://TRUST-DOMAIN or spiffe://TRUST-DOMAIN/PATH, without a slash at the end", args[0])
+			}
+			db, err := m.open(cmd, true)
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			chain, err := m.chain(db)
+			if err != nil {
+				return err
+			}
+			err = db.InOrg(cmd.Context(), m.org, func(tx pgx.Tx) error {
+				if err := identity.GrantPrefix(cmd.Context(), tx, m.org, args[0]); err != nil {
+					return err
+				}
+				_, err := chain.Record(cmd.Context(), tx, m.org, created(operator(), "trust_prefix", args[0], map[string]string{"prefix": args[0]}))
+				return err
+			})
+			if errors.Is(err, identity.ErrConflict) {
+				return fmt.Errorf("%s overlaps with a prefix that an organization has already", args[0])
+			}
+			if err != nil {
+				return fmt.Errorf("granting %s to %s: %w", args[0], m.org, err)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "aid: %s may make nodes below %s\n", m.org, args[0])
+			return nil
+		},
+	}
+	m.flags(cmd, true, true)
+	return cmd
+}
+
+var spiffePrefix = regexp.MustCompile(`^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)*$`)

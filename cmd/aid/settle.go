@@ -205,6 +205,7 @@ func (s settler) node(ctx context.Context, file string) (joinToken, error) {
 				return err
 			}
 			return insertNode(ctx, tx, s.chain, bootstrap, identity.Node{
+				Roles: []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc}, ByOperator: true,
 				ID: id, OrgID: defaultOrg.ID, Name: "up", TokenHash: hash, CreatedAt: s.now,
 			})
 		})

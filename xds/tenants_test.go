@@ -1,0 +1,327 @@
+package xds_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	mathrand "math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/jackc/pgx/v5"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/store/storetest"
+	"github.com/ai-identity/ai-identity/verdict"
+	"github.com/ai-identity/ai-identity/xds"
+)
+
+var wrongTenant = flag.Int("wrong-tenant", 50_000, "requests of TestWrongTenant; 1000000 for the whole")
+
+// provider makes a provider with a credential. Its id is the same in every org.
+func (p *plane) provider(org, secret string) provider.Provider {
+	p.t.Helper()
+	now := time.Now()
+	prov := provider.Provider{ID: "prov_same", OrgID: org, Name: "one", Kind: "openai", BaseURL: "http://127.0.0.1:9/v1", Models: []string{"m"}, Version: 1, CreatedAt: now, UpdatedAt: now}
+	sealed, err := p.sealer.Seal([]byte(secret))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.in(org, func(tx pgx.Tx) error {
+		return errors.Join(provider.Insert(context.Background(), tx, prov),
+			provider.PutCredential(context.Background(), tx, provider.Credential{ProviderID: prov.ID, Cluster: provider.ClusterName(prov), Sealed: sealed, UpdatedAt: now}))
+	})
+	return prov
+}
+
+// sole is the one provider that a client has for an org.
+func sole(x *xds.Client, org string) (provider.Provider, error) {
+	o, err := x.Org(org)
+	if err != nil {
+		return provider.Provider{}, err
+	}
+	all := o.Providers.Providers()
+	if len(all) != 1 {
+		return provider.Provider{}, fmt.Errorf("%s has %d providers", org, len(all))
+	}
+	return all[0], nil
+}
+
+var bothRoles = []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc}
+
+// fetch subscribes to a type as the node with the token.
+func (p *plane) fetch(token, typeURL string) (*discoveryv3.DeltaDiscoveryResponse, error) {
+	p.t.Helper()
+	g, err := discoveryv3.NewAggregatedDiscoveryServiceClient(p.conn()).DeltaAggregatedResources(
+		metadata.AppendToOutgoingContext(ctx(p.t), "authorization", "Bearer "+token))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if err := g.Send(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "n"}, TypeUrl: typeURL, ResourceNamesSubscribe: []string{"*"}}); err != nil {
+		return nil, err
+	}
+	return g.Recv()
+}
+
+// One gateway serves several orgs, whose providers have the same ids, names and
+// models: a request's key decides the org, and with it the provider, its cluster and
+// its credential. An org that the gateway does not serve is not there at all.
+func TestWrongTenant(t *testing.T) {
+	p := newPlane(t)
+	var orgs []string
+	for range 5 {
+		orgs = append(orgs, storetest.Org(t, p.db))
+	}
+	served, foreign := orgs[:4], orgs[4]
+	keys := map[identity.Presented]string{} // to its org
+	clusters := map[string]string{}         // by org
+	for _, org := range orgs {
+		clusters[org] = provider.ClusterName(p.provider(org, "secret of "+org))
+		for range 3 {
+			_, k := p.agent(org)
+			keys[identity.PresentedKey(k.Hash)] = org
+		}
+	}
+	token, _ := p.nodeOf(identity.Node{Roles: bothRoles, ByOperator: true}, served...)
+	x := p.client(token, nil)
+	for _, org := range served {
+		eventually(t, func() error {
+			prov, err := sole(x, org)
+			if err == nil && prov.Credential.Reveal() != "secret of "+org {
+				err = errors.New("no credential")
+			}
+			return err
+		})
+	}
+
+	// What Envoy gets: a route for each org, by a name of its own, to the cluster of
+	// that name; none for the other org.
+	resp, err := p.fetch(token, xds.RouteType)
+	if err != nil || len(resp.GetResources()) != 1 {
+		t.Fatalf("routes: %v, %v", resp, err)
+	}
+	var table routev3.RouteConfiguration
+	if err := resp.GetResources()[0].GetResource().UnmarshalTo(&table); err != nil {
+		t.Fatal(err)
+	}
+	leads := map[string]string{} // from the value of x-aid-route
+	for _, r := range table.GetVirtualHosts()[0].GetRoutes() {
+		for _, h := range r.GetMatch().GetHeaders() {
+			leads[h.GetStringMatch().GetExact()] = r.GetRoute().GetCluster()
+		}
+	}
+	want := map[string]string{}
+	for _, org := range served {
+		want[clusters[org]] = clusters[org]
+	}
+	if !maps.Equal(leads, want) {
+		t.Errorf("routes %v, want %v", leads, want)
+	}
+	if resp, err = p.fetch(token, xds.ClusterType); err != nil || len(resp.GetResources()) != len(served) {
+		t.Errorf("clusters: %v, %v", resp, err)
+	}
+
+	seed := mathrand.Uint64()
+	r := mathrand.New(mathrand.NewPCG(seed, 0))
+	all := slices.Sorted(maps.Keys(keys))
+	for i := range *wrongTenant {
+		key := all[r.IntN(len(all))]
+		org := keys[key]
+		c, err := x.Caller(t.Context(), key)
+		if org == foreign {
+			if !errors.Is(err, verdict.ErrUnknownCaller) {
+				t.Fatalf("seed %d, request %d: a key of another org: %+v, %v", seed, i, c, err)
+			}
+			continue
+		}
+		if err != nil || c.Agent.OrgID != org || c.Key.OrgID != org {
+			t.Fatalf("seed %d, request %d: a key of %s is %+v, %v", seed, i, org, c, err)
+		}
+		prov, err := sole(x, c.Agent.OrgID)
+		if err != nil || prov.OrgID != org || leads[prov.Cluster] != clusters[org] || prov.Credential.Reveal() != "secret of "+org {
+			t.Fatalf("seed %d, request %d: a request of %s goes to %s of %s, %v", seed, i, org, prov.Cluster, prov.OrgID, err)
+		}
+	}
+	if _, err := x.Org(foreign); err == nil {
+		t.Error("an org that the node does not serve is there")
+	}
+
+	// A node may append for its orgs, and nothing of a batch that has another one.
+	ship := xds.NewIngest(p.conn(), token)
+	entry := []byte("{}")
+	batch := []audit.Record{{Seq: 1, Org: served[1], Entry: entry}, {Seq: 2, Org: served[0], Entry: entry}, {Seq: 3, Org: served[1], Entry: entry}}
+	if n, err := ship.Send(ctx(t), "w_1", batch); err != nil || n != 3 {
+		t.Errorf("records of two orgs: %d, %v", n, err)
+	}
+	before := p.taken.count()
+	_, err = ship.Send(ctx(t), "w_1", []audit.Record{{Seq: 4, Org: served[0], Entry: entry}, {Seq: 5, Org: foreign, Entry: entry}})
+	if status.Code(errors.Unwrap(err)) != codes.PermissionDenied || p.taken.count() != before {
+		t.Errorf("a batch with another org's record: %v, and %d were taken", err, p.taken.count()-before)
+	}
+}
+
+// An org that revokes its share of a gateway is not served any more, and the others
+// are; a gateway that gets one more serves it without a restart.
+func TestOrgLeavesGateway(t *testing.T) {
+	p := newPlane(t)
+	one, two := storetest.Org(t, p.db), storetest.Org(t, p.db)
+	p.provider(one, "1")
+	p.provider(two, "2")
+	_, k1 := p.agent(one)
+	_, k2 := p.agent(two)
+	token, id := p.nodeOf(identity.Node{Roles: bothRoles, ByOperator: true}, one, two)
+	x := p.client(token, nil)
+	for _, org := range []string{one, two} {
+		eventually(t, func() error { _, err := sole(x, org); return err })
+	}
+	for _, k := range []identity.Key{k1, k2} {
+		if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.in(two, func(tx pgx.Tx) error { return identity.RevokeNode(context.Background(), tx, id, time.Now()) })
+	eventually(t, func() error {
+		if _, err := x.Org(two); err == nil {
+			return errors.New("the org is still there")
+		}
+		if _, err := x.Caller(ctx(t), identity.PresentedKey(k2.Hash)); !errors.Is(err, verdict.ErrUnknownCaller) {
+			return fmt.Errorf("its key: %v", err)
+		}
+		return nil
+	})
+	if _, err := x.Caller(ctx(t), identity.PresentedKey(k1.Hash)); err != nil {
+		t.Errorf("the other org's key: %v", err)
+	}
+	if prov, err := sole(x, one); err != nil || prov.Credential.Reveal() != "1" {
+		t.Errorf("the other org: %v", err)
+	}
+}
+
+// Each role gets its types and no others, and only a sidecar appends.
+func TestRoles(t *testing.T) {
+	p := newPlane(t)
+	org := storetest.Org(t, p.db)
+	p.provider(org, "sk")
+	envoys := []string{xds.ListenerType, xds.RouteType, xds.ClusterType}
+	sidecars := []string{xds.CredentialType, xds.ProviderType, xds.PolicyType, xds.OrgType, xds.HeartbeatType}
+	for _, c := range []struct {
+		roles []identity.NodeRole
+		may   []string
+		ships bool
+	}{
+		{nil, nil, false},
+		{[]identity.NodeRole{identity.NodeEnvoy}, envoys, false},
+		{[]identity.NodeRole{identity.NodeExtproc}, append([]string{xds.CallerType}, sidecars...), true},
+		{bothRoles, slices.Concat(envoys, sidecars, []string{xds.CallerType}), true},
+	} {
+		token, _ := p.nodeOf(identity.Node{Roles: c.roles}, org)
+		for _, typeURL := range slices.Concat(envoys, sidecars, []string{xds.CallerType}) {
+			may := slices.Contains(c.may, typeURL)
+			if may && typeURL == xds.CallerType {
+				continue // there is nothing to send until a name is asked for
+			}
+			resp, err := p.fetch(token, typeURL)
+			if may && err != nil || !may && status.Code(err) != codes.PermissionDenied {
+				t.Errorf("roles %v, %s: %d resources, %v", c.roles, typeURL, len(resp.GetResources()), err)
+			}
+		}
+		n, err := xds.NewIngest(p.conn(), token).Send(ctx(t), "w_1", []audit.Record{{Seq: 1, Org: org, Entry: []byte("{}")}})
+		if c.ships && (err != nil || n != 1) || !c.ships && status.Code(errors.Unwrap(err)) != codes.PermissionDenied {
+			t.Errorf("roles %v append: %d, %v", c.roles, n, err)
+		}
+	}
+}
+
+// A node that is revoked drops what it has, at once: a definite denial is no outage.
+func TestRevokedNodeDecidesNothing(t *testing.T) {
+	p := newPlane(t)
+	org := storetest.Org(t, p.db)
+	p.provider(org, "sk")
+	_, k := p.agent(org)
+	token, id := p.node(org)
+	ended := make(chan bool, 4)
+	x := p.client(token, func(c *xds.ClientConfig) {
+		c.Changed = func(_ identity.Presented, _ identity.Caller, known bool) { ended <- known }
+	})
+	eventually(t, func() error { _, err := sole(x, org); return err })
+	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); err != nil {
+		t.Fatal(err)
+	}
+	p.in(org, func(tx pgx.Tx) error { return identity.RevokeNode(context.Background(), tx, id, time.Now()) })
+	if known := <-ended; known {
+		t.Error("what was in flight is not ended")
+	}
+	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); !errors.Is(err, xds.ErrDenied) {
+		t.Errorf("a caller that was known: %v", err)
+	}
+	if _, err := x.Org(org); !errors.Is(err, xds.ErrDenied) {
+		t.Errorf("the org: %v", err)
+	}
+	if err := x.Ready(); !errors.Is(err, xds.ErrDenied) || !strings.Contains(err.Error(), "aid node create") {
+		t.Errorf("ready: %v", err)
+	}
+}
+
+// A control plane without the key that sealed a credential takes it from no node, and
+// says that it is not well.
+func TestUnopenedCredentialIsKept(t *testing.T) {
+	p := newPlane(t)
+	org := storetest.Org(t, p.db)
+	prov := p.provider(org, "good")
+	token, _ := p.node(org)
+	x := p.client(token, nil)
+	holds := func() error {
+		got, err := sole(x, org)
+		if err == nil && got.Credential.Reveal() != "good" {
+			err = errors.New("the credential is gone")
+		}
+		return err
+	}
+	eventually(t, holds)
+	other, err := provider.NewSealer([]string{"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := other.Seal([]byte("better"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.in(org, func(tx pgx.Tx) error {
+		return provider.PutCredential(context.Background(), tx, provider.Credential{ProviderID: prov.ID, Cluster: provider.ClusterName(prov), Sealed: sealed, UpdatedAt: time.Now()})
+	})
+	eventually(t, func() error {
+		if err := p.server.Ready(context.Background()); err == nil || !strings.Contains(err.Error(), "fernet") {
+			return fmt.Errorf("ready: %v", err)
+		}
+		return nil
+	})
+	if err := holds(); err != nil {
+		t.Error(err)
+	}
+	// Also after all is read anew by a control plane that never could open it.
+	p.stop()
+	eventually(t, func() error {
+		if _, err := x.Caller(ctx(t), identity.PresentedKey([32]byte{9})); !errors.Is(err, xds.ErrUnavailable) {
+			return errors.New("still connected")
+		}
+		return nil
+	})
+	p.serve()
+	_, k := p.agent(org)
+	eventually(t, func() error { _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); return err })
+	if err := holds(); err != nil {
+		t.Errorf("after a reconnect: %v", err)
+	}
+}
