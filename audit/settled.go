@@ -20,7 +20,7 @@ type Settled struct {
 	ResponseModel string `json:"response_model"`
 
 	// Outcome is "completed", "refused", "provider_error", "client_closed",
-	// "upstream_reset", "cut", "failed" or OutcomeUnknown.
+	// "upstream_reset", "broken_off", "cut", "failed" or OutcomeUnknown.
 	Outcome string `json:"outcome"`
 	Status  int    `json:"status"`
 	Usage   Usage  `json:"usage"`

@@ -972,8 +972,11 @@ func (x *exchange) howItEnded(err error) string {
 		// or it broke off, or there was none. That is not known here.
 		return audit.OutcomeUnknown
 	case x.state == ended && x.answered, x.state == answering && !x.readsAnswer && overWell(err):
-		if x.status >= 400 || x.reader != nil && x.reader.Failed() {
+		switch {
+		case x.status >= 400 || x.reader != nil && x.reader.Failed():
 			return verdict.OutcomeProviderError
+		case x.reader != nil && !x.reader.Complete():
+			return verdict.OutcomeBrokenOff
 		}
 		return verdict.OutcomeCompleted
 	case x.handle.cutReason() != "":
@@ -982,11 +985,16 @@ func (x *exchange) howItEnded(err error) string {
 		return verdict.OutcomeRefused // by Envoy itself
 	case !over(err):
 		return verdict.OutcomeFailed
-	default:
+	case x.state == answering && x.reader != nil && x.reader.Failed():
+		return verdict.OutcomeProviderError
+	case x.state == answering && x.reader != nil && x.status < 400 && x.reader.Ended() && !x.redact.holds():
+		return verdict.OutcomeCompleted // the client has all of it, and did not wait for the connection's end
+	case x.state == answering:
 		// Envoy ends the stream in the same way when the client goes and when the
-		// provider breaks off in the middle of an answer (measured, 1.40). The
-		// first is what happens.
-		return verdict.OutcomeClientClosed
+		// provider breaks off in the middle of a response (measured, 1.40).
+		return verdict.OutcomeBrokenOff
+	default:
+		return verdict.OutcomeClientClosed // Envoy itself answers where the provider breaks off before its response
 	}
 }
 

@@ -2,6 +2,7 @@ package provider
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -21,6 +22,11 @@ type Answer struct {
 	model string
 
 	service string // as Usage has it, where it is beside the usage and not in it
+
+	complete bool   // the format's own end came
+	failed   bool   // or an error in its place
+	name     []byte // the beginning of a line that is not data
+	start    []byte // and of an event's data
 
 	form form
 	line lineState
@@ -116,6 +122,37 @@ func (a *Answer) Usage() Usage {
 	return u
 }
 
+// Complete says whether the answer came to the end that its format has: "[DONE]" or a
+// reason to finish, message_stop, the last bracket of JSON. A connection that ends
+// before that broke off, however it ended. A format without one is always complete.
+func (a *Answer) Complete() bool {
+	switch {
+	case a.translated != nil:
+		return a.translated.Complete()
+	case a.form == closed:
+		return true
+	case a.form == whole:
+		return a.scan.whole || a.scan.state == inPlain && a.scan.depth == 0 && !a.scan.outer
+	case a.form == events:
+		return a.complete || !a.scan.reads.ends || isDone(a.start)
+	}
+	return false
+}
+
+// Ended says that the end came that the format has in the text itself. It is false
+// for a format that only the connection ends.
+func (a *Answer) Ended() bool {
+	if a.translated != nil {
+		return a.translated.Complete()
+	}
+	return a.form == events && a.complete || a.form == whole && a.scan.whole
+}
+
+func isDone(data []byte) bool { return string(bytes.TrimSpace(data)) == "[DONE]" }
+
+// maxStart is how much of a line is kept to know what it is.
+const maxStart = 16
+
 // Model is the first model that the answer names, "" if it names none.
 func (a *Answer) Model() string { return a.model }
 
@@ -194,8 +231,12 @@ func (a *Answer) event(b []byte) (n int, ended bool) {
 			a.line = inData
 		default:
 			end := lineEnd(b[i:])
-			if a.line == inData {
+			switch a.line {
+			case inData:
 				a.scan.feed(b[i : i+end])
+				a.start = append(a.start, b[i:i+min(end, maxStart-len(a.start))]...)
+			case inOther:
+				a.name = append(a.name, b[i:i+min(end, maxStart-len(a.name))]...)
 			}
 			i += end
 			if i == len(b) {
@@ -203,11 +244,16 @@ func (a *Answer) event(b []byte) (n int, ended bool) {
 			}
 			a.cr = b[i] == '\r'
 			i++
+			if name, ok := bytes.CutPrefix(a.name, []byte("event:")); ok && string(bytes.TrimSpace(name)) == "error" {
+				a.failed = true
+			}
+			a.name = a.name[:0]
 			blank := a.line == lineBegins && a.data == 0
 			a.line, a.data = lineBegins, 0
 			if blank {
+				a.complete = a.complete || isDone(a.start)
 				a.scan.reset()
-				a.more = false
+				a.more, a.start = false, a.start[:0]
 				if a.cr && i < len(b) && b[i] == '\n' {
 					a.cr = false
 					i++
@@ -227,8 +273,8 @@ func (a *Answer) pass(b []byte) int {
 		return 0
 	}
 	end := bytes.IndexByte(b, '\n')
-	if end < 0 || end+1 == len(b) || b[end+1] != '\n' || bytes.IndexByte(b[:end], '\r') >= 0 || a.scan.reads.says(b[:end]) {
-		return 0
+	if end < 0 || end+1 == len(b) || b[end+1] != '\n' || bytes.IndexByte(b[:end], '\r') >= 0 || a.scan.reads.says(b[:end]) || firstByte(b[len("data:"):end]) == '[' {
+		return 0 // or it may be "[DONE]"
 	}
 	return end + 2
 }
@@ -306,6 +352,18 @@ func (a *Answer) took(w want, raw []byte) {
 		if b, err := jsontext.AppendUnquote(nil, raw); err == nil {
 			a.service = clean(string(b)) // the last one: "auto" comes first in a stream
 		}
+	case wantType: // compared as written, as names are
+		word := string(bytes.Trim(raw, `"`))
+		a.complete = a.complete || slices.Contains(a.scan.reads.types, word)
+		a.failed = a.failed || word == "error" || word == "response.failed"
+	case wantFinish:
+		b, err := jsontext.AppendUnquote(nil, raw)
+		if err != nil {
+			return
+		}
+		a.complete = true
+		// Mistral finishes with "error", Cohere with "ERROR" or "ERROR_TOXIC".
+		a.failed = a.failed || strings.HasPrefix(strings.ToLower(string(b)), "error")
 	case wantUsage:
 		if a.scan.reads.usage(raw, &a.usage) {
 			a.found = true

@@ -27,6 +27,9 @@ type Usage struct {
 	Service         string // how it was processed, in lower case: "flex", "priority", …; "" is not said
 	Billed          Billed // what is charged, where the API says that apart
 	Coarse          bool   // whoever read the usage does not read these
+
+	// Contradicts says that the figures contradict each other, so that no cost is known.
+	Contradicts bool
 }
 
 // Billed is what a provider charges for, where that is not what was used.
@@ -45,10 +48,33 @@ type reading struct {
 	root   place
 	marked [][]byte                        // an event without any of these says nothing of usage
 	usage  func(raw []byte, u *Usage) bool // adds what a usage object says; false: nothing
+	types  []string                        // of events that end a stream
+	ends   bool                            // a stream has an end of its own, without which it broke off
 }
 
-// says is whether v may hold usage. null is none: who asks OpenAI for usage gets
-// that with every event but the last.
+// finishes is what ends a choice, under the name that an API has for it.
+func finishes(list, name string) member {
+	return member{name: list, in: place{{name: name, want: wantFinish}}}
+}
+
+// settle holds the figures against the total that was said with them, if one was.
+// Some servers count reasoning apart from the output: then only the sum of all three is
+// the total. Any other difference is a contradiction.
+func (u *Usage) settle(total int64) {
+	switch sum := u.InputTokens + u.OutputTokens; {
+	case total == 0 || total == sum:
+	case u.ReasoningTokens > 0 && total == sum+u.ReasoningTokens:
+		u.OutputTokens += u.ReasoningTokens
+	default:
+		u.Contradicts = true
+	}
+	if u.ReasoningTokens > u.OutputTokens || u.CachedTokens+u.CacheWriteTokens > u.InputTokens {
+		u.Contradicts = true
+	}
+}
+
+// says is whether v may hold usage, or end the answer. A null says nothing: a client
+// that requests usage from OpenAI gets that with every event before the last.
 func (r *reading) says(v []byte) bool {
 	for _, m := range r.marked {
 		for rest := v; ; {
@@ -56,7 +82,9 @@ func (r *reading) says(v []byte) bool {
 			if i < 0 {
 				break
 			}
-			if rest = rest[i+len(m):]; !bytes.HasPrefix(rest, []byte(":null")) {
+			rest = rest[i+len(m):]
+			value, ok := bytes.CutPrefix(bytes.TrimLeft(rest, " "), []byte(":"))
+			if !ok || !bytes.HasPrefix(bytes.TrimLeft(value, " "), []byte("null")) {
 				return true
 			}
 		}
@@ -92,12 +120,15 @@ var nothingReading reading
 // x_groq is where Groq has it in a stream.
 var openAIReading = reading{
 	root: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}, {name: "service_tier", want: wantService},
-		{name: "x_groq", in: place{{name: "usage", want: wantUsage}}}},
-	marked: [][]byte{[]byte(`"usage"`)},
+		{name: "x_groq", in: place{{name: "usage", want: wantUsage}}},
+		{name: "error", want: wantError}, finishes("choices", "finish_reason")},
+	marked: [][]byte{[]byte(`"usage"`), []byte(`"error"`), []byte(`"finish_reason"`), []byte("[DONE]")},
+	ends:   true,
 	usage: func(raw []byte, u *Usage) bool {
 		var x struct {
 			Prompt     figure `json:"prompt_tokens"`
 			Completion figure `json:"completion_tokens"`
+			Total      figure `json:"total_tokens"`
 			PromptMore struct {
 				Cached figure `json:"cached_tokens"`
 				Write  figure `json:"cache_write_tokens"`
@@ -119,6 +150,7 @@ var openAIReading = reading{
 			CacheWriteTokens: x.PromptMore.Write.count(), ReasoningTokens: x.CompletionMore.Reasoning.count(), Source: "provider",
 			InputMedia:  Media{Audio: x.PromptMore.Audio.count(), Image: x.PromptMore.Image.count()},
 			OutputMedia: Media{Audio: x.CompletionMore.Audio.count(), Image: x.CompletionMore.Image.count()}}
+		u.settle(x.Total.count())
 		return true
 	},
 }
@@ -127,12 +159,17 @@ var openAIReading = reading{
 // …/responses-streaming: events hold the whole response, the last one with usage.
 var responsesReading = reading{
 	root: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}, {name: "service_tier", want: wantService},
-		{name: "response", in: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}, {name: "service_tier", want: wantService}}}},
-	marked: [][]byte{[]byte(`"usage"`)},
+		{name: "type", want: wantType}, {name: "error", want: wantError},
+		{name: "response", in: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}, {name: "service_tier", want: wantService},
+			{name: "error", want: wantError}}}},
+	marked: [][]byte{[]byte(`"usage"`), []byte(`"error"`), []byte(`"response.completed"`), []byte(`"response.failed"`), []byte(`"response.incomplete"`)},
+	types:  []string{"response.completed", "response.failed", "response.incomplete"},
+	ends:   true,
 	usage: func(raw []byte, u *Usage) bool {
 		var x struct {
 			Input     figure `json:"input_tokens"`
 			Output    figure `json:"output_tokens"`
+			Total     figure `json:"total_tokens"`
 			InputMore struct {
 				Cached figure `json:"cached_tokens"`
 				Write  figure `json:"cache_write_tokens"`
@@ -146,6 +183,7 @@ var responsesReading = reading{
 		}
 		*u = Usage{InputTokens: x.Input.count(), OutputTokens: x.Output.count(), CachedTokens: x.InputMore.Cached.count(),
 			CacheWriteTokens: x.InputMore.Write.count(), ReasoningTokens: x.OutputMore.Reasoning.count(), Source: "provider"}
+		u.settle(x.Total.count())
 		return true
 	},
 }
@@ -157,8 +195,11 @@ var responsesReading = reading{
 // sped up, or processed in one country, costs more: that is in Service.
 var anthropicReading = reading{
 	root: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage},
-		{name: "message", in: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}}}},
-	marked: [][]byte{[]byte(`"usage"`)},
+		{name: "message", in: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}}},
+		{name: "type", want: wantType}, {name: "error", want: wantError}},
+	marked: [][]byte{[]byte(`"usage"`), []byte(`"error"`), []byte(`"message_stop"`)},
+	types:  []string{"message_stop"},
+	ends:   true,
 	usage: func(raw []byte, u *Usage) bool {
 		var x struct {
 			Input  *figure `json:"input_tokens"`
@@ -215,8 +256,10 @@ var anthropicReading = reading{
 // cumulative, and the last event has them all. Candidates leave out thoughts. Pages of
 // documents are counted, and charged, as images.
 var geminiReading = reading{
-	root:   place{{name: "modelVersion", want: wantModel}, {name: "usageMetadata", want: wantUsage}},
-	marked: [][]byte{[]byte(`"usageMetadata"`)},
+	root: place{{name: "modelVersion", want: wantModel}, {name: "usageMetadata", want: wantUsage}, {name: "error", want: wantError},
+		finishes("candidates", "finishReason"), finishes("promptFeedback", "blockReason")},
+	marked: [][]byte{[]byte(`"usageMetadata"`), []byte(`"error"`), []byte(`"finishReason"`), []byte(`"blockReason"`)},
+	ends:   true,
 	usage: func(raw []byte, u *Usage) bool {
 		var x struct {
 			Prompt     figure `json:"promptTokenCount"`
@@ -224,6 +267,7 @@ var geminiReading = reading{
 			Cached     figure `json:"cachedContentTokenCount"`
 			Candidates figure `json:"candidatesTokenCount"`
 			Thoughts   figure `json:"thoughtsTokenCount"`
+			Total      figure `json:"totalTokenCount"`
 
 			PromptBy     media `json:"promptTokensDetails"`
 			CachedBy     media `json:"cacheTokensDetails"`
@@ -235,6 +279,9 @@ var geminiReading = reading{
 		*u = Usage{InputTokens: x.Prompt.count() + x.ToolPrompt.count(), OutputTokens: x.Candidates.count() + x.Thoughts.count(),
 			CachedTokens: x.Cached.count(), ReasoningTokens: x.Thoughts.count(), Source: "provider",
 			InputMedia: x.PromptBy.sum(), CachedMedia: x.CachedBy.sum(), OutputMedia: x.CandidatesBy.sum()}
+		if total := x.Total.count(); total != 0 && total != u.InputTokens+u.OutputTokens {
+			u.Contradicts = true // thoughts are always counted apart
+		}
 		return true
 	},
 }
@@ -267,8 +314,11 @@ func (m media) sum() (out Media) {
 // search and has no tokens.
 var cohereReading = reading{
 	root: place{{name: "usage", want: wantUsage}, {name: "meta", want: wantUsage},
-		{name: "delta", in: place{{name: "usage", want: wantUsage}}}},
-	marked: [][]byte{[]byte(`"usage"`), []byte(`"meta"`)},
+		{name: "delta", in: place{{name: "usage", want: wantUsage}, {name: "finish_reason", want: wantFinish}, {name: "error", want: wantError}}},
+		{name: "type", want: wantType}, {name: "finish_reason", want: wantFinish}},
+	marked: [][]byte{[]byte(`"usage"`), []byte(`"meta"`), []byte(`"error"`), []byte(`"message-end"`)},
+	types:  []string{"message-end"},
+	ends:   true,
 	usage: func(raw []byte, u *Usage) bool {
 		var x struct {
 			Tokens struct {

@@ -13,14 +13,15 @@ type scanner struct {
 	out   *Answer
 
 	state   scanState
-	stack   [maxPlaces]*place // objects and arrays that are looked into, outermost first
-	depth   int               // of stack
-	name    [maxWanted]byte   // the name that is being read
-	named   int               // its length; too long for name: it is none of ours
-	escaped bool              // the byte before was a backslash
-	next    *member           // what is looked for in the value that comes; nil: nothing
+	stack   [maxPlaces]open // objects and arrays that are looked into, outermost first
+	depth   int             // of stack
+	name    [maxWanted]byte // the name that is being read
+	named   int             // its length; too long for name: it is none of ours
+	escaped bool            // the byte before was a backslash
+	next    *member         // what is looked for in the value that comes; nil: nothing
 
 	outer bool // there is an array around everything, in which each object is a text
+	whole bool // a text has ended, and no other began
 
 	// Of a value that is passed over or taken.
 	nested int  // arrays and objects that are open in it
@@ -47,6 +48,13 @@ const (
 	maxTaken  = 16 << 10 // bytes of the longest value that is taken
 )
 
+// open is an object or array that is looked into. Each object in an array is looked
+// into as the array's own place.
+type open struct {
+	place *place
+	array bool
+}
+
 // place is an object in which something is looked for.
 type place []member
 
@@ -71,11 +79,18 @@ const (
 	wantReasoning
 )
 
+// These say how an answer ended, and are seen where the value begins or ends.
+const (
+	wantError  want = 100 + iota // anything but null: the answer is an error
+	wantFinish                   // a string: why the answer ended
+	wantType                     // a string: which event it is
+)
+
 func (s *scanner) begin(r *reading, out *Answer) { s.reads, s.out = r, out }
 
 // reset makes ready for the next text, also in the middle of one.
 func (s *scanner) reset() {
-	s.state, s.depth, s.next, s.outer, s.taking = atValue, 0, nil, false, false
+	s.state, s.depth, s.next, s.outer, s.taking, s.whole = atValue, 0, nil, false, false, false
 }
 
 // feed takes the next piece of the text.
@@ -137,7 +152,7 @@ func (s *scanner) wanted() *member {
 	if s.named > len(s.name) {
 		return nil
 	}
-	p := *s.stack[s.depth-1]
+	p := *s.stack[s.depth-1].place
 	for i := range p {
 		if p[i].name == string(s.name[:s.named]) {
 			return &p[i]
@@ -157,14 +172,22 @@ func (s *scanner) valueBegins(c byte) {
 		// A stream of Gemini's that was not asked for as events is one array.
 		s.outer = true
 		return
-	case c == '{' && in != nil && s.depth < len(s.stack):
-		s.stack[s.depth] = in
+	case (c == '{' || c == '[' && s.next != nil) && in != nil && s.depth < len(s.stack):
+		s.stack[s.depth] = open{in, c == '['}
 		s.depth++
-		s.state, s.next = atName, nil
+		s.whole = false
+		if s.state, s.next = atName, nil; c == '[' {
+			s.state = atValue
+		}
 		return
 	}
-	s.taking = s.next != nil && (c == '{' && s.next.want == wantUsage || c == '"' && (s.next.want == wantModel || s.next.want == wantService) ||
-		'0' <= c && c <= '9' && s.next.want >= wantInput)
+	s.whole = false
+	if s.next != nil && s.next.want == wantError && (c == '{' || c == '"' || c == '[') {
+		s.out.failed = true
+	}
+	s.taking = s.next != nil && (c == '{' && s.next.want == wantUsage ||
+		c == '"' && (s.next.want == wantModel || s.next.want == wantService || s.next.want == wantFinish || s.next.want == wantType) ||
+		'0' <= c && c <= '9' && wantInput <= s.next.want && s.next.want <= wantReasoning)
 	if s.taking {
 		s.taken = append(s.taken[:0], c)
 	}
@@ -191,7 +214,7 @@ func (s *scanner) valueEnds() {
 // everything.
 func (s *scanner) leave() {
 	if s.depth == 0 {
-		s.outer = false
+		s.outer, s.whole = false, true
 		return
 	}
 	s.depth--
@@ -200,7 +223,10 @@ func (s *scanner) leave() {
 
 func (s *scanner) goOn() {
 	s.next = nil
-	if s.state = atValue; s.depth > 0 {
+	s.state = atValue
+	if s.depth == 0 {
+		s.whole = !s.outer
+	} else if !s.stack[s.depth-1].array {
 		s.state = atName
 	}
 }
@@ -210,6 +236,8 @@ func (s *scanner) inside() *place {
 	switch {
 	case s.depth == 0:
 		return &s.reads.root
+	case s.next == nil && s.stack[s.depth-1].array:
+		return s.stack[s.depth-1].place
 	case s.next != nil && s.next.want == wantInside:
 		return &s.next.in
 	}

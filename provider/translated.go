@@ -108,9 +108,8 @@ func (f Forward) NewAnswer(status int, contentType string, now func() time.Time,
 	return a
 }
 
-// Failed says that a translated answer is an error, or ends in one, whatever its
-// status is.
-func (a *Answer) Failed() bool { return a.translated != nil && a.translated.Failed() }
+// Failed says that an answer is an error, or ends in one, whatever its status is.
+func (a *Answer) Failed() bool { return a.failed || a.translated != nil && a.translated.Failed() }
 
 // Lost names what a translated answer had that the caller's format has no place for.
 func (a *Answer) Lost() []string {

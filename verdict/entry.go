@@ -66,6 +66,7 @@ const (
 	OutcomeProviderError = "provider_error"
 	OutcomeClientClosed  = "client_closed"
 	OutcomeUpstreamReset = "upstream_reset"
+	OutcomeBrokenOff     = "broken_off"
 	OutcomeCut           = "cut"
 	OutcomeFailed        = "failed"
 )
@@ -114,7 +115,7 @@ func (v *Verdict) cost(e Ending, u provider.Usage, forwarded bool, pricer Pricer
 	switch {
 	case forwarded && !v.Call.Endpoint.Charges(v.Provider.Kind):
 		return 0, true
-	case pricer == nil, e.Outcome != OutcomeCompleted:
+	case pricer == nil, u.Contradicts, e.Outcome != OutcomeCompleted:
 		return 0, false
 	case u.Service == "":
 		u.Service = e.Service

@@ -290,12 +290,17 @@ func (s *sidecar) dial() (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
+// maxMessage is the largest message between Envoy and us. Envoy bounds bodies at
+// maxBody and some slack, and may exceed that bound before it stops to read.
+func maxMessage(maxBody int64) int { return int(min(4*maxBody+64<<20, 1<<31-1)) }
+
 // server is the gRPC server that Envoy speaks to. There is no interceptor that
 // recovers from panics: one that answered nil would be an "allow" to Envoy.
 func (s *sidecar) server(handler extprocv3.ExternalProcessorServer) *grpc.Server {
 	g := grpc.NewServer(
-		// Above the cap, so that it is us who refuse, in JSON.
-		grpc.MaxRecvMsgSize(int(s.maxBody)+1<<20), grpc.MaxSendMsgSize(int(s.maxBody)+1<<20),
+		// Far above Envoy's buffers, which are soft: a chunk of a response may be larger
+		// than the limit by what was read at once. No message is rejected for its size.
+		grpc.MaxRecvMsgSize(maxMessage(s.maxBody)), grpc.MaxSendMsgSize(maxMessage(s.maxBody)),
 		grpc.MaxConcurrentStreams(uint32(s.maxStreams)+1000),
 		grpc.InitialWindowSize(1<<20), grpc.InitialConnWindowSize(16<<20),
 		grpc.ReadBufferSize(64<<10), grpc.WriteBufferSize(64<<10),

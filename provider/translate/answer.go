@@ -179,6 +179,9 @@ func (a *Answer) Lost() []string { return a.lost }
 // Failed says that an error was said in the answer's place or in the middle of it.
 func (a *Answer) Failed() bool { return a.broken }
 
+// Complete says that all of the answer came and was said, and no error.
+func (a *Answer) Complete() bool { return !a.broken && (a.done || a.ended) }
+
 // Streamed says that the answer is one of events, which are given as they come.
 // Another is given at its end, when Status and RetryAfter are known.
 func (a *Answer) Streamed() bool { return a.form == streamForm }
