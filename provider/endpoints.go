@@ -77,7 +77,7 @@ type Params struct {
 }
 
 // endpoints is the table. It is never changed.
-var endpoints = []Endpoint{
+var endpoints = closeEndpoints(vocabularies, []Endpoint{
 	// OpenAI. Mistral and any number of servers speak some of it too.
 	{Method: "POST", Path: "/v1/chat/completions", Operation: "chat.completions", Scope: "chat:completions", Format: FormatOpenAI,
 		Kinds: []string{KindOpenAI, KindMistral, KindCustom}, Translated: []string{KindAnthropic, KindGemini, KindCohere, KindMistral},
@@ -129,7 +129,7 @@ var endpoints = []Endpoint{
 		Kinds: []string{KindMistral}, Bills: true, body: &completionsBody, reads: &openAIReading},
 	{Method: "POST", Path: "/v1/ocr", Operation: "ocr", Scope: "ocr", Format: FormatMistral,
 		Kinds: []string{KindMistral}, Bills: true, body: &ocrBody, reads: &nothingReading},
-}
+})
 
 // modelsQuery are the documented parameters of each client's list of models. The list
 // is always complete, on one page.

@@ -42,6 +42,15 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 	if e != nil {
 		return Forward{}, e
 	}
+	if !p.translates(c) { // a translation has its own list: see FIELDS.md
+		r := p.ready
+		if r == nil {
+			r = p.prepare()
+		}
+		if e := r.takes(p, c); e != nil {
+			return Forward{}, e
+		}
+	}
 	f := Forward{Cluster: p.Cluster, Set: make(map[string]string, len(p.Headers)+5)}
 	q := query
 	if p.translates(c) {

@@ -51,6 +51,9 @@ type Call struct {
 	// path does not say so. The caller of Parse sets it: see OwnClient.
 	Own bool
 
+	// extras are the members of the body that not every provider takes: see takes.
+	extras []extra
+
 	// usageSaid: the client says whether it wants usage in the stream. optionsAt
 	// is where stream_options' object begins in Body, 0 if there is none.
 	usageSaid bool
@@ -115,6 +118,7 @@ func Parse(ep Endpoint, params Params, contentType, query string, body []byte) (
 		slices.Sort(p.hosts)
 		c.Hosts = slices.Clone(slices.Compact(p.hosts)) // p's belong to the pool
 	}
+	c.extras = slices.Clone(p.extras)
 	c.InputTokensEstimate = (int64(len(body))-p.blobBytes+bytesToken-1)/bytesToken + p.blobs*blobTokens
 	return c, nil
 }
@@ -179,6 +183,8 @@ type walker struct {
 	blobs     int64  // images and the like
 	blobBytes int64  // and their bytes
 	text      []byte // a string without its escapes
+	body      []byte
+	extras    []extra
 }
 
 // walkers are kept: a decoder is 1 KB and its tables of names grow.
@@ -187,7 +193,7 @@ var walkers = sync.Pool{New: func() any { return &walker{d: new(jsontext.Decoder
 func (p *walker) begin(body []byte, c *Call) {
 	p.buf = *bytes.NewBuffer(body)
 	p.d.Reset(&p.buf)
-	p.call = c
+	p.call, p.body = c, body
 }
 
 // release keeps nothing of the request.
@@ -196,7 +202,9 @@ func (p *walker) release() {
 	p.d.Reset(&p.buf)
 	clear(p.tools)
 	clear(p.hosts)
-	p.call, p.hosts, p.blobs, p.blobBytes = nil, p.hosts[:0], 0, 0
+	p.call, p.body, p.hosts, p.blobs, p.blobBytes = nil, nil, p.hosts[:0], 0, 0
+	clear(p.extras)
+	p.extras = p.extras[:0]
 	if cap(p.text) > 64<<10 {
 		p.text = nil
 	}
@@ -235,6 +243,9 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 
 		pictured, picture bool // it is a picture that was made before; and here it is
 		mcp, labelled     bool // it is an MCP server or of one; and has a name
+
+		item string // its type, as an item of Responses
+		held uint64 // which of holds are there and not empty
 	}
 	o.mcp = s.needsLabel
 	for p.d.PeekKind() == '"' {
@@ -249,6 +260,12 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 			}
 		}
 		field := r.name
+		if r.of != 0 && p.d.PeekKind() != 'n' {
+			if e := p.extra(join2(s.where, field), r.of); e != nil {
+				return e
+			}
+		}
+		from := int(p.d.InputOffset())
 		if r.is != 0 {
 			if o.seen&r.is != 0 {
 				return bad("repeated_field", field, "The body has \""+field+"\" in both of its spellings.")
@@ -276,6 +293,7 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 			}
 			o.kind = o.kind || len(s) > 0
 			o.pictured = string(s) == "image_generation_call"
+			o.item = string(s)
 			if e := p.item(s, field); e != nil {
 				return e
 			}
@@ -311,9 +329,17 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 				return e
 			}
 		}
+		if s.items && holds[field] != 0 && !emptyValue(p.body[from:p.d.InputOffset()]) {
+			o.held |= holds[field]
+		}
 	}
 	if _, err := p.d.ReadToken(); err != nil {
 		return syntax(err)
+	}
+	if s.items && o.item != "" {
+		if e := p.wholeItem(o.item, o.held, in); e != nil {
+			return e
+		}
 	}
 	if o.isTool {
 		if e := p.tool([]byte(o.name), "name"); e != nil {
@@ -385,6 +411,16 @@ func (p *walker) value(r rule, field string, depth int) *Error {
 				return e
 			}
 		}
+		if r.in != nil {
+			return p.walk(r.in, field, depth)
+		}
+		return p.skip(depth)
+	case switches:
+		if k := p.d.PeekKind(); k != 'n' && k != 'f' {
+			if e := p.tool([]byte("web_search"), field); e != nil {
+				return e
+			}
+		}
 		return p.skip(depth)
 	case options:
 		return p.options(depth)
@@ -430,7 +466,27 @@ func (p *walker) unknown(s *shape, raw []byte) (rule, error) {
 			return rule{}, e
 		}
 	}
+	if s.closed && p.d.PeekKind() != 'n' { // null is no value
+		if e := p.extra(join2(s.where, string(name)), 0); e != nil {
+			return rule{}, e
+		}
+	}
 	return rule{}, nil
+}
+
+// wholeItem judges an item by its type: one that has an id must hold what it is of,
+// since else it only names something that is stored at the provider.
+func (p *walker) wholeItem(typ string, held uint64, in string) *Error {
+	need, known := itemTypes[typ]
+	switch {
+	case !known:
+		return p.extra("input.type="+typ, 0)
+	case held&hasID != 0 && held&need == 0:
+		e := isStored(in)
+		e.Message += " This one is of type \"" + typ + "\" and has an id, but not its content. With reasoning: ask for it with \"include\": [\"reasoning.encrypted_content\"] and \"store\": false."
+		return e
+	}
+	return nil
 }
 
 // skip passes over a value, which must be JSON and not too deep.

@@ -55,6 +55,7 @@ type ready struct {
 	upstream Upstream
 	reading  *reading // with settings.answer: where its answers hold usage and model
 	errorAt  []string // and their errors' words
+	dialects dialects // the members of bodies that it takes beside its API's own
 	err      *Error   // it cannot be used
 }
 
@@ -95,6 +96,7 @@ func (p Provider) prepare() *ready {
 		r.err = misconfigured("its base URL cannot be read")
 		return r
 	}
+	r.dialects = dialectsOf(p.Kind, r.settings.Flavor, r.upstream.Host)
 	if p.Cluster == "" || p.Cluster != ClusterName(p) {
 		r.err = misconfigured("its credential is for another address")
 	}
@@ -142,6 +144,19 @@ type Settings struct {
 	// InputType is input_type of translated embeddings that say none, where the
 	// provider requires it (kind cohere). Empty: search_document.
 	InputType string `json:"input_type,omitempty" yaml:"input_type"`
+
+	// Flavor is the server that speaks OpenAI's API (kinds openai and custom): one of
+	// Flavors. Its documented fields pass. Empty: OpenAI's own where base_url is
+	// OpenAI's or Azure's, and those of all flavors elsewhere.
+	Flavor string `json:"flavor,omitempty" yaml:"flavor"`
+
+	// PassFields are further fields of request bodies that pass, by their path as an
+	// error states it: "top_k", "messages.frames". Their values are not looked into.
+	PassFields []string `json:"pass_fields,omitempty" yaml:"pass_fields"`
+
+	// PassHeaders are further request headers that pass, in lower case. Others that no
+	// API has are dropped, and named in the audit log.
+	PassHeaders []string `json:"pass_headers,omitempty" yaml:"pass_headers"`
 }
 
 // Auth is a way to send a credential.
@@ -258,6 +273,7 @@ var (
 	hostLabel    = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?$`)
 	providerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 	headerName   = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,127}$`)
+	fieldName    = regexp.MustCompile(`^[A-Za-z0-9_$-]{1,64}(\.[A-Za-z0-9_$-]{1,64}){0,8}(=[A-Za-z0-9_.:-]{1,64})?$`)
 	queryName    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 	queryValue   = regexp.MustCompile(`^[A-Za-z0-9._~:-]{0,256}$`)
 )
@@ -400,8 +416,42 @@ func (s Settings) validate(kind string) error {
 	if s.MaxTokens != 0 && (kind != KindAnthropic || s.MaxTokens < 1 || s.MaxTokens > 1<<31-1) {
 		return &Invalid{"settings.max_tokens", "only kind anthropic has it, from 1 to 2147483647"}
 	}
+	if s.Flavor != "" {
+		if kind != KindOpenAI && kind != KindCustom {
+			return &Invalid{"settings.flavor", "only the kinds openai and custom have it"}
+		}
+		if !slices.Contains(Flavors(), s.Flavor) {
+			return &Invalid{"settings.flavor", "it must be one of " + strings.Join(Flavors(), ", ")}
+		}
+	}
+	if err := passList("settings.pass_fields", s.PassFields, passable); err != nil {
+		return err
+	}
+	if err := passList("settings.pass_headers", s.PassHeaders, passableHeader); err != nil {
+		return err
+	}
 	if s.InputType != "" && (kind != KindCohere || !slices.Contains([]string{"search_document", "search_query", "classification", "clustering"}, s.InputType)) {
 		return &Invalid{"settings.input_type", "only kind cohere has it: search_document, search_query, classification or clustering"}
+	}
+	return nil
+}
+
+// maxPass bounds pass_fields and pass_headers.
+const maxPass = 64
+
+// passList checks a list of names that pass. problem says why a name cannot.
+func passList(field string, names []string, problem func(string) string) error {
+	if len(names) > maxPass {
+		return &Invalid{field, "it has more than 64 names"}
+	}
+	for i, name := range names {
+		field := fmt.Sprintf("%s[%d]", field, i)
+		if p := problem(name); p != "" {
+			return &Invalid{field, p}
+		}
+		if slices.Contains(names[:i], name) {
+			return &Invalid{field, "it is there twice"}
+		}
 	}
 	return nil
 }

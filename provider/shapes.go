@@ -2,9 +2,8 @@ package provider
 
 import "strings"
 
-// A shape says which members of an object are judged, and how. Members that it
-// does not name are passed over, once it is certain that no other parser takes
-// them for one that it does (see walker.unknown).
+// A shape says which members of an object are judged, and how. The shapes below
+// name what is judged; fields.go adds what is known and rejects the rest.
 type shape struct {
 	fields map[string]rule
 	folded map[string]string // fold of the judged names → the name
@@ -12,14 +11,19 @@ type shape struct {
 	keysAreTools bool // each member is a tool of the provider's own, by its name (Gemini)
 	needsKind    bool // an object without "type" and "role" is a reference to something stored (Responses)
 	needsLabel   bool // it is an MCP server: without a name nothing could be judged
+	items        bool // it is an item of Responses: its type says what makes it whole
+
+	closed bool   // members that it does not name are noted, and rejected unless the provider takes them
+	where  string // its path in the body, for messages
 }
 
 // rule is what is done with the value of a member.
 type rule struct {
 	do   action
-	in   *shape // of do walk, and of the object that do link may find
-	is   uint64 // a bit: two members with the same one are the same field (Gemini takes two spellings)
-	name string // of the member; set by newShape
+	in   *shape   // of do walk, and of the object that do link may find
+	is   uint64   // a bit: two members with the same one are the same field (Gemini takes two spellings)
+	name string   // of the member; set by newShape
+	of   dialects // the dialects that have the member; 0: it is taken everywhere
 }
 
 type action uint8
@@ -47,6 +51,7 @@ const (
 	blob                    // a string of base64, which is not text
 	marks                   // the member's presence offers the tool that the member is named for
 	options                 // stream_options
+	switches                // any value but null and false offers the tool web_search
 )
 
 func newShape(fields map[string]rule) shape {
@@ -103,6 +108,9 @@ var steering = map[string]rule{
 	"aws_region_name": {do: refuse}, "aws_role_name": {do: refuse}, "aws_bedrock_runtime_endpoint": {do: refuse},
 	"vertex_project": {do: refuse}, "vertex_location": {do: refuse}, "vertex_credentials": {do: refuse}, "vertex_ai_project": {do: refuse}, "vertex_ai_location": {do: refuse},
 	"plugins": {do: refuse}, "no_log": {do: refuse},
+	"user_config": {do: refuse}, "draft_model": {do: refuse}, "speculative_model": {do: refuse}, "router_settings_override": {do: refuse}, "base_model": {do: refuse},
+	"logits_processors": {do: refuse}, "custom_logit_processor": {do: refuse}, // code that the server runs
+	"enable_search": {do: switches}, "search_options": {do: switches}, "search_settings": {do: switches}, "search_mode": {do: switches}, // they search the web
 	"preset": {do: refuse}, "compound_custom": {do: refuse}, "safety_model": {do: second}, // other models, by name or stored (OpenRouter, Groq, Together)
 	"data_sources": {do: stored},                                                           // indexes and servers that Azure asks with credentials of its own
 	"lora_path":    {do: refuse}, "lora_request": {do: refuse}, "adapter_id": {do: refuse}, // another model, in effect (SGLang, TGI)
@@ -161,8 +169,11 @@ var chatBody = newShape(with(steering, map[string]rule{
 	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: options}, "max_tokens": {do: tokens}, "max_completion_tokens": {do: tokens},
 	"messages": {do: walk, in: &messageShape}, "tools": {do: walk, in: &toolShape}, "functions": {do: walk, in: &functionShape},
 	"web_search_options": {do: marks}, "search_parameters": {do: marks}, "max_output_tokens": {do: refuse},
-	"moderation": {do: walk, in: &modelShape}, "deferred": {do: noTrue},
+	"moderation": {do: walk, in: &modelShape}, "deferred": {do: noTrue}, "mcp_servers": {do: refuse}, "audio": {do: walk, in: &voiceShape},
 }))
+
+// voiceShape is how an answer in sound is to be: a voice of one's own is stored.
+var voiceShape = newShape(map[string]rule{"voice": {do: walk, in: &spokenShape}})
 
 var completionsBody = newShape(with(steering, map[string]rule{
 	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: pass}, "max_tokens": {do: tokens}, "max_completion_tokens": {do: refuse}, "max_output_tokens": {do: refuse},
@@ -183,7 +194,7 @@ var itemShape = func() shape {
 		"server_label": {do: label}, "server_url": {do: link}, "tools": {do: walk, in: &toolShape}, "container_id": {do: stored}, "file_id": {do: stored},
 		"environment": {do: inline, in: &containerShape}, "result": {do: picture},
 	})
-	s.needsKind = true
+	s.needsKind, s.items = true, true
 	return s
 }()
 
@@ -191,8 +202,12 @@ var responsesBody = newShape(with(steering, map[string]rule{
 	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: pass}, "max_output_tokens": {do: tokens}, "max_tokens": {do: refuse}, "max_completion_tokens": {do: refuse},
 	"input": {do: walk, in: &itemShape}, "tools": {do: walk, in: &toolShape},
 	"previous_response_id": {do: stored}, "conversation": {do: stored}, "prompt": {do: stored}, "background": {do: noTrue},
-	"moderation": {do: walk, in: &modelShape},
+	"moderation": {do: walk, in: &modelShape}, "background_options": {do: refuse}, "access_programs": {do: refuse}, "mcp_servers": {do: refuse},
+	"prompt_cache_options": {do: walk, in: &comparedShape},
 }))
+
+// comparedShape is a part that may name an earlier answer.
+var comparedShape = newShape(map[string]rule{"comparison_response_id": {do: stored}, "previous_message_id": {do: stored}})
 
 // ---- Anthropic: messages ----
 
@@ -223,6 +238,7 @@ var messagesBody = newShape(with(steering, map[string]rule{
 	"model": {do: model}, "stream": {do: stream}, "max_tokens": {do: tokens}, "max_tokens_to_sample": {do: refuse},
 	"messages": {do: walk, in: &turnShape}, "system": {do: walk, in: blockShape}, "tools": {do: walk, in: &toolShape},
 	"mcp_servers": {do: walk, in: &mcpServerShape}, "container": {do: stored}, "thread": {do: stored}, "billing_policy": {do: refuse},
+	"fallback_credit_token": {do: refuse}, "user_profile_id": {do: refuse}, "workspace_id": {do: refuse}, "diagnostics": {do: walk, in: &comparedShape},
 }))
 
 // ---- Gemini ----
@@ -275,12 +291,16 @@ var (
 	}()
 	geminiSearchShape = newShape(both(map[string]rule{"fileSearchStoreNames": {do: stored}, "ragResources": {do: stored}}))
 
+	// geminiAuthShape is a tool that may come with a credential of its own.
+	geminiAuthShape = newShape(both(map[string]rule{"authConfig": {do: refuse}, "apiKey": {do: refuse}, "customConfigs": {do: refuse}}))
+
 	// geminiToolShape: what is not declared here is a tool of Google's own, which
 	// is known by the member's name: "google_search" for googleSearch.
 	geminiToolShape = func() shape {
 		s := newShape(both(map[string]rule{
 			"functionDeclarations": {do: walk, in: &functionShape}, "mcpServers": {do: walk, in: &geminiMCPShape},
-			"fileSearch": {do: walk, in: &geminiSearchShape}, "retrieval": {do: stored},
+			"fileSearch": {do: walk, in: &geminiSearchShape}, "retrieval": {do: stored}, "googleMaps": {do: marks, in: &geminiAuthShape},
+			"exaAiSearch": {do: marks, in: &geminiAuthShape}, "parallelAiSearch": {do: marks, in: &geminiAuthShape},
 		}))
 		s.keysAreTools = true
 		return s
@@ -288,12 +308,12 @@ var (
 
 	// The configs are Vertex AI's: they choose another model.
 	generationShape = newShape(both(map[string]rule{"maxOutputTokens": {do: tokens},
-		"routingConfig": {do: refuse}, "modelConfig": {do: refuse}}))
+		"routingConfig": {do: refuse}, "modelConfig": {do: refuse}, "modelSelectionConfig": {do: refuse}}))
 
 	generateFields = map[string]rule{
 		"model": {do: pathModel}, "contents": {do: walk, in: &contentShape}, "systemInstruction": {do: walk, in: &contentShape}, "tools": {do: walk, in: &geminiToolShape},
 		"generationConfig": {do: walk, in: &generationShape}, "cachedContent": {do: stored}, "stream": {do: refuse},
-		"modelArmorConfig": {do: stored}, "outputConfig": {do: refuse},
+		"modelArmorConfig": {do: stored}, "outputConfig": {do: refuse}, "continuationToken": {do: stored},
 	}
 	generateBody     = newShape(with(steering, both(generateFields)))
 	innerGenerate    = newShape(both(generateFields))
