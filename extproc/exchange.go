@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -491,8 +492,8 @@ func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 	}
 
 	// Only what is there is removed: each name costs Envoy a look through all.
-	m.remove = make([]string, 0, len(x.req.remove)+1)
-	for _, name := range x.req.remove {
+	m.remove = make([]string, 0, len(x.req.remove)+len(f.Remove)+1)
+	for _, name := range slices.Concat(x.req.remove, f.Remove) {
 		// Envoy removes before it sets, but a header that is both is a thing to
 		// get wrong.
 		if !m.sets(name) {

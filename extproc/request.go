@@ -51,41 +51,6 @@ func carrier(name string) bool {
 	return false
 }
 
-// hidden says whether a header of the client's stays here: credentials of any
-// kind, what proxies say of the client, what overrides method or path, and what is
-// ours. x-envoy-* is missing because Envoy's mutation rules do not let us touch
-// it; the listener removes the client's, and the route what Envoy itself has added
-// since (see xds). So is x-forwarded-proto, which Envoy has set itself by now:
-// without it Envoy finds no route at all; the route removes it.
-// x-request-id and traceparent are replaced.
-func hidden(name string) bool {
-	if carrier(name) {
-		return true
-	}
-	switch name {
-	case "x-forwarded-proto":
-		return false
-	case "proxy-authorization", "proxy-authenticate", "xi-api-key", "x-auth-token", "x-amz-security-token", "cookie", "cookie2",
-		"forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip", "cf-connecting-ip", "fastly-client-ip",
-		"x-original-url", "x-original-uri", "x-rewrite-url", "x-original-host", "x-host",
-		"x-http-method", "x-http-method-override", "x-method-override",
-		"tracestate", "baggage", "b3", "te", "trailer", "expect", "proxy-connection", "keep-alive", "upgrade", "http2-settings",
-		"openai-organization", "openai-project", "anthropic-workspace-id", "anthropic-user-profile-id", "x-goog-user-project", // they choose whose bill it is: the provider's configuration does that
-		"x-hf-bill-to", "x-vertex-ai-llm-request-type", "x-vertex-ai-llm-shared-request-type",
-		"azureml-model-deployment", // it chooses another model, as x-ms-oai-image-generation-deployment does
-		"anthropic-dangerous-direct-browser-access":
-		return true
-	}
-	for _, p := range []string{envoy.PrefixOwn, envoy.PrefixAgent, "x-forwarded-", "x-b3-", "cf-", "sec-", "x-ms-client-", "x-ms-oai-", "x-goog-iam-", "x-goog-authenticated-",
-		"x-litellm-", "x-portkey-", "helicone-"} { // gateways like us take their orders from these
-		if strings.HasPrefix(name, p) {
-			return true
-		}
-	}
-	// Whatever else is called a credential is one to somebody.
-	return strings.HasSuffix(name, "authorization") || strings.HasSuffix(name, "-api-key") || strings.HasSuffix(name, "-auth-token") || strings.HasSuffix(name, "-access-token")
-}
-
 // single says whether a header must not be repeated, and whether a comma in it is
 // a repetition too: Envoy joins the lines of some headers before we see them.
 func single(name string) (single, comma bool) {
@@ -133,8 +98,13 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 		} else if identity.FindSecrets(raw) {
 			r.problem(verdict.Misplaced("a header other than Authorization, x-api-key, api-key or x-goog-api-key"))
 		}
-		if hidden(name) {
+		switch provider.HeaderOf(name) {
+		case provider.HeaderHidden:
 			r.remove = append(r.remove, name)
+		case provider.HeaderChosen: // by the format and the provider's settings
+			if !slices.Contains(r.Headers, name) {
+				r.Headers = append(r.Headers, name)
+			}
 		}
 		switch name {
 		case ":method":

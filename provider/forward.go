@@ -19,6 +19,9 @@ type Forward struct {
 	Body    []byte            // nil: the call's own, as it was judged
 	Sent    string            // the credential in the form in which it is sent, if that is another than its own
 
+	// Remove are headers of the request that do not go to this provider: see HeaderOf.
+	Remove []string
+
 	translation *translate.Request // nil: the provider speaks the caller's format
 }
 
@@ -52,6 +55,7 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 		}
 	}
 	f := Forward{Cluster: p.Cluster, Set: make(map[string]string, len(p.Headers)+5)}
+	f.Remove = p.drops(c, s)
 	q := query
 	if p.translates(c) {
 		if f.translation, e = p.translated(c, s, up); e != nil {

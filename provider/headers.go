@@ -1,13 +1,17 @@
 package provider
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // headerUse says when a header of a request goes on to the provider.
 type headerUse uint8
 
 const (
 	unknownHeader headerUse = iota // dropped and named, unless pass_headers lists it
-	neverHeader                    // dropped: a credential, the connection's, a proxy's, ours, or it chooses something
+	neverHeader                    // dropped: a caller's key, the connection's, a proxy's or ours
+	strayHeader                    // dropped and named: a credential under another name, or it chooses something
 	anyHeader                      // goes on whatever the API
 	openAIHeader                   // goes on in OpenAI's format
 	anthropicHeader
@@ -30,23 +34,22 @@ var headerUses = map[string]headerUse{
 	"conversation_id": openAIHeader, "thread-id": openAIHeader, "version": openAIHeader, "x-session-affinity": openAIHeader, "x-grok-conv-id": openAIHeader,
 	"anthropic-version": anthropicHeader, "anthropic-beta": anthropicHeader, "x-app": anthropicHeader, "x-claude-code-session-id": anthropicHeader,
 	"x-goog-api-client": geminiHeader, "x-server-timeout": geminiHeader, "x-goog-ext-timeout": geminiHeader,
-	"x-client-name": cohereHeader, "x-fern-language": cohereHeader, "x-fern-sdk-name": cohereHeader, "x-fern-sdk-version": cohereHeader, "x-fern-runtime": cohereHeader,
-	"x-fern-platform": cohereHeader,
+	"x-client-name": cohereHeader,
 
 	// Credentials, and what chooses whose bill it is.
 	"authorization": neverHeader, "x-api-key": neverHeader, "api-key": neverHeader, "x-goog-api-key": neverHeader, "xi-api-key": neverHeader,
-	"x-auth-token": neverHeader, "x-amz-security-token": neverHeader, "private-token": neverHeader, "job-token": neverHeader, "deploy-token": neverHeader,
+	"x-auth-token": strayHeader, "x-amz-security-token": strayHeader, "private-token": strayHeader, "job-token": strayHeader, "deploy-token": strayHeader,
 	"cookie": neverHeader, "cookie2": neverHeader,
-	"openai-organization": neverHeader, "openai-project": neverHeader, "anthropic-workspace-id": neverHeader, "anthropic-user-profile-id": neverHeader,
-	"x-goog-user-project": neverHeader, "x-hf-bill-to": neverHeader,
+	"openai-organization": strayHeader, "openai-project": strayHeader, "anthropic-workspace-id": strayHeader, "anthropic-user-profile-id": strayHeader,
+	"x-goog-user-project": strayHeader, "x-hf-bill-to": strayHeader,
 	// What chooses a model or server.
-	"x-vertex-ai-llm-request-type": neverHeader, "x-vertex-ai-llm-shared-request-type": neverHeader, "azureml-model-deployment": neverHeader,
-	"x-ai-eg-model": neverHeader, "x-goog-request-params": neverHeader, "x-model": neverHeader, "x-model-provider-id": neverHeader, "x-target-url": neverHeader,
+	"x-vertex-ai-llm-request-type": strayHeader, "x-vertex-ai-llm-shared-request-type": strayHeader, "azureml-model-deployment": strayHeader,
+	"x-ai-eg-model": strayHeader, "x-goog-request-params": strayHeader, "x-model": strayHeader, "x-model-provider-id": strayHeader, "x-target-url": strayHeader,
 	"anthropic-dangerous-direct-browser-access": neverHeader,
 	// What changes which part of an answer comes, or whether one comes at all.
-	"x-goog-fieldmask": neverHeader, "x-goog-field-mask": neverHeader, "if-none-match": neverHeader, "if-match": neverHeader, "if-modified-since": neverHeader,
-	"if-unmodified-since": neverHeader, "if-range": neverHeader, "range": neverHeader, "prefer": neverHeader, "idempotency-key": neverHeader,
-	"x-idempotency-key": neverHeader, "cache-control": neverHeader, "pragma": neverHeader,
+	"x-goog-fieldmask": strayHeader, "x-goog-field-mask": strayHeader, "if-none-match": strayHeader, "if-match": strayHeader, "if-modified-since": strayHeader,
+	"if-unmodified-since": strayHeader, "if-range": strayHeader, "range": strayHeader, "prefer": strayHeader, "idempotency-key": strayHeader,
+	"x-idempotency-key": strayHeader, "cache-control": neverHeader, "pragma": neverHeader,
 	// Of the connection and of proxies.
 	"connection": neverHeader, "proxy-connection": neverHeader, "keep-alive": neverHeader, "te": neverHeader, "trailer": neverHeader, "upgrade": neverHeader,
 	"expect": neverHeader, "http2-settings": neverHeader, "forwarded": neverHeader, "via": neverHeader, "x-real-ip": neverHeader, "x-client-ip": neverHeader,
@@ -56,26 +59,36 @@ var headerUses = map[string]headerUse{
 	"priority": neverHeader,
 }
 
-// neverPrefixes begin the names of headers that never go on: ours, proxies', clouds',
-// and those from which other gateways take orders.
-var neverPrefixes = []string{"x-aid-", "x-agent-", "x-envoy-", "x-forwarded-", "x-b3-", "cf-", "sec-", "proxy-", "x-ms-client-", "x-ms-oai-", "x-goog-iam-", "x-goog-authenticated-",
-	"x-litellm-", "x-portkey-", "helicone-", "x-ai-eg-", "access-control-"}
+// neverPrefixes begin the names of headers of ours and of proxies; strayPrefixes those
+// from which clouds and other gateways take orders.
+var (
+	neverPrefixes = []string{"x-aid-", "x-agent-", "x-envoy-", "x-forwarded-", "x-b3-", "cf-", "sec-", "proxy-", "x-ms-client-", "access-control-"}
+	strayPrefixes = []string{"x-ms-oai-", "x-goog-iam-", "x-goog-authenticated-", "x-litellm-", "x-portkey-", "helicone-", "x-ai-eg-"}
+)
 
 // useOf is what is done with a header. name is in lower case.
 func useOf(name string) headerUse {
 	if u, ok := headerUses[name]; ok {
 		return u
 	}
-	if strings.HasPrefix(name, "x-stainless-") {
+	if strings.HasPrefix(name, "x-stainless-") || strings.HasPrefix(name, ":") {
 		return anyHeader // what OpenAI's and Anthropic's SDKs say of themselves
+	}
+	if strings.HasPrefix(name, "x-fern-") {
+		return cohereHeader // what Cohere's SDK says of itself
 	}
 	for _, p := range neverPrefixes {
 		if strings.HasPrefix(name, p) {
 			return neverHeader
 		}
 	}
+	for _, p := range strayPrefixes {
+		if strings.HasPrefix(name, p) {
+			return strayHeader
+		}
+	}
 	if secretName(name) {
-		return neverHeader
+		return strayHeader
 	}
 	return unknownHeader
 }
@@ -90,22 +103,51 @@ func secretName(name string) bool {
 	return strings.Contains(name, "secret") || strings.Contains(name, "password") || name == "apikey" || name == "token"
 }
 
-// HeaderGoes says whether a client's header goes on to the provider of an endpoint of
-// the format, as far as it is known before the provider is. A header that does not go
-// is hidden, which cannot be changed, or unknown, which pass_headers may list.
-func HeaderGoes(f Format, name string) (goes, hidden bool) {
-	switch u := useOf(name); u {
+// A HeaderFate is what becomes of a request's header.
+type HeaderFate uint8
+
+const (
+	// HeaderChosen goes on if it belongs to the format of the endpoint, and is not
+	// translated, or if the provider's settings.pass_headers lists it.
+	HeaderChosen HeaderFate = iota
+	HeaderHidden            // it never goes on
+	HeaderKept              // it goes on
+)
+
+// HeaderOf is what becomes of a header of a request. name is in lower case. x-envoy-*
+// is kept because Envoy's mutation rules do not let it be removed here: the listener
+// has removed the client's, and the route removes what Envoy has added since (see
+// xds). x-forwarded-proto is kept because Envoy finds no route without it; the route
+// removes it. x-request-id and traceparent are replaced.
+func HeaderOf(name string) HeaderFate {
+	switch useOf(name) {
 	case anyHeader:
-		return true, false
+		return HeaderKept
 	case neverHeader:
-		// x-envoy-* cannot be removed here: the listener has removed the client's, and
-		// the route removes what Envoy has added since (see xds).
-		return strings.HasPrefix(name, "x-envoy-"), true
-	case unknownHeader:
-		return false, false
+		if strings.HasPrefix(name, "x-envoy-") {
+			return HeaderKept
+		}
+		return HeaderHidden
 	default:
-		return u == headerUseOf(f), false
+		return HeaderChosen
 	}
+}
+
+// drops are the chosen headers of a call that do not go to p.
+func (p Provider) drops(c Call, s Settings) []string {
+	if len(c.Headers) == 0 {
+		return nil
+	}
+	translated := p.translates(c)
+	var out []string
+	for _, name := range c.Headers {
+		of := useOf(name)
+		if of != unknownHeader && of == headerUseOf(c.Endpoint.Format) && !translated || of != strayHeader && slices.Contains(s.PassHeaders, name) {
+			continue
+		}
+		out = append(out, name)
+	}
+	return out
 }
 
 func headerUseOf(f Format) headerUse {
@@ -134,7 +176,7 @@ func passableHeader(name string) string {
 		return "this header is Envoy's, HTTP's or ours"
 	case credentialHeader(name), secretName(name):
 		return "this header carries credentials: the provider's is given as its credential, and callers' never leave"
-	case useOf(name) == neverHeader:
+	case useOf(name) == neverHeader, useOf(name) == strayHeader:
 		return "this header chooses a server, a model, an account or the form of the answer, and never passes"
 	case useOf(name) == anyHeader:
 		return "this header passes already"

@@ -51,6 +51,10 @@ type Call struct {
 	// path does not say so. The caller of Parse sets it: see OwnClient.
 	Own bool
 
+	// Headers are the names of the request's headers that go on only to a provider that
+	// takes them: see HeaderOf. The caller of Parse sets it.
+	Headers []string
+
 	// extras are the members of the body that not every provider takes: see takes.
 	extras []extra
 

@@ -70,21 +70,28 @@ func lastSegment(path string) string { return path[strings.LastIndexByte(path, '
 // caller's. Then the answer has to be read with NewAnswer of f.
 func (f Forward) Translated() bool { return f.translation != nil }
 
-// Dropped are the fields of the request that the provider cannot carry and that
-// were left out, as its settings allow (drop). A name that is not
-// made as names are is only counted: this goes into a header and into the record.
+// Dropped are the parts of the request that are left out on the way: fields that the
+// provider cannot carry (settings.drop), and headers that it does not take, as
+// "header:NAME". A name that is not made as names are is only counted: this goes
+// into a header and into the audit log.
 func (f Forward) Dropped() []string {
-	if f.translation == nil {
-		return nil
-	}
 	var out []string
 	odd := 0
-	for _, field := range f.translation.Dropped {
-		if !fieldPath.MatchString(field) {
+	if f.translation != nil {
+		for _, field := range f.translation.Dropped {
+			if !fieldPath.MatchString(field) {
+				odd++
+				continue
+			}
+			out = append(out, field)
+		}
+	}
+	for _, name := range f.Remove {
+		if useOf(name) == unknownHeader && (!headerName.MatchString(name) || len(name) > 64) {
 			odd++
 			continue
 		}
-		out = append(out, field)
+		out = append(out, "header:"+name)
 	}
 	if odd > 0 {
 		out = append(out, "other:"+strconv.Itoa(odd))

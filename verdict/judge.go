@@ -146,7 +146,7 @@ func (o *Org) parse(v *Verdict, r *Request) *provider.Error {
 		return refused
 	}
 	v.Call = call
-	v.Call.Own = provider.OwnClient(r.UserAgent)
+	v.Call.Own, v.Call.Headers = provider.OwnClient(r.UserAgent), r.Headers
 	return nil
 }
 

@@ -24,6 +24,9 @@ type Request struct {
 	ClientIP            string // of the peer, never of a header of the client's; "" if unknown
 	// Dialect are the names of those headers that only one provider's SDKs send.
 	Dialect []string
+	// Headers are the names of those headers that go on only to a provider that takes
+	// them (provider.HeaderChosen), none twice.
+	Headers []string
 
 	// Match fills these.
 	Endpoint provider.Endpoint

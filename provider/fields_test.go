@@ -1,0 +1,224 @@
+package provider_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+// ask parses a body and asks a provider of the kind and settings to take it.
+func ask(t *testing.T, kind, base, settings, path, body string, headers ...string) (provider.Forward, *provider.Error) {
+	t.Helper()
+	p := provider.Provider{ID: "prov_1", OrgID: "org_1", Name: "one", Kind: kind, BaseURL: base, Models: []string{"*"}}
+	if settings != "" {
+		p.Settings = []byte(settings)
+	}
+	p.Cluster = provider.ClusterName(p)
+	if err := provider.Validate(p); err != nil {
+		t.Fatal(err)
+	}
+	ep, params, ok := provider.Match("POST", path)
+	if !ok {
+		t.Fatalf("no endpoint %s", path)
+	}
+	c, e := provider.Parse(ep, params, "application/json", "", []byte(body))
+	if e != nil {
+		return provider.Forward{}, e
+	}
+	c.Own, c.Headers = true, headers
+	return p.Forward(c, path, "")
+}
+
+const (
+	chatPath      = "/v1/chat/completions"
+	responsesPath = "/v1/responses"
+	near          = "http://10.0.0.1:8000/v1"
+	openAI        = "https://api.openai.com/v1"
+)
+
+func TestFields(t *testing.T) {
+	for _, row := range []struct {
+		kind, base, settings, path, body string
+		code, param                      string // "": it is forwarded
+	}{
+		// What the servers of OpenAI's API document.
+		{"custom", near, "", chatPath, `"top_k":1,"min_p":0.1,"repetition_penalty":1.1,"guided_json":{"x":1},"chat_template_kwargs":{"a":{"url":"b"}}`, "", ""},
+		{"openai", near, `{"flavor":"vllm"}`, chatPath, `"top_k":1,"min_p":0.1,"structured_outputs":{"json":{}}`, "", ""},
+		{"openai", near, `{"flavor":"groq"}`, chatPath, `"top_k":1`, "unknown_field", "top_k"},
+		{"openai", openAI, "", chatPath, `"top_k":1`, "unknown_field", "top_k"},
+		{"openai", openAI, `{"pass_fields":["top_k"]}`, chatPath, `"top_k":1`, "", ""},
+		{"openai", openAI, `{"flavor":"vllm"}`, chatPath, `"top_\u006b":1`, "", ""},
+		{"mistral", "https://api.mistral.ai", "", chatPath, `"safe_prompt":true,"random_seed":1`, "", ""},
+		{"openai", openAI, "", chatPath, `"safe_prompt":true`, "unknown_field", "safe_prompt"},
+
+		// What is not known, at every depth; null is no value.
+		{"openai", near, "", chatPath, `"brand_new":1`, "unknown_field", "brand_new"},
+		{"openai", near, "", chatPath, `"brand_new":null`, "", ""},
+		{"openai", near, `{"pass_fields":["brand_new"]}`, chatPath, `"brand_new":{"model":"x"}`, "", ""},
+		{"openai", near, "", chatPath, `"messages":[{"role":"user","content":[{"type":"clip","clip":{"url":"https://x.example"}}]}]`, "unknown_field", "messages.content.clip"},
+		{"openai", near, `{"pass_fields":["messages.content.clip"]}`, chatPath, `"messages":[{"role":"user","content":[{"type":"clip","clip":1}]}]`, "", ""},
+		{"openai", near, "", chatPath, `"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"anything":{"model":"free"}}}}`, "", ""},
+		{"openai", near, "", chatPath, `"response_format":{"type":"json_schema","server":"x"}`, "unknown_field", "response_format.server"},
+		{"openai", near, "", chatPath, `"tools":[{"type":"function","function":{"name":"f","parameters":{"any":1}},"endpoint":"x"}]`, "unknown_field", "tools.endpoint"},
+		{"openai", near, "", chatPath, `"metadata":{"whatever":"x"},"stream_options":{"include_usage":true}`, "", ""},
+
+		// What chooses a model, server, tool or something stored.
+		{"openai", near, "", chatPath, `"user_config":{"model_list":[]}`, "unsupported_parameter", "user_config"},
+		{"openai", near, "", chatPath, `"draft_model":"x"`, "unsupported_parameter", "draft_model"},
+		{"openai", near, "", chatPath, `"mcp_servers":[]`, "unsupported_parameter", "mcp_servers"},
+		{"openai", near, "", chatPath, `"audio":{"format":"wav","voice":{"id":"voice_1"}}`, "stored_object", "id"},
+		{"openai", near, "", chatPath, `"audio":{"format":"wav","voice":"alloy"},"modalities":["audio"]`, "", ""},
+		{"openai", near, "", responsesPath, `"prompt_cache_options":{"comparison_response_id":"resp_1"}`, "stored_object", "comparison_response_id"},
+		{"anthropic", "https://api.anthropic.com", "", "/v1/messages", `"workspace_id":"w"`, "unsupported_parameter", "workspace_id"},
+		{"anthropic", "https://api.anthropic.com", "", "/v1/messages", `"diagnostics":{"previous_message_id":"msg_1"}`, "stored_object", "previous_message_id"},
+		{"anthropic", "https://api.anthropic.com", "", "/v1/messages", `"thinking":{"type":"adaptive","server":"x"}`, "unknown_field", "thinking.server"},
+		{"anthropic", "https://api.anthropic.com", "", "/v1/messages", `"system":[{"type":"text","text":"x","cache_control":{"type":"ephemeral","scope":"global"}}],"output_config":{"effort":"low"}`, "", ""},
+		{"gemini", "https://generativelanguage.googleapis.com", "", "/v1beta/models/g:generateContent", `"tools":[{"exaAiSearch":{"apiKey":"k"}}]`, "unsupported_parameter", "apiKey"},
+		{"gemini", "https://generativelanguage.googleapis.com", "", "/v1beta/models/g:generateContent", `"generation_config":{"response_schema":{"type":"OBJECT","$defs":{}},"top_k":1}`, "", ""},
+		{"gemini", "https://generativelanguage.googleapis.com", "", "/v1beta/models/g:generateContent", `"tools":[{"newSearch":{}}]`, "unknown_field", "tools.newSearch"},
+		{"cohere", "https://api.cohere.com", "", "/v2/chat", `"connectors":[{"id":"web"}]`, "unknown_field", "connectors"},
+
+		// Items of Responses that only name something stored, and kinds of items.
+		{"openai", openAI, "", responsesPath, `"input":[{"type":"reasoning","id":"rs_x","summary":[]}]`, "stored_object", "input"},
+		{"openai", openAI, "", responsesPath, `"input":[{"type":"reasoning","id":"rs_x","summary":[],"encrypted_content":""}]`, "stored_object", "input"},
+		{"openai", openAI, "", responsesPath, `"input":[{"type":"reasoning","id":"rs_x","summary":[],"encrypted_content":"gAAA"}]`, "", ""},
+		{"openai", openAI, "", responsesPath, `"input":[{"id":"msg_1","type":"message","role":"assistant","content":[ ]}]`, "stored_object", "input"},
+		{"openai", openAI, "", responsesPath, `"input":[{"id":"msg_1","type":"message","role":"assistant","status":"completed","content":[{"type":"output_text","text":"x","annotations":[]}]}]`, "", ""},
+		{"openai", openAI, "", responsesPath, `"input":[{"type":"compaction","id":"cmp_1"}]`, "stored_object", "input"},
+		{"openai", openAI, "", responsesPath, `"input":[{"type":"future_call","id":"f_1","content":"x"}]`, "unknown_field", "input.type=future_call"},
+		{"openai", openAI, `{"pass_fields":["input.type=future_call"]}`, responsesPath, `"input":[{"type":"future_call","id":"f_1","content":"x"}]`, "", ""},
+	} {
+		body := `{"model":"m",` + row.body + `}`
+		if strings.Contains(row.path, "generateContent") {
+			body = `{` + row.body + `}`
+		}
+		_, e := ask(t, row.kind, row.base, row.settings, row.path, body)
+		code, param := "", ""
+		if e != nil {
+			code, param = e.Code, e.Param
+		}
+		if code != row.code || param != row.param {
+			t.Errorf("%s %s %s: %q %q, want %q %q (%v)", row.kind, row.settings, body, code, param, row.code, row.param, e)
+		}
+		if code == "unknown_field" && !strings.Contains(e.Message, "settings.pass_fields") {
+			t.Errorf("%s: the message names no setting: %s", body, e.Message)
+		}
+	}
+}
+
+// enable_search and its like offer a tool, so that policies see it.
+func TestFieldsThatSearch(t *testing.T) {
+	ep, params, _ := provider.Match("POST", chatPath)
+	for body, want := range map[string][]string{`"enable_search":true`: {"web_search"}, `"enable_search":false`: nil, `"search_settings":{}`: {"web_search"}} {
+		c, e := provider.Parse(ep, params, "application/json", "", []byte(`{"model":"m",`+body+`}`))
+		if e != nil || !slices.Equal(c.Tools, want) {
+			t.Errorf("%s: %q %v, want %q", body, c.Tools, e, want)
+		}
+	}
+}
+
+// The SDKs that are installed have no field that this build does not know.
+func TestFieldsAreTheSDKs(t *testing.T) {
+	python := os.Getenv("AID_SDK_PYTHON")
+	if python == "" {
+		t.Skip("AID_SDK_PYTHON is not set")
+	}
+	var stderr bytes.Buffer
+	cmd := exec.Command(python, "../tools/fields.py")
+	cmd.Stderr = &stderr
+	got, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, stderr.Bytes())
+	}
+	want, err := os.ReadFile("fields.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("the SDKs' types have changed. Run tools/fields.py, and look at each new field: does it choose a model, a server, a tool or something stored?")
+	}
+	var v struct{ Items []string }
+	if err := json.Unmarshal(want, &v); err != nil {
+		t.Fatal(err)
+	}
+	for _, typ := range v.Items {
+		if _, e := ask(t, "openai", openAI, "", responsesPath, `{"model":"m","input":[{"type":"`+typ+`"}]}`); e != nil && e.Code == "unknown_field" {
+			t.Errorf("the item type %s is not known", typ)
+		}
+	}
+}
+
+func TestHeaders(t *testing.T) {
+	for name, want := range map[string]provider.HeaderFate{
+		"accept": provider.HeaderKept, "x-stainless-lang": provider.HeaderKept, ":path": provider.HeaderKept, "x-title": provider.HeaderKept,
+		"authorization": provider.HeaderHidden, "x-forwarded-for": provider.HeaderHidden, "x-aid-route": provider.HeaderHidden, "cookie": provider.HeaderHidden,
+		"openai-beta": provider.HeaderChosen, "if-none-match": provider.HeaderChosen, "x-new": provider.HeaderChosen, "private-token": provider.HeaderChosen,
+	} {
+		if got := provider.HeaderOf(name); got != want {
+			t.Errorf("%s: %v, want %v", name, got, want)
+		}
+	}
+	body := `{"model":"m"}`
+	sent := []string{"openai-beta", "anthropic-beta", "x-new", "x-known", "private-token", "x-ai-eg-model", "x-goog-fieldmask", "idempotency-key"}
+	f, e := ask(t, "openai", openAI, `{"pass_headers":["x-known"]}`, chatPath, body, sent...)
+	if e != nil || !slices.Equal(f.Remove, []string{"anthropic-beta", "x-new", "private-token", "x-ai-eg-model", "x-goog-fieldmask", "idempotency-key"}) {
+		t.Errorf("%q, %v", f.Remove, e)
+	}
+	if got := f.Dropped(); !slices.Contains(got, "header:x-new") || len(got) != len(f.Remove) {
+		t.Errorf("%q", got)
+	}
+	f, e = ask(t, "anthropic", "https://api.anthropic.com", "", chatPath, `{"model":"m","messages":[{"role":"user","content":"x"}]}`, "openai-beta")
+	if e != nil || !slices.Equal(f.Remove, []string{"openai-beta"}) {
+		t.Errorf("translated: %q, %v", f.Remove, e)
+	}
+}
+
+func TestPassSettings(t *testing.T) {
+	for settings, field := range map[string]string{
+		`{"flavor":"vllm","pass_fields":["x.y"],"pass_headers":["x-new"]}`: "",
+		`{"flavor":"nonsense"}`:                          "settings.flavor",
+		`{"pass_fields":["model"]}`:                      "settings.pass_fields[0]",
+		`{"pass_fields":["ok","user_config"]}`:           "settings.pass_fields[1]",
+		`{"pass_fields":["messages.content.image_url"]}`: "settings.pass_fields[0]",
+		`{"pass_fields":["*"]}`:                          "settings.pass_fields[0]",
+		`{"pass_fields":["a","a"]}`:                      "settings.pass_fields[1]",
+		`{"pass_headers":["authorization"]}`:             "settings.pass_headers[0]",
+		`{"pass_headers":["private-token"]}`:             "settings.pass_headers[0]",
+		`{"pass_headers":["x-aid-route"]}`:               "settings.pass_headers[0]",
+		`{"pass_headers":["connection"]}`:                "settings.pass_headers[0]",
+		`{"pass_headers":["host"]}`:                      "settings.pass_headers[0]",
+		`{"pass_headers":["content-length"]}`:            "settings.pass_headers[0]",
+		`{"pass_headers":["X-New"]}`:                     "settings.pass_headers[0]",
+		`{"pass_headers":["x-ai-eg-model"]}`:             "settings.pass_headers[0]",
+		`{"pass_headers":["accept"]}`:                    "settings.pass_headers[0]",
+	} {
+		err := provider.Validate(provider.Provider{Name: "p", Kind: "openai", BaseURL: near, Settings: []byte(settings)})
+		got := ""
+		if err != nil {
+			got, _, _ = strings.Cut(err.Error(), ":")
+		}
+		if got != field {
+			t.Errorf("%s: %v, want %q", settings, err, field)
+		}
+	}
+	if err := provider.Validate(provider.Provider{Name: "p", Kind: "gemini", BaseURL: "https://g.example", Settings: []byte(`{"flavor":"vllm"}`)}); err == nil {
+		t.Error("kind gemini has a flavor")
+	}
+}
+
+// The docs list the flavors that there are.
+func TestFlavorsInDocs(t *testing.T) {
+	docs, err := os.ReadFile("../docs/providers.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "`" + strings.Join(provider.Flavors(), "`, `") + "`"; !strings.Contains(strings.ReplaceAll(string(docs), "\n", " "), want) {
+		t.Errorf("docs/providers.md does not have %s", want)
+	}
+}
