@@ -53,6 +53,7 @@ var home = map[string]string{
 	"github.com/spf13/pflag":                 "cmd",
 	"github.com/xi2/xz":                      "store", // Postgres comes in it
 	"golang.org/x/mod":                       "audit", // sumdb/tlog and note
+	"golang.org/x/text":                      "api",   // one spelling of names that policies compare
 	"golang.org/x/sync":                      "cmd audit xds",
 	"golang.org/x/sys":                       "cmd store audit",
 }

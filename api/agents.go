@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/text/unicode/norm"
+
 	"github.com/ai-identity/ai-identity/identity"
 )
 
@@ -37,19 +39,21 @@ func agentShown(a identity.Agent) Agent {
 
 // NewAgent is what people say of an agent.
 type NewAgent struct {
-	Name          string   `json:"name" minLength:"1" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"What people call it." example:"support-bot"`
+	Name          string   `json:"name" minLength:"1" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"What people call it." example:"support-bot"`
 	Description   string   `json:"description,omitzero" maxLength:"1000" doc:"What it is for." example:"Customer support assistant"`
 	AllowedModels []string `json:"allowed_models,omitzero" nullable:"false" maxItems:"200" minLength:"1" maxLength:"256" pattern:"^[!-~]*$" patternDescription:"a model's name or a pattern with * in it" doc:"The models that it may use: names, or patterns in which * stands for anything. Empty: none." example:"gpt-4o,claude-*"`
-	Team          string   `json:"team,omitzero" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"Whose it is. Policies read it as agent.team." example:"support"`
-	Environment   string   `json:"environment,omitzero" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"Where it runs. Policies read it as agent.environment." example:"prod"`
-	Tier          string   `json:"tier,omitzero" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"Its tier. Policies read it as agent.tier." example:"standard"`
+	Team          string   `json:"team,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"Whose it is. Policies read it as agent.team." example:"support"`
+	Environment   string   `json:"environment,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"Where it runs. Policies read it as agent.environment." example:"prod"`
+	Tier          string   `json:"tier,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"Its tier. Policies read it as agent.tier." example:"standard"`
 	Metadata      metadata `json:"metadata,omitzero" doc:"What you want policies to know of it, as agent.metadata.NAME: texts, numbers, true or false."`
 	Status        string   `json:"status,omitzero" enum:"active,suspended" default:"active" doc:"Whether it may act." example:"active"`
 }
 
 // put writes what people say into the agent.
 func (n NewAgent) put(a identity.Agent) identity.Agent {
-	a.Name, a.Description, a.AllowedModels, a.Team, a.Environment, a.Tier = n.Name, n.Description, n.AllowedModels, n.Team, n.Environment, n.Tier
+	// Policies compare these byte by byte, so that each has one spelling.
+	a.Name, a.Team, a.Environment, a.Tier = norm.NFC.String(n.Name), norm.NFC.String(n.Team), norm.NFC.String(n.Environment), norm.NFC.String(n.Tier)
+	a.Description, a.AllowedModels = n.Description, n.AllowedModels
 	a.Metadata = identity.Metadata(n.Metadata)
 	a.Status = identity.Status(n.Status)
 	if n.Status == "" {
@@ -172,9 +176,15 @@ func freshly(change func() error) error {
 	}
 }
 
-func deleteAgent(ctx context.Context, x *exchange, in *ByID) (*nothing, error) {
+func deleteAgent(ctx context.Context, x *exchange, in *struct {
+	ByID
+	Conditional
+}) (*nothing, error) {
 	a, err := x.agent(ctx, in.ID)
 	if err != nil {
+		return nil, err
+	}
+	if err := x.matches(a.Version); err != nil {
 		return nil, err
 	}
 	if err := identity.DeleteAgent(ctx, x.tx, a.ID); err != nil {

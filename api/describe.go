@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"compress/gzip"
 	"embed"
 	"fmt"
@@ -144,7 +145,13 @@ const pageCSP = "default-src 'self'; script-src 'self' 'unsafe-inline'; style-sr
 
 func swagger(_ *Server, w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Security-Policy", pageCSP)
-	v5emb.New("AI Identity", "/openapi.json", "/docs").ServeHTTP(w, r)
+	page := &answer{header: w.Header()}
+	v5emb.New("AI Identity", "/openapi.json", "/docs").ServeHTTP(page, r)
+	if page.status != 0 {
+		w.WriteHeader(page.status)
+	}
+	// The page has no viewport of its own, so telephones would show it as for a desk.
+	_, _ = w.Write(bytes.Replace(page.body.Bytes(), []byte("<head>"), []byte(`<head><meta name="viewport" content="width=device-width, initial-scale=1">`), 1))
 }
 
 func redoc(_ *Server, w http.ResponseWriter, _ *http.Request) {

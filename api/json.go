@@ -223,7 +223,10 @@ func (p patch[T]) Schema(r huma.Registry) *huma.Schema {
 func nullable(s *huma.Schema) *huma.Schema {
 	c := *s
 	if c.OneOf != nil {
-		c.OneOf = append(slices.Clone(c.OneOf), &huma.Schema{Type: "null"})
+		// One of the alternatives takes null. A further one of type "null" would match
+		// every value: huma does not know that type.
+		c.OneOf = slices.Clone(c.OneOf)
+		c.OneOf[0] = nullable(c.OneOf[0])
 	} else {
 		c.Nullable = true
 	}

@@ -33,19 +33,19 @@ type MadeKey struct {
 
 // NewKey is what people say of an agent's key.
 type NewKey struct {
-	Name          string   `json:"name" minLength:"1" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"What people call it." example:"production-key"`
+	Name          string   `json:"name" minLength:"1" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"What people call it." example:"production-key"`
 	Scopes        []string `json:"scopes" nullable:"false" minItems:"1" maxItems:"50" maxLength:"64" doc:"The operations that it may be used for; \"*\" is all." example:"chat:completions,embeddings"`
 	AllowedModels []string `json:"allowed_models,omitzero" nullable:"false" maxItems:"200" minLength:"1" maxLength:"256" pattern:"^[!-~]*$" patternDescription:"a model's name or a pattern with * in it" doc:"Of the agent's models, those that it may be used for. Empty: all of the agent's." example:"gpt-4o"`
 	RateLimit     int64    `json:"rate_limit,omitzero" minimum:"0" maximum:"1000000000" doc:"Requests per minute; 0 or nothing: the key sets no limit." example:"100"`
-	ExpiresInDays int64    `json:"expires_in_days,omitzero" minimum:"0" maximum:"3650" doc:"When it stops working, in days from now; 0 or nothing: never." example:"90"`
+	ExpiresInDays int64    `json:"expires_in_days,omitzero" minimum:"1" maximum:"3650" doc:"When it stops working, in days from now. Leave it out for a key that does not expire." example:"90"`
 }
 
 // Rotation is how a key is rotated.
 type Rotation struct {
 	OverlapSeconds *int64 `json:"overlap_seconds,omitzero" minimum:"0" maximum:"2592000" doc:"How long the old key goes on working. 24 hours if nothing is said; 0: not at all." example:"3600"`
 	OverlapHours   *int64 `json:"overlap_hours,omitzero" minimum:"0" maximum:"720" doc:"The same in hours. Send one of the two." example:"24"`
-	Name           string `json:"name,omitzero" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"What people call the new one; the old one's name if nothing is said." example:"production-key-2"`
-	ExpiresInDays  *int64 `json:"expires_in_days,omitzero" minimum:"0" maximum:"3650" doc:"When the new key stops working, in days from now; 0: never. As long a life as the old one had if nothing is said." example:"90"`
+	Name           string `json:"name,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"What people call the new one; the old one's name if nothing is said." example:"production-key-2"`
+	ExpiresInDays  *int64 `json:"expires_in_days,omitzero" minimum:"1" maximum:"3650" doc:"When the new key stops working, in days from now. The default is the lifetime of the old key." example:"90"`
 }
 
 func keyShown(now time.Time) func(identity.Key) Key {
@@ -140,7 +140,7 @@ func (x *exchange) madeKey(ctx context.Context, kind, secret string, k identity.
 	if err := x.record(ctx, kind, "key", k.ID, k.AgentID, nil, shown); err != nil {
 		return nil, err
 	}
-	return &made[MadeKey]{Location: "/v1/agents/" + k.AgentID + "/keys", Body: MadeKey{Key: shown, Secret: secret}}, nil
+	return &made[MadeKey]{Location: "/v1/agents/" + k.AgentID + "/keys/" + k.ID, Body: MadeKey{Key: shown, Secret: secret}}, nil
 }
 
 type KeyIn struct {
@@ -164,6 +164,14 @@ func (x *exchange) keyOf(ctx context.Context, in KeyIn) (identity.Key, error) {
 		}
 	}
 	return identity.Key{}, notFound("key", in.KeyID)
+}
+
+func getKey(ctx context.Context, x *exchange, in *KeyIn) (*one[Key], error) {
+	k, err := x.keyOf(ctx, *in)
+	if err != nil {
+		return nil, err
+	}
+	return &one[Key]{Body: keyShown(x.now)(k)}, nil
 }
 
 func revokeKey(ctx context.Context, x *exchange, in *KeyIn) (*nothing, error) {

@@ -45,9 +45,9 @@ type MadeOrgKey struct {
 
 // NewOrgKey is what people say of an organization key.
 type NewOrgKey struct {
-	Name          string `json:"name" minLength:"1" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"What people call it." example:"ci"`
+	Name          string `json:"name" minLength:"1" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"What people call it." example:"ci"`
 	Role          string `json:"role" enum:"admin,auditor,reviewer" doc:"What it may do." example:"auditor"`
-	ExpiresInDays int64  `json:"expires_in_days,omitzero" minimum:"0" maximum:"3650" doc:"When it stops working, in days from now; 0 or nothing: never." example:"365"`
+	ExpiresInDays int64  `json:"expires_in_days,omitzero" minimum:"1" maximum:"3650" doc:"When it stops working, in days from now. Leave it out for a key that does not expire." example:"365"`
 }
 
 func orgKeyShown(now time.Time) func(identity.OrgKeyRecord) OrgKey {
@@ -147,10 +147,10 @@ type MadeNode struct {
 
 // NewNode is what people say of a node.
 type NewNode struct {
-	Name          string `json:"name" minLength:"1" maxLength:"100" pattern:"^[^\\x00-\\x1f\\x7f]*$" patternDescription:"a text without control characters" doc:"What people call it." example:"gateway-eu-1"`
+	Name          string `json:"name" minLength:"1" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"What people call it." example:"gateway-eu-1"`
 	SPIFFEID      string `json:"spiffe_id,omitzero" maxLength:"2048" pattern:"^(spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+)?$" patternDescription:"a SPIFFE id such as spiffe://corp.example/ns/ai/sa/gateway" doc:"The SPIFFE id of its certificate, below a prefix that the operator gave this organization (aid org trust). With it the node needs no token and gets none." example:"spiffe://corp.example/ns/ai/sa/gateway"`
 	Role          string `json:"role,omitzero" enum:"envoy,extproc,both" doc:"envoy: listeners, routes and clusters. extproc: callers, credentials and policies, and it appends audit records. Nothing: both." example:"extproc"`
-	ExpiresInDays int64  `json:"expires_in_days,omitzero" minimum:"0" maximum:"3650" doc:"When it stops being served, in days from now; 0 or nothing: never." example:"365"`
+	ExpiresInDays int64  `json:"expires_in_days,omitzero" minimum:"1" maximum:"3650" doc:"When it stops being served, in days from now. Leave it out for a node that does not expire." example:"365"`
 }
 
 func nodeShown(now time.Time) func(identity.Node) Node {

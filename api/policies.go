@@ -205,9 +205,15 @@ func updatePolicy(ctx context.Context, x *exchange, in *struct {
 	return out, err
 }
 
-func deletePolicy(ctx context.Context, x *exchange, in *ByID) (*nothing, error) {
+func deletePolicy(ctx context.Context, x *exchange, in *struct {
+	ByID
+	Conditional
+}) (*nothing, error) {
 	p, err := x.policy(ctx, in.ID)
 	if err != nil {
+		return nil, err
+	}
+	if err := x.matches(p.Version); err != nil {
 		return nil, err
 	}
 	shown, err := policyShown(p)

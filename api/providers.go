@@ -184,9 +184,15 @@ func updateProvider(ctx context.Context, x *exchange, in *struct {
 	return out, err
 }
 
-func deleteProvider(ctx context.Context, x *exchange, in *ByID) (*nothing, error) {
+func deleteProvider(ctx context.Context, x *exchange, in *struct {
+	ByID
+	Conditional
+}) (*nothing, error) {
 	p, err := x.provider(ctx, in.ID)
 	if err != nil {
+		return nil, err
+	}
+	if err := x.matches(p.Version); err != nil {
 		return nil, err
 	}
 	if err := provider.Delete(ctx, x.tx, p.ID); err != nil {

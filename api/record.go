@@ -11,6 +11,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/identity"
 )
 
 // LogEntry is an entry of the record as people read it: its own fields, with its
@@ -100,25 +101,33 @@ func listLogs(ctx context.Context, x *exchange, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	// The record of an agent that was deleted stays readable under its id.
-	if !isID("ag_", in.ID) {
-		return nil, notFound("agent", in.ID)
+	if err := x.known(ctx, in.ID); err != nil {
+		return nil, err
 	}
 	f.AgentID = in.ID
 	entries, err := audit.Entries(ctx, x.tx, f)
 	if err != nil {
 		return nil, err
 	}
-	if len(entries) == 0 {
-		if _, err := x.agent(ctx, in.ID); err != nil {
-			known, lookErr := audit.Entries(ctx, x.tx, audit.Filter{AgentID: in.ID, Limit: 1})
-			if lookErr != nil || len(known) == 0 {
-				return nil, err
-			}
-		}
-	}
 	rows := each(entries, func(s audit.Stored) LogEntry { return LogEntry{s} })
 	return listed(rows, in.Limit, func(l LogEntry) string { return itoa(l.stored.Seq) }), nil
+}
+
+// known is nil if the org has the agent, or had it: what a deleted agent did stays
+// readable under its id, everywhere.
+func (x *exchange) known(ctx context.Context, id string) error {
+	_, err := x.agent(ctx, id)
+	if err == nil || !isID(identity.AgentID, id) {
+		return err
+	}
+	entries, lookErr := audit.Entries(ctx, x.tx, audit.Filter{AgentID: id, Limit: 1})
+	if lookErr != nil {
+		return lookErr
+	}
+	if len(entries) == 0 {
+		return err
+	}
+	return nil
 }
 
 // ChainEntry is an entry with all that is needed to verify its place.
@@ -202,8 +211,7 @@ func getUsage(ctx context.Context, x *exchange, in *struct {
 	Since time.Time `query:"since" doc:"From the day of this time; 30 days ago if nothing is said." example:"2026-01-01T00:00:00Z"`
 	Until time.Time `query:"until" doc:"Through the day of this time; today if nothing is said." example:"2026-01-31T00:00:00Z"`
 }) (*one[Usage], error) {
-	a, err := x.agent(ctx, in.ID)
-	if err != nil {
+	if err := x.known(ctx, in.ID); err != nil {
 		return nil, err
 	}
 	until, since := in.Until, in.Since
@@ -216,11 +224,11 @@ func getUsage(ctx context.Context, x *exchange, in *struct {
 	if since.After(until) || until.Sub(since) > usageDays*24*time.Hour {
 		return nil, invalid(fieldProblem{"since", "since is after until, or more than " + itoa(usageDays) + " days before it.", "Ask for a shorter span."})
 	}
-	days, err := audit.DailyUsage(ctx, x.tx, a.ID, since, until)
+	days, err := audit.DailyUsage(ctx, x.tx, in.ID, since, until)
 	if err != nil {
 		return nil, err
 	}
-	out := Usage{AgentID: a.ID, Since: since.UTC().Format(time.DateOnly), Until: until.UTC().Format(time.DateOnly), Data: []UsageRow{}}
+	out := Usage{AgentID: in.ID, Since: since.UTC().Format(time.DateOnly), Until: until.UTC().Format(time.DateOnly), Data: []UsageRow{}}
 	for _, d := range days {
 		sum := UsageSum{
 			Requests: d.Requests, Refused: d.Refused, InputTokens: d.InputTokens, OutputTokens: d.OutputTokens, CachedTokens: d.CachedTokens,

@@ -132,6 +132,8 @@ func (s *Server) fieldProblem(op *huma.Operation, d *huma.ErrorDetail) fieldProb
 		return fieldProblem{field, "There is no field " + quoted(field) + ".", s.siblings(op, field)}
 	case d.Message == "unknown query parameter":
 		return fieldProblem{field, "There is no parameter " + quoted(field) + ".", parameters(op)}
+	case strings.Contains(d.Message, "schema"):
+		return fieldProblem{field, quoted(field) + " is not a value that this field takes.", s.wanted(op, in, field)}
 	case in == "body" && field == "":
 		return fieldProblem{"", "The body is not what it should be: " + sentence(d.Message), "Send one JSON object; /docs shows each field."}
 	}
@@ -235,8 +237,14 @@ func describe(s *huma.Schema) string {
 	case huma.TypeArray:
 		b.WriteString("a list")
 		between(deref(s.MinItems), deref(s.MaxItems), s.MinItems != nil, s.MaxItems != nil, " elements")
-	default:
+	case huma.TypeObject:
 		b.WriteString("an object")
+	default:
+		words := make([]string, len(s.OneOf))
+		for i, one := range s.OneOf {
+			words[i] = describe(one)
+		}
+		b.WriteString(strings.Join(words, ", or "))
 	}
 	return b.String()
 }

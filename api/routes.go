@@ -91,6 +91,10 @@ func routes() []route {
 			Example:     `{"name":"production-key","scopes":["chat:completions","embeddings"],"rate_limit":100,"expires_in_days":90}`,
 		}, createKey),
 		serves(route{
+			Method: "GET", Path: "/v1/agents/{id}/keys/{key_id}", ID: "get-agent-key", Tag: tagKeys, Roles: auditors,
+			Summary: "Get an agent's key", Description: "The key itself is not kept; `hint` is its last four characters.",
+		}, getKey),
+		serves(route{
 			Method: "DELETE", Path: "/v1/agents/{id}/keys/{key_id}", ID: "revoke-agent-key", Tag: tagKeys, Roles: admins, Status: 204,
 			Summary: "Revoke an agent's key", Description: "It is refused everywhere within about a second, and its streams are cut. Revoking it again changes nothing.",
 		}, revokeKey),

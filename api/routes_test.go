@@ -444,3 +444,58 @@ func TestLastAdmin(t *testing.T) {
 		t.Errorf("revoked: %d", got.status)
 	}
 }
+
+// Names are compared by policies and read by people: each has one spelling, and none
+// looks like another.
+func TestNamesHaveOneSpelling(t *testing.T) {
+	w := serve(t)
+	for _, name := range []string{"a\u202eb", "a\u200bb", "a\u0085b", " a", "a ", "a  b", "a\u00a0b", "a\tb", "\ue000"} {
+		b, _ := json.Marshal(map[string]any{"name": "x" + name + "x", "team": name})
+		if r := w.call(w.keys[identity.Admin], "POST", "/v1/agents", string(b)); r.status != 422 || r.field("error", "field") == nil {
+			t.Errorf("%q: %d %s", name, r.status, r.body)
+		}
+	}
+	r := w.want(201, "POST", "/v1/agents", `{"name":"bo\u0308t","team":"e\u0301quipe"}`)
+	if r.field("name") != "b\u00f6t" || r.field("team") != "\u00e9quipe" {
+		t.Errorf("not in NFC: %s", r.body)
+	}
+}
+
+func TestDeletionIsConditional(t *testing.T) {
+	w := serve(t)
+	id := w.want(201, "POST", "/v1/agents", `{"name":"a"}`).field("id").(string)
+	w.want(200, "PATCH", "/v1/agents/"+id, `{"team":"x"}`)
+	w.want(412, "DELETE", "/v1/agents/"+id, "", "If-Match", `"1"`)
+	w.want(204, "DELETE", "/v1/agents/"+id, "", "If-Match", `"2"`)
+	w.want(404, "GET", "/v1/agents/"+id, "")
+	// What it did stays readable, in its entries and in its usage.
+	w.want(200, "GET", "/v1/agents/"+id+"/logs", "")
+	w.want(200, "GET", "/v1/agents/"+id+"/usage", "")
+	w.want(404, "GET", "/v1/agents/"+id[:len(id)-1]+"0/usage", "")
+}
+
+// A client's X-Request-ID is not taken, since it would be recorded.
+func TestRequestIDIsOurs(t *testing.T) {
+	w := serve(t)
+	r := w.want(201, "POST", "/v1/agents", `{"name":"a"}`, "X-Request-Id", "forged-by-the-client")
+	if got := r.header.Get("X-Request-Id"); got == "" || got == "forged-by-the-client" {
+		t.Errorf("the request's id is %q", got)
+	}
+	if logs := w.want(200, "GET", "/v1/audit/entries", ""); strings.Contains(logs.body, "forged-by-the-client") {
+		t.Error("the client's id is recorded")
+	}
+}
+
+// What would match only itself is not stored as if it were a pattern.
+func TestWildcardsInPoliciesAreRejected(t *testing.T) {
+	w := serve(t)
+	r := w.want(422, "POST", "/v1/policies", `{"name":"p","effect":"deny","conditions":{"request.model":"gpt-*"}}`)
+	if !strings.Contains(r.body, "glob") || r.field("error", "field") != "conditions.request.model" {
+		t.Errorf("%s", r.body)
+	}
+	w.want(422, "POST", "/v1/org-keys", `{"name":"k","role":"admin","expires_in_days":0}`)
+	agent := w.want(201, "POST", "/v1/agents", `{"name":"a"}`).field("id").(string)
+	w.want(422, "POST", "/v1/agents/"+agent+"/keys", `{"name":"k","scopes":["*"],"expires_in_days":0}`)
+	key := w.want(201, "POST", "/v1/agents/"+agent+"/keys", `{"name":"k","scopes":["*"]}`)
+	w.want(200, "GET", key.header.Get("Location"), "")
+}

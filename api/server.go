@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"path"
 	"runtime"
@@ -180,7 +181,7 @@ func (s *Server) dispatch(w *answer, r *http.Request) {
 }
 
 func noSuchPath() *problem {
-	return &problem{Status: http.StatusNotFound, Code: "no_such_path", Message: "There is nothing at this path.", Fix: "See /docs for the paths there are. A path has no slash at its end."}
+	return &problem{Status: http.StatusNotFound, Code: "no_such_path", Message: "There is nothing at this path.", Fix: "See /docs for the paths. A path has no slash at its end. Models are called at the gateway, not here."}
 }
 
 // word is s if it is short and harmless, for showing it back.
@@ -211,9 +212,11 @@ func requestIDOf(ctx context.Context) string {
 	return id
 }
 
-// idFor is Envoy's request id if it looks like one, else our own.
+// idFor is Envoy's request id for what came through Envoy, which reaches us over a
+// Unix socket, and else our own. A client's is never taken: the id is recorded.
 func (s *Server) idFor(r *http.Request) string {
-	if ids := r.Header["X-Request-Id"]; len(ids) == 1 && sane(ids[0]) {
+	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	if ids := r.Header["X-Request-Id"]; local != nil && local.Network() == "unix" && len(ids) == 1 && sane(ids[0]) {
 		return ids[0]
 	}
 	id, err := identity.NewID("req_", s.c.Now(), s.c.Rand)

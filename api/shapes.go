@@ -64,7 +64,7 @@ type ByID struct {
 	ID string `path:"id" maxLength:"128" doc:"Its id."`
 }
 
-// Conditional is the header of a PATCH. It is read by the guard, all of it; this
+// Conditional is the header of a PATCH or DELETE. It is read by the guard, all of it; this
 // is for the description.
 type Conditional struct {
 	IfMatch string `header:"If-Match" doc:"Change it only if its ETag is this." example:"\"3\""`

@@ -32,6 +32,7 @@ type document struct {
 	effect     Effect
 	conditions []condition // sorted by attribute, each of another
 	rpm        int64       // 0: none
+	wildcard   *Invalid    // of reader
 }
 
 // condition is true if the attribute is one of values, or is from low to high.
@@ -54,18 +55,24 @@ type value struct {
 // Check returns nil if document is one that Compile takes, and else an *Invalid.
 // Nothing in a document is ever ignored: what this version does not understand
 // is refused.
+//
+// So is a literal with * or ?. In lists of models * stands for any text, but in a
+// condition it stands for itself, and a deny would never match. Compile takes such a
+// document: one may have been stored before.
 func Check(document []byte) error {
-	if _, err := parse(document); err != nil {
-		return err
+	d, err := parse(document)
+	if err == nil && d.wildcard != nil {
+		return d.wildcard
 	}
-	return nil
+	return err
 }
 
 // reader reads a document strictly. Its first problem is in err, after which its
 // methods do nothing.
 type reader struct {
-	dec *jsontext.Decoder
-	err *Invalid
+	dec      *jsontext.Decoder
+	err      *Invalid
+	wildcard *Invalid // the first literal that looks like a pattern; see Check
 }
 
 func (r *reader) fail(field, problem, fix string) {
@@ -88,6 +95,7 @@ func parse(b []byte) (document, error) {
 	if r.err != nil {
 		return document{}, r.err
 	}
+	d.wildcard = r.wildcard
 	return d, nil
 }
 
@@ -368,6 +376,9 @@ func (r *reader) of(field string, a attribute) value {
 	v := r.literal(field)
 	if r.err != nil {
 		return v
+	}
+	if v.kind == text && a.kind != scopes && r.wildcard == nil && strings.ContainsAny(v.str, "*?") {
+		r.wildcard = &Invalid{field, "has * or ?, which match only themselves here", "write the exact value; the operator glob is not built yet in this version"}
 	}
 	want, what := a.kind, "text"
 	switch a.kind {

@@ -1,0 +1,102 @@
+package api_test
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/ai-identity/ai-identity/identity"
+)
+
+// TestExamples sends every example of the OpenAPI description to its own operation,
+// whole and field by field: what the description shows must be accepted.
+func TestExamples(t *testing.T) {
+	w := serve(t)
+	var spec struct {
+		Paths map[string]map[string]struct {
+			OperationID string `json:"operationId"`
+			RequestBody struct {
+				Content map[string]struct {
+					Example json.RawMessage
+					Schema  schema
+				}
+			}
+		}
+		Components struct{ Schemas map[string]schema }
+	}
+	if err := json.Unmarshal([]byte(w.call("", "GET", "/openapi.json", "").body), &spec); err != nil {
+		t.Fatal(err)
+	}
+	resolve := func(s schema) schema {
+		if name, ok := strings.CutPrefix(s.Ref, "#/components/schemas/"); ok {
+			return spec.Components.Schemas[name]
+		}
+		return s
+	}
+	// What an operation works on is made anew for each request: an example may change it.
+	n := 0
+	object := func(path string) string {
+		n++
+		id := func(r reply) string { return r.field("id").(string) }
+		unique := func(s string) string {
+			return strings.ReplaceAll(s, "$", string(rune('a'+n%26))+strings.Repeat("x", n/26))
+		}
+		switch {
+		case strings.HasPrefix(path, "/v1/agents/{id}"):
+			agent := id(w.want(201, "POST", "/v1/agents", unique(`{"name":"example-$"}`)))
+			path = strings.Replace(path, "{id}", agent, 1)
+			if strings.Contains(path, "{key_id}") {
+				path = strings.Replace(path, "{key_id}", id(w.want(201, "POST", "/v1/agents/"+agent+"/keys", `{"name":"k","scopes":["*"]}`)), 1)
+			}
+		case strings.HasPrefix(path, "/v1/providers/{id}"):
+			path = strings.Replace(path, "{id}", id(w.want(201, "POST", "/v1/providers", unique(`{"name":"example-$","kind":"openai","base_url":"https://api.example.com/v1"}`))), 1)
+		case strings.HasPrefix(path, "/v1/policies/{id}"):
+			path = strings.Replace(path, "{id}", id(w.want(201, "POST", "/v1/policies", unique(`{"name":"example-$","effect":"allow","conditions":{}}`))), 1)
+		}
+		return path
+	}
+	sent := 0
+	for _, path := range slices.Sorted(maps.Keys(spec.Paths)) {
+		for method, op := range spec.Paths[path] {
+			for _, content := range op.RequestBody.Content {
+				send := func(what string, body any) {
+					b, err := json.Marshal(body)
+					if err != nil {
+						t.Fatal(err)
+					}
+					sent++
+					r := w.call(w.keys[identity.Admin], strings.ToUpper(method), object(path), string(b))
+					if r.status/100 != 2 && r.status != 501 && r.status != 409 {
+						t.Errorf("%s, the example of %s: %d %s\nwith %s", op.OperationID, what, r.status, r.body, b)
+					}
+				}
+				if content.Example != nil {
+					var whole any
+					if err := json.Unmarshal(content.Example, &whole); err != nil {
+						t.Fatal(err)
+					}
+					send("the body", whole)
+				}
+				if method != "patch" {
+					continue
+				}
+				for name, f := range resolve(content.Schema).Properties {
+					for _, example := range append(f.Examples, resolve(f).Examples...) {
+						send(name, map[string]any{name: example})
+					}
+				}
+			}
+		}
+	}
+	if sent < 15 {
+		t.Errorf("only %d examples were sent", sent)
+	}
+}
+
+type schema struct {
+	Ref        string `json:"$ref"`
+	Properties map[string]schema
+	Examples   []any
+}
