@@ -41,6 +41,7 @@ var home = map[string]string{
 	"github.com/danielgtaylor/huma":          "api",
 	"github.com/swaggest/swgui":              "api",
 	"github.com/envoyproxy/go-control-plane": "extproc xds envoy cmd bench", // cmd registers extproc's service
+	"github.com/cncf/xds":                    "xds",                         // the matchers of custom_response
 	"google.golang.org/grpc":                 "proto extproc xds cmd bench",
 	"google.golang.org/genproto":             "xds", /* the status in a NACK */
 	"google.golang.org/protobuf":             "proto extproc xds envoy bench",

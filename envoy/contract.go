@@ -1,5 +1,7 @@
 package envoy
 
+import "slices"
+
 // This file is the contract between extproc and Envoy's configuration: every name
 // that both use. extproc reads and sets these names; package xds writes the same
 // ones into listeners and routes. filter.go has the parts of a configuration that
@@ -71,3 +73,19 @@ const (
 	UsageStream = "stream" // extproc, from the body
 	UsageEnvoy  = "envoy"  // Envoy; extproc gets the result
 )
+
+// responseHeaders are the only headers of a provider's response that reach the
+// caller. Others are removed: cookies, redirects, CORS, instructions to browsers, the
+// provider's rate limits, the installation's account at the provider, and every name
+// that is reserved for the gateway.
+var responseHeaders = []string{
+	"content-type", "content-length", "content-encoding", "content-language", "content-disposition", "transfer-encoding",
+	"date", "cache-control", "etag", "vary", "deprecation", "sunset",
+	"retry-after", "retry-after-ms", "x-should-retry",
+	HeaderRequestID, "request-id", "apim-request-id", "x-amzn-requestid",
+	"openai-processing-ms", "openai-version", "x-gemini-service-tier",
+}
+
+// PassesToCaller returns whether a header of a provider's response reaches the
+// caller. The name is in lower case.
+func PassesToCaller(name string) bool { return slices.Contains(responseHeaders, name) }

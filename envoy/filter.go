@@ -1,11 +1,16 @@
 package envoy
 
 import (
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	headerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -16,6 +21,10 @@ import (
 const (
 	FilterExtProc = "envoy.filters.http.ext_proc"
 	FilterUsage   = "envoy.filters.http.ai_protocol_manager"
+
+	// Only where Envoy reads usage, and extproc does not see response headers:
+	FilterResponse = "envoy.filters.http.header_mutation" // removes headers
+	FilterReplace  = "envoy.filters.http.custom_response" // replaces whole responses
 )
 
 // messageTimeout bounds extproc's reply to one message. It is above the sum of
@@ -34,6 +43,49 @@ func EarlyMutation() *earlyv3.HeaderMutation {
 		removeOnMatch(prefixed(PrefixAgent)), removeOnMatch(prefixed("x-envoy-")),
 		overwriteHeader(HeaderPeer, PeerFormat),
 	}}
+}
+
+// ResponseMutations are the changes to a provider's response headers that extproc
+// makes where it sees them. The headers of the gateway's own come after the removal.
+func ResponseMutations() *headerv3.HeaderMutationPerRoute {
+	return &headerv3.HeaderMutationPerRoute{Mutations: &headerv3.Mutations{ResponseMutations: []*mutationv3.HeaderMutation{
+		removeOnMatch(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
+			SafeRegex: &matcherv3.RegexMatcher{Regex: noneOf(append([]string{":status"}, responseHeaders...))},
+		}}),
+		overwriteHeader(HeaderDecision, "allow"),
+		overwriteHeader(HeaderReceipt, ReceiptFormat),
+	}}}
+}
+
+// ReceiptFormat is the receipt that extproc left in the metadata.
+const ReceiptFormat = "%DYNAMIC_METADATA(" + MetadataNamespace + ":" + MetadataReceipt + ")%"
+
+// noneOf is a regular expression for every string that is not one of words. RE2 has
+// no negation, so the expression follows the words' letters: at each place it takes
+// another letter and anything after it, or an end where no word ends.
+func noneOf(words []string) string {
+	next := map[byte][]string{}
+	ends := false
+	for _, w := range words {
+		if w == "" {
+			ends = true
+			continue
+		}
+		next[w[0]] = append(next[w[0]], w[1:])
+	}
+	if len(next) == 0 {
+		return ".+"
+	}
+	letters := slices.Sorted(maps.Keys(next))
+	ways := []string{"[^" + strings.ReplaceAll(string(letters), "-", `\-`) + "].*"}
+	for _, c := range letters {
+		ways = append(ways, regexp.QuoteMeta(string(c))+noneOf(next[c]))
+	}
+	expression := "(?:" + strings.Join(ways, "|") + ")"
+	if !ends {
+		expression += "?"
+	}
+	return expression
 }
 
 func prefixed(p string) *matcherv3.StringMatcher {

@@ -637,7 +637,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 		case "x-gemini-service-tier":
 			x.service = lower(string(h.GetRawValue()))
 		}
-		if concealed(name) || x.redact.in(h.GetRawValue()) {
+		if !envoy.PassesToCaller(name) || x.redact.in(h.GetRawValue()) {
 			out.remove = append(out.remove, name)
 		}
 	}
@@ -752,23 +752,6 @@ func statusOf(m *extprocv3.HttpHeaders) int {
 	return 0
 }
 
-// concealed says whether a header of the provider's answer is none of the
-// caller's business, or would pass for one of ours.
-func concealed(name string) bool {
-	switch name {
-	case "set-cookie", "set-cookie2", "alt-svc", "server", "via", "nel", "report-to", "reporting-endpoints", "proxy-authenticate", "www-authenticate",
-		"openai-organization", "openai-project", "anthropic-organization-id", "x-powered-by",
-		"authorization", "x-api-key", "api-key", "x-goog-api-key":
-		return true
-	}
-	for _, p := range []string{envoy.PrefixOwn, envoy.PrefixAgent, "cf-", "access-control-"} {
-		if strings.HasPrefix(name, p) {
-			return true
-		}
-	}
-	return false
-}
-
 // responseBody reads usage from a piece of the answer as it passes by.
 func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingResponse, error) {
 	switch x.state {
@@ -814,7 +797,7 @@ func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingRes
 func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
 	var remove []string
 	for _, h := range m.GetTrailers().GetHeaders() {
-		if name := lower(h.GetKey()); concealed(name) || x.redact.in(h.GetRawValue()) {
+		if name := lower(h.GetKey()); !envoy.PassesToCaller(name) || x.redact.in(h.GetRawValue()) {
 			remove = append(remove, name)
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	commondnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/common/dns/v3"
+	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -14,6 +16,9 @@ import (
 
 	"github.com/ai-identity/ai-identity/provider"
 )
+
+// dnsCluster is the type of a cluster that is found by name.
+const dnsCluster = "envoy.clusters.dns"
 
 const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
@@ -51,12 +56,12 @@ func (in Input) cluster(p provider.Provider) (c *clusterv3.Cluster, host string,
 	}
 	_, notIP := netip.ParseAddr(up.Host)
 	if notIP != nil {
-		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_LOGICAL_DNS}
-		c.DnsLookupFamily = clusterv3.Cluster_ALL
-		//lint:ignore SA1019 the extension that replaces LOGICAL_DNS and this field says the same in more words
-		c.RespectDnsTtl = true
-		//lint:ignore SA1019 see above; it is for answers without a TTL
-		c.DnsRefreshRate = seconds(10)
+		c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
+			Name: dnsCluster, TypedConfig: pack(&dnsv3.DnsCluster{
+				DnsLookupFamily: commondnsv3.DnsLookupFamily_ALL, RespectDnsTtl: true, DnsRefreshRate: seconds(10), // for responses without a TTL
+				AllAddressesInSingleEndpoint: true, // a new address ends no connection
+			}),
+		}}
 	}
 	if up.TLS {
 		c.TransportSocket = in.tls(up.Host, notIP == nil)

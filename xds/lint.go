@@ -11,6 +11,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
@@ -35,7 +36,11 @@ import (
 //	L08  limits are explicit and large enough
 //	L11  TLS to providers names the server and the CA
 //	L12  Envoy's own answers are in our words: extproc's pass, and nothing else does
-type lint struct{ found []error }
+//	L13  what extproc removes from a provider's response, Envoy removes where extproc does not see it
+type lint struct {
+	found  []error
+	unseen bool // extproc does not see response headers
+}
 
 func (l *lint) bad(rule, format string, args ...any) {
 	l.found = append(l.found, fmt.Errorf("%s: %s", rule, fmt.Sprintf(format, args...)))
@@ -150,7 +155,7 @@ func (l *lint) filters(fs []*hcmv3.HttpFilter) {
 		l.want(f.GetConfigDiscovery() == nil, "L01", f.GetName()+" comes later, by discovery")
 	}
 	with := []string{envoy.FilterExtProc, "envoy.filters.http.router"}
-	withUsage := []string{envoy.FilterExtProc, envoy.FilterUsage, "envoy.filters.http.router"}
+	withUsage := []string{envoy.FilterExtProc, envoy.FilterReplace, envoy.FilterResponse, envoy.FilterUsage, "envoy.filters.http.router"}
 	if !slices.Equal(names, with) && !slices.Equal(names, withUsage) {
 		l.bad("L01", "the filters are %s", strings.Join(names, ", "))
 		return
@@ -172,10 +177,11 @@ func (l *lint) filters(fs []*hcmv3.HttpFilter) {
 			(m.GetResponseBodyMode() == extprocv3.ProcessingMode_STREAMED || m.GetResponseBodyMode() == extprocv3.ProcessingMode_BUFFERED), "L03", "a mode may be chosen that shows extproc less")
 	}
 	m := p.GetProcessingMode()
+	l.unseen = m.GetResponseHeaderMode() != extprocv3.ProcessingMode_SEND
 	l.want(m.GetRequestHeaderMode() == extprocv3.ProcessingMode_SEND, "L03", "request headers are not sent")
 	l.want(m.GetRequestBodyMode() == extprocv3.ProcessingMode_BUFFERED, "L03", "request bodies are not sent whole")
-	l.want(m.GetResponseHeaderMode() == extprocv3.ProcessingMode_SEND || m.GetResponseHeaderMode() == extprocv3.ProcessingMode_SKIP && len(fs) == 3, "L03", "response headers are not sent")
-	l.want(m.GetResponseBodyMode() == extprocv3.ProcessingMode_STREAMED || m.GetResponseBodyMode() == extprocv3.ProcessingMode_NONE && len(fs) == 3, "L03", "response bodies are not streamed")
+	l.want(m.GetResponseHeaderMode() == extprocv3.ProcessingMode_SEND || m.GetResponseHeaderMode() == extprocv3.ProcessingMode_SKIP && len(fs) == len(withUsage), "L03", "response headers are not sent")
+	l.want(m.GetResponseBodyMode() == extprocv3.ProcessingMode_STREAMED || m.GetResponseBodyMode() == extprocv3.ProcessingMode_NONE && len(fs) == len(withUsage), "L03", "response bodies are not streamed")
 	l.want(m.GetResponseTrailerMode() == extprocv3.ProcessingMode_SEND, "L03", "response trailers are not sent")
 	r := p.GetMutationRules()
 	l.want(r.GetDisallowIsError().GetValue(), "L04", "a change that is not allowed is no error")
@@ -233,9 +239,9 @@ func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clust
 
 // providerRoute must be reached by the verdict, and be judged.
 func (l *lint) providerRoute(r *routev3.Route, cluster string) {
-	hs := r.GetMatch().GetHeaders()
+	hs, read := r.GetMatch().GetHeaders(), false
 	if len(hs) == 2 && hs[1].GetName() == envoy.HeaderAnswer { // it narrows the match
-		hs = hs[:1]
+		hs, read = hs[:1], true
 		l.want(slices.Contains(r.GetRequestHeadersToRemove(), envoy.HeaderAnswer), "L05", envoy.HeaderAnswer+" is sent upstream")
 	}
 	l.want(len(hs) == 1 && hs[0].GetName() == envoy.HeaderRoute && !hs[0].GetInvertMatch() && !hs[0].GetTreatMissingHeaderAsEmpty() &&
@@ -245,9 +251,15 @@ func (l *lint) providerRoute(r *routev3.Route, cluster string) {
 		l.want(slices.Contains(r.GetRequestHeadersToRemove(), name), "L06", "a provider is told of the client's connection by "+name)
 	}
 	l.want(len(r.GetRequestHeadersToAdd()) == 0, "L05", "a provider's route adds headers")
-	for name := range r.GetTypedPerFilterConfig() {
-		l.want(name == envoy.FilterUsage, "L01", "a provider's route changes "+name)
+	c := r.GetTypedPerFilterConfig()
+	for name := range c {
+		l.want(name == envoy.FilterUsage || name == envoy.FilterResponse || name == envoy.FilterReplace, "L01", "a provider's route changes "+name)
 	}
+	if l.unseen && !read {
+		l.want(proto.Equal(c[envoy.FilterResponse], pack(envoy.ResponseMutations())), "L13", "a provider's response headers pass unfiltered")
+		l.want(proto.Equal(c[envoy.FilterReplace], pack(replaced())), "L13", "a provider's 401 or redirect reaches the caller")
+	}
+	l.want(len(r.GetResponseHeadersToAdd()) == 0, "L13", "a provider's route adds response headers, which are removed again")
 	l.want(r.GetRoute().GetHostRewriteLiteral() != "", "L06", "a provider would get the gateway's host")
 	l.want(r.GetRoute().GetTimeout() != nil && r.GetRoute().GetTimeout().AsDuration() == 0, "L08", "a provider's answer is cut after a while")
 	l.want(r.GetRoute().GetIdleTimeout().AsDuration() >= seconds(60).AsDuration(), "L08", "a provider's route has no idle timeout, or a short one")
@@ -283,12 +295,13 @@ func (l *lint) cluster(name string, c *clusterv3.Cluster) {
 	for _, reserved := range []string{envoy.ClusterXDS, envoy.ClusterExtProc, envoy.ClusterAPI} {
 		l.want(c.GetName() != reserved, "L05", reserved+" is taken")
 	}
-	switch c.GetType() {
-	case clusterv3.Cluster_STATIC, clusterv3.Cluster_LOGICAL_DNS, clusterv3.Cluster_STRICT_DNS:
+	var dns dnsv3.DnsCluster
+	switch t := c.GetClusterType(); {
+	case t != nil && t.GetName() == dnsCluster && t.GetTypedConfig().UnmarshalTo(&dns) == nil:
+	case t == nil && c.GetType() == clusterv3.Cluster_STATIC:
 	default:
 		l.bad("L07", "%s finds its server in another way than by name or address", name)
 	}
-	l.want(c.GetClusterType() == nil, "L07", name+" is of a custom type")
 	l.want(small(c.GetPerConnectionBufferLimitBytes()), "L08", name+" has no buffer limit, or one above 1 MiB")
 	l.want(c.GetConnectTimeout().AsDuration() > 0, "L08", name+" has no connect timeout")
 	ts := c.GetCircuitBreakers().GetThresholds()

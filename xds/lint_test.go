@@ -32,6 +32,7 @@ type parts struct {
 	extproc  *extprocv3.ExternalProcessor
 	vh       *routev3.VirtualHost
 	provider *routev3.Route // the first
+	unseen   *routev3.Route // with usage "envoy": the first whose response headers extproc does not see
 	manage   *routev3.Route // the first to the management API
 	last     *routev3.Route
 	cluster  *clusterv3.Cluster // one with TLS
@@ -74,9 +75,9 @@ func pack(t testing.TB, m proto.Message) *anypb.Any {
 }
 
 // broken is a good snapshot with one thing changed.
-func broken(t testing.TB, change func(*parts)) *xds.Snapshot {
+func broken(t testing.TB, usage string, change func(*parts)) *xds.Snapshot {
 	t.Helper()
-	p := &parts{s: build(t, input("stream", providers()...)), hcm: &hcmv3.HttpConnectionManager{}, extproc: &extprocv3.ExternalProcessor{}, tls: &tlsv3.UpstreamTlsContext{}}
+	p := &parts{s: build(t, input(usage, providers()...)), hcm: &hcmv3.HttpConnectionManager{}, extproc: &extprocv3.ExternalProcessor{}, tls: &tlsv3.UpstreamTlsContext{}}
 	for _, p.listener = range p.s.Listeners {
 	}
 	unpack(t, p.listener.GetFilterChains()[0].GetFilters()[0].GetTypedConfig(), p.hcm)
@@ -90,6 +91,8 @@ func broken(t testing.TB, change func(*parts)) *xds.Snapshot {
 			p.manage = r
 		case r.GetRoute().GetCluster() != envoy.ClusterAPI && r.GetRoute() != nil && p.provider == nil:
 			p.provider = r
+		case r.GetTypedPerFilterConfig()[envoy.FilterResponse] != nil && p.unseen == nil:
+			p.unseen = r
 		}
 		p.last = r
 	}
@@ -114,7 +117,7 @@ func broken(t testing.TB, change func(*parts)) *xds.Snapshot {
 // TestLint breaks a good snapshot in each way that matters. The lint must say so,
 // and name the rule.
 func TestLint(t *testing.T) {
-	if err := xds.Lint(broken(t, func(*parts) {})); err != nil {
+	if err := xds.Lint(broken(t, "stream", func(*parts) {})); err != nil {
 		t.Fatalf("a good one: %v", err)
 	}
 	no := wrapperspb.Bool(false)
@@ -338,9 +341,31 @@ func TestLint(t *testing.T) {
 			p.cluster.TransportSocket = &corev3.TransportSocket{Name: "envoy.transport_sockets.raw_buffer", ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: &anypb.Any{TypeUrl: "x"}}}
 		}},
 	} {
-		err := xds.Lint(broken(t, c.change))
+		err := xds.Lint(broken(t, "stream", c.change))
 		if err == nil || !strings.Contains(err.Error(), c.rule+": ") {
 			t.Errorf("%s, %s: lint says %v", c.rule, c.name, err)
 		}
+	}
+}
+
+// Where extproc does not see a provider's response headers, Envoy's filters stand in.
+func TestLintUnseen(t *testing.T) {
+	if err := xds.Lint(broken(t, "envoy", func(*parts) {})); err != nil {
+		t.Fatalf("a good one: %v", err)
+	}
+	for name, change := range map[string]func(*parts){
+		"every header":       func(p *parts) { delete(p.unseen.TypedPerFilterConfig, envoy.FilterResponse) },
+		"401 and redirects":  func(p *parts) { delete(p.unseen.TypedPerFilterConfig, envoy.FilterReplace) },
+		"another list":       func(p *parts) { p.unseen.TypedPerFilterConfig[envoy.FilterResponse].Value = nil },
+		"no replacements":    func(p *parts) { p.unseen.TypedPerFilterConfig[envoy.FilterReplace].Value = nil },
+		"a header is set":    func(p *parts) { p.unseen.ResponseHeadersToAdd = []*corev3.HeaderValueOption{{}} },
+		"on the route below": func(p *parts) { p.vh.Routes[2].TypedPerFilterConfig = nil },
+	} {
+		if err := xds.Lint(broken(t, "envoy", change)); err == nil || !strings.Contains(err.Error(), "L13: ") {
+			t.Errorf("%s: lint says %v", name, err)
+		}
+	}
+	if err := xds.Lint(broken(t, "envoy", func(p *parts) { p.hcm.HttpFilters = append(p.hcm.HttpFilters[:1:1], p.hcm.HttpFilters[2:]...) })); err == nil || !strings.Contains(err.Error(), "L01: ") {
+		t.Errorf("without the filter that replaces responses: lint says %v", err)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	aiv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ai_protocol_manager/v3"
+	customv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/custom_response/v3"
+	headerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -112,6 +114,9 @@ func (in Input) filters() []*hcmv3.HttpFilter {
 	}
 	fs := []*hcmv3.HttpFilter{filter(envoy.FilterExtProc, &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(envoy.ExtProcFilter(in.Usage))})}
 	if in.Usage == envoy.UsageEnvoy {
+		// Responses pass these in reverse order. Their work is in the routes.
+		fs = append(fs, filter(envoy.FilterReplace, &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&customv3.CustomResponse{})}),
+			filter(envoy.FilterResponse, &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&headerv3.HeaderMutation{})}))
 		fs = append(fs, filter(envoy.FilterUsage, &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&aiv3.AiProtocolManager{
 			ResponseHandling: &aiv3.ResponseHandling{TokenUsage: &aiv3.TokenUsageExtraction{
 				MetadataNamespace: envoy.UsageNamespace, UsageSignal: aiv3.TokenUsageExtraction_SYNTHESIZE_TRAILERS,

@@ -5,12 +5,19 @@ import (
 	"strings"
 	"time"
 
+	corexds "github.com/cncf/xds/go/xds/core/v3"
+	matcherv3xds "github.com/cncf/xds/go/xds/type/matcher/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	celv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
+	customv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/custom_response/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	localv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/custom_response/local_response_policy/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/ai-identity/ai-identity/envoy"
 	"github.com/ai-identity/ai-identity/provider"
@@ -22,17 +29,124 @@ const (
 	statusNow    = "%RESPONSE_CODE%"
 )
 
-// ownReplies are the answers that Envoy gives by itself. Nothing of Envoy's own
-// words is among them: those name addresses.
-var ownReplies = []provider.Error{
-	{Status: 400, Type: "invalid_request_error", Code: "bad_request", Message: "The request is not valid HTTP, or its path or a header is not in normal form."},
-	{Status: 403, Type: "permission_error", Code: "upgrade_refused", Message: "This kind of request is not available here."},
-	{Status: 408, Type: "invalid_request_error", Code: "request_timeout", Message: "The request did not arrive in time."},
-	{Status: 413, Type: "invalid_request_error", Code: "request_too_large", Message: "The request is larger than the gateway takes."},
-	{Status: 431, Type: "invalid_request_error", Code: "headers_too_large", Message: "The request's headers are larger than the gateway takes."},
-	{Status: 503, Type: "api_error", Code: "unavailable", Message: "The gateway cannot judge this request right now, or does not reach its provider. Try again shortly.", RetryAfter: time.Second},
-	{Status: 504, Type: "api_error", Code: "timeout", Message: "No answer came in time."},
-	{Type: "api_error", Code: "gateway_error", Message: "The gateway could not complete this request. Try again shortly."}, // any other status
+// ownReply is a response that Envoy gives. Envoy's own text never passes: it has
+// addresses in it.
+type ownReply struct {
+	flags   []string // Envoy's response flags; empty: any
+	details string   // the beginning of Envoy's response code details; empty: any
+	provider.Error
+}
+
+// ownReplies are the responses that Envoy gives. The first one that matches counts.
+func ownReplies() []ownReply {
+	const invalid, server = "invalid_request_error", "api_error"
+	var all []ownReply
+	for _, r := range replacements {
+		e := r.reply
+		e.Status, e.Type = http.StatusBadGateway, server
+		all = append(all, ownReply{details: r.details, Error: e})
+	}
+	add := func(details string, flags []string, e provider.Error) { all = append(all, ownReply{flags, details, e}) }
+	add("", nil, provider.Error{Status: 400, Type: invalid, Code: "bad_request",
+		Message: "The request is not valid HTTP, or its path or a header is not in normal form."})
+	add("", nil, provider.Error{Status: 403, Type: "permission_error", Code: "upgrade_refused", Message: "This kind of request is not available here."})
+	add("", nil, provider.Error{Status: 404, Type: invalid, Code: "unknown_endpoint", Message: "This path is not served here."})
+	add("", nil, provider.Error{Status: 408, Type: invalid, Code: "request_timeout", Message: "The request did not arrive in time."})
+	add("", nil, provider.Error{Status: 413, Type: invalid, Code: "request_too_large", Message: "The request is larger than the gateway takes."})
+	add("", nil, provider.Error{Status: 421, Type: invalid, Code: "unknown_host", Message: "This gateway does not serve the host of the request. Use its configured domain."})
+	add("", nil, provider.Error{Status: 426, Type: invalid, Code: "http_version_not_supported", Message: "HTTP/1.0 is not supported. Use HTTP/1.1 or HTTP/2."})
+	add("", nil, provider.Error{Status: 431, Type: invalid, Code: "headers_too_large", Message: "The request's headers are larger than the gateway takes."})
+	add("ext_proc_error", nil, provider.Error{Status: 500, Type: server, Code: "decision_unavailable",
+		Message: "The gateway's sidecar does not respond, so the request was not evaluated and not forwarded. Try again shortly.", RetryAfter: time.Second})
+	add("direct_response", nil, provider.Error{Status: 503, Type: server, Code: "not_decided",
+		Message: "The request was not evaluated, so it was not forwarded. Try again shortly.", RetryAfter: time.Second})
+	add("", []string{"UF", "UH"}, provider.Error{Status: 503, Type: server, Code: "provider_unreachable",
+		Message: "The provider cannot be reached. Try again shortly.", RetryAfter: time.Second})
+	add("", []string{"UC", "UR", "UPE"}, provider.Error{Status: 503, Type: server, Code: "provider_disconnected",
+		Message: "The provider closed the connection before it responded. Try again shortly.", RetryAfter: time.Second})
+	add("", []string{"NC", "NR"}, provider.Error{Status: 503, Type: server, Code: "provider_not_configured",
+		Message: "The provider is not configured on this gateway yet. Try again shortly.", RetryAfter: time.Second})
+	add("", []string{"UO", "OM"}, provider.Error{Status: 503, Type: server, Code: "gateway_overloaded",
+		Message: "The gateway is at its limit. Try again shortly.", RetryAfter: time.Second})
+	add("overload", nil, provider.Error{Status: 503, Type: server, Code: "gateway_overloaded",
+		Message: "The gateway is at its limit. Try again shortly.", RetryAfter: time.Second})
+	add("", []string{"UPE"}, provider.Error{Status: 502, Type: server, Code: "provider_protocol",
+		Message: "The provider's response is not valid HTTP. Try again, or tell an administrator."})
+	add("", nil, provider.Error{Status: 503, Type: server, Code: "unavailable",
+		Message: "The gateway cannot serve this request right now. Try again shortly.", RetryAfter: time.Second})
+	add("", nil, provider.Error{Status: 504, Type: server, Code: "timeout", Message: "The provider did not respond in time."})
+	add("", nil, provider.Error{Type: server, Code: "gateway_error", Message: "The gateway could not complete this request. Try again shortly."}) // any other status
+	return all
+}
+
+// final returns whether the same request would be rejected again: then SDKs must not
+// retry it.
+func (r *ownReply) final() bool {
+	return r.Final() || r.Status == 421 || r.Status == 426 || r.Status == 431
+}
+
+// replacements are the responses of providers that must not reach a caller, where
+// extproc does not see them. extproc gives the same ones where it does.
+var replacements = []struct {
+	status  *matcherv3xds.Matcher_MatcherList_Predicate
+	details string
+	reply   provider.Error
+}{
+	{statusMatches("401"), "provider_unauthorized", provider.Error{Code: "provider_unauthorized",
+		Message: "The provider refused the gateway's credential. Your key is fine; an administrator must renew the provider's."}},
+	{redirects(), "provider_redirects", provider.Error{Code: "provider_redirects",
+		Message: "The provider sends requests elsewhere, where the gateway does not follow. An administrator must correct its base URL."}},
+	{classMatches("1xx"), "provider_protocol", provider.Error{Code: "provider_protocol",
+		Message: "The provider did not answer in HTTP. Try again, or tell an administrator."}},
+}
+
+// replaced has Envoy give its own response, 502, in place of one in replacements. The
+// details name the reason; localReplies has the body.
+func replaced() *customv3.CustomResponse {
+	list := &matcherv3xds.Matcher_MatcherList{}
+	for _, r := range replacements {
+		list.Matchers = append(list.Matchers, &matcherv3xds.Matcher_MatcherList_FieldMatcher{
+			Predicate: r.status,
+			OnMatch: &matcherv3xds.Matcher_OnMatch{OnMatch: &matcherv3xds.Matcher_OnMatch_Action{Action: &corexds.TypedExtensionConfig{
+				Name: r.details,
+				TypedConfig: pack(&localv3.LocalResponsePolicy{
+					StatusCode:                wrapperspb.UInt32(http.StatusBadGateway),
+					ResponseHeadersToAdd:      []*corev3.HeaderValueOption{overwrite(envoy.HeaderDecision, "allow"), overwrite(envoy.HeaderReceipt, envoy.ReceiptFormat)},
+					ResponseCodeDetailsAction: &localv3.LocalResponsePolicy_ResponseCodeDetails{ResponseCodeDetails: r.details},
+				}),
+			}}},
+		})
+	}
+	return &customv3.CustomResponse{CustomResponseMatcher: &matcherv3xds.Matcher{MatcherType: &matcherv3xds.Matcher_MatcherList_{MatcherList: list}}}
+}
+
+func statusMatches(code string) *matcherv3xds.Matcher_MatcherList_Predicate {
+	return inputMatches(&matcherv3.HttpResponseStatusCodeMatchInput{}, code)
+}
+
+func classMatches(class string) *matcherv3xds.Matcher_MatcherList_Predicate {
+	return inputMatches(&matcherv3.HttpResponseStatusCodeClassMatchInput{}, class)
+}
+
+func inputMatches(input proto.Message, value string) *matcherv3xds.Matcher_MatcherList_Predicate {
+	return &matcherv3xds.Matcher_MatcherList_Predicate{MatchType: &matcherv3xds.Matcher_MatcherList_Predicate_SinglePredicate_{
+		SinglePredicate: &matcherv3xds.Matcher_MatcherList_Predicate_SinglePredicate{
+			Input: &corexds.TypedExtensionConfig{Name: "status", TypedConfig: pack(input)},
+			Matcher: &matcherv3xds.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: &matcherv3xds.StringMatcher{
+				MatchPattern: &matcherv3xds.StringMatcher_Exact{Exact: value},
+			}},
+		},
+	}}
+}
+
+// redirects are all 3xx but 304, which leads nowhere.
+func redirects() *matcherv3xds.Matcher_MatcherList_Predicate {
+	return &matcherv3xds.Matcher_MatcherList_Predicate{MatchType: &matcherv3xds.Matcher_MatcherList_Predicate_AndMatcher{
+		AndMatcher: &matcherv3xds.Matcher_MatcherList_Predicate_PredicateList{Predicate: []*matcherv3xds.Matcher_MatcherList_Predicate{
+			classMatches("3xx"),
+			{MatchType: &matcherv3xds.Matcher_MatcherList_Predicate_NotMatcher{NotMatcher: statusMatches("304")}},
+		}},
+	}}
 }
 
 // formats are the formats of errors, each with the condition on a path that asks
@@ -65,10 +179,17 @@ func asks(f provider.Format, condition string) *accesslogv3.AccessLogFilter {
 func localReplies() *hcmv3.LocalReplyConfig {
 	mappers := []*hcmv3.ResponseMapper{{Filter: extprocs()}}
 	for _, f := range formats {
-		for _, e := range ownReplies {
+		for _, r := range ownReplies() {
+			e := r.Error
 			var conditions []*accesslogv3.AccessLogFilter
 			if e.Status != 0 {
 				conditions = append(conditions, statusIs(uint32(e.Status)))
+			}
+			if len(r.flags) > 0 {
+				conditions = append(conditions, flagged(r.flags))
+			}
+			if r.details != "" {
+				conditions = append(conditions, cel(`response.code_details.startsWith("`+r.details+`")`))
 			}
 			if f.asks != "" {
 				conditions = append(conditions, asks(f.format, f.asks))
@@ -82,6 +203,9 @@ func localReplies() *hcmv3.LocalReplyConfig {
 			}
 			if e.RetryAfter > 0 {
 				m.HeadersToAdd = []*corev3.HeaderValueOption{overwrite("retry-after", uitoa(uint64(e.RetryAfter/time.Second)))}
+			}
+			if r.final() {
+				m.HeadersToAdd = append(m.HeadersToAdd, overwrite("x-should-retry", "false"))
 			}
 			mappers = append(mappers, m)
 		}
@@ -116,6 +240,12 @@ func cel(expression string) *accesslogv3.AccessLogFilter {
 		Name:       "envoy.access_loggers.extension_filters.cel",
 		ConfigType: &accesslogv3.ExtensionFilter_TypedConfig{TypedConfig: pack(&celv3.ExpressionFilter{Expression: expression})},
 	}}}
+}
+
+func flagged(flags []string) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
+		ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: flags},
+	}}
 }
 
 func statusIs(status uint32) *accesslogv3.AccessLogFilter {

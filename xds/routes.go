@@ -76,14 +76,6 @@ func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 // who the client is and how it came, which is none of the provider's business.
 var envoysOwn = []string{"x-forwarded-proto", "x-envoy-external-address", "x-envoy-internal"}
 
-// concealed are the headers of a provider's answer that are none of the caller's
-// business, where extproc does not see them.
-var concealed = []string{
-	"set-cookie", "set-cookie2", "alt-svc", "via", "nel", "report-to", "www-authenticate", "proxy-authenticate", "x-powered-by",
-	"location", "refresh", // who follows a redirect leaves the gateway
-	"openai-organization", "openai-project", "anthropic-organization-id", "authorization", "x-api-key", "api-key", "x-goog-api-key",
-}
-
 func overwrite(name, value string) *corev3.HeaderValueOption {
 	return &corev3.HeaderValueOption{
 		Header: &corev3.HeaderValue{Key: name, Value: value}, AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
@@ -92,7 +84,7 @@ func overwrite(name, value string) *corev3.HeaderValueOption {
 
 // providerRoutes are the only ones to a provider.
 func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*routev3.Route {
-	route := func(path string, llm llmv3.LLMProtocol) *routev3.Route {
+	build := func(path string, llm llmv3.LLMProtocol, read bool) *routev3.Route {
 		r := &routev3.Route{
 			Match: &routev3.RouteMatch{
 				PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"},
@@ -119,30 +111,28 @@ func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*rou
 		if path != "" {
 			r.Match.PathSpecifier = &routev3.RouteMatch_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: path}}
 		}
-		if in.Usage == envoy.UsageEnvoy {
-			r.ResponseHeadersToAdd = []*corev3.HeaderValueOption{
-				overwrite(envoy.HeaderDecision, "allow"), overwrite(envoy.HeaderReceipt, "%DYNAMIC_METADATA("+envoy.MetadataNamespace+":"+envoy.MetadataReceipt+")%"),
-			}
-			r.ResponseHeadersToRemove = concealed
-		}
-		if in.Usage == envoy.UsageEnvoy && llm != llmv3.LLMProtocol_LLM_PROTOCOL_UNSPECIFIED {
+		if in.Usage == envoy.UsageEnvoy && !read {
 			r.TypedPerFilterConfig = map[string]*anypb.Any{
-				envoy.FilterUsage: pack(&aiv3.AiProtocolManagerPerRoute{Response: &aiv3.ResponsePerRoute{LlmProtocol: llm}}),
+				envoy.FilterResponse: pack(envoy.ResponseMutations()),
+				envoy.FilterReplace:  pack(replaced()),
+			}
+			if llm != llmv3.LLMProtocol_LLM_PROTOCOL_UNSPECIFIED {
+				r.TypedPerFilterConfig[envoy.FilterUsage] = pack(&aiv3.AiProtocolManagerPerRoute{Response: &aiv3.ResponsePerRoute{LlmProtocol: llm}})
 			}
 		}
 		return r
 	}
+	route := func(path string, llm llmv3.LLMProtocol) *routev3.Route { return build(path, llm, false) }
 	if in.Usage != envoy.UsageEnvoy {
 		return []*routev3.Route{route("", 0)}
 	}
 	// First the one for answers that extproc reads. Envoy reads no usage there: the
 	// trailers in which it would say so come after the end of a translated answer.
-	read := route("", 0)
+	read := build("", 0, true)
 	read.Match.Headers = append(read.Match.Headers, &routev3.HeaderMatcher{
 		Name: envoy.HeaderAnswer, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true},
 	})
 	read.RequestHeadersToRemove = append(read.RequestHeadersToRemove, envoy.HeaderAnswer)
-	read.ResponseHeadersToAdd, read.ResponseHeadersToRemove = nil, nil
 	switch p.Kind {
 	case provider.KindAnthropic:
 		return []*routev3.Route{read, route("", llmv3.LLMProtocol_ANTHROPIC_MESSAGES)}
