@@ -161,6 +161,10 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 	refused := x.identify(ctx)
 	x.s.metrics.phase("identify", x.s.c.Now().Sub(x.began))
 	if refused != nil && !x.known {
+		// No key makes this path served, so the path is the first thing to correct.
+		if _, _, served := provider.Match(x.req.Method, x.req.Path); !served && x.req.wrong == nil && refused.Status == http.StatusUnauthorized {
+			refused = provider.Unserved(x.req.Method, x.req.Path)
+		}
 		// No org is known, so there is no record that this could be written to.
 		return x.refuse(refused), nil
 	}

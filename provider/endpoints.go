@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -328,22 +329,27 @@ func FormatOf(path string) Format {
 	}
 }
 
-// Unserved says why a request that Match does not know is refused: its path is
+// Unserved returns the error for a request that Match does not know: its path is
 // not in normal form (400), its method is wrong (405), or there is no such
-// endpoint (404), with a reason of its own for those that people expect.
+// endpoint (404), with a reason of its own for those that people expect. It names the
+// path, and the nearest one that is served. The table is no secret, so a caller
+// without a key may have this error too.
 func Unserved(method, path string) *Error {
+	hint := ""
+	if near := nearest(method, path); near != "" {
+		hint = " Use " + near + ": check the base URL of your client."
+	}
 	if p := pathProblem(path); p != "" {
 		return &Error{Status: http.StatusBadRequest, Type: invalidRequest, Code: "invalid_path",
-			Message: "The path is not in its normal form: " + p + "."}
+			Message: "The path " + quoted(path) + " is not in its normal form: " + p + "." + hint}
 	}
 	for _, e := range endpoints {
 		if _, ok := e.match(path); ok && e.Method != method {
 			return &Error{Status: http.StatusMethodNotAllowed, Type: invalidRequest, Code: "method_not_allowed",
-				Message: "This endpoint is available with " + e.Method + " only."}
+				Message: "The path " + quoted(path) + " is available with " + e.Method + " only." + preflight(method)}
 		}
 	}
-	e := &Error{Status: http.StatusNotFound, Type: invalidRequest, Code: "unknown_endpoint",
-		Message: "This endpoint is not available here: what is not known cannot be governed, so it is not forwarded."}
+	e := &Error{Status: http.StatusNotFound, Type: invalidRequest, Code: "unknown_endpoint"}
 	_, rest, _ := strings.Cut(path[1:], "/")
 	first, after, _ := strings.Cut(rest, "/")
 	switch {
@@ -362,6 +368,85 @@ func Unserved(method, path string) *Error {
 		e.Message = "Fine-tuning is not available here."
 	case first == "audio", first == "images", first == "videos":
 		e.Message = "Audio, image and video endpoints are not available here yet."
+	case hint != "":
+		e.Message = "The path " + quoted(path) + " is not available here." + hint
+	default:
+		e.Message = "The path " + quoted(path) + " is not available here. Only known endpoints are forwarded, since others cannot be governed."
 	}
+	e.Message += preflight(method)
 	return e
+}
+
+// preflight is what the scripts of a web page need to know.
+func preflight(method string) string {
+	if method != http.MethodOptions {
+		return ""
+	}
+	return " Scripts of web pages may call this gateway only from the origins in its setting --cors-origins."
+}
+
+// quoted is a path for a message: at most 100 bytes of it, and in ASCII.
+func quoted(path string) string {
+	const most = 100
+	if len(path) > most {
+		path = path[:most] + "…"
+	}
+	return strconv.QuoteToASCII(path)
+}
+
+// nearest is the method and path that a caller most likely meant, or "". Mistakes of
+// callers are a base URL without /v1, with /v1 twice or with the path of another
+// gateway, another version, and a letter too many or too few.
+func nearest(method, path string) string {
+	if len(path) > 1024 || strings.ContainsAny(path, "%\\;") {
+		return ""
+	}
+	segments := slices.DeleteFunc(strings.Split(path, "/"), func(s string) bool { return s == "" || s == "." || s == ".." })
+	for i := range segments {
+		for _, version := range []string{"/", "/v1/", "/v1beta/", "/v2/"} {
+			if near := servedAt(method, version+strings.Join(segments[i:], "/")); near != "" {
+				return near
+			}
+		}
+	}
+	cleaned := "/" + strings.Join(segments, "/")
+	for i := range endpoints {
+		if e := &endpoints[i]; !strings.Contains(e.Path, "{") && (oneEdit(cleaned, e.Path) || len(segments) > 1 && strings.HasPrefix(e.Path, cleaned+"/")) {
+			return e.Method + " " + e.Path
+		}
+	}
+	return ""
+}
+
+// servedAt is a path with the method that it is served with, or "". The caller's own
+// method is preferred.
+func servedAt(method, path string) string {
+	if pathProblem(path) != "" {
+		return ""
+	}
+	with := ""
+	for i := range endpoints {
+		if _, ok := endpoints[i].match(path); ok && (with == "" || endpoints[i].Method == method) {
+			with = endpoints[i].Method
+		}
+	}
+	if with == "" {
+		return ""
+	}
+	return with + " " + strings.Trim(quoted(path), `"`)
+}
+
+// oneEdit returns whether a becomes b by one letter that is added, removed or changed.
+func oneEdit(a, b string) bool {
+	if len(a) > len(b) {
+		a, b = b, a
+	}
+	if len(b)-len(a) > 1 {
+		return false
+	}
+	i := 0
+	for i < len(a) && a[i] == b[i] {
+		i++
+	}
+	return a[i:] == b[i+1:] || len(a) == len(b) && i < len(a) && a[i+1:] == b[i+1:]
 }

@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -142,13 +143,49 @@ func TestUnserved(t *testing.T) {
 		{"GET", "/v1/chat/completions/chatcmpl_1", 404, "stored"}, {"POST", "/v1/vector_stores", 404, "stored"}, {"POST", "/v1/conversations", 404, "stored"}, {"POST", "/v1beta/cachedContents", 404, "stored"},
 		{"POST", "/v1/fine_tuning/jobs", 404, "Fine-tuning"}, {"POST", "/v1/audio/speech", 404, "Audio"}, {"POST", "/v1/images/edits", 404, "image"},
 		{"POST", "/v1/responses/input_tokens", 404, "Counting tokens"}, {"POST", "/v1/responses/compact", 404, "compacting"},
-		{"POST", "/v1/whatever", 404, "not available here"}, {"GET", "/", 404, "not available here"},
+		{"POST", "/v1/whatever", 404, "not available here"}, {"GET", "/", 404, "not available here"}, {"OPTIONS", "/v1/nothing", 404, "--cors-origins"}, {"OPTIONS", "/v1/messages", 405, "--cors-origins"},
 		{"GET", "/v1/chat/completions", 405, "POST"}, {"PUT", "/v1/messages", 405, "POST"}, {"POST", "/v1/models", 405, "GET"}, {"DELETE", "/v1/models/ft:x", 405, "GET"}, {"HEAD", "/v1/models", 405, "GET"}, {"OPTIONS", "/v1/chat/completions", 405, "POST"},
 		{"POST", "/v1//chat/completions", 400, "empty segment"}, {"POST", "/v1/%63hat/completions", 400, "percent-encoded"}, {"POST", "/v1/chat/completions/", 400, "end with a slash"}, {"POST", "/v1/../v1/chat", 400, "dot segment"}, {"POST", "/v1/chat;x/completions", 400, "character"},
 	} {
 		e := provider.Unserved(c.method, c.path)
+		if c.status != 404 && !strings.Contains(e.Message, strconv.Quote(c.path)) {
+			t.Errorf("%s is not named: %s", c.path, e.Message)
+		}
 		if _, _, ok := provider.Match(c.method, c.path); ok || e.Status != c.status || !strings.Contains(e.Message, c.word) || e.Type == "" {
 			t.Errorf("%s %s: %v %+v", c.method, c.path, ok, e)
+		}
+	}
+}
+
+// The mistakes of SDK users end with the endpoint that they meant.
+func TestNearestEndpoint(t *testing.T) {
+	for path, want := range map[string]string{
+		"/chat/completions": "POST /v1/chat/completions", "/v1/v1/chat/completions": "POST /v1/chat/completions", "/v1/v1/messages": "POST /v1/messages",
+		"/messages": "POST /v1/messages", "/models": "GET /v1/models", "/v1/v1/models/gpt-4o": "GET /v1/models/gpt-4o", "/api/v1/chat/completions": "POST /v1/chat/completions",
+		"/openai/deployments/gpt-4/chat/completions": "POST /v1/chat/completions", "/v1beta/openai/chat/completions": "POST /v1/chat/completions",
+		"/models/gemini-2.5-pro:generateContent": "POST /v1/models/gemini-2.5-pro:generateContent", "/v1beta/v1beta/models/g:countTokens": "POST /v1beta/models/g:countTokens",
+		"/chat": "POST /v2/chat", "/v1/rerank": "POST /v2/rerank", "/v1/chat/completion": "POST /v1/chat/completions", "/v1/message": "POST /v1/messages",
+		"/v1/fim": "POST /v1/fim/completions", "/v1//chat/completions": "POST /v1/chat/completions", "/v1/chat/completions/": "POST /v1/chat/completions",
+		"/v1/completiens": "POST /v1/completions", "/openai/v1/responses": "POST /v1/responses",
+		"/": "", "/v1": "", "/v1/whatever": "", "/mcp": "", "/v1/%63hat/completions": "", strings.Repeat("/v1", 400) + "/chat/completions": "",
+	} {
+		e := provider.Unserved("POST", path)
+		_, got, _ := strings.Cut(e.Message, " Use ")
+		got, _, _ = strings.Cut(got, ": check")
+		if got != want || len(e.Message) > 512 {
+			t.Errorf("%s: nearest %q, want %q (%s)", path, got, want, e.Message)
+		}
+		if len(path) < 100 && !strings.Contains(e.Message, strconv.Quote(path)) {
+			t.Errorf("%s is not named: %s", path, e.Message)
+		}
+	}
+	// No byte of a path does anything in a terminal or a log.
+	for _, path := range []string{"/\x1b[31m", "/\u202e/x", "/\xff\x00", "/" + strings.Repeat("é", 300)} {
+		e := provider.Unserved("POST", path)
+		for _, r := range e.Message {
+			if r < ' ' || r > '~' && r != '…' {
+				t.Errorf("%q: %q", path, e.Message)
+			}
 		}
 	}
 }
