@@ -21,6 +21,7 @@ type Decided struct {
 	Mode                string   `json:"mode"` // "gateway" or "egress"
 	Method              string   `json:"method"`
 	Host                string   `json:"host"`
+	HostVerified        bool     `json:"host_verified"` // Host is one of the gateway's domains, and policy saw it
 	Path                string   `json:"path"`
 	Operation           string   `json:"operation"`
 	Model               string   `json:"model"` // as asked for
@@ -113,6 +114,7 @@ func (e Decided) Encode() []byte {
 	o.str("mode", e.Mode, maxWord)
 	o.str("method", e.Method, maxWord)
 	o.str("host", e.Host, maxName)
+	o.flag("host_verified", e.HostVerified)
 	o.str("path", e.Path, maxPath)
 	o.str("operation", e.Operation, maxWord)
 	o.str("model", e.Model, maxName)

@@ -148,6 +148,7 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 	}
 	x.req = readRequest(m)
 	x.req.MaxBody = x.s.c.MaxBody
+	x.req.verifyHost(x.s.c.Domains)
 	if x.req.canary != "" && x.s.sawCanary(x.req.canary) {
 		return x.answerCanary(), nil // and no span: it is nobody's exchange
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"io"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -171,6 +172,18 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 	}
 	r.Format = provider.FormatOf(r.Path)
 	return r
+}
+
+// verifyHost compares the request's host with the configured domains, if there are any.
+func (r *request) verifyHost(domains []string) {
+	r.HostVerified = slices.ContainsFunc(domains, func(d string) bool {
+		below, wildcard := strings.CutPrefix(d, "*")
+		return r.Host == d || wildcard && len(r.Host) > len(below) && strings.HasSuffix(r.Host, below)
+	})
+	if len(domains) > 0 && !r.HostVerified {
+		r.problem(verdict.Refuse(http.StatusMisdirectedRequest, "unknown_host",
+			"This gateway does not serve the host of the request. Use one of its domains, or have the operator add the host to --domains."))
+	}
 }
 
 // headersAlone is what the headers show to be wrong, whatever the body holds.

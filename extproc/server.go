@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -67,6 +68,10 @@ type Config struct {
 	// continued all the same.
 	Tracer trace.TracerProvider
 
+	// Domains are the hosts by which clients call the gateway, in lower case and without
+	// a port; "*.example.com" stands for every name below example.com. Requests for other
+	// hosts are rejected with 421. Empty: every host is accepted, and policy sees none.
+	Domains []string
 	// MaxBody bounds a request's body, encoded and decoded. 0: 16 MiB. Envoy's
 	// buffer and the gRPC server's receive limit must be above it.
 	MaxBody int64
@@ -111,10 +116,23 @@ type Server struct {
 	canaries map[string]*canary
 }
 
+// CheckDomains returns what is wrong with Config.Domains, or nil.
+func CheckDomains(domains []string) error {
+	for _, d := range domains {
+		if !hostForm(strings.TrimPrefix(d, "*.")) {
+			return fmt.Errorf("domain %q: want a host in lower case and without a port, such as ai.example.com or *.example.com", d)
+		}
+	}
+	return nil
+}
+
 // New returns a server that is ready to be registered.
 func New(c Config) (*Server, error) {
 	if c.Directory == nil || c.Recorder == nil || c.Limiter == nil {
 		return nil, errors.New("extproc needs a Directory, a Recorder and a Limiter")
+	}
+	if err := CheckDomains(c.Domains); err != nil {
+		return nil, err
 	}
 	if c.Now == nil {
 		c.Now = time.Now

@@ -28,7 +28,8 @@ func (e *Error) Error() string { return strconv.Itoa(e.Status) + " " + e.Code + 
 func (e *Error) Final() bool {
 	switch e.Status {
 	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed,
-		http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity:
+		http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusMisdirectedRequest, http.StatusUnprocessableEntity,
+		http.StatusUpgradeRequired, http.StatusRequestHeaderFieldsTooLarge:
 		return e.RetryAfter == 0
 	}
 	return false

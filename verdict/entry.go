@@ -17,7 +17,7 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 	d := audit.Decided{
 		Time: v.Time, RequestID: r.ID, TraceID: r.TraceID,
 		AgentID: a.ID, AgentName: a.Name, AgentFingerprint: a.Fingerprint, KeyID: k.ID,
-		Mode: r.Mode, Method: r.Method, Host: r.Host, Path: r.Path, ClientIP: r.ClientIP, UserAgent: r.UserAgent,
+		Mode: r.Mode, Method: r.Method, Host: r.Host, HostVerified: r.HostVerified, Path: r.Path, ClientIP: r.ClientIP, UserAgent: r.UserAgent,
 		Operation: cmp.Or(v.Call.Endpoint.Operation, r.Endpoint.Operation), Model: v.Call.Model, Stream: v.Call.Stream, Tools: v.Call.Tools,
 		MaxTokens: v.Call.MaxTokens, InputTokensEstimate: v.Call.InputTokensEstimate, RequestBytes: v.BodyBytes, BodyDigest: v.Digest,
 		Provider: v.Provider.Name, ProviderID: v.Provider.ID, Cluster: v.Provider.Cluster, Hosts: v.Call.Hosts,

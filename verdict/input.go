@@ -17,7 +17,7 @@ func (o *Org) input(c identity.Caller, r *Request, v *Verdict) policy.Input {
 		},
 		Request: policy.RequestAttrs{
 			Operation: r.Endpoint.Operation, Scope: r.Endpoint.Scope, Provider: v.Provider.Name, Model: v.Call.Model,
-			Mode: r.Mode, Host: r.Host, Path: r.Path, Stream: v.Call.Stream,
+			Mode: r.Mode, Host: verified(r.Host, r.HostVerified), Path: r.Path, Stream: v.Call.Stream,
 			MaxTokens: v.Call.MaxTokens, InputTokensEstimate: v.Call.InputTokensEstimate, Bytes: int64(len(v.Call.Body)),
 			Tools: v.Call.Tools, URLHosts: v.Call.Hosts, Time: v.Time,
 		},
@@ -28,6 +28,14 @@ func (o *Org) input(c identity.Caller, r *Request, v *Verdict) policy.Input {
 		},
 		Org: policy.OrgAttrs{ID: o.ID, Tier: o.Tier},
 	}
+}
+
+// verified is host as policy sees it.
+func verified(host string, ok bool) string {
+	if !ok {
+		return ""
+	}
+	return host
 }
 
 // active is the status of each key and agent that policy gets to see.
@@ -72,7 +80,7 @@ func InputOf(d audit.Decided) (in policy.Input, unknown []string, ok bool) {
 		},
 		Request: policy.RequestAttrs{
 			Operation: d.Operation, Scope: provider.ScopeOf(d.Operation), Provider: d.Provider, Model: d.Model,
-			Mode: d.Mode, Host: d.Host, Path: d.Path, Stream: d.Stream,
+			Mode: d.Mode, Host: verified(d.Host, d.HostVerified), Path: d.Path, Stream: d.Stream,
 			MaxTokens: d.MaxTokens, InputTokensEstimate: d.InputTokensEstimate, Bytes: d.BodyBytes,
 			Tools: d.Tools, URLHosts: d.Hosts, Time: d.Time,
 		},

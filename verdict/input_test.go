@@ -80,6 +80,7 @@ func TestRecordedInputDecidesAlike(t *testing.T) {
 		r.UserAgent = pick("user agent", "curl/8", "", "x\ty", strings.Repeat("x", 300), "\xff")
 		r.ClientIP = pick("address", "203.0.113.9", "2001:db8::1", "")
 		r.Host = pick("host", "gateway.test", "other.test")
+		r.HostVerified = pick("host_verified", "true", "") != ""
 		if rapid.Bool().Draw(t, "encoded") {
 			r.Encodings = []string{"identity"}
 		}

@@ -17,11 +17,14 @@ type Request struct {
 
 	Method, Path, Query string
 	Host                string // lower case, without a port
-	ContentType         string
-	Encodings           []string // of Content-Encoding, in order
-	ContentLength       int64    // -1: not stated
-	UserAgent           string
-	ClientIP            string // of the peer, never of a header of the client's; "" if unknown
+	// HostVerified says that Host is one of the gateway's configured domains. Policy
+	// sees no other: without domains the client chooses Host.
+	HostVerified  bool
+	ContentType   string
+	Encodings     []string // of Content-Encoding, in order
+	ContentLength int64    // -1: not stated
+	UserAgent     string
+	ClientIP      string // of the peer, never of a header of the client's; "" if unknown
 	// Dialect are the names of those headers that only one provider's SDKs send.
 	Dialect []string
 	// Headers are the names of those headers that go on only to a provider that takes

@@ -53,7 +53,6 @@ func ownReplies() []ownReply {
 	add("", nil, provider.Error{Status: 404, Type: invalid, Code: "unknown_endpoint", Message: "This path is not served here."})
 	add("", nil, provider.Error{Status: 408, Type: invalid, Code: "request_timeout", Message: "The request did not arrive in time."})
 	add("", nil, provider.Error{Status: 413, Type: invalid, Code: "request_too_large", Message: "The request is larger than the gateway takes."})
-	add("", nil, provider.Error{Status: 421, Type: invalid, Code: "unknown_host", Message: "This gateway does not serve the host of the request. Use its configured domain."})
 	add("", nil, provider.Error{Status: 426, Type: invalid, Code: "http_version_not_supported", Message: "HTTP/1.0 is not supported. Use HTTP/1.1 or HTTP/2."})
 	add("", nil, provider.Error{Status: 431, Type: invalid, Code: "headers_too_large", Message: "The request's headers are larger than the gateway takes."})
 	add("ext_proc_error", nil, provider.Error{Status: 500, Type: server, Code: "decision_unavailable",
@@ -77,12 +76,6 @@ func ownReplies() []ownReply {
 	add("", nil, provider.Error{Status: 504, Type: server, Code: "timeout", Message: "The provider did not respond in time."})
 	add("", nil, provider.Error{Type: server, Code: "gateway_error", Message: "The gateway could not complete this request. Try again shortly."}) // any other status
 	return all
-}
-
-// final returns whether the same request would be rejected again: then SDKs must not
-// retry it.
-func (r *ownReply) final() bool {
-	return r.Final() || r.Status == 421 || r.Status == 426 || r.Status == 431
 }
 
 // replacements are the responses of providers that must not reach a caller, where
@@ -204,7 +197,7 @@ func localReplies() *hcmv3.LocalReplyConfig {
 			if e.RetryAfter > 0 {
 				m.HeadersToAdd = []*corev3.HeaderValueOption{overwrite("retry-after", uitoa(uint64(e.RetryAfter/time.Second)))}
 			}
-			if r.final() {
+			if r.Final() {
 				m.HeadersToAdd = append(m.HeadersToAdd, overwrite("x-should-retry", "false"))
 			}
 			mappers = append(mappers, m)

@@ -53,6 +53,8 @@ func TestErrorsNameTheFlag(t *testing.T) {
 		{"up --bogus", []string{"--bogus", "aid up --help"}},
 		{"up --home " + dir + " --usage later", []string{"--usage", "stream or envoy"}},
 		{"up --home " + dir + " --max-body -1", []string{"--max-body"}},
+		{"up --home " + dir + " --domains ai.example.com:443", []string{"--domains", "ai.example.com:443", "without a port"}},
+		{"extproc --xds unix:/x --segments " + dir + " --domains https://ai.example.com", []string{"--domains", "such as ai.example.com"}},
 		{"up --home " + dir + " --gateway 8080", []string{"--gateway", "host:port"}},
 		{"up --home " + dir + " --gateway unix:/x", []string{"--gateway", "host:port"}},
 		{"up --home " + dir + " --gateway 127.0.0.1:0 --api 192.0.2.1:80", []string{"--api", "not an address of this machine"}},

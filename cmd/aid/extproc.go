@@ -79,6 +79,7 @@ shipped is the record.`,
 	f.Int64Var(&s.minFree, "min-free", 64<<20, "free `bytes` on that disk below which requests are refused")
 	f.StringVar(&s.gatewayURL, "gateway-url", "", "`URL` of the Envoy that this sidecar judges for; /readyz sends a request through it (default: /readyz does not know whether Envoy asks us)")
 	f.DurationVar(&s.maxStaleness, "max-staleness", 10*time.Minute, "how long to go on deciding without the control plane")
+	f.StringSliceVar(&s.domains, "domains", nil, domainsHelp)
 	f.Int64Var(&s.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
 	f.StringVar(&s.prices, "prices", "", pricesHelp)
 	f.IntVar(&s.maxStreams, "max-streams", 20_000, "exchanges at once, a streamed answer for its whole life")
@@ -91,6 +92,8 @@ shipped is the record.`,
 	return cmd
 }
 
+const domainsHelp = "`hosts` by which clients call the gateway, such as ai.example.com or *.example.com; others get 421 (default: every host, and policies see no request.host)"
+
 // sidecar is one run of `aid extproc`.
 type sidecar struct {
 	listen, status, xds, nodeID, tokenFile string
@@ -99,6 +102,7 @@ type sidecar struct {
 	segments                               string
 	maxBacklog, minFree                    int64
 	gatewayURL, prices                     string
+	domains                                []string
 	maxStaleness, drain, shipLast          time.Duration
 	maxBody, maxWaiting                    int64
 	maxStreams, maxDeciding, maxCallers    int
@@ -109,6 +113,9 @@ type sidecar struct {
 
 // check refuses what cannot be meant.
 func (s *sidecar) check() error {
+	if err := extproc.CheckDomains(s.domains); err != nil {
+		return usagef("--domains: %v", err)
+	}
 	switch {
 	case s.xds == "":
 		return usagef("--xds: say where the control plane is, such as control.example.com:18000 or unix:/run/aid/xds.sock")
@@ -207,6 +214,7 @@ func (s *sidecar) run(ctx context.Context) error {
 		return err
 	}
 	config := extproc.Config{
+		Domains:   s.domains,
 		Directory: client, Recorder: writer, Limiter: budget.NewMemory(time.Now), Pricer: table,
 		Log: s.log, Registerer: reg, MaxBody: s.maxBody, MaxStreams: s.maxStreams, MaxDeciding: s.maxDeciding,
 		Waiting: extproc.WaitLimits{Bytes: s.maxWaiting},

@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ai-identity/ai-identity/envoy"
+	"github.com/ai-identity/ai-identity/extproc"
 	"github.com/ai-identity/ai-identity/process"
 	"github.com/ai-identity/ai-identity/xds"
 )
@@ -97,6 +98,7 @@ in order; a second one stops it at once.`,
 	f.StringVar(&u.prices, "prices", "", pricesHelp)
 	f.StringVar(&u.providerCA, "provider-ca", systemCAs(), "PEM `file` that vouches for providers")
 	f.StringVar(&u.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
+	f.StringSliceVar(&u.domains, "domains", nil, domainsHelp)
 	f.Int64Var(&u.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
 	f.DurationVar(&u.maxStaleness, "max-staleness", 10*time.Minute, "how long the sidecar goes on deciding without the control plane")
 	f.IntVar(&u.concurrency, "envoy-concurrency", 0, "worker threads of Envoy (default: one for each CPU)")
@@ -112,6 +114,7 @@ type up struct {
 	prices                         string
 	postgresDir, providerCA        string
 	usage                          string
+	domains                        []string
 	maxBody                        int64
 	maxStaleness, drain            time.Duration
 	concurrency                    int
@@ -192,6 +195,9 @@ func (u *up) look(ctx context.Context) error {
 	if u.maxBody <= 0 {
 		return usagef("--max-body %d: want a number of bytes above 0", u.maxBody)
 	}
+	if err := extproc.CheckDomains(u.domains); err != nil {
+		return usagef("--domains: %v", err)
+	}
 	// The sidecar reads it; what is wrong with it is better said now.
 	_, err := loadPrices(u.prices)
 	if err != nil {
@@ -254,7 +260,7 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 		"--listen", "unix:"+h.socket("extproc"), "--listen-status", "unix:"+h.socket("extproc-status"),
 		"--xds", "unix:"+h.socket("xds"), "--token-file", token.file, "--segments", h.path("segments"),
 		"--gateway-url", "http://"+reachable(u.gateway), "--max-staleness", u.maxStaleness.String(),
-		"--max-body", strconv.FormatInt(u.maxBody, 10), "--drain", u.drain.String(), "--prices", u.prices)
+		"--max-body", strconv.FormatInt(u.maxBody, 10), "--drain", u.drain.String(), "--prices", u.prices, "--domains", strings.Join(u.domains, ","))
 	bootstrap, err := envoy.Bootstrap(envoy.Config{
 		NodeID: "up", XDS: envoy.Endpoint{Address: "unix:" + h.socket("xds")}, Token: token.secret,
 		ExtProc: h.socket("extproc"), API: envoy.Endpoint{Address: reachable(u.api)}, Admin: h.socket("envoy"),
