@@ -349,9 +349,19 @@ func (c Config) overload() *overloadv3.OverloadManager {
 				MaxActiveDownstreamConnections: c.MaxConnections,
 			})},
 		}},
+		// A stream of 1 MiB or more is counted for reset_high_memory_stream.
+		BufferFactoryConfig: &overloadv3.BufferFactoryConfig{MinimumAccountToTrackPowerOfTwo: 20},
 		Actions: []*overloadv3.OverloadAction{
 			{Name: "envoy.overload_actions.shrink_heap", Triggers: trigger(0.95)},
 			{Name: "envoy.overload_actions.disable_http_keepalive", Triggers: trigger(0.95)},
+			// First the streams that hold the most. New requests are rejected only if that
+			// does not help.
+			{Name: "envoy.overload_actions.reset_high_memory_stream", Triggers: []*overloadv3.Trigger{{
+				Name: "envoy.resource_monitors.fixed_heap",
+				TriggerOneof: &overloadv3.Trigger_Scaled{Scaled: &overloadv3.ScaledTrigger{
+					ScalingThreshold: 0.85, SaturationThreshold: 0.95,
+				}},
+			}}},
 			{Name: "envoy.overload_actions.stop_accepting_requests", Triggers: trigger(0.98)},
 		},
 	}
