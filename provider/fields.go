@@ -40,14 +40,14 @@ type flavor struct {
 
 // sampling is what most self-hosted servers take beside OpenAI's parameters.
 const sampling = "top_k min_p repetition_penalty length_penalty stop_token_ids ignore_eos min_tokens skip_special_tokens " +
-	"include_stop_str_in_output spaces_between_special_tokens chat_template_kwargs continue_final_message add_generation_prompt echo "
+	"include_stop_str_in_output spaces_between_special_tokens chat_template_kwargs continue_final_message add_generation_prompt echo stream_options.continuous_usage_stats "
 
 // flavors are the values of settings.flavor. None of the members here chooses a
 // model, a server, a tool or something stored: those are in shapes.go.
 var flavors = []flavor{
 	{"openai", ""},
 	{"mistral", "random_seed safe_prompt prompt_mode min_tokens repetition_penalty top_k messages.prefix " +
-		"messages.content.thinking messages.content.reference_ids document_image_limit document_page_limit guardrails"},
+		"messages.content.thinking messages.content.reference_ids document_image_limit document_page_limit"},
 	{"vllm", sampling + "use_beam_search best_of truncate_prompt_tokens truncation_side prompt_logprobs allowed_token_ids bad_words add_special_tokens documents " +
 		"chat_template mm_processor_kwargs media_io_kwargs guided_json guided_regex guided_choice guided_grammar guided_decoding_backend guided_whitespace_pattern " +
 		"structural_tag structured_outputs priority request_id return_tokens_as_token_ids return_token_ids cache_salt include_reasoning thinking_token_budget " +
@@ -60,13 +60,14 @@ var flavors = []flavor{
 	{"lmstudio", "top_k min_p repeat_penalty ttl"},
 	{"openrouter", "top_k top_a min_p repetition_penalty transforms include_reasoning reasoning usage structured_outputs session_id image_config trace"},
 	{"groq", "reasoning_format include_reasoning citation_options disable_tool_validation documents"},
-	{"xai", "bootstrap_context"},
+	{"xai", ""},
 	{"deepseek", "thinking messages.prefix"},
 	{"together", sampling + "context_length_exceeded_behavior reasoning compliance"},
 	{"fireworks", sampling + "mirostat_target mirostat_lr mirostat_tau mirostat_eta typical_p prompt_truncate_len context_length_exceeded_behavior echo_last raw_output " +
 		"perf_metrics_in_response prompt_cache_isolation_key reasoning_history return_token_ids thinking speculation prompt_cache_max_len"},
-	{"litellm", sampling + "thinking drop_params allowed_openai_params additional_drop_params timeout request_timeout num_retries max_retries tags caching cache"},
-	{"dashscope", "top_k enable_thinking thinking_budget incremental_output vl_high_resolution_images repetition_penalty preserve_thinking"},
+	{"litellm", sampling + "thinking drop_params allowed_openai_params additional_drop_params timeout request_timeout num_retries max_retries caching cache"},
+	{"dashscope", "top_k enable_thinking thinking_budget incremental_output vl_high_resolution_images repetition_penalty preserve_thinking " +
+		"messages.content.min_pixels messages.content.max_pixels messages.content.total_pixels messages.content.fps messages.content.nframes"},
 	{"moonshot", "thinking partial messages.partial"},
 	{"zai", "thinking do_sample tool_stream request_id user_id"},
 	{"cerebras", "disable_reasoning clear_thinking min_completion_tokens min_tokens"},
@@ -85,7 +86,7 @@ var clients = map[string]string{
 		"messages.tool_calls.index messages.tool_calls.extra_content messages.tool_calls.provider_specific_fields messages.tool_calls.function.parsed_arguments " +
 		"tools.cache_control tools.function.cache_control tools.strict cache_control metadata prompt_cache_key thinking_config extra_content " +
 		"tools.name tools.description tools.parameters tools.input_schema tools.function.type functions.strict messages.function_call.id moderation.type",
-	"/v1/responses": "client_metadata input.parsed_arguments input.content.parsed input.content.filename input.metadata input.status input.phase input.call_type " +
+	"/v1/responses": "client_metadata input.parsed_arguments input.content.parsed input.content.filename input.metadata input.status input.phase input.end_turn " +
 		"input.cache_control input.content.cache_control input.content.input_audio.format tools.parameters tools.strict tools.description tools.format tools.sources cache_control " +
 		"input.content.text input.output.text input.internal_chat_message_metadata_passthrough",
 	"/v1/moderations":           "user",
@@ -95,12 +96,16 @@ var clients = map[string]string{
 	"/v2/chat":                  "raw_prompting messages.name messages.tool_calls.index tools.function.strict return_prompt tool_choice",
 	"/v2/rerank":                "return_documents rank_fields max_chunks_per_doc",
 	"/v1/fim/completions":       "temperature top_p max_tokens",
-	"/v1/ocr":                   "id",
+	"/{version}/models/{model}:generateContent":       geminiClients,
+	"/{version}/models/{model}:streamGenerateContent": geminiClients,
+	"/v1/ocr": "id",
 }
+
+const geminiClients = "generationConfig._responseJsonSchema"
 
 // opaque are members whose value is a document of its own: nothing in it is looked
 // into, and anything may stand there.
-var opaque = []string{"cache_control", "metadata", "labels", "responseSchema", "parameters", "response", "user_location", "location", "logprobs", "annotations", "citations", "tool_choice"}
+var opaque = []string{"cache_control", "metadata", "labels", "responseSchema", "_responseJsonSchema", "parameters", "response", "user_location", "location", "logprobs", "annotations", "citations", "tool_choice"}
 
 // native are the dialects that are not a matter of settings: the API that the
 // endpoint is of, and what clients send to all of them.
@@ -243,13 +248,15 @@ func (v *vocabulary) shape(hand *shape, types []string, where string, both bool)
 		case pass:
 			if !judged && hand != nil && hand.keysAreTools {
 				r.do = marks
-			} else if judged || len(kinds[name]) == 0 {
-				break
-			} else {
+			} else if len(kinds[name]) > 0 {
 				r.do = walk
 			}
 			if len(kinds[name]) > 0 {
 				r.in = v.shape(nil, kinds[name], path, both)
+			}
+		case marks, options:
+			if r.do == options || r.in != nil || len(kinds[name]) > 0 {
+				r.in = v.shape(r.in, kinds[name], path, both)
 			}
 		case walk, inline:
 			r.in = v.shape(r.in, kinds[name], path, both)
@@ -360,7 +367,7 @@ func passable(path string) string {
 // only names something that is stored at the provider.
 var itemTypes = map[string]uint64{
 	"message": hasContent, "function_call": hasName, "function_call_output": hasOutput, "custom_tool_call": hasName, "custom_tool_call_output": hasOutput,
-	"reasoning": hasEncrypted | hasContent, "compaction": hasEncrypted, "compaction_trigger": hasType, "context_compaction": hasEncrypted,
+	"reasoning": hasEncrypted | hasContent, "compaction": hasEncrypted, "compaction_trigger": hasType, "context_compaction": hasEncrypted, "compaction_summary": hasEncrypted,
 	"computer_call": hasAction, "computer_call_output": hasOutput, "web_search_call": hasAction, "file_search_call": hasResults,
 	"code_interpreter_call": hasCode, "image_generation_call": hasResult, "local_shell_call": hasAction, "local_shell_call_output": hasOutput,
 	"shell_call": hasAction, "shell_call_output": hasOutput, "apply_patch_call": hasOperation, "apply_patch_call_output": hasOutput | hasStatus,

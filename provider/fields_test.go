@@ -71,6 +71,7 @@ func TestFields(t *testing.T) {
 		// What chooses a model, server, tool or something stored.
 		{"openai", near, "", chatPath, `"user_config":{"model_list":[]}`, "unsupported_parameter", "user_config"},
 		{"openai", near, "", chatPath, `"draft_model":"x"`, "unsupported_parameter", "draft_model"},
+		{"mistral", "https://api.mistral.ai", "", chatPath, `"guardrails":[{"moderation_llm_v1":{"model_name":"x"}}]`, "unsupported_parameter", "guardrails"},
 		{"openai", near, "", chatPath, `"mcp_servers":[]`, "unsupported_parameter", "mcp_servers"},
 		{"openai", near, "", chatPath, `"audio":{"format":"wav","voice":{"id":"voice_1"}}`, "stored_object", "id"},
 		{"openai", near, "", chatPath, `"audio":{"format":"wav","voice":"alloy"},"modalities":["audio"]`, "", ""},
@@ -82,6 +83,9 @@ func TestFields(t *testing.T) {
 		{"gemini", "https://generativelanguage.googleapis.com", "", "/v1beta/models/g:generateContent", `"tools":[{"exaAiSearch":{"apiKey":"k"}}]`, "unsupported_parameter", "apiKey"},
 		{"gemini", "https://generativelanguage.googleapis.com", "", "/v1beta/models/g:generateContent", `"generation_config":{"response_schema":{"type":"OBJECT","$defs":{}},"top_k":1}`, "", ""},
 		{"gemini", "https://generativelanguage.googleapis.com", "", "/v1beta/models/g:generateContent", `"tools":[{"newSearch":{}}]`, "unknown_field", "tools.newSearch"},
+		{"cohere", "https://api.cohere.com", "", "/v2/chat", `"stream_options":{"x":1}`, "unknown_field", "stream_options.x"},
+		{"openai", near, "", "/v1/completions", `"stream_options":{"include_usage":true}`, "", ""},
+		{"openai", near, "", "/v1/completions", `"stream_options":{"x":1}`, "unknown_field", "stream_options.x"},
 		{"cohere", "https://api.cohere.com", "", "/v2/chat", `"connectors":[{"id":"web"}]`, "unknown_field", "connectors"},
 
 		// Items of Responses that only name something stored, and kinds of items.
@@ -109,6 +113,78 @@ func TestFields(t *testing.T) {
 		if code == "unknown_field" && !strings.Contains(e.Message, "settings.pass_fields") {
 			t.Errorf("%s: the message names no setting: %s", body, e.Message)
 		}
+	}
+}
+
+// free are members in which anything may stand: what a tool's schema, its arguments or
+// notes hold chooses nothing.
+var free = []string{"schema", "parameters", "input_schema", "metadata", "args", "response", "input", "cache_control", "tool_choice", "chat_template_kwargs",
+	"responseSchema", "logit_bias", "client_metadata", "user_location", "annotations", "citations"}
+
+// A member that nothing has is noticed in every object of a body, but in free ones.
+func TestUnknownEverywhere(t *testing.T) {
+	for _, row := range []struct{ kind, base, path, body string }{
+		{"custom", near, chatPath, `{"model":"m","metadata":{"a":"b"},"messages":[{"role":"user","content":[{"type":"text","text":"x","cache_control":{"type":"ephemeral"}},
+			{"type":"image_url","image_url":{"url":"https://a.example/b"}},{"type":"video_url","video_url":{"url":"https://a.example/b"}},{"type":"file","file":{"file_data":"data:a","filename":"f"}},
+			{"type":"input_audio","input_audio":{"data":"AA","format":"wav"}}]},{"role":"assistant","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}],
+			"audio":{"id":""},"function_call":{"name":"f","arguments":"{}"}}],"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}},
+			{"type":"custom","custom":{"name":"c","format":{"type":"grammar","grammar":{"syntax":"lark","definition":"x"}}}}],
+			"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"object"}}},"prediction":{"type":"content","content":[{"type":"text","text":"x"}]},
+			"web_search_options":{"search_context_size":"low"},"stream_options":{"include_usage":true},"chat_template_kwargs":{"a":1},"functions":[{"name":"f","parameters":{}}]}`},
+		{"openai", openAI, responsesPath, `{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"x"},{"type":"input_image","image_url":"https://a.example"}]},
+			{"type":"function_call","call_id":"1","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"1","output":[{"type":"input_text","text":"x"}]},
+			{"type":"reasoning","summary":[{"type":"summary_text","text":"x"}],"encrypted_content":"x"},{"type":"web_search_call","action":{"type":"search","query":"x"}},
+			{"type":"local_shell_call","action":{"type":"exec","command":["ls"]}}],"tools":[{"type":"function","name":"f","parameters":{"type":"object"}},
+			{"type":"web_search","filters":{"allowed_domains":["a"]}},{"type":"mcp","server_label":"s","server_url":"https://m.example","allowed_tools":{"tool_names":["x"]}},
+			{"type":"code_interpreter","container":{"type":"auto"}}],"text":{"format":{"type":"json_schema","name":"n","schema":{}},"verbosity":"low"},
+			"reasoning":{"effort":"low"},"client_metadata":{"x":"y"}}`},
+		{"anthropic", "https://api.anthropic.com", "/v1/messages", `{"model":"m","max_tokens":1,"system":[{"type":"text","text":"x"}],"metadata":{"user_id":"u"},
+			"messages":[{"role":"user","content":[{"type":"image","source":{"type":"url","url":"https://a.example"}},{"type":"tool_result","tool_use_id":"1","content":[{"type":"text","text":"x"}]}]},
+			{"role":"assistant","content":[{"type":"tool_use","id":"1","name":"f","input":{"x":1}},{"type":"thinking","thinking":"x","signature":"s"}]}],
+			"tools":[{"name":"f","input_schema":{"type":"object"}},{"type":"web_search_20250305","name":"web_search","user_location":{"type":"approximate"}}],
+			"thinking":{"type":"enabled","budget_tokens":1024},"mcp_servers":[{"type":"url","name":"s","url":"https://m.example"}],"output_config":{"format":{"type":"json_schema","schema":{}}},
+			"context_management":{"edits":[{"type":"clear_tool_uses_20250919","keep":{"type":"tool_uses","value":1}}]}}`},
+		{"gemini", "https://generativelanguage.googleapis.com", "/v1beta/models/m:generateContent", `{"contents":[{"role":"user","parts":[{"text":"x"},
+			{"inlineData":{"mimeType":"image/png","data":"AA"}},{"functionCall":{"name":"f","args":{"x":1}}},{"functionResponse":{"name":"f","response":{"x":1}}}]}],
+			"systemInstruction":{"parts":[{"text":"x"}]},"tools":[{"functionDeclarations":[{"name":"f","parameters":{"type":"OBJECT"}}]},{"googleSearch":{}}],
+			"generationConfig":{"thinkingConfig":{"thinkingBudget":1},"responseSchema":{"type":"OBJECT"},"speechConfig":{"voiceConfig":{"prebuiltVoiceConfig":{"voiceName":"x"}}}},
+			"safetySettings":[{"category":"x","threshold":"y"}],"toolConfig":{"functionCallingConfig":{"mode":"ANY"}}}`},
+		{"cohere", "https://api.cohere.com", "/v2/chat", `{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"x"},{"type":"image_url","image_url":{"url":"https://a.example"}}]}],
+			"tools":[{"type":"function","function":{"name":"f","parameters":{}}}],"citation_options":{"mode":"FAST"},"thinking":{"type":"enabled"}}`},
+	} {
+		if _, e := ask(t, row.kind, row.base, "", row.path, row.body); e != nil {
+			t.Errorf("%s as it is: %v", row.path, e)
+			continue
+		}
+		var body any
+		if err := json.Unmarshal([]byte(row.body), &body); err != nil {
+			t.Fatal(err)
+		}
+		var visit func(v any, path string, open bool)
+		visit = func(v any, path string, open bool) {
+			switch v := v.(type) {
+			case []any:
+				for _, x := range v {
+					visit(x, path, open)
+				}
+			case map[string]any:
+				v["zz_new"] = map[string]any{"model": "other"}
+				changed, err := json.Marshal(body)
+				delete(v, "zz_new")
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, e := ask(t, row.kind, row.base, "", row.path, string(changed))
+				if noticed := e != nil && e.Code == "unknown_field" && strings.HasSuffix(e.Param, "zz_new"); noticed == open {
+					t.Errorf("%s: a new member of %q: %v", row.path, path, e)
+				}
+				for name, x := range v {
+					inFree := slices.Contains(free, name) && !(name == "input" && path == "") && !(name == "parameters" && path == "")
+					visit(x, path+"."+name, open || inFree)
+				}
+			}
+		}
+		visit(body, "", false)
 	}
 }
 

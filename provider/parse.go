@@ -427,7 +427,7 @@ func (p *walker) value(r rule, field string, depth int) *Error {
 		}
 		return p.skip(depth)
 	case options:
-		return p.options(depth)
+		return p.options(r.in, field, depth)
 	}
 	return bad("invalid_json", field, "\""+field+"\" cannot be judged.")
 }
@@ -803,19 +803,17 @@ func hostOf(s string) string {
 }
 
 // options looks for include_usage in stream_options.
-func (p *walker) options(depth int) *Error {
+func (p *walker) options(s *shape, field string, depth int) *Error {
 	if p.d.PeekKind() != '{' {
 		p.call.usageSaid = true // null, or something for the provider to refuse
 		return p.skip(depth)
 	}
-	v, err := p.d.ReadValue()
-	if err != nil {
-		return syntax(err)
+	from := int(p.d.InputOffset())
+	if e := p.object(s, field, depth+1); e != nil {
+		return e
 	}
-	if depth+nesting(v) > maxDepth {
-		return tooDeep()
-	}
-	p.call.optionsAt = int(p.d.InputOffset()) - len(v)
+	v := p.body[from:p.d.InputOffset()]
+	p.call.optionsAt = from + bytes.IndexByte(v, '{')
 	p.call.usageSaid = bytes.Contains(v, []byte(`"include_usage"`)) || bytes.IndexByte(v, '\\') >= 0
 	return nil
 }

@@ -151,7 +151,7 @@ var dataShape = newShape(map[string]rule{"data": {do: blob}, "file_data": {do: b
 // partShape is a part of a message's content: text, image, file, sound.
 var partShape = newShape(map[string]rule{
 	"image_url": {do: link, in: &urlShape}, "video_url": {do: link, in: &urlShape}, "audio_url": {do: link, in: &urlShape},
-	"document_url": {do: link, in: &urlShape}, "file_url": {do: link, in: &urlShape},
+	"document_url": {do: link, in: &urlShape}, "file_url": {do: link, in: &urlShape}, "video": {do: link, in: &urlShape}, "image": {do: link, in: &urlShape},
 	"file": {do: walk, in: &dataShape}, "input_audio": {do: walk, in: &dataShape}, "file_data": {do: blob}, "file_id": {do: stored},
 })
 
@@ -169,7 +169,7 @@ var chatBody = newShape(with(steering, map[string]rule{
 	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: options}, "max_tokens": {do: tokens}, "max_completion_tokens": {do: tokens},
 	"messages": {do: walk, in: &messageShape}, "tools": {do: walk, in: &toolShape}, "functions": {do: walk, in: &functionShape},
 	"web_search_options": {do: marks}, "search_parameters": {do: marks}, "max_output_tokens": {do: refuse},
-	"moderation": {do: walk, in: &modelShape}, "deferred": {do: noTrue}, "mcp_servers": {do: refuse}, "audio": {do: walk, in: &voiceShape},
+	"moderation": {do: walk, in: &modelShape}, "deferred": {do: noTrue}, "guardrails": {do: second}, "mcp_servers": {do: refuse}, "audio": {do: walk, in: &voiceShape},
 }))
 
 // voiceShape is how an answer in sound is to be: a voice of one's own is stored.
