@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"runtime/debug"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -498,11 +497,13 @@ func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 
 	// Only what is there is removed: each name costs Envoy a look through all.
 	m.remove = make([]string, 0, len(x.req.remove)+len(f.Remove)+1)
-	for _, name := range slices.Concat(x.req.remove, f.Remove) {
-		// Envoy removes before it sets, but a header that is both is a thing to
-		// get wrong.
-		if !m.sets(name) {
-			m.remove = append(m.remove, name)
+	for _, names := range [...][]string{x.req.remove, f.Remove} {
+		for _, name := range names {
+			// Envoy removes before it sets, but a header that is both is a thing to
+			// get wrong.
+			if !m.sets(name) {
+				m.remove = append(m.remove, name)
+			}
 		}
 	}
 	body := f.Body

@@ -79,7 +79,7 @@ var flavors = []flavor{
 // answer and send back, marks for caches, and notes about themselves.
 var clients = map[string]string{
 	"/v1/chat/completions": "messages.parsed messages.reasoning_content messages.reasoning messages.reasoning_text messages.reasoning_opaque messages.reasoning_details " +
-		"messages.thinking_blocks messages.extra_content messages.provider_specific_fields messages.cache_control messages.images messages.id messages.weight " +
+		"messages.thinking_blocks messages.extra_content messages.provider_specific_fields messages.cache_control messages.images messages.id messages.weight messages.phase " +
 		"messages.annotations messages.refusal messages.content.cache_control messages.content.annotations messages.content.citations messages.content.id messages.content.index " +
 		"messages.content.thinking messages.content.signature messages.content.data messages.content.extra_content messages.content.filename messages.content.detail " +
 		"messages.content.format messages.content.video_url.detail messages.content.video_url.uuid messages.content.audio_url.uuid messages.content.image_url.uuid messages.content.uuid " +
