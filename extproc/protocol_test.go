@@ -504,20 +504,27 @@ func TestDrain(t *testing.T) {
 	drained := make(chan error, 1)
 	go func() { drained <- w.server.Drain(deadline) }()
 
-	// A newcomer gets an error, never a clean close.
+	// A newcomer gets 503 with Retry-After, and never a clean close without an answer.
 	for {
 		late, err := w.client.Process(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _ = late.Send(w.messageOf('h')); true {
-			if _, err := late.Recv(); err != nil {
-				if status.Code(err) != codes.Unavailable {
-					t.Errorf("newcomer got %v", err)
-				}
-				break
-			}
+		if err := late.Send(w.messageOf('h')); err != nil {
+			t.Fatal(err)
 		}
+		resp, err := late.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := resp.GetImmediateResponse()
+		if got == nil {
+			continue // it came before Drain did
+		}
+		if got.GetStatus().GetCode() != 503 || !strings.Contains(string(got.GetBody()), "shutting_down") || !strings.Contains(got.GetHeaders().String(), "retry-after") {
+			t.Errorf("newcomer got %v", got)
+		}
+		break
 	}
 	// One that is in progress is answered to its end.
 	if err := finishes.Send(w.messageOf('P')); err != nil {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/provider"
 	"github.com/ai-identity/ai-identity/verdict"
 )
 
@@ -182,10 +183,10 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 	x := s.newExchange()
 	if draining, full := s.live.enter(&x.handle, s.c.MaxStreams); draining {
 		s.metrics.turnedAway.WithLabelValues("draining").Inc()
-		return status.Error(codes.Unavailable, "ext_proc: shutting down")
+		return x.turnAway(stream, verdict.Revoked(reasonShutdown))
 	} else if full {
 		s.metrics.turnedAway.WithLabelValues("full").Inc()
-		return status.Error(codes.ResourceExhausted, "ext_proc: too many live exchanges")
+		return x.turnAway(stream, verdict.Unavailable("gateway_overloaded", "The gateway has as many requests as it takes. Try again shortly."))
 	}
 	ended := make(chan error, 1)
 	s.crew.do(func() { ended <- x.run(stream) })
@@ -205,6 +206,24 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 	// Envoy answers an error in the middle of an answer by cutting it off. run sees
 	// its stream end and settles.
 	return status.Error(codes.Aborted, "ext_proc: cut: "+x.handle.cutReason())
+}
+
+// turnAway rejects an exchange that was not admitted, with 503 and Retry-After in the
+// caller's format. Nothing was evaluated, so nothing is recorded.
+func (x *exchange) turnAway(stream extprocv3.ExternalProcessor_ProcessServer, e *provider.Error) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return errClosedEarly
+	}
+	head := first.GetRequestHeaders()
+	if head == nil {
+		return x.disorder("not_admitted")
+	}
+	x.req = readRequest(head)
+	if err := stream.Send(x.refuse(e)); err != nil {
+		return fmt.Errorf("answering Envoy: %w", err)
+	}
+	return nil
 }
 
 // run owns the exchange from its first message to its settlement. It returns
@@ -316,7 +335,7 @@ func (s *Server) CallerChanged(p identity.Presented, caller identity.Caller, kno
 // that keeps what is in use hears of every end of it.
 func (s *Server) InUse(p identity.Presented) bool { return s.live.has(p) }
 
-// Drain refuses new exchanges with an error and waits for those in progress to
+// Drain rejects new exchanges with 503 and waits for those in progress to
 // end and settle. Those that are left when ctx is done are cut, and waited for
 // until their settlement is handed to the recorder. Stop the gRPC server, and
 // then the recorder, after it.

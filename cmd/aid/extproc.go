@@ -44,8 +44,9 @@ until the control plane has it. Without a control plane it goes on with what it
 knows for --max-staleness, then refuses everything.
 
 /readyz is green once a request sent to --gateway-url came here through Envoy. On
-SIGTERM /readyz turns red, new exchanges are refused, those in progress may end
-within --drain, and what was recorded is flushed and shipped.
+SIGTERM /readyz turns red and requests are served on for --lame-duck, so that a load
+balancer can send them elsewhere. Then new requests get 503 with Retry-After, those in
+progress may end within --drain, and the audit log is flushed and shipped.
 
 Keep --segments on a disk that survives this process: what is there and not yet
 shipped is the record.`,
@@ -86,6 +87,7 @@ shipped is the record.`,
 	f.IntVar(&s.maxDeciding, "max-deciding", 0, "exchanges that parse and decide at the same moment (default: 4 for each CPU)")
 	f.Int64Var(&s.maxWaiting, "max-waiting-bytes", 512<<20, "`bytes` that the bodies of all waiting requests may have, half of them for one agent, a quarter for one key")
 	f.IntVar(&s.maxCallers, "max-callers", 100_000, "keys that are kept in memory; those with requests in progress come on top")
+	f.DurationVar(&s.lameDuck, "lame-duck", 5*time.Second, "how long to serve on when stopping, with /readyz red, until no more requests are sent here")
 	f.DurationVar(&s.drain, "drain", 10*time.Second, "how long exchanges in progress may go on when stopping")
 	f.DurationVar(&s.shipLast, "ship-last", 5*time.Second, "how long to wait when stopping for the control plane to take what is recorded")
 	f.BoolVar(&s.pprof, "pprof", false, "serve Go's profiles beside /metrics, under /debug/pprof/")
@@ -96,17 +98,17 @@ const domainsHelp = "`hosts` by which clients call the gateway, such as ai.examp
 
 // sidecar is one run of `aid extproc`.
 type sidecar struct {
-	listen, status, xds, nodeID, tokenFile string
-	files                                  tlsFiles
-	serverName                             string
-	segments                               string
-	maxBacklog, minFree                    int64
-	gatewayURL, prices                     string
-	domains                                []string
-	maxStaleness, drain, shipLast          time.Duration
-	maxBody, maxWaiting                    int64
-	maxStreams, maxDeciding, maxCallers    int
-	pprof                                  bool
+	listen, status, xds, nodeID, tokenFile  string
+	files                                   tlsFiles
+	serverName                              string
+	segments                                string
+	maxBacklog, minFree                     int64
+	gatewayURL, prices                      string
+	domains                                 []string
+	maxStaleness, lameDuck, drain, shipLast time.Duration
+	maxBody, maxWaiting                     int64
+	maxStreams, maxDeciding, maxCallers     int
+	pprof                                   bool
 
 	log *slog.Logger
 }
@@ -127,6 +129,8 @@ func (s *sidecar) check() error {
 		return usagef("--max-waiting-bytes %d: one key may use a quarter, which must hold a body of --max-body %d: want %d or more", s.maxWaiting, s.maxBody, 4*s.maxBody)
 	case s.maxStaleness <= 0:
 		return usagef("--max-staleness %v: want a time above 0, such as 10m", s.maxStaleness)
+	case s.lameDuck < 0 || s.drain < 0 || s.shipLast < 0:
+		return usagef("--lame-duck, --drain and --ship-last must not be negative")
 	case s.maxStreams <= 0:
 		return usagef("--max-streams %d: want a number above 0", s.maxStreams)
 	case !local(s.listen):
@@ -249,12 +253,13 @@ func (s *sidecar) run(ctx context.Context) error {
 	return <-ended
 }
 
-// end is the order of death: say that we are not ready, let exchanges in progress
-// end, stop answering, make everything that they recorded durable, and let the
+// end is the order of death: say that we are not ready, serve on for a while, let
+// exchanges in progress end, stop answering, make everything that they recorded durable, and let the
 // control plane have it if it is there.
 func (s *sidecar) end(ctx context.Context, ready *readiness, server *extproc.Server, g *grpc.Server, writer *audit.Writer) {
 	ctx = context.WithoutCancel(ctx)
 	ready.stop()
+	s.serveOn()
 	drain, cancel := context.WithTimeout(ctx, s.drain)
 	defer cancel()
 	if err := server.Drain(drain); err != nil {
@@ -269,6 +274,12 @@ func (s *sidecar) end(ctx context.Context, ready *readiness, server *extproc.Ser
 	if err := writer.WaitShipped(last); err != nil {
 		s.log.Warn("part of the record waits here for the next start", "segments", s.segments, "err", err)
 	}
+}
+
+// serveOn waits for --lame-duck. A second signal ends the process at once.
+func (s *sidecar) serveOn() {
+	s.log.Info("stopping: /readyz is red", "lame_duck", s.lameDuck, "drain", s.drain)
+	time.Sleep(s.lameDuck)
 }
 
 // dial connects to the control plane, now or later.

@@ -260,7 +260,8 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 		"--listen", "unix:"+h.socket("extproc"), "--listen-status", "unix:"+h.socket("extproc-status"),
 		"--xds", "unix:"+h.socket("xds"), "--token-file", token.file, "--segments", h.path("segments"),
 		"--gateway-url", "http://"+reachable(u.gateway), "--max-staleness", u.maxStaleness.String(),
-		"--max-body", strconv.FormatInt(u.maxBody, 10), "--drain", u.drain.String(), "--prices", u.prices, "--domains", strings.Join(u.domains, ","))
+		"--max-body", strconv.FormatInt(u.maxBody, 10), "--drain", u.drain.String(), "--lame-duck", "0s", "--prices", u.prices,
+		"--domains", strings.Join(u.domains, ",")) // Envoy has ended before
 	bootstrap, err := envoy.Bootstrap(envoy.Config{
 		NodeID: "up", XDS: envoy.Endpoint{Address: "unix:" + h.socket("xds")}, Token: token.secret,
 		ExtProc: h.socket("extproc"), API: envoy.Endpoint{Address: reachable(u.api)}, Admin: h.socket("envoy"),
