@@ -3,6 +3,7 @@ package provider
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/fernet/fernet-go"
 )
@@ -11,29 +12,40 @@ import (
 // https://github.com/fernet/spec). The first key seals; all of them open, so that
 // keys are rotated by putting a new one in front and sealing again.
 type Sealer struct {
-	keys []*fernet.Key
+	keys atomic.Pointer[[]*fernet.Key]
 }
 
 // NewSealer takes keys as Fernet writes them: 32 bytes in URL-safe base64. An
 // error says which key is malformed and does not quote it.
 func NewSealer(keys []string) (*Sealer, error) {
-	if len(keys) == 0 {
-		return nil, errors.New("no Fernet key: credentials cannot be kept without one")
-	}
 	s := &Sealer{}
-	for i, text := range keys {
-		k, err := fernet.DecodeKey(text)
-		if err != nil {
-			return nil, fmt.Errorf("fernet key %d of %d is not 32 bytes in base64", i+1, len(keys))
-		}
-		s.keys = append(s.keys, k)
+	if err := s.Replace(keys); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
 
+// Replace makes keys the current ones, all of them or, with an error, none. It may be
+// called while the Sealer is in use.
+func (s *Sealer) Replace(keys []string) error {
+	if len(keys) == 0 {
+		return errors.New("no Fernet key: credentials cannot be kept without one")
+	}
+	next := make([]*fernet.Key, 0, len(keys))
+	for i, text := range keys {
+		k, err := fernet.DecodeKey(text)
+		if err != nil {
+			return fmt.Errorf("fernet key %d of %d is not 32 bytes in base64", i+1, len(keys))
+		}
+		next = append(next, k)
+	}
+	s.keys.Store(&next)
+	return nil
+}
+
 // Seal encrypts b with the first key.
 func (s *Sealer) Seal(b []byte) (string, error) {
-	token, err := fernet.EncryptAndSign(b, s.keys[0])
+	token, err := fernet.EncryptAndSign(b, (*s.keys.Load())[0])
 	if err != nil {
 		return "", fmt.Errorf("sealing: %w", err)
 	}
@@ -43,7 +55,7 @@ func (s *Sealer) Seal(b []byte) (string, error) {
 // Open decrypts what Seal made with any of the keys, whenever that was. The error
 // is ErrUnreadable.
 func (s *Sealer) Open(sealed string) ([]byte, error) {
-	b := fernet.VerifyAndDecrypt([]byte(sealed), -1, s.keys)
+	b := fernet.VerifyAndDecrypt([]byte(sealed), -1, *s.keys.Load())
 	if b == nil {
 		return nil, fmt.Errorf("opening a sealed secret: %w", ErrUnreadable)
 	}

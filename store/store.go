@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -169,6 +170,27 @@ func (db *DB) Ping(ctx context.Context) error {
 		return fmt.Errorf("asking the database: %w", err)
 	}
 	return nil
+}
+
+// Writable is nil if the database takes writes from this role. A standby and a read-only
+// database answer Ping all the same. Nothing is changed.
+func (db *DB) Writable(ctx context.Context) error {
+	if _, err := db.pool.Exec(ctx, `UPDATE audit_heads SET seq = seq WHERE false`); err != nil {
+		return fmt.Errorf("the database takes no writes: %w", err)
+	}
+	return nil
+}
+
+// Away says whether an error of Open may be over soon: the server cannot be reached, is
+// starting or stopping, or has no connection left.
+func Away(err error) bool {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return strings.HasPrefix(pg.Code, "57P0") || strings.HasPrefix(pg.Code, "08") || pg.Code == "53300"
+	}
+	var connect *pgconn.ConnectError
+	var tlsError *tls.CertificateVerificationError
+	return errors.As(err, &connect) && !errors.As(err, &tlsError)
 }
 
 // Pool is for statements that are of no org.

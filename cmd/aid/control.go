@@ -109,9 +109,11 @@ func (c *control) run(ctx context.Context) error {
 	if c.maxBody <= 0 {
 		return usagef("--max-body %d: want a number of bytes above 0", c.maxBody)
 	}
-	secure, err := c.files.server()
+	reg := registry()
+	files := newReloads(reg, c.log)
+	secure, err := files.server(c.files)
 	if err != nil {
-		return usagef("%v", err)
+		return err
 	}
 	if secure == nil && !local(c.xds) {
 		return usagef("--listen-xds %s: others can reach it, and it serves credentials: give --tls-cert and --tls-key, or listen on 127.0.0.1 or unix:/path", c.xds)
@@ -120,6 +122,19 @@ func (c *control) run(ctx context.Context) error {
 		c.log.Warn("others can reach --listen-api, which speaks plain HTTP: give --tls-cert and --tls-key, or put TLS in front of it", "address", c.api)
 	}
 	sealer, err := sealerOf(c.fernet)
+	if err != nil {
+		return err
+	}
+	err = files.add("fernet-keys", func() ([]byte, error) { return readTrusted(c.fernet, secretFile) }, func() (func(), error) {
+		keys, err := lines(c.fernet)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := provider.NewSealer(keys); err != nil {
+			return nil, err
+		}
+		return func() { sealer.Replace(keys) }, nil //nolint:errcheck // NewSealer took them
+	})
 	if err != nil {
 		return err
 	}
@@ -132,7 +147,6 @@ func (c *control) run(ctx context.Context) error {
 		return err
 	}
 
-	reg := registry()
 	// Listen first: an address that is taken is said before anything is opened.
 	statusL, err := listen(ctx, "listen-status", c.status)
 	if err != nil {
@@ -146,8 +160,9 @@ func (c *control) run(ctx context.Context) error {
 	})
 	defer ready.stop() // red before anything ends: this runs before life.stop
 
-	db, err := openStore(ctx, c.postgres, c.connections, reg, c.log)
-	if err != nil {
+	life.start(ctx, "files", files.run)
+	db, err := waitForStore(ctx, c.postgres, c.connections, reg, c.log)
+	if err != nil || ctx.Err() != nil {
 		return err
 	}
 	life.start(ctx, "database", func(ctx context.Context) error {
@@ -159,7 +174,8 @@ func (c *control) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	life.start(ctx, "housekeeping", func(ctx context.Context) error { return housekeeping(ctx, db, c.log) })
+	months := newHousekeeping(db, reg, c.log)
+	life.start(ctx, "housekeeping", months.run)
 
 	control, err := xds.NewServer(xds.ServerConfig{
 		DB: db, Sealer: sealer, Appender: chain, Gateway: c.gateway, Usage: c.usage, MaxBody: c.maxBody,
@@ -169,7 +185,10 @@ func (c *control) run(ctx context.Context) error {
 		return err
 	}
 	all := func(ctx context.Context) error {
-		if err := db.Ping(ctx); err != nil {
+		if err := db.Writable(ctx); err != nil {
+			return fmt.Errorf("database: %w", err)
+		}
+		if err := months.failed(); err != nil {
 			return fmt.Errorf("database: %w", err)
 		}
 		if err := control.Ready(ctx); err != nil {
@@ -272,6 +291,34 @@ func openStore(ctx context.Context, url string, connections int32, reg prometheu
 		return nil, fmt.Errorf("--postgres: %w", err)
 	}
 	return db, nil
+}
+
+// waitForStore is openStore that waits while the database is away, as it is when both
+// are started together. What a later try cannot mend ends it: a wrong URL or password,
+// a role that may do too much, a schema that is too old.
+func waitForStore(ctx context.Context, url string, connections int32, reg prometheus.Registerer, log *slog.Logger) (*store.DB, error) {
+	const pause, repeat = time.Second, 30 * time.Second
+	said := time.Time{}
+	for {
+		db, err := openStore(ctx, url, connections, reg, log)
+		if err == nil && !said.IsZero() {
+			log.Info("the database is there")
+		}
+		if err == nil || ctx.Err() != nil || !store.Away(err) {
+			return db, err
+		}
+		if time.Since(said) >= repeat {
+			said = time.Now()
+			log.Warn("waiting for the database; until it is there, nothing is served and /readyz is red", "err", err)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, nil
+		case <-timer.C:
+		}
+	}
 }
 
 // sealerOf reads the keys that seal provider credentials.

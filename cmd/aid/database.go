@@ -11,7 +11,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ai-identity/ai-identity/store"
 )
@@ -176,22 +179,59 @@ func warnOfPassword(address string, log *slog.Logger) {
 	}
 }
 
-// housekeeping keeps audit entries a few months of room ahead, and says so when
-// it cannot: entries then have their place in the default partition.
-func housekeeping(ctx context.Context, db *store.DB, log *slog.Logger) error {
-	tick := time.NewTicker(6 * time.Hour)
-	defer tick.Stop()
+// housekeeping makes the partitions of the audit log for the next months. If it cannot,
+// entries go to the default partition, nothing is lost, and it is loud: an error in the
+// log, a metric and /readyz.
+type housekeeping struct {
+	db   *store.DB
+	log  *slog.Logger
+	last atomic.Pointer[error] // of the last try; nil before
+
+	failures prometheus.Counter
+}
+
+func newHousekeeping(db *store.DB, reg prometheus.Registerer, log *slog.Logger) *housekeeping {
+	h := &housekeeping{db: db, log: log, failures: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "aid_store_partition_failures_total", Help: "How often the audit log's partitions of the next months could not be made.",
+	})}
+	reg.MustRegister(h.failures)
+	return h
+}
+
+// failed is why the last try did not work. A database that is away is not its finding.
+func (h *housekeeping) failed() error {
+	if err := h.last.Load(); err != nil && *err != nil {
+		return fmt.Errorf("making the audit log's partitions of the next months: %w", *err)
+	}
+	return nil
+}
+
+func (h *housekeeping) run(ctx context.Context) error {
+	const often, seldom = time.Minute, 6 * time.Hour
 	for {
 		try, cancel := context.WithTimeout(ctx, time.Minute)
-		_, err := db.Pool().Exec(try, "SELECT aid_audit_partitions(3)")
+		_, err := h.db.Pool().Exec(try, "SELECT aid_audit_partitions(3)")
 		cancel()
-		if err != nil && ctx.Err() == nil {
-			log.Warn("making the audit partitions of the next months", "err", err)
+		pause := seldom
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case store.Away(err):
+			pause = often
+		case err != nil:
+			pause = often
+			h.failures.Inc()
+			h.last.Store(&err)
+			h.log.Error("making the audit log's partitions of the next months", "err", err)
+		default:
+			h.last.Store(&err)
 		}
+		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
+			timer.Stop()
 			return nil
-		case <-tick.C:
+		case <-timer.C:
 		}
 	}
 }

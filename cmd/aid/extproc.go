@@ -18,7 +18,6 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
@@ -147,13 +146,6 @@ func (s *sidecar) run(ctx context.Context) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	token := ""
-	if s.tokenFile != "" {
-		var err error
-		if token, err = readSecret(s.tokenFile); err != nil {
-			return usagef("--token-file: %v", err)
-		}
-	}
 	table, err := loadPrices(s.prices)
 	if err != nil {
 		return err
@@ -174,6 +166,12 @@ func (s *sidecar) run(ctx context.Context) error {
 	}
 	defer flush()
 
+	files := newReloads(reg, s.log)
+	conn, err := s.dial(files)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
 	statusL, err := listen(ctx, "listen-status", s.status)
 	if err != nil {
 		return err
@@ -186,11 +184,7 @@ func (s *sidecar) run(ctx context.Context) error {
 		return serveHTTP(ctx, statusL, profiled(status(registered(reg, s.log), ready.ask), s.pprof), s.log)
 	})
 
-	conn, err := s.dial()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
+	below.start(ctx, "files", files.run)
 	if err := checkFolder(s.segments, false); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("--segments: %w", err)
 	}
@@ -204,12 +198,12 @@ func (s *sidecar) run(ctx context.Context) error {
 	shipping, shipped := context.WithCancel(context.WithoutCancel(ctx))
 	defer shipped()
 	below.start(ctx, "shipping", func(context.Context) error {
-		return writer.Ship(shipping, xds.NewIngest(conn, token))
+		return writer.Ship(shipping, xds.NewIngest(conn, ""))
 	})
 
 	var server *extproc.Server // made below; nobody calls Changed or InUse before Run
 	client, err := xds.NewClient(xds.ClientConfig{
-		Conn: conn, NodeID: s.nodeID, Token: token, MaxStaleness: s.maxStaleness, MaxCallers: s.maxCallers,
+		Conn: conn, NodeID: s.nodeID, MaxStaleness: s.maxStaleness, MaxCallers: s.maxCallers,
 		InUse:   func(p identity.Presented) bool { return server.InUse(p) },
 		Changed: func(p identity.Presented, c identity.Caller, known bool) { server.CallerChanged(p, c, known) },
 		Log:     s.log, Registerer: reg,
@@ -283,19 +277,26 @@ func (s *sidecar) serveOn() {
 }
 
 // dial connects to the control plane, now or later.
-func (s *sidecar) dial() (*grpc.ClientConn, error) {
+func (s *sidecar) dial(files *reloads) (*grpc.ClientConn, error) {
 	target, secure := s.xds, insecure.NewCredentials()
 	if !strings.HasPrefix(target, "unix:") {
 		target = "dns:///" + target
 	}
 	if s.files.ca != "" {
-		c, err := s.files.client(s.serverName)
-		if err != nil {
-			return nil, usagef("%v", err)
+		var err error
+		if secure, err = files.client(s.files, s.serverName); err != nil {
+			return nil, err
 		}
-		secure = credentials.NewTLS(c)
 	}
-	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(secure),
+	var options []grpc.DialOption
+	if s.tokenFile != "" {
+		token, err := files.token(s.tokenFile)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, grpc.WithPerRPCCredentials(token))
+	}
+	options = append(options, grpc.WithTransportCredentials(secure),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(256<<20), grpc.MaxCallSendMsgSize(32<<20)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -303,6 +304,7 @@ func (s *sidecar) dial() (*grpc.ClientConn, error) {
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.3, MaxDelay: 3 * time.Second},
 			MinConnectTimeout: 3 * time.Second,
 		}))
+	conn, err := grpc.NewClient(target, options...)
 	if err != nil {
 		return nil, usagef("--xds: %v", err)
 	}

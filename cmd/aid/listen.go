@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -160,15 +161,28 @@ func (f tlsFiles) client(serverName string) (*tls.Config, error) {
 }
 
 func pool(file string) (*x509.CertPool, error) {
-	pem, err := readTrusted(file, publicFile)
+	text, err := readTrusted(file, publicFile)
 	if err != nil {
 		return nil, err
 	}
 	p := x509.NewCertPool()
-	if !p.AppendCertsFromPEM(pem) {
+	if !p.AppendCertsFromPEM(text) {
 		return nil, fmt.Errorf("no PEM certificate in %s", file)
 	}
 	return p, nil
+}
+
+// certificates are the DER bytes of a PEM file's certificates.
+func certificates(text []byte) (all [][]byte) {
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			return all
+		}
+		if block.Type == "CERTIFICATE" {
+			all = append(all, block.Bytes)
+		}
+	}
 }
 
 // serveHTTP serves h on l until ctx is done, and then lets requests in hand end

@@ -9,8 +9,10 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -126,7 +128,8 @@ type up struct {
 
 	home     *home
 	life     *life
-	children []*process.Child
+	mu       sync.Mutex
+	children []*process.Child // changed under mu, by the goroutine of run alone
 	stopping atomic.Bool
 
 	postgresRestarts func() int64 // of the embedded one; nil: there is none
@@ -142,6 +145,9 @@ func (u *up) run(ctx context.Context) (err error) {
 	ctx, restore := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, restore)
 
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
 	began := time.Now()
 	if u.home, err = openHome(u.homeDir); err != nil {
 		return err
@@ -163,6 +169,7 @@ func (u *up) run(ctx context.Context) (err error) {
 		}
 	}()
 
+	u.life.start(ctx, "SIGHUP", func(ctx context.Context) error { return u.passOn(ctx, hup) })
 	db, err := u.database(ctx)
 	if err != nil {
 		return err
@@ -184,6 +191,25 @@ func (u *up) run(ctx context.Context) (err error) {
 	u.next(e, time.Since(began))
 	fmt.Fprintln(u.out, "ready")
 	return u.life.wait(ctx)
+}
+
+// passOn gives SIGHUP to the children, which read their files again.
+func (u *up) passOn(ctx context.Context, hup <-chan os.Signal) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hup:
+			u.mu.Lock()
+			children := slices.Clone(u.children)
+			u.mu.Unlock()
+			for _, c := range children {
+				if pid := c.PID(); pid != 0 {
+					syscall.Kill(pid, syscall.SIGHUP) //nolint:errcheck // it has ended, then
+				}
+			}
+		}
+	}
 }
 
 // look checks what can be checked before anything is started, so that what a
@@ -355,7 +381,9 @@ func (u *up) child(ctx context.Context, self, name string, env map[string]string
 		MaxBackoff: 2 * time.Second,
 		Log:        u.log,
 	})
+	u.mu.Lock()
 	u.children = append(u.children, c)
+	u.mu.Unlock()
 	u.life.start(ctx, name, c.Run)
 }
 
