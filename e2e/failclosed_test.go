@@ -203,7 +203,7 @@ func TestFailClosed(t *testing.T) {
 		for _, c := range formatsCalled() {
 			for _, client := range protocols() {
 				wg.Go(func() {
-					c.refuse(t.Context(), t, client, up.Gateway, key, c.path, strings.NewReader(c.withModel()), http.StatusInternalServerError)
+					c.refuse(t.Context(), t, client, up.Gateway, key, c.path, strings.NewReader(c.withModel()), http.StatusServiceUnavailable)
 				})
 			}
 		}

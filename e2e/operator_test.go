@@ -1,11 +1,16 @@
 package e2e_test
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/ai-identity/ai-identity/e2e"
 )
@@ -75,4 +80,69 @@ func TestLostKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	e2e.Start(t, e2e.Config{Home: home})
+}
+
+// A sidecar that is told to stop under load answers with its last strength: callers get
+// 200, or 503 with Retry-After, and never 500.
+func TestGracefulStop(t *testing.T) {
+	provider := e2e.Record(t, nil)
+	up := e2e.Start(t, e2e.Config{Providers: provider.File("openai", credential, "gpt-*")})
+	_, key := up.Key(t, up.Agent(t, `{"name":"steady","allowed_models":["gpt-4o"]}`), `{"name":"k","scopes":["chat:completions"]}`)
+	up.Chat(t, key, allowed)
+
+	stop := make(chan struct{})
+	var mu sync.Mutex
+	count := map[int]int{}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				got := up.Chat(t, key, allowed)
+				mu.Lock()
+				count[got.Status]++
+				if got.Status != 200 && (got.Status != 503 || got.Header.Get("Retry-After") == "") {
+					t.Errorf("a caller got %d, %v, %s", got.Status, got.Header, got.Body)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	served := func(n int) func() error {
+		return func() error {
+			mu.Lock()
+			defer mu.Unlock()
+			if count[200] < n {
+				return fmt.Errorf("%d of %d were served", count[200], n)
+			}
+			return nil
+		}
+	}
+	for range 3 {
+		e2e.Eventually(t, 30*time.Second, served(count200(&mu, count)+50))
+		before := up.Child(t, "aid extproc")
+		if err := syscall.Kill(before, syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		e2e.Eventually(t, 30*time.Second, func() error {
+			if e2e.Alive(before) {
+				return errors.New("it still runs")
+			}
+			return nil
+		})
+		up.Ready(t)
+	}
+	close(stop)
+	wg.Wait()
+	t.Logf("by status: %v", count)
+}
+
+func count200(mu *sync.Mutex, count map[int]int) int {
+	mu.Lock()
+	defer mu.Unlock()
+	return count[200]
 }

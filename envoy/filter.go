@@ -13,6 +13,7 @@ import (
 	headerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
@@ -115,6 +116,8 @@ func ExtProcFilter(usage string) *extprocv3.ExternalProcessor {
 		FailureModeAllow: false,
 		ProcessingMode:   AnswerMode(extprocv3.ProcessingMode_STREAMED),
 		MessageTimeout:   durationpb.New(messageTimeout),
+		// A sidecar that stops or starts is an outage, and no fault of the request.
+		StatusOnError: &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
 		// For responses that are translated: see AnswerMode.
 		AllowModeOverride: true,
 		AllowedOverrideModes: []*extprocv3.ProcessingMode{

@@ -77,7 +77,7 @@ func TestRepliesOfEnvoy(t *testing.T) {
 			t.Errorf("%s, in the format of %s (-want +got):\n%s", path, format, d)
 		}
 	}
-	failed := provider.Error{Status: 500, Type: "api_error", Code: "decision_unavailable", Message: "The gateway's sidecar does not respond, so the request was not evaluated and not forwarded. Try again shortly.", RetryAfter: time.Second}
+	failed := provider.Error{Status: 503, Type: "api_error", Code: "decision_unavailable", Message: "The gateway's sidecar does not respond, so the request was not evaluated and not forwarded. Try again shortly.", RetryAfter: time.Second}
 
 	for _, ep := range provider.Endpoints() {
 		path := strings.NewReplacer("{version}", "v1beta", "{model}", "some-model").Replace(ep.Path)
