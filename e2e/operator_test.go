@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -145,4 +146,79 @@ func count200(mu *sync.Mutex, count map[int]int) int {
 	mu.Lock()
 	defer mu.Unlock()
 	return count[200]
+}
+
+// The first steps that `make run` prints work as they are printed, without Node, and a
+// stand-in that cannot listen stops the start.
+func TestBanner(t *testing.T) {
+	up := e2e.Start(t, e2e.Config{Args: []string{"--stand-in", "127.0.0.1:0"}})
+	const last = `"Hello"}]}'`
+	e2e.Eventually(t, 10*time.Second, func() error {
+		if !strings.Contains(up.Stderr(), last) {
+			return errors.New("the first steps are not printed")
+		}
+		return nil
+	})
+	_, banner, _ := strings.Cut(up.Stderr(), "An agent, its key, and its first request:")
+	commands, _, _ := strings.Cut(banner, last)
+	out, err := exec.Command("sh", "-ec", commands+last).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "I am the stand-in") {
+		t.Errorf("%v: %s\nof\n%s", err, out, commands)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	second, err := e2e.TryStart(t, e2e.Config{Args: []string{"--stand-in", l.Addr().String()}})
+	if said := second.Stderr(); err == nil || !strings.Contains(said, "--stand-in") || !strings.Contains(said, l.Addr().String()) {
+		t.Errorf("the stand-in's port is taken: %v, %s", err, said)
+	}
+}
+
+// What a machine lacks is said first and whole, with what to install, before anything is.
+func TestToolsCheck(t *testing.T) {
+	dir := t.TempDir()
+	for _, tool := range []string{"bash", "sed", "sort", "head", "dirname"} {
+		path, err := exec.LookPath(tool)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(path, filepath.Join(dir, tool)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	program := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(what string) (string, error) {
+		cmd := exec.Command(filepath.Join(e2e.Root(), "tools", "check"), what)
+		cmd.Env = []string{"PATH=" + dir}
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	want := func(what string, words ...string) {
+		t.Helper()
+		out, err := check(what)
+		if (err == nil) != (len(words) == 0) {
+			t.Errorf("%s: %v %s", what, err, out)
+		}
+		for _, w := range words {
+			if !strings.Contains(out, w) {
+				t.Errorf("%s does not say %q: %s", what, w, out)
+			}
+		}
+	}
+	want("check-run", "go.dev/dl", "apt-get install python3 python3-venv")
+	want("check-test", "node 20", "npm 20", "C compiler", "for tests only")
+	program("go", "echo go1.20.1")
+	program("python3", "echo 3.7")
+	want("check-run", "this is go1.20.1", "python3 is 3.7")
+	program("go", "echo go1.99.0")
+	program("python3", `case "$2" in *ensurepip*) exit 1;; *) echo 3.12;; esac`)
+	want("check-run", "apt-get install python3-venv")
+	program("python3", "echo 3.12")
+	want("check-run")
 }

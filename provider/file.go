@@ -42,6 +42,17 @@ func (c FileCredential) Read(lookup func(string) (string, bool), file func(strin
 	return c.Secret.Reveal(), nil
 }
 
+// Warnings are what is valid and can hardly be meant.
+func (p FileProvider) Warnings() (all []string) {
+	if len(p.Models) == 0 {
+		all = append(all, "it has no models, so no request reaches it by its model: list them, such as models: [\"gpt-*\"]")
+	}
+	if c := p.Credential; c.Env == "" && c.File == "" && c.Secret.Reveal() == "" && !p.needsNone() {
+		all = append(all, "it has no credential: requests to it are rejected until one is set, with credential: {env: VARIABLE} or through the API")
+	}
+	return all
+}
+
 // inFile is what the YAML holds.
 type inFile struct {
 	Providers []struct {

@@ -180,3 +180,37 @@ func TestLoadDocs(t *testing.T) {
 		t.Errorf("a field that is not known, in line 7: %v", err)
 	}
 }
+
+// A mistake in the file says its line, what was expected and what was found, and quotes
+// no value.
+func TestFileMistakes(t *testing.T) {
+	for text, want := range map[string]string{
+		"- name: a\n  kind: openai\n": "line 1: expected a mapping (name: value), found a list",
+		"hello\n":                     "line 1: expected a mapping (name: value), found a string",
+		"providers:\n  openai:\n    kind: openai\n": "expected a list, found a mapping",
+		"providers: 7\n":                                                `line 1: the field "providers": expected a list, found a number`,
+		"providers:\n- openai\n":                                        "line 2: expected a mapping (name: value), found a string",
+		"providers:\n- name: a\n  models: hunter2\n":                    `line 3: the field "models": expected a list, found a string`,
+		"providers:\n- name: a\n  base_url: [hunter2]\n":                `line 3: the field "base_url": expected a string, found a list`,
+		"providers:\n- name: a\n  credential: hunter2\n":                `line 3: the field "credential": expected a mapping (name: value), found a string`,
+		"providers:\n- name: a\n  headers: [hunter2]\n":                 `line 3: the field "headers": expected a mapping (name: value), found a list`,
+		"providers:\n- name: a\n  settings: {inject_usage: hunter2}\n":  `the field "inject_usage": expected true or false, found a string`,
+		"providers:\n- name: a\n\tkind: hunter2\n":                      "line 3: a tab: indent with spaces",
+		"providers:\n- name: a\n   kind: hunter2\n":                     "indented too far",
+		"providers:\n- name: [hunter2\n":                                "not closed",
+		"providers:\n- name: \"hunter2\n":                               "not closed",
+		"providers:\n- {name: a, kind: openia, base_url: 'http://x'}\n": "line 2: kind: it must be one of openai",
+	} {
+		_, err := provider.LoadFile([]byte(text))
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
+	all, err := provider.LoadFile([]byte("providers:\n- {name: a, kind: openai, base_url: 'https://api.openai.com/v1'}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w := strings.Join(all[0].Warnings(), "\n"); !strings.Contains(w, "no models") || !strings.Contains(w, "no credential") {
+		t.Errorf("warnings: %q", w)
+	}
+}

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -76,10 +78,19 @@ func (u *up) settle(ctx context.Context, at database) (joinToken, error) {
 	if err != nil {
 		return none, fmt.Errorf("making the node: %w", err)
 	}
+	if u.standIn != "" {
+		demo := standInProvider(u.standIn)
+		if err := s.provider(ctx, demo.Provider, demo.Credential.Secret.Reveal()); err != nil {
+			return none, fmt.Errorf("--stand-in: %w", err)
+		}
+	}
 	if u.providers != "" {
 		if err := s.providers(ctx, u.providers); err != nil {
 			return none, fmt.Errorf("--providers: %w", err)
 		}
+	}
+	if u.model, err = s.model(ctx); err != nil {
+		return none, fmt.Errorf("reading the providers: %w", err)
 	}
 	return token, nil
 }
@@ -230,7 +241,13 @@ func (s settler) providers(ctx context.Context, file string) error {
 	if err != nil {
 		return usagef("--providers %s: %v", file, err)
 	}
+	if len(all) == 0 {
+		s.log.Warn("--providers: the file lists no providers; `aid up --help` shows one", "file", file)
+	}
 	for _, p := range all {
+		for _, w := range p.Warnings() {
+			s.log.Warn("--providers: "+w, "file", file, "provider", p.Name)
+		}
 		secret, err := p.Credential.Read(os.LookupEnv, func(path string) (string, error) {
 			if !filepath.IsAbs(path) {
 				path = filepath.Join(filepath.Dir(file), path)
@@ -245,6 +262,41 @@ func (s settler) providers(ctx context.Context, file string) error {
 		}
 	}
 	return nil
+}
+
+// model is one that a provider serves, for the first request that we print: the
+// stand-in's, or one that is named in full, or a known one that a pattern allows.
+func (s settler) model(ctx context.Context) (model string, err error) {
+	if s.standIn != "" {
+		return standInModel, nil
+	}
+	known := []string{"gpt-4o-mini", "claude-haiku-4-5", "gemini-2.5-flash", "mistral-small-latest", "command-r-08-2024", "deepseek-chat"}
+	err = s.db.InOrg(ctx, defaultOrg.ID, func(tx pgx.Tx) error {
+		all, err := provider.List(ctx, tx)
+		if err != nil {
+			return err
+		}
+		for _, p := range all {
+			for _, pattern := range p.Models {
+				if !strings.ContainsAny(pattern, "*?[\\\"'") {
+					model = pattern
+					return nil
+				}
+			}
+		}
+		for _, p := range all {
+			for _, pattern := range p.Models {
+				for _, m := range known {
+					if ok, err := path.Match(pattern, m); err == nil && ok {
+						model = m
+						return nil
+					}
+				}
+			}
+		}
+		return nil
+	})
+	return model, err
 }
 
 // provider makes or changes the provider with the file's name. A credential that

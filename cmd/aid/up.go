@@ -97,6 +97,7 @@ in order; a second one stops it at once.`,
 	f.StringVar(&u.postgresDir, "postgres-dir", "", "`folder` of the Postgres to embed (default: the one that make installed; without any, it is downloaded)")
 	f.String("redis", "", "`URL` of a Redis for limits shared between machines (not built yet: rejected)")
 	f.StringVar(&u.providers, "providers", "", "YAML `file` with the LLM providers; those with the same name are updated")
+	f.StringVar(&u.standIn, "stand-in", "", "`address` on this machine for a stand-in provider, \"demo\", that needs no key and answers each chat with one sentence")
 	f.StringVar(&u.prices, "prices", "", pricesHelp)
 	f.StringVar(&u.providerCA, "provider-ca", systemCAs(), "PEM `file` that vouches for providers")
 	f.StringVar(&u.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
@@ -113,7 +114,8 @@ in order; a second one stops it at once.`,
 type up struct {
 	homeDir, gateway, api, metrics string
 	envoyPath, postgres, providers string
-	prices                         string
+	prices, standIn                string
+	model                          string // that the first request may name; "": no provider has one
 	postgresDir, providerCA        string
 	usage                          string
 	domains                        []string
@@ -173,6 +175,14 @@ func (u *up) run(ctx context.Context) (err error) {
 	db, err := u.database(ctx)
 	if err != nil {
 		return err
+	}
+	if u.standIn != "" {
+		l, err := listen(ctx, "stand-in", u.standIn)
+		if err != nil {
+			return err
+		}
+		u.standIn = l.Addr().String()
+		u.life.start(ctx, "stand-in", func(ctx context.Context) error { return serveHTTP(ctx, l, standIn(), u.log) })
 	}
 	token, err := u.settle(ctx, db)
 	if err != nil {
@@ -239,6 +249,9 @@ func (u *up) look(ctx context.Context) error {
 		if *a.address, err = free(ctx, a.flag, *a.address); err != nil {
 			return err
 		}
+	}
+	if u.standIn != "" && !local(u.standIn) {
+		return usagef("--stand-in %s: others could reach it; use an address of this machine, such as 127.0.0.1:8089", u.standIn)
 	}
 	for flag, address := range map[string]string{"gateway": u.gateway, "api": u.api, "metrics": u.metrics} {
 		if !local(address) {
@@ -474,19 +487,21 @@ func (u *up) next(e endpoints, took time.Duration) {
   reference      %s/redoc, %s/docs
   metrics        %s/metrics
 
-  An agent, its key, and its first request:
-
-    ORG=$(cat %s)
-    curl -s %s/v1/agents -H "Authorization: Bearer $ORG" -H 'Content-Type: application/json' \
-      -d '{"name": "support-bot", "allowed_models": ["gpt-4o"]}'
-    curl -s %s/v1/agents/ag_…/keys -H "Authorization: Bearer $ORG" -H 'Content-Type: application/json' \
-      -d '{"name": "first", "scopes": ["chat:completions"]}'
-    curl -s %s/v1/chat/completions -H "Authorization: Bearer aid_sk_…" -H 'Content-Type: application/json' \
-      -d '{"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}]}'
-`, e.Gateway, e.Gateway, u.home.path("org.key"), e.API, e.API, e.Metrics,
-		u.home.path("org.key"), e.Gateway, e.Gateway, e.Gateway)
-	if u.providers == "" {
-		fmt.Fprintf(u.errs, "\n  No --providers file was given: `aid up --help` shows one.\n")
+`, e.Gateway, e.Gateway, u.home.path("org.key"), e.API, e.API, e.Metrics)
+	if u.model == "" {
+		fmt.Fprintf(u.errs, "  No provider has a model yet: give them with --providers (`aid up --help` shows a file), or try --stand-in 127.0.0.1:8089.\n\n")
+		return
 	}
+	// A test runs these lines as they are printed.
+	fmt.Fprintf(u.errs, `  An agent, its key, and its first request:
+
+    ORG=$(cat %[1]s)
+    AGENT=$(curl -s %[2]s/v1/agents -H "Authorization: Bearer $ORG" -H 'Content-Type: application/json' \
+      -d '{"name": "support-bot", "allowed_models": ["%[3]s"]}' | sed 's/.*"\(ag_[^"]*\)".*/\1/')
+    KEY=$(curl -s %[2]s/v1/agents/$AGENT/keys -H "Authorization: Bearer $ORG" -H 'Content-Type: application/json' \
+      -d '{"name": "first", "scopes": ["chat:completions"]}' | sed 's/.*"\(aid_sk_[^"]*\)".*/\1/')
+    curl -s %[2]s/v1/chat/completions -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' \
+      -d '{"model": "%[3]s", "messages": [{"role": "user", "content": "Hello"}]}'
+`, u.home.path("org.key"), e.Gateway, u.model)
 	fmt.Fprintln(u.errs)
 }

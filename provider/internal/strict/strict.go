@@ -6,15 +6,18 @@ package strict
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"regexp"
 	"strings"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
 )
 
 // maxFile is how large a file may be.
@@ -117,9 +120,71 @@ func explained(err error, see string) error {
 	case strings.Contains(message, "duplicate"), strings.Contains(message, "already defined"):
 		message = "the field" + name + " is there twice"
 	default:
-		message = "not valid here: see " + see + " for an example"
+		message = mistake(err, message, field(e)) + "; see " + see + " for an example"
 	}
 	return fmt.Errorf("line %d: %s", line, message)
+}
+
+// mistake says what was expected and what was found. It quotes nothing of the file but
+// the name of the field.
+func mistake(err error, message, field string) string {
+	if field != "" {
+		field = `the field "` + field + `": `
+	}
+	var wrong *yaml.TypeError
+	if m := usedWhere.FindStringSubmatch(message); m != nil {
+		return field + "expected " + cmp.Or(kinds[m[2]], "a value of another kind") + ", found " + cmp.Or(kinds[m[1]], "one of another kind")
+	} else if errors.As(err, &wrong) {
+		return field + "expected " + kindOf(wrong.DstType) + ", found " + kindOf(wrong.SrcType)
+	}
+	switch {
+	case strings.Contains(message, "'\t'"), strings.Contains(message, "tab character"):
+		return "a tab: indent with spaces"
+	case strings.HasPrefix(message, "mapping value is not allowed"):
+		return "a field where none can begin: the next line is indented too far, or a value with \": \" has no quotes"
+	case strings.Contains(message, "end token"), strings.Contains(message, "end character"):
+		return "a [, { or quotation mark that is not closed"
+	case strings.Contains(message, "was used where"), strings.HasPrefix(message, "non-map value"):
+		return "expected a field with a value (name: value)"
+	}
+	return "this is not valid YAML: the indentation, a bracket or a quotation mark is wrong near here"
+}
+
+// field is the name of the field whose value err is about, or "".
+func field(e yaml.Error) string {
+	t := e.GetToken()
+	if t == nil || t.Prev == nil || t.Prev.Type != token.MappingValueType || t.Prev.Prev == nil || !Nameable.MatchString(t.Prev.Prev.Value) {
+		return ""
+	}
+	return t.Prev.Prev.Value
+}
+
+// usedWhere is how the library says that a value has another kind.
+var usedWhere = regexp.MustCompile(`^(\w+) was used where (\w+) is expected`)
+
+// kinds are the library's words for kinds, in ours.
+var kinds = map[string]string{
+	"sequence": "a list", "mapping": "a mapping (name: value)", "string": "a string", "int": "a number", "integer": "a number",
+	"float": "a number", "bool": "true or false", "boolean": "true or false", "null": "nothing",
+}
+
+func kindOf(t reflect.Type) string {
+	if t == nil {
+		return "nothing"
+	}
+	switch t.Kind() {
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Slice, reflect.Array:
+		return "a list"
+	case reflect.Map, reflect.Struct, reflect.Pointer:
+		return "a mapping (name: value)"
+	case reflect.Int, reflect.Int64, reflect.Uint64, reflect.Float64:
+		return "a number"
+	}
+	return "a value of another kind"
 }
 
 // Nameable is what an error may quote of a field's name: no secret looks like this.
