@@ -575,8 +575,16 @@ func TestFull(t *testing.T) {
 	if _, err := first.Recv(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.converse(ctx, "h"); status.Code(err) != codes.ResourceExhausted {
-		t.Errorf("the second got %v", err)
+	second, err := w.client.Process(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Send(w.messageOf('h')); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := second.Recv()
+	if got := resp.GetImmediateResponse(); err != nil || got.GetStatus().GetCode() != 503 || !strings.Contains(string(got.GetBody()), "gateway_overloaded") {
+		t.Errorf("the second got %v, %v", resp, err)
 	}
 }
 
