@@ -612,6 +612,9 @@ type recordingConn struct {
 	own *bytes.Buffer
 }
 
+// NetConn is the connection itself, for handlers that reset it.
+func (c recordingConn) NetConn() net.Conn { return c.Conn }
+
 func (c recordingConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.p.mu.Lock()

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	logv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
 
@@ -115,6 +116,7 @@ func inProcessWith(t *testing.T, h http.Handler, usage string, providers []provi
 	}
 	x.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(32 << 20))
 	extprocv3.RegisterExternalProcessorServer(x.grpc, handler)
+	logv3.RegisterAccessLogServiceServer(x.grpc, x.server)
 	served := make(chan error, 1)
 	go func() { served <- x.grpc.Serve(l) }()
 	t.Cleanup(func() {

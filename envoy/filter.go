@@ -7,8 +7,10 @@ import (
 	"strings"
 	"time"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	grpclogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	headerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
@@ -149,4 +151,26 @@ func AnswerMode(body extprocv3.ProcessingMode_BodySendMode) *extprocv3.Processin
 		RequestHeaderMode: extprocv3.ProcessingMode_SEND, RequestBodyMode: extprocv3.ProcessingMode_BUFFERED, RequestTrailerMode: extprocv3.ProcessingMode_SKIP,
 		ResponseHeaderMode: extprocv3.ProcessingMode_SEND, ResponseBodyMode: body, ResponseTrailerMode: extprocv3.ProcessingMode_SEND,
 	}
+}
+
+// EndLog sends extproc the access log of requests that ended abnormally, and of no
+// other request. Nothing else shows extproc whether the client or the provider broke a
+// response off: Envoy's filters get no message for either (measured, 1.40).
+func EndLog() *grpclogv3.HttpGrpcAccessLogConfig {
+	return &grpclogv3.HttpGrpcAccessLogConfig{CommonConfig: &grpclogv3.CommonGrpcAccessLogConfig{
+		LogName: "aid",
+		GrpcService: &corev3.GrpcService{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
+			EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: ClusterExtProc},
+		}},
+		TransportApiVersion: corev3.ApiVersion_V3,
+		BufferSizeBytes:     wrapperspb.UInt32(0), // each entry at once: extproc waits for it
+	}}
+}
+
+// EndLogFilter selects the entries of EndLog by Envoy's response flags: the provider
+// reset the connection, the client did, or a limit of Envoy on either was reached.
+func EndLogFilter() *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
+		ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: []string{"UR", "UC", "UF", "UPE", "UT", "UMSDR", "LR", "SI", "DC", "DR", "DPE"}},
+	}}
 }

@@ -97,6 +97,7 @@ type exchange struct {
 	// settle
 	outcome string // set by whoever knows; else found out from how the stream ended
 	settled bool
+	end     end // what Envoy reports of a response that did not end
 }
 
 func (s *Server) newExchange() *exchange {
@@ -475,6 +476,7 @@ func (x *exchange) record(ctx context.Context) error {
 // enforce tells Envoy where the request goes, as whom, and with which bytes.
 func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 	x.state = forwarded
+	x.s.ends.expect(x.req.ID) // the report may come before the response's headers
 	f := &x.verdict.Forward
 	m := newMutation(len(f.Set) + 9)
 	for name, value := range f.Set {
@@ -875,6 +877,12 @@ func (x *exchange) settle(ctx context.Context, err error) {
 	}
 	x.settled = true
 	x.s.guard.leave(x.place)
+	defer x.s.ends.forget(x.req.ID)
+	if (x.state == answering || x.state == forwarded && x.readsAnswer) && x.outcome == "" && x.handle.cutReason() == "" && over(err) {
+		if x.end = x.s.ends.wait(ctx, x.req.ID, x.s.c.EndTimeout); x.end.upstream && x.end.status != 0 {
+			x.status = x.end.status // Envoy answers 502 where the client did not have the headers yet
+		}
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			_ = x.panicked(ctx, p, debug.Stack())
@@ -975,14 +983,18 @@ func (x *exchange) howItEnded(err error) string {
 		return verdict.OutcomeRefused // by Envoy itself
 	case !over(err):
 		return verdict.OutcomeFailed
+	case x.end.upstream && x.status >= 400:
+		return verdict.OutcomeUpstreamReset // that was Envoy's status, in the provider's place
 	case x.state == answering && x.reader != nil && x.reader.Failed():
 		return verdict.OutcomeProviderError
 	case x.state == answering && x.reader != nil && x.status < 400 && x.reader.Ended() && !x.redact.holds():
 		return verdict.OutcomeCompleted // the client has all of it, and did not wait for the connection's end
+	case x.end.upstream:
+		return verdict.OutcomeUpstreamReset
+	case x.end.downstream:
+		return verdict.OutcomeClientClosed
 	case x.state == answering:
-		// Envoy ends the stream in the same way when the client goes and when the
-		// provider breaks off in the middle of a response (measured, 1.40).
-		return verdict.OutcomeBrokenOff
+		return verdict.OutcomeBrokenOff // without Envoy's report it is not known who broke it off
 	default:
 		return verdict.OutcomeClientClosed // Envoy itself answers where the provider breaks off before its response
 	}

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	logv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
@@ -92,6 +93,9 @@ type Config struct {
 	// client has hung up. 0: 5 s. With IdentifyTimeout it must stay under
 	// Envoy's message_timeout.
 	RecordTimeout time.Duration
+	// EndTimeout bounds the wait for Envoy's access log of a request that ended
+	// abnormally. The wait delays the completion entry only. 0: no wait.
+	EndTimeout time.Duration
 
 	// fault is set by tests of this package only. It is called on the exchange's
 	// goroutine as each phase begins: it may return an error, which ends the
@@ -102,6 +106,7 @@ type Config struct {
 // Server answers Envoy. Register it with a gRPC server; it has no life of its own.
 type Server struct {
 	extprocv3.UnimplementedExternalProcessorServer
+	logv3.UnimplementedAccessLogServiceServer
 
 	c        Config
 	metrics  *metrics
@@ -109,6 +114,7 @@ type Server struct {
 	live     *live
 	crew     *crew
 	guard    *guard
+	ends     *ends
 	deciding chan struct{} // holds a token for each exchange that decides
 
 	patterns sync.Map // of a provider's id: *patterns
@@ -162,6 +168,7 @@ func New(c Config) (*Server, error) {
 	s := &Server{
 		c:        c,
 		live:     newLive(),
+		ends:     newEnds(),
 		crew:     newCrew(),
 		guard:    newGuard(c.Waiting),
 		deciding: make(chan struct{}, c.MaxDeciding),

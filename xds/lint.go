@@ -102,7 +102,7 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 	l.want(!h.GetHttpProtocolOptions().GetAllowChunkedLength(), "L06", "chunked bodies with a content-length are accepted")
 	l.want(len(h.GetUpgradeConfigs()) == 0 && !h.GetHttp2ProtocolOptions().GetAllowConnect(), "L07", "upgrades or CONNECT are on")
 	l.want(h.GetHttp3ProtocolOptions() == nil && h.GetCodecType() != hcmv3.HttpConnectionManager_HTTP3, "L07", "HTTP/3 is on")
-	l.want(len(h.GetAccessLog()) == 0, "L06", "an access log could hold a credential from a URL")
+	l.want(len(h.GetAccessLog()) == 1 && proto.Equal(h.GetAccessLog()[0], endLog()), "L06", "an access log other than extproc's could hold a credential from a URL")
 	l.want(h.GetMaxRequestHeadersKb().GetValue() > 0 && c.GetMaxHeadersCount().GetValue() > 0, "L08", "headers are not bounded")
 	l.want(small(h.GetHttp2ProtocolOptions().GetInitialStreamWindowSize()) && small(h.GetHttp2ProtocolOptions().GetInitialConnectionWindowSize()), "L08", "HTTP/2 windows are not set, or above 1 MiB")
 	l.want(h.GetHttp2ProtocolOptions().GetMaxConcurrentStreams().GetValue() > 0, "L08", "HTTP/2 streams are not bounded")

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -100,6 +101,14 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 		DrainTimeout:          seconds(5),
 
 		LocalReplyConfig: localReplies(),
+		AccessLog:        []*accesslogv3.AccessLog{endLog()},
+	}
+}
+
+func endLog() *accesslogv3.AccessLog {
+	return &accesslogv3.AccessLog{
+		Name: "envoy.access_loggers.http_grpc", Filter: envoy.EndLogFilter(),
+		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(envoy.EndLog())},
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	logv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -215,7 +216,7 @@ func (s *sidecar) run(ctx context.Context) error {
 		Domains:   s.domains,
 		Directory: client, Recorder: writer, Limiter: budget.NewMemory(time.Now), Pricer: table,
 		Log: s.log, Registerer: reg, MaxBody: s.maxBody, MaxStreams: s.maxStreams, MaxDeciding: s.maxDeciding,
-		Waiting: extproc.WaitLimits{Bytes: s.maxWaiting},
+		Waiting: extproc.WaitLimits{Bytes: s.maxWaiting}, EndTimeout: time.Second,
 	}
 	if tp != nil {
 		config.Tracer = tp
@@ -230,6 +231,7 @@ func (s *sidecar) run(ctx context.Context) error {
 		return err
 	}
 	g := s.server(server)
+	logv3.RegisterAccessLogServiceServer(g, server)
 	above.start(ctx, "exchanges", func(context.Context) error { return g.Serve(l) })
 	ready.set(remember(500*time.Millisecond, s.ready(server, client, writer)))
 	s.log.Info("serving", "listen", s.listen, "xds", s.xds, "segments", s.segments, "version", version())
