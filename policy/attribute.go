@@ -37,6 +37,14 @@ const maxInt = 1<<53 - 1
 
 const metadata = "agent.metadata."
 
+// urlHost is the attribute with the hosts of URLs, and unknownHost its value for a URL
+// whose host is not certain. Every deny on the attribute applies to unknownHost, and no
+// allow permits it.
+const (
+	urlHost     = "request.url_host"
+	unknownHost = "unknown"
+)
+
 // attributeOf is the attribute with the name that conditions use. Where it is
 // none, fix says what to do.
 func attributeOf(name string) (a attribute, fix string) {
@@ -67,8 +75,10 @@ func attributeOf(name string) (a attribute, fix string) {
 		return attribute{kind: number, max: 23}, ""
 	case "request.weekday_utc":
 		return attribute{kind: number, min: 1, max: 7}, ""
-	case "request.tool", "request.url_host":
+	case "request.tool":
 		return attribute{kind: texts}, ""
+	case urlHost:
+		return attribute{kind: texts, one: host}, ""
 	case "request.tools":
 		return attribute{}, `write "request.tool": it stands for every tool of the request`
 	case "request.url_hosts":
@@ -114,6 +124,28 @@ func address(s string) (problem, fix string) {
 	return "", ""
 }
 
+// host is for texts that must be a host as we write it: a name in lower case, or an
+// address in canonical form. Another spelling would never match.
+func host(s string) (problem, fix string) {
+	if ip, err := netip.ParseAddr(s); err == nil {
+		if ip.Zone() != "" {
+			return "has a zone", "write the address alone"
+		}
+		if c := ip.Unmap().String(); c != s {
+			return "is not the address's canonical form", "write " + quote(c)
+		}
+		return "", ""
+	}
+	for i := range len(s) {
+		switch c := s[i]; {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '_', c == '.' && i < len(s)-1:
+		default:
+			return "is not a host", `write a name in lower case like "files.example" (non-ASCII names as "xn--…"), or an address, without scheme and port`
+		}
+	}
+	return "", ""
+}
+
 // ref is the attribute in Rego.
 func ref(name string) string {
 	if key, ok := strings.CutPrefix(name, metadata); ok {
@@ -122,7 +154,7 @@ func ref(name string) string {
 	switch name {
 	case "request.tool":
 		return "input.request.tools"
-	case "request.url_host":
+	case urlHost:
 		return "input.request.url_hosts"
 	}
 	return "input." + name

@@ -134,6 +134,10 @@ func (r *reader) document() (d document) {
 			r.fail(f[0], "is missing", f[1])
 		}
 	}
+	if i := slices.IndexFunc(d.conditions, func(c condition) bool { return c.name == urlHost }); i >= 0 && d.effect == Allow &&
+		slices.ContainsFunc(d.conditions[i].values, func(v value) bool { return v.str == unknownHost }) {
+		r.fail("conditions."+urlHost, "permits hosts that are unknown", "leave \"unknown\" out: such a URL may lead to any host")
+	}
 	if seen["limits"] && d.effect == Deny {
 		r.fail("limits", "belong to what is allowed", "leave them out of a deny policy")
 	}

@@ -125,7 +125,7 @@ func oracleCondition(name string, c any, effect string, in policy.Input) bool {
 		return !slices.ContainsFunc(in.Request.Tools, func(s string) bool { return !one(s) })
 	case "request.url_host":
 		if effect == "deny" {
-			return slices.ContainsFunc(in.Request.URLHosts, func(s string) bool { return one(s) })
+			return slices.ContainsFunc(in.Request.URLHosts, func(s string) bool { return s == "unknown" || one(s) })
 		}
 		return !slices.ContainsFunc(in.Request.URLHosts, func(s string) bool { return !one(s) })
 	case "caller.key_scopes":
@@ -259,7 +259,11 @@ func drawLiteral(t *rapid.T) (name string, literal func() any) {
 	case 2:
 		return rapid.SampledFrom(metaAttr).Draw(t, "metadata"), func() any { return metaGen.Draw(t, "value") }
 	default:
-		return rapid.SampledFrom(textAttr).Draw(t, "text"), word
+		name := rapid.SampledFrom(textAttr).Draw(t, "text")
+		if name == "request.url_host" {
+			return name, func() any { return rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "host") }
+		}
+		return name, word
 	}
 }
 
@@ -293,7 +297,7 @@ var inputs = rapid.Custom(func(t *rapid.T) policy.Input {
 		Request: policy.RequestAttrs{Operation: mostly("operation", "a", "models.list", "models.get", "b"), Scope: mostly("scope", "a", "", "b"),
 			Provider: w("provider"), Model: mostly("model", "a", "", "b", "*"), Mode: "gateway", Host: w("host"), Path: w("path"), Stream: rapid.Bool().Draw(t, "stream"),
 			MaxTokens: rapid.Int64Range(0, 7).Draw(t, "max"), InputTokensEstimate: rapid.Int64Range(0, 7).Draw(t, "estimate"), Bytes: rapid.Int64Range(0, 7).Draw(t, "bytes"),
-			Tools: words.Draw(t, "tools"), URLHosts: words.Draw(t, "hosts"), Time: time.Date(2026, 7, rapid.IntRange(1, 7).Draw(t, "day"), rapid.IntRange(0, 7).Draw(t, "hour"), 0, 0, 0, time.UTC)},
+			Tools: words.Draw(t, "tools"), URLHosts: rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c", "unknown"}), 0, 3).Draw(t, "hosts"), Time: time.Date(2026, 7, rapid.IntRange(1, 7).Draw(t, "day"), rapid.IntRange(0, 7).Draw(t, "hour"), 0, 0, 0, time.UTC)},
 		Caller: policy.CallerAttrs{KeyID: wordGen.Draw(t, "key"), KeyScopes: append(words.Draw(t, "scopes"), mostly("scope of key", "a", "c")),
 			KeyStatus: mostly("key status", "active", "revoked", "", "x"), KeyRateLimit: rapid.Int64Range(0, 3).Draw(t, "rate"), UserAgent: w("agent")},
 		Org: policy.OrgAttrs{ID: "org_1", Tier: w("org tier")},

@@ -57,6 +57,29 @@ func BenchmarkParse(b *testing.B) {
 	})
 }
 
+// BenchmarkForwardTranslated is the second half of a translated request: the translation, and
+// the parsing of its result.
+func BenchmarkForwardTranslated(b *testing.B) {
+	ep, params, _ := provider.Match("POST", "/v1/chat/completions")
+	for _, n := range []int{1 << 10, 100 << 10, 2 << 20} {
+		call, e := provider.Parse(ep, params, "application/json", "", conversation(n))
+		if e != nil {
+			b.Fatal(e)
+		}
+		p := prov("a", "anthropic", "*")
+		p.Settings = []byte(`{"drop_unsupported":true}`)
+		b.Run(fmt.Sprintf("%dKB", len(call.Body)>>10), func(b *testing.B) {
+			b.SetBytes(int64(len(call.Body)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, e := p.Forward(call, "/v1/chat/completions", ""); e != nil {
+					b.Fatal(e)
+				}
+			}
+		})
+	}
+}
+
 func BenchmarkMatch(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {

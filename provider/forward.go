@@ -63,6 +63,9 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 		}
 		f.Body = f.translation.Body
 		path, q, _ = strings.Cut(f.translation.Path, "?") // the caller's query is empty: OpenAI's endpoints have none
+		if e := c.covers(path, q, f.Body); e != nil {
+			return Forward{}, e
+		}
 		for name, value := range f.translation.Header {
 			f.Set[name] = value
 		}

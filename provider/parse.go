@@ -68,6 +68,7 @@ const (
 	maxDepth   = 64   // of nested arrays and objects
 	maxTool    = 256  // bytes of a tool's name
 	maxTools   = 4096 // different tools in one request
+	maxHosts   = 4096 // URLs in one request
 	bytesToken = 3
 	blobTokens = 1600
 	maxNumber  = 1 << 53 // integers are exact up to here in every parser
@@ -387,12 +388,12 @@ func (p *walker) value(r rule, field string, depth int) *Error {
 	case tokens:
 		return p.tokens(field)
 	case walk:
-		return p.walk(r.in, field, depth)
+		return p.walk(r, field, depth)
 	case inline:
 		if k := p.d.PeekKind(); k != '{' && k != 'n' {
 			return p.notStored(stored, field)
 		}
-		return p.walk(r.in, field, depth)
+		return p.walk(r, field, depth)
 	case tool:
 		s, err := p.str()
 		if err != nil {
@@ -402,13 +403,7 @@ func (p *walker) value(r rule, field string, depth int) *Error {
 	case link:
 		return p.link(r.in, field, depth)
 	case blob:
-		raw, err := p.d.ReadValue()
-		if err != nil {
-			return syntax(err)
-		}
-		p.blobs++
-		p.blobBytes += int64(len(raw))
-		return nil
+		return p.data(field)
 	case marks:
 		if p.d.PeekKind() != 'n' {
 			if e := p.tool([]byte(snake(strings.TrimSuffix(field, "_options"))), field); e != nil {
@@ -428,14 +423,34 @@ func (p *walker) value(r rule, field string, depth int) *Error {
 		return p.skip(depth)
 	case options:
 		return p.options(r.in, field, depth)
+	case choice:
+		return p.choice(r, field, depth)
 	}
 	return bad("invalid_json", field, "\""+field+"\" cannot be judged.")
+}
+
+// choice judges what the client says of the choice of tools: one of a few words, a
+// tool, or some tools.
+func (p *walker) choice(r rule, field string, depth int) *Error {
+	if p.d.PeekKind() != '"' {
+		return p.walk(r, field, depth)
+	}
+	s, err := p.str()
+	if err != nil {
+		return mustBe(err, field, "a string")
+	}
+	switch strings.ToLower(string(s)) {
+	case "auto", "none", "required", "any", "validated":
+		return nil
+	}
+	return p.tool(s, field)
 }
 
 // toolType notes a tool of the provider's own. Others are known by name or label.
 func (p *walker) toolType(s []byte, field string) *Error {
 	switch string(s) {
-	case "", "function", "custom", "mcp", "mcp_toolset", "namespace":
+	case "", "function", "custom", "mcp", "mcp_toolset", "namespace",
+		"auto", "none", "any", "required", "tool", "allowed_tools": // of tool_choice
 		return nil
 	}
 	return p.tool(undated(s), field)
@@ -542,30 +557,56 @@ func nesting(v []byte) (deepest int) {
 	return deepest
 }
 
-// walk judges an object, or every object of an array. Other values hold nothing.
-func (p *walker) walk(s *shape, field string, depth int) *Error {
+// walk judges an object, or every object of an array. What a string stands for is
+// the rule's to say; any other value is refused, since it would be read by a server
+// in a way that is not known here.
+func (p *walker) walk(r rule, field string, depth int) *Error {
 	switch p.d.PeekKind() {
 	case '{':
-		return p.object(s, field, depth+1)
+		return p.object(r.in, field, depth+1)
 	case '[':
-		if depth+1 > maxDepth {
-			return tooDeep()
-		}
-		if _, err := p.d.ReadToken(); err != nil {
-			return syntax(err)
-		}
-		for k := p.d.PeekKind(); k != ']' && k != 0; k = p.d.PeekKind() {
-			if e := p.walk(s, field, depth+1); e != nil {
-				return e
+		return p.each(depth, func() *Error {
+			if p.d.PeekKind() == '"' && r.in.needsKind {
+				return isStored(field) // not text: an element is an item or the id of one
 			}
-		}
-		if _, err := p.d.ReadToken(); err != nil {
-			return syntax(err)
-		}
-		return nil
-	default:
+			return p.walk(r, field, depth+1)
+		})
+	case 'n', 0:
 		return p.skip(depth)
+	case '"':
+		switch r.str {
+		case isText:
+			return p.skip(depth)
+		case isData:
+			return p.data(field)
+		case isURL:
+			return p.link(nil, field, depth)
+		}
 	}
+	what := "an object or a list of objects"
+	if r.str != 0 {
+		what += ", or a string"
+	}
+	return bad("invalid_type", field, "\""+field+"\" must be "+what+".")
+}
+
+// each reads the array that comes next and calls element before each element.
+func (p *walker) each(depth int, element func() *Error) *Error {
+	if depth+1 > maxDepth {
+		return tooDeep()
+	}
+	if _, err := p.d.ReadToken(); err != nil {
+		return syntax(err)
+	}
+	for k := p.d.PeekKind(); k != ']' && k != 0; k = p.d.PeekKind() {
+		if e := element(); e != nil {
+			return e
+		}
+	}
+	if _, err := p.d.ReadToken(); err != nil {
+		return syntax(err)
+	}
+	return nil
 }
 
 // str reads a string, which is good until the next one; null is empty. Anything
@@ -714,92 +755,73 @@ func (p *walker) link(s *shape, field string, depth int) *Error {
 		}
 		return p.object(s, field, depth+1)
 	case '[':
-		if depth+1 > maxDepth {
-			return tooDeep()
-		}
-		if _, err := p.d.ReadToken(); err != nil {
-			return syntax(err)
-		}
-		for k := p.d.PeekKind(); k != ']' && k != 0; k = p.d.PeekKind() {
-			if e := p.link(s, field, depth+1); e != nil {
-				return e
-			}
-		}
-		if _, err := p.d.ReadToken(); err != nil {
-			return syntax(err)
-		}
-		return nil
+		return p.each(depth, func() *Error { return p.link(s, field, depth+1) })
 	case 'n':
 		return p.skip(depth)
-	case '"':
-	default:
-		return bad("invalid_type", field, "\""+field+"\" must be a URL.")
+	}
+	text, n, e := p.long(field, "a URL")
+	if e != nil || len(text) == 0 {
+		return e
+	}
+	p.blobs++ // whatever is fetched is read
+	if isDataURL(text) {
+		p.blobBytes += n
+		return nil
+	}
+	return p.host(text, field)
+}
+
+// data judges a string that holds a file itself: a data: URL, or base64. Any other
+// string is a URL to some servers, and is judged as one.
+func (p *walker) data(field string) *Error {
+	if p.d.PeekKind() == 'n' {
+		return p.skip(0)
+	}
+	text, n, e := p.long(field, "a string of base64")
+	if e != nil {
+		return e
+	}
+	p.blobs++
+	if isDataURL(text) || isBase64(text) {
+		p.blobBytes += n
+		return nil
+	}
+	return p.host(text, field)
+}
+
+// long reads a string that may be megabytes, and says how many bytes of the body it
+// takes. The string is good until the next one.
+func (p *walker) long(field, what string) (text []byte, n int64, e *Error) {
+	if k := p.d.PeekKind(); k != '"' && k != 0 {
+		return nil, 0, bad("invalid_type", field, "\""+field+"\" must be "+what+".")
 	}
 	raw, err := p.d.ReadValue()
 	if err != nil {
-		return syntax(err)
+		return nil, 0, syntax(err)
 	}
-	p.blobs++ // whatever is fetched is read
-	if inline := raw[1 : len(raw)-1]; len(inline) > 4096 || len(inline) > 5 && strings.EqualFold(string(inline[:5]), "data:") {
-		p.blobBytes += int64(len(raw))
-		if !bytes.Contains(inline[:min(len(inline), 4096)], []byte("//")) || strings.EqualFold(string(inline[:5]), "data:") {
-			return nil // the thing itself
-		}
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return raw[1 : len(raw)-1], int64(len(raw)), nil
 	}
-	b, err := jsontext.AppendUnquote(p.text[:0], raw)
-	if err != nil {
-		return syntax(err)
+	if p.text, err = jsontext.AppendUnquote(p.text[:0], raw); err != nil {
+		return nil, 0, syntax(err)
 	}
-	p.text = b
-	if h := hostOf(string(b)); h != "" {
-		if len(p.hosts) >= maxTools {
-			return bad("too_many_urls", field, "The request has more than "+strconv.Itoa(maxTools)+" URLs.")
-		}
-		p.hosts = append(p.hosts, h)
-		if strings.HasSuffix(h, "generativelanguage.googleapis.com") || strings.HasPrefix(h, "generativelanguage.") {
-			return isStored(field) // a file that somebody uploaded
-		}
-	} else if len(b) > 0 && snake(field) == "file_uri" {
-		return isStored(field) // "files/…": the same, by its name
-	}
-	return nil
+	return p.text, int64(len(raw)), nil
 }
 
-// hostOf is the host that a browser or a program would connect to for s, in lower
-// case; "" if s is no URL; "unknown" if that is not clear.
-func hostOf(s string) string {
-	s = strings.Map(func(r rune) rune {
-		switch {
-		case r <= ' ' || r == 0x7f:
-			return -1 // browsers drop them anywhere
-		case r == '\\':
-			return '/'
-		}
-		return r
-	}, s)
-	_, rest, ok := strings.Cut(s, "//")
-	if !ok {
-		if scheme, _, ok := strings.Cut(s, ":"); ok && len(scheme) < 16 && !strings.ContainsAny(scheme, "/?#") {
-			return "unknown"
-		}
-		return ""
+// host notes the host of a URL that the provider is asked to fetch.
+func (p *walker) host(url []byte, field string) *Error {
+	h := hostOf(string(url))
+	if strings.HasSuffix(h, "generativelanguage.googleapis.com") || strings.HasPrefix(h, "generativelanguage.") {
+		return isStored(field) // a file that somebody uploaded
 	}
-	rest = strings.TrimLeft(rest, "/")
-	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
-		rest = rest[:i]
+	if h == unknownHost && snake(field) == "file_uri" {
+		return isStored(field) // "files/…", "gs://…": the same, by its name, or perhaps
 	}
-	rest = rest[strings.LastIndexByte(rest, '@')+1:]
-	host := rest
-	if strings.HasPrefix(host, "[") {
-		host, _, _ = strings.Cut(host[1:], "]")
-	} else {
-		host, _, _ = strings.Cut(host, ":")
+	if len(p.hosts) >= maxHosts {
+		return bad("too_many_urls", field, "The request has more than "+strconv.Itoa(maxHosts)+" URLs.")
 	}
-	host = strings.TrimSuffix(strings.ToLower(host), ".")
-	if !hostName(host) {
-		return "unknown"
-	}
-	return host
+	p.hosts = append(p.hosts, h)
+	return nil
 }
 
 // options looks for include_usage in stream_options.

@@ -70,9 +70,21 @@ func TestParse(t *testing.T) {
 			want{Model: "m", Tools: []string{"f", "g", "h"}}},
 		{"search", chat, `{"model":"m","web_search_options":{}}`, want{Model: "m", Tools: []string{"web_search"}}},
 		{"images", chat, `{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"https://Cats.Example:8443/1.png"}},{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}},{"type":"image_url","image_url":"http://user@dogs.example/x"}]}]}`,
-			want{Model: "m", Hosts: []string{"cats.example", "dogs.example"}}},
+			want{Model: "m", Hosts: []string{"cats.example", "unknown"}}},
 		{"tricks with URLs", chat, `{"model":"m","messages":[{"role":"user","content":[{"image_url":{"url":"https://good.example@evil.example/"}},{"image_url":{"url":"https:\\\\back.example\\x"}},{"image_url":{"url":"ht\ntps://new\nline.example"}},{"image_url":{"url":"https://[::1]:80/"}},{"image_url":{"url":"gs://bucket/x"}},{"image_url":{"url":"https://exa%6dple.com"}},{"image_url":{"url":"file:/etc/passwd"}}]}]}`,
-			want{Model: "m", Hosts: []string{"::1", "back.example", "bucket", "evil.example", "newline.example", "unknown"}}},
+			want{Model: "m", Hosts: []string{"::1", "unknown"}}},
+		{"a long URL with escapes", chat, `{"model":"m","messages":[{"role":"user","content":[{"image_url":{"url":"https:\/\/long.example\/` + strings.Repeat("a", 5000) + `"}}]}]}`,
+			want{Model: "m", Hosts: []string{"long.example"}}},
+		{"long text that is no URL", chat, `{"model":"m","messages":[{"role":"user","content":[{"image_url":"` + strings.Repeat("a", 5000) + `"}]}]}`,
+			want{Model: "m", Hosts: []string{"unknown"}}},
+		{"data in escapes", chat, `{"model":"m","messages":[{"role":"user","content":[{"image_url":" d\u0061ta:image\/png;base64,AAAA"}]}]}`, want{Model: "m"}},
+		{"a file that is a URL", chat, `{"model":"m","messages":[{"role":"user","content":[{"type":"file","file":{"file_data":"https://evil.example/x.pdf"}}]}]}`,
+			want{Model: "m", Hosts: []string{"evil.example"}}},
+		{"a file that is base64", chat, `{"model":"m","messages":[{"role":"user","content":[{"type":"file","file":{"file_data":"JVBERi0x\n\/w=="}}]}]}`, want{Model: "m"}},
+		{"audio in a string", chat, `{"model":"m","messages":[{"role":"user","content":[{"type":"input_audio","input_audio":"https://a.example/x.mp3"},{"type":"input_audio","input_audio":"UklGRg=="}]}]}`,
+			want{Model: "m", Hosts: []string{"a.example"}}},
+		{"inline data that is a URL", generate, `{"contents":[{"parts":[{"inlineData":{"mimeType":"image/png","data":"https://d.example/"}}]}]}`,
+			want{Model: "gemini-2.5-pro", Hosts: []string{"d.example"}}},
 
 		{"completion", "/v1/completions", `{"model":"m","prompt":["a","b"],"max_tokens":5,"stream":true}`, want{Model: "m", Stream: true, MaxTokens: 5}},
 		{"embeddings", "/v1/embeddings", `{"model":"e","input":[[1,2],[3]],"dimensions":8}`, want{Model: "e"}},
@@ -245,6 +257,8 @@ func TestParseRefuses(t *testing.T) {
 		{"a picture by its id", responses, `{"model":"m","input":[{"type":"image_generation_call","id":"ig_1"}]}`, "stored_object"},
 		{"a picture by its id and nothing", responses, `{"model":"m","input":[{"result":"","type":"image_generation_call","id":"ig_1"}]}`, "stored_object"},
 		{"an uploaded file by its name", generate, `{"contents":[{"parts":[{"fileData":{"fileUri":"files/1"}}]}]}`, "stored_object"},
+		{"a file in a bucket", generate, `{"contents":[{"parts":[{"fileData":{"fileUri":"gs://bucket/x"}}]}]}`, "stored_object"},
+		{"an item that is a string", responses, `{"model":"m","input":["msg_1"]}`, "stored_object"},
 		{"an uploaded file by another host", generate, `{"contents":[{"parts":[{"file_data":{"file_uri":"https://generativelanguage.mtls.googleapis.com/v1beta/files/1"}}]}]}`, "stored_object"},
 		{"a response before", responses, `{"model":"m","previous_response_id":"resp_1"}`, "stored_object"},
 		{"in the background", responses, `{"model":"m","background":true}`, "stored_object"},
@@ -545,4 +559,94 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("tools %q", c.Tools)
 		}
 	})
+}
+
+// TestTypes puts a value of each JSON type at each place that is judged. None passes
+// without a trace: it is refused, or something is noted, unless the place takes text or
+// a file there.
+func TestTypes(t *testing.T) {
+	message := func(part string) string { return `{"model":"m","messages":[{"role":"user","content":[` + part + `]}]}` }
+	turn := func(block string) string {
+		return `{"model":"m","max_tokens":1,"messages":[{"role":"user","content":[` + block + `]}]}`
+	}
+	part := func(part string) string { return `{"contents":[{"parts":[` + part + `]}]}` }
+	item := func(item string) string { return `{"model":"m","input":[` + item + `]}` }
+	for _, c := range []struct{ path, body, quiet string }{ // quiet are the types that hold nothing there: string, array, object
+		{chat, `{"model":"m","messages":?}`, "[]{}"},
+		{chat, `{"model":"m","messages":[{"role":"user","content":?}]}`, `"[]{}`},
+		{chat, message(`{"image_url":?}`), "[]{}"},
+		{chat, message(`{"image_url":{"url":?}}`), "[]{}"},
+		{chat, message(`{"video_url":?}`), "[]{}"},
+		{chat, message(`{"file":?}`), "[]{}"},
+		{chat, message(`{"file":{"file_data":?}}`), ""},
+		{chat, message(`{"file":{"file_id":?}}`), "[]{}"},
+		{chat, message(`{"input_audio":?}`), "[]{}"},
+		{chat, message(`{"input_audio":{"data":?}}`), ""},
+		{chat, `{"model":"m","messages":[{"role":"assistant","tool_calls":?}]}`, "[]{}"},
+		{chat, `{"model":"m","messages":[{"role":"assistant","tool_calls":[{"function":?}]}]}`, "[]{}"},
+		{chat, `{"model":"m","messages":[{"role":"assistant","tool_calls":[{"function":{"name":?}}]}]}`, ""},
+		{chat, `{"model":"m","messages":[{"role":"assistant","function_call":?}]}`, "[]{}"},
+		{chat, `{"model":"m","messages":[{"role":"assistant","audio":?}]}`, "[]{}"},
+		{chat, `{"model":"m","messages":[{"role":?}]}`, `"`},
+		{chat, `{"model":"m","messages":[{"role":"tool","name":?}]}`, ""},
+		{chat, `{"model":"m","tools":?}`, "[]{}"},
+		{chat, `{"model":"m","tools":[{"type":?}]}`, ""},
+		{chat, `{"model":"m","tools":[{"function":?}]}`, "[]{}"},
+		{chat, `{"model":"m","tools":[{"function":{"name":?}}]}`, ""},
+		{chat, `{"model":"m","functions":?}`, "[]{}"},
+		{chat, `{"model":"m","tool_choice":?}`, "[]{}"},
+		{chat, `{"model":"m","tool_choice":{"type":?}}`, ""},
+		{chat, `{"model":"m","tool_choice":{"function":?}}`, "[]{}"},
+		{chat, `{"model":?}`, `"`},
+		{chat, `{"model":"m","moderation":?}`, "[]{}"},
+		{responses, `{"model":"m","input":?}`, `"[]`},
+		{responses, item(`{"type":?}`), `"`},
+		{responses, item(`{"role":"user","content":[{"image_url":?}]}`), "[]{}"},
+		{responses, item(`{"role":"user","content":[{"file_url":?}]}`), "[]{}"},
+		{responses, item(`{"role":"user","content":[{"file_data":?}]}`), ""},
+		{responses, item(`{"type":"mcp_call","server_label":?}`), ""},
+		{responses, item(`{"type":"x","tools":?}`), "[]{}"},
+		{responses, item(`{"type":"x","environment":?}`), "[]{}"},
+		{responses, `{"model":"m","tools":[{"type":"mcp","server_label":"l","server_url":?}]}`, "[]{}"},
+		{responses, `{"model":"m","tools":[{"type":"mcp","server_label":?}]}`, ""},
+		{responses, `{"model":"m","tools":[{"type":"code_interpreter","container":?}]}`, "[]{}"},
+		{responses, `{"model":"m","tool_choice":{"type":"allowed_tools","tools":?}}`, "[]{}"},
+		{messages, turn(`{"source":?}`), "[]{}"},
+		{messages, turn(`{"source":{"url":?}}`), "[]{}"},
+		{messages, turn(`{"source":{"data":?}}`), ""},
+		{messages, turn(`{"type":"tool_use","name":?}`), ""},
+		{messages, turn(`{"type":"tool_result","content":?}`), `"[]{}`},
+		{messages, `{"model":"m","max_tokens":1,"messages":[],"mcp_servers":?}`, "[]"},
+		{messages, `{"model":"m","max_tokens":1,"messages":[],"mcp_servers":[{"name":"s","url":?}]}`, "[]{}"},
+		{messages, `{"model":"m","max_tokens":1,"messages":[],"tools":?}`, "[]{}"},
+		{messages, `{"model":"m","max_tokens":1,"messages":[],"container":?}`, "[]{}"},
+		{messages, `{"model":"m","max_tokens":1,"messages":[],"tool_choice":{"type":"tool","name":?}}`, ""},
+		{generate, `{"contents":?}`, "[]{}"},
+		{generate, `{"contents":[{"parts":?}]}`, "[]{}"},
+		{generate, part(`{"inlineData":?}`), "[]{}"},
+		{generate, part(`{"inlineData":{"data":?}}`), ""},
+		{generate, part(`{"fileData":{"fileUri":?}}`), "[]{}"},
+		{generate, part(`{"functionCall":?}`), "[]{}"},
+		{generate, part(`{"functionCall":{"name":?}}`), ""},
+		{generate, `{"contents":[],"tools":?}`, "[]{}"},
+		{generate, `{"contents":[],"tools":[{"functionDeclarations":?}]}`, "[]{}"},
+		{generate, `{"contents":[],"systemInstruction":?}`, "[]{}"},
+		{"/v2/embed", `{"model":"m","images":?}`, "[]{}"},
+		{"/v1/ocr", `{"model":"m","document":?}`, "[]{}"},
+		{"/v1/ocr", `{"model":"m","document":{"document_url":?}}`, "[]{}"},
+	} {
+		for _, value := range []string{`"x.y"`, "1", "1.5", "true", "false", "[1]", `[["x.y",2]]`, "[]", "{}"} {
+			body := strings.Replace(c.body, "?", value, 1)
+			ep, params, _ := provider.Match("POST", c.path)
+			call, e := provider.Parse(ep, params, "application/json", "", []byte(body))
+			noted := len(call.Tools) > 0 || len(call.Hosts) > 0
+			empty := value == "[]" && strings.Contains(c.quiet, "[") || value == "{}" && strings.Contains(c.quiet, "{") || value[0] == '"' && strings.Contains(c.quiet, `"`)
+			if e == nil && !noted && !empty {
+				t.Errorf("%s: %s holds nothing that is judged", c.path, body)
+			}
+			if e != nil && (e.Status != 400 || e.Code == "invalid_json") {
+				t.Errorf("%s: %s: %v", c.path, body, e)
+			}
+		}
+	}
 }

@@ -22,9 +22,19 @@ type rule struct {
 	do   action
 	in   *shape   // of do walk, and of the object that do link may find
 	is   uint64   // a bit: two members with the same one are the same field (Gemini takes two spellings)
+	str  str      // of do walk: what a string stands for
 	name string   // of the member; set by newShape
 	of   dialects // the dialects that have the member; 0: it is taken everywhere
 }
+
+// str is what a string stands for where an object is walked. The zero str is refused.
+type str uint8
+
+const (
+	isText str = iota + 1 // text, of which nothing is judged
+	isURL                 // a URL that the provider fetches
+	isData                // a file: base64, a data: URL, or a URL that the provider fetches
+)
 
 type action uint8
 
@@ -38,7 +48,7 @@ const (
 	pathModel               // must be the model of the path, if it is there
 	stream                  // whether the answer is a stream
 	tokens                  // the most tokens that the answer may have
-	walk                    // an object, or an array of objects: judged by in
+	walk                    // an object, or an array of objects: judged by in; a string is what str says
 	inline                  // as walk; a string would be the id of something stored
 	tool                    // a string: the name of a tool
 	toolType                // a string: the type of a tool; built-in ones are known by it
@@ -48,10 +58,11 @@ const (
 	role                    // a string: who speaks
 	speaker                 // a string: who speaks in particular, a tool if role says so
 	link                    // a URL that the provider fetches: a string, or an object with "url"
-	blob                    // a string of base64, which is not text
+	blob                    // a file itself, in a string: base64 or a data: URL; else it is judged as a link
 	marks                   // the member's presence offers the tool that the member is named for
 	options                 // stream_options
 	switches                // any value but null and false offers the tool web_search
+	choice                  // of the tools: a word for all or none of them, or as walk
 )
 
 func newShape(fields map[string]rule) shape {
@@ -152,23 +163,34 @@ var dataShape = newShape(map[string]rule{"data": {do: blob}, "file_data": {do: b
 var partShape = newShape(map[string]rule{
 	"image_url": {do: link, in: &urlShape}, "video_url": {do: link, in: &urlShape}, "audio_url": {do: link, in: &urlShape},
 	"document_url": {do: link, in: &urlShape}, "file_url": {do: link, in: &urlShape}, "video": {do: link, in: &urlShape}, "image": {do: link, in: &urlShape},
-	"file": {do: walk, in: &dataShape}, "input_audio": {do: walk, in: &dataShape}, "file_data": {do: blob}, "file_id": {do: stored},
+	"file": {do: walk, in: &dataShape, str: isData}, "input_audio": {do: walk, in: &dataShape, str: isData}, "file_data": {do: blob}, "file_id": {do: stored},
 })
 
 var callShape = newShape(map[string]rule{"function": {do: walk, in: &functionShape}, "custom": {do: walk, in: &functionShape}, "name": {do: tool}})
 
 var messageShape = newShape(map[string]rule{
-	"role": {do: role}, "name": {do: speaker}, "content": {do: walk, in: &partShape},
+	"role": {do: role}, "name": {do: speaker}, "content": {do: walk, in: &partShape, str: isText},
 	"tool_calls": {do: walk, in: &callShape}, "function_call": {do: walk, in: &functionShape}, "audio": {do: walk, in: &spokenShape},
 })
 
 // spokenShape is an answer in sound that the provider gave before, by its id.
 var spokenShape = newShape(map[string]rule{"id": {do: stored}})
 
+// choiceShape is tool_choice where it is an object: of a tool, or of some. Its type is
+// that of a tool, or a word for how to choose (see walker.toolType).
+var choiceShape = func() shape {
+	s := &shape{}
+	*s = newShape(map[string]rule{
+		"type": {do: toolType}, "name": {do: tool}, "function": {do: walk, in: &functionShape}, "custom": {do: walk, in: &functionShape},
+		"server_label": {do: label}, "tools": {do: walk, in: s}, "allowed_tools": {do: walk, in: s},
+	})
+	return *s
+}()
+
 var chatBody = newShape(with(steering, map[string]rule{
 	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: options}, "max_tokens": {do: tokens}, "max_completion_tokens": {do: tokens},
 	"messages": {do: walk, in: &messageShape}, "tools": {do: walk, in: &toolShape}, "functions": {do: walk, in: &functionShape},
-	"web_search_options": {do: marks}, "search_parameters": {do: marks}, "max_output_tokens": {do: refuse},
+	"tool_choice": {do: choice, in: &choiceShape}, "web_search_options": {do: marks}, "search_parameters": {do: marks}, "max_output_tokens": {do: refuse},
 	"moderation": {do: walk, in: &modelShape}, "deferred": {do: noTrue}, "guardrails": {do: second}, "mcp_servers": {do: refuse}, "audio": {do: walk, in: &voiceShape},
 }))
 
@@ -182,7 +204,7 @@ var completionsBody = newShape(with(steering, map[string]rule{
 var embeddingsBody = newShape(with(steering, map[string]rule{"model": {do: model}, "stream": {do: stream}}))
 
 var moderationsBody = newShape(with(steering, map[string]rule{
-	"model": {do: model}, "stream": {do: stream}, "input": {do: walk, in: &partShape},
+	"model": {do: model}, "stream": {do: stream}, "input": {do: walk, in: &partShape, str: isText},
 }))
 
 // ---- OpenAI: responses ----
@@ -190,7 +212,7 @@ var moderationsBody = newShape(with(steering, map[string]rule{
 // itemShape is an element of "input": a message, a call, a call's result.
 var itemShape = func() shape {
 	s := newShape(map[string]rule{
-		"type": {do: callType}, "role": {do: role}, "name": {do: tool}, "content": {do: walk, in: &partShape}, "output": {do: walk, in: &partShape},
+		"type": {do: callType}, "role": {do: role}, "name": {do: tool}, "content": {do: walk, in: &partShape, str: isText}, "output": {do: walk, in: &partShape, str: isText},
 		"server_label": {do: label}, "server_url": {do: link}, "tools": {do: walk, in: &toolShape}, "container_id": {do: stored}, "file_id": {do: stored},
 		"environment": {do: inline, in: &containerShape}, "result": {do: picture},
 	})
@@ -200,7 +222,7 @@ var itemShape = func() shape {
 
 var responsesBody = newShape(with(steering, map[string]rule{
 	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: pass}, "max_output_tokens": {do: tokens}, "max_tokens": {do: refuse}, "max_completion_tokens": {do: refuse},
-	"input": {do: walk, in: &itemShape}, "tools": {do: walk, in: &toolShape},
+	"input": {do: walk, in: &itemShape, str: isText}, "tools": {do: walk, in: &toolShape}, "tool_choice": {do: choice, in: &choiceShape},
 	"previous_response_id": {do: stored}, "conversation": {do: stored}, "prompt": {do: stored}, "background": {do: noTrue},
 	"moderation": {do: walk, in: &modelShape}, "background_options": {do: refuse}, "access_programs": {do: refuse}, "mcp_servers": {do: refuse},
 	"prompt_cache_options": {do: walk, in: &comparedShape},
@@ -215,9 +237,9 @@ var comparedShape = newShape(map[string]rule{"comparison_response_id": {do: stor
 // hold blocks themselves.
 var blockShape = func() *shape {
 	block := &shape{}
-	source := newShape(map[string]rule{"url": {do: link}, "data": {do: blob}, "file_id": {do: stored}, "content": {do: walk, in: block}})
+	source := newShape(map[string]rule{"url": {do: link}, "data": {do: blob}, "file_id": {do: stored}, "content": {do: walk, in: block, str: isText}})
 	*block = newShape(map[string]rule{
-		"name": {do: tool}, "server_name": {do: label}, "source": {do: walk, in: &source}, "content": {do: walk, in: block}, "file_id": {do: stored},
+		"name": {do: tool}, "server_name": {do: label}, "source": {do: walk, in: &source, str: isURL}, "content": {do: walk, in: block, str: isText}, "file_id": {do: stored},
 		"tool": {do: walk, in: &changeShape}, "tool_changes": {do: walk, in: block}, "mcp_server_name": {do: label}, "tools": {do: walk, in: &toolShape},
 	})
 	return block
@@ -226,7 +248,7 @@ var blockShape = func() *shape {
 // changeShape is a tool that is offered, or no more, from a block on.
 var changeShape = newShape(map[string]rule{"name": {do: tool}, "server_name": {do: label}, "definition": {do: walk, in: &toolShape}})
 
-var turnShape = newShape(map[string]rule{"role": {do: role}, "content": {do: walk, in: blockShape}})
+var turnShape = newShape(map[string]rule{"role": {do: role}, "content": {do: walk, in: blockShape, str: isText}})
 
 var mcpServerShape = func() shape {
 	s := newShape(map[string]rule{"name": {do: label}, "url": {do: link}})
@@ -236,7 +258,7 @@ var mcpServerShape = func() shape {
 
 var messagesBody = newShape(with(steering, map[string]rule{
 	"model": {do: model}, "stream": {do: stream}, "max_tokens": {do: tokens}, "max_tokens_to_sample": {do: refuse},
-	"messages": {do: walk, in: &turnShape}, "system": {do: walk, in: blockShape}, "tools": {do: walk, in: &toolShape},
+	"messages": {do: walk, in: &turnShape}, "system": {do: walk, in: blockShape, str: isText}, "tools": {do: walk, in: &toolShape}, "tool_choice": {do: walk, in: &choiceShape},
 	"mcp_servers": {do: walk, in: &mcpServerShape}, "container": {do: stored}, "thread": {do: stored}, "billing_policy": {do: refuse},
 	"fallback_credit_token": {do: refuse}, "user_profile_id": {do: refuse}, "workspace_id": {do: refuse}, "diagnostics": {do: walk, in: &comparedShape},
 }))
@@ -335,5 +357,5 @@ var cohereEmbedBody = newShape(with(steering, map[string]rule{
 var rerankBody = newShape(with(steering, map[string]rule{"model": {do: model}, "stream": {do: stream}}))
 
 var ocrBody = newShape(with(steering, map[string]rule{
-	"model": {do: model}, "stream": {do: stream}, "document": {do: walk, in: &partShape}, "id": {do: pass},
+	"model": {do: model}, "stream": {do: stream}, "document": {do: walk, in: &partShape, str: isURL}, "id": {do: pass},
 }))

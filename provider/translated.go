@@ -63,6 +63,48 @@ func (s Settings) drop() translate.Drop {
 	return translate.DropHints
 }
 
+// covers rejects a translated request that asks for something that was not judged. It
+// is read again, with the parser of the endpoint that it goes to: what a translator
+// understands differently from the parser of the caller's format shows here, and
+// not at the provider. This costs a second pass over the body.
+func (c Call) covers(path, query string, body []byte) *Error {
+	ep, params, ok := Match(http.MethodPost, path)
+	if !ok {
+		return misconfigured("its base URL has a version that is not known here")
+	}
+	sent, e := Parse(ep, params, "application/json", query, body)
+	if e != nil {
+		e.Message = "In the format of the model's provider: " + e.Message
+		return e
+	}
+	what := ""
+	switch {
+	case sent.Model != strings.TrimPrefix(c.Model, "models/") && sent.Model != c.Model:
+		what = "another model"
+	case sent.Stream != c.Stream:
+		what = "another kind of response"
+	case c.MaxTokens > 0 && sent.MaxTokens > c.MaxTokens:
+		what = "more tokens"
+	case !within(sent.Tools, c.Tools):
+		what = "another tool"
+	case !within(sent.Hosts, c.Hosts):
+		what = "another host"
+	default:
+		return nil
+	}
+	return bad("ambiguous_request", "", "In the format of the model's provider this request would ask for "+what+" than the one that was evaluated. It is not forwarded.")
+}
+
+// within says whether all of some are in all, which is sorted.
+func within(some, all []string) bool {
+	for _, s := range some {
+		if _, ok := slices.BinarySearch(all, s); !ok {
+			return false
+		}
+	}
+	return true
+}
+
 // lastSegment is what follows the last slash of a path.
 func lastSegment(path string) string { return path[strings.LastIndexByte(path, '/')+1:] }
 

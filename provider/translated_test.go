@@ -232,6 +232,9 @@ func judgedAlike(t *testing.T, path string, body []byte) {
 				if e.Status != 400 && e.Status != 422 {
 					t.Fatalf("%s: %v", kind, e)
 				}
+				if e.Code == "ambiguous_request" {
+					t.Fatalf("%s: the two readers differ: %v\n%s", kind, e, body)
+				}
 				continue
 			}
 			to, query, _ := strings.Cut(f.Path, "?")
@@ -258,6 +261,57 @@ func judgedAlike(t *testing.T, path string, body []byte) {
 				if !slices.Contains(call.Hosts, host) {
 					t.Fatalf("%s: the hosts %q were judged, and %q are sent", kind, call.Hosts, sent.Hosts)
 				}
+			}
+		}
+	}
+}
+
+// TestForwardCovers: what a translated request asks of the provider was judged, or it
+// is refused.
+func TestForwardCovers(t *testing.T) {
+	const file = `{"model":"m","max_tokens":5,"messages":[{"role":"user","content":[{"type":"text","text":"x"},{"type":"file","file":{"filename":"a.pdf","file_data":%q}}]}]}`
+	for _, c := range []struct{ kind, url, hosts, code string }{
+		{"anthropic", "https://evil.example/x.pdf", "[evil.example]", ""},
+		{"mistral", "https://evil.example/x.pdf", "[evil.example]", ""},
+		{"gemini", "https://evil.example/x.pdf", "[evil.example]", ""},
+		{"anthropic", `https://good.example\@evil.example/`, "[unknown]", ""},
+		{"gemini", `https://good.example\@evil.example/`, "[unknown]", "stored_object"},
+		{"gemini", "https://generativelanguage.googleapis.com/v1beta/files/1", "", "stored_object"},
+	} {
+		ep, params, _ := provider.Match("POST", chat)
+		call, e := provider.Parse(ep, params, "application/json", "", fmt.Appendf(nil, file, c.url))
+		if e == nil {
+			if got := fmt.Sprint(call.Hosts); got != c.hosts {
+				t.Errorf("%s: judged %s", c.url, got)
+			}
+			p := prov("a", c.kind, "m")
+			p.Settings = []byte(`{"drop_unsupported":true}`)
+			_, e = p.Forward(call, chat, "")
+		}
+		if c.code == "" && e != nil || c.code != "" && (e == nil || e.Code != c.code) {
+			t.Errorf("%s %s: %v", c.kind, c.url, e)
+		}
+		if e != nil {
+			continue
+		}
+		// Had the judge not seen the host, the request would go nowhere.
+		call.Hosts = nil
+		p := prov("a", c.kind, "m")
+		p.Settings = []byte(`{"drop_unsupported":true}`)
+		if _, e := p.Forward(call, chat, ""); e == nil || e.Code != "ambiguous_request" {
+			t.Errorf("%s %s: the host was not judged: %v", c.kind, c.url, e)
+		}
+	}
+	const tools = `{"model":"m","max_tokens":5,"messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}]}`
+	for _, kind := range []string{"anthropic", "gemini", "cohere", "mistral"} {
+		for what, change := range map[string]func(*provider.Call){
+			"tool": func(c *provider.Call) { c.Tools = nil }, "model": func(c *provider.Call) { c.Model = "other" },
+			"stream": func(c *provider.Call) { c.Stream = true }, "tokens": func(c *provider.Call) { c.MaxTokens = 4 },
+		} {
+			call := parsed(t, chat, tools)
+			change(&call)
+			if _, e := prov("a", kind, "m").Forward(call, chat, ""); e == nil || e.Code != "ambiguous_request" {
+				t.Errorf("%s: another %s: %v", kind, what, e)
 			}
 		}
 	}
