@@ -250,7 +250,7 @@ func listModels(ctx context.Context, x *exchange, _ *struct{}) (*one[Models], er
 	if err != nil {
 		return nil, err
 	}
-	r, err := provider.NewRegistry(ps)
+	r, err := provider.NewRegistry(ps, policy.Matches)
 	if err != nil {
 		return nil, err
 	}

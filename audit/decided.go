@@ -161,8 +161,8 @@ func (e Decided) Encode() []byte {
 	}
 	o.str("trace_id", e.TraceID, maxWord)
 	o.str("forwarded_digest", e.ForwardedDigest, maxID)
-	e.Omitted += o.strs("dropped", e.Dropped, maxTools, maxID)
-	e.Omitted += o.strs("hosts", e.Hosts, maxTools, maxName)
+	e.Omitted += o.strs("dropped", e.Dropped, maxDropped, maxID)
+	e.Omitted += o.strs("hosts", e.Hosts, maxHosts, maxName)
 	o.num("input_version", e.InputVersion)
 	o.str("agent_team", e.AgentTeam, maxName)
 	o.str("agent_environment", e.AgentEnvironment, maxName)

@@ -62,7 +62,9 @@ const (
 	maxMessage = 512
 	maxPath    = 1024
 
-	maxTools   = 128
+	maxTools   = 512 // as many as the parser accepts, so that none is left out
+	maxHosts   = 256 // the same
+	maxDropped = 128 // the same
 	maxReasons = 32
 	maxIDs     = 64
 	maxLimits  = 32

@@ -23,6 +23,7 @@ import (
 
 	"github.com/ai-identity/ai-identity/e2e"
 	"github.com/ai-identity/ai-identity/extproc"
+	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/provider"
 	"github.com/ai-identity/ai-identity/verdict"
 )
@@ -63,7 +64,7 @@ func translating(t *testing.T, usage string) *translators {
 		}
 		for _, p := range ps {
 			org := base
-			if org.Providers, err = provider.NewRegistry([]provider.Provider{p}); err != nil {
+			if org.Providers, err = provider.NewRegistry([]provider.Provider{p}, policy.Matches); err != nil {
 				t.Fatal(err)
 			}
 			x.orgs[p.Kind] = org

@@ -73,7 +73,7 @@ func inProcessWith(t *testing.T, h http.Handler, usage string, providers []provi
 		t.Fatal(err)
 	}
 	x.key = key
-	registry, err := provider.NewRegistry(providers)
+	registry, err := provider.NewRegistry(providers, policy.Matches)
 	if err != nil {
 		t.Fatal(err)
 	}

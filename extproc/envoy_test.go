@@ -100,7 +100,7 @@ func serve(t testing.TB, o options) *world {
 	for i := range o.providers {
 		o.providers[i].Cluster = provider.ClusterName(o.providers[i])
 	}
-	reg, err := provider.NewRegistry(o.providers)
+	reg, err := provider.NewRegistry(o.providers, policy.Matches)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/extproc"
 	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/provider"
 	"github.com/ai-identity/ai-identity/verdict"
 )
@@ -326,7 +327,7 @@ func TestJudgedAsOfTheVerdict(t *testing.T) {
 		"nothing":             {func(*directory) {}, ""},
 		"the agent's models":  {func(d *directory) { d.edit(func(c *identity.Caller) { c.Agent.AllowedModels = []string{"other"} }) }, "model_not_allowed"},
 		"the key's scopes":    {func(d *directory) { d.edit(func(c *identity.Caller) { c.Key.Scopes = []string{"embeddings"} }) }, "scope_missing"},
-		"the org's providers": {func(d *directory) { d.org.Providers, _ = provider.NewRegistry(nil) }, "model_not_found"},
+		"the org's providers": {func(d *directory) { d.org.Providers, _ = provider.NewRegistry(nil, policy.Matches) }, "model_not_found"},
 		"the key":             {func(d *directory) { d.err = verdict.ErrUnknownCaller }, "invalid_api_key"},
 		"all that is known":   {func(d *directory) { d.orgErr = errors.New("stale") }, "policy_unavailable"},
 	} {

@@ -50,6 +50,9 @@ func inputFields() []field {
 		{"request", "input_tokens_estimate", func(in *Input) ast.Value { return numberOf(amount(in.Request.InputTokensEstimate)) }},
 		{"request", "bytes", func(in *Input) ast.Value { return numberOf(amount(in.Request.Bytes)) }},
 		{"request", "tools", func(in *Input) ast.Value { return textsOf(in.Request.Tools) }},
+		{"request", "tool_names", func(in *Input) ast.Value {
+			return textsOf(append(slices.Clone(in.Request.Tools), in.Request.ToolFamilies...))
+		}},
 		{"request", "url_hosts", func(in *Input) ast.Value { return textsOf(in.Request.URLHosts) }},
 		{"request", "time", func(in *Input) ast.Value { return timeOf(in.Request.Time) }},
 		{"request", "hour_utc", func(in *Input) ast.Value {

@@ -68,6 +68,7 @@ type RequestAttrs struct {
 	InputTokensEstimate int64
 	Bytes               int64
 	Tools               []string  // every tool that the exchange involves
+	ToolFamilies        []string  // the families of Tools, which a deny on a tool may name
 	URLHosts            []string  // every host of a URL that the provider is to fetch or to call
 	Time                time.Time // when it is decided
 }

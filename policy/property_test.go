@@ -92,13 +92,21 @@ func oracleBaseline(in policy.Input) (codes []string) {
 }
 
 func oracleGlob(p, s string) bool {
+	if p == "*" {
+		return true
+	}
+	return oracleGlobbed(p, s, p)
+}
+
+func oracleGlobbed(p, s, whole string) bool {
 	switch {
 	case p == "":
 		return s == ""
 	case p[0] == '*':
-		return oracleGlob(p[1:], s) || s != "" && oracleGlob(p, s[1:])
+		one := s != "" && (!strings.ContainsAny(s[:1], ",:@|#*? \t\n") || s[0] != '*' && strings.Contains(whole, s[:1]))
+		return oracleGlobbed(p[1:], s, whole) || one && oracleGlobbed(p, s[1:], whole)
 	default:
-		return s != "" && s[0] == p[0] && oracleGlob(p[1:], s[1:])
+		return s != "" && s[0] == p[0] && oracleGlobbed(p[1:], s[1:], whole)
 	}
 }
 
@@ -120,7 +128,7 @@ func oracleCondition(name string, c any, effect string, in policy.Input) bool {
 	switch name {
 	case "request.tool":
 		if effect == "deny" {
-			return slices.ContainsFunc(in.Request.Tools, func(s string) bool { return one(s) })
+			return slices.ContainsFunc(slices.Concat(in.Request.Tools, in.Request.ToolFamilies), func(s string) bool { return one(s) })
 		}
 		return !slices.ContainsFunc(in.Request.Tools, func(s string) bool { return !one(s) })
 	case "request.url_host":
@@ -209,7 +217,7 @@ func oracleAttribute(name string, in policy.Input) any {
 // ---- policies and requests, from few words, so that they meet often ----
 
 var (
-	wordGen  = rapid.SampledFrom([]string{"a", "b", "c", "*", "a*", "a\"b", "é"})
+	wordGen  = rapid.SampledFrom([]string{"a", "b", "c", "*", "a*", "a:*", "a\"b", "é"})
 	textAttr = []string{"agent.id", "agent.name", "agent.team", "agent.environment", "agent.tier", "request.operation", "request.provider",
 		"request.model", "request.host", "request.path", "caller.key_id", "caller.key_scopes", "caller.user_agent", "org.tier", "request.tool", "request.url_host"}
 	numberAttr = []string{"request.max_tokens", "request.input_tokens_estimate", "request.bytes", "request.hour_utc", "request.weekday_utc"}
@@ -295,9 +303,9 @@ var inputs = rapid.Custom(func(t *rapid.T) policy.Input {
 			Status: mostly("status", "active", "suspended", "", "x"), AllowedModels: append(words.Draw(t, "models"), mostly("models", "*", "a")),
 			Metadata: rapid.MapOfN(rapid.SampledFrom([]string{"k", "k.l", "\"]"}), rapid.OneOf(metaGen, rapid.Just(any("")), rapid.Just(any(nil))), 0, 3).Draw(t, "metadata")},
 		Request: policy.RequestAttrs{Operation: mostly("operation", "a", "models.list", "models.get", "b"), Scope: mostly("scope", "a", "", "b"),
-			Provider: w("provider"), Model: mostly("model", "a", "", "b", "*"), Mode: "gateway", Host: w("host"), Path: w("path"), Stream: rapid.Bool().Draw(t, "stream"),
+			Provider: w("provider"), Model: mostly("model", "a", "", "b", "*", "a,b", "a:b"), Mode: "gateway", Host: w("host"), Path: w("path"), Stream: rapid.Bool().Draw(t, "stream"),
 			MaxTokens: rapid.Int64Range(0, 7).Draw(t, "max"), InputTokensEstimate: rapid.Int64Range(0, 7).Draw(t, "estimate"), Bytes: rapid.Int64Range(0, 7).Draw(t, "bytes"),
-			Tools: words.Draw(t, "tools"), URLHosts: rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c", "unknown"}), 0, 3).Draw(t, "hosts"), Time: time.Date(2026, 7, rapid.IntRange(1, 7).Draw(t, "day"), rapid.IntRange(0, 7).Draw(t, "hour"), 0, 0, 0, time.UTC)},
+			Tools: words.Draw(t, "tools"), ToolFamilies: words.Draw(t, "families"), URLHosts: rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c", "unknown"}), 0, 3).Draw(t, "hosts"), Time: time.Date(2026, 7, rapid.IntRange(1, 7).Draw(t, "day"), rapid.IntRange(0, 7).Draw(t, "hour"), 0, 0, 0, time.UTC)},
 		Caller: policy.CallerAttrs{KeyID: wordGen.Draw(t, "key"), KeyScopes: append(words.Draw(t, "scopes"), mostly("scope of key", "a", "c")),
 			KeyStatus: mostly("key status", "active", "revoked", "", "x"), KeyRateLimit: rapid.Int64Range(0, 3).Draw(t, "rate"), UserAgent: w("agent")},
 		Org: policy.OrgAttrs{ID: "org_1", Tier: w("org tier")},

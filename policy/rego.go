@@ -129,6 +129,9 @@ func (c condition) rego(effect Effect) []string {
 		return lines
 	case c.attribute.kind == texts && effect == Allow:
 		return []string{"every " + c.member() + " in " + at + " { " + is(c.member(), c.values) + " }"}
+	case c.name == "request.tool":
+		// A deny reaches each member of a family that it names.
+		return []string{"some tool in input.request.tool_names", is("tool", c.values)}
 	case c.name == urlHost:
 		// A host that is not certain may be any: a deny must not be escaped by it.
 		return []string{"some " + c.member() + " in " + at, is(c.member(), append([]value{{rego: literal(unknownHost)}}, c.values...))}

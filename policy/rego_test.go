@@ -355,6 +355,8 @@ func TestGlob(t *testing.T) {
 		{"a*a", "a", false}, {"a*a", "aa", true}, {"ab*ba", "aba", false}, {"ab*ba", "abba", true},
 		{"a*b*c", "abc", true}, {"a*b*c", "aXbYc", true}, {"a*b*c", "acb", false}, {"*b*b*", "b", false}, {"*b*b*", "bb", true},
 		{"*ab", "aab", true}, {"*aab*", "aaab", true}, {"gpt-4*", "gpt-4o", true}, {"gpt-?", "gpt-4", false}, {"[a]", "a", false}, {"{a,b}", "a", false},
+		{"gpt-4o*", "gpt-4o,claude-opus-4", false}, {"gpt-4o*", "gpt-4o:free", false}, {"*", "gpt-4o,claude-opus-4", true}, {"llama3:*", "llama3:8b", true}, {"llama3*", "llama3:8b", false},
+		{"ft:gpt-4o:*", "ft:gpt-4o:acme::id", true}, {"ft:gpt-4o:*", "ft:gpt-4o:a,b", false}, {"a*", "a b", false}, {"a*", "a@1", false}, {"a*", "a|b", false}, {"a*", "a#b", false}, {"a*", "a?b", false}, {"a*", "a*", false},
 		{`\*`, "*", false}, {`\*`, `\x`, true}, {"é*", "é1", true}, {"*\xff", "a\xff", true},
 	} {
 		if got := Matches(c.pattern, c.s); got != c.want {
@@ -367,13 +369,17 @@ func TestGlob(t *testing.T) {
 func FuzzGlob(f *testing.F) {
 	f.Add("a*b*c", "aXbYc")
 	f.Add("ab*ba", "aba")
+	f.Add("a:*", "a:b:c")
+	f.Add("a*", "a,b")
+	var whole string
 	var defined func(p, s string) bool
 	defined = func(p, s string) bool {
 		switch {
 		case p == "":
 			return s == ""
 		case p[0] == '*':
-			return defined(p[1:], s) || s != "" && defined(p, s[1:])
+			one := s != "" && (s[0] > ' ' && s[0] != 0x7f && !strings.Contains(",:@|#*?", s[:1]) || s[0] != '*' && strings.Contains(whole, s[:1]))
+			return defined(p[1:], s) || one && defined(p, s[1:])
 		default:
 			return s != "" && s[0] == p[0] && defined(p[1:], s[1:])
 		}
@@ -382,7 +388,8 @@ func FuzzGlob(f *testing.F) {
 		if len(p) > 12 || len(s) > 16 || strings.Count(p, "*") > 5 {
 			t.Skip()
 		}
-		if got, want := Matches(p, s), defined(p, s); got != want {
+		whole = p
+		if got, want := Matches(p, s), p == "*" || defined(p, s); got != want {
 			t.Errorf("glob(%q, %q) = %v", p, s, got)
 		}
 	})

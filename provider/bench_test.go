@@ -8,6 +8,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/provider"
 )
 
@@ -93,7 +94,7 @@ func BenchmarkForward(b *testing.B) {
 	p := provider.Provider{ID: "prov_1", OrgID: "org_1", Name: "one", Kind: "openai", BaseURL: "https://api.openai.com/v1", Models: []string{"gpt-*"},
 		Credential: provider.NewSecret("sk-0123456789"), HasCredential: true}
 	p.Cluster = provider.ClusterName(p)
-	reg, err := provider.NewRegistry([]provider.Provider{p})
+	reg, err := provider.NewRegistry([]provider.Provider{p}, policy.Matches)
 	if err != nil {
 		b.Fatal(err)
 	}

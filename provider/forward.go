@@ -74,6 +74,9 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 			f.Set["accept"] = "text/event-stream"
 		}
 	}
+	if c.foldered && f.translation == nil {
+		return Forward{}, unfolded()
+	}
 	if c.Stream && s.Answer != nil && s.Answer.Stream == "none" {
 		return Forward{}, noStream()
 	}

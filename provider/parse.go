@@ -19,7 +19,7 @@ type Call struct {
 	Endpoint Endpoint
 	Params   Params
 
-	Model  string // as the client wrote it
+	Model  string // as the client wrote it, without "models/" before it
 	Stream bool   // the answer is asked for in pieces
 
 	// MaxTokens is the most tokens that the answer may have, as the client says;
@@ -58,6 +58,10 @@ type Call struct {
 	// extras are the members of the body that not every provider takes: see takes.
 	extras []extra
 
+	// foldered: the body has "models/" before the model's name, which Gemini's API
+	// takes off. Model is the name without it.
+	foldered bool
+
 	// usageSaid: the client says whether it wants usage in the stream. optionsAt
 	// is where stream_options' object begins in Body, 0 if there is none.
 	usageSaid bool
@@ -65,10 +69,15 @@ type Call struct {
 }
 
 const (
-	maxDepth   = 64   // of nested arrays and objects
-	maxTool    = 256  // bytes of a tool's name
-	maxTools   = 4096 // different tools in one request
-	maxHosts   = 4096 // URLs in one request
+	maxDepth = 64   // of nested arrays and objects
+	maxURLs  = 4096 // in one request
+
+	// What is judged is recorded whole, so nobody can hide a tool behind others. These
+	// bounds are those of an entry: see audit, and verdict's TestRecordedWhole.
+	maxTool  = 128 // bytes of a tool's name
+	maxTools = 512 // different tools in one request
+	maxHosts = 256 // different hosts of URLs in one request
+
 	bytesToken = 3
 	blobTokens = 1600
 	maxNumber  = 1 << 53 // integers are exact up to here in every parser
@@ -122,6 +131,9 @@ func Parse(ep Endpoint, params Params, contentType, query string, body []byte) (
 	if len(p.hosts) > 0 {
 		slices.Sort(p.hosts)
 		c.Hosts = slices.Clone(slices.Compact(p.hosts)) // p's belong to the pool
+		if len(c.Hosts) > maxHosts {
+			return Call{}, bad("too_many_urls", "", "The request has URLs of more than "+strconv.Itoa(maxHosts)+" different hosts. So many are not recorded, and what is not recorded is not forwarded.")
+		}
 	}
 	c.extras = slices.Clone(p.extras)
 	c.InputTokensEstimate = (int64(len(body))-p.blobBytes+bytesToken-1)/bytesToken + p.blobs*blobTokens
@@ -284,7 +296,7 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 				return mustBe(err, field, "a string")
 			}
 			o.kind = o.kind || len(s) > 0
-			o.isTool = string(s) == "tool" || string(s) == "function"
+			o.isTool = bytes.EqualFold(s, []byte("tool")) || bytes.EqualFold(s, []byte("function"))
 		case speaker:
 			s, err := p.str()
 			if err != nil {
@@ -453,7 +465,14 @@ func (p *walker) toolType(s []byte, field string) *Error {
 		"auto", "none", "any", "required", "tool", "allowed_tools": // of tool_choice
 		return nil
 	}
+	if !canonicalType(s) {
+		return oddType(field)
+	}
 	return p.tool(undated(s), field)
+}
+
+func oddType(field string) *Error {
+	return bad("invalid_type", field, "\""+field+"\" is not written as the API writes types: in lower case, as in \"web_search\".")
 }
 
 // unknown is a member that the shape does not name, or not in these bytes.
@@ -645,6 +664,7 @@ func (p *walker) model(do action, s string) *Error {
 	if s == "" {
 		return nil // said to be missing at the end
 	}
+	s, p.call.foldered = strings.CutPrefix(s, "models/")
 	if problem := modelProblem(s); problem != "" {
 		return bad("invalid_model", "model", "\"model\" is not a model's name: "+problem+".")
 	}
@@ -682,7 +702,12 @@ func (p *walker) tool(name []byte, field string) *Error {
 		return nil
 	}
 	if len(p.tools) >= maxTools {
-		return bad("too_many_tools", field, "The request involves more than "+strconv.Itoa(maxTools)+" different tools.")
+		return bad("too_many_tools", field, "The request involves more than "+strconv.Itoa(maxTools)+" different tools. So many are not recorded, and what is not recorded is not forwarded.")
+	}
+	for _, c := range name {
+		if c < ' ' || c == 0x7f {
+			return bad("invalid_type", field, "A tool's name has a control character.")
+		}
 	}
 	p.tools[string(name)] = struct{}{}
 	return nil
@@ -695,6 +720,9 @@ func (p *walker) item(typ []byte, field string) *Error {
 		e := isStored("item_reference")
 		e.Message += " Send \"store\": false, so that the client sends whole items. In the AI SDK: providerOptions: {openai: {store: false}}."
 		return e
+	}
+	if !canonicalType(typ) {
+		return oddType(field)
 	}
 	name, ok := bytes.CutSuffix(typ, []byte("_call"))
 	if !ok || string(name) == "function" || string(name) == "custom_tool" || string(name) == "mcp" {
@@ -817,8 +845,8 @@ func (p *walker) host(url []byte, field string) *Error {
 	if h == unknownHost && snake(field) == "file_uri" {
 		return isStored(field) // "files/…", "gs://…": the same, by its name, or perhaps
 	}
-	if len(p.hosts) >= maxHosts {
-		return bad("too_many_urls", field, "The request has more than "+strconv.Itoa(maxHosts)+" URLs.")
+	if len(p.hosts) >= maxURLs {
+		return bad("too_many_urls", field, "The request has more than "+strconv.Itoa(maxURLs)+" URLs.")
 	}
 	p.hosts = append(p.hosts, h)
 	return nil

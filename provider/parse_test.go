@@ -650,3 +650,49 @@ func TestTypes(t *testing.T) {
 		}
 	}
 }
+
+// TestToolNames: a tool has one name, and a deny on its family reaches it.
+func TestToolNames(t *testing.T) {
+	for _, c := range []struct{ path, body, families string }{
+		{responses, `{"model":"m","input":"x","tools":[{"type":"web_search_preview"}]}`, "[web_search]"},
+		{responses, `{"model":"m","input":"x","tools":[{"type":"web_search_2025_08_26"}]}`, "[web_search]"},
+		{responses, `{"model":"m","input":"x","tools":[{"type":"web_search_preview_2025_03_11"}]}`, "[web_search]"},
+		{responses, `{"model":"m","input":"x","tools":[{"type":"openrouter:web_search"}]}`, "[web_search]"},
+		{responses, `{"model":"m","input":"x","tool_choice":{"type":"web_search_preview"}}`, "[web_search]"},
+		{responses, `{"model":"m","input":[{"type":"web_search_call","id":"1"}]}`, "[web_search]"},
+		{responses, `{"model":"m","input":"x","tools":[{"type":"code_interpreter","container":{"type":"auto"}},{"type":"computer_use_preview"},{"type":"local_shell"}]}`,
+			"[code_execution computer_use shell]"},
+		{chat, `{"model":"m","search_parameters":{"mode":"auto"}}`, "[web_search]"},
+		{chat, `{"model":"m","web_search_options":{}}`, "[web_search]"},
+		{messages, `{"model":"m","max_tokens":1,"messages":[],"tools":[{"type":"web_search_20250305","name":"web_search"}]}`, "[web_search]"},
+		{generate, `{"contents":[],"tools":[{"googleSearch":{}},{"urlContext":{}}]}`, "[web_fetch web_search]"},
+		{chat, `{"model":"m","tools":[{"function":{"name":"crm.read"}},{"function":{"name":"bashful"}}]}`, "[]"},
+	} {
+		if got := fmt.Sprint(provider.ToolFamilies(parsed(t, c.path, c.body).Tools)); got != c.families {
+			t.Errorf("%s: %s, and not %s", c.body, got, c.families)
+		}
+	}
+	for _, body := range []string{`{"model":"m","input":"x","tools":[{"type":"WEB_SEARCH"}]}`, `{"model":"m","input":"x","tools":[{"type":"web_search "}]}`,
+		`{"model":"m","input":"x","tools":[{"type":"MCP","server_url":"https://x.example"}]}`, `{"model":"m","input":[{"type":"Web_Search_Call"}]}`} {
+		ep, params, _ := provider.Match("POST", responses)
+		if _, e := provider.Parse(ep, params, "application/json", "", []byte(body)); e == nil || e.Code != "invalid_type" {
+			t.Errorf("%s: %v", body, e)
+		}
+	}
+}
+
+// TestModelName: "models/x" is the model x, under which it is judged and sent.
+func TestModelName(t *testing.T) {
+	call := parsed(t, chat, `{"model":"models/gemini-2.5-pro","messages":[{"role":"user","content":"x"}]}`)
+	if call.Model != "gemini-2.5-pro" {
+		t.Errorf("judged %q", call.Model)
+	}
+	if f, e := prov("a", "gemini", "*").Forward(call, chat, ""); e != nil || !strings.HasSuffix(f.Path, "/models/gemini-2.5-pro:generateContent") {
+		t.Errorf("%s %v", f.Path, e)
+	}
+	for _, kind := range []string{"openai", "custom", "anthropic", "mistral", "cohere"} {
+		if _, e := prov("a", kind, "*").Forward(call, chat, ""); e == nil || e.Code != "invalid_model" {
+			t.Errorf("%s: %v", kind, e)
+		}
+	}
+}

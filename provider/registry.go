@@ -31,7 +31,13 @@ type Registry struct {
 	exact     map[string][]int
 	globs     []glob          // best first
 	reads     map[string]bool // by the endpoint's path: see Reads
+	matches   Matcher
 }
+
+// Matcher says whether a pattern with "*" matches a model's name. It is policy.Matches:
+// lists of agents, keys and providers have one meaning, and policy owns it, since a
+// list is what the baseline decides by.
+type Matcher func(pattern, model string) bool
 
 type glob struct {
 	pattern string
@@ -46,8 +52,8 @@ type Model struct {
 }
 
 // NewRegistry takes the providers of one org. Two with one name are an error.
-func NewRegistry(providers []Provider) (*Registry, error) {
-	r := &Registry{providers: slices.Clone(providers), exact: map[string][]int{}, reads: map[string]bool{}}
+func NewRegistry(providers []Provider, matches Matcher) (*Registry, error) {
+	r := &Registry{providers: slices.Clone(providers), exact: map[string][]int{}, reads: map[string]bool{}, matches: matches}
 	slices.SortStableFunc(r.providers, func(a, b Provider) int { return cmp.Compare(a.Name, b.Name) })
 	for i, p := range r.providers {
 		if i > 0 && r.providers[i-1].Name == p.Name {
@@ -95,7 +101,7 @@ func (r *Registry) Resolve(c Call) (Provider, *Error) {
 		if best >= 0 && g.pattern != pattern {
 			break
 		}
-		if !matches(g.pattern, c.Model) {
+		if !r.matches(g.pattern, c.Model) {
 			continue
 		}
 		if p := &r.providers[g.at]; !p.serves(c.Endpoint) {
@@ -158,7 +164,7 @@ func (r *Registry) Models(may func(string) bool, names ...string) []Model {
 			continue
 		}
 		for _, g := range r.globs {
-			if matches(g.pattern, name) {
+			if r.matches(g.pattern, name) {
 				out = append(out, Model{ID: name, OwnedBy: r.providers[g.at].Name})
 				break
 			}
@@ -166,27 +172,4 @@ func (r *Registry) Models(may func(string) bool, names ...string) []Model {
 	}
 	slices.SortFunc(out, func(a, b Model) int { return cmp.Compare(a.ID, b.ID) })
 	return out
-}
-
-// matches says whether s is what pattern says, in which "*" stands for anything.
-func matches(pattern, s string) bool {
-	head, rest, star := strings.Cut(pattern, "*")
-	if !star {
-		return pattern == s
-	}
-	if !strings.HasPrefix(s, head) {
-		return false
-	}
-	s = s[len(head):]
-	for {
-		part, more, star := strings.Cut(rest, "*")
-		if !star {
-			return strings.HasSuffix(s, part)
-		}
-		i := strings.Index(s, part)
-		if i < 0 {
-			return false
-		}
-		s, rest = s[i+len(part):], more
-	}
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/provider"
 )
 
@@ -19,7 +20,7 @@ func prov(name, kind, models string) provider.Provider {
 
 func registry(t testing.TB, ps ...provider.Provider) *provider.Registry {
 	t.Helper()
-	r, err := provider.NewRegistry(ps)
+	r, err := provider.NewRegistry(ps, policy.Matches)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +84,7 @@ func TestResolve(t *testing.T) {
 	if _, e := registry(t).Resolve(call); e == nil || e.Status != 404 || e.Code != "model_not_found" || e.Param != "model" || len(e.Message) > 300 {
 		t.Errorf("%+v", e)
 	}
-	if _, err := provider.NewRegistry([]provider.Provider{prov("a", "openai", ""), prov("a", "openai", "")}); err == nil {
+	if _, err := provider.NewRegistry([]provider.Provider{prov("a", "openai", ""), prov("a", "openai", "")}, policy.Matches); err == nil {
 		t.Error("two of a name")
 	}
 }

@@ -40,6 +40,9 @@ func (p Provider) translated(c Call, s Settings, up Upstream) (*translate.Reques
 	var cannot *translate.Unsupported
 	var invalid *translate.Invalid
 	switch {
+	case err == nil && len(r.Dropped) > maxDropped:
+		return nil, &Error{Status: http.StatusUnprocessableEntity, Type: invalidRequest, Code: "unsupported_by_provider", Param: clip(r.Dropped[0], 256),
+			Message: "The request has more than " + strconv.Itoa(maxDropped) + " fields that its provider does not support. So many are not recorded, so they are not left out."}
 	case err == nil:
 		return &r, nil
 	case errors.As(err, &cannot):
@@ -79,7 +82,9 @@ func (c Call) covers(path, query string, body []byte) *Error {
 	}
 	what := ""
 	switch {
-	case sent.Model != strings.TrimPrefix(c.Model, "models/") && sent.Model != c.Model:
+	case sent.foldered:
+		return unfolded()
+	case sent.Model != c.Model:
 		what = "another model"
 	case sent.Stream != c.Stream:
 		what = "another kind of response"
@@ -93,6 +98,13 @@ func (c Call) covers(path, query string, body []byte) *Error {
 		return nil
 	}
 	return bad("ambiguous_request", "", "In the format of the model's provider this request would ask for "+what+" than the one that was evaluated. It is not forwarded.")
+}
+
+// unfolded rejects "models/" before the name of a model where it would be sent: some
+// servers take it off and others do not, so that the name that was evaluated and the one
+// that is called could differ.
+func unfolded() *Error {
+	return bad("invalid_model", "model", "Write the model's name without \"models/\" before it.")
 }
 
 // within says whether all of some are in all, which is sorted.
@@ -140,6 +152,9 @@ func (f Forward) Dropped() []string {
 	}
 	return out
 }
+
+// maxDropped is how many fields an entry names: see maxTools.
+const maxDropped = 128
 
 // fieldPath is how the way to a field is written: "messages[2].content[0].input_audio".
 var fieldPath = regexp.MustCompile(`^[A-Za-z0-9_.\[\]-]{1,120}$`)

@@ -246,7 +246,7 @@ func judgedAlike(t *testing.T, path string, body []byte) {
 			if e != nil {
 				t.Fatalf("%s: what is sent would be refused: %v\n%s\n%s", kind, e, body, f.Body)
 			}
-			if sent.Model != strings.TrimPrefix(call.Model, "models/") && sent.Model != call.Model || sent.Stream != call.Stream {
+			if sent.Model != call.Model || sent.Stream != call.Stream {
 				t.Fatalf("%s: %q %v was judged, %q %v is sent", kind, call.Model, call.Stream, sent.Model, sent.Stream)
 			}
 			if call.MaxTokens > 0 && sent.MaxTokens > call.MaxTokens {

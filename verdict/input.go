@@ -19,7 +19,7 @@ func (o *Org) input(c identity.Caller, r *Request, v *Verdict) policy.Input {
 			Operation: r.Endpoint.Operation, Scope: r.Endpoint.Scope, Provider: v.Provider.Name, Model: v.Call.Model,
 			Mode: r.Mode, Host: verified(r.Host, r.HostVerified), Path: r.Path, Stream: v.Call.Stream,
 			MaxTokens: v.Call.MaxTokens, InputTokensEstimate: v.Call.InputTokensEstimate, Bytes: int64(len(v.Call.Body)),
-			Tools: v.Call.Tools, URLHosts: v.Call.Hosts, Time: v.Time,
+			Tools: v.Call.Tools, ToolFamilies: provider.ToolFamilies(v.Call.Tools), URLHosts: v.Call.Hosts, Time: v.Time,
 		},
 		Caller: policy.CallerAttrs{
 			KeyID: k.ID, KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyExpiresAt: k.ExpiresAt,
@@ -82,7 +82,7 @@ func InputOf(d audit.Decided) (in policy.Input, unknown []string, ok bool) {
 			Operation: d.Operation, Scope: provider.ScopeOf(d.Operation), Provider: d.Provider, Model: d.Model,
 			Mode: d.Mode, Host: verified(d.Host, d.HostVerified), Path: d.Path, Stream: d.Stream,
 			MaxTokens: d.MaxTokens, InputTokensEstimate: d.InputTokensEstimate, Bytes: d.BodyBytes,
-			Tools: d.Tools, URLHosts: d.Hosts, Time: d.Time,
+			Tools: d.Tools, ToolFamilies: provider.ToolFamilies(d.Tools), URLHosts: d.Hosts, Time: d.Time,
 		},
 		Caller: policy.CallerAttrs{
 			KeyID: d.KeyID, KeyScopes: d.KeyScopes, KeyAllowedModels: d.KeyAllowedModels, KeyExpiresAt: d.KeyExpiresAt,

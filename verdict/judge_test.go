@@ -36,7 +36,7 @@ func newWorld(t testing.TB, policies ...string) *world {
 		Models: []string{"small", "big-*"}, Credential: provider.NewSecret("sk-one"), HasCredential: true,
 	}
 	p.Cluster = provider.ClusterName(p)
-	providers, err := provider.NewRegistry([]provider.Provider{p})
+	providers, err := provider.NewRegistry([]provider.Provider{p}, policy.Matches)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -185,7 +185,7 @@ func (h held) org(ctx context.Context, id string, before verdict.Org) (verdict.O
 		}
 		providers = append(providers, p)
 	}
-	registry, err := provider.NewRegistry(providers)
+	registry, err := provider.NewRegistry(providers, policy.Matches)
 	if err != nil {
 		return verdict.Org{}, err
 	}
