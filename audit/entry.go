@@ -64,7 +64,7 @@ const (
 
 	maxTools   = 512 // as many as the parser accepts, so that none is left out
 	maxHosts   = 256 // the same
-	maxDropped = 128 // the same
+	maxDropped = 128 // what was left out has no effect
 	maxReasons = 32
 	maxIDs     = 64
 	maxLimits  = 32

@@ -63,7 +63,7 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 		}
 		f.Body = f.translation.Body
 		path, q, _ = strings.Cut(f.translation.Path, "?") // the caller's query is empty: OpenAI's endpoints have none
-		if e := c.covers(path, q, f.Body); e != nil {
+		if e := c.covers(path, q, f.translation); e != nil {
 			return Forward{}, e
 		}
 		for name, value := range f.translation.Header {

@@ -40,9 +40,6 @@ func (p Provider) translated(c Call, s Settings, up Upstream) (*translate.Reques
 	var cannot *translate.Unsupported
 	var invalid *translate.Invalid
 	switch {
-	case err == nil && len(r.Dropped) > maxDropped:
-		return nil, &Error{Status: http.StatusUnprocessableEntity, Type: invalidRequest, Code: "unsupported_by_provider", Param: clip(r.Dropped[0], 256),
-			Message: "The request has more than " + strconv.Itoa(maxDropped) + " fields that its provider does not support. So many are not recorded, so they are not left out."}
 	case err == nil:
 		return &r, nil
 	case errors.As(err, &cannot):
@@ -70,15 +67,18 @@ func (s Settings) drop() translate.Drop {
 // is read again, with the parser of the endpoint that it goes to: what a translator
 // understands differently from the parser of the caller's format shows here, and
 // not at the provider. This costs a second pass over the body.
-func (c Call) covers(path, query string, body []byte) *Error {
+func (c Call) covers(path, query string, r *translate.Request) *Error {
 	ep, params, ok := Match(http.MethodPost, path)
 	if !ok {
 		return misconfigured("its base URL has a version that is not known here")
 	}
-	sent, e := Parse(ep, params, "application/json", query, body)
+	sent, e := Parse(ep, params, "application/json", query, r.Body)
 	if e != nil {
 		e.Message = "In the format of the model's provider: " + e.Message
 		return e
+	}
+	if r.AsJSON() && slices.Equal(sent.Tools, []string{translate.JSONTool}) {
+		sent.Tools = nil // the caller has none: it is how JSON is asked for
 	}
 	what := ""
 	switch {
@@ -152,9 +152,6 @@ func (f Forward) Dropped() []string {
 	}
 	return out
 }
-
-// maxDropped is how many fields an entry names: see maxTools.
-const maxDropped = 128
 
 // fieldPath is how the way to a field is written: "messages[2].content[0].input_audio".
 var fieldPath = regexp.MustCompile(`^[A-Za-z0-9_.\[\]-]{1,120}$`)

@@ -110,6 +110,10 @@ type Request struct {
 	asJSON       bool // the response is the arguments of JSONTool
 }
 
+// AsJSON says that the request offers JSONTool, which is of the translation and not of
+// the caller.
+func (r *Request) AsJSON() bool { return r.asJSON }
+
 // Unsupported is a field that the provider cannot carry: a 422.
 type Unsupported struct {
 	Field  string // as a path in the request: "messages[2].content[0].input_audio"
