@@ -249,7 +249,7 @@ func (v *vocabulary) shape(hand *shape, types []string, where string, both bool)
 			if !judged && hand != nil && hand.keysAreTools {
 				r.do = marks
 			} else if len(kinds[name]) > 0 {
-				r.do = walk
+				r.do, r.str = walk, isFree
 			}
 			if len(kinds[name]) > 0 {
 				r.in = v.shape(nil, kinds[name], path, both)

@@ -423,7 +423,7 @@ func (p *walker) value(r rule, field string, depth int) *Error {
 			}
 		}
 		if r.in != nil {
-			return p.walk(r.in, field, depth)
+			return p.walk(r, field, depth)
 		}
 		return p.skip(depth)
 	case switches:
@@ -594,13 +594,16 @@ func (p *walker) walk(r rule, field string, depth int) *Error {
 		return p.skip(depth)
 	case '"':
 		switch r.str {
-		case isText:
+		case isText, isFree:
 			return p.skip(depth)
 		case isData:
 			return p.data(field)
 		case isURL:
 			return p.link(nil, field, depth)
 		}
+	}
+	if r.str == isFree {
+		return p.skip(depth)
 	}
 	what := "an object or a list of objects"
 	if r.str != 0 {

@@ -659,7 +659,7 @@ func TestToolNames(t *testing.T) {
 		{responses, `{"model":"m","input":"x","tools":[{"type":"web_search_preview_2025_03_11"}]}`, "[web_search]"},
 		{responses, `{"model":"m","input":"x","tools":[{"type":"openrouter:web_search"}]}`, "[web_search]"},
 		{responses, `{"model":"m","input":"x","tool_choice":{"type":"web_search_preview"}}`, "[web_search]"},
-		{responses, `{"model":"m","input":[{"type":"web_search_call","id":"1"}]}`, "[web_search]"},
+		{responses, `{"model":"m","input":[{"type":"web_search_call","id":"1","status":"completed","action":{"type":"search","query":"q"}}]}`, "[web_search]"},
 		{responses, `{"model":"m","input":"x","tools":[{"type":"code_interpreter","container":{"type":"auto"}},{"type":"computer_use_preview"},{"type":"local_shell"}]}`,
 			"[code_execution computer_use shell]"},
 		{chat, `{"model":"m","search_parameters":{"mode":"auto"}}`, "[web_search]"},

@@ -34,6 +34,7 @@ const (
 	isText str = iota + 1 // text, of which nothing is judged
 	isURL                 // a URL that the provider fetches
 	isData                // a file: base64, a data: URL, or a URL that the provider fetches
+	isFree                // nothing that is judged, and neither is a number or a truth value: the member is walked only to know its own members
 )
 
 type action uint8
@@ -195,7 +196,7 @@ var chatBody = newShape(with(steering, map[string]rule{
 }))
 
 // voiceShape is how an answer in sound is to be: a voice of one's own is stored.
-var voiceShape = newShape(map[string]rule{"voice": {do: walk, in: &spokenShape}})
+var voiceShape = newShape(map[string]rule{"voice": {do: walk, in: &spokenShape, str: isText}})
 
 var completionsBody = newShape(with(steering, map[string]rule{
 	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: pass}, "max_tokens": {do: tokens}, "max_completion_tokens": {do: refuse}, "max_output_tokens": {do: refuse},
