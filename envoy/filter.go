@@ -24,6 +24,7 @@ import (
 const (
 	FilterExtProc = "envoy.filters.http.ext_proc"
 	FilterUsage   = "envoy.filters.http.ai_protocol_manager"
+	FilterCORS    = "envoy.filters.http.cors" // only with origins that are allowed
 
 	// Only where Envoy reads usage, and extproc does not see response headers:
 	FilterResponse = "envoy.filters.http.header_mutation" // removes headers

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,6 +33,7 @@ type Input struct {
 	Gateway   string              // host:port to listen on; the host is an address, "localhost" or empty for all
 	Usage     string              // "stream" or "envoy"
 	MaxBody   int64               // of a request, in bytes
+	Origins   []string            // of web pages that may call the gateway: see CheckOrigins
 	CAFile    string              // PEM, on Envoy's machine; empty: SystemCAs
 }
 
@@ -66,6 +68,9 @@ func Build(in Input) (*Snapshot, error) {
 	}
 	if in.MaxBody <= 0 || in.MaxBody > 1<<30 {
 		return nil, fmt.Errorf("xds: largest body of %d bytes: want 1 to %d", in.MaxBody, 1<<30)
+	}
+	if err := CheckOrigins(in.Origins); err != nil {
+		return nil, fmt.Errorf("xds: %w", err)
 	}
 	if in.CAFile == "" {
 		in.CAFile = SystemCAs
@@ -115,7 +120,7 @@ func Join(all []*Snapshot) (*Snapshot, error) {
 	}
 	table := proto.CloneOf(all[0].Routes[routesName])
 	host := table.GetVirtualHosts()[0]
-	var tail []*routev3.Route // what is not to a provider, from the first
+	var tail []*routev3.Route // what is not to a provider, from the first org
 	var providers []*routev3.Route
 	for i, one := range all {
 		for name, c := range one.Clusters {
@@ -133,9 +138,21 @@ func Join(all []*Snapshot) (*Snapshot, error) {
 			}
 		}
 	}
-	host.Routes = append(providers, tail...)
+	host.Routes = slices.Concat(tail[:1], providers, tail[1:]) // first the one for escaped slashes
 	s.Routes[routesName] = table
 	return s, nil
+}
+
+// CheckOrigins returns what is wrong with the origins of web pages, or nil. Each is
+// written as browsers send it.
+func CheckOrigins(origins []string) error {
+	for _, o := range origins {
+		u, err := url.Parse(o)
+		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || o != u.Scheme+"://"+strings.ToLower(u.Host) || strings.Contains(o, "*") {
+			return fmt.Errorf("origin %q: want a scheme and a host in lower case, such as https://app.example.com", o)
+		}
+	}
+	return nil
 }
 
 // Resources are a snapshot's resources of one type, by name.

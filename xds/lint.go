@@ -88,7 +88,8 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 	l.want(h.GetRds().GetRouteConfigName() == routesName, "L01", "the routes are not those that are linted")
 	l.want(h.GetNormalizePath().GetValue(), "L06", "normalize_path is off")
 	l.want(h.GetMergeSlashes(), "L06", "merge_slashes is off")
-	l.want(h.GetPathWithEscapedSlashesAction() == hcmv3.HttpConnectionManager_REJECT_REQUEST, "L06", "escaped slashes are not refused")
+	l.want(h.GetPathWithEscapedSlashesAction() == hcmv3.HttpConnectionManager_REJECT_REQUEST ||
+		h.GetPathWithEscapedSlashesAction() == hcmv3.HttpConnectionManager_KEEP_UNCHANGED, "L06", "escaped slashes are decoded")
 	l.want(h.GetStripAnyHostPort(), "L06", "strip_any_host_port is off")
 	l.want(h.GetSchemeHeaderTransformation().GetMatchUpstream(), "L06", "a provider is told the client's scheme")
 	l.want(h.GetUseRemoteAddress().GetValue(), "L06", "use_remote_address is off: the client would say where it comes from")
@@ -154,6 +155,9 @@ func (l *lint) filters(fs []*hcmv3.HttpFilter) {
 		l.want(!f.GetDisabled() && !f.GetIsOptional(), "L01", f.GetName()+" is disabled or optional")
 		l.want(f.GetConfigDiscovery() == nil, "L01", f.GetName()+" comes later, by discovery")
 	}
+	if len(names) > 0 && names[0] == envoy.FilterCORS {
+		fs, names = fs[1:], names[1:] // it only answers preflights, and adds headers to responses
+	}
 	with := []string{envoy.FilterExtProc, "envoy.filters.http.router"}
 	withUsage := []string{envoy.FilterExtProc, envoy.FilterReplace, envoy.FilterResponse, envoy.FilterUsage, "envoy.filters.http.router"}
 	if !slices.Equal(names, with) && !slices.Equal(names, withUsage) {
@@ -203,17 +207,18 @@ func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clust
 	l.want(vh.GetRetryPolicy() == nil && len(rc.GetClusterSpecifierPlugins()) == 0, "L05", "routes have settings that are not their own")
 	l.want(vh.GetRequestBodyBufferLimit().GetValue() >= slack, "L08", "the buffer of a request's body is not set, or too small")
 	last := len(vh.GetRoutes()) - 1
-	if last < 0 {
+	if last < 1 {
 		l.bad("L05", "there are no routes")
 		return
 	}
+	l.want(proto.Equal(vh.GetRoutes()[0], escapedSlash()), "L06", "a path with an escaped slash may be routed")
 	end := vh.GetRoutes()[last]
 	l.want(end.GetMatch().GetPrefix() == "/" && len(end.GetMatch().GetHeaders()) == 0 && end.GetRoute().GetCluster() == nowhere &&
 		end.GetRoute().GetClusterNotFoundResponseCode() == routev3.RouteAction_SERVICE_UNAVAILABLE && len(end.GetRoute().GetRequestMirrorPolicies()) == 0, "L05",
 		"what no route matches is not answered 503")
 	l.want(clusters[nowhere] == nil, "L05", "there is a cluster for what has no verdict")
 	reached := map[string]bool{}
-	for i, r := range vh.GetRoutes()[:last] {
+	for i, r := range vh.GetRoutes()[1:last] {
 		a := r.GetRoute()
 		if a == nil {
 			l.bad("L05", "route %d does not lead to a cluster", i)

@@ -33,6 +33,7 @@ type parts struct {
 	vh       *routev3.VirtualHost
 	provider *routev3.Route // the first
 	unseen   *routev3.Route // with usage "envoy": the first whose response headers extproc does not see
+	escaped  *routev3.Route // the first of all, for paths with escaped slashes
 	manage   *routev3.Route // the first to the management API
 	last     *routev3.Route
 	cluster  *clusterv3.Cluster // one with TLS
@@ -89,6 +90,8 @@ func broken(t testing.TB, usage string, change func(*parts)) *xds.Snapshot {
 		switch {
 		case r.GetRoute().GetCluster() == envoy.ClusterAPI && p.manage == nil:
 			p.manage = r
+		case r.GetMatch().GetSafeRegex() != nil && p.escaped == nil:
+			p.escaped = r
 		case r.GetRoute().GetCluster() != envoy.ClusterAPI && r.GetRoute() != nil && p.provider == nil:
 			p.provider = r
 		case r.GetTypedPerFilterConfig()[envoy.FilterResponse] != nil && p.unseen == nil:
@@ -316,6 +319,10 @@ func TestLint(t *testing.T) {
 		{"L08", "headers without number", func(p *parts) { p.hcm.CommonHttpProtocolOptions.MaxHeadersCount = nil }},
 		{"L08", "streams without number", func(p *parts) { p.hcm.Http2ProtocolOptions.MaxConcurrentStreams = nil }},
 
+		{"L06", "escaped slashes decoded", func(p *parts) { p.hcm.PathWithEscapedSlashesAction = hcmv3.HttpConnectionManager_UNESCAPE_AND_FORWARD }},
+		{"L06", "escaped slashes routed", func(p *parts) { p.vh.Routes = p.vh.Routes[1:] }},
+		{"L06", "some escaped slashes routed", func(p *parts) { p.escaped.GetMatch().GetSafeRegex().Regex = ".*%2F.*" }},
+
 		{"L12", "Envoy's own words", func(p *parts) { p.hcm.LocalReplyConfig = nil }},
 		{"L12", "Envoy's own words beside ours", func(p *parts) {
 			f := p.hcm.LocalReplyConfig.Mappers[1].BodyFormatOverride.GetJsonFormat()
@@ -359,7 +366,7 @@ func TestLintUnseen(t *testing.T) {
 		"another list":       func(p *parts) { p.unseen.TypedPerFilterConfig[envoy.FilterResponse].Value = nil },
 		"no replacements":    func(p *parts) { p.unseen.TypedPerFilterConfig[envoy.FilterReplace].Value = nil },
 		"a header is set":    func(p *parts) { p.unseen.ResponseHeadersToAdd = []*corev3.HeaderValueOption{{}} },
-		"on the route below": func(p *parts) { p.vh.Routes[2].TypedPerFilterConfig = nil },
+		"on the route below": func(p *parts) { p.vh.Routes[3].TypedPerFilterConfig = nil },
 	} {
 		if err := xds.Lint(broken(t, "envoy", change)); err == nil || !strings.Contains(err.Error(), "L13: ") {
 			t.Errorf("%s: lint says %v", name, err)

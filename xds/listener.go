@@ -9,6 +9,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	aiv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ai_protocol_manager/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	customv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/custom_response/v3"
 	headerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
@@ -58,9 +59,11 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 		HttpFilters: in.filters(),
 
 		// One reading of a path and of a host, for identity, policy, routing and record.
-		NormalizePath:                wrapperspb.Bool(true),
-		MergeSlashes:                 true,
-		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_REJECT_REQUEST,
+		NormalizePath: wrapperspb.Bool(true),
+		MergeSlashes:  true,
+		// A path with an escaped slash reaches extproc, which knows the one place for it: a
+		// model's name. No route leads from there to a cluster (see escapedSlash).
+		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_KEEP_UNCHANGED,
 		StripPortMode:                &hcmv3.HttpConnectionManager_StripAnyHostPort{StripAnyHostPort: true},
 		StripTrailingHostDot:         true,
 		// The scheme that a client names over HTTP/2 would go on over HTTP/2.
@@ -116,12 +119,16 @@ func early() *corev3.TypedExtensionConfig {
 	return &corev3.TypedExtensionConfig{Name: "envoy.http.early_header_mutation.header_mutation", TypedConfig: pack(envoy.EarlyMutation())}
 }
 
-// filters are extproc, if Envoy reads usage its filter for that, and the router.
+// filters are, with allowed origins, the one that answers browsers, then extproc, if Envoy reads usage its filter for that, and the router.
 func (in Input) filters() []*hcmv3.HttpFilter {
 	filter := func(name string, config *hcmv3.HttpFilter_TypedConfig) *hcmv3.HttpFilter {
 		return &hcmv3.HttpFilter{Name: name, ConfigType: config}
 	}
-	fs := []*hcmv3.HttpFilter{filter(envoy.FilterExtProc, &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(envoy.ExtProcFilter(in.Usage))})}
+	var fs []*hcmv3.HttpFilter
+	if len(in.Origins) > 0 {
+		fs = append(fs, filter(envoy.FilterCORS, &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&corsv3.Cors{})}))
+	}
+	fs = append(fs, filter(envoy.FilterExtProc, &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(envoy.ExtProcFilter(in.Usage))}))
 	if in.Usage == envoy.UsageEnvoy {
 		// Responses pass these in reverse order. Their work is in the routes.
 		fs = append(fs, filter(envoy.FilterReplace, &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&customv3.CustomResponse{})}),

@@ -6,6 +6,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	aiv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ai_protocol_manager/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	llmv3 "github.com/envoyproxy/go-control-plane/envoy/type/ai/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -35,7 +36,7 @@ const nowhere = "no-verdict-no-route"
 // routes is the whole table: to providers by the verdict, to the management API by
 // path, and else nowhere.
 func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
-	all := providers
+	all := append([]*routev3.Route{escapedSlash()}, providers...)
 	for _, p := range ManagementPaths {
 		for _, m := range []*routev3.RouteMatch{
 			{PathSpecifier: &routev3.RouteMatch_Path{Path: p}},
@@ -52,14 +53,13 @@ func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 			})
 		}
 	}
-	all = append(all, &routev3.Route{
-		Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
-		// Not a direct response: the bound on a request's body, below, holds only for
-		// routes to a cluster (Envoy 1.40), and before the verdict this is the route.
-		Action: &routev3.Route_Route{Route: &routev3.RouteAction{
-			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: nowhere}, ClusterNotFoundResponseCode: routev3.RouteAction_SERVICE_UNAVAILABLE,
-		}},
-	})
+	end := ended(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}})
+	if len(in.Origins) > 0 {
+		// The route of each request before its verdict, which is when the filter reads this.
+		// The management API has no such policy.
+		end.TypedPerFilterConfig = map[string]*anypb.Any{envoy.FilterCORS: pack(in.cors())}
+	}
+	all = append(all, end)
 	return &routev3.RouteConfiguration{
 		Name: routesName,
 		VirtualHosts: []*routev3.VirtualHost{{
@@ -68,6 +68,39 @@ func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 		}},
 		ValidateClusters: wrapperspb.Bool(false),
 	}
+}
+
+// ended is a route that leads nowhere. It is no direct response: the bound on a
+// request's body holds only for routes to a cluster (Envoy 1.40), and before the
+// verdict this is the route.
+func ended(m *routev3.RouteMatch) *routev3.Route {
+	return &routev3.Route{
+		Match: m,
+		Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: nowhere}, ClusterNotFoundResponseCode: routev3.RouteAction_SERVICE_UNAVAILABLE,
+		}},
+	}
+}
+
+// escapedSlash is the first route: no path with an escaped slash or backslash goes to
+// a provider or to the management API, whatever the verdict. extproc itself answers
+// GET /v1/models/{model}, where SDKs write the name "org/model" in this way.
+func escapedSlash() *routev3.Route {
+	return ended(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_SafeRegex{
+		SafeRegex: &matcherv3.RegexMatcher{Regex: `.*%(2[fF]|5[cC]).*`},
+	}})
+}
+
+// cors is what scripts of the allowed origins may do: send a key in a header, and read
+// the response. Browsers send no cookies.
+func (in Input) cors() *corsv3.CorsPolicy {
+	p := &corsv3.CorsPolicy{
+		AllowMethods: "GET, POST", AllowHeaders: "authorization, *", ExposeHeaders: "*", MaxAge: "600", AllowCredentials: wrapperspb.Bool(false),
+	}
+	for _, o := range in.Origins {
+		p.AllowOriginStringMatch = append(p.AllowOriginStringMatch, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: o}})
+	}
+	return p
 }
 
 // envoysOwn are the headers that Envoy itself adds to a request after those of the

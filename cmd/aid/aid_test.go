@@ -54,6 +54,8 @@ func TestErrorsNameTheFlag(t *testing.T) {
 		{"up --home " + dir + " --usage later", []string{"--usage", "stream or envoy"}},
 		{"up --home " + dir + " --max-body -1", []string{"--max-body"}},
 		{"up --home " + dir + " --domains ai.example.com:443", []string{"--domains", "ai.example.com:443", "without a port"}},
+		{"up --home " + dir + " --cors-origins *", []string{"--cors-origins", "https://app.example.com"}},
+		{"control --cors-origins https://App.example.com/", []string{"--cors-origins", "https://app.example.com"}},
 		{"extproc --xds unix:/x --segments " + dir + " --domains https://ai.example.com", []string{"--domains", "such as ai.example.com"}},
 		{"up --home " + dir + " --gateway 8080", []string{"--gateway", "host:port"}},
 		{"up --home " + dir + " --gateway unix:/x", []string{"--gateway", "host:port"}},

@@ -79,12 +79,15 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	f.StringVar(&c.gateway, "gateway", defaultGateway, "`address` that Envoys listen on for applications")
 	f.StringVar(&c.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
 	f.StringVar(&c.providerCA, "provider-ca", "", "PEM `file` on the Envoys' machines that vouches for providers (default: "+xds.SystemCAs+")")
+	f.StringSliceVar(&c.origins, "cors-origins", nil, originsHelp)
 	f.Int64Var(&c.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
 	f.BoolVar(&c.pprof, "pprof", false, "serve Go's profiles beside /metrics, under /debug/pprof/")
 	return cmd
 }
 
 const postgresHelp = "database `URL`, better given as AID_POSTGRES; verify-full TLS unless it is on this machine"
+
+const originsHelp = "`origins` of web pages whose scripts may call the gateway, such as https://app.example.com (default: none, CORS is off)"
 
 // control is one run of `aid control`.
 type control struct {
@@ -93,6 +96,7 @@ type control struct {
 	files                                 tlsFiles
 	fernet, hmac, digest, providerCA      string
 	gateway, usage                        string
+	origins                               []string
 	maxBody                               int64
 	pprof                                 bool
 
@@ -105,6 +109,9 @@ func (c *control) run(ctx context.Context) error {
 
 	if c.usage != "stream" && c.usage != "envoy" {
 		return usagef("--usage %q: want stream or envoy", c.usage)
+	}
+	if err := xds.CheckOrigins(c.origins); err != nil {
+		return usagef("--cors-origins: %v", err)
 	}
 	if c.maxBody <= 0 {
 		return usagef("--max-body %d: want a number of bytes above 0", c.maxBody)
@@ -178,7 +185,7 @@ func (c *control) run(ctx context.Context) error {
 	life.start(ctx, "housekeeping", months.run)
 
 	control, err := xds.NewServer(xds.ServerConfig{
-		DB: db, Sealer: sealer, Appender: chain, Gateway: c.gateway, Usage: c.usage, MaxBody: c.maxBody,
+		DB: db, Sealer: sealer, Appender: chain, Gateway: c.gateway, Usage: c.usage, MaxBody: c.maxBody, Origins: c.origins,
 		CAFile: c.providerCA, DigestKey: digest, Log: c.log, Registerer: reg,
 	})
 	if err != nil {

@@ -101,6 +101,7 @@ in order; a second one stops it at once.`,
 	f.StringVar(&u.prices, "prices", "", pricesHelp)
 	f.StringVar(&u.providerCA, "provider-ca", systemCAs(), "PEM `file` that vouches for providers")
 	f.StringVar(&u.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
+	f.StringSliceVar(&u.origins, "cors-origins", nil, originsHelp)
 	f.StringSliceVar(&u.domains, "domains", nil, domainsHelp)
 	f.Int64Var(&u.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
 	f.DurationVar(&u.maxStaleness, "max-staleness", 10*time.Minute, "how long the sidecar goes on deciding without the control plane")
@@ -118,7 +119,7 @@ type up struct {
 	model                          string // that the first request may name; "": no provider has one
 	postgresDir, providerCA        string
 	usage                          string
-	domains                        []string
+	domains, origins               []string
 	maxBody                        int64
 	maxStaleness, drain            time.Duration
 	concurrency                    int
@@ -231,6 +232,9 @@ func (u *up) look(ctx context.Context) error {
 	if u.maxBody <= 0 {
 		return usagef("--max-body %d: want a number of bytes above 0", u.maxBody)
 	}
+	if err := xds.CheckOrigins(u.origins); err != nil {
+		return usagef("--cors-origins: %v", err)
+	}
 	if err := extproc.CheckDomains(u.domains); err != nil {
 		return usagef("--domains: %v", err)
 	}
@@ -289,7 +293,8 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 		"AID_POSTGRES": db.appURL,
 	}, "--listen-api", u.api, "--listen-xds", "unix:"+h.socket("xds"), "--listen-status", "unix:"+h.socket("control"),
 		"--fernet-keys", keys.fernet, "--hmac-keys", keys.hmac, "--digest-key", keys.digest,
-		"--gateway", u.gateway, "--provider-ca", u.providerCA, "--usage", u.usage, "--max-body", strconv.FormatInt(u.maxBody, 10))
+		"--gateway", u.gateway, "--provider-ca", u.providerCA, "--usage", u.usage, "--max-body", strconv.FormatInt(u.maxBody, 10),
+		"--cors-origins", strings.Join(u.origins, ","))
 	if err := u.until(ctx, "the control plane", 60*time.Second, readyOver("control", overUnix(h.socket("control")))); err != nil {
 		return err
 	}
