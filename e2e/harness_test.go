@@ -69,7 +69,7 @@ func startEnvoy(t *testing.T, dir, extproc, usage string, providers []provider.P
 	})
 	bootstrap, err := envoy.Bootstrap(envoy.Config{
 		NodeID: "test", XDS: envoy.Endpoint{Address: "unix:" + socket}, ExtProc: extproc,
-		API: envoy.Endpoint{Address: "127.0.0.1:1"}, Admin: filepath.Join(dir, "admin.sock"), BufferBytes: 17 << 20,
+		API: envoy.Endpoint{Address: "127.0.0.1:1"}, Admin: filepath.Join(dir, "admin.sock"),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -61,8 +61,13 @@ type Config struct {
 	MaxConnections int64 // downstream, all listeners together; 0: 50,000
 	MaxHeapBytes   int64 // at 98 % requests are refused, at 95 % memory is given back; 0: 2 GiB
 	MaxStreams     int64 // exchanges at once; circuit breakers stand at twice that; 0: 50,000
-	BufferBytes    int64 // read and write buffer of a connection to extproc or the API; 0: 4 MiB
 }
+
+// connectionBuffer is what Envoy holds of a connection to extproc, the API or the
+// control plane. It is a soft limit: a body is larger and passes. It is also how much
+// of a response waits for extproc before Envoy reads no more from the provider; at
+// 17 MiB, 200 slow readers took 2 GiB.
+const connectionBuffer = 256 << 10
 
 // Endpoint is where a server listens: a Unix socket, or a host and port.
 type Endpoint struct {
@@ -135,7 +140,6 @@ func (c Config) withDefaults() Config {
 	set(&c.MaxConnections, 50_000)
 	set(&c.MaxHeapBytes, 2<<30)
 	set(&c.MaxStreams, 50_000)
-	set(&c.BufferBytes, 4<<20)
 	if c.Cluster == "" {
 		c.Cluster = "aid"
 	}
@@ -253,7 +257,7 @@ func (c Config) cluster(name string, e Endpoint, connect time.Duration) *cluster
 		Name:                          name,
 		ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:                durationpb.New(connect),
-		PerConnectionBufferLimitBytes: wrapperspb.UInt32(uint32(c.BufferBytes)),
+		PerConnectionBufferLimitBytes: wrapperspb.UInt32(connectionBuffer),
 		LoadAssignment: &endpointv3.ClusterLoadAssignment{
 			ClusterName: name,
 			Endpoints: []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{{

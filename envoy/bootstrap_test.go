@@ -38,7 +38,7 @@ func configs() map[string]envoy.Config {
 			}},
 			ExtProc:        "/run/aid/extproc.sock",
 			Admin:          "/run/aid/envoy.sock",
-			MaxConnections: 1000, MaxHeapBytes: 256 << 20, MaxStreams: 1000, BufferBytes: 1 << 20,
+			MaxConnections: 1000, MaxHeapBytes: 256 << 20, MaxStreams: 1000,
 		},
 	}
 }

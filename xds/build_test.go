@@ -208,7 +208,7 @@ func writeBootstrap(t testing.TB, dir string, static *bootstrapv3.Bootstrap_Stat
 	t.Helper()
 	b, err := envoy.Bootstrap(envoy.Config{
 		NodeID: "test", XDS: envoy.Endpoint{Address: "unix:" + filepath.Join(dir, "xds.sock")}, ExtProc: filepath.Join(dir, "extproc.sock"),
-		API: envoy.Endpoint{Address: "unix:" + filepath.Join(dir, "api.sock")}, Admin: filepath.Join(dir, "admin.sock"), BufferBytes: 32 << 20,
+		API: envoy.Endpoint{Address: "unix:" + filepath.Join(dir, "api.sock")}, Admin: filepath.Join(dir, "admin.sock"),
 	})
 	if err != nil {
 		t.Fatal(err)

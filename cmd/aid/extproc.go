@@ -325,7 +325,9 @@ func (s *sidecar) server(handler extprocv3.ExternalProcessorServer) *grpc.Server
 		// than the limit by what was read at once. No message is rejected for its size.
 		grpc.MaxRecvMsgSize(maxMessage(s.maxBody)), grpc.MaxSendMsgSize(maxMessage(s.maxBody)),
 		grpc.MaxConcurrentStreams(uint32(s.maxStreams)+1000),
-		grpc.InitialWindowSize(1<<20), grpc.InitialConnWindowSize(16<<20),
+		// Small, so that Envoy stops reading a response that is not taken here: what waits
+		// for extproc is otherwise bounded only by the limit for request bodies.
+		grpc.InitialWindowSize(256<<10), grpc.InitialConnWindowSize(16<<20),
 		grpc.ReadBufferSize(64<<10), grpc.WriteBufferSize(64<<10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),

@@ -309,7 +309,6 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 	bootstrap, err := envoy.Bootstrap(envoy.Config{
 		NodeID: "up", XDS: envoy.Endpoint{Address: "unix:" + h.socket("xds")}, Token: token.secret,
 		ExtProc: h.socket("extproc"), API: envoy.Endpoint{Address: reachable(u.api)}, Admin: h.socket("envoy"),
-		BufferBytes: u.maxBody + 1<<20,
 	})
 	if err != nil {
 		return err
