@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"bytes"
 	_ "embed"
 	"encoding/json"
 	"fmt"
@@ -8,6 +9,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // What a request body may have is an allow-list. It has three sources:
@@ -355,10 +358,10 @@ func passable(path string) string {
 	member, _, _ := strings.Cut(path, "=")
 	name := member[strings.LastIndexByte(member, '.')+1:]
 	if _, ok := steering[name]; ok || strings.HasPrefix(name, "litellm_") || strings.HasPrefix(name, "aws_") || strings.HasPrefix(name, "vertex_") {
-		return "this field chooses a model, a server, a credential or something stored, and is never passed without being judged"
+		return "this field chooses a model, a server, a credential or something stored, and is never passed without being evaluated"
 	}
 	if _, ok := vocabularies.judged[member]; ok && member == path {
-		return "this field is judged already, so it cannot be passed unjudged"
+		return "this field is evaluated already, so it cannot be passed without that"
 	}
 	return ""
 }
@@ -415,6 +418,29 @@ func emptyValue(raw []byte) bool {
 		return strings.Trim(s[1:], " \t\r\n") == "]" || strings.Trim(s[1:], " \t\r\n") == "}"
 	}
 	return false
+}
+
+// saysAnything says whether content holds more than labels: a string that is not
+// empty, besides the type, the id and the status of a part. It stops at the first.
+func saysAnything(raw []byte) bool {
+	i := bytes.IndexByte(raw, ':') // between the name and the value
+	d := jsontext.NewDecoder(bytes.NewReader(raw[i+1:]))
+	label := false
+	for {
+		t, err := d.ReadToken()
+		if err != nil {
+			return false // the end
+		}
+		if kind, n := d.StackIndex(d.StackDepth()); t.Kind() == '"' && kind == '{' && n%2 == 1 {
+			name := t.String()
+			label = name == "type" || name == "id" || name == "status" || name == "detail"
+			continue
+		}
+		if t.Kind() == '"' && !label && t.String() != "" {
+			return true
+		}
+		label = false
+	}
 }
 
 // vocabularies is the allow-list of this build.

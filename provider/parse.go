@@ -263,6 +263,8 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 
 		item string // its type, as an item of Responses
 		held uint64 // which of holds are there and not empty
+
+		content []byte // what it holds, with the colon before it
 	}
 	o.mcp = s.needsLabel
 	for p.d.PeekKind() == '"' {
@@ -346,14 +348,26 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 				return e
 			}
 		}
-		if s.items && holds[field] != 0 && !emptyValue(p.body[from:p.d.InputOffset()]) {
-			o.held |= holds[field]
+		if s.items && holds[field] != 0 {
+			v := p.body[from:p.d.InputOffset()]
+			if !emptyValue(v) {
+				o.held |= holds[field]
+			}
+			if field == "content" {
+				o.content = v
+			}
 		}
 	}
 	if _, err := p.d.ReadToken(); err != nil {
 		return syntax(err)
 	}
-	if s.items && o.item != "" {
+	if s.items {
+		if o.item == "" {
+			o.item = "message" // without a type it is one, by its role
+		}
+		if o.held&hasID != 0 && o.held&hasContent != 0 && !saysAnything(o.content) {
+			o.held &^= hasContent
+		}
 		if e := p.wholeItem(o.item, o.held, in); e != nil {
 			return e
 		}
