@@ -1,19 +1,30 @@
 package e2e_test
 
 import (
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+
 	"github.com/ai-identity/ai-identity/e2e"
+	"github.com/ai-identity/ai-identity/envoy"
 )
 
 // Keys that were lost, or are those of another installation, stop the start beside a
@@ -221,4 +232,69 @@ func TestToolsCheck(t *testing.T) {
 	want("check-run", "apt-get install python3-venv")
 	program("python3", "echo 3.12")
 	want("check-run")
+}
+
+// Envoy's configuration, which its admin interface shows, holds no join token, in no
+// encoding. It comes through the sidecar, and the sidecar serves nothing else there.
+func TestConfigDumpHasNoToken(t *testing.T) {
+	up := e2e.Start(t, e2e.Config{})
+	token, err := os.ReadFile(filepath.Join(up.Home, "secrets", "node.token"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := strings.TrimSpace(string(token))
+	dump, err := envoy.Admin(filepath.Join(up.Home, "run", "envoy.sock")).Get(t.Context(), "/config_dump?include_eds")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(dump), "envoy-xds.sock") {
+		t.Error("this is not the configuration that was meant")
+	}
+	bootstrap, err := os.ReadFile(filepath.Join(up.Home, "secrets", "envoy.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for where, text := range map[string]string{"/config_dump": string(dump), "the bootstrap": string(bootstrap)} {
+		for _, form := range []string{secret, strings.TrimPrefix(secret, "aid_node_"), base64.StdEncoding.EncodeToString([]byte(secret)), hex.EncodeToString([]byte(secret)), "aid_node_"} {
+			if strings.Contains(text, form) {
+				t.Errorf("%s holds the join token", where)
+			}
+		}
+	}
+	conn, err := grpc.NewClient("unix:"+filepath.Join(up.Home, "run", "envoy-xds.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	err = conn.Invoke(t.Context(), "/aid.v1.Ingest/Append", &emptypb.Empty{}, &emptypb.Empty{})
+	if status.Code(err) != codes.Unimplemented {
+		t.Errorf("the audit log's ingest is reachable there: %v", err)
+	}
+}
+
+// Every metric that an alert rule reads exists from the start, so that an alert does not
+// wait for its first event to be defined. A certificate's expiry exists where TLS is used.
+func TestAlertsReadWhatExists(t *testing.T) {
+	up := e2e.Shared(t)
+	rules, err := os.ReadFile(filepath.Join(e2e.Root(), "docs", "alerts", "aid.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics := string(up.Do(t, up.Metrics, http.MethodGet, "/metrics", "", "").Body)
+	alerts := 0
+	for line := range strings.Lines(string(rules)) {
+		expr, found := strings.CutPrefix(strings.TrimSpace(line), "expr: ")
+		if !found {
+			continue
+		}
+		alerts++
+		for _, name := range regexp.MustCompile(`\baid_[a-z_]+`).FindAllString(expr, -1) {
+			if name != "aid_certificate_expiry_timestamp_seconds" && !regexp.MustCompile(`(?m)^`+name+`(\{| )`).MatchString(metrics) {
+				t.Errorf("%s is not there: %s", name, expr)
+			}
+		}
+	}
+	if alerts < 10 {
+		t.Errorf("%d alerts", alerts)
+	}
 }

@@ -48,10 +48,6 @@ type Config struct {
 	Cluster string // node.cluster; empty: "aid"
 
 	XDS Endpoint // the control plane; required
-	// Token is the join token ("aid_node_…") that the ADS stream presents. It is
-	// written into the bootstrap, so keep that file at 0600. Empty when XDS.TLS
-	// carries a client certificate.
-	Token string
 
 	ExtProc string   // Unix socket of `aid extproc`; required
 	API     Endpoint // management API; zero: this Envoy has no aid_api
@@ -204,9 +200,7 @@ func (c Config) ads() *corev3.ApiConfigSource {
 			EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: ClusterXDS},
 		},
 	}
-	if c.Token != "" {
-		grpc.InitialMetadata = []*corev3.HeaderValue{{Key: "authorization", Value: "Bearer " + c.Token}}
-	}
+
 	return &corev3.ApiConfigSource{
 		ApiType:                   corev3.ApiConfigSource_DELTA_GRPC,
 		TransportApiVersion:       corev3.ApiVersion_V3,

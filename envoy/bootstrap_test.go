@@ -24,8 +24,7 @@ func configs() map[string]envoy.Config {
 	return map[string]envoy.Config{
 		"up": {
 			NodeID:  "up",
-			XDS:     envoy.Endpoint{Address: "unix:/home/me/.aid/run/xds.sock"},
-			Token:   "aid_node_secret",
+			XDS:     envoy.Endpoint{Address: "unix:/home/me/.aid/run/envoy-xds.sock"},
 			ExtProc: "/home/me/.aid/run/extproc.sock",
 			API:     envoy.Endpoint{Address: "127.0.0.1:8081"},
 			Admin:   "/home/me/.aid/run/envoy.sock",

@@ -69,8 +69,6 @@ func TestErrorsNameTheFlag(t *testing.T) {
 		{"up --log-format xml", []string{"--log-format", "text or json"}},
 		{"envoy-bootstrap", []string{"--xds"}},
 		{"envoy-bootstrap --xds cp.example.com:1", []string{"TLS is required"}},
-		{"envoy-bootstrap --xds unix:/x --token-file /nonexistent", []string{"--token-file"}},
-		{"envoy-bootstrap --xds unix:/x --token-file " + empty, []string{"--token-file", "empty"}},
 		{"control", []string{"--fernet-keys"}},
 		{"control --usage later", []string{"--usage", "stream or envoy"}},
 		{"control --listen-xds 0.0.0.0:18000", []string{"--listen-xds", "--tls-cert"}},
@@ -404,10 +402,6 @@ func TestFlagsCheckTheirFiles(t *testing.T) {
 		"--tls-ca":       func() error { _, err := tlsFiles{ca: open}.client(""); return err },
 		"--prices":       func() error { _, err := loadPrices(open); return err },
 		"token, org key": func() error { _, _, err := kept(open, identity.OrgKey); return err },
-		"envoy-bootstrap": func() error {
-			_, _, errs := play(t, "envoy-bootstrap", "--xds", "unix:/x", "--token-file", open)
-			return errors.New(errs)
-		},
 		"extproc": func() error {
 			_, _, errs := play(t, "extproc", "--xds", "unix:/x", "--segments", t.TempDir(), "--token-file", open)
 			return errors.New(errs)

@@ -11,7 +11,7 @@ import (
 func envoyBootstrapCommand() *cobra.Command {
 	var c envoy.Config
 	var files tlsFiles
-	var serverName, tokenFile string
+	var serverName string
 	cmd := &cobra.Command{
 		Use:   "envoy-bootstrap",
 		Short: "Print the configuration that an Envoy beside `aid extproc` starts with",
@@ -20,15 +20,15 @@ an ` + "`aid extproc`" + `: where the control plane is, where extproc's socket i
 and an admin interface on a private Unix socket. Everything else, listeners
 included, comes from the control plane: without it this Envoy listens on nothing.
 
-With --token-file the token is part of what is printed: keep the file private.`,
+A join token has no place in it, since Envoy shows its configuration to whoever asks its
+admin interface. With a token, let ` + "`aid extproc --listen-xds`" + ` serve Envoy.`,
 		Example: `  # a pod: the control plane over TLS, authenticated by the pod's certificate
   aid envoy-bootstrap --xds aid-control.aid.svc:18000 --tls-ca /run/tls/ca.pem \
       --tls-cert /run/tls/tls.crt --tls-key /run/tls/tls.key > /run/aid/envoy.json
   envoy --config-path /run/aid/envoy.json --disable-hot-restart
 
-  # a virtual machine: a join token
-  umask 077
-  aid envoy-bootstrap --xds control.example.com:18000 --tls-ca ca.pem --token-file node.token > envoy.json`,
+  # a virtual machine, whose sidecar has a join token
+  aid envoy-bootstrap --xds unix:/run/aid/envoy-xds.sock > /run/aid/envoy.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if files.ca != "" {
@@ -43,13 +43,6 @@ With --token-file the token is part of what is printed: keep the file private.`,
 			}
 			if c.XDS.Address == "" {
 				return usagef("--xds: say where the control plane is, such as control.example.com:18000 or unix:/run/aid/xds.sock")
-			}
-			if tokenFile != "" {
-				token, err := readSecret(tokenFile)
-				if err != nil {
-					return usagef("--token-file: %v", err)
-				}
-				c.Token = token
 			}
 			b, err := envoy.Bootstrap(c)
 			if err != nil {
@@ -67,7 +60,6 @@ With --token-file the token is part of what is printed: keep the file private.`,
 	f.StringVar(&serverName, "tls-server-name", "", "name that the control plane's certificate carries (default: the host of --xds)")
 	f.StringVar(&files.cert, "tls-cert", "", "PEM `file` of this node's client certificate")
 	f.StringVar(&files.key, "tls-key", "", "PEM `file` of its key")
-	f.StringVar(&tokenFile, "token-file", "", "`file` with the node's join token (aid_node_…)")
 	f.StringVar(&c.ExtProc, "extproc", "/run/aid/extproc.sock", "Unix socket of `aid extproc`")
 	f.StringVar(&c.API.Address, "api", "", "management API that the gateway passes /v1/agents and the like to: host:port on this machine or unix:/path; empty: none")
 	f.StringVar(&c.Admin, "admin", "/run/aid/envoy.sock", "Unix socket of Envoy's admin interface")

@@ -54,8 +54,9 @@ shipped is the record.`,
   aid extproc --xds aid-control.aid.svc:18000 --tls-ca /run/tls/ca.pem --tls-cert /run/tls/tls.crt \
       --tls-key /run/tls/tls.key --segments /var/lib/aid --gateway-url http://127.0.0.1:8080
 
-  # on a virtual machine, with a join token
+  # on a virtual machine, with a join token; Envoy gets its configuration from here
   aid extproc --xds control.example.com:18000 --tls-ca ca.pem --token-file node.token \
+      --listen-xds unix:/run/aid/envoy-xds.sock \
       --segments /var/lib/aid --gateway-url http://127.0.0.1:8080`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
@@ -67,6 +68,7 @@ shipped is the record.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&s.listen, "listen", "unix:/run/aid/extproc.sock", "`address` that Envoy connects to: unix:/path, or host:port on this machine")
+	f.StringVar(&s.envoyXDS, "listen-xds", "", "`address` where Envoy gets its configuration, forwarded from the control plane as this node: unix:/path (default: nowhere)")
 	f.StringVar(&s.status, "listen-status", "127.0.0.1:9092", "`address` of /metrics, /healthz and /readyz: host:port or unix:/path")
 	f.StringVar(&s.xds, "xds", "", "control plane: host:port or unix:/path")
 	f.StringVar(&s.nodeID, "node-id", "", "name of this sidecar at the control plane (default: the host's name)")
@@ -99,6 +101,7 @@ const domainsHelp = "`hosts` by which clients call the gateway, such as ai.examp
 // sidecar is one run of `aid extproc`.
 type sidecar struct {
 	listen, status, xds, nodeID, tokenFile  string
+	envoyXDS                                string
 	files                                   tlsFiles
 	serverName                              string
 	segments                                string
@@ -135,6 +138,8 @@ func (s *sidecar) check() error {
 		return usagef("--max-streams %d: want a number above 0", s.maxStreams)
 	case !local(s.listen):
 		return usagef("--listen %s: others could reach it, and it trusts whoever speaks to it: use unix:/path or 127.0.0.1", s.listen)
+	case s.envoyXDS != "" && !strings.HasPrefix(s.envoyXDS, "unix:"):
+		return usagef("--listen-xds %s: every process of this machine could reach it: use unix:/path in a folder that only Envoy and we may enter", s.envoyXDS)
 	case s.files.ca == "" && !local(s.xds):
 		return usagef("--xds %s is not on this machine: give --tls-ca", s.xds)
 	}
@@ -226,6 +231,13 @@ func (s *sidecar) run(ctx context.Context) error {
 	}
 	below.start(ctx, "xds", client.Run)
 
+	if s.envoyXDS != "" {
+		l, err := listen(ctx, "listen-xds", s.envoyXDS)
+		if err != nil {
+			return err
+		}
+		below.start(ctx, "envoy-xds", func(ctx context.Context) error { return serveGRPC(ctx, l, forwardXDS(conn)) })
+	}
 	l, err := listen(ctx, "listen", s.listen)
 	if err != nil {
 		return err

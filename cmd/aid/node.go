@@ -35,7 +35,7 @@ func nodeCreateCommand() *cobra.Command {
 		Use:   "create",
 		Short: "Let a node join, with a token or by its certificate",
 		Long: `create makes a node. Without --spiffe-id it gets a join token, shown once, on stdout
-or in a new file (--out), for --token-file of ` + "`aid extproc`" + ` and ` + "`aid envoy-bootstrap`" + `.
+or in a new file (--out), for --token-file of ` + "`aid extproc`" + `.
 With --spiffe-id the node is each machine that presents a certificate of that id.
 
 --role envoy is for an Envoy: it gets listeners, routes and clusters. --role extproc

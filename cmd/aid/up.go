@@ -302,12 +302,12 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 	u.say("starting the sidecar and Envoy")
 	u.child(ctx, self, "extproc", nil,
 		"--listen", "unix:"+h.socket("extproc"), "--listen-status", "unix:"+h.socket("extproc-status"),
-		"--xds", "unix:"+h.socket("xds"), "--token-file", token.file, "--segments", h.path("segments"),
+		"--xds", "unix:"+h.socket("xds"), "--listen-xds", "unix:"+h.socket("envoy-xds"), "--token-file", token.file, "--segments", h.path("segments"),
 		"--gateway-url", "http://"+reachable(u.gateway), "--max-staleness", u.maxStaleness.String(),
 		"--max-body", strconv.FormatInt(u.maxBody, 10), "--drain", u.drain.String(), "--lame-duck", "0s", "--prices", u.prices,
 		"--domains", strings.Join(u.domains, ",")) // Envoy has ended before
 	bootstrap, err := envoy.Bootstrap(envoy.Config{
-		NodeID: "up", XDS: envoy.Endpoint{Address: "unix:" + h.socket("xds")}, Token: token.secret,
+		NodeID: "up", XDS: envoy.Endpoint{Address: "unix:" + h.socket("envoy-xds")},
 		ExtProc: h.socket("extproc"), API: envoy.Endpoint{Address: reachable(u.api)}, Admin: h.socket("envoy"),
 	})
 	if err != nil {
