@@ -68,6 +68,12 @@ func newMetrics(r prometheus.Registerer, live func() int, waiting func() (int, i
 	for _, r := range []string{"draining", "full"} {
 		turnedAway.WithLabelValues(r)
 	}
+	for _, message := range []string{
+		"not_admitted", "observability_mode", "partial_request_body", "request_body", "request_body_mode", "request_headers", "request_trailers",
+		"response_body", "response_headers", "response_trailers", "token_usage", "unknown",
+	} {
+		protocol.WithLabelValues(message)
+	}
 	if r == nil {
 		return m, nil
 	}

@@ -74,6 +74,9 @@ func newClientMetrics(r prometheus.Registerer, callers func() int, age func() ti
 			Name: "aid_xds_client_first_lookup_seconds", Help: "Time of the first look-up of a key, at the control plane.", Buckets: prometheus.ExponentialBuckets(.0005, 2, 13),
 		}),
 	}
+	for _, k := range kinds {
+		m.rejected.WithLabelValues(k.short) // alerts read it from the start
+	}
 	return m, register(r, m.lookups, m.rejected, m.received, m.evicted, m.first,
 		gauge("callers", "Callers in memory.", func() float64 { return float64(callers()) }),
 		gauge("staleness_seconds", "Time since the control plane last said that its database answers.", func() float64 { return age().Seconds() }),
