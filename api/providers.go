@@ -23,7 +23,7 @@ type Provider struct {
 	Models        []string          `json:"models" nullable:"false" doc:"Names, or patterns in which * stands for anything." example:"gpt-4o"`
 	Hosts         []string          `json:"hosts" nullable:"false" doc:"Names under which applications reach it directly (for egress, which is not built yet)." example:"api.openai.com"`
 	Headers       map[string]string `json:"headers" doc:"Sent with every request; never a credential."`
-	Settings      rawObject         `json:"settings" doc:"Of the kind: auth, query, paths, answer, inject_usage, drop, max_tokens, input_type, flavor, pass_fields, pass_headers. See docs/providers.md."`
+	Settings      rawObject         `json:"settings" doc:"Of the kind: auth, query, paths, answer, inject_usage, drop, max_tokens, input_type, flavor, pass_fields, pass_headers, pass_response_headers. See docs/providers.md."`
 	HasCredential bool              `json:"has_credential" doc:"Whether a credential was given." example:"true"`
 	CreatedAt     time.Time         `json:"created_at" doc:"When it was created, UTC." example:"2026-01-31T12:00:00Z"`
 	UpdatedAt     time.Time         `json:"updated_at" doc:"When it was changed last, UTC." example:"2026-01-31T12:00:00Z"`
@@ -50,7 +50,7 @@ type NewProvider struct {
 	Models   []string          `json:"models,omitzero" nullable:"false" maxItems:"1000" doc:"Names, or patterns in which * stands for anything. An exact name wins over a pattern, a longer pattern over a shorter." example:"gpt-*"`
 	Hosts    []string          `json:"hosts,omitzero" nullable:"false" maxItems:"100" doc:"Names under which applications reach it directly." example:"api.openai.com"`
 	Headers  map[string]string `json:"headers,omitzero" doc:"Sent with every request; never a credential."`
-	Settings provider.Settings `json:"settings,omitzero" doc:"Of the kind: auth, query, paths, answer, inject_usage, drop, max_tokens, input_type, flavor, pass_fields, pass_headers. See docs/providers.md."`
+	Settings provider.Settings `json:"settings,omitzero" doc:"Of the kind: auth, query, paths, answer, inject_usage, drop, max_tokens, input_type, flavor, pass_fields, pass_headers, pass_response_headers. See docs/providers.md."`
 }
 
 func (n NewProvider) put(p provider.Provider) (provider.Provider, error) {

@@ -53,7 +53,7 @@ func translating(t *testing.T, usage string) *translators {
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*x.serve.Load())(w, r) })
 	var ps []provider.Provider
 	for _, kind := range append([]string{"openai"}, translatedKinds...) {
-		ps = append(ps, provider.Provider{Name: kind, Kind: kind, Models: []string{"*"}})
+		ps = append(ps, provider.Provider{Name: kind, Kind: kind, Models: []string{"*"}, Settings: []byte(`{"pass_response_headers":["x-named"]}`)})
 	}
 	ps = append(ps, provider.Provider{Name: "custom", Kind: "custom", Models: []string{"*"},
 		Settings: []byte(`{"paths":{"/v1/chat/completions":"/serve/{model}"},"answer":{"usage":{"input":"/meta/in"},"error":"/fault","stream":"ndjson"}}`)})

@@ -28,6 +28,7 @@ func TestHeadersOfProviders(t *testing.T) {
 					w.Header().Set("X-Aid-Decision", "of-the-provider")
 					w.Header().Set("X-Aid-Receipt", "of-the-provider")
 					w.Header().Set("Content-Type", "application/json")
+					w.Header().Set("X-Named", "in-the-settings")
 					w.Header().Set("Retry-After", "7")
 					w.Header().Set("Openai-Processing-Ms", "12")
 					w.WriteHeader(status)
@@ -58,7 +59,7 @@ func TestHeadersOfProviders(t *testing.T) {
 				if h.Get("X-Aid-Decision") != "allow" || h.Get("X-Aid-Receipt") == "" || h.Get("X-Request-Id") == "" || h.Get("Content-Type") != "application/json" {
 					t.Errorf("%v", h)
 				}
-				if code == "" && (h.Get("Retry-After") != "7" || h.Get("Openai-Processing-Ms") != "12") {
+				if code == "" && (h.Get("Retry-After") != "7" || h.Get("X-Named") != "in-the-settings" || h.Get("Openai-Processing-Ms") != "12") {
 					t.Errorf("what helps the caller is gone: %v", h)
 				}
 			})

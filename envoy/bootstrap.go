@@ -373,8 +373,8 @@ func runtimeLayers() *bootstrapv3.LayeredRuntime {
 		"envoy.reloadable_features.strict_chunk_parsing": structpb.NewBoolValue(true),
 		// Envoy's default of 100 is for patterns from strangers. Ours is made from the
 		// list of response headers that pass (see ResponseMutations).
-		"re2.max_program_size.error_level": structpb.NewNumberValue(10_000),
-		"re2.max_program_size.warn_level":  structpb.NewNumberValue(10_000),
+		"re2.max_program_size.error_level": structpb.NewNumberValue(100_000),
+		"re2.max_program_size.warn_level":  structpb.NewNumberValue(100_000),
 	}}
 	return &bootstrapv3.LayeredRuntime{Layers: []*bootstrapv3.RuntimeLayer{{
 		Name:           "static",

@@ -87,5 +87,8 @@ var responseHeaders = []string{
 }
 
 // PassesToCaller returns whether a header of a provider's response reaches the
-// caller. The name is in lower case.
-func PassesToCaller(name string) bool { return slices.Contains(responseHeaders, name) }
+// caller. further are the names that the provider's settings add. Names are in lower
+// case.
+func PassesToCaller(name string, further []string) bool {
+	return slices.Contains(responseHeaders, name) || slices.Contains(further, name)
+}

@@ -51,10 +51,11 @@ func EarlyMutation() *earlyv3.HeaderMutation {
 
 // ResponseMutations are the changes to a provider's response headers that extproc
 // makes where it sees them. The headers of the gateway's own come after the removal.
-func ResponseMutations() *headerv3.HeaderMutationPerRoute {
+// further are the names that the provider's settings let pass.
+func ResponseMutations(further []string) *headerv3.HeaderMutationPerRoute {
 	return &headerv3.HeaderMutationPerRoute{Mutations: &headerv3.Mutations{ResponseMutations: []*mutationv3.HeaderMutation{
 		removeOnMatch(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
-			SafeRegex: &matcherv3.RegexMatcher{Regex: noneOf(append([]string{":status"}, responseHeaders...))},
+			SafeRegex: &matcherv3.RegexMatcher{Regex: noneOf(slices.Concat([]string{":status"}, responseHeaders, further))},
 		}}),
 		overwriteHeader(HeaderDecision, "allow"),
 		overwriteHeader(HeaderReceipt, ReceiptFormat),

@@ -623,6 +623,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 		x.readsAnswer = false
 	}
 
+	further := x.verdict.Provider.PassesToCaller()
 	out := newMutation(3)
 	contentType, encoding, length := "", "", int64(0)
 	for _, h := range m.GetHeaders().GetHeaders() {
@@ -645,7 +646,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 		case "x-gemini-service-tier":
 			x.service = lower(string(h.GetRawValue()))
 		}
-		if !envoy.PassesToCaller(name) || x.redact.in(h.GetRawValue()) {
+		if !envoy.PassesToCaller(name, further) || x.redact.in(h.GetRawValue()) {
 			out.remove = append(out.remove, name)
 		}
 	}
@@ -804,8 +805,9 @@ func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingRes
 // after the verdict, and carries what Envoy read.
 func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
 	var remove []string
+	further := x.verdict.Provider.PassesToCaller()
 	for _, h := range m.GetTrailers().GetHeaders() {
-		if name := lower(h.GetKey()); !envoy.PassesToCaller(name) || x.redact.in(h.GetRawValue()) {
+		if name := lower(h.GetKey()); !envoy.PassesToCaller(name, further) || x.redact.in(h.GetRawValue()) {
 			remove = append(remove, name)
 		}
 	}

@@ -167,6 +167,29 @@ func headerUseOf(f Format) headerUse {
 	}
 }
 
+// passableResponseHeader says why a name cannot be in settings.pass_response_headers,
+// or "". Cookies, credentials, redirects and instructions to browsers never pass.
+func passableResponseHeader(name string) string {
+	switch {
+	case !headerName.MatchString(name) || len(name) > 64:
+		return "it must be a header's name in lower case: letters, digits and hyphens, at most 64"
+	case reservedHeader(name):
+		return "this header is Envoy's, HTTP's or ours"
+	case credentialHeader(name), secretName(name):
+		return "this header carries credentials, and never leaves"
+	}
+	switch name {
+	case "set-cookie", "set-cookie2", "location", "content-location", "refresh", "link", "alt-svc", "www-authenticate", "strict-transport-security",
+		"clear-site-data", "report-to", "reporting-endpoints", "nel", "server", "content-security-policy", "content-md5", "digest", "content-range",
+		"authentication-info", "service-worker-allowed", "sourcemap", "x-frame-options":
+		return "this header is a cookie, a redirect or an instruction to browsers, and never passes"
+	}
+	if strings.HasPrefix(name, "access-control-") || strings.HasPrefix(name, "cross-origin-") {
+		return "this header is an instruction to browsers, and never passes"
+	}
+	return ""
+}
+
 // passableHeader says why a name cannot be in settings.pass_headers, or "".
 func passableHeader(name string) string {
 	switch {

@@ -157,6 +157,10 @@ type Settings struct {
 	// PassHeaders are further request headers that pass, in lower case. Others that no
 	// API has are dropped, and named in the audit log.
 	PassHeaders []string `json:"pass_headers,omitempty" yaml:"pass_headers"`
+
+	// PassResponseHeaders are further headers of responses that reach the caller, in
+	// lower case, such as "x-ratelimit-remaining-requests".
+	PassResponseHeaders []string `json:"pass_response_headers,omitempty" yaml:"pass_response_headers"`
 }
 
 // Auth is a way to send a credential.
@@ -430,6 +434,12 @@ func (s Settings) validate(kind string) error {
 	if err := passList("settings.pass_headers", s.PassHeaders, passableHeader); err != nil {
 		return err
 	}
+	if len(s.PassResponseHeaders) > maxPassResponse {
+		return &Invalid{"settings.pass_response_headers", "it has more than 16 names"}
+	}
+	if err := passList("settings.pass_response_headers", s.PassResponseHeaders, passableResponseHeader); err != nil {
+		return err
+	}
 	if s.InputType != "" && (kind != KindCohere || !slices.Contains([]string{"search_document", "search_query", "classification", "clustering"}, s.InputType)) {
 		return &Invalid{"settings.input_type", "only kind cohere has it: search_document, search_query, classification or clustering"}
 	}
@@ -438,6 +448,15 @@ func (s Settings) validate(kind string) error {
 
 // maxPass bounds pass_fields and pass_headers.
 const maxPass = 64
+
+// maxPassResponse bounds pass_response_headers: Envoy gets them as one expression.
+const maxPassResponse = 16
+
+// PassesToCaller returns the names in settings.pass_response_headers.
+func (p Provider) PassesToCaller() []string {
+	s, _, _ := p.prepared()
+	return s.PassResponseHeaders
+}
 
 // passList checks a list of names that pass. problem says why a name cannot.
 func passList(field string, names []string, problem func(string) string) error {

@@ -181,8 +181,23 @@ func TestBadInput(t *testing.T) {
 // Envoy itself has the last word on what is valid.
 func TestEnvoyValidates(t *testing.T) {
 	path := envoytest.Path(t)
+	// The longest list of response headers that settings may have, of the longest names.
+	settings := provider.Settings{}
+	for i := range 16 {
+		settings.PassResponseHeaders = append(settings.PassResponseHeaders, fmt.Sprintf("%c", 'a'+i)+strings.Repeat("x", 63))
+	}
+	long, err := json.Marshal(settings)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, usage := range []string{"stream", "envoy"} {
-		static, err := build(t, input(usage, providers()...)).Static()
+		ps := providers()
+		ps[0].Settings = long
+		s := build(t, input(usage, ps...))
+		if err := xds.Lint(s); err != nil {
+			t.Error(err)
+		}
+		static, err := s.Static()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -4,15 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	headerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -261,7 +264,7 @@ func (l *lint) providerRoute(r *routev3.Route, cluster string) {
 		l.want(name == envoy.FilterUsage || name == envoy.FilterResponse || name == envoy.FilterReplace, "L01", "a provider's route changes "+name)
 	}
 	if l.unseen && !read {
-		l.want(proto.Equal(c[envoy.FilterResponse], pack(envoy.ResponseMutations())), "L13", "a provider's response headers pass unfiltered")
+		l.want(filtersResponses(c[envoy.FilterResponse]), "L13", "a provider's response headers pass unfiltered")
 		l.want(proto.Equal(c[envoy.FilterReplace], pack(replaced())), "L13", "a provider's 401 or redirect reaches the caller")
 	}
 	l.want(len(r.GetResponseHeadersToAdd()) == 0, "L13", "a provider's route adds response headers, which are removed again")
@@ -275,6 +278,28 @@ func (l *lint) providerRoute(r *routev3.Route, cluster string) {
 			l.bad("L05", "a request that may have arrived is sent again on %s", on)
 		}
 	}
+}
+
+// filtersResponses returns whether a configuration removes the response headers that
+// no provider's settings can let pass, and sets the gateway's own.
+func filtersResponses(a *anypb.Any) bool {
+	var m headerv3.HeaderMutationPerRoute
+	if a.UnmarshalTo(&m) != nil || len(m.GetMutations().GetResponseMutations()) == 0 {
+		return false
+	}
+	first := m.GetMutations().GetResponseMutations()[0].GetRemoveOnMatch().GetKeyMatcher().GetSafeRegex().GetRegex()
+	removes, err := regexp.Compile(`\A(?:` + first + `)\z`)
+	if err != nil {
+		return false
+	}
+	for _, name := range []string{"set-cookie", "location", "refresh", "link", "www-authenticate", "access-control-allow-origin", "clear-site-data", "alt-svc",
+		"authorization", "api-key", "x-unknown", envoy.HeaderAgentID, envoy.HeaderDecision, envoy.HeaderReceipt, envoy.HeaderDropped, envoy.PrefixOwn + "x", envoy.PrefixAgent + "x"} {
+		if !removes.MatchString(name) {
+			return false
+		}
+	}
+	rest := envoy.ResponseMutations(nil).GetMutations().GetResponseMutations()[1:]
+	return slices.EqualFunc(m.GetMutations().GetResponseMutations()[1:], rest, func(a, b *mutationv3.HeaderMutation) bool { return proto.Equal(a, b) })
 }
 
 // managementRoute must be for a management path and nothing else.

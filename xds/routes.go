@@ -146,7 +146,7 @@ func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*rou
 		}
 		if in.Usage == envoy.UsageEnvoy && !read {
 			r.TypedPerFilterConfig = map[string]*anypb.Any{
-				envoy.FilterResponse: pack(envoy.ResponseMutations()),
+				envoy.FilterResponse: pack(envoy.ResponseMutations(p.PassesToCaller())),
 				envoy.FilterReplace:  pack(replaced()),
 			}
 			if llm != llmv3.LLMProtocol_LLM_PROTOCOL_UNSPECIFIED {
