@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
@@ -75,29 +76,78 @@ type link struct {
 	kind       string
 	prev       []byte // the MAC of the entry before; empty for the first
 	entry      []byte
+
+	// The following are covered from version 2 on.
+	version     int16
+	incarnation int64
+	time        time.Time
+	agent       string
+	session     string
+	request     string
+	prevWriter  int64 // the writer's number before, in this org
 }
+
+// bytes returns the link of version 2: each part with its length before it. It is
+// what a Merkle tree over the chain has as its leaf's data.
+func (l link) bytes(b []byte) []byte {
+	number := func(n int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(n)) }
+	leaf := LeafHash(l.entry)
+	for _, part := range [][]byte{
+		[]byte(linkDomainV2), []byte(l.org), number(l.incarnation), number(l.seq), number(l.appendedAt.UnixMicro()), number(l.time.UnixMicro()),
+		[]byte(l.kind), []byte(l.agent), []byte(l.session), []byte(l.request), []byte(l.writer), number(l.writerSeq), number(l.prevWriter), leaf[:],
+	} {
+		b = binary.BigEndian.AppendUint64(b, uint64(len(part)))
+		b = append(b, part...)
+	}
+	return b
+}
+
+// linkDomainV2 is the first part of a link.
+const linkDomainV2 = "aid link v2"
+
+// macVersion is the version that is written. Version 1 is only verified.
+const macVersion = 2
+
+// keyDomain separates the keys of orgs and epochs from other uses of the same key.
+const keyDomain = "aid audit chain v2\x00"
 
 // linkDomain keeps a MAC of ours from meaning anything else under the same key.
 const linkDomain = "aid audit chain v1\x00"
 
 // A sealer computes the MACs of one epoch.
 type sealer struct {
-	h   hash.Hash
+	h   hash.Hash // of version 1: the installation's key
+	h2  hash.Hash // of version 2: the org's key in this epoch
 	buf []byte
 }
 
 // sealer returns false if there is no key of the epoch.
-func (k Keys) sealer(epoch int32) (*sealer, bool) {
+func (k Keys) sealer(org string, epoch int32) (*sealer, bool) {
 	key, ok := k.byEpoch[epoch]
 	if !ok {
 		return nil, false
 	}
-	return &sealer{h: hmac.New(sha256.New, key)}, true
+	info := string(binary.BigEndian.AppendUint64([]byte(keyDomain), uint64(epoch))) + org
+	own, err := hkdf.Key(sha256.New, key, nil, info, sha256.Size)
+	if err != nil {
+		return nil, false
+	}
+	return &sealer{h: hmac.New(sha256.New, key), h2: hmac.New(sha256.New, own)}, true
 }
 
 // mac returns HMAC-SHA256 over l. Every part has a fixed width or its length
 // before it, so that no two links have the same bytes.
 func (s *sealer) mac(l link) [32]byte {
+	if l.version == macVersion {
+		b := binary.BigEndian.AppendUint64(s.buf[:0], uint64(l.epoch))
+		b = binary.BigEndian.AppendUint64(b, uint64(len(l.prev)))
+		b = append(b, l.prev...)
+		b = l.bytes(b)
+		s.buf = b
+		s.h2.Reset()
+		s.h2.Write(b)
+		return [32]byte(s.h2.Sum(nil))
+	}
 	b := append(s.buf[:0], linkDomain...)
 	b = binary.BigEndian.AppendUint64(b, uint64(l.epoch))
 	b = binary.BigEndian.AppendUint64(b, uint64(l.seq))
@@ -132,11 +182,12 @@ type columns struct {
 	time    time.Time
 	agent   string
 	request string
+	session string
 }
 
 // describe returns the columns of an entry that writer wrote for org, and the
 // entry itself; nil if it is malformed.
-func describe(org, writer string, entry []byte, appendedAt time.Time) (columns, Entry) {
+func describe(org, writer string, entry []byte, appendedAt time.Time, version int16) (columns, Entry) {
 	malformed := columns{kind: KindMalformed, time: appendedAt}
 	e, err := Parse(entry)
 	if err != nil {
@@ -149,8 +200,18 @@ func describe(org, writer string, entry []byte, appendedAt time.Time) (columns, 
 	if _, change := e.(Changed); change && writer != controlWriter {
 		return malformed, nil
 	}
+	session := ""
+	switch e := e.(type) {
+	case Decided:
+		session = e.SessionID
+	case Settled:
+		if version > 1 && e.unbelievable() != "" {
+			return malformed, nil
+		}
+	}
 	return columns{
 		kind: column(h.Kind, maxWord), time: h.Time.UTC(), agent: column(h.AgentID, maxID), request: column(h.RequestID, maxID),
+		session: column(session, maxName),
 	}, e
 }
 

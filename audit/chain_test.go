@@ -49,7 +49,7 @@ func records(org, writer string, from, n int) []audit.Record {
 			e = audit.Settled{RequestID: id, AgentID: "ag_1", Outcome: "completed", Model: "small", Provider: "one", Time: at,
 				Usage: audit.Usage{InputTokens: 10, OutputTokens: 2, Source: "provider"}}
 		}
-		out = append(out, audit.Record{Seq: uint64(i), Org: org, Entry: audit.Stamp(e, org, writer, at).Encode()})
+		out = append(out, audit.Record{Seq: uint64(i), Prev: uint64(i - 1), Org: org, Entry: audit.Stamp(e, org, writer, at).Encode()})
 	}
 	return out
 }
@@ -100,12 +100,12 @@ func TestExactlyOnce(t *testing.T) {
 			for b := range batches {
 				recs := records(org, writer, 1+b*size, size)
 				for range 1 + dice.IntN(3) { // a reply got lost
-					if n, err := replicas[dice.IntN(2)].Append(context.Background(), org, writer, recs); err != nil || n != recs[size-1].Seq {
+					if n, err := replicas[dice.IntN(2)].Append(context.Background(), audit.Batch{Org: org, Node: "node_1", Writer: writer, Records: recs}); err != nil || n != recs[size-1].Seq {
 						t.Errorf("%s: %d %v", writer, n, err)
 					}
 				}
 				if b > 0 && dice.IntN(3) == 0 { // an old batch, and a new one behind it
-					if _, err := replicas[0].Append(context.Background(), org, writer, records(org, writer, 1+(b-1)*size, 2*size)); err != nil {
+					if _, err := replicas[0].Append(context.Background(), audit.Batch{Org: org, Node: "node_1", Writer: writer, Records: records(org, writer, 1+(b-1)*size, 2*size)}); err != nil {
 						t.Error(err)
 					}
 				}
@@ -150,7 +150,7 @@ func TestRefusedRecords(t *testing.T) {
 	db := storetest.Open(t)
 	org, other := storetest.Org(t, db), storetest.Org(t, db)
 	c := chain(t, db, 1)
-	if _, err := c.Append(context.Background(), org, "w_1", records(org, "w_1", 1, 4)); err != nil {
+	if _, err := c.Append(context.Background(), audit.Batch{Org: org, Node: "node_1", Writer: "w_1", Records: records(org, "w_1", 1, 4)}); err != nil {
 		t.Fatal(err)
 	}
 	for name, recs := range map[string][]audit.Record{
@@ -159,12 +159,12 @@ func TestRefusedRecords(t *testing.T) {
 		"another content": {{Seq: 2, Org: org, Entry: records(org, "w_1", 9, 1)[0].Entry}},
 		"number 0":        {{Seq: 0, Org: org, Entry: records(org, "w_1", 1, 1)[0].Entry}},
 	} {
-		if _, err := c.Append(context.Background(), org, "w_1", recs); err == nil {
+		if _, err := c.Append(context.Background(), audit.Batch{Org: org, Node: "node_1", Writer: "w_1", Records: recs}); err == nil {
 			t.Errorf("%s: taken", name)
 		}
 	}
 	for _, writer := range []string{"", "control", "w_1/2"} {
-		if _, err := c.Append(context.Background(), org, writer, records(org, writer, 1, 1)); err == nil {
+		if _, err := c.Append(context.Background(), audit.Batch{Org: org, Node: "node_1", Writer: writer, Records: records(org, writer, 1, 1)}); err == nil {
 			t.Errorf("the writer %q: taken", writer)
 		}
 	}
@@ -181,7 +181,7 @@ func TestChangesAreNoNodesToTell(t *testing.T) {
 	c := chain(t, db, 1)
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	e := audit.Changed{Kind: "key.revoked", ObjectKind: "key", ObjectID: "key_1", AgentID: "ag_1", Actor: audit.Actor{Kind: "org_key", ID: "okey_1", Role: "admin"}}
-	if _, err := c.Append(context.Background(), org, "w_1", []audit.Record{{Seq: 1, Org: org, Entry: audit.Stamp(e, org, "w_1", at).Encode()}}); err != nil {
+	if _, err := c.Append(context.Background(), audit.Batch{Org: org, Node: "node_1", Writer: "w_1", Records: []audit.Record{{Seq: 1, Org: org, Entry: audit.Stamp(e, org, "w_1", at).Encode()}}}); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range entries(t, db, org) {
@@ -198,10 +198,10 @@ func TestChangesAreNoNodesToTell(t *testing.T) {
 func TestEpochs(t *testing.T) {
 	db := storetest.Open(t)
 	org := storetest.Org(t, db)
-	if _, err := chain(t, db, 1).Append(context.Background(), org, "w_1", records(org, "w_1", 1, 4)); err != nil {
+	if _, err := chain(t, db, 1).Append(context.Background(), audit.Batch{Org: org, Node: "node_1", Writer: "w_1", Records: records(org, "w_1", 1, 4)}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := chain(t, db, 1, 2).Append(context.Background(), org, "w_1", records(org, "w_1", 5, 4)); err != nil {
+	if _, err := chain(t, db, 1, 2).Append(context.Background(), audit.Batch{Org: org, Node: "node_1", Writer: "w_1", Records: records(org, "w_1", 5, 4)}); err != nil {
 		t.Fatal(err)
 	}
 	if r := verify(t, db, org, 1, 2); r.FirstBad != nil || r.Entries != 8 || r.Epoch != 2 {
@@ -231,7 +231,7 @@ func TestTampering(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			db := storetest.Open(t)
 			org := storetest.Org(t, db)
-			if _, err := chain(t, db, 1).Append(context.Background(), org, "w_1", records(org, "w_1", 1, 10)); err != nil {
+			if _, err := chain(t, db, 1).Append(context.Background(), audit.Batch{Org: org, Node: "node_1", Writer: "w_1", Records: records(org, "w_1", 1, 10)}); err != nil {
 				t.Fatal(err)
 			}
 			if r := verify(t, db, org, 1); r.FirstBad != nil || r.To != 10 {

@@ -430,6 +430,18 @@ func Parse(b []byte) (Entry, error) {
 		var e Settled
 		err = json.Unmarshal(b, &e)
 		return e, malformed(err)
+	case h.Kind == KindStarted:
+		var e Started
+		err = json.Unmarshal(b, &e)
+		return e, malformed(err)
+	case h.Kind == KindGap:
+		var e Gap
+		err = json.Unmarshal(b, &e)
+		return e, malformed(err)
+	case h.Kind == KindUnknownCallers:
+		var e UnknownCallers
+		err = json.Unmarshal(b, &e)
+		return e, malformed(err)
 	case h.Actor != nil:
 		var e Changed
 		err = json.Unmarshal(b, &e)

@@ -8,6 +8,8 @@ type metrics struct {
 	failures, dropped               prometheus.Counter
 	recovered, truncated            prometheus.Counter
 	shipped, shipFailures           prometheus.Counter
+	changes, gaps, unknownCallers   prometheus.Counter
+	shipping                        prometheus.GaugeFunc
 	bytes, lagRecords, lagAge, free prometheus.GaugeFunc
 	unsettled, writable             prometheus.GaugeFunc
 }
@@ -41,6 +43,16 @@ func newMetrics(w *Writer) *metrics {
 		truncated:    counter("truncated_bytes_total", "Bytes of a write that a crash cut short, dropped at the start."),
 		shipped:      counter("shipped_records_total", "Records that the control plane has committed."),
 		shipFailures: counter("ship_failures_total", "Batches that the control plane did not take."),
+		changes:      counter("writer_changes_total", "New writer ids taken while running. Not 0: a segment folder was copied, or another node uses this one's id."),
+		gaps:         counter("gaps_total", "Gaps stated: records that the control plane lost and that are not kept here any more."),
+
+		unknownCallers: counter("unknown_callers_total", "Requests that named no known caller."),
+		shipping: gauge("shipping", "1 if records reach the control plane or none wait; 0 if shipping is stuck.", func() float64 {
+			if w.Shipping() != nil {
+				return 0
+			}
+			return 1
+		}),
 		bytes: gauge("segment_bytes", "Bytes of all segments on the disk.", locked(func() float64 {
 			return float64(w.bytesLocked())
 		})),
@@ -75,7 +87,7 @@ func (m *metrics) register(r prometheus.Registerer) error {
 		return nil
 	}
 	return registerAll(r, m.append, m.sync, m.batch, m.failures, m.dropped, m.recovered, m.truncated, m.shipped, m.shipFailures,
-		m.bytes, m.lagRecords, m.lagAge, m.free, m.unsettled, m.writable)
+		m.bytes, m.lagRecords, m.lagAge, m.free, m.unsettled, m.writable, m.changes, m.gaps, m.unknownCallers, m.shipping)
 }
 
 func registerAll(r prometheus.Registerer, cs ...prometheus.Collector) error {
@@ -89,8 +101,8 @@ func registerAll(r prometheus.Registerer, cs ...prometheus.Collector) error {
 
 // chainMetrics are those of a Chain.
 type chainMetrics struct {
-	chained, resent, malformed, refused prometheus.Counter
-	append                              prometheus.Histogram
+	chained, resent, malformed, refused, behind prometheus.Counter
+	append                                      prometheus.Histogram
 }
 
 func newChainMetrics(r prometheus.Registerer) (*chainMetrics, error) {
@@ -101,6 +113,7 @@ func newChainMetrics(r prometheus.Registerer) (*chainMetrics, error) {
 		chained:   counter("entries_total", "Entries appended to the chains of orgs."),
 		resent:    counter("resent_total", "Records that were sent again and were there already."),
 		malformed: counter("malformed_total", "Records whose entry could not be read. They are in the chain as they came. Not 0: a writer is broken."),
+		behind:    counter("behind_total", "Batches that did not follow what the chain has. Not 0: the database was restored, or a sidecar lost records."),
 		refused:   counter("refused_total", "Batches that no writer of ours sends, refused. Not 0: look at the log."),
 		append: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "aid_audit_chain_append_seconds", Help: "Appending one batch of one org.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
@@ -109,5 +122,5 @@ func newChainMetrics(r prometheus.Registerer) (*chainMetrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	return m, registerAll(r, m.chained, m.resent, m.malformed, m.refused, m.append)
+	return m, registerAll(r, m.chained, m.resent, m.malformed, m.refused, m.behind, m.append)
 }

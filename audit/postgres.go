@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -65,117 +65,68 @@ var ErrRefused = errors.New("audit records refused")
 // theirs begin with "w_".
 const controlWriter = "control"
 
-// Append appends the records of a writer to the chain of org, in their order, and
+// Append appends the records of a batch to the chain of its org, in their order, and
 // returns the sequence number of the last one once all of them are committed: all
 // or none are. Those that are there already change nothing, so a batch may be sent
 // as often as it takes, to any replica.
 //
-// All records must be of org, which is the one that the sender may write for, and
-// their sequence numbers must ascend; else the error wraps ErrRefused. It also
-// does when a record is there already with another content: then two processes
-// have the same writer id, because a directory was copied or restored. An entry
-// that cannot be read is no error: see KindMalformed.
-func (c *Chain) Append(ctx context.Context, org, writer string, recs []Record) (uint64, error) {
-	if len(recs) == 0 {
+// A batch must follow what the chain has of its writer; else the error is a *Behind.
+// If the chain has other content, or the writer belongs to another node, it wraps
+// ErrFork. If no sidecar sends such a batch, it wraps ErrRefused. An entry that
+// cannot be read is no error: see KindMalformed.
+func (c *Chain) Append(ctx context.Context, b Batch) (uint64, error) {
+	if len(b.Records) == 0 {
 		return 0, nil
 	}
-	began := c.c.Now()
-	if err := checkBatch(org, writer, recs); err != nil {
-		return 0, c.refused(ctx, org, writer, err)
+	if b.Shipper == "" {
+		b.Shipper = b.Writer
 	}
+	began := c.c.Now()
+	if err := checkBatch(b); err != nil {
+		return 0, c.refused(ctx, b, err)
+	}
+	// A connection that goes silent must not hold the batch for good.
+	bounded, cancel := context.WithTimeout(ctx, appendDeadline)
+	defer cancel()
 	var done appended
-	err := c.c.DB.InOrg(ctx, org, func(tx pgx.Tx) error {
-		fresh, err := unseen(ctx, tx, org, writer, recs)
+	err := c.c.DB.InOrg(bounded, b.Org, func(tx pgx.Tx) error {
+		fresh, err := unseen(bounded, tx, b)
 		if err != nil {
 			return err
 		}
-		done, err = c.append(ctx, tx, org, writer, fresh)
+		done, err = c.append(bounded, tx, b, fresh)
 		return err
 	})
-	if errors.Is(err, ErrRefused) {
-		return 0, c.refused(ctx, org, writer, err)
+	var behind *Behind
+	switch {
+	case errors.As(err, &behind):
+		c.metrics.behind.Inc()
+		c.c.Log.WarnContext(ctx, "audit records do not follow what the chain has", "org", b.Org, "node", b.Node, "writer", b.Writer, "have", behind.Have)
+		return 0, behind
+	case errors.Is(err, ErrRefused) || errors.Is(err, ErrFork):
+		return 0, c.refused(ctx, b, err)
+	case err != nil:
+		return 0, fmt.Errorf("appending %d audit records of %s: %w", len(b.Records), b.Writer, err)
 	}
-	if err != nil {
-		return 0, fmt.Errorf("appending %d audit records of %s: %w", len(recs), writer, err)
-	}
+	recs := b.Records
 	c.metrics.append.Observe(c.c.Now().Sub(began).Seconds())
 	c.metrics.chained.Add(float64(done.count))
 	c.metrics.resent.Add(float64(len(recs) - done.count))
 	if done.malformed > 0 {
 		c.metrics.malformed.Add(float64(done.malformed))
-		c.c.Log.ErrorContext(ctx, "audit entries that cannot be read are in the chain as they came", "org", org, "writer", writer,
-			"count", done.malformed, "from", recs[0].Seq, "to", recs[len(recs)-1].Seq)
+		c.c.Log.ErrorContext(ctx, "audit entries that cannot be read or believed are in the chain as they came", "org", b.Org, "node", b.Node,
+			"writer", b.Writer, "count", done.malformed, "from", recs[0].Seq, "to", recs[len(recs)-1].Seq)
 	}
 	return recs[len(recs)-1].Seq, nil
 }
 
-func (c *Chain) refused(ctx context.Context, org, writer string, err error) error {
+// appendDeadline bounds one batch, with all attempts that the database requires.
+const appendDeadline = 30 * time.Second
+
+func (c *Chain) refused(ctx context.Context, b Batch, err error) error {
 	c.metrics.refused.Inc()
-	c.c.Log.ErrorContext(ctx, "audit records refused", "org", org, "writer", writer, "err", err)
+	c.c.Log.ErrorContext(ctx, "audit records refused", "org", b.Org, "node", b.Node, "writer", b.Writer, "err", err)
 	return err
-}
-
-// checkBatch refuses what no writer of ours sends, whatever its entries say.
-func checkBatch(org, writer string, recs []Record) error {
-	if !validID(org) || !validID(writer) || !strings.HasPrefix(writer, "w_") {
-		return fmt.Errorf("%w: org or writer is none", ErrRefused)
-	}
-	last := uint64(0)
-	for _, r := range recs {
-		switch {
-		case r.Seq <= last || r.Seq > math.MaxInt64:
-			return fmt.Errorf("%w: record %d comes after %d", ErrRefused, r.Seq, last)
-		case r.Org != org:
-			return fmt.Errorf("%w: record %d is of another org", ErrRefused, r.Seq)
-		case len(r.Entry) == 0 || len(r.Entry) > MaxEntryBytes:
-			return fmt.Errorf("%w: record %d has an entry of %d bytes", ErrRefused, r.Seq, len(r.Entry))
-		}
-		last = r.Seq
-	}
-	return nil
-}
-
-// unseen locks the org's chain and returns the records that are not in it. Of each
-// writer the chain has everything up to some number, since it comes in order.
-func unseen(ctx context.Context, tx pgx.Tx, org, writer string, recs []Record) ([]Record, error) {
-	if err := lockChain(ctx, tx, org); err != nil {
-		return nil, err
-	}
-	var seen uint64
-	err := tx.QueryRow(ctx, "SELECT writer_seq FROM audit_writers WHERE org_id = $1 AND writer = $2", org, writer).Scan(&seen)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return nil, err
-	}
-	n := 0
-	for n < len(recs) && recs[n].Seq <= seen {
-		n++
-	}
-	if n == 0 {
-		return recs, nil
-	}
-	seqs := make([]int64, n)
-	for i, r := range recs[:n] {
-		seqs[i] = int64(r.Seq)
-	}
-	rows, err := tx.Query(ctx, "SELECT writer_seq, entry FROM audit_entries WHERE org_id = $1 AND writer = $2 AND writer_seq = ANY($3)", org, writer, seqs)
-	if err != nil {
-		return nil, err
-	}
-	stored := make(map[uint64][]byte, n)
-	var seq uint64
-	var entry []byte
-	if _, err := pgx.ForEachRow(rows, []any{&seq, &entry}, func() error {
-		stored[seq] = bytes.Clone(entry)
-		return nil
-	}); err != nil {
-		return nil, err
-	}
-	for _, r := range recs[:n] {
-		if got, ok := stored[r.Seq]; !ok || !bytes.Equal(got, r.Entry) {
-			return nil, fmt.Errorf("%w: the chain is past record %d of writer %s and has not this content: are two processes using copies of one segment directory?", ErrRefused, r.Seq, writer)
-		}
-	}
-	return recs[n:], nil
 }
 
 // lockChain holds the org's chain until the transaction ends.
@@ -200,64 +151,94 @@ type appended struct {
 }
 
 const insertEntries = `
-INSERT INTO audit_entries (org_id, seq, appended_at, time, kind, agent_id, request_id, writer, writer_seq, entry, epoch, prev_mac, mac)
-SELECT $1, u.seq, $2, u.time, u.kind, u.agent_id, u.request_id, $3, u.writer_seq, u.entry, $4, u.prev_mac, u.mac
-FROM unnest($5::bigint[], $6::timestamptz[], $7::text[], $8::text[], $9::text[], $10::bigint[], $11::bytea[], $12::bytea[], $13::bytea[])
-	AS u(seq, time, kind, agent_id, request_id, writer_seq, entry, prev_mac, mac)`
+INSERT INTO audit_entries (org_id, seq, appended_at, time, kind, agent_id, request_id, writer, writer_seq, entry, epoch, prev_mac, mac,
+	mac_version, incarnation, session_id, prev_writer_seq, shipped_by, lane)
+SELECT $1, u.seq, u.appended_at, u.time, u.kind, u.agent_id, u.request_id, $2, u.writer_seq, u.entry, $3, u.prev_mac, u.mac,
+	2, $4, u.session_id, u.prev_writer_seq, $5, $6
+FROM unnest($7::bigint[], $8::timestamptz[], $9::timestamptz[], $10::text[], $11::text[], $12::text[], $13::bigint[], $14::bytea[], $15::bytea[],
+	$16::bytea[], $17::text[], $18::bigint[])
+	AS u(seq, appended_at, time, kind, agent_id, request_id, writer_seq, entry, prev_mac, mac, session_id, prev_writer_seq)`
 
 // append gives recs the next numbers and links of the chain, which is locked, and
 // adds up what they say was used. A record without a number gets the chain's.
-func (c *Chain) append(ctx context.Context, tx pgx.Tx, org, writer string, recs []Record) (appended, error) {
+func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Record) (appended, error) {
 	if len(recs) == 0 {
 		return appended{}, nil
 	}
-	var seq int64
+	org, writer := batch.Org, batch.Writer
+	var seq, incarnation int64
 	var epoch int32
 	var prev []byte
-	if err := tx.QueryRow(ctx, "SELECT seq, epoch, mac FROM audit_heads WHERE org_id = $1", org).Scan(&seq, &epoch, &prev); err != nil {
+	var last pgtype.Timestamptz
+	if err := tx.QueryRow(ctx, "SELECT seq, epoch, mac, incarnation, appended_at FROM audit_heads WHERE org_id = $1", org).
+		Scan(&seq, &epoch, &prev, &incarnation, &last); err != nil {
 		return appended{}, err
 	}
-	if epoch > c.c.Keys.newest {
+	// A replica that signs with an older epoch than the chain's follows the chain.
+	epoch = max(epoch, c.c.Keys.newest)
+	seal, ok := c.c.Keys.sealer(org, epoch)
+	if !ok {
 		return appended{}, fmt.Errorf("the chain of %s is in key epoch %d, and the newest key here is of epoch %d", org, epoch, c.c.Keys.newest)
 	}
-	epoch = c.c.Keys.newest
-	seal, _ := c.c.Keys.sealer(epoch)
 	now := c.c.Now().UTC().Truncate(time.Microsecond) // as the database keeps it, so that the MAC can be checked
+	if last.InfinityModifier == pgtype.Finite && !now.After(last.Time) {
+		now = last.Time.UTC().Add(time.Microsecond)
+	}
 
 	n := len(recs)
 	done := appended{count: n}
-	use := make(usage)
-	seqs, writerSeqs, times := make([]int64, n), make([]int64, n), make([]time.Time, n)
-	kinds, agents, requests := make([]string, n), make([]string, n), make([]string, n)
+	use := usage{days: make(map[usageKey]*UsageDay)}
+	seqs, writerSeqs, writerPrevs := make([]int64, n), make([]int64, n), make([]int64, n)
+	appendedAts, times := make([]time.Time, n), make([]time.Time, n)
+	kinds, agents, requests, sessions := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 	entries, prevs, macs := make([][]byte, n), make([][]byte, n), make([][]byte, n)
+	described, parsed := make([]columns, n), make([]Entry, n)
 	for i, r := range recs {
-		seq++
-		cols, e := describe(org, writer, r.Entry, now)
-		if e == nil {
+		at := now.Add(time.Duration(i) * time.Microsecond)
+		if described[i], parsed[i] = describe(org, writer, r.Entry, at, macVersion); parsed[i] == nil {
 			done.malformed++
 		}
-		if s, ok := e.(Settled); ok {
-			use.add(s)
+	}
+	if err := use.read(ctx, tx, org, parsed); err != nil {
+		return appended{}, err
+	}
+	for i, r := range recs {
+		seq++
+		if i > 0 {
+			now = now.Add(time.Microsecond)
 		}
+		cols, e := described[i], parsed[i]
 		writerSeq := int64(r.Seq)
 		if writerSeq == 0 {
 			writerSeq = seq
 		}
+		if s, ok := e.(Settled); ok {
+			if err := use.settle(ctx, tx, org, s, now, batch.Fork); err != nil {
+				return appended{}, err
+			}
+		}
 		mac := seal.mac(link{
-			epoch: epoch, org: org, seq: seq, appendedAt: now, writer: writer, writerSeq: writerSeq, kind: cols.kind, prev: prev, entry: r.Entry,
+			version: macVersion, epoch: epoch, org: org, incarnation: incarnation, seq: seq, appendedAt: now, time: cols.time, kind: cols.kind,
+			agent: cols.agent, session: cols.session, request: cols.request, writer: writer, writerSeq: writerSeq, prevWriter: int64(r.Prev),
+			prev: prev, entry: r.Entry,
 		})
-		seqs[i], writerSeqs[i], times[i] = seq, writerSeq, cols.time
-		kinds[i], agents[i], requests[i] = cols.kind, cols.agent, cols.request
+		seqs[i], writerSeqs[i], writerPrevs[i], appendedAts[i], times[i] = seq, writerSeq, int64(r.Prev), now, cols.time
+		kinds[i], agents[i], requests[i], sessions[i] = cols.kind, cols.agent, cols.request, cols.session
 		entries[i], prevs[i], macs[i] = r.Entry, prev, mac[:]
 		prev = mac[:]
 	}
 	done.seq = seq
 
+	shippedBy := batch.Shipper
+	if shippedBy == writer {
+		shippedBy = ""
+	}
 	var b pgx.Batch
-	b.Queue(insertEntries, org, now, writer, epoch, seqs, times, kinds, agents, requests, writerSeqs, entries, prevs, macs)
-	b.Queue("UPDATE audit_heads SET seq = $2, epoch = $3, mac = $4 WHERE org_id = $1", org, seq, epoch, prev)
-	b.Queue(`INSERT INTO audit_writers (org_id, writer, writer_seq) VALUES ($1, $2, $3)
-		ON CONFLICT (org_id, writer) DO UPDATE SET writer_seq = EXCLUDED.writer_seq`, org, writer, writerSeqs[n-1])
+	b.Queue(insertEntries, org, writer, epoch, incarnation, shippedBy, batch.lane(), seqs, appendedAts, times, kinds, agents, requests, writerSeqs,
+		entries, prevs, macs, sessions, writerPrevs)
+	b.Queue("UPDATE audit_heads SET seq = $2, epoch = $3, mac = $4, appended_at = $5 WHERE org_id = $1", org, seq, epoch, prev, now)
+	b.Queue(`INSERT INTO audit_writers (org_id, writer, lane, writer_seq, node_id) VALUES ($1, $2, $3, $4, $5)
+		ON CONFLICT (org_id, writer, lane) DO UPDATE SET writer_seq = EXCLUDED.writer_seq`, org, writer, batch.lane(), writerSeqs[n-1], batch.Node)
 	use.queue(&b, org)
 	return done, tx.SendBatch(ctx, &b).Close()
 }
@@ -283,8 +264,12 @@ func (c *Chain) Record(ctx context.Context, tx pgx.Tx, org string, e Changed) (P
 	if err := lockChain(ctx, tx, org); err != nil {
 		return Position{}, fmt.Errorf("recording %s: %w", e.Kind, err)
 	}
+	have, _, _, err := position(ctx, tx, org, controlWriter, "")
+	if err != nil {
+		return Position{}, fmt.Errorf("recording %s: %w", e.Kind, err)
+	}
 	// The chain's own number is the writer's, too: it is as unique.
-	done, err := c.append(ctx, tx, org, controlWriter, []Record{{Org: org, Entry: b}})
+	done, err := c.append(ctx, tx, Batch{Org: org, Writer: controlWriter, Shipper: controlWriter}, []Record{{Org: org, Entry: b, Prev: have}})
 	if err != nil {
 		return Position{}, fmt.Errorf("recording %s: %w", e.Kind, err)
 	}
@@ -314,28 +299,136 @@ type usageKey struct {
 }
 
 // usage is what a batch adds.
-type usage map[usageKey]*UsageDay
+type usage struct {
+	days    map[usageKey]*UsageDay
+	unknown map[decision]usageKey // decisions whose end is "unknown" so far
+	ended   map[decision]bool     // decisions with a real settlement in this batch
+}
 
-// maxCount bounds what one exchange may say it used: a writer that is broken must
-// not make a sum that the database refuses, and with it the chain.
+// decision is a first entry, by its writer's number.
+type decision struct {
+	writer string
+	seq    int64
+}
+
+// maxCount bounds what one exchange may say it used.
 const maxCount = 1e15
 
-func (u usage) add(s Settled) {
+// day returns where a settlement counts. An entry's time is the node's word: what
+// it says of the future counts on the day when it came.
+func (u *usage) day(s Settled, appendedAt time.Time) usageKey {
 	t := s.Time.UTC()
-	k := usageKey{
+	if t.After(appendedAt) {
+		t = appendedAt
+	}
+	return usageKey{
 		agent: column(s.AgentID, maxID), provider: column(s.Provider, maxName), model: column(s.Model, maxName),
 		day: time.Date(t.Year(), t.Month(), t.Day(), 0, 0, 0, 0, time.UTC),
 	}
-	d := u[k]
+}
+
+// settle counts a settlement once for its decision: a real one takes the place of a
+// recovered "unknown", and an "unknown" after a real one counts nothing.
+func (u *usage) settle(ctx context.Context, tx pgx.Tx, org string, s Settled, appendedAt time.Time, fork bool) error {
+	k, d := u.day(s, appendedAt), decisionOf(s)
+	if d.seq == 0 {
+		u.add(k, s, 1)
+		return nil
+	}
+	if s.Outcome == OutcomeUnknown {
+		if _, twice := u.unknown[d]; twice || u.ended[d] {
+			return nil
+		}
+		// Rare: a process died. Has the decision ended already, in the chain?
+		if ended, err := settledBefore(ctx, tx, org, s.RequestID); ended || err != nil {
+			return err
+		}
+		u.unknown[d] = k
+		u.add(k, s, 1)
+		if _, err := tx.Exec(ctx, `INSERT INTO audit_unknown (org_id, writer, writer_seq, agent_id, day, provider, model) VALUES ($1, $2, $3, $4, $5, $6, $7)
+			ON CONFLICT DO NOTHING`, org, d.writer, d.seq, k.agent, k.day, k.provider, k.model); err != nil {
+			return err
+		}
+		return nil
+	}
+	if u.ended[d] {
+		return nil
+	}
+	if u.ended == nil {
+		u.ended = make(map[decision]bool)
+	}
+	u.ended[d] = true
+	if old, ok := u.unknown[d]; ok {
+		delete(u.unknown, d)
+		if _, err := tx.Exec(ctx, "DELETE FROM audit_unknown WHERE org_id = $1 AND writer = $2 AND writer_seq = $3", org, d.writer, d.seq); err != nil {
+			return err
+		}
+		u.add(old, Settled{Outcome: OutcomeUnknown}, -1)
+	} else if fork {
+		// Both copies of a process may have ended the same request.
+		if ended, err := settledBefore(ctx, tx, org, s.RequestID); ended || err != nil {
+			return err
+		}
+	}
+	u.add(k, s, 1)
+	return nil
+}
+
+func decisionOf(s Settled) decision {
+	d := decision{column(s.DecidedWriter, maxID), int64(min(s.DecidedSeq, math.MaxInt64))}
+	if d.writer == "" {
+		d.writer = column(s.Writer, maxID)
+	}
+	return d
+}
+
+// settledBefore says whether the chain has a settlement of the request.
+func settledBefore(ctx context.Context, tx pgx.Tx, org, request string) (ended bool, err error) {
+	err = tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM audit_entries WHERE org_id = $1 AND request_id = $2 AND kind = $3)",
+		org, column(request, maxID), KindSettled).Scan(&ended)
+	return ended, err
+}
+
+// read finds out which of the decisions that end here were recovered as "unknown".
+func (u *usage) read(ctx context.Context, tx pgx.Tx, org string, entries []Entry) error {
+	u.unknown = make(map[decision]usageKey)
+	var writers []string
+	var seqs []int64
+	for _, e := range entries {
+		if s, ok := e.(Settled); ok && s.DecidedSeq != 0 {
+			d := decisionOf(s)
+			writers, seqs = append(writers, d.writer), append(seqs, d.seq)
+		}
+	}
+	if len(seqs) == 0 {
+		return nil
+	}
+	rows, err := tx.Query(ctx, `SELECT u.writer, u.writer_seq, u.agent_id, u.day, u.provider, u.model
+		FROM audit_unknown u JOIN unnest($2::text[], $3::bigint[]) AS w(writer, seq) ON u.writer = w.writer AND u.writer_seq = w.seq
+		WHERE u.org_id = $1`, org, writers, seqs)
+	if err != nil {
+		return err
+	}
+	var d decision
+	var k usageKey
+	_, err = pgx.ForEachRow(rows, []any{&d.writer, &d.seq, &k.agent, &k.day, &k.provider, &k.model}, func() error {
+		u.unknown[d] = k
+		return nil
+	})
+	return err
+}
+
+func (u *usage) add(k usageKey, s Settled, n int64) {
+	d := u.days[k]
 	if d == nil {
 		d = &UsageDay{AgentID: k.agent, Day: k.day, Provider: k.provider, Model: k.model}
-		u[k] = d
+		u.days[k] = d
 	}
-	d.Requests++
+	d.Requests += n
 	if s.Outcome == outcomeRefused {
-		d.Refused++ // and cost nothing, which is known
+		d.Refused += n // and cost nothing, which is known
 	} else if !s.Priced {
-		d.Unpriced++
+		d.Unpriced += n
 	}
 	for _, f := range []struct {
 		sum *int64
@@ -344,7 +437,7 @@ func (u usage) add(s Settled) {
 		{&d.InputTokens, s.Usage.InputTokens}, {&d.OutputTokens, s.Usage.OutputTokens}, {&d.CachedTokens, s.Usage.CachedTokens},
 		{&d.CacheWriteTokens, s.Usage.CacheWriteTokens}, {&d.ReasoningTokens, s.Usage.ReasoningTokens}, {&d.CostNanoUSD, s.CostNanoUSD},
 	} {
-		*f.sum += min(max(f.n, 0), maxCount)
+		*f.sum += n * f.n
 	}
 }
 
@@ -352,8 +445,8 @@ func (u usage) add(s Settled) {
 const outcomeRefused = "refused"
 
 // queue adds the sums to those in the database, each bounded rather than refused.
-func (u usage) queue(b *pgx.Batch, org string) {
-	if len(u) == 0 {
+func (u *usage) queue(b *pgx.Batch, org string) {
+	if len(u.days) == 0 {
 		return
 	}
 	const most = "least(usage_daily.%[1]s::numeric + EXCLUDED.%[1]s, 9223372036854775807)::bigint"
@@ -365,7 +458,7 @@ func (u usage) queue(b *pgx.Batch, org string) {
 	insert := "INSERT INTO usage_daily (org_id, agent_id, day, provider, model, " + strings.Join(columns, ", ") + `)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 		ON CONFLICT (org_id, agent_id, day, provider, model) DO UPDATE SET ` + strings.Join(set, ", ")
-	for _, d := range u {
+	for _, d := range u.days {
 		b.Queue(insert, org, d.AgentID, d.Day, d.Provider, d.Model, d.Requests, d.Refused,
 			d.InputTokens, d.OutputTokens, d.CachedTokens, d.CacheWriteTokens, d.ReasoningTokens, d.CostNanoUSD, d.Unpriced)
 	}

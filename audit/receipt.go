@@ -12,6 +12,7 @@ import (
 // Record is an entry as a writer keeps and ships it.
 type Record struct {
 	Seq   uint64 // of the writer: from 1, ascending, over all its orgs
+	Prev  uint64 // the writer's last durable number of the same org; 0: this is its first
 	Org   string
 	Entry []byte // exactly as it was made durable
 }

@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -18,12 +20,14 @@ func (w *Writer) recover() error {
 	if err != nil {
 		return err
 	}
+	// A writer id lives as long as its process: a folder that was copied, or put
+	// back to an older state, never continues under an id that is in use.
+	id, err := newWriterID(w.c.Now(), w.c.Rand)
+	if err != nil {
+		return err
+	}
+	w.id.Store(&id)
 	if len(segs) == 0 {
-		// Nothing is left of whoever wrote here before, not even how far it got. A
-		// new id makes sure that no sequence number is given twice.
-		if w.id, err = newWriterID(w.c.Now(), w.c.Rand); err != nil {
-			return err
-		}
 		w.next = 1
 		return w.begin()
 	}
@@ -31,7 +35,7 @@ func (w *Writer) recover() error {
 	if err != nil {
 		return err
 	}
-	if w.book, err = readBook(open, w.id); err != nil {
+	if w.book, err = readBook(open); err != nil {
 		return err
 	}
 	if last := w.last(); !last.empty() {
@@ -82,20 +86,25 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 			return nil, err
 		}
 		h := heads[i]
-		seg.start = h.start
+		seg.start, seg.writer, seg.prevs = h.start, h.writer, h.prevs
 		switch {
 		case h.first != seg.first:
 			return nil, &damage{seg.path, int64(len(magic)), fmt.Sprintf("it begins with record %d, not with that of its name", h.first)}
-		case h.writer != heads[0].writer:
-			return nil, &damage{seg.path, int64(len(magic)), fmt.Sprintf("writer %s wrote it, and %s the ones before", h.writer, heads[0].writer)}
 		case i > 0 && h.durable < heads[i-1].durable:
 			return nil, &damage{seg.path, int64(len(magic)), fmt.Sprintf("it vouches for record %d, and the segment before for %d", h.durable, heads[i-1].durable)}
 		}
 	}
 
+	acked := w.readAcked()
 	durable := heads[0].durable // where what counts ends, so far
 	for i, seg := range segs[:len(segs)-1] {
 		until := heads[i+1].durable
+		if until <= acked && until+1 == heads[i+1].first && until >= seg.first {
+			// It is only kept: the control plane has it. It is read when it is needed.
+			seg.last, seg.end, durable = until, seg.size, until
+			seg.ackedAt = w.c.Now()
+			continue
+		}
 		if err := scan(seg, files[i], until, func(frame) {}); err != nil {
 			return nil, err
 		}
@@ -109,11 +118,13 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 
 	i := len(segs) - 1
 	last := segs[i]
+	w.previous, w.previousSeqs = last.writer, maps.Clone(last.prevs)
 	open := make(map[uint64]frame)
 	for _, f := range heads[i].open {
 		open[f.seq] = f
 	}
 	err := scan(last, files[i], noLimit, func(f frame) {
+		w.previousSeqs[f.name] = f.seq
 		switch f.kind {
 		case kindAllowed:
 			f.body = slices.Clone(f.body)
@@ -132,7 +143,7 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.id, w.segs, w.durable, w.acked = heads[0].writer, segs, durable, segs[0].first-1
+	w.segs, w.durable, w.acked = segs, durable, max(segs[0].first-1, min(acked, durable))
 	// Behind what the last head took back, too: those numbers are used.
 	w.next = last.last + 1
 	if w.durable > w.acked {
@@ -142,6 +153,33 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 }
 
 const noLimit = 1<<64 - 1
+
+// ackedName is the file that holds the last number that the control plane had. It
+// saves sending what is kept again. If it is wrong, the chain says what it has.
+const ackedName = "acked"
+
+func (w *Writer) readAcked() uint64 {
+	b, err := os.ReadFile(w.disk.path(ackedName))
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 63)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+func (w *Writer) writeAcked(n uint64) {
+	path := w.disk.path(ackedName)
+	err := os.WriteFile(path+temporarySuffix, strconv.AppendUint(nil, n, 10), 0o600)
+	if err == nil {
+		err = os.Rename(path+temporarySuffix, path)
+	}
+	if err != nil {
+		w.c.Log.Warn("how far records are shipped cannot be noted; they are sent again after a restart", "err", err)
+	}
+}
 
 // cutShort decides whether damage in the last segment is a write that a crash cut
 // short: only that may be dropped, since only of that nobody was told that it is
@@ -194,7 +232,7 @@ func (w *Writer) rewrite(last *segment) error {
 }
 
 // readBook makes the settlements to write for decisions that have none.
-func readBook(open map[uint64]frame, writer string) (book, error) {
+func readBook(open map[uint64]frame) (book, error) {
 	b := newBook()
 	for _, f := range open {
 		e, err := Parse(f.body)
@@ -210,7 +248,10 @@ func readBook(open map[uint64]frame, writer string) (book, error) {
 		default:
 			return book{}, fmt.Errorf("record %d is marked as a decision and is none", f.seq)
 		}
-		s.Org, s.Writer, s.DecidedSeq = f.name, writer, f.seq
+		if s.DecidedWriter == "" {
+			s.DecidedWriter = s.Writer
+		}
+		s.Org, s.DecidedSeq = f.name, f.seq
 		b.open(s)
 	}
 	return b, nil
@@ -232,8 +273,8 @@ func (w *Writer) settleAll() error {
 	now := w.c.Now()
 	for _, f := range w.book.frames() {
 		s := w.book.bySeq[f.seq]
-		s.Time = now
-		b.items = append(b.items, item{org: s.Org, entry: s.Encode(), waited: true, settled: &s})
+		s.Time, s.Writer = now, w.ID()
+		b.items = append(b.items, item{org: s.Org, writer: s.Writer, source: s, entry: s.Encode(), waited: true, settled: &s})
 	}
 	if len(b.items) == 0 {
 		return nil

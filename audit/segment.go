@@ -7,20 +7,23 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // A segment is a file of records. It is called after the sequence number of its
 // first one, and holds
 //
-//	magic    "AIDSEG1\n"
+//	magic    "AIDSEG2\n"
 //	head     one frame: who writes, where this file begins, what was durable before
 //	open     one frame for each allowed decision that had no settlement then
+//	prev     one frame for each org: the writer's last durable number in it
 //	records  frames, appended batch by batch
 //
 // Magic, head and open are complete before the file gets its name. A batch is
@@ -41,6 +44,8 @@ import (
 //	kind      seq             mark                  ref              name    body
 //	head      of the 1st      the last that was     open frames      writer  —
 //	          record here     durable before
+//	          (body: how many prev frames there are, 8 bytes)
+//	prev      the number          0                     0                org     —
 //	open      the decision's  0                     0                org     the settlement to write if nobody else does
 //	record    its own         of its batch's 1st    0                org     entry
 //	allowed   its own         of its batch's 1st    0                org     entry, a decision to allow
@@ -60,10 +65,12 @@ type frame struct {
 }
 
 const (
-	magic = "AIDSEG1\n"
+	magic    = "AIDSEG2\n"
+	magicOld = "AIDSEG1\n" // has no prev frames
 
 	kindHead    = 'H'
 	kindOpen    = 'O'
+	kindPrev    = 'P'
 	kindRecord  = 'R'
 	kindAllowed = 'D'
 	kindSettled = 'S'
@@ -207,12 +214,15 @@ func zero(b []byte) bool {
 // segment is what a Writer knows of one of its files. Fields are as of its last
 // durable write; what stands behind end in the file does not count.
 type segment struct {
-	path  string
-	first uint64 // sequence number that its first record has, or would have
-	last  uint64 // of its last record; first-1: it has none
-	start int64  // where records begin
-	end   int64  // where they end
-	size  int64  // of the file, as far as we know
+	path    string
+	writer  string
+	prevs   map[string]uint64 // by org: the writer's last number before first
+	ackedAt time.Time         // when the control plane had all of it; zero: it has not
+	first   uint64            // sequence number that its first record has, or would have
+	last    uint64            // of its last record; first-1: it has none
+	start   int64             // where records begin
+	end     int64             // where they end
+	size    int64             // of the file, as far as we know
 }
 
 func (s *segment) empty() bool { return s.last < s.first }
@@ -223,14 +233,19 @@ type head struct {
 	first   uint64
 	durable uint64 // everything before that counts ends with this one
 	open    []frame
+	prevs   map[string]uint64
 	start   int64
 }
 
 func appendHead(b []byte, h head) []byte {
 	b = append(b, magic...)
-	b = appendFrame(b, frame{kind: kindHead, seq: h.first, mark: h.durable, ref: uint64(len(h.open)), name: h.writer})
+	b = appendFrame(b, frame{kind: kindHead, seq: h.first, mark: h.durable, ref: uint64(len(h.open)), name: h.writer,
+		body: binary.BigEndian.AppendUint64(nil, uint64(len(h.prevs)))})
 	for _, f := range h.open {
 		b = appendFrame(b, f)
+	}
+	for _, org := range slices.Sorted(maps.Keys(h.prevs)) {
+		b = appendFrame(b, frame{kind: kindPrev, seq: h.prevs[org], name: org})
 	}
 	return b
 }
@@ -245,8 +260,8 @@ func readHead(path string, f io.ReaderAt, size int64) (head, error) {
 	if _, err := f.ReadAt(got[:], 0); err != nil {
 		return head{}, fmt.Errorf("reading %s: %w", path, err)
 	}
-	if string(got[:]) != magic {
-		return head{}, &damage{path, 0, "it does not begin as a segment of this version (AIDSEG1) does"}
+	if s := string(got[:]); s != magic && s != magicOld {
+		return head{}, &damage{path, 0, "it does not begin as a segment of this version (AIDSEG2) does"}
 	}
 	r := newFrames(path, f, int64(len(magic)), size)
 	next := func(kind byte) (frame, error) {
@@ -266,7 +281,11 @@ func readHead(path string, f io.ReaderAt, size int64) (head, error) {
 	if err != nil {
 		return head{}, err
 	}
-	h := head{writer: hf.name, first: hf.seq, durable: hf.mark}
+	h := head{writer: hf.name, first: hf.seq, durable: hf.mark, prevs: make(map[string]uint64)}
+	count := uint64(0)
+	if len(hf.body) == 8 {
+		count = binary.BigEndian.Uint64(hf.body)
+	}
 	if !validID(h.writer) || h.first == 0 || h.first > math.MaxInt64 || h.durable >= h.first {
 		return head{}, &damage{path, int64(len(magic)), "the head says what no writer says"}
 	}
@@ -277,6 +296,13 @@ func readHead(path string, f io.ReaderAt, size int64) (head, error) {
 		}
 		f.body = slices.Clone(f.body)
 		h.open = append(h.open, f)
+	}
+	for range count {
+		f, err := next(kindPrev)
+		if err != nil {
+			return head{}, err
+		}
+		h.prevs[f.name] = f.seq
 	}
 	h.start = r.offset
 	return h, nil

@@ -12,7 +12,8 @@ type Settled struct {
 	Writer string    `json:"writer"` // set by the Writer
 
 	RequestID     string `json:"request_id"`
-	DecidedSeq    uint64 `json:"decided_seq"` // the writer's sequence of the first entry; 0: not known
+	DecidedWriter string `json:"decided_writer"` // the writer of the first entry; empty: this one
+	DecidedSeq    uint64 `json:"decided_seq"`    // that writer's number of it; 0: not known
 	AgentID       string `json:"agent_id"`
 	KeyID         string `json:"key_id"`
 	Provider      string `json:"provider"`
@@ -58,10 +59,8 @@ func (e Settled) stamped(org, writer string, now time.Time) Entry {
 
 func (e Settled) Encode() []byte {
 	o := begin(640, KindSettled, e.Time, e.Org, e.Writer, e.RequestID)
-	if e.DecidedSeq != 0 {
-		o.key("decided_seq")
-		o.b = strconv.AppendUint(o.b, e.DecidedSeq, 10)
-	}
+	o.str("decided_writer", e.DecidedWriter, maxID)
+	o.unsigned("decided_seq", e.DecidedSeq)
 	o.str("agent_id", e.AgentID, maxID)
 	o.str("key_id", e.KeyID, maxID)
 	o.str("provider", e.Provider, maxName)
@@ -87,4 +86,21 @@ func (e Settled) Encode() []byte {
 	o.b = strconv.AppendBool(o.b, e.Priced)
 	o.strs("lost", e.Lost, maxIDs, maxWord)
 	return o.end()
+}
+
+// unbelievable names the figure that no exchange can have; empty: all can be. The
+// chain stores such an entry as malformed and adds none of it to the usage.
+func (e Settled) unbelievable() string {
+	for _, f := range []struct {
+		name string
+		n    int64
+	}{
+		{"input_tokens", e.Usage.InputTokens}, {"output_tokens", e.Usage.OutputTokens}, {"cached_tokens", e.Usage.CachedTokens},
+		{"cache_write_tokens", e.Usage.CacheWriteTokens}, {"reasoning_tokens", e.Usage.ReasoningTokens}, {"cost_nano_usd", e.CostNanoUSD},
+	} {
+		if f.n < 0 || f.n > maxCount {
+			return f.name
+		}
+	}
+	return ""
 }

@@ -27,6 +27,14 @@ type Report struct {
 	Epoch       int32  // of the last one's key
 	Head        string // hex of the last one's MAC
 
+	// What is right and still needs a look: the chain has it as the nodes sent it.
+	Gaps      int64    // records.gap: records that a sidecar lost, and said so
+	Forks     int64    // writers of which the chain has two versions
+	Broken    int64    // records that do not follow the one before of their writer
+	Ahead     int64    // entries that say they happened more than clockSkew after they came
+	BackDated int64    // entries more than clockSkew before one of the same writer that came earlier
+	Findings  []string // the first of those, at most maxFindings
+
 	FirstBad *Bad // nil: everything is right
 }
 
@@ -75,6 +83,8 @@ type verifier struct {
 	keys     Keys
 	seal     *sealer
 	mac      []byte // of the last entry that is right
+	version  int16  // of its MAC
+	writers  writers
 	progress func(int64)
 }
 
@@ -98,7 +108,8 @@ func (v *verifier) step(ctx context.Context, tx pgx.Tx) (more bool, err error) {
 		above = math.MinInt64
 	}
 	rows, err := tx.Query(ctx, `
-		SELECT seq, appended_at, time, kind, agent_id, request_id, writer, writer_seq, entry, epoch, prev_mac, mac
+		SELECT seq, appended_at, time, kind, agent_id, request_id, writer, writer_seq, entry, epoch, prev_mac, mac,
+			mac_version, incarnation, session_id, prev_writer_seq, shipped_by, lane
 		FROM audit_entries WHERE org_id = $1 AND seq > $2 AND seq <= $3 ORDER BY seq, appended_at`, r.Org, above, r.To+window)
 	if err != nil {
 		return false, err
@@ -107,7 +118,8 @@ func (v *verifier) step(ctx context.Context, tx pgx.Tx) (more bool, err error) {
 	count := 0
 	var c checked
 	for rows.Next() {
-		if err := rows.Scan(&c.seq, &c.appendedAt, &c.time, &c.kind, &c.agent, &c.request, &c.writer, &c.writerSeq, &c.entry, &c.epoch, &c.prev, &c.mac); err != nil {
+		if err := rows.Scan(&c.seq, &c.appendedAt, &c.time, &c.kind, &c.agent, &c.request, &c.writer, &c.writerSeq, &c.entry, &c.epoch, &c.prev, &c.mac,
+			&c.version, &c.incarnation, &c.session, &c.prevWriter, &c.shippedBy, &c.lane); err != nil {
 			return false, err
 		}
 		if err := v.check(&c); err != nil {
@@ -151,6 +163,9 @@ type checked struct {
 	kind, agent, request, writer string
 	entry, prev, mac             []byte
 	epoch                        int32
+	version                      int16
+	incarnation, prevWriter      int64
+	session, shippedBy, lane     string
 }
 
 // check checks the next row and takes it into the report.
@@ -167,11 +182,15 @@ func (v *verifier) check(c *checked) error {
 		return bad("its time is none")
 	case !bytes.Equal(c.prev, v.mac):
 		return bad("it does not follow the entry before it")
+	case c.version != 1 && c.version != macVersion || c.version < v.version:
+		return bad("its MAC has version %d, and that of the entry before has %d", c.version, v.version)
+	case c.version == macVersion && v.version == macVersion && !c.appendedAt.Time.After(r.Till):
+		return bad("it was appended before the entry before it")
 	case c.epoch < r.Epoch:
 		return bad("its key is of epoch %d, and that of the entry before of %d", c.epoch, r.Epoch)
 	}
 	if v.seal == nil || c.epoch != r.Epoch {
-		seal, ok := v.keys.sealer(c.epoch)
+		seal, ok := v.keys.sealer(r.Org, c.epoch)
 		if !ok {
 			return bad("its key is of epoch %d, and there is none", c.epoch)
 		}
@@ -179,6 +198,7 @@ func (v *verifier) check(c *checked) error {
 	}
 	mac := v.seal.mac(link{
 		epoch: c.epoch, org: r.Org, seq: c.seq, appendedAt: c.appendedAt.Time, writer: c.writer, writerSeq: c.writerSeq, kind: c.kind, prev: c.prev, entry: c.entry,
+		version: c.version, incarnation: c.incarnation, time: c.time.Time, agent: c.agent, session: c.session, request: c.request, prevWriter: c.prevWriter,
 	})
 	if !hmac.Equal(mac[:], c.mac) {
 		return bad("its MAC is wrong")
@@ -191,7 +211,7 @@ func (v *verifier) check(c *checked) error {
 		r.Malformed++ // then; a newer build may be able to read it
 	} else {
 		var e Entry
-		if cols, e = describe(r.Org, c.writer, c.entry, appendedAt); e == nil {
+		if cols, e = describe(r.Org, c.writer, c.entry, appendedAt, c.version); e == nil {
 			return bad("it cannot be read")
 		}
 	}
@@ -200,6 +220,7 @@ func (v *verifier) check(c *checked) error {
 		same bool
 	}{
 		{"kind", cols.kind == c.kind}, {"time", cols.time.Equal(c.time.Time)}, {"agent_id", cols.agent == c.agent}, {"request_id", cols.request == c.request},
+		{"session_id", c.version == 1 || cols.session == c.session},
 	} {
 		if !col.same {
 			return bad("the column %s does not say what the entry says", col.name)
@@ -210,6 +231,64 @@ func (v *verifier) check(c *checked) error {
 	}
 	r.To, r.Till, r.Epoch, r.Head = c.seq, appendedAt, c.epoch, hex.EncodeToString(c.mac)
 	r.Entries++
-	v.mac = bytes.Clone(c.mac)
+	v.mac, v.version = bytes.Clone(c.mac), c.version
+	v.writers.see(r, c)
 	return nil
+}
+
+// clockSkew is how far clocks may differ before Verify reports a time. A sidecar
+// that was offline ships old entries, so an old time alone is not reported.
+const clockSkew = 5 * time.Minute
+
+// maxFindings bounds Report.Findings.
+const maxFindings = 100
+
+// writers follows each lane of each writer.
+type writers map[[2]string]*writerState
+
+type writerState struct {
+	last   int64
+	latest time.Time
+}
+
+// see takes an entry that is right, and notes what its writer did.
+func (w *writers) see(r *Report, c *checked) {
+	if c.version == 1 {
+		return
+	}
+	if *w == nil {
+		*w = make(writers)
+	}
+	note := func(n *int64, format string, args ...any) {
+		*n++
+		if len(r.Findings) < maxFindings {
+			r.Findings = append(r.Findings, fmt.Sprintf("entry %d: ", c.seq)+fmt.Sprintf(format, args...))
+		}
+	}
+	k := [2]string{c.writer, c.lane}
+	s := (*w)[k]
+	switch {
+	case s == nil && c.lane != "":
+		note(&r.Forks, "a fork of writer %s begins after its record %d; writer %s shipped it", c.writer, c.prevWriter, c.shippedBy)
+	case s == nil && c.prevWriter != 0 && c.writer != controlWriter, s != nil && s.last != c.prevWriter:
+		note(&r.Broken, "record %d of writer %s follows %d, which is not the one before it here", c.writerSeq, c.writer, c.prevWriter)
+	}
+	if c.kind == KindGap {
+		note(&r.Gaps, "records of writer %s after %d, up to %d, are lost", c.writer, c.prevWriter, c.writerSeq)
+	}
+	if s == nil {
+		s = &writerState{}
+		(*w)[k] = s
+	}
+	s.last = c.writerSeq
+	if c.kind == KindMalformed {
+		return
+	}
+	if t := c.time.Time; t.After(c.appendedAt.Time.Add(clockSkew)) {
+		note(&r.Ahead, "writer %s says that it happened at %s, and it came at %s", c.writer, t.UTC().Format(time.RFC3339), c.appendedAt.Time.UTC().Format(time.RFC3339))
+	} else if t.Add(clockSkew).Before(s.latest) && c.kind != KindGap {
+		note(&r.BackDated, "writer %s says that it happened at %s, after an entry of %s", c.writer, t.UTC().Format(time.RFC3339), s.latest.UTC().Format(time.RFC3339))
+	} else if t.After(s.latest) {
+		s.latest = t
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,7 @@ type WriterConfig struct {
 	// process: what is not shipped yet exists nowhere else.
 	Dir string
 
+	Node string           // how this sidecar names itself in writer.started
 	Now  func() time.Time // nil: time.Now
 	Rand io.Reader        // of the writer's id and of pauses; nil: crypto/rand
 	Log  *slog.Logger     // nil: nothing is logged
@@ -40,6 +42,11 @@ type WriterConfig struct {
 	// entry. What is left is for the settlements of what was accepted, and for
 	// recovery, which writes the last segment again. 0: 64 MiB; negative: none.
 	MinFreeBytes int64
+
+	// KeepAckedBytes is how much of what the control plane has is kept on top, for
+	// a control plane that is restored to an older state: at most keepAcked long.
+	// It never refuses requests. 0: 2 GiB; negative: nothing is kept.
+	KeepAckedBytes int64
 
 	fault func(o operation, do func() error) error // of tests; see disk
 }
@@ -65,6 +72,11 @@ const (
 	// never waits for company.
 	gatherTime = 500 * time.Microsecond
 
+	keepAcked = 24 * time.Hour
+	// stuckAfter is how long records may wait without any reaching the control
+	// plane before Shipping reports it.
+	stuckAfter = 2 * time.Minute
+
 	freeInterval = time.Second // between two questions how full the disk is
 
 	// Pauses between attempts to begin a new segment on a disk that failed.
@@ -88,8 +100,12 @@ const (
 type Writer struct {
 	c       WriterConfig
 	disk    disk
-	id      string
+	id      atomic.Pointer[string] // changes only when whoever commits begins a segment
+	rotate  atomic.Bool            // a new id is needed
 	metrics *metrics
+
+	countMu sync.Mutex
+	counts  map[countKey]*UnknownCallers
 
 	wake    chan struct{} // there may be a batch to commit
 	linger  *time.Timer   // when it fires, there is one that nobody was in a hurry for
@@ -99,10 +115,13 @@ type Writer struct {
 	unsettled atomic.Int64 // len(book.bySeq), for those who may not look there
 
 	// Whoever commits owns these: OpenWriter, then Run, then Close.
-	next uint64   // the next sequence number
-	file *os.File // of the last segment; nil: it failed
-	buf  []byte
-	book book
+	next         uint64   // the next sequence number
+	file         *os.File // of the last segment; nil: it failed
+	buf          []byte
+	book         book
+	prevs        map[string]uint64 // by org: the last durable number of this writer
+	previous     string            // the writer before
+	previousSeqs map[string]uint64 // its last durable numbers, by org
 
 	mu       sync.Mutex // guards the following
 	queue    []*batch   // the last one still takes entries, unless it is full
@@ -119,6 +138,9 @@ type Writer struct {
 	acked    uint64        // the last one that the control plane has
 	oldest   time.Time     // of the first that it has not; zero: it has all
 	changed  chan struct{} // closed and replaced when segs, durable or acked change
+	progress time.Time     // when records last reached the control plane, or began to wait
+	refused  error         // why the control plane does not take a batch; nil: it does
+	noted    time.Time     // when acked was last written to its file
 	checked  time.Time     // when full was found out
 	full     error         // the disk has too little room left
 }
@@ -128,8 +150,7 @@ type batch struct {
 	items []item
 	bytes int64
 	waits int           // how many of the items somebody waits for
-	done  chan struct{} // closed when first and err are set
-	first uint64        // sequence number of items[0]
+	done  chan struct{} // closed when the items' numbers and err are set
 	err   error
 }
 
@@ -139,8 +160,11 @@ func (b *batch) urgent() bool { return b.waits > 0 || b.bytes >= lingerBytes }
 // item is an entry on its way to the disk.
 type item struct {
 	org    string
+	writer string // whose entry it is
+	source Entry  // what entry was made of, in case another writer writes it
 	entry  []byte
-	waited bool // somebody waits and will be told if it fails
+	seq    uint64 // set when it is written
+	waited bool   // somebody waits and will be told if it fails
 
 	allowed *Settled // of a decision to allow: what to write if nothing else comes
 	settled *Settled // of a settlement: itself
@@ -175,6 +199,9 @@ func OpenWriter(c WriterConfig) (*Writer, error) {
 	if c.MaxBacklogBytes == 0 {
 		c.MaxBacklogBytes = 4 << 30
 	}
+	if c.KeepAckedBytes == 0 {
+		c.KeepAckedBytes = 2 << 30
+	}
 	if c.MinFreeBytes == 0 {
 		c.MinFreeBytes = 64 << 20
 	}
@@ -184,7 +211,7 @@ func OpenWriter(c WriterConfig) (*Writer, error) {
 	w := &Writer{
 		c: c, disk: disk{c.Dir, c.fault},
 		wake: make(chan struct{}, 1), closing: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}),
-		book: newBook(),
+		book: newBook(), prevs: make(map[string]uint64), counts: make(map[countKey]*UnknownCallers),
 	}
 	w.linger = time.NewTimer(lingerTime)
 	w.metrics = newMetrics(w)
@@ -211,8 +238,9 @@ func OpenWriter(c WriterConfig) (*Writer, error) {
 	return w, nil
 }
 
-// ID is "w_" and 26 characters: the same for as long as the directory has its files.
-func (w *Writer) ID() string { return w.id }
+// ID is "w_" and 26 characters: new at each start, and when the control plane has
+// other records under it.
+func (w *Writer) ID() string { return *w.id.Load() }
 
 // Append writes e for org and returns nil only once it is durable. After an error
 // it is not, as far as is known; when ctx was done first, it may become so.
@@ -230,7 +258,6 @@ func (w *Writer) Append(ctx context.Context, org string, e Entry) (Receipt, erro
 	if err != nil {
 		return Receipt{}, err
 	}
-	leaf := LeafHash(it.entry) // while the disk works
 	select {
 	case <-b.done:
 	case <-ctx.Done():
@@ -244,7 +271,8 @@ func (w *Writer) Append(ctx context.Context, org string, e Entry) (Receipt, erro
 		return Receipt{}, b.err
 	}
 	w.metrics.append.Observe(w.c.Now().Sub(began).Seconds())
-	return Receipt{Writer: w.id, Seq: b.first + uint64(i), Leaf: leaf}, nil
+	done := &b.items[i]
+	return Receipt{Writer: done.writer, Seq: done.seq, Leaf: LeafHash(done.entry)}, nil
 }
 
 // Enqueue writes e for org after everything that was appended before, without
@@ -267,12 +295,13 @@ func (w *Writer) Enqueue(org string, e Entry) {
 
 // item encodes e, and refuses what could not be read again.
 func (w *Writer) item(org string, e Entry) (item, error) {
-	e = Stamp(e, org, w.id, w.c.Now())
+	id := w.ID()
+	e = Stamp(e, org, id, w.c.Now())
 	h := e.Head()
-	if !validID(org) || h.Org != org || h.Writer != w.id || h.Kind == "" {
+	if !validID(org) || h.Org != org || h.Writer != id || h.Kind == "" {
 		return item{}, fmt.Errorf("audit entry of kind %q is not one that can be written for org %q", h.Kind, org)
 	}
-	it := item{org: org, entry: e.Encode()}
+	it := item{org: org, writer: id, source: e, entry: e.Encode()}
 	if len(it.entry) > MaxEntryBytes {
 		return item{}, fmt.Errorf("audit entry of kind %q has %d bytes, the limit is %d", h.Kind, len(it.entry), MaxEntryBytes)
 	}
@@ -291,7 +320,7 @@ func (w *Writer) item(org string, e Entry) (item, error) {
 // unknownSettlement is the settlement of a decision of whose end nothing is known.
 func unknownSettlement(d Decided) Settled {
 	return Settled{
-		Time: d.Time, Org: d.Org, Writer: d.Writer, RequestID: d.RequestID, AgentID: d.AgentID, KeyID: d.KeyID,
+		Time: d.Time, Org: d.Org, Writer: d.Writer, DecidedWriter: d.Writer, RequestID: d.RequestID, AgentID: d.AgentID, KeyID: d.KeyID,
 		Provider: d.Provider, Model: d.Model, Outcome: OutcomeUnknown, Usage: Usage{Source: "absent"},
 	}
 }
@@ -390,18 +419,45 @@ func (w *Writer) unreadyLocked() error {
 		switch {
 		case err != nil:
 			w.full = err
-		case free < w.c.MinFreeBytes:
+		case free+w.keptLocked() < w.c.MinFreeBytes:
 			w.full = fmt.Errorf("%d bytes are free on the disk of %s, and %d must be", free, w.c.Dir, w.c.MinFreeBytes)
 		}
 	}
 	return w.full
 }
 
+// bytesLocked counts what the control plane does not have.
 func (w *Writer) bytesLocked() (n int64) {
-	for _, s := range w.segs {
-		n += s.size
+	for i, s := range w.segs {
+		if i == len(w.segs)-1 || s.last > w.acked {
+			n += s.size
+		}
 	}
 	return n
+}
+
+// keptLocked counts what the control plane has and is only kept.
+func (w *Writer) keptLocked() (n int64) {
+	for i, s := range w.segs {
+		if i < len(w.segs)-1 && s.last <= w.acked {
+			n += s.size
+		}
+	}
+	return n
+}
+
+// Shipping returns nil if records reach the control plane, or why they do not.
+func (w *Writer) Shipping() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	lag := w.lagLocked()
+	switch since := w.c.Now().Sub(w.progress); {
+	case w.refused != nil:
+		return fmt.Errorf("the control plane refuses audit records, %d wait: %w", lag, w.refused)
+	case lag > 0 && since > stuckAfter:
+		return fmt.Errorf("%d audit records wait, and none has reached the control plane for %s: see its log, and its database", lag, since.Round(time.Second))
+	}
+	return nil
 }
 
 // Run writes what is appended, until ctx is done or Close is called; it then
@@ -419,7 +475,14 @@ func (w *Writer) Run(ctx context.Context) error {
 
 	var retry *time.Timer // set while the disk is failing
 	pause := minRetry
+	counting := time.NewTicker(countInterval)
+	defer counting.Stop()
 	for {
+		if w.rotate.Load() && w.file != nil {
+			if err := w.begin(); err != nil {
+				w.fail(&batch{done: make(chan struct{})}, err)
+			}
+		}
 		b, failed := w.take(false)
 		if b != nil {
 			if w.commit(b) {
@@ -440,6 +503,8 @@ func (w *Writer) Run(ctx context.Context) error {
 		}
 		select {
 		case <-w.wake:
+		case <-counting.C:
+			w.writeCounts()
 		case <-w.linger.C:
 			if b, _ := w.take(true); b != nil && w.commit(b) {
 				pause = minRetry
@@ -459,6 +524,9 @@ func (w *Writer) Run(ctx context.Context) error {
 
 // stop lets nobody wait any more and writes what is left.
 func (w *Writer) stop() {
+	w.mu.Lock()
+	w.mu.Unlock()
+	w.writeCounts()
 	w.mu.Lock()
 	w.running, w.stopped = false, true
 	w.mu.Unlock()
@@ -567,17 +635,34 @@ func (w *Writer) commit(b *batch) bool {
 	}
 
 	// From here on these sequence numbers are used, whatever happens.
-	first := w.next
+	first, id := w.next, w.ID()
 	buf := w.buf[:0]
-	var changes []change // of the book, to be undone if the batch fails
+	var changes []change          // of the book, to be undone if the batch fails
+	before := map[string]uint64{} // of prevs, likewise; 0: the org was not there
+	follow := func(org string, seq uint64) {
+		if _, ok := before[org]; !ok {
+			before[org] = w.prevs[org]
+		}
+		w.prevs[org] = seq
+	}
 	for i := range b.items {
 		it := &b.items[i]
-		f := frame{kind: kindRecord, seq: w.next, mark: first, name: it.org, body: it.entry}
+		if w.prevs[it.org] == 0 {
+			e := Started{Node: w.c.Node, Previous: w.previous, PreviousSeq: w.previousSeqs[it.org]}
+			buf = appendFrame(buf, frame{kind: kindRecord, seq: w.next, mark: first, name: it.org, body: Stamp(e, it.org, id, w.c.Now()).Encode()})
+			follow(it.org, w.next)
+			w.next++
+		}
+		f := frame{kind: kindRecord, seq: w.next, mark: first, name: it.org}
 		w.next++
+		again := it.writer != id // it waited while the id changed
+		if again {
+			it.source, it.writer = Stamp(it.source, it.org, id, w.c.Now()), id
+		}
 		switch {
 		case it.allowed != nil:
 			f.kind = kindAllowed
-			it.allowed.DecidedSeq = f.seq
+			it.allowed.DecidedWriter, it.allowed.DecidedSeq = id, f.seq
 			w.book.open(*it.allowed)
 			changes = append(changes, change{opened: true, s: *it.allowed})
 		case it.settled != nil:
@@ -585,8 +670,18 @@ func (w *Writer) commit(b *batch) bool {
 				f.kind, f.ref = kindSettled, s.DecidedSeq
 				w.book.close(s)
 				changes = append(changes, change{s: s})
+				// It names the writer and the number of its decision.
+				if e, ok := it.source.(Settled); ok && (e.DecidedWriter != s.DecidedWriter || e.DecidedSeq != s.DecidedSeq) {
+					e.DecidedWriter, e.DecidedSeq = s.DecidedWriter, s.DecidedSeq
+					it.source, again = e, true
+				}
 			}
 		}
+		if again {
+			it.entry = it.source.Encode()
+		}
+		f.body, it.seq = it.entry, f.seq
+		follow(it.org, f.seq)
 		buf = appendFrame(buf, f)
 	}
 	if w.buf = buf; cap(buf) > 2*maxBatchBytes {
@@ -595,6 +690,12 @@ func (w *Writer) commit(b *batch) bool {
 
 	if err := w.write(buf); err != nil {
 		w.book.undo(changes)
+		for org, seq := range before {
+			w.prevs[org] = seq
+			if seq == 0 {
+				delete(w.prevs, org)
+			}
+		}
 		w.fail(b, err)
 		return false
 	}
@@ -604,6 +705,7 @@ func (w *Writer) commit(b *batch) bool {
 	w.mu.Lock()
 	if w.oldest.IsZero() {
 		w.oldest = w.c.Now()
+		w.progress = w.oldest
 	}
 	w.durable = w.next - 1
 	last.last = w.durable
@@ -611,7 +713,6 @@ func (w *Writer) commit(b *batch) bool {
 	last.size = last.end
 	w.tellLocked()
 	w.mu.Unlock()
-	b.first = first
 	close(b.done)
 	return true
 }
@@ -685,7 +786,15 @@ func (w *Writer) reopen() {
 // carries the decisions that have no settlement yet, so that no older file has to
 // be kept for them.
 func (w *Writer) begin() error {
-	h := head{writer: w.id, first: w.next, durable: w.durable, open: w.book.frames()}
+	id, prevs, rotate := w.ID(), w.prevs, w.rotate.Load()
+	if rotate {
+		var err error
+		if id, err = newWriterID(w.c.Now(), w.c.Rand); err != nil {
+			return err
+		}
+		prevs = make(map[string]uint64)
+	}
+	h := head{writer: id, first: w.next, durable: w.durable, open: w.book.frames(), prevs: prevs}
 	b := appendHead(nil, h)
 	name := segmentName(h.first)
 	f, err := w.disk.place(name, func(f *os.File) error {
@@ -698,7 +807,14 @@ func (w *Writer) begin() error {
 	w.leave()
 	w.file = f
 	size := int64(len(b))
-	seg := &segment{path: w.disk.path(name), first: h.first, last: h.first - 1, start: size, end: size, size: size}
+	if rotate {
+		w.previous, w.previousSeqs, w.prevs = w.ID(), w.prevs, prevs
+		w.id.Store(&id)
+		w.rotate.Store(false)
+		w.metrics.changes.Inc()
+		w.c.Log.Warn("a new audit writer id is in use", "before", w.previous, "now", id)
+	}
+	seg := &segment{path: w.disk.path(name), writer: id, prevs: maps.Clone(prevs), first: h.first, last: h.first - 1, start: size, end: size, size: size}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if n := len(w.segs); n > 0 && w.segs[n-1].empty() {

@@ -123,7 +123,7 @@ func check(t testing.TB, up *e2e.Up, entries []entry) {
 		writer string
 		seq    int64
 	}
-	places, last := map[place]bool{}, map[string]int64{}
+	places, first, last := map[place]bool{}, map[string]entry{}, map[string]int64{}
 	decided, settled := map[string]int{}, map[string]int{}
 	for i, e := range entries {
 		if e.Seq != int64(i)+1 {
@@ -134,6 +134,9 @@ func check(t testing.TB, up *e2e.Up, entries []entry) {
 		}
 		places[place{e.Writer, e.WriterSeq}] = true
 		last[e.Writer] = max(last[e.Writer], e.WriterSeq)
+		if f, ok := first[e.Writer]; !ok || e.WriterSeq < f.WriterSeq {
+			first[e.Writer] = e
+		}
 		switch e.Kind {
 		case "request.decided":
 			decided[e.RequestID]++
@@ -143,9 +146,14 @@ func check(t testing.TB, up *e2e.Up, entries []entry) {
 	}
 	delete(last, "control") // its numbers are the org's
 	for writer, n := range last {
-		for seq := range n {
-			if !places[place{writer, seq + 1}] {
-				t.Errorf("%s/%d is missing", writer, seq+1)
+		// A writer's numbers go on where those of the folder ended, and its first
+		// record says that it started.
+		if first[writer].Kind != "writer.started" {
+			t.Errorf("the first record of %s is %s/%d, a %s", writer, writer, first[writer].WriterSeq, first[writer].Kind)
+		}
+		for seq := first[writer].WriterSeq; seq <= n; seq++ {
+			if !places[place{writer, seq}] {
+				t.Errorf("%s/%d is missing", writer, seq)
 			}
 		}
 	}

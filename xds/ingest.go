@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"sync"
 
@@ -53,39 +52,43 @@ func (s *Server) Append(g grpc.BidiStreamingServer[aidv1.AppendRequest, aidv1.Ap
 			return status.Error(codes.InvalidArgument, "a batch without records")
 		}
 		// Nothing is appended of a batch that holds a record of another org.
-		byOrg := map[string][]audit.Record{}
-		for _, r := range req.GetRecords() {
+		recs := make([]audit.Record, len(req.GetRecords()))
+		for i, r := range req.GetRecords() {
 			if !slices.Contains(n.Orgs, r.GetOrgId()) {
 				s.metrics.records.WithLabelValues("foreign").Inc()
 				s.c.Log.ErrorContext(ctx, "a node sends records of an org that it does not serve", "node", n.ID)
 				return status.Error(codes.PermissionDenied, "records of another org")
 			}
-			byOrg[r.GetOrgId()] = append(byOrg[r.GetOrgId()], audit.Record{Seq: r.GetWriterSeq(), Org: r.GetOrgId(), Entry: r.GetEntry()})
-		}
-		// Each org has a chain of its own. The reply stands for all of them: after an
-		// error the node sends the batch again, and what was appended is not repeated.
-		var upTo uint64
-		for _, org := range slices.Sorted(maps.Keys(byOrg)) {
-			recs := byOrg[org]
-			last, err := s.c.Appender.Append(ctx, org, req.GetWriter(), recs)
-			if err == nil && last < recs[len(recs)-1].Seq {
-				err = fmt.Errorf("only up to record %d", last)
+			if r.GetOrgId() != req.GetRecords()[0].GetOrgId() {
+				return status.Error(codes.InvalidArgument, "a batch is of one org: the chain's reply is about that org")
 			}
-			if err != nil {
-				code, result := codes.Unavailable, "failed"
-				if errors.Is(err, audit.ErrRefused) {
-					code, result = codes.FailedPrecondition, "refused"
-				}
-				s.metrics.records.WithLabelValues(result).Add(float64(len(recs)))
-				if ctx.Err() == nil {
-					s.c.Log.ErrorContext(ctx, "appending audit records", "node", n.ID, "org", org, "err", err)
-				}
-				return status.Error(code, "the records were not appended: see the control plane's log")
-			}
-			s.metrics.records.WithLabelValues("committed").Add(float64(len(recs)))
-			upTo = max(upTo, recs[len(recs)-1].Seq)
+			recs[i] = audit.Record{Seq: r.GetWriterSeq(), Prev: r.GetPrev(), Org: r.GetOrgId(), Entry: r.GetEntry()}
 		}
-		if err := g.Send(&aidv1.AppendReply{WriterSeq: upTo}); err != nil {
+		org := recs[0].Org
+		// The node is the authenticated one. What the batch says of itself is not asked.
+		upTo, err := s.c.Appender.Append(ctx, audit.Batch{
+			Org: org, Node: n.ID, Writer: req.GetWriter(), Shipper: req.GetShippedBy(), Fork: req.GetFork(), Records: recs,
+		})
+		reply := &aidv1.AppendReply{WriterSeq: upTo}
+		result := "committed"
+		var behind *audit.Behind
+		switch {
+		case err == nil:
+		case errors.As(err, &behind):
+			reply.Result, reply.WriterSeq, result = aidv1.AppendResult_APPEND_RESULT_HAVE, behind.Have, "behind"
+		case errors.Is(err, audit.ErrFork):
+			reply.Result, reply.Reason, result = aidv1.AppendResult_APPEND_RESULT_FORK, err.Error(), "fork"
+		case errors.Is(err, audit.ErrRefused):
+			reply.Result, reply.Reason, result = aidv1.AppendResult_APPEND_RESULT_REFUSED, err.Error(), "refused"
+		default:
+			s.metrics.records.WithLabelValues("failed").Add(float64(len(recs)))
+			if ctx.Err() == nil {
+				s.c.Log.ErrorContext(ctx, "appending audit records", "node", n.ID, "org", org, "err", err)
+			}
+			return status.Error(codes.Unavailable, "the records were not appended: see the control plane's log")
+		}
+		s.metrics.records.WithLabelValues(result).Add(float64(len(recs)))
+		if err := g.Send(reply); err != nil {
 			return err
 		}
 	}
@@ -107,44 +110,48 @@ func NewIngest(conn grpc.ClientConnInterface, token string) *Ingest {
 	return &Ingest{client: aidv1.NewIngestClient(conn), token: token}
 }
 
-// Send sends recs and waits until all of them are committed.
-func (i *Ingest) Send(ctx context.Context, writer string, recs []audit.Record) (uint64, error) {
+// Send sends a batch and waits until all of it is committed.
+func (i *Ingest) Send(ctx context.Context, b audit.Batch) (uint64, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	upTo, err := i.send(ctx, writer, recs)
+	reply, err := i.send(ctx, b)
 	if err != nil {
 		i.close() // the next try begins anew
 		return 0, fmt.Errorf("sending audit records: %w", err)
 	}
-	return upTo, nil
+	switch reply.GetResult() {
+	case aidv1.AppendResult_APPEND_RESULT_UNSPECIFIED:
+		return reply.GetWriterSeq(), nil
+	case aidv1.AppendResult_APPEND_RESULT_HAVE:
+		return 0, &audit.Behind{Have: reply.GetWriterSeq()}
+	case aidv1.AppendResult_APPEND_RESULT_FORK:
+		return 0, fmt.Errorf("%w: %s", audit.ErrFork, reply.GetReason())
+	}
+	return 0, fmt.Errorf("%w: %s", audit.ErrRefused, reply.GetReason())
 }
 
-func (i *Ingest) send(ctx context.Context, writer string, recs []audit.Record) (uint64, error) {
+func (i *Ingest) send(ctx context.Context, b audit.Batch) (*aidv1.AppendReply, error) {
 	if i.stream == nil {
 		// The stream outlives this call: its context is its own.
 		own, cancel := context.WithCancel(bearer(context.WithoutCancel(ctx), i.token))
 		stream, err := i.client.Append(own)
 		if err != nil {
 			cancel()
-			return 0, err
+			return nil, err
 		}
 		i.stream, i.cancel = stream, cancel
 	}
 	stop := context.AfterFunc(ctx, i.cancel)
 	defer stop()
-	req := &aidv1.AppendRequest{Writer: writer, Records: make([]*aidv1.Record, len(recs))}
-	for n, r := range recs {
-		req.Records[n] = &aidv1.Record{WriterSeq: r.Seq, OrgId: r.Org, Entry: r.Entry}
+	req := &aidv1.AppendRequest{Writer: b.Writer, ShippedBy: b.Shipper, Fork: b.Fork, Records: make([]*aidv1.Record, len(b.Records))}
+	for n, r := range b.Records {
+		req.Records[n] = &aidv1.Record{WriterSeq: r.Seq, Prev: r.Prev, OrgId: r.Org, Entry: r.Entry}
 	}
 	// Send's own error is io.EOF, and Recv says why.
 	if err := i.stream.Send(req); err != nil && !errors.Is(err, io.EOF) {
-		return 0, err
+		return nil, err
 	}
-	reply, err := i.stream.Recv()
-	if err != nil {
-		return 0, err
-	}
-	return reply.GetWriterSeq(), nil
+	return i.stream.Recv()
 }
 
 func (i *Ingest) close() {

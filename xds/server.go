@@ -31,7 +31,7 @@ import (
 // Appender takes the records that a node ships; *audit.Chain is one.
 type Appender interface {
 	// Append returns the sequence number up to which records are committed.
-	Append(ctx context.Context, org, writer string, recs []audit.Record) (uint64, error)
+	Append(ctx context.Context, b audit.Batch) (uint64, error)
 }
 
 // ServerConfig is what a Server needs.

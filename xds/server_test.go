@@ -51,7 +51,8 @@ type taken struct {
 	recs []audit.Record
 }
 
-func (a *taken) Append(_ context.Context, _, _ string, recs []audit.Record) (uint64, error) {
+func (a *taken) Append(_ context.Context, b audit.Batch) (uint64, error) {
+	recs := b.Records
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.recs = append(a.recs, recs...)
@@ -441,10 +442,10 @@ func TestIsolation(t *testing.T) {
 	}
 	// Records of another org are refused; one's own are taken.
 	ship := xds.NewIngest(p.conn(), token)
-	if _, err := ship.Send(ctx(t), "w_1", []audit.Record{{Seq: 1, Org: two, Entry: []byte("{}")}}); status.Code(errors.Unwrap(err)) != codes.PermissionDenied {
+	if _, err := ship.Send(ctx(t), audit.Batch{Writer: "w_1", Records: []audit.Record{{Seq: 1, Org: two, Entry: []byte("{}")}}}); status.Code(errors.Unwrap(err)) != codes.PermissionDenied {
 		t.Errorf("another org's record: %v", err)
 	}
-	if n, err := ship.Send(ctx(t), "w_1", []audit.Record{{Seq: 1, Org: one, Entry: []byte("{}")}}); err != nil || n != 1 {
+	if n, err := ship.Send(ctx(t), audit.Batch{Writer: "w_1", Records: []audit.Record{{Seq: 1, Org: one, Entry: []byte("{}")}}}); err != nil || n != 1 {
 		t.Errorf("one's own record: %d %v", n, err)
 	}
 	// A node that is revoked is cut, and stays out.
@@ -455,7 +456,7 @@ func TestIsolation(t *testing.T) {
 		}
 		return nil
 	})
-	if _, err := ship.Send(ctx(t), "w_1", []audit.Record{{Seq: 2, Org: one, Entry: []byte("{}")}}); err == nil {
+	if _, err := ship.Send(ctx(t), audit.Batch{Writer: "w_1", Records: []audit.Record{{Seq: 2, Org: one, Entry: []byte("{}")}}}); err == nil {
 		t.Error("a revoked node's records were taken")
 	}
 }

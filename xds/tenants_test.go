@@ -161,12 +161,23 @@ func TestWrongTenant(t *testing.T) {
 	// A node may append for its orgs, and nothing of a batch that has another one.
 	ship := xds.NewIngest(p.conn(), token)
 	entry := []byte("{}")
-	batch := []audit.Record{{Seq: 1, Org: served[1], Entry: entry}, {Seq: 2, Org: served[0], Entry: entry}, {Seq: 3, Org: served[1], Entry: entry}}
-	if n, err := ship.Send(ctx(t), "w_1", batch); err != nil || n != 3 {
-		t.Errorf("records of two orgs: %d, %v", n, err)
+	for i, org := range served[:2] {
+		seq := uint64(i + 1)
+		if n, err := ship.Send(ctx(t), audit.Batch{Writer: "w_1", Records: []audit.Record{{Seq: seq, Org: org, Entry: entry}}}); err != nil || n != seq {
+			t.Errorf("a record of one of two orgs: %d, %v", n, err)
+		}
 	}
 	before := p.taken.count()
-	_, err = ship.Send(ctx(t), "w_1", []audit.Record{{Seq: 4, Org: served[0], Entry: entry}, {Seq: 5, Org: foreign, Entry: entry}})
+	_, err = ship.Send(ctx(t), audit.Batch{Writer: "w_1", Records: []audit.Record{{Seq: 4, Org: served[0], Entry: entry}, {Seq: 5, Org: foreign, Entry: entry}}})
+	if status.Code(errors.Unwrap(err)) != codes.PermissionDenied || p.taken.count() != before {
+		t.Errorf("a batch with another org's record: %v, and %d were taken", err, p.taken.count()-before)
+	}
+	// The reply is about one org, so a batch is.
+	_, err = ship.Send(ctx(t), audit.Batch{Writer: "w_1", Records: []audit.Record{{Seq: 4, Org: served[0], Entry: entry}, {Seq: 5, Org: served[1], Entry: entry}}})
+	if status.Code(errors.Unwrap(err)) != codes.InvalidArgument || p.taken.count() != before {
+		t.Errorf("a batch of two orgs: %v, and %d were taken", err, p.taken.count()-before)
+	}
+	_, err = ship.Send(ctx(t), audit.Batch{Writer: "w_1", Records: []audit.Record{{Seq: 5, Org: foreign, Entry: entry}}})
 	if status.Code(errors.Unwrap(err)) != codes.PermissionDenied || p.taken.count() != before {
 		t.Errorf("a batch with another org's record: %v, and %d were taken", err, p.taken.count()-before)
 	}
@@ -237,7 +248,7 @@ func TestRoles(t *testing.T) {
 				t.Errorf("roles %v, %s: %d resources, %v", c.roles, typeURL, len(resp.GetResources()), err)
 			}
 		}
-		n, err := xds.NewIngest(p.conn(), token).Send(ctx(t), "w_1", []audit.Record{{Seq: 1, Org: org, Entry: []byte("{}")}})
+		n, err := xds.NewIngest(p.conn(), token).Send(ctx(t), audit.Batch{Writer: "w_1", Records: []audit.Record{{Seq: 1, Org: org, Entry: []byte("{}")}}})
 		if c.ships && (err != nil || n != 1) || !c.ships && status.Code(errors.Unwrap(err)) != codes.PermissionDenied {
 			t.Errorf("roles %v append: %d, %v", c.roles, n, err)
 		}

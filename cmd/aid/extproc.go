@@ -79,6 +79,7 @@ shipped is the record.`,
 	f.StringVar(&s.files.key, "tls-key", "", "PEM `file` of its key")
 	f.StringVar(&s.segments, "segments", "", "`folder` for the record on its way to the control plane; durable, and of this sidecar alone")
 	f.Int64Var(&s.maxBacklog, "max-backlog", 4<<30, "`bytes` of segments at which requests are refused: nothing is forwarded that cannot be recorded")
+	f.Int64Var(&s.keepAcked, "keep-acked", 2<<30, "`bytes` of segments to keep on top once the control plane has them, for 24h, in case its database is restored (negative: none)")
 	f.Int64Var(&s.minFree, "min-free", 64<<20, "free `bytes` on that disk below which requests are refused")
 	f.StringVar(&s.gatewayURL, "gateway-url", "", "`URL` of the Envoy that this sidecar judges for; /readyz sends a request through it (default: /readyz does not know whether Envoy asks us)")
 	f.DurationVar(&s.maxStaleness, "max-staleness", 10*time.Minute, "how long to go on deciding without the control plane")
@@ -105,7 +106,7 @@ type sidecar struct {
 	files                                   tlsFiles
 	serverName                              string
 	segments                                string
-	maxBacklog, minFree                     int64
+	maxBacklog, keepAcked, minFree          int64
 	gatewayURL, prices                      string
 	domains                                 []string
 	maxStaleness, lameDuck, drain, shipLast time.Duration
@@ -195,7 +196,7 @@ func (s *sidecar) run(ctx context.Context) error {
 		return fmt.Errorf("--segments: %w", err)
 	}
 	writer, err := audit.OpenWriter(audit.WriterConfig{
-		Dir: s.segments, MaxBacklogBytes: s.maxBacklog, MinFreeBytes: s.minFree, Log: s.log, Registerer: reg,
+		Dir: s.segments, Node: s.nodeID, MaxBacklogBytes: s.maxBacklog, KeepAckedBytes: s.keepAcked, MinFreeBytes: s.minFree, Log: s.log, Registerer: reg,
 	})
 	if err != nil {
 		return fmt.Errorf("--segments: %w", err)
@@ -358,6 +359,9 @@ func (s *sidecar) ready(server *extproc.Server, client *xds.Client, writer *audi
 	}
 	return func(ctx context.Context) error {
 		if err := writer.Ready(); err != nil {
+			return fmt.Errorf("record: %w", err)
+		}
+		if err := writer.Shipping(); err != nil {
 			return fmt.Errorf("record: %w", err)
 		}
 		if err := client.Ready(); err != nil {

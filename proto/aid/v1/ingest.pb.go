@@ -23,10 +23,68 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type AppendResult int32
+
+const (
+	AppendResult_APPEND_RESULT_UNSPECIFIED AppendResult = 0 // committed
+	AppendResult_APPEND_RESULT_HAVE        AppendResult = 1 // the batch does not follow what the chain has: resend from writer_seq, or state a gap
+	AppendResult_APPEND_RESULT_FORK        AppendResult = 2 // take a new writer id, and ship these as a fork
+	AppendResult_APPEND_RESULT_REFUSED     AppendResult = 3 // sending the same again does not help
+)
+
+// Enum value maps for AppendResult.
+var (
+	AppendResult_name = map[int32]string{
+		0: "APPEND_RESULT_UNSPECIFIED",
+		1: "APPEND_RESULT_HAVE",
+		2: "APPEND_RESULT_FORK",
+		3: "APPEND_RESULT_REFUSED",
+	}
+	AppendResult_value = map[string]int32{
+		"APPEND_RESULT_UNSPECIFIED": 0,
+		"APPEND_RESULT_HAVE":        1,
+		"APPEND_RESULT_FORK":        2,
+		"APPEND_RESULT_REFUSED":     3,
+	}
+)
+
+func (x AppendResult) Enum() *AppendResult {
+	p := new(AppendResult)
+	*p = x
+	return p
+}
+
+func (x AppendResult) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AppendResult) Descriptor() protoreflect.EnumDescriptor {
+	return file_aid_v1_ingest_proto_enumTypes[0].Descriptor()
+}
+
+func (AppendResult) Type() protoreflect.EnumType {
+	return &file_aid_v1_ingest_proto_enumTypes[0]
+}
+
+func (x AppendResult) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AppendResult.Descriptor instead.
+func (AppendResult) EnumDescriptor() ([]byte, []int) {
+	return file_aid_v1_ingest_proto_rawDescGZIP(), []int{0}
+}
+
 type AppendRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Writer        string                 `protobuf:"bytes,1,opt,name=writer,proto3" json:"writer,omitempty"`   // "w_…", the same in every batch of a stream
-	Records       []*Record              `protobuf:"bytes,2,rep,name=records,proto3" json:"records,omitempty"` // ascending writer_seq
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Writer  string                 `protobuf:"bytes,1,opt,name=writer,proto3" json:"writer,omitempty"`   // "w_…", that made the records
+	Records []*Record              `protobuf:"bytes,2,rep,name=records,proto3" json:"records,omitempty"` // of one org, ascending writer_seq
+	// shipped_by is the writer id of the process that sends them. It differs from
+	// writer where a later process ships what an earlier one left.
+	ShippedBy string `protobuf:"bytes,3,opt,name=shipped_by,json=shippedBy,proto3" json:"shipped_by,omitempty"`
+	// fork: the chain holds other records of this writer, or the writer belongs to
+	// another node. The records are stored beside those, as shipped_by's copy.
+	Fork          bool `protobuf:"varint,4,opt,name=fork,proto3" json:"fork,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -75,12 +133,27 @@ func (x *AppendRequest) GetRecords() []*Record {
 	return nil
 }
 
+func (x *AppendRequest) GetShippedBy() string {
+	if x != nil {
+		return x.ShippedBy
+	}
+	return ""
+}
+
+func (x *AppendRequest) GetFork() bool {
+	if x != nil {
+		return x.Fork
+	}
+	return false
+}
+
 // Record is one audit entry, its bytes exactly as the writer made them durable.
 type Record struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	WriterSeq     uint64                 `protobuf:"varint,1,opt,name=writer_seq,json=writerSeq,proto3" json:"writer_seq,omitempty"` // from 1, ascending; numbers of what could not be written are skipped
+	WriterSeq     uint64                 `protobuf:"varint,1,opt,name=writer_seq,json=writerSeq,proto3" json:"writer_seq,omitempty"` // ascending; numbers of what could not be written are skipped
 	OrgId         string                 `protobuf:"bytes,2,opt,name=org_id,json=orgId,proto3" json:"org_id,omitempty"`
 	Entry         []byte                 `protobuf:"bytes,3,opt,name=entry,proto3" json:"entry,omitempty"`
+	Prev          uint64                 `protobuf:"varint,4,opt,name=prev,proto3" json:"prev,omitempty"` // the writer's last durable number of the same org; 0: it is the first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -136,9 +209,20 @@ func (x *Record) GetEntry() []byte {
 	return nil
 }
 
+func (x *Record) GetPrev() uint64 {
+	if x != nil {
+		return x.Prev
+	}
+	return 0
+}
+
 type AppendReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	WriterSeq     uint64                 `protobuf:"varint,1,opt,name=writer_seq,json=writerSeq,proto3" json:"writer_seq,omitempty"` // everything up to and including this is committed
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// COMMITTED: everything up to and including this is committed.
+	// HAVE: the chain's last number of this writer and org.
+	WriterSeq     uint64       `protobuf:"varint,1,opt,name=writer_seq,json=writerSeq,proto3" json:"writer_seq,omitempty"`
+	Result        AppendResult `protobuf:"varint,2,opt,name=result,proto3,enum=aid.v1.AppendResult" json:"result,omitempty"`
+	Reason        string       `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // of FORK and REFUSED
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -180,22 +264,47 @@ func (x *AppendReply) GetWriterSeq() uint64 {
 	return 0
 }
 
+func (x *AppendReply) GetResult() AppendResult {
+	if x != nil {
+		return x.Result
+	}
+	return AppendResult_APPEND_RESULT_UNSPECIFIED
+}
+
+func (x *AppendReply) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_aid_v1_ingest_proto protoreflect.FileDescriptor
 
 const file_aid_v1_ingest_proto_rawDesc = "" +
 	"\n" +
-	"\x13aid/v1/ingest.proto\x12\x06aid.v1\"Q\n" +
+	"\x13aid/v1/ingest.proto\x12\x06aid.v1\"\x84\x01\n" +
 	"\rAppendRequest\x12\x16\n" +
 	"\x06writer\x18\x01 \x01(\tR\x06writer\x12(\n" +
-	"\arecords\x18\x02 \x03(\v2\x0e.aid.v1.RecordR\arecords\"T\n" +
+	"\arecords\x18\x02 \x03(\v2\x0e.aid.v1.RecordR\arecords\x12\x1d\n" +
+	"\n" +
+	"shipped_by\x18\x03 \x01(\tR\tshippedBy\x12\x12\n" +
+	"\x04fork\x18\x04 \x01(\bR\x04fork\"h\n" +
 	"\x06Record\x12\x1d\n" +
 	"\n" +
 	"writer_seq\x18\x01 \x01(\x04R\twriterSeq\x12\x15\n" +
 	"\x06org_id\x18\x02 \x01(\tR\x05orgId\x12\x14\n" +
-	"\x05entry\x18\x03 \x01(\fR\x05entry\",\n" +
+	"\x05entry\x18\x03 \x01(\fR\x05entry\x12\x12\n" +
+	"\x04prev\x18\x04 \x01(\x04R\x04prev\"r\n" +
 	"\vAppendReply\x12\x1d\n" +
 	"\n" +
-	"writer_seq\x18\x01 \x01(\x04R\twriterSeq2B\n" +
+	"writer_seq\x18\x01 \x01(\x04R\twriterSeq\x12,\n" +
+	"\x06result\x18\x02 \x01(\x0e2\x14.aid.v1.AppendResultR\x06result\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason*x\n" +
+	"\fAppendResult\x12\x1d\n" +
+	"\x19APPEND_RESULT_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12APPEND_RESULT_HAVE\x10\x01\x12\x16\n" +
+	"\x12APPEND_RESULT_FORK\x10\x02\x12\x19\n" +
+	"\x15APPEND_RESULT_REFUSED\x10\x032B\n" +
 	"\x06Ingest\x128\n" +
 	"\x06Append\x12\x15.aid.v1.AppendRequest\x1a\x13.aid.v1.AppendReply(\x010\x01B7Z5github.com/ai-identity/ai-identity/proto/aid/v1;aidv1b\x06proto3"
 
@@ -211,21 +320,24 @@ func file_aid_v1_ingest_proto_rawDescGZIP() []byte {
 	return file_aid_v1_ingest_proto_rawDescData
 }
 
+var file_aid_v1_ingest_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_aid_v1_ingest_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_aid_v1_ingest_proto_goTypes = []any{
-	(*AppendRequest)(nil), // 0: aid.v1.AppendRequest
-	(*Record)(nil),        // 1: aid.v1.Record
-	(*AppendReply)(nil),   // 2: aid.v1.AppendReply
+	(AppendResult)(0),     // 0: aid.v1.AppendResult
+	(*AppendRequest)(nil), // 1: aid.v1.AppendRequest
+	(*Record)(nil),        // 2: aid.v1.Record
+	(*AppendReply)(nil),   // 3: aid.v1.AppendReply
 }
 var file_aid_v1_ingest_proto_depIdxs = []int32{
-	1, // 0: aid.v1.AppendRequest.records:type_name -> aid.v1.Record
-	0, // 1: aid.v1.Ingest.Append:input_type -> aid.v1.AppendRequest
-	2, // 2: aid.v1.Ingest.Append:output_type -> aid.v1.AppendReply
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	2, // 0: aid.v1.AppendRequest.records:type_name -> aid.v1.Record
+	0, // 1: aid.v1.AppendReply.result:type_name -> aid.v1.AppendResult
+	1, // 2: aid.v1.Ingest.Append:input_type -> aid.v1.AppendRequest
+	3, // 3: aid.v1.Ingest.Append:output_type -> aid.v1.AppendReply
+	3, // [3:4] is the sub-list for method output_type
+	2, // [2:3] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_aid_v1_ingest_proto_init() }
@@ -238,13 +350,14 @@ func file_aid_v1_ingest_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aid_v1_ingest_proto_rawDesc), len(file_aid_v1_ingest_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      1,
 			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_aid_v1_ingest_proto_goTypes,
 		DependencyIndexes: file_aid_v1_ingest_proto_depIdxs,
+		EnumInfos:         file_aid_v1_ingest_proto_enumTypes,
 		MessageInfos:      file_aid_v1_ingest_proto_msgTypes,
 	}.Build()
 	File_aid_v1_ingest_proto = out.File

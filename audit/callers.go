@@ -1,0 +1,118 @@
+package audit
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// KindUnknownCallers is the kind of an entry that counts requests of no known caller.
+const KindUnknownCallers = "callers.unknown"
+
+// UnknownCallers counts, for one cause and about a minute, the requests that named
+// no known caller.
+type UnknownCallers struct {
+	Time   time.Time `json:"time"`
+	Org    string    `json:"org"`    // set by the Writer
+	Writer string    `json:"writer"` // set by the Writer
+
+	Cause   string    `json:"cause"` // the refusal's code
+	Count   int64     `json:"count"`
+	First   time.Time `json:"first"`
+	Last    time.Time `json:"last"`
+	Samples []string  `json:"samples"` // up to 20 prefixes of peers: /24 of IPv4, /48 of IPv6
+}
+
+func (e UnknownCallers) Head() Head {
+	return Head{Kind: KindUnknownCallers, Time: e.Time, Org: e.Org, Writer: e.Writer}
+}
+
+func (e UnknownCallers) stamped(org, writer string, now time.Time) Entry {
+	e.Org, e.Writer, e.Time = org, writer, or(e.Time, now)
+	return e
+}
+
+func (e UnknownCallers) Encode() []byte {
+	o := begin(512, KindUnknownCallers, e.Time, e.Org, e.Writer, "")
+	o.must("cause", e.Cause, maxWord)
+	o.always("count", e.Count)
+	o.must("first", clampYear(e.First.UTC()).Format(timeLayout), maxWord)
+	o.must("last", clampYear(e.Last.UTC()).Format(timeLayout), maxWord)
+	o.strs("samples", e.Samples, maxSamples, maxWord)
+	return o.end()
+}
+
+const (
+	maxSamples = 20
+	// maxCounts bounds the pairs of org and cause that are counted at once. More
+	// are counted under the cause "other", and beyond twice that only in the metric.
+	maxCounts = 256
+	// countInterval is how often a count becomes an entry.
+	countInterval = time.Minute
+)
+
+type countKey struct{ org, cause string }
+
+// Count counts a request that named no known caller. It writes nothing: Run turns
+// the counts into at most one entry a minute for each org and cause. While the
+// backlog is full the counts stay in memory, so they never use its space. The org
+// is that of the node. An empty org counts in the metric only.
+func (w *Writer) Count(org, cause string, peer netip.Addr) {
+	w.metrics.unknownCallers.Inc()
+	if !validID(org) {
+		return
+	}
+	now := w.c.Now().UTC()
+	k := countKey{org, bounded(cause, maxWord)}
+	w.countMu.Lock()
+	defer w.countMu.Unlock()
+	c := w.counts[k]
+	if c == nil && len(w.counts) >= maxCounts {
+		k.cause = "other"
+		c = w.counts[k]
+	}
+	if c == nil {
+		if len(w.counts) >= 2*maxCounts {
+			return
+		}
+		c = &UnknownCallers{Cause: k.cause, First: now}
+		w.counts[k] = c
+	}
+	c.Count++
+	c.Last = now
+	if s := peerPrefix(peer); s != "" && len(c.Samples) < maxSamples && !slices.Contains(c.Samples, s) {
+		c.Samples = append(c.Samples, s)
+	}
+}
+
+func peerPrefix(a netip.Addr) string {
+	if a = a.Unmap(); !a.IsValid() {
+		return ""
+	}
+	bits := 48
+	if a.Is4() {
+		bits = 24
+	}
+	p, err := a.WithZone("").Prefix(bits)
+	if err != nil {
+		return ""
+	}
+	return p.String()
+}
+
+// writeCounts enqueues what was counted, unless the segments have no room for it.
+func (w *Writer) writeCounts() {
+	w.mu.Lock()
+	full := w.unreadyLocked() != nil
+	w.mu.Unlock()
+	if full {
+		return
+	}
+	w.countMu.Lock()
+	counts := w.counts
+	w.counts = make(map[countKey]*UnknownCallers)
+	w.countMu.Unlock()
+	for k, c := range counts {
+		w.Enqueue(k.org, *c)
+	}
+}

@@ -1,0 +1,32 @@
+package audit
+
+import "time"
+
+// KindGap is the kind of a record that stands for records that are lost.
+const KindGap = "record.gap"
+
+// Gap is what a sidecar states where the chain lacks records that the sidecar no
+// longer has. It takes the number of the last lost record. The control plane
+// never writes one.
+type Gap struct {
+	Time   time.Time `json:"time"` // of the first record after the gap, so that a resend has equal bytes
+	Org    string    `json:"org"`
+	Writer string    `json:"writer"` // the writer whose records are lost
+
+	After uint64 `json:"after"` // the chain's last number before the gap; 0: the gap begins with the writer
+	Last  uint64 `json:"last"`  // the number of the last lost record
+}
+
+func (e Gap) Head() Head { return Head{Kind: KindGap, Time: e.Time, Org: e.Org, Writer: e.Writer} }
+
+func (e Gap) stamped(org, writer string, now time.Time) Entry {
+	e.Org, e.Writer, e.Time = org, writer, or(e.Time, now)
+	return e
+}
+
+func (e Gap) Encode() []byte {
+	o := begin(192, KindGap, e.Time, e.Org, e.Writer, "")
+	o.unsigned("after", e.After)
+	o.unsigned("last", e.Last)
+	return o.end()
+}

@@ -1,0 +1,190 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Batch is what a sidecar ships at once: records of one writer in one org.
+type Batch struct {
+	Org     string
+	Node    string // the authenticated node; set by the control plane, never by the sender
+	Writer  string // that made the records
+	Shipper string // the writer id of the process that sends them; empty: Writer
+	Fork    bool   // store them beside what the chain has of Writer, as Shipper's copy
+	Records []Record
+}
+
+// lane names the continuity that the batch belongs to.
+func (b Batch) lane() string {
+	if b.Fork {
+		return b.Shipper
+	}
+	return ""
+}
+
+// ErrFork is what Append's error wraps when the chain holds other records under
+// these numbers, or when the writer belongs to another node. The sidecar takes a
+// new writer id and ships the records again with Fork set.
+var ErrFork = errors.New("audit records fork")
+
+// Behind is Append's error when a batch does not follow what the chain has. The
+// sidecar sends again from Have, or states a Gap.
+type Behind struct{ Have uint64 }
+
+func (b *Behind) Error() string {
+	return fmt.Sprintf("have %d: send the records after that number, or state a gap", b.Have)
+}
+
+// maxJump is the most that a writer's number may exceed its previous one. Numbers
+// are skipped by failed batches and by other orgs' records.
+const maxJump = 1 << 40
+
+// checkBatch refuses what no sidecar sends, whatever its entries contain.
+func checkBatch(b Batch) error {
+	for _, id := range []string{b.Writer, b.Shipper} {
+		if !validID(id) || !strings.HasPrefix(id, "w_") {
+			return fmt.Errorf("%w: a writer id begins with w_ and has at most %d letters and digits", ErrRefused, maxID)
+		}
+	}
+	if !validID(b.Org) || b.Node == "" {
+		return fmt.Errorf("%w: the org or the node is not valid", ErrRefused)
+	}
+	if b.Fork && b.Shipper == b.Writer {
+		return fmt.Errorf("%w: a fork needs a new writer id", ErrRefused)
+	}
+	for i, r := range b.Records {
+		switch {
+		case r.Seq <= r.Prev || r.Seq > math.MaxInt64 || i > 0 && r.Prev != b.Records[i-1].Seq:
+			return fmt.Errorf("%w: record %d names %d as the one before it", ErrRefused, r.Seq, r.Prev)
+		case r.Seq-r.Prev > maxJump:
+			return fmt.Errorf("%w: record %d is more than %d above the one before it", ErrRefused, r.Seq, int64(maxJump))
+		case r.Org != b.Org:
+			return fmt.Errorf("%w: record %d is of another org", ErrRefused, r.Seq)
+		case len(r.Entry) == 0 || len(r.Entry) > MaxEntryBytes:
+			return fmt.Errorf("%w: record %d has an entry of %d bytes", ErrRefused, r.Seq, len(r.Entry))
+		}
+	}
+	return nil
+}
+
+// position returns the last number of a lane and the node it belongs to.
+func position(ctx context.Context, tx pgx.Tx, org, writer, lane string) (have uint64, node string, known bool, err error) {
+	err = tx.QueryRow(ctx, "SELECT writer_seq, node_id FROM audit_writers WHERE org_id = $1 AND writer = $2 AND lane = $3", org, writer, lane).
+		Scan(&have, &node)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, "", false, nil
+	}
+	return have, node, err == nil, err
+}
+
+// bind gives a writer to the node that uses it first. A writer of before nodes were
+// stored goes to the first node that uses it again.
+func bind(ctx context.Context, tx pgx.Tx, org, writer, node string) error {
+	_, bound, known, err := position(ctx, tx, org, writer, "")
+	if err != nil {
+		return err
+	}
+	switch {
+	case known && bound == node:
+		return nil
+	case known && bound != "":
+		return fmt.Errorf("%w: writer %s belongs to node %s, and node %s sends its records", ErrFork, writer, bound, node)
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO audit_writers (org_id, writer, lane, writer_seq, node_id) VALUES ($1, $2, '', 0, $3)
+		ON CONFLICT (org_id, writer, lane) DO UPDATE SET node_id = EXCLUDED.node_id`, org, writer, node)
+	return err
+}
+
+// unseen locks the org's chain and returns the records that are not in it. The
+// error is a *Behind or wraps ErrFork if they do not follow what is in it.
+func unseen(ctx context.Context, tx pgx.Tx, b Batch) ([]Record, error) {
+	if err := lockChain(ctx, tx, b.Org); err != nil {
+		return nil, err
+	}
+	if err := bind(ctx, tx, b.Org, b.Shipper, b.Node); err != nil {
+		return nil, err
+	}
+	if !b.Fork && b.Writer != b.Shipper {
+		if err := bind(ctx, tx, b.Org, b.Writer, b.Node); err != nil {
+			return nil, err
+		}
+	}
+	have, node, known, err := position(ctx, tx, b.Org, b.Writer, b.lane())
+	if err != nil {
+		return nil, err
+	}
+	if known && node != b.Node {
+		return nil, fmt.Errorf("%w: this fork of writer %s belongs to another node", ErrFork, b.Writer)
+	}
+	recs := b.Records
+	if !b.Fork && recs[0].Prev == have || b.Fork && known && recs[0].Prev == have {
+		return recs, nil // the usual case: it follows
+	}
+	stored, err := sameNumbers(ctx, tx, b)
+	if err != nil {
+		return nil, err
+	}
+	n := 0
+	for ; n < len(recs); n++ {
+		r := recs[n]
+		copies := stored[r.Seq]
+		same := false
+		for _, c := range copies {
+			same = same || bytes.Equal(c.entry, r.Entry) && (b.Fork || c.lane == "")
+		}
+		if same {
+			continue
+		}
+		if r.Seq <= have {
+			return nil, fmt.Errorf("%w: the chain is past record %d of writer %s and has other content there: two processes use copies of one segment folder",
+				ErrFork, r.Seq, b.Writer)
+		}
+		break
+	}
+	if n == len(recs) {
+		return nil, nil
+	}
+	switch prev := recs[n].Prev; {
+	case prev == have:
+	case b.Fork && !known && (prev == 0 || n > 0 || len(stored[prev]) > 0):
+		// A fork begins at a record that both copies have.
+	case prev < have:
+		return nil, fmt.Errorf("%w: the chain has record %d of writer %s, which lies between %d and %d here", ErrFork, have, b.Writer, prev, recs[n].Seq)
+	default:
+		return nil, &Behind{have}
+	}
+	return recs[n:], nil
+}
+
+type storedCopy struct {
+	lane  string
+	entry []byte
+}
+
+// sameNumbers returns what the chain has under the numbers of a batch.
+func sameNumbers(ctx context.Context, tx pgx.Tx, b Batch) (map[uint64][]storedCopy, error) {
+	seqs := []int64{int64(b.Records[0].Prev)}
+	for _, r := range b.Records {
+		seqs = append(seqs, int64(r.Seq))
+	}
+	rows, err := tx.Query(ctx, "SELECT writer_seq, lane, entry FROM audit_entries WHERE org_id = $1 AND writer = $2 AND writer_seq = ANY($3)",
+		b.Org, b.Writer, seqs)
+	if err != nil {
+		return nil, err
+	}
+	stored := make(map[uint64][]storedCopy, len(seqs))
+	var seq uint64
+	var c storedCopy
+	_, err = pgx.ForEachRow(rows, []any{&seq, &c.lane, &c.entry}, func() error {
+		stored[seq] = append(stored[seq], storedCopy{c.lane, bytes.Clone(c.entry)})
+		return nil
+	})
+	return stored, err
+}
