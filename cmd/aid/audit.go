@@ -83,6 +83,13 @@ with its head: keep a copy of what verify printed last.`,
 			if report.Malformed > 0 {
 				fmt.Fprintf(out, "%d of them could not be read when they came, and are in the chain as they came\n", report.Malformed)
 			}
+			for _, finding := range report.Findings {
+				fmt.Fprintln(out, finding)
+			}
+			if n := report.Gaps + report.Forks + report.Broken + report.Ahead + report.BackDated; n > 0 {
+				fmt.Fprintf(out, "%d gaps, %d forks, %d records out of order, %d entries ahead of time, %d back-dated: the nodes sent it so\n",
+					report.Gaps, report.Forks, report.Broken, report.Ahead, report.BackDated)
+			}
 			if report.FirstBad != nil {
 				return fmt.Errorf("%s: %w", m.org, report.FirstBad)
 			}
