@@ -21,7 +21,7 @@ const (
 )
 
 // headerUses is what is known of headers; prefixes are in useOf. docs/providers.md
-// shows it (see What passes), and a test compares the two.
+// shows it (see What passes).
 var headerUses = map[string]headerUse{
 	// HTTP, and what Envoy needs. extproc replaces some of them.
 	":method": anyHeader, ":path": anyHeader, ":authority": anyHeader, ":scheme": anyHeader, "host": anyHeader,

@@ -76,8 +76,7 @@ func sentBack(t *testing.T, model string, out []byte) string {
 }
 
 // TestSentBack: what is answered is a valid request. Each response of each kind, sent back
-// as its client keeps it, is one for every kind, without a setting. TestSentBackByTheSDKs
-// (e2e) checks it by the providers' own types as well.
+// as its client keeps it, is one for every kind, without a setting.
 func TestSentBack(t *testing.T) {
 	models := map[string]string{translate.Anthropic: "claude-opus-4-6", translate.Gemini: "gemini-3-pro", translate.Cohere: "command-a-03-2025", translate.Mistral: "mistral-large-2512"}
 	n := 0
