@@ -471,7 +471,7 @@ func TestDeletionIsConditional(t *testing.T) {
 	// What it did stays readable, in its entries and in its usage.
 	w.want(200, "GET", "/v1/agents/"+id+"/logs", "")
 	w.want(200, "GET", "/v1/agents/"+id+"/usage", "")
-	w.want(404, "GET", "/v1/agents/"+id[:len(id)-1]+"0/usage", "")
+	w.want(404, "GET", "/v1/agents/ag_01k0000000abcdefghjkmnpqrs/usage", "")
 }
 
 // A client's X-Request-ID is not taken, since it would be recorded.
