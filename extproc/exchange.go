@@ -89,6 +89,7 @@ type exchange struct {
 	whole         bool   // the answer's body comes in one piece, before its headers go on
 	retryAfter    string // the provider's
 	redact        redactor
+	form          form // of the response, by its headers
 	usage         provider.Usage
 	responseModel string
 	lost          []string // of a translated answer
@@ -516,7 +517,7 @@ func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 		m.remove = append(m.remove, "content-encoding")
 		m.header("content-length", strconv.Itoa(len(body)))
 	}
-	x.redact.patterns = x.s.patternsOf(x.verdict.Provider.ID, append(secretsOf(f.Set), x.verdict.Provider.Credential.Reveal(), f.Sent))
+	x.redact.patterns = x.s.patternsOf(x.org.Providers, x.verdict.Provider.ID, append(append(secretsOf(f.Set), x.verdict.Provider.Credential.Reveal()), f.Sent...))
 	reply := forwardBody(m, body)
 	if x.req.endOfStream {
 		reply = forwardHeaders(m)
@@ -669,6 +670,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 		// It could hold the credential, and no search for it would find it.
 		return x.unusable("provider_encoding", "The provider sent a response in "+why+". An administrator must correct the provider."), nil
 	}
+	x.form = formOf(contentType)
 	x.ours(out)
 	switch {
 	case x.outcome != "": // it is Envoy's own
@@ -777,6 +779,9 @@ func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingRes
 		return nil, err
 	}
 	b, end, changed := m.GetBody(), m.GetEndOfStream(), false
+	if x.redact.disguised(b, x.form) {
+		return x.disguised()
+	}
 	x.responseBytes += int64(len(b))
 	if x.reader != nil {
 		if out, replaced := x.reader.Chunk(b, end || x.whole); replaced {
@@ -799,6 +804,16 @@ func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingRes
 		return replaceBody(b), nil
 	}
 	return passBody(), nil
+}
+
+// disguised ends a response that is compressed and does not say so: 502, or cut off if
+// its headers have gone on.
+func (x *exchange) disguised() (*extprocv3.ProcessingResponse, error) {
+	if x.whole {
+		return x.unusable("provider_encoding", "The provider sent a compressed response without saying so. An administrator must correct the provider."), nil
+	}
+	x.outcome = verdict.OutcomeProviderError
+	return nil, status.Error(codes.Aborted, "ext_proc: cut: provider_encoding")
 }
 
 // responseTrailers ends an answer. With "usage: envoy" it is the only message

@@ -5,8 +5,12 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"html"
+	"runtime"
 	"slices"
 	"strings"
+	"weak"
+
+	"github.com/ai-identity/ai-identity/provider"
 )
 
 const (
@@ -24,9 +28,11 @@ const (
 // Each secret is searched for in these forms: as it is, in base64 (both alphabets, at
 // each of the three alignments), in hex, and in UTF-16 and UTF-32. Each character of a
 // form may be escaped as in JSON, in a URL or in HTML, up to maxEscapes levels deep.
+// Line breaks inside of a form are passed over, as in base64 of mail.
 type redactor struct {
 	*patterns        // nil: there is nothing to redact
 	held      []byte // the end of the input, which may be the beginning of a form
+	start     []byte // of the response, to see what it is
 }
 
 // patterns are what a redactor searches for. They never change.
@@ -38,6 +44,7 @@ type patterns struct {
 	first   [256]bool
 	within  [256]bool // bytes of forms
 	tail    [256]bool // bytes of forms, and of what may escape them
+	joins   [256]bool // bytes of forms, and the first and the last of what may escape them
 
 	// skip has, for two bytes, how far behind them the end of the next window may be,
 	// as in Wu and Manber's search for many patterns at once.
@@ -81,6 +88,10 @@ func newPatterns(secrets []string) *patterns {
 	p.tail = p.within
 	for _, c := range []byte(`\%&#;{}0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ`) {
 		p.tail[c] = true
+	}
+	p.joins = p.within
+	for _, c := range []byte(`\%&;0123456789abcdefABCDEF`) {
+		p.joins[c] = true
 	}
 	for i := range p.skip {
 		p.skip[i] = uint8(p.window - 1)
@@ -135,8 +146,16 @@ func (r *redactor) in(b []byte) bool {
 	if r.patterns == nil {
 		return false
 	}
-	plain, _ := r.plain(b, 0)
-	escaped, _ := r.escaped(b, 0)
+	if r.has(b) {
+		return true
+	}
+	text, breaks := r.unwrapped(b)
+	return breaks != nil && r.has(text)
+}
+
+func (p *patterns) has(b []byte) bool {
+	plain, _ := p.plain(b, 0)
+	escaped, _ := p.escaped(b, 0)
 	return plain >= 0 || escaped >= 0
 }
 
@@ -172,10 +191,27 @@ func (r *redactor) pass(b []byte, end bool) (out []byte, blanked bool) {
 	for from, to := r.escaped(b, 0); from >= 0; from, to = r.escaped(b, to) {
 		blank(from, to)
 	}
+	text, breaks := r.unwrapped(b)
+	if breaks != nil {
+		for from, to := r.plain(text, 0); from >= 0; from, to = r.plain(text, to) {
+			blank(breaks.at(from), breaks.at(to-1)+1)
+		}
+		for from, to := r.escaped(text, 0); from >= 0; from, to = r.escaped(text, to) {
+			blank(breaks.at(from), breaks.at(to-1)+1)
+		}
+	}
 	if end {
 		return b, blanked
 	}
-	if n := r.begins(b); n < len(b) {
+	n := r.begins(b)
+	if breaks != nil {
+		if text, breaks = r.unwrapped(b); breaks != nil {
+			if at := r.begins(text); at < len(text) {
+				n = min(n, breaks.at(at))
+			}
+		}
+	}
+	if n < len(b) {
 		r.held = bytes.Clone(b[n:])
 		b = b[:n]
 	}
@@ -199,6 +235,86 @@ func (p *patterns) escaped(b []byte, after int) (from, to int) {
 		}
 	}
 	return -1, 0
+}
+
+// maxBreak is the longest line break that is passed over, with the spaces after it.
+const maxBreak = 32
+
+// breaks are the line breaks that were taken out of a text.
+type breaks []struct{ before, length int } // the place in the text that is left, and all bytes taken out up to there
+
+// at is where the byte at i of the text that is left was.
+func (b breaks) at(i int) int {
+	n, _ := slices.BinarySearchFunc(b, i, func(x struct{ before, length int }, i int) int {
+		if x.before <= i {
+			return -1
+		}
+		return 1
+	})
+	if n == 0 {
+		return i
+	}
+	return i + b[n-1].length
+}
+
+// unwrapped returns b without the line breaks that stand between two characters of
+// forms: "\n", "\r", and both escaped, with the spaces after them. taken is nil if
+// there are none, and nothing is allocated then.
+func (p *patterns) unwrapped(b []byte) (text []byte, taken breaks) {
+	from, length := 0, 0
+	for i := 0; i < len(b); {
+		if c := b[i]; c > '\\' || c != '\n' && c != '\r' && c != '\\' {
+			i++
+			continue
+		}
+		end, isBreak := lineBreak(b, i)
+		if isBreak && end-i <= maxBreak && i > from && p.joins[b[i-1]] && (end == len(b) || p.joins[b[end]]) {
+			text = append(text, b[from:i]...)
+			length += end - i
+			taken = append(taken, struct{ before, length int }{len(text), length})
+			from = end
+		}
+		i = max(end, i+1)
+	}
+	if taken == nil {
+		return nil, nil
+	}
+	return append(text, b[from:]...), taken
+}
+
+// lineBreak returns where the line breaks and spaces end that begin at b[i]. isBreak
+// says that they are more than spaces, and not an empty line, which ends an event. What
+// the end of b cuts off may be one.
+func lineBreak(b []byte, i int) (end int, isBreak bool) {
+	const field = "data:" // before each line of an event's data
+	for lines := 0; i < len(b); {
+		switch c := b[i]; c {
+		case '\n', '\r':
+			if c == '\r' || i == 0 || b[i-1] != '\r' {
+				lines++
+			}
+			if i, isBreak = i+1, lines == 1; !isBreak {
+				return i, false
+			}
+			if rest := b[i:min(len(b), i+len(field))]; string(rest) == field[:len(rest)] {
+				i += len(rest)
+			}
+		case ' ', '\t':
+			i++
+		case '\\':
+			n := i
+			for n < len(b) && b[n] == '\\' {
+				n++
+			}
+			if n < len(b) && b[n] != 'n' && b[n] != 'r' {
+				return i, isBreak
+			}
+			i, isBreak = min(n+1, len(b)), true
+		default:
+			return i, isBreak
+		}
+	}
+	return i, true // more of it may follow
 }
 
 // relevant reports whether b escapes any character that forms have. Most events have
@@ -404,17 +520,27 @@ func isWord(s string) bool {
 	return !strings.ContainsFunc(s, func(c rune) bool { return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z') })
 }
 
+// providerIn names a provider in a snapshot of an organization's providers.
+type providerIn struct {
+	snapshot weak.Pointer[provider.Registry]
+	id       string
+}
+
 // patternsOf returns what to search for in responses of the provider. Those of its last
-// request are used again if its secrets are the same.
-func (s *Server) patternsOf(provider string, secrets []string) *patterns {
+// request are used again if its secrets are the same. They are forgotten with the
+// snapshot that has the provider, so that no secret of a deleted provider stays.
+func (s *Server) patternsOf(snapshot *provider.Registry, id string, secrets []string) *patterns {
 	slices.Sort(secrets)
 	secrets = slices.Compact(secrets)
-	if last, ok := s.patterns.Load(provider); ok && slices.Equal(last.(*patterns).secrets, secrets) {
+	key := providerIn{weak.Make(snapshot), id}
+	if last, ok := s.patterns.Load(key); ok && slices.Equal(last.(*patterns).secrets, secrets) {
 		return last.(*patterns)
 	}
 	p := newPatterns(secrets)
 	if p != nil {
-		s.patterns.Store(provider, p)
+		if _, had := s.patterns.Swap(key, p); !had {
+			runtime.AddCleanup(snapshot, func(key providerIn) { s.patterns.Delete(key) }, key)
+		}
 	}
 	return p
 }
@@ -446,4 +572,62 @@ func unreadable(encoding, contentType string) string {
 		}
 	}
 	return ""
+}
+
+// compressed are the first bytes of compressed data: gzip, zstd, bzip2, xz, LZ4, and
+// zlib at each of its levels.
+var compressed = [][]byte{
+	{0x1f, 0x8b}, {0x28, 0xb5, 0x2f, 0xfd}, []byte("BZh"), {0xfd, '7', 'z', 'X', 'Z'}, {0x04, 0x22, 0x4d, 0x18},
+	{0x78, 0x01}, {0x78, 0x5e}, {0x78, 0x9c}, {0x78, 0xda},
+}
+
+// disguised reports whether the response is in an encoding that its headers do not
+// name: no search would find a secret in it. b is the next chunk. Only what begins as
+// JSON or as an event stream does passes as such.
+func (r *redactor) disguised(b []byte, kind form) bool {
+	const most = 5 // the longest of compressed
+	if r.patterns == nil || len(r.start) >= most {
+		return false
+	}
+	fresh := len(r.start) == 0
+	r.start = append(r.start, b[:min(len(b), most-len(r.start))]...)
+	if len(r.start) == 0 {
+		return false
+	}
+	for _, magic := range compressed {
+		if bytes.HasPrefix(r.start, magic) {
+			return true
+		}
+	}
+	if !fresh {
+		return false
+	}
+	const common = " \t\r\n\xef{[" // \xef begins a byte order mark; some servers send JSON as an event stream
+	switch kind {
+	case formJSON:
+		return strings.IndexByte(common+`"-0123456789tfn`, r.start[0]) < 0
+	case formEvents: // data, event, id, retry, and comments
+		return strings.IndexByte(common+":deir", r.start[0]) < 0
+	}
+	return false
+}
+
+// form is what a response's content type names.
+type form uint8
+
+const (
+	formOther form = iota
+	formJSON
+	formEvents
+)
+
+func formOf(contentType string) form {
+	kind, _, _ := strings.Cut(strings.ToLower(contentType), ";")
+	switch kind = strings.TrimSpace(kind); {
+	case kind == "text/event-stream":
+		return formEvents
+	case strings.HasSuffix(kind, "json"):
+		return formJSON
+	}
+	return formOther
 }

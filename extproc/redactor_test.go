@@ -7,9 +7,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf16"
+
+	"github.com/ai-identity/ai-identity/policy"
+	"github.com/ai-identity/ai-identity/provider"
 )
 
 const testSecret = "sk-provider/0123+456=789_abc"
@@ -29,6 +34,16 @@ func everyByte(s, format string) string {
 func quoted(s string) string {
 	b, _ := json.Marshal(s)
 	return string(b[1 : len(b)-1])
+}
+
+// wrapped is s with line after every n characters.
+func wrapped(s string, n int, line string) string {
+	var b strings.Builder
+	for len(s) > n {
+		b.WriteString(s[:n] + line)
+		s = s[n:]
+	}
+	return b.String() + s
 }
 
 // spellings are ways in which a response may have the secret.
@@ -63,6 +78,12 @@ func spellings(secret string) map[string]string {
 		wide = append(wide, byte(u), 0)
 	}
 	all["utf-16"] = string(wide)
+	for name, line := range map[string]string{"LF": "\n", "CRLF": "\r\n", "JSON": `\n`, "CRLF in JSON": `\r\n`, "nested": `\\r\\n`, "indented": "\n    ", "data": "\ndata: "} {
+		all["base64, wrapped, "+name] = wrapped(base64.StdEncoding.EncodeToString([]byte(secret)), 9, line)
+		all["base64, wrapped, escaped, "+name] = strings.ReplaceAll(wrapped(base64.StdEncoding.EncodeToString([]byte("a"+secret)), 16, line), "/", `\/`)
+		all["hex, wrapped, "+name] = wrapped(hex.EncodeToString([]byte(secret)), 16, line)
+		all["wrapped, "+name] = wrapped(secret, 10, line)
+	}
 	for _, before := range []string{"", "a", "ab", "user:"} {
 		for _, after := range []string{"", "z", "zz"} {
 			for name, e := range map[string]*base64.Encoding{"std": base64.StdEncoding, "url": base64.URLEncoding, "raw": base64.RawStdEncoding, "raw url": base64.RawURLEncoding} {
@@ -142,7 +163,7 @@ func TestRedactorHolds(t *testing.T) {
 		}
 	}
 	r := newRedactor()
-	for _, event := range []string{"data: {\"a\":\"sk-\\n\\\"\"}\n\n", ": s\n", "100%\n", "s k- &amp; \u00e9"} {
+	for _, event := range []string{"data: {\"a\":\"sk-\\n\\\"\"}\n\n", ": s\n\n", "100%\r\n\r\n", "data: s\r\r", "s k- &amp; \u00e9"} {
 		if out, blanked := r.pass([]byte(event), false); string(out) != event || blanked {
 			t.Errorf("%q became %q", event, out)
 		}
@@ -219,4 +240,77 @@ func BenchmarkRedactor(b *testing.B) {
 			newPatterns([]string{"sk-proj-" + strings.Repeat("aB3_x-Yz", 20)})
 		}
 	})
+}
+
+// TestRedactorDisguised: a response that is compressed and does not say so is found by its
+// first bytes, however it is cut.
+func TestRedactorDisguised(t *testing.T) {
+	for _, c := range []struct {
+		body, kind string
+		passes     bool
+	}{
+		{"\x1f\x8b\x08\x00\x00", "application/json", false},
+		{"\x1f\x8b\x08\x00\x00", "", false},
+		{"\x28\xb5\x2f\xfd\x04", "text/event-stream", false},
+		{"\x28\xb5\x2f\xfd\x04", "text/plain", false},
+		{"\x78\x9c\xab\x56\x4a", "application/octet-stream", false},
+		{"\x78\x5e\xab\x56\x4a", "text/event-stream; charset=utf-8", false},
+		{"BZh91AY", "application/json", false},
+		{"\x1b\x0d\x00\xf8", "application/json", false}, // brotli has no magic bytes
+		{"\x0b\x02\x80{\"a\"", "application/problem+json", false},
+		{"!a", "text/event-stream", false},
+		{`{"a":1}`, "application/json", true},
+		{"\ufeff {}", "application/json", true},
+		{" \n[1]", "application/x-ndjson", true},
+		{"null", "application/json", true},
+		{"data: x\n\n", "text/event-stream", true},
+		{": hi\n\n", "text/event-stream", true},
+		{"\r\nevent: x\n", "text/event-stream", true},
+		{`{"error":"x"}`, "text/event-stream", true},
+		{"", "application/json", true},
+		{"ID3\x04", "audio/mpeg", true},
+		{"x", "text/plain", true},
+	} {
+		for _, pieces := range [][]string{{c.body}, strings.Split(c.body, "")} {
+			r, found := newRedactor(), false
+			for _, p := range pieces {
+				found = r.disguised([]byte(p), formOf(c.kind)) || found
+			}
+			if found == c.passes {
+				t.Errorf("%q as %s, in %d chunks: %t", c.body, c.kind, len(pieces), found)
+			}
+		}
+	}
+}
+
+// TestPatternsForgotten: secrets are forgotten with the snapshot of providers that has them.
+func TestPatternsForgotten(t *testing.T) {
+	var s Server
+	snapshot := func() *provider.Registry {
+		r, err := provider.NewRegistry([]provider.Provider{{ID: "p", Name: "one", Kind: "openai", Models: []string{"*"}}}, policy.Matches)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	old, now := snapshot(), snapshot()
+	first := s.patternsOf(old, "p", []string{testSecret})
+	if first == nil || s.patternsOf(old, "p", []string{testSecret}) != first {
+		t.Error("they are made for each request")
+	}
+	s.patternsOf(now, "p", []string{"another-secret"})
+	runtime.KeepAlive(old)
+	old = nil
+	kept := func() (n int) {
+		s.patterns.Range(func(_, _ any) bool { n++; return true })
+		return n
+	}
+	for deadline := time.Now().Add(20 * time.Second); kept() > 1 && time.Now().Before(deadline); {
+		runtime.GC()
+		runtime.Gosched()
+	}
+	if n := kept(); n != 1 {
+		t.Errorf("%d providers' secrets are kept, want 1", n)
+	}
+	runtime.KeepAlive(now)
 }

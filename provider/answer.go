@@ -24,6 +24,7 @@ type Answer struct {
 	service string // as Usage has it, where it is beside the usage and not in it
 
 	complete bool   // the format's own end came
+	choices  int64  // that have not ended
 	failed   bool   // or an error in its place
 	name     []byte // the beginning of a line that is not data
 	start    []byte // and of an event's data
@@ -76,6 +77,7 @@ func NewAnswer(c Call, p Provider, status int, contentType string) *Answer {
 		reads = custom.reading
 	}
 	a := reader(reads, status, contentType)
+	a.choices = c.Choices
 	if a.form == closed {
 		return a
 	}
@@ -356,12 +358,16 @@ func (a *Answer) took(w want, raw []byte) {
 		word := string(bytes.Trim(raw, `"`))
 		a.complete = a.complete || slices.Contains(a.scan.reads.types, word)
 		a.failed = a.failed || word == "error" || word == "response.failed"
+	case wantBlock:
+		a.complete = true
 	case wantFinish:
 		b, err := jsontext.AppendUnquote(nil, raw)
 		if err != nil {
 			return
 		}
-		a.complete = true
+		if a.choices--; a.choices <= 0 {
+			a.complete = true
+		}
 		// Mistral finishes with "error", Cohere with "ERROR" or "ERROR_TOXIC".
 		a.failed = a.failed || strings.HasPrefix(strings.ToLower(string(b)), "error")
 	case wantUsage:

@@ -16,6 +16,12 @@ var endings = []struct {
 }{
 	{"done", chat, `{"model":"m","stream":true,"messages":[]}`, "text/event-stream", "data: {\"model\":\"m\",\"choices\":[{\"delta\":{}}]}\n\ndata: [DONE]\n\n", "complete"},
 	{"finish reason", chat, `{"model":"m","stream":true,"messages":[]}`, "text/event-stream", "data: {\"model\":\"m\"}\n\ndata: {\"choices\":[{\"finish_reason\":\"stop\"}]}\n\n", "complete"},
+	{"one of two", chat, `{"model":"m","n":2,"stream":true,"messages":[]}`, "text/event-stream", "data: {\"choices\":[{\"index\":0,\"finish_reason\":\"stop\"}]}\n\ndata: {\"choices\":[{\"index\":1,\"finish_reason\":null}]}\n\n", ""},
+	{"two of two", chat, `{"model":"m","n":2,"stream":true,"messages":[]}`, "text/event-stream", "data: {\"choices\":[{\"index\":0,\"finish_reason\":\"stop\"}]}\n\ndata: {\"choices\":[{\"index\":1,\"finish_reason\":\"length\"}]}\n\n", "complete"},
+	{"two at once", chat, `{"model":"m","n":2,"stream":true,"messages":[]}`, "text/event-stream", "data: {\"choices\":[{\"finish_reason\":\"stop\"},{\"index\":1,\"finish_reason\":\"length\"}]}\n\n", "complete"},
+	{"one of two and done", chat, `{"model":"m","n":2,"stream":true,"messages":[]}`, "text/event-stream", "data: {\"choices\":[{\"index\":0,\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n", "complete"},
+	{"one candidate of two", "/v1beta/models/m:streamGenerateContent", `{"contents":[],"generationConfig":{"candidateCount":2}}`, "text/event-stream", "data: {\"candidates\":[{\"finishReason\":\"STOP\"}]}\n\n", ""},
+	{"two candidates, blocked", "/v1beta/models/m:streamGenerateContent", `{"contents":[],"generation_config":{"candidate_count":2}}`, "text/event-stream", "data: {\"promptFeedback\":{\"blockReason\":\"SAFETY\"}}\n\n", "complete"},
 	{"no finish reason", chat, `{"model":"m","stream":true,"messages":[]}`, "text/event-stream", "data: {\"model\":\"m\",\"choices\":[{\"finish_reason\": null}]}\n\n", ""},
 	{"a text that says it", chat, `{"model":"m","stream":true,"messages":[]}`, "text/event-stream", "data: {\"model\":\"m\",\"choices\":[{\"delta\":{\"content\":\"[DONE] \\\"finish_reason\\\":\\\"stop\\\"\",\"finish_reason\":\"x\"}}]}\n\n", ""},
 	{"error in a stream", chat, `{"model":"m","stream":true,"messages":[]}`, "text/event-stream", "data: {\"model\":\"m\"}\n\ndata: {\"error\":{\"message\":\"x\"}}\n\n", "failed"},

@@ -17,7 +17,7 @@ type Forward struct {
 	Path    string            // with the query
 	Set     map[string]string // headers, names in lower case; the credential is among them
 	Body    []byte            // nil: the call's own, as it was judged
-	Sent    string            // the credential in the form in which it is sent, if that is another than its own
+	Sent    []string          // what must not come back, as it is sent: forms of the credential, and parameters that may be secret
 
 	// Remove are headers of the request that do not go to this provider: see HeaderOf.
 	Remove []string
@@ -99,6 +99,9 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 	}
 	for _, name := range sortedKeys(s.Query) {
 		q = join(q, name, s.Query[name])
+		if !publicQuery(name) {
+			f.Sent = append(f.Sent, s.Query[name])
+		}
 	}
 	auth := s.Auth
 	if auth == nil {
@@ -115,13 +118,12 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 		case "header":
 			f.Set[auth.Name] = secret
 		case "basic":
-			f.Sent = base64.StdEncoding.EncodeToString([]byte(auth.User + ":" + secret))
-			f.Set["authorization"] = "Basic " + f.Sent
+			basic := base64.StdEncoding.EncodeToString([]byte(auth.User + ":" + secret))
+			f.Sent = append(f.Sent, basic)
+			f.Set["authorization"] = "Basic " + basic
 		case "query":
 			q = join(q, auth.Name, secret)
-			if f.Sent = url.QueryEscape(secret); f.Sent == secret {
-				f.Sent = ""
-			}
+			f.Sent = append(f.Sent, url.QueryEscape(secret))
 		}
 	} else if p.HasCredential && auth.Type != "none" {
 		return Forward{}, misconfigured("its credential has not arrived yet")
@@ -187,6 +189,16 @@ func upstreamPath(kind, prefix, template, path string, paths map[string]string) 
 // isVersion says whether a path's segment is a version: "v1", "v1beta", "v4".
 func isVersion(s string) bool {
 	return len(s) > 1 && len(s) < 10 && s[0] == 'v' && '0' <= s[1] && s[1] <= '9'
+}
+
+// publicQuery reports whether a parameter of settings.query holds no secret. The value of
+// any other, such as a signature, is overwritten in responses.
+func publicQuery(name string) bool {
+	switch strings.ToLower(name) {
+	case "api-version", "apiversion", "version", "v", "alt", "region", "location", "project", "deployment", "model":
+		return true
+	}
+	return false
 }
 
 func join(query, name, value string) string {

@@ -164,3 +164,18 @@ func TestForwardNotShared(t *testing.T) {
 		t.Error(g.Set)
 	}
 }
+
+// TestForwardSent: what may be a secret in the query is known to be sent, in its own form
+// and in the one of a query.
+func TestForwardSent(t *testing.T) {
+	p := provider.Provider{ID: "p", Name: "p", Kind: "openai", BaseURL: "https://p.example/v1", HasCredential: true, Credential: provider.NewSecret("se+cret/0123"),
+		Settings: []byte(`{"auth":{"type":"query","name":"k"},"query":{"api-version":"2026-01-01","sig":"signature-0123"}}`)}
+	p.Cluster = provider.ClusterName(p)
+	f, refused := p.Forward(parsed(t, chat, `{"model":"m","messages":[]}`), chat, "")
+	if refused != nil {
+		t.Fatal(refused)
+	}
+	if want := []string{"signature-0123", "se%2Bcret%2F0123"}; !slices.Equal(f.Sent, want) {
+		t.Errorf("%q, want %q", f.Sent, want)
+	}
+}

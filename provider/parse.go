@@ -26,6 +26,9 @@ type Call struct {
 	// 0: it does not say. Of several fields that say it, the largest counts.
 	MaxTokens int64
 
+	// Choices is how many responses in one the client asks for; 0: it does not say.
+	Choices int64
+
 	// InputTokensEstimate is how many tokens the input has, at a guess that is
 	// seldom too low: a token for every 3 bytes of the body, and 1,600 for each
 	// image, sound or document in it, whatever its size. English has 4 bytes to
@@ -413,6 +416,15 @@ func (p *walker) value(r rule, field string, depth int) *Error {
 		return nil
 	case tokens:
 		return p.tokens(field)
+	case choices:
+		raw, err := p.d.ReadValue()
+		if err != nil {
+			return syntax(err)
+		}
+		if n, err := strconv.ParseInt(string(raw), 10, 64); err == nil {
+			p.call.Choices = max(p.call.Choices, n)
+		}
+		return nil
 	case walk:
 		return p.walk(r, field, depth)
 	case inline:

@@ -257,7 +257,7 @@ var anthropicReading = reading{
 // documents are counted, and charged, as images.
 var geminiReading = reading{
 	root: place{{name: "modelVersion", want: wantModel}, {name: "usageMetadata", want: wantUsage}, {name: "error", want: wantError},
-		finishes("candidates", "finishReason"), finishes("promptFeedback", "blockReason")},
+		finishes("candidates", "finishReason"), {name: "promptFeedback", in: place{{name: "blockReason", want: wantBlock}}}},
 	marked: [][]byte{[]byte(`"usageMetadata"`), []byte(`"error"`), []byte(`"finishReason"`), []byte(`"blockReason"`)},
 	ends:   true,
 	usage: func(raw []byte, u *Usage) bool {

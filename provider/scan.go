@@ -82,7 +82,8 @@ const (
 // These say how an answer ended, and are seen where the value begins or ends.
 const (
 	wantError  want = 100 + iota // anything but null: the answer is an error
-	wantFinish                   // a string: why the answer ended
+	wantFinish                   // a string: why a choice ended
+	wantBlock                    // a string: why there are no choices
 	wantType                     // a string: which event it is
 )
 
@@ -186,7 +187,7 @@ func (s *scanner) valueBegins(c byte) {
 		s.out.failed = true
 	}
 	s.taking = s.next != nil && (c == '{' && s.next.want == wantUsage ||
-		c == '"' && (s.next.want == wantModel || s.next.want == wantService || s.next.want == wantFinish || s.next.want == wantType) ||
+		c == '"' && (s.next.want == wantModel || s.next.want == wantService || s.next.want == wantFinish || s.next.want == wantBlock || s.next.want == wantType) ||
 		'0' <= c && c <= '9' && wantInput <= s.next.want && s.next.want <= wantReasoning)
 	if s.taking {
 		s.taken = append(s.taken[:0], c)

@@ -49,6 +49,7 @@ const (
 	pathModel               // must be the model of the path, if it is there
 	stream                  // whether the answer is a stream
 	tokens                  // the most tokens that the answer may have
+	choices                 // how many responses the answer may have
 	walk                    // an object, or an array of objects: judged by in; a string is what str says
 	inline                  // as walk; a string would be the id of something stored
 	tool                    // a string: the name of a tool
@@ -189,7 +190,7 @@ var choiceShape = func() shape {
 }()
 
 var chatBody = newShape(with(steering, map[string]rule{
-	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: options}, "max_tokens": {do: tokens}, "max_completion_tokens": {do: tokens},
+	"model": {do: model}, "stream": {do: stream}, "n": {do: choices}, "stream_options": {do: options}, "max_tokens": {do: tokens}, "max_completion_tokens": {do: tokens},
 	"messages": {do: walk, in: &messageShape}, "tools": {do: walk, in: &toolShape}, "functions": {do: walk, in: &functionShape},
 	"tool_choice": {do: choice, in: &choiceShape}, "web_search_options": {do: marks}, "search_parameters": {do: marks}, "max_output_tokens": {do: refuse},
 	"moderation": {do: walk, in: &modelShape}, "deferred": {do: noTrue}, "guardrails": {do: second}, "mcp_servers": {do: refuse}, "audio": {do: walk, in: &voiceShape},
@@ -199,7 +200,8 @@ var chatBody = newShape(with(steering, map[string]rule{
 var voiceShape = newShape(map[string]rule{"voice": {do: walk, in: &spokenShape, str: isText}})
 
 var completionsBody = newShape(with(steering, map[string]rule{
-	"model": {do: model}, "stream": {do: stream}, "stream_options": {do: pass}, "max_tokens": {do: tokens}, "max_completion_tokens": {do: refuse}, "max_output_tokens": {do: refuse},
+	"model": {do: model}, "stream": {do: stream}, "n": {do: choices}, "stream_options": {do: pass}, "max_tokens": {do: tokens},
+	"max_completion_tokens": {do: refuse}, "max_output_tokens": {do: refuse},
 }))
 
 var embeddingsBody = newShape(with(steering, map[string]rule{"model": {do: model}, "stream": {do: stream}}))
@@ -330,7 +332,7 @@ var (
 	}()
 
 	// The configs are Vertex AI's: they choose another model.
-	generationShape = newShape(both(map[string]rule{"maxOutputTokens": {do: tokens},
+	generationShape = newShape(both(map[string]rule{"maxOutputTokens": {do: tokens}, "candidateCount": {do: choices},
 		"routingConfig": {do: refuse}, "modelConfig": {do: refuse}, "modelSelectionConfig": {do: refuse}}))
 
 	generateFields = map[string]rule{
