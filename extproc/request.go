@@ -170,7 +170,9 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 	if identity.SecretInURL(r.Path) || identity.SecretInURL(r.Query) {
 		r.problem(verdict.Misplaced("the URL"))
 	}
-	r.Format = provider.FormatOf(r.Path)
+	// A path that is rejected for what is encoded in it is still that API's.
+	plain, _, _ := strings.Cut(r.Path, "%")
+	r.Format = provider.FormatOf(plain)
 	return r
 }
 
