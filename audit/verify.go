@@ -29,7 +29,7 @@ type Report struct {
 
 	// What is right and still needs a look: the chain has it as the nodes sent it.
 	Gaps      int64    // records.gap: records that a sidecar lost, and said so
-	Forks     int64    // writers of which the chain has two versions
+	Forks     int64    // writers with two versions in the chain
 	Broken    int64    // records that do not follow the one before of their writer
 	Ahead     int64    // entries that say they happened more than clockSkew after they came
 	BackDated int64    // entries more than clockSkew before one of the same writer that came earlier

@@ -100,7 +100,7 @@ const (
 type Writer struct {
 	c       WriterConfig
 	disk    disk
-	id      atomic.Pointer[string] // changes only when whoever commits begins a segment
+	id      atomic.Pointer[string] // changes only when the committer begins a segment
 	rotate  atomic.Bool            // a new id is needed
 	metrics *metrics
 

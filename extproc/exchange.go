@@ -326,7 +326,7 @@ func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 	return nil
 }
 
-// enterGuard takes a place for the body, or says why there is none. A request over
+// enterGuard takes a place for the body, or returns the reason for the rejection. A request over
 // its key's rate is rejected here too, before anything is buffered for it; it is
 // counted only once, with the decision.
 func (x *exchange) enterGuard() *provider.Error {

@@ -41,7 +41,7 @@ type handle struct {
 // takes the exchange back, or finds it taken, before it touches anything.
 const (
 	turnOwner   int32 = iota // the goroutine in run
-	turnWaiting              // it waits for the body: whoever swaps this value owns the exchange
+	turnWaiting              // it waits for the body: the goroutine that swaps this value owns the exchange
 	turnProcess              // Process answered, and the exchange has ended
 )
 

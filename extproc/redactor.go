@@ -118,8 +118,8 @@ func (p *patterns) add(form []byte) {
 	}
 }
 
-// plain finds the next form in b of which no character is escaped. from is -1 if there
-// is none.
+// plain finds the next form in b without an escaped character. from is -1 if there is
+// no such form.
 func (p *patterns) plain(b []byte, after int) (from, to int) {
 	for i := after + p.window - 1; i < len(b); {
 		n := int(p.skip[block(b[i-1], b[i])])
@@ -218,8 +218,8 @@ func (r *redactor) pass(b []byte, end bool) (out []byte, blanked bool) {
 	return b, blanked
 }
 
-// escaped finds the next form in b of which at least one character is escaped. from is
-// -1 if there is none.
+// escaped finds the next form in b with at least one escaped character. from is
+// -1 if there is no such form.
 func (p *patterns) escaped(b []byte, after int) (from, to int) {
 	if !p.relevant(b[after:]) {
 		return -1, 0

@@ -23,7 +23,6 @@ type request struct {
 	verdict.Request
 
 	target      string // the path with its query, as received
-	accept      string
 	traceparent string
 	canary      string
 	endOfStream bool
@@ -32,7 +31,7 @@ type request struct {
 	secrets int
 	// remove is the headers that no provider must see.
 	remove []string
-	// wrong is the first error in the headers, for any caller; nil if there is none.
+	// wrong is the first error in the headers, for any caller; nil without an error.
 	// A doubt about the credential is unidentified: it is refused before a caller is
 	// looked up.
 	wrong        *provider.Error
@@ -137,8 +136,6 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 				n = 0
 			}
 			r.ContentLength = int64(n)
-		case "accept":
-			r.accept = string(raw)
 		case "user-agent":
 			r.UserAgent = string(raw)
 		case envoy.HeaderRequestID:

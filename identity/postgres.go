@@ -360,7 +360,7 @@ func oneNode(rows []Node, now time.Time) (Node, error) {
 	n := live[0]
 	for _, other := range live {
 		if other.ID != n.ID {
-			return Node{}, ErrNotFound // nobody can tell which one it is
+			return Node{}, ErrNotFound // ambiguous
 		}
 		n.Roles = slices.DeleteFunc(slices.Clone(n.Roles), func(r NodeRole) bool { return !other.Has(r) })
 		n.Orgs = append(n.Orgs, other.OrgID)

@@ -31,7 +31,7 @@ type rule struct {
 type str uint8
 
 const (
-	isText str = iota + 1 // text, of which nothing is judged
+	isText str = iota + 1 // text, which is not evaluated
 	isURL                 // a URL that the provider fetches
 	isData                // a file: base64, a data: URL, or a URL that the provider fetches
 	isFree                // nothing that is judged, and neither is a number or a truth value: the member is walked only to know its own members

@@ -20,7 +20,7 @@ an ` + "`aid extproc`" + `: where the control plane is, where extproc's socket i
 and an admin interface on a private Unix socket. Everything else, listeners
 included, comes from the control plane: without it this Envoy listens on nothing.
 
-A join token has no place in it, since Envoy shows its configuration to whoever asks its
+A join token has no place in it, since Envoy shows its configuration to every caller of its
 admin interface. With a token, let ` + "`aid extproc --listen-xds`" + ` serve Envoy.`,
 		Example: `  # a pod: the control plane over TLS, authenticated by the pod's certificate
   aid envoy-bootstrap --xds aid-control.aid.svc:18000 --tls-ca /run/tls/ca.pem \
