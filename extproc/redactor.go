@@ -11,6 +11,7 @@ import (
 	"weak"
 
 	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/provider/sse"
 )
 
 const (
@@ -555,7 +556,7 @@ func unreadable(encoding, contentType string) string {
 	}
 	kind, params, _ := strings.Cut(strings.ToLower(contentType), ";")
 	kind = strings.TrimSpace(kind)
-	json := kind == "text/event-stream" || strings.HasSuffix(kind, "json")
+	json := sse.Is(contentType) || strings.HasSuffix(kind, "json")
 	for p := range strings.SplitSeq(params, ";") {
 		name, value, _ := strings.Cut(p, "=")
 		if strings.TrimSpace(name) != "charset" {
@@ -623,10 +624,10 @@ const (
 
 func formOf(contentType string) form {
 	kind, _, _ := strings.Cut(strings.ToLower(contentType), ";")
-	switch kind = strings.TrimSpace(kind); {
-	case kind == "text/event-stream":
+	switch {
+	case sse.Is(contentType):
 		return formEvents
-	case strings.HasSuffix(kind, "json"):
+	case strings.HasSuffix(strings.TrimSpace(kind), "json"):
 		return formJSON
 	}
 	return formOther

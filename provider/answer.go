@@ -8,6 +8,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/ai-identity/ai-identity/provider/sse"
 	"github.com/ai-identity/ai-identity/provider/translate"
 )
 
@@ -26,14 +27,10 @@ type Answer struct {
 	complete bool   // the format's own end came
 	choices  int64  // that have not ended
 	failed   bool   // or an error in its place
-	name     []byte // the beginning of a line that is not data
-	start    []byte // and of an event's data
+	start    []byte // the beginning of an event's data
 
-	form form
-	line lineState
-	data int  // bytes of "data:" that have matched at the beginning of the line
-	cr   bool // the last byte was a CR, to which a LF may belong
-	more bool // the event has data already, which goes on in another line
+	form   form
+	stream sse.Reader // of events
 
 	// With inject_usage, an event is held until its end, when it is clear whether
 	// it is the one that only we asked for.
@@ -41,8 +38,7 @@ type Answer struct {
 	held  []byte
 	loose bool // the event is too long to be that one, and passes as it comes
 	found bool // it has usage
-	ended bool // the last byte ended an event,
-	out   bool // which was taken out
+	out   bool // the event before was taken out
 }
 
 // form is how an answer is written.
@@ -53,16 +49,6 @@ const (
 	whole               // one JSON value, or several one after another
 	events              // server-sent events
 	closed              // nothing is read
-)
-
-// lineState is where in a line of an event stream the next byte is.
-type lineState uint8
-
-const (
-	lineBegins lineState = iota
-	dataBegins           // after "data:", where one space is not data
-	inData
-	inOther // a comment, or a field that is not data
 )
 
 // maxHeld is the longest an event with nothing but usage in it can be.
@@ -99,7 +85,7 @@ func NewAnswer(c Call, p Provider, status int, contentType string) *Answer {
 
 // reader reads an answer in the words of an API.
 func reader(reads *reading, status int, contentType string) *Answer {
-	a := &Answer{usage: Usage{Source: "absent"}}
+	a := &Answer{usage: Usage{Source: "absent"}, stream: sse.New(maxStart, sse.Unlimited)} // it passes, and only its beginning is kept
 	if reads == nil || reads.root == nil || status < 200 || status > 299 {
 		a.form = closed
 		return a
@@ -107,7 +93,7 @@ func reader(reads *reading, status int, contentType string) *Answer {
 	a.scan.begin(reads, a)
 	kind, _, _ := strings.Cut(contentType, ";")
 	switch kind = strings.ToLower(strings.TrimSpace(kind)); {
-	case kind == "text/event-stream":
+	case sse.Is(contentType):
 		a.form = events
 	case kind == "application/json", strings.HasSuffix(kind, "+json"), strings.HasSuffix(kind, "ndjson"):
 		a.form = whole
@@ -152,7 +138,7 @@ func (a *Answer) Ended() bool {
 
 func isDone(data []byte) bool { return string(bytes.TrimSpace(data)) == "[DONE]" }
 
-// maxStart is how much of a line is kept to know what it is.
+// maxStart is how much is kept of an event's type, and of its data, to know what it is.
 const maxStart = 16
 
 // Model is the first model that the answer names, "" if it names none.
@@ -194,121 +180,50 @@ func (a *Answer) read(b []byte) {
 	}
 }
 
-// event reads b up to the end of an event, or to its own end, and says how far
-// that is and which of both. Lines are as in
-// https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream:
-// they end with LF, CR or both, and what is not "data:" is none of ours. An event
-// that the stream breaks off in is read too: the client's parser may drop it, and
-// the provider has charged for it.
-func (a *Answer) event(b []byte) (n int, ended bool) {
-	if n := a.pass(b); n > 0 {
-		return n, true
+// event reads b up to the end of an event, or to its own end. It returns how far that
+// is and what is there. An event that the stream breaks off in is read too: the client's
+// parser may drop it, and the provider has charged for it.
+func (a *Answer) event(b []byte) (n int, at sse.Kind) {
+	if data, n := a.stream.Whole(b); n > 0 && a.model != "" && !a.scan.reads.says(data) && firstByte(data) != '[' { // it may be "[DONE]"
+		return n, sse.End // it is not taken apart: it says nothing new
 	}
-	for i := 0; i < len(b); {
-		if a.cr {
-			a.cr = false
-			if b[i] == '\n' {
-				i++
-				continue
-			}
-		}
-		switch c := b[i]; {
-		case a.line == lineBegins && c != '\n' && c != '\r':
-			if c != "data:"[a.data] {
-				a.line = inOther
-				continue
-			}
-			i++
-			if a.data++; a.data == len("data:") {
-				a.line = dataBegins
-			}
-		case a.line == dataBegins && c != '\n' && c != '\r':
-			if a.more {
-				a.scan.feed([]byte{'\n'})
-			}
-			a.more = true
-			if c == ' ' {
-				i++
-			}
-			a.line = inData
-		default:
-			end := lineEnd(b[i:])
-			switch a.line {
-			case inData:
-				a.scan.feed(b[i : i+end])
-				a.start = append(a.start, b[i:i+min(end, maxStart-len(a.start))]...)
-			case inOther:
-				a.name = append(a.name, b[i:i+min(end, maxStart-len(a.name))]...)
-			}
-			i += end
-			if i == len(b) {
-				return i, false
-			}
-			a.cr = b[i] == '\r'
-			i++
-			if name, ok := bytes.CutPrefix(a.name, []byte("event:")); ok && string(bytes.TrimSpace(name)) == "error" {
-				a.failed = true
-			}
-			a.name = a.name[:0]
-			blank := a.line == lineBegins && a.data == 0
-			a.line, a.data = lineBegins, 0
-			if blank {
-				a.complete = a.complete || isDone(a.start)
-				a.scan.reset()
-				a.more, a.start = false, a.start[:0]
-				if a.cr && i < len(b) && b[i] == '\n' {
-					a.cr = false
-					i++
-				}
-				return i, true
-			}
+	for n < len(b) {
+		p, read := a.stream.Next(b[n:])
+		n += read
+		switch p.Kind {
+		case sse.Data:
+			a.scan.feed(p.Text)
+			a.start = append(a.start, p.Text[:min(len(p.Text), maxStart-len(a.start))]...)
+		case sse.Type:
+			a.failed = a.failed || string(bytes.TrimSpace(p.Text)) == "error"
+		case sse.End:
+			a.complete = a.complete || isDone(a.start)
+			a.scan.reset()
+			a.start = a.start[:0]
+			return n, sse.End
+		case sse.EndLF:
+			return n, sse.EndLF
 		}
 	}
-	return len(b), false
-}
-
-// pass is for the event that most events are: one line that is all here and says
-// nothing new. It is passed over without being taken apart. 0: it is not such a
-// one.
-func (a *Answer) pass(b []byte) int {
-	if a.line != lineBegins || a.data != 0 || a.cr || a.more || a.model == "" || !bytes.HasPrefix(b, []byte("data:")) {
-		return 0
-	}
-	end := bytes.IndexByte(b, '\n')
-	if end < 0 || end+1 == len(b) || b[end+1] != '\n' || bytes.IndexByte(b[:end], '\r') >= 0 || a.scan.reads.says(b[:end]) || firstByte(b[len("data:"):end]) == '[' {
-		return 0 // or it may be "[DONE]"
-	}
-	return end + 2
-}
-
-// lineEnd is where the line ends, or the length of b.
-func lineEnd(b []byte) int {
-	if i := bytes.IndexByte(b, '\n'); i >= 0 {
-		b = b[:i]
-	}
-	if i := bytes.IndexByte(b, '\r'); i >= 0 {
-		return i
-	}
-	return len(b)
+	return n, sse.More
 }
 
 // filter passes whole events on, all but the one with nothing but usage in it, for
 // which the client did not ask.
 func (a *Answer) filter(b []byte, end bool) []byte {
 	out := make([]byte, 0, len(a.held)+len(b))
-	if a.ended && a.cr && len(b) > 0 && b[0] == '\n' {
-		// It belongs to the event before.
-		if a.cr = false; !a.out {
-			out = append(out, '\n')
-		}
-		b = b[1:]
-	}
 	for len(b) > 0 {
-		var n int
-		n, a.ended = a.event(b)
+		n, at := a.event(b)
+		if at == sse.EndLF {
+			if !a.out {
+				out = append(out, b[:n]...)
+			}
+			b = b[n:]
+			continue
+		}
 		a.held = append(a.held, b[:n]...)
 		b = b[n:]
-		if !a.ended {
+		if at == sse.More {
 			if len(a.held) > maxHeld {
 				a.loose = true
 			}

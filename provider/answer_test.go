@@ -107,7 +107,8 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// TestAnswerLines: LF, CR LF and CR end lines, and a content-type is not needed.
+// TestAnswerLines: LF, CR LF and CR end lines. A byte order mark is skipped. A
+// content-type is not needed.
 func TestAnswerLines(t *testing.T) {
 	for name, v := range vectors(t) {
 		if !strings.HasPrefix(v.contentType, "text/event-stream") {
@@ -125,9 +126,10 @@ func TestAnswerLines(t *testing.T) {
 			if got := in(t, w, w.body); got != w.want {
 				t.Errorf("%s with lines that end in %q: %s", name, end, got)
 			}
+			w.body = append([]byte("\ufeff"), w.body...)
 			for i := range w.body {
 				if got := in(t, w, w.body[:i], w.body[i:]); got != w.want {
-					t.Fatalf("%s with lines that end in %q, split at %d: %s", name, end, i, got)
+					t.Fatalf("%s with a byte order mark, and lines that end in %q, split at %d: %s", name, end, i, got)
 				}
 			}
 		}

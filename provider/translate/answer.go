@@ -2,11 +2,12 @@ package translate
 
 import (
 	"bytes"
-	"mime"
 	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/ai-identity/ai-identity/provider/sse"
 )
 
 const (
@@ -39,14 +40,11 @@ type Answer struct {
 	whole []byte                      // what came, unless it is streamed
 	ended bool                        // the last byte came, and everything is said
 
-	// Of a stream: the line that is not complete, and the event's data.
-	line    []byte
-	data    []byte
-	hasData bool
-	cr      bool // the last line ended in "\r", so a "\n" is still part of its end
-	begun   bool // a line came
-	done    bool // [DONE] is said, or an error
-	broken  bool // an error is
+	// Of a stream.
+	stream sse.Reader
+	data   []byte // of the event that has not ended
+	done   bool   // [DONE] is said, or an error
+	broken bool   // an error is
 
 	// What the provider said of the answer as a whole.
 	answerID   raw
@@ -112,12 +110,11 @@ type replyCall struct {
 // Answer makes a reader of the answer to r. The clock is asked once, and id,
 // which makes an id like "chatcmpl-…", only if the provider gave none.
 func (r Request) Answer(status int, contentType string, now func() time.Time, id func() string) *Answer {
-	a := &Answer{req: r, status: status, now: now, id: id}
-	media, _, err := mime.ParseMediaType(contentType)
+	a := &Answer{req: r, status: status, now: now, id: id, stream: sse.New(maxEvent, maxEvent)}
 	switch {
 	case status < 200 || status > 299:
 		a.form = errorForm
-	case err == nil && media == "text/event-stream" && r.Stream: // unasked, it is not what the caller could read
+	case r.Stream && sse.Is(contentType): // unasked, it is not what the caller could read
 		a.form = streamForm
 	}
 	return a
@@ -291,80 +288,33 @@ func (a *Answer) wholeEnd(tooLong bool) {
 	a.completion()
 }
 
-// feed reads lines. They end in "\n", "\r\n" or "\r".
+// feed takes the next bytes of a stream.
 func (a *Answer) feed(b []byte) {
 	for len(b) > 0 {
-		if a.cr {
-			a.cr = false
-			if b[0] == '\n' {
-				b = b[1:]
-				continue
-			}
+		p, n := a.stream.Next(b)
+		b = b[n:]
+		switch p.Kind {
+		case sse.Data:
+			a.data = append(a.data, p.Text...)
+		case sse.Comment:
+			a.comment(p.Text)
+		case sse.End: // the event's type is in its data too
+			a.take(a.data)
+			a.data = a.data[:0]
+		case sse.TooLong:
+			a.fail(unreadable(a.req.Kind))
+			a.data = nil
 		}
-		n := bytes.IndexByte(b, '\n')
-		if n < 0 {
-			n = len(b)
-		}
-		if r := bytes.IndexByte(b[:n], '\r'); r >= 0 {
-			n = r
-			a.cr = true
-		}
-		if n == len(b) {
-			if len(a.line)+len(a.data)+n > maxEvent {
-				a.fail(unreadable(a.req.Kind))
-				a.line, a.data, a.hasData = nil, nil, false
-				return
-			}
-			a.line = append(a.line, b...)
-			return
-		}
-		line := b[:n]
-		if len(a.line) > 0 {
-			a.line = append(a.line, line...)
-			line = a.line
-		}
-		b = b[n+1:]
-		a.takeLine(line)
-		a.line = a.line[:0]
 	}
 }
 
-func (a *Answer) takeLine(line []byte) {
-	if !a.begun {
-		a.begun = true
-		line = bytes.TrimPrefix(line, []byte("\uFEFF"))
-	}
+// take takes the data of an event, which is a line where lines are values.
+func (a *Answer) take(data []byte) {
 	if a.lines {
-		a.takeValue(line)
+		a.takeValue(data)
 		return
 	}
-	if len(line) == 0 {
-		if a.hasData {
-			a.dispatch(a.data)
-			a.data, a.hasData = a.data[:0], false
-		}
-		return
-	}
-	if line[0] == ':' {
-		a.comment(line[1:])
-		return
-	}
-	value, ok := bytes.CutPrefix(line, []byte("data"))
-	if !ok || len(value) > 0 && value[0] != ':' {
-		return // event, id and retry: the data says it all
-	}
-	if len(value) > 0 {
-		value = bytes.TrimPrefix(value[1:], []byte(" "))
-	}
-	if a.hasData {
-		a.data = append(a.data, '\n')
-	}
-	if len(a.data)+len(value) > maxEvent {
-		a.fail(unreadable(a.req.Kind))
-		return
-	}
-	a.data = append(a.data, value...)
-	a.hasData = true
+	a.dispatch(data)
 }
 
 // comment keeps the connection alive on our side as it does on the provider's.
@@ -379,11 +329,8 @@ func (a *Answer) comment(text []byte) {
 
 // feedEnd takes what stands without an empty line after it, and ends the stream.
 func (a *Answer) feedEnd() {
-	if len(a.line) > 0 {
-		a.takeLine(a.line)
-		a.line = nil
-	}
 	if a.lines {
+		a.takeValue(a.data)
 		// Nothing in it says that it is whole but its end.
 		if !a.done {
 			a.w.b = append(a.w.b, "data: [DONE]\n\n"...)
@@ -391,10 +338,9 @@ func (a *Answer) feedEnd() {
 		}
 		return
 	}
-	if _, whole := parseLoosely(a.data); a.hasData && (whole || string(bytes.TrimSpace(a.data)) == "[DONE]") {
+	if _, whole := parseLoosely(a.data); whole || string(bytes.TrimSpace(a.data)) == "[DONE]" {
 		a.dispatch(a.data)
 	}
-	a.hasData = false
 	a.finishStream() // an event that is cut off is an answer that is
 }
 

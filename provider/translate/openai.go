@@ -1,6 +1,10 @@
 package translate
 
-import "bytes"
+import (
+	"bytes"
+
+	"github.com/ai-identity/ai-identity/provider/sse"
+)
 
 // OpenAI is the kind whose requests and answers pass as they are. Its errors are
 // read all the same: see Error.
@@ -29,7 +33,7 @@ func ErrorOf(status int, none func(message string) []byte) *Answer {
 // value a line (NDJSON). A value with words at the place of errors ends it.
 func Lines(errorAt []string) *Answer {
 	a := Request{Kind: OpenAI, Stream: true}.Answer(200, "text/event-stream", nil, nil)
-	a.lines, a.at = true, errorAt
+	a.lines, a.at, a.stream = true, errorAt, sse.NewLines(maxEvent)
 	return a
 }
 
