@@ -14,21 +14,28 @@ FRAMES_PY := $(TOOLS)/frameworks/.done
 SDK_JS    := e2e/sdk/node_modules/.done
 STATIC    := $(TOOLS)/bin/staticcheck
 VULN      := $(TOOLS)/bin/govulncheck
+VALE      := $(TOOLS)/bin/vale
+VALE_DONE := $(TOOLS)/vale.done
 BIN       := bin/aid
 
 STATIC_VERSION := v0.8.2
 VULN_VERSION   := v1.9.0
 
+# The folders whose prose is checked. It grows until it is everything.
+PLAIN := tools process budget layout_test.go
+
 # Tests that need Envoy, Postgres and the SDKs find them here, and in CI fail without.
 export AID_ENVOY        := $(abspath $(ENVOY))
 export AID_POSTGRES_DIR := $(abspath $(TOOLS)/postgres)
 export AID_SDK_PYTHON   := $(abspath $(TOOLS)/sdk/bin/python)
+export AID_VALE         := $(abspath $(VALE))
 export AID_FRAMEWORKS_PYTHON := $(abspath $(TOOLS)/frameworks/bin/python)
 
 FUZZTIME ?= 20s
 PYTHON   ?= python3
 ARGS     ?=
 
+comma := ,
 say = @printf '\033[1m==>\033[0m %s\n' "$(1)" >&2
 
 .DEFAULT_GOAL := help
@@ -42,7 +49,7 @@ run: check-run $(BIN) $(ENVOY_DONE) $(POSTGRES) ## set up, build and run everyth
 	$(call say,starting; Ctrl-C stops everything)
 	@exec tools/run $(ARGS)
 
-test: check-test setup $(SDK_PY) $(FRAMES_PY) $(SDK_JS) ## every test, with the race detector, a real Envoy, Postgres and the official SDKs
+test: check-test setup $(SDK_PY) $(FRAMES_PY) $(SDK_JS) lint ## lint and every test, with the race detector, a real Envoy, Postgres and the official SDKs
 	$(call say,go vet)
 	@go vet ./...
 	$(call say,go test -race ./... (real Envoy; a few minutes))
@@ -51,14 +58,16 @@ test: check-test setup $(SDK_PY) $(FRAMES_PY) $(SDK_JS) ## every test, with the 
 test-short: ## the tests that need nothing but Go
 	@env -u AID_ENVOY -u CI go test -short ./...
 
-check: test lint generate ## test, lint, generate, and then nothing may have changed
+check: test generate ## test, generate, and then nothing may have changed
 	$(call say,nothing may differ from what is committed)
 	@test -z "$$(git status --porcelain)" || { git status --short; exit 1; }
 
-lint: $(STATIC) ## gofmt and staticcheck (staticcheck.conf says which checks and why)
+lint: $(STATIC) $(VALE_DONE) ## gofmt, staticcheck (staticcheck.conf has its checks), and Vale for prose (rules in docs/.vale)
 	$(call say,gofmt and staticcheck)
 	@out="$$(gofmt -l $$(git ls-files '*.go'))"; test -z "$$out" || { echo "gofmt -w $$out"; exit 1; }
 	@$(STATIC) ./...
+	$(call say,Vale: comments$(comma) errors$(comma) help and docs)
+	@go run ./tools/words -vale $(VALE) $(PLAIN)
 
 vuln: $(VULN) ## known vulnerabilities that our code can reach (needs the vulnerability database)
 	@$(VULN) ./...
@@ -137,6 +146,12 @@ $(SDK_JS): e2e/sdk/package.json e2e/sdk/package-lock.json
 $(STATIC):
 	$(call say,building staticcheck $(STATIC_VERSION))
 	@GOBIN=$(abspath $(TOOLS)/bin) go install honnef.co/go/tools/cmd/staticcheck@$(STATIC_VERSION)
+
+$(VALE_DONE): tools/vale/go.sum
+	@cmp -s $< $@ && test -x $(VALE) || { set -e; \
+	  printf '\033[1m==>\033[0m %s\n' "building Vale $$(sed -n 's|^\tgithub.com/vale-cli/vale/v3 \(v[^ ]*\).*|\1|p' tools/vale/go.mod) into $(TOOLS)/bin (a few minutes, once)" >&2; \
+	  cd tools/vale && GOBIN=$(abspath $(TOOLS)/bin) CGO_CFLAGS=-w go install -mod=readonly github.com/vale-cli/vale/v3/cmd/vale; }
+	@cp $< $@
 
 $(VULN):
 	$(call say,building govulncheck $(VULN_VERSION))

@@ -11,24 +11,23 @@ import (
 
 const module = "github.com/ai-identity/ai-identity/"
 
-// layer says how high each folder stands. A package may import only packages
-// from lower layers, so leaves never import one another and neither do the
-// three servers. Only cmd sees everything.
+// layer gives the height of each folder. A package may import only packages from lower
+// layers. So leaves never import one another, and neither do the three servers. Only cmd
+// sees everything.
 var layer = map[string]int{
 	"proto": 0, "process": 0,
 	"identity": 1, "provider": 1, "policy": 1, "budget": 1, "audit": 1, "store": 1, "envoy": 1,
 	"verdict": 2,
 	"extproc": 3, "xds": 3, "api": 3,
-	"cmd": 4, "bench": 4, "e2e": 4,
+	"cmd": 4, "bench": 4, "e2e": 4, "tools": 4,
 }
 
-// besideTests says which test support may see what its package's layer may not:
-// a test's real database is opened by the packages that it is for.
+// besideTests lists test support that may import what its package's layer may not. A test's
+// real database is opened by the packages under test.
 var besideTests = map[string]string{}
 
-// home says which folders may import a dependency. One that is not listed here
-// may be imported by nobody, so adding a dependency means adding a line, and
-// the line is where the reviewer asks why.
+// home lists the folders that may import a dependency. A dependency that is not listed here
+// may not be imported. Adding one means adding a line, and the reviewer asks there why.
 var home = map[string]string{
 	"github.com/open-policy-agent/opa":       "policy",
 	"github.com/jackc/pgx":                   "store identity provider policy audit xds api cmd",
@@ -97,7 +96,7 @@ func TestPackageDocs(t *testing.T) {
 	}
 }
 
-// Commands of `make test` must not rest on what only one machine has.
+// Commands of `make test` must not depend on what only one machine has.
 func TestNoLocalReplacements(t *testing.T) {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{if .Replace}}{{.Path}}{{end}}", "all").Output()
 	if err != nil {

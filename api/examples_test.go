@@ -48,7 +48,8 @@ func TestExamples(t *testing.T) {
 			agent := id(w.want(201, "POST", "/v1/agents", unique(`{"name":"example-$"}`)))
 			path = strings.Replace(path, "{id}", agent, 1)
 			if strings.Contains(path, "{key_id}") {
-				path = strings.Replace(path, "{key_id}", id(w.want(201, "POST", "/v1/agents/"+agent+"/keys", `{"name":"k","scopes":["*"]}`)), 1)
+				key := id(w.want(201, "POST", "/v1/agents/"+agent+"/keys", `{"name":"k","scopes":["*"]}`))
+				path = strings.Replace(path, "{key_id}", key, 1)
 			}
 		case strings.HasPrefix(path, "/v1/providers/{id}"):
 			path = strings.Replace(path, "{id}", id(w.want(201, "POST", "/v1/providers", unique(`{"name":"example-$","kind":"openai","base_url":"https://api.example.com/v1"}`))), 1)

@@ -524,8 +524,6 @@ func (w *Writer) Run(ctx context.Context) error {
 
 // stop lets nobody wait any more and writes what is left.
 func (w *Writer) stop() {
-	w.mu.Lock()
-	w.mu.Unlock()
 	w.writeCounts()
 	w.mu.Lock()
 	w.running, w.stopped = false, true

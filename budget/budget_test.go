@@ -64,7 +64,7 @@ func TestNoLimits(t *testing.T) {
 	}
 }
 
-// A refused request takes from no limit, whichever of them refuses.
+// A rejected request is counted against no limit, whichever limit rejects it.
 func TestAllOrNone(t *testing.T) {
 	m := budget.NewMemory((&clock{}).now)
 	wide, narrow, never := budget.Limit{Key: "wide", PerMinute: 10}, budget.Limit{Key: "narrow", PerMinute: 2}, budget.Limit{Key: "never"}
@@ -100,8 +100,8 @@ func TestOneKeyTwice(t *testing.T) {
 	}
 }
 
-// Whatever is asked when: in no window of a minute do more than twice n pass, n
-// of them as the burst, and who waits as told passes.
+// No window of a minute lets more than 2n requests pass, and a burst is at most n. A caller
+// that waits as long as RetryAfter says passes.
 func TestRate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := &clock{}

@@ -2,17 +2,16 @@ package budget
 
 import "time"
 
-// maxPerMinute is one a nanosecond: the arithmetic's finest step.
+// maxPerMinute is one per nanosecond, the finest step of the arithmetic.
 const maxPerMinute = int64(time.Minute)
 
-// longest is how far a count can reach into the future, at most: a minute,
-// rounded up to whole steps.
+// longest is how far a count can reach into the future, at most: a minute, rounded up to
+// whole steps.
 const longest = 2 * time.Minute
 
-// take is one step of the generic cell rate algorithm (ITU-T I.371, "virtual
-// scheduling"). Its whole state is one instant, tat: when the bucket will be full
-// again. It says what the state is if the step is taken, and how things stand
-// either way. It takes nothing itself. Instants are durations since any epoch.
+// take is one step of the generic cell rate algorithm (ITU-T I.371, "virtual scheduling").
+// Its whole state is one instant, tat: when the bucket will be full again. It is pure: it
+// returns the state after the step, and the result. Instants are durations since any epoch.
 func take(now, tat time.Duration, perMinute int64) (next time.Duration, r Result) {
 	if perMinute <= 0 {
 		return tat, Result{RetryAfter: time.Minute, Reset: time.Minute}

@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// Memory keeps counts in this process. Make one with NewMemory; it is safe for
-// concurrent use.
+// Memory keeps counts in this process. Make one with NewMemory. It is safe for concurrent
+// use.
 //
-// Its memory is that of the keys used in the last two to four minutes: an older
-// count is a full bucket, and so is one that is not there.
+// It keeps the keys that were used in the last two to four minutes. Older counts are full
+// buckets, as are keys that it does not have.
 type Memory struct {
 	now func() time.Time
 
@@ -28,9 +28,9 @@ func NewMemory(now func() time.Time) *Memory {
 	return &Memory{now: now, epoch: now(), young: map[string]time.Duration{}}
 }
 
-// Take counts one against every limit, or, if any of them is full, against none.
-// No limits: it may happen. A key that is given twice is counted once, against
-// the narrower of its limits.
+// Take counts one against every limit. If any limit is exceeded, it counts against none.
+// Without limits the result is allowed. A key that is given twice is counted once, against
+// the stricter of its limits.
 func (m *Memory) Take(limits []Limit) Result {
 	best := Result{OK: true, Which: -1}
 	if len(limits) == 0 {
@@ -64,14 +64,14 @@ func (m *Memory) Take(limits []Limit) Result {
 	return best
 }
 
-// Reserve is Take: a rate is counted in full when a request is admitted. The id is
-// not needed here, since nothing of the request is kept. It never fails.
+// Reserve is Take: a rate is counted in full when a request is admitted. It ignores the id,
+// since it keeps nothing about the request. It never fails.
 func (m *Memory) Reserve(_ context.Context, _ string, limits []Limit) (Result, error) {
 	return m.Take(limits), nil
 }
 
-// Full returns the figures of the limit that refuses longest, if one is full. It
-// takes nothing.
+// Full returns the figures of the limit with the longest wait, if a limit is exceeded. It
+// counts nothing.
 func (m *Memory) Full(limits []Limit) (worst Result, full bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -85,8 +85,8 @@ func (m *Memory) Full(limits []Limit) (worst Result, full bool) {
 	return worst, full
 }
 
-// Release gives back what Take took for one request: each bucket is full again one
-// interval sooner.
+// Release returns what Take counted for one request: each bucket is full again one interval
+// sooner.
 func (m *Memory) Release(_ context.Context, _ string, limits []Limit) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -106,8 +106,8 @@ func (m *Memory) Release(_ context.Context, _ string, limits []Limit) {
 // Settle changes nothing: a rate counts requests, whatever they use.
 func (m *Memory) Settle(context.Context, string, []Limit, Used) {}
 
-// Len is how many counts are kept, for metrics. One that is used again after two
-// minutes may count twice.
+// Len returns how many counts are kept, for metrics. A key that is used again after two
+// minutes may be counted twice.
 func (m *Memory) Len() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -122,8 +122,8 @@ func (m *Memory) tat(key string) time.Duration {
 	return m.old[key]
 }
 
-// turn forgets the counts that nobody has used for so long that their buckets
-// are full. A key that is used is in young from then on.
+// turn forgets the counts that were unused for so long that their buckets are full. A key
+// that is used is in young from then on.
 func (m *Memory) turn() {
 	idle := m.last - m.turned
 	if idle < longest {

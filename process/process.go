@@ -1,12 +1,16 @@
-// Package process keeps a program of another making alive as our child: Envoy,
-// and the subcommands of our own binary that `aid up` runs side by side.
+// Package process runs another program as our child and restarts it: Envoy, and the
+// subcommands of our own binary that `aid up` runs side by side.
 //
-// What is true of every child: its lines go to our log; when it ends without
-// being told to, it is started again, later each time; it has its own process
-// group, so that a terminal's Ctrl-C reaches us alone and we decide the order
-// of death; and the kernel kills it when we die, however we die.
+// This holds for every child:
 //
-// It stands below the leaves because envoy and cmd both need it.
+//   - Its lines go to our log.
+//   - When it ends and Stop was not called, it is started again, after a pause that
+//     grows.
+//   - It has its own process group. A terminal's Ctrl-C reaches only us, and we decide
+//     the order of shutdown.
+//   - The kernel kills it when our process ends, for any reason.
+//
+// The package is below the leaves because envoy and cmd both need it.
 package process
 
 import (
@@ -37,14 +41,14 @@ type Config struct {
 	// at Info under the child's name.
 	Line func(line string)
 
-	// Stop asks the child to end, and may take until ctx is done to do so; the
-	// child is killed when ctx is done and it still runs. Nil: SIGTERM.
+	// Stop asks the child to end, and may take until ctx is done. A child that still runs
+	// then is killed. Nil: SIGTERM.
 	Stop func(ctx context.Context, p *os.Process) error
 	// StopTimeout bounds Stop and the end that follows. 0: 10 s.
 	StopTimeout time.Duration
 
-	// The pause before the first restart, doubled for each further one up to
-	// the maximum, and back to the first once a child ran for StableAfter.
+	// MinBackoff is the pause before the first restart. It doubles for each further
+	// restart, up to MaxBackoff. It is MinBackoff again once a child ran for StableAfter.
 	// 0: 100 ms, 10 s and 30 s.
 	MinBackoff, MaxBackoff, StableAfter time.Duration
 
@@ -58,12 +62,12 @@ type Child struct {
 	restarts atomic.Int64
 
 	mu   sync.Mutex
-	tail []string // the last lines, for the error of whoever waited in vain
+	tail []string // the last lines, for the error of a failed wait
 }
 
 const tailLines = 8
 
-// New checks c and returns its child, not yet started.
+// New returns a child that is not yet started.
 func New(c Config) *Child {
 	if c.StopTimeout == 0 {
 		c.StopTimeout = 10 * time.Second
@@ -84,24 +88,24 @@ func New(c Config) *Child {
 	return &Child{c: c}
 }
 
-// Name is what the child is called in logs and errors.
+// Name returns the child's name in logs and errors.
 func (c *Child) Name() string { return c.c.Name }
 
-// PID is the process id of the running child, 0 while none runs.
+// PID returns the process id of the running child, and 0 while none runs.
 func (c *Child) PID() int { return int(c.pid.Load()) }
 
-// Restarts counts how often the child ended without being told to.
+// Restarts counts how often the child ended without Stop.
 func (c *Child) Restarts() int64 { return c.restarts.Load() }
 
-// Tail is the last lines that the child printed, oldest first.
+// Tail returns the last lines that the child printed, oldest first.
 func (c *Child) Tail() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return append([]string(nil), c.tail...)
 }
 
-// Run keeps the child running until ctx is done, then stops it and returns
-// nil. It returns an error only when the program cannot be started at all.
+// Run keeps the child running until ctx is done, then stops it and returns nil. It returns
+// an error only when the program cannot be started at all.
 func (c *Child) Run(ctx context.Context) error {
 	pause := c.c.MinBackoff
 	for {
@@ -137,9 +141,9 @@ type running struct {
 	done    chan error // one value, when the child has ended and its lines are read
 }
 
-// start returns once the program runs. The thread that forked it stays with it
-// to its end: the parent-death signal is tied to that thread, not to our
-// process, so the goroutine keeps the thread locked and never gives it back.
+// start returns once the program runs. The goroutine keeps its thread locked until the
+// child ends, because the parent-death signal is tied to the thread that forked, not to our
+// process.
 func (c *Child) start() (*running, error) {
 	r := &running{done: make(chan error, 1)}
 	started := make(chan error, 1)
@@ -172,8 +176,8 @@ func (c *Child) start() (*running, error) {
 		started <- nil
 		err = cmd.Wait()
 		c.pid.Store(0)
-		// A grandchild may hold the pipe open; the child's own lines are in by
-		// then, or nearly.
+		// A grandchild may hold the pipe open. The child's own lines have arrived by then,
+		// or nearly all of them.
 		select {
 		case <-read:
 		case <-time.After(time.Second):
@@ -184,7 +188,7 @@ func (c *Child) start() (*running, error) {
 	return r, <-started
 }
 
-// read hands on each line, cutting those that no log wants whole.
+// read passes on each line, and cuts lines that are too long for a log.
 func (c *Child) read(out io.Reader) {
 	b := bufio.NewReaderSize(out, 64<<10)
 	for {
@@ -204,7 +208,7 @@ func (c *Child) read(out io.Reader) {
 	}
 }
 
-// stop ends the child: politely, then by force, and returns when it is gone.
+// stop ends the child: it asks first, then kills. It returns when the child is gone.
 func (c *Child) stop(r *running) {
 	ctx, cancel := context.WithTimeout(context.Background(), c.c.StopTimeout)
 	defer cancel()

@@ -17,7 +17,7 @@ import (
 	"github.com/ai-identity/ai-identity/process"
 )
 
-// TestMain lets this binary play the parent that is killed: see TestParentKilled.
+// TestMain lets this binary be the parent that is killed: see TestParentKilled.
 func TestMain(m *testing.M) {
 	if os.Getenv("PROCESS_TEST_PARENT") == "" {
 		os.Exit(m.Run())
@@ -130,7 +130,7 @@ func TestProgramMissing(t *testing.T) {
 	}
 }
 
-// A child must not outlive a parent that had no chance to say goodbye.
+// A child must not outlive a parent that was killed without warning.
 func TestParentKilled(t *testing.T) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -153,7 +153,7 @@ func TestParentKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// pidfd-free waiting: the child is not ours, so ask until it is gone.
+	// The process is not our child, so poll until it is gone.
 	parent.Process.Kill()
 	parent.Wait()
 	deadline := time.Now().Add(5 * time.Second)
@@ -166,7 +166,7 @@ func TestParentKilled(t *testing.T) {
 	}
 }
 
-// alive says whether pid runs; a zombie that nobody has reaped does not.
+// alive reports whether pid runs. A zombie does not run.
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.Contains(string(stat), ") Z ")
