@@ -11,7 +11,7 @@ type metrics struct {
 	changes, gaps, unknownCallers   prometheus.Counter
 	shipping                        prometheus.GaugeFunc
 	bytes, lagRecords, lagAge, free prometheus.GaugeFunc
-	unsettled, writable             prometheus.GaugeFunc
+	unsettled, writable, stuck      prometheus.GaugeFunc
 }
 
 func newMetrics(w *Writer) *metrics {
@@ -53,6 +53,15 @@ func newMetrics(w *Writer) *metrics {
 			}
 			return 1
 		}),
+		stuck: gauge("stuck_orgs", "Orgs whose records the control plane does not take: it rejects them, or for 2 minutes none was taken. Not 0: /readyz names them.",
+			locked(func() (n float64) {
+				for _, l := range w.lanes {
+					if l.stuck(w.c.Now()) {
+						n++
+					}
+				}
+				return n
+			})),
 		bytes: gauge("segment_bytes", "Bytes of all segments on the disk.", locked(func() float64 {
 			return float64(w.bytesLocked())
 		})),
@@ -60,10 +69,11 @@ func newMetrics(w *Writer) *metrics {
 			return float64(w.lagLocked())
 		})),
 		lagAge: gauge("lag_seconds", "Age of the oldest of them.", locked(func() float64 {
-			if w.oldest.IsZero() {
+			oldest := w.oldestLocked()
+			if oldest.IsZero() {
 				return 0
 			}
-			return max(0, w.c.Now().Sub(w.oldest).Seconds())
+			return max(0, w.c.Now().Sub(oldest).Seconds())
 		})),
 		free: gauge("free_bytes", "Free bytes on the disk of the segments; -1: cannot be said.", func() float64 {
 			n, err := w.disk.free()
@@ -87,7 +97,7 @@ func (m *metrics) register(r prometheus.Registerer) error {
 		return nil
 	}
 	return registerAll(r, m.append, m.sync, m.batch, m.failures, m.dropped, m.recovered, m.truncated, m.shipped, m.shipFailures,
-		m.bytes, m.lagRecords, m.lagAge, m.free, m.unsettled, m.writable, m.changes, m.gaps, m.unknownCallers, m.shipping)
+		m.bytes, m.lagRecords, m.lagAge, m.free, m.unsettled, m.writable, m.changes, m.gaps, m.unknownCallers, m.shipping, m.stuck)
 }
 
 func registerAll(r prometheus.Registerer, cs ...prometheus.Collector) error {

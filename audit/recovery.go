@@ -144,6 +144,7 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.segs, w.durable, w.acked = segs, durable, max(segs[0].first-1, min(acked, durable))
+	w.passed = w.acked
 	// Behind what the last head took back, too: those numbers are used.
 	w.next = last.last + 1
 	if w.durable > w.acked {

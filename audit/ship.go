@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -16,7 +17,8 @@ import (
 type Shipper interface {
 	// Send sends a batch and returns its last number once all of it is committed.
 	// The error is a *Behind, or wraps ErrFork or ErrRefused, as Chain.Append's.
-	// Sending some of the records again changes nothing.
+	// Sending some of the records again changes nothing. It is called by several
+	// goroutines, each with another org.
 	Send(ctx context.Context, b Batch) (upTo uint64, err error)
 }
 
@@ -33,16 +35,22 @@ const (
 	// sendDeadline bounds the wait for one batch: a connection that went silent is
 	// given up.
 	sendDeadline = time.Minute
+	// separateAfter is how long one org's batch may take before the org gets a lane
+	// of its own.
+	separateAfter = 2 * time.Second
 
 	minSendPause = 100 * time.Millisecond
 	maxSendPause = 15 * time.Second
 )
 
-// Ship sends what is durable to s, in order, and removes each segment that the
-// control plane has committed to its end. While s fails it tries again after
-// 0.1 s, then later and later up to every 15 s. It blocks until ctx is done and
-// then returns nil; any other return means that a segment cannot be read, which
-// is never skipped. It may be called again, one at a time.
+// Ship sends what is durable to s, in each org's order, and lets go of each segment
+// once the control plane has all of it. While s fails it tries again after 0.1 s,
+// then later and later up to every 15 s. It blocks until ctx is done and then
+// returns nil; any other return means that a segment cannot be read, which is never
+// skipped. It may be called again, one at a time.
+//
+// An org whose batch fails, or takes longer than 2 s, gets a lane of its own and
+// holds up no other org: see lanes.go. s is called by all lanes at once.
 //
 // After a restart it sends the oldest segment again from its beginning.
 func (w *Writer) Ship(ctx context.Context, s Shipper) error {
@@ -51,163 +59,143 @@ func (w *Writer) Ship(ctx context.Context, s Shipper) error {
 		w.mu.Unlock()
 		return errors.New("audit segments are being shipped already, or the writer is closed")
 	}
-	w.shipping = true
+	w.shipping, w.passed, w.lanes = true, w.acked, make(map[string]*lane)
+	common := cursor{after: w.acked}
 	w.mu.Unlock()
-	defer func() {
-		w.mu.Lock()
-		w.shipping = false
-		w.releaseLocked()
-		w.mu.Unlock()
-	}()
-	var c cursor
-	defer c.close()
-	defer func() {
-		w.mu.Lock()
-		acked := w.acked
-		w.mu.Unlock()
-		w.writeAcked(acked)
-	}()
-	lanes := lanes{forks: make(map[lane]bool), rewound: make(map[lane]uint64)}
-	var recs []Record
+	defer common.close()
+
+	ctx, stop := context.WithCancel(ctx)
+	sh := &shipping{w: w, s: s, forks: make(map[source]int), rewound: make(map[source]uint64), failed: make(chan error, 1)}
+	err := sh.common(ctx, &common)
+	stop()
+	sh.running.Wait()
+	w.mu.Lock()
+	acked := w.acked
+	w.passed, w.lanes, w.shipping = acked, nil, false
+	w.releaseLocked()
+	w.mu.Unlock()
+	w.writeAcked(acked)
+	if err != nil {
+		return fmt.Errorf("shipping audit segments: %w", err)
+	}
+	return nil
+}
+
+// shipping is one call of Ship.
+type shipping struct {
+	w       *Writer
+	s       Shipper
+	running sync.WaitGroup // the lanes
+	failed  chan error     // a lane cannot read its segment
+
+	mu      sync.Mutex
+	forks   map[source]int    // how often the chain had other records of that writer; above 0: they are shipped as a fork
+	rewound map[source]uint64 // it was sent again from there already; what lies between is lost
+}
+
+// source is a writer's records in an org.
+type source struct{ writer, org string }
+
+// parcel is what one org gets of what was read.
+type parcel struct {
+	org  string
+	recs []Record
+}
+
+// common ships all orgs that have no lane of their own, from one cursor.
+func (sh *shipping) common(ctx context.Context, c *cursor) error {
+	w := sh.w
 	var writer string
-	pause := minSendPause
+	var todo []parcel
+	full, pause := false, minSendPause
 	for ctx.Err() == nil {
-		if len(recs) == 0 {
+		select {
+		case err := <-sh.failed:
+			return err
+		default:
+		}
+		if len(todo) == 0 {
 			changed := w.change()
+			var recs []Record
 			var err error
-			if writer, recs, err = w.read(&c); err != nil {
-				return fmt.Errorf("shipping audit segments: %w", err)
+			if writer, recs, err = w.read(c); err != nil {
+				return err
 			}
 			if len(recs) == 0 {
 				select {
 				case <-changed:
+				case err := <-sh.failed:
+					return err
 				case <-ctx.Done():
 				}
 				continue
 			}
+			w.noteOldest(nil, recs)
+			full = len(recs) >= maxSendRecords/2
+			todo = w.parcels(recs)
 		}
-		err := w.send(ctx, s, writer, recs, &lanes)
-		var back *rewind
+		var err error
+		for len(todo) > 0 && err == nil {
+			err = sh.try(ctx, writer, todo[0])
+			if err != nil && ctx.Err() == nil && sh.separate(ctx, todo[0], err) {
+				err = nil
+			}
+			if err == nil {
+				todo = todo[1:]
+			}
+		}
 		switch {
+		case ctx.Err() != nil:
+			return nil
 		case err == nil:
-			full := len(recs) >= maxSendRecords/2
-			w.acknowledge(recs[len(recs)-1].Seq)
-			recs, pause = nil, minSendPause
+			pause = minSendPause
+			w.pass(c.at)
 			if !full {
 				rest(ctx, sendInterval)
 			}
 			continue
-		case errors.As(err, &back):
-			w.c.Log.WarnContext(ctx, "the control plane has fewer audit records than it acknowledged; they are sent again", "writer", back.writer, "have", back.have)
-			w.rewind(&c, back)
-			recs = nil
-			continue
-		case ctx.Err() != nil:
-			return nil
 		}
+		// As many orgs as may have a lane fail already.
 		w.metrics.shipFailures.Inc()
-		if errors.Is(err, ErrRefused) || errors.Is(err, ErrFork) {
-			w.mu.Lock()
-			w.refused = err
-			w.mu.Unlock()
-		}
+		w.mu.Lock()
+		w.refused = fmt.Errorf("org %s: %w", todo[0].org, err)
+		w.mu.Unlock()
 		wait := w.jitter(pause)
-		w.c.Log.WarnContext(ctx, "the control plane does not take audit records", "err", err, "lag", w.lag(), "pause", wait)
+		w.c.Log.WarnContext(ctx, "the control plane takes no audit records of many orgs", "org", todo[0].org, "err", err, "lag", w.lag(), "pause", wait)
 		pause = min(2*pause, maxSendPause)
 		rest(ctx, wait)
 	}
 	return nil
 }
 
-// lane is a writer's records in an org.
-type lane struct{ writer, org string }
-
-// lanes is what Ship knows of them.
-type lanes struct {
-	forks   map[lane]bool   // the chain has other records of that writer
-	rewound map[lane]uint64 // it was sent again from there already; what lies between is lost
-}
-
-// rewind is send's error when the chain has lost records that may be here.
-type rewind struct {
-	writer string
-	have   uint64
-}
-
-func (r *rewind) Error() string {
-	return fmt.Sprintf("writer %s: send again after %d", r.writer, r.have)
-}
-
-// send sends records of one writer, each org's apart. All are committed when it
-// returns nil.
-func (w *Writer) send(ctx context.Context, s Shipper, writer string, recs []Record, l *lanes) error {
-	var orgs []string
-	byOrg := make(map[string][]Record)
-	for _, r := range recs {
-		if byOrg[r.Org] == nil {
-			orgs = append(orgs, r.Org)
-		}
-		byOrg[r.Org] = append(byOrg[r.Org], r)
+// try sends a parcel once.
+func (sh *shipping) try(ctx context.Context, writer string, p parcel) error {
+	limit := separateAfter
+	if sh.w.lanesFull() {
+		limit = sendDeadline
 	}
-	for _, org := range orgs {
-		if err := w.sendOrg(ctx, s, writer, org, byOrg[org], l); err != nil {
-			return err
-		}
+	sh.mu.Lock()
+	fork := sh.forks[source{writer, p.org}] > 0
+	sh.mu.Unlock()
+	return sh.send(ctx, limit, Batch{Org: p.org, Writer: writer, Shipper: sh.w.ID(), Fork: fork, Records: p.recs})
+}
+
+// send sends a batch and waits until it is committed.
+func (sh *shipping) send(ctx context.Context, limit time.Duration, b Batch) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	upTo, err := sh.s.Send(ctx, b)
+	if last := b.Records[len(b.Records)-1].Seq; err == nil && upTo != last {
+		err = fmt.Errorf("it acknowledged record %d, and %d is the last one sent", upTo, last)
 	}
+	if err != nil {
+		return err
+	}
+	sh.w.metrics.shipped.Add(float64(len(b.Records)))
+	sh.mu.Lock()
+	delete(sh.rewound, source{b.Writer, b.Org})
+	sh.mu.Unlock()
 	return nil
-}
-
-func (w *Writer) sendOrg(ctx context.Context, s Shipper, writer, org string, recs []Record, l *lanes) error {
-	k := lane{writer, org}
-	last := recs[len(recs)-1].Seq
-	for range maxSendRecords {
-		shipper := w.ID()
-		b := Batch{Org: org, Writer: writer, Shipper: shipper, Fork: l.forks[k], Records: recs}
-		upTo, err := func() (uint64, error) {
-			ctx, cancel := context.WithTimeout(ctx, sendDeadline)
-			defer cancel()
-			return s.Send(ctx, b)
-		}()
-		var behind *Behind
-		switch {
-		case err == nil && upTo != last:
-			return fmt.Errorf("it acknowledged record %d, and %d is the last one sent", upTo, last)
-		case err == nil:
-			delete(l.rewound, k)
-			return nil
-		case errors.As(err, &behind):
-			if had, again := l.rewound[k]; !again || had != behind.Have {
-				l.rewound[k] = behind.Have
-				return &rewind{writer, behind.Have}
-			}
-			// What lies between is not here any more. Say so, once and for all.
-			prev := recs[0].Prev
-			if prev <= behind.Have {
-				return err
-			}
-			gap := Gap{Org: org, Writer: writer, After: behind.Have, Last: prev}
-			if e, err := Parse(recs[0].Entry); err == nil {
-				gap.Time = e.Head().Time
-			}
-			w.metrics.gaps.Inc()
-			w.c.Log.ErrorContext(ctx, "the control plane lost audit records that are not kept here: a gap is recorded", "org", org, "writer", writer,
-				"after", behind.Have, "last", prev)
-			recs = append([]Record{{Seq: prev, Prev: behind.Have, Org: org, Entry: gap.Encode()}}, recs...)
-		case errors.Is(err, ErrFork):
-			w.mu.Lock()
-			w.refused = err
-			w.mu.Unlock()
-			if writer == shipper || l.forks[k] {
-				if err := w.changeID(ctx, shipper); err != nil {
-					return err
-				}
-			}
-			l.forks[k] = true
-		default:
-			return err
-		}
-	}
-	return fmt.Errorf("%w: records of writer %s in org %s, again and again", ErrRefused, writer, org)
 }
 
 // changeID has Run take a new writer id in place of old, and waits for it.
@@ -230,24 +218,6 @@ func (w *Writer) changeID(ctx context.Context, old string) error {
 			return fmt.Errorf("%w: writer %s needs another id, and gets one when the process starts again or the disk works", ErrFork, old)
 		}
 	}
-}
-
-// rewind moves the cursor to the first record of the writer that the chain lacks,
-// or as near to it as the files here go back.
-func (w *Writer) rewind(c *cursor, r *rewind) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	c.close()
-	c.seg = nil
-	for _, s := range w.segs {
-		if s.writer == r.writer && s.last > r.have {
-			c.seg = s
-			break
-		}
-	}
-	c.after = r.have
-	w.acked = min(w.acked, r.have)
-	w.tellLocked()
 }
 
 // rest waits for d, or until ctx is done.
@@ -293,7 +263,17 @@ func (w *Writer) lag() uint64 {
 	return w.lagLocked()
 }
 
-func (w *Writer) lagLocked() uint64 { return w.durable - min(w.acked, w.durable) }
+// lagLocked counts the records that the control plane does not have.
+func (w *Writer) lagLocked() uint64 {
+	if w.lanes == nil {
+		return w.durable - min(w.acked, w.durable)
+	}
+	n := w.durable - min(w.passed, w.durable)
+	for _, l := range w.lanes {
+		n += uint64(l.waiting)
+	}
+	return n
+}
 
 // jitter returns from half of d to all of it, so that many nodes do not come back
 // at once.
@@ -305,20 +285,32 @@ func (w *Writer) jitter(d time.Duration) time.Duration {
 	return d/2 + time.Duration(float64(d/2)*float64(binary.BigEndian.Uint32(b[:]))/(1<<32))
 }
 
-// acknowledge takes note that the control plane has everything up to upTo. Segments
-// that end there or before are kept for a while: see KeepAckedBytes. Their
-// unsettled decisions are in the head of the one after them.
-func (w *Writer) acknowledge(upTo uint64) {
-	now := w.c.Now()
+// pass takes note that the orgs without a lane have everything up to upTo.
+func (w *Writer) pass(upTo uint64) {
 	w.mu.Lock()
-	w.metrics.shipped.Add(float64(upTo - min(upTo, w.acked)))
-	w.acked = max(w.acked, upTo)
-	w.progress, w.refused = now, nil
-	if w.acked >= w.durable {
+	w.passed = max(w.passed, upTo)
+	w.progress, w.refused = w.c.Now(), nil
+	if w.passed >= w.durable {
 		w.oldest = time.Time{}
 	}
-	var note bool
-	if note = now.Sub(w.noted).Abs() >= time.Second; note {
+	w.mu.Unlock()
+	w.acknowledge()
+}
+
+// acknowledge finds out up to where the control plane has everything, in all orgs.
+// Segments that end there or before are kept for a while: see KeepAckedBytes. Their
+// unsettled decisions are in the head of the one after them.
+func (w *Writer) acknowledge() {
+	w.ackMu.Lock()
+	defer w.ackMu.Unlock()
+	now := w.c.Now()
+	w.mu.Lock()
+	w.acked = w.passed
+	for _, l := range w.lanes {
+		w.acked = min(w.acked, l.pos)
+	}
+	note := now.Sub(w.noted).Abs() >= time.Second
+	if note {
 		w.noted = now
 	}
 	acked, kept := w.acked, w.keptLocked()
@@ -366,6 +358,9 @@ type cursor struct {
 	offset int64
 	prevs  map[string]uint64 // by org: the last number that was read
 	after  uint64            // records up to this one are not sent
+	at     uint64            // the last record that was read, or left out
+	org    string            // the records of others are left out; empty: none are
+	limit  uint64            // records behind this one are not read; 0: none
 }
 
 func (c *cursor) close() {
@@ -382,13 +377,7 @@ func (w *Writer) read(c *cursor) (writer string, recs []Record, err error) {
 	for {
 		w.mu.Lock()
 		if c.seg == nil {
-			c.seg = w.segs[0]
-			c.after = w.acked
-			for _, s := range w.segs {
-				if c.seg = s; s.last > w.acked {
-					break
-				}
-			}
+			w.seekLocked(c, "", c.after)
 		}
 		end, next := c.seg.end, w.nextLocked(c.seg)
 		w.mu.Unlock()
@@ -416,7 +405,25 @@ func (w *Writer) read(c *cursor) (writer string, recs []Record, err error) {
 		c.close()
 		c.seg = next
 	}
-	return writer, w.noteOldest(batch.recs), nil
+	return writer, batch.recs, nil
+}
+
+// seekLocked moves the cursor to the first record after a number: of the writer, if
+// one is named.
+func (w *Writer) seekLocked(c *cursor, writer string, after uint64) {
+	c.close()
+	c.seg = nil
+	for _, s := range w.segs {
+		if s.last > after && (writer == "" || s.writer == writer) {
+			c.seg = s
+			break
+		}
+	}
+	if c.seg == nil {
+		c.seg = w.segs[len(w.segs)-1]
+	}
+	c.after = max(after, c.seg.first-1)
+	c.at = c.after
 }
 
 // shipment is what is sent at once.
@@ -437,8 +444,11 @@ func (c *cursor) fill(s *shipment, end int64) (full bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		if f.seq <= c.after {
-			c.prevs[f.name], c.offset = f.seq, r.offset
+		if c.limit != 0 && f.seq > c.limit {
+			return true, nil
+		}
+		if f.seq <= c.after || c.org != "" && f.name != c.org {
+			c.prevs[f.name], c.offset, c.at = f.seq, r.offset, max(c.at, f.seq)
 			continue
 		}
 		if n := len(s.recs); n > 0 && (n == maxSendRecords || s.size+len(f.body) > maxSendBytes) {
@@ -446,7 +456,7 @@ func (c *cursor) fill(s *shipment, end int64) (full bool, err error) {
 		}
 		s.recs = append(s.recs, Record{Seq: f.seq, Prev: c.prevs[f.name], Org: f.name, Entry: slices.Clone(f.body)})
 		s.size += len(f.body)
-		c.prevs[f.name] = f.seq
+		c.prevs[f.name], c.at = f.seq, f.seq
 		c.offset = r.offset
 	}
 	return false, nil
@@ -463,15 +473,30 @@ func (w *Writer) nextLocked(seg *segment) *segment {
 	return nil
 }
 
-// noteOldest notes of when the oldest record is that is not shipped.
-func (w *Writer) noteOldest(recs []Record) []Record {
-	if len(recs) == 0 {
-		return recs
+// noteOldest notes of when the oldest record is that is not shipped: in a lane, or in
+// all orgs without one.
+func (w *Writer) noteOldest(l *lane, recs []Record) {
+	e, err := Parse(recs[0].Entry)
+	if err != nil {
+		return
 	}
-	if e, err := Parse(recs[0].Entry); err == nil {
-		w.mu.Lock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if l != nil {
+		l.oldest = e.Head().Time
+	} else {
 		w.oldest = e.Head().Time
-		w.mu.Unlock()
 	}
-	return recs
+}
+
+// oldestLocked is when the oldest record that is not shipped was made; zero: there
+// is none.
+func (w *Writer) oldestLocked() time.Time {
+	t := w.oldest
+	for _, l := range w.lanes {
+		if t.IsZero() || !l.oldest.IsZero() && l.oldest.Before(t) {
+			t = l.oldest
+		}
+	}
+	return t
 }

@@ -123,6 +123,8 @@ type Writer struct {
 	previous     string            // the writer before
 	previousSeqs map[string]uint64 // its last durable numbers, by org
 
+	ackMu sync.Mutex // one removes segments at a time; taken before mu
+
 	mu       sync.Mutex // guards the following
 	queue    []*batch   // the last one still takes entries, unless it is full
 	queued   int64      // bytes in queue
@@ -134,15 +136,17 @@ type Writer struct {
 	shipping bool
 	lock     *os.File // nil: no longer ours
 	segs     []*segment
-	durable  uint64        // the last record that callers know to be durable
-	acked    uint64        // the last one that the control plane has
-	oldest   time.Time     // of the first that it has not; zero: it has all
-	changed  chan struct{} // closed and replaced when segs, durable or acked change
-	progress time.Time     // when records last reached the control plane, or began to wait
-	refused  error         // why the control plane does not take a batch; nil: it does
-	noted    time.Time     // when acked was last written to its file
-	checked  time.Time     // when full was found out
-	full     error         // the disk has too little room left
+	durable  uint64           // the last record that callers know to be durable
+	acked    uint64           // the control plane has all up to this one, in all orgs
+	passed   uint64           // the orgs without a lane have all up to this one
+	lanes    map[string]*lane // by org; nil: Ship does not run
+	oldest   time.Time        // of the first that it has not; zero: it has all
+	changed  chan struct{}    // closed and replaced when segs, durable or acked change
+	progress time.Time        // when records last reached the control plane, or began to wait
+	refused  error            // why the control plane does not take a batch; nil: it does
+	noted    time.Time        // when acked was last written to its file
+	checked  time.Time        // when full was found out
+	full     error            // the disk has too little room left
 }
 
 // batch is what is committed together.
@@ -450,12 +454,16 @@ func (w *Writer) keptLocked() (n int64) {
 func (w *Writer) Shipping() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	lag := w.lagLocked()
-	switch since := w.c.Now().Sub(w.progress); {
+	now := w.c.Now()
+	if err := w.stuckLocked(now); err != nil {
+		return err
+	}
+	waiting := w.durable - min(w.passed, w.durable)
+	switch since := now.Sub(w.progress); {
 	case w.refused != nil:
-		return fmt.Errorf("the control plane refuses audit records, %d wait: %w", lag, w.refused)
-	case lag > 0 && since > stuckAfter:
-		return fmt.Errorf("%d audit records wait, and none has reached the control plane for %s: see its log, and its database", lag, since.Round(time.Second))
+		return fmt.Errorf("the control plane takes no audit records of more than %d orgs, %d wait: %w", maxLanes, w.lagLocked(), w.refused)
+	case waiting > 0 && since > stuckAfter:
+		return fmt.Errorf("%d audit records wait, and none has reached the control plane for %s: see its log, and its database", waiting, since.Round(time.Second))
 	}
 	return nil
 }

@@ -94,13 +94,19 @@ func (s *Server) Append(g grpc.BidiStreamingServer[aidv1.AppendRequest, aidv1.Ap
 	}
 }
 
-// Ingest ships a writer's records to the control plane. It is an audit.Shipper.
+// Ingest ships a writer's records to the control plane. It is an audit.Shipper: each
+// call that is in flight has a stream of its own.
 type Ingest struct {
 	client aidv1.IngestClient
 	token  string
 
-	mu     sync.Mutex // held while records are on their way
-	stream grpc.BidiStreamingClient[aidv1.AppendRequest, aidv1.AppendReply]
+	mu   sync.Mutex
+	idle *appendStream // kept for the next call; nil: none
+}
+
+// appendStream is one stream of batches and their replies.
+type appendStream struct {
+	grpc.BidiStreamingClient[aidv1.AppendRequest, aidv1.AppendReply]
 	cancel context.CancelFunc
 }
 
@@ -112,13 +118,16 @@ func NewIngest(conn grpc.ClientConnInterface, token string) *Ingest {
 
 // Send sends a batch and waits until all of it is committed.
 func (i *Ingest) Send(ctx context.Context, b audit.Batch) (uint64, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	reply, err := i.send(ctx, b)
+	stream, err := i.stream(ctx)
 	if err != nil {
-		i.close() // the next try begins anew
 		return 0, fmt.Errorf("sending audit records: %w", err)
 	}
+	reply, err := stream.send(ctx, b)
+	if err != nil {
+		stream.cancel() // the next try begins anew
+		return 0, fmt.Errorf("sending audit records: %w", err)
+	}
+	i.keep(stream)
 	switch reply.GetResult() {
 	case aidv1.AppendResult_APPEND_RESULT_UNSPECIFIED:
 		return reply.GetWriterSeq(), nil
@@ -126,39 +135,59 @@ func (i *Ingest) Send(ctx context.Context, b audit.Batch) (uint64, error) {
 		return 0, &audit.Behind{Have: reply.GetWriterSeq()}
 	case aidv1.AppendResult_APPEND_RESULT_FORK:
 		return 0, fmt.Errorf("%w: %s", audit.ErrFork, reply.GetReason())
+	case aidv1.AppendResult_APPEND_RESULT_REFUSED:
+		return 0, fmt.Errorf("%w: %s", audit.ErrRefused, reply.GetReason())
 	}
-	return 0, fmt.Errorf("%w: %s", audit.ErrRefused, reply.GetReason())
+	// A newer control plane's reply says nothing definite to this build.
+	return 0, fmt.Errorf("sending audit records: the control plane replies %v, which this build does not know: update the node", reply.GetResult())
 }
 
-func (i *Ingest) send(ctx context.Context, b audit.Batch) (*aidv1.AppendReply, error) {
-	if i.stream == nil {
-		// The stream outlives this call: its context is its own.
-		own, cancel := context.WithCancel(bearer(context.WithoutCancel(ctx), i.token))
-		stream, err := i.client.Append(own)
-		if err != nil {
-			cancel()
-			return nil, err
-		}
-		i.stream, i.cancel = stream, cancel
+// stream returns the idle stream, or a new one.
+func (i *Ingest) stream(ctx context.Context) (*appendStream, error) {
+	i.mu.Lock()
+	s := i.idle
+	i.idle = nil
+	i.mu.Unlock()
+	if s != nil {
+		return s, nil
 	}
-	stop := context.AfterFunc(ctx, i.cancel)
+	// The stream outlives this call: its context is its own.
+	own, cancel := context.WithCancel(bearer(context.WithoutCancel(ctx), i.token))
+	stop := context.AfterFunc(ctx, cancel) // but opening it must not take longer
+	stream, err := i.client.Append(own)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return &appendStream{stream, cancel}, nil
+}
+
+// keep keeps a stream for the next call, unless there is one.
+func (i *Ingest) keep(s *appendStream) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.idle != nil {
+		s.cancel()
+		return
+	}
+	i.idle = s
+}
+
+func (s *appendStream) send(ctx context.Context, b audit.Batch) (*aidv1.AppendReply, error) {
+	stop := context.AfterFunc(ctx, s.cancel)
 	defer stop()
 	req := &aidv1.AppendRequest{Writer: b.Writer, ShippedBy: b.Shipper, Fork: b.Fork, Records: make([]*aidv1.Record, len(b.Records))}
 	for n, r := range b.Records {
 		req.Records[n] = &aidv1.Record{WriterSeq: r.Seq, Prev: r.Prev, OrgId: r.Org, Entry: r.Entry}
 	}
 	// Send's own error is io.EOF, and Recv says why.
-	if err := i.stream.Send(req); err != nil && !errors.Is(err, io.EOF) {
+	if err := s.Send(req); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	return i.stream.Recv()
-}
-
-func (i *Ingest) close() {
-	if i.cancel != nil {
-		i.cancel()
-	}
-	i.stream, i.cancel = nil, nil
+	return s.Recv()
 }
 
 // bearer adds a join token to what is sent. gRPC's own credentials refuse to send

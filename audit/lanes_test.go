@@ -1,0 +1,213 @@
+package audit_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/store"
+	"github.com/ai-identity/ai-identity/store/storetest"
+)
+
+// ship ships until the test ends.
+func ship(t *testing.T, w *audit.Writer, s audit.Shipper) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Ship(ctx, s) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// arrive waits until the chain of org has all receipts.
+func arrive(t *testing.T, db *store.DB, org string, receipts []audit.Receipt) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for hasAll(t, db, org, receipts) > 0 {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s: %d of %d receipts are missing", org, hasAll(t, db, org, receipts), len(receipts))
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// An org whose batch the chain does not take holds up no other org, whether it is
+// rejected for good, fails, or takes long. It is named, and it catches up later.
+func TestOrgsShipApart(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		harm func(t *testing.T, db *store.DB, org string, s *gate) (mend func())
+		red  string // in Shipping's error as long as it lasts
+	}{
+		{"the chain is locked", func(t *testing.T, db *store.DB, org string, _ *gate) func() {
+			conn := superuser(t, db)
+			tx, err := conn.Begin(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tx.Exec(context.Background(), `SELECT 1 FROM audit_heads WHERE org_id = $1 FOR UPDATE`, org); err != nil {
+				t.Fatal(err)
+			}
+			return func() { _ = tx.Rollback(context.Background()) }
+		}, ""},
+		{"the chain cannot be written", func(t *testing.T, db *store.DB, org string, _ *gate) func() {
+			conn := superuser(t, db)
+			exec := func(sql string) {
+				if _, err := conn.Exec(context.Background(), sql); err != nil {
+					t.Fatal(err)
+				}
+			}
+			exec(fmt.Sprintf(`CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$
+				BEGIN IF NEW.org_id = '%s' THEN RAISE 'not this org'; END IF; RETURN NEW; END $$`, org))
+			exec(`CREATE TRIGGER no BEFORE UPDATE ON audit_heads FOR EACH ROW EXECUTE FUNCTION no()`)
+			return func() { exec(`DROP TRIGGER no ON audit_heads`) }
+		}, ""},
+		{"the writer is another node's", func(t *testing.T, db *store.DB, org string, s *gate) func() {
+			s.refuse(org, fmt.Errorf("%w: writer w_1 belongs to another node", audit.ErrFork))
+			return func() { s.refuse(org, nil) }
+		}, "belongs to another node"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			db := storetest.Open(t)
+			bad, good := storetest.Org(t, db), storetest.Org(t, db)
+			s := &gate{next: direct{chain(t, db, 1), "node_1"}}
+			w := sidecar(t, t.TempDir(), audit.WriterConfig{})
+			// The heads exist, so that a row lock is one.
+			first := append(write(t, w, bad, "first", 1), write(t, w, good, "first", 1)...)
+			ship(t, w, s)
+			arrive(t, db, bad, first[:1])
+			arrive(t, db, good, first[1:])
+
+			mend := c.harm(t, db, bad, s)
+			// More than one batch, so that the other org's records are far behind.
+			stuck := write(t, w, bad, "stuck", 700)
+			for range 3 {
+				stuck = append(stuck, write(t, w, bad, "between", 1)...)
+				arrive(t, db, good, write(t, w, good, "good", 5))
+			}
+			if n := hasAll(t, db, bad, stuck); n != len(stuck) {
+				t.Errorf("%d of %d records of the org that cannot be shipped arrived", len(stuck)-n, len(stuck))
+			}
+			if c.red != "" {
+				err := w.Shipping()
+				if err == nil || !strings.Contains(err.Error(), c.red) || !strings.Contains(err.Error(), bad) || strings.Contains(err.Error(), good) {
+					t.Errorf("readiness says %v", err)
+				}
+			}
+			mend()
+			arrive(t, db, bad, stuck)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			if err := w.WaitShipped(ctx); err != nil {
+				t.Error(err)
+			}
+			if err := w.Shipping(); err != nil {
+				t.Error(err)
+			}
+			for _, org := range []string{bad, good} {
+				if r := verify(t, db, org, 1); r.FirstBad != nil || r.Broken+r.Gaps != 0 {
+					t.Errorf("%+v", r)
+				}
+			}
+		})
+	}
+}
+
+// gate lets a test reject the batches of orgs on their way.
+type gate struct {
+	next audit.Shipper
+
+	mu      sync.Mutex
+	refused map[string]error
+	calls   map[string]int // in flight, by org
+	most    int            // in flight at once
+}
+
+func (g *gate) refuse(org string, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.refused == nil {
+		g.refused = make(map[string]error)
+	}
+	g.refused[org] = err
+}
+
+func (g *gate) Send(ctx context.Context, b audit.Batch) (uint64, error) {
+	g.mu.Lock()
+	if g.calls == nil {
+		g.calls = make(map[string]int)
+	}
+	g.calls[b.Org]++
+	g.most = max(g.most, len(g.calls))
+	err := g.refused[b.Org]
+	g.mu.Unlock()
+	defer func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.calls[b.Org]--; g.calls[b.Org] == 0 {
+			delete(g.calls, b.Org)
+		}
+	}()
+	if err != nil {
+		return 0, err
+	}
+	return g.next.Send(ctx, b)
+}
+
+// More orgs may fail than have a lane: the others' lanes stay, and all catch up.
+func TestManyOrgsFail(t *testing.T) {
+	db := storetest.Open(t)
+	s := &gate{next: direct{chain(t, db, 1), "node_1"}}
+	reg := prometheus.NewRegistry()
+	w := sidecar(t, t.TempDir(), audit.WriterConfig{Registerer: reg})
+	away := errors.New("the database is away")
+	var orgs []string
+	receipts := map[string][]audit.Receipt{}
+	for range 40 {
+		org := storetest.Org(t, db)
+		orgs = append(orgs, org)
+		s.refuse(org, away)
+	}
+	for round := range 3 {
+		for _, org := range orgs {
+			receipts[org] = append(receipts[org], write(t, w, org, fmt.Sprint("r", round), 2)...)
+		}
+	}
+	ship(t, w, s)
+	waitFor(t, func() bool { return w.Shipping() != nil })
+	if err := w.Shipping(); !strings.Contains(err.Error(), "16 orgs") {
+		t.Error(err)
+	}
+	for _, org := range orgs {
+		s.refuse(org, nil)
+	}
+	for _, org := range orgs {
+		arrive(t, db, org, receipts[org])
+	}
+	waitFor(t, func() bool { return w.Shipping() == nil })
+	if s.most > 17 {
+		t.Errorf("%d batches were in flight at once", s.most)
+	}
+}
+
+func waitFor(t *testing.T, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it did not happen within 30 s")
+		}
+	}
+}
