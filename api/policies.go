@@ -18,9 +18,10 @@ const policyID = "pol_"
 type Policy struct {
 	ID         string    `json:"id" doc:"Its id." example:"pol_01k0000000abcdefghjkmnpqrs"`
 	Name       string    `json:"name" doc:"What people call it; unique in the org." example:"support-agents-read-only-crm"`
-	Effect     string    `json:"effect" enum:"allow,deny" doc:"What it does where its conditions hold." example:"allow"`
+	Effect     string    `json:"effect" enum:"allow,deny,require_approval" doc:"What it does where its conditions hold." example:"allow"`
 	Conditions rawObject `json:"conditions" doc:"Attribute → what it must be. All must hold."`
 	Limits     rawObject `json:"limits" doc:"What it counts where it allows."`
+	Approval   rawObject `json:"approval,omitempty" doc:"Who approves, of a policy that requires an approval."`
 	CreatedAt  time.Time `json:"created_at" doc:"When it was created, UTC." example:"2026-01-31T12:00:00Z"`
 	UpdatedAt  time.Time `json:"updated_at" doc:"When it was changed last, UTC." example:"2026-01-31T12:00:00Z"`
 	Version    int64     `json:"version" doc:"Counts the changes, from 1. Also in the ETag." example:"1"`
@@ -53,9 +54,11 @@ func (p policyBody) Schema(huma.Registry) *huma.Schema {
 		Type: huma.TypeObject, AdditionalProperties: true, Description: "A policy. docs/policy.md has every attribute and operator.",
 		Properties: map[string]*huma.Schema{
 			"name":       {Type: huma.TypeString, Description: "What people call it; unique in the org."},
-			"effect":     {Type: huma.TypeString, Enum: []any{"allow", "deny"}, Description: "What it does where its conditions hold."},
-			"conditions": {Type: huma.TypeObject, AdditionalProperties: true, Description: `Attribute → a literal, {"in": […]} or {"between": [lowest, highest]}. All must hold; {} is every request.`},
-			"limits":     {Type: huma.TypeObject, AdditionalProperties: true, Description: `Of an allow policy: {"rpm": 60}, counted for each agent.`},
+			"effect":     {Type: huma.TypeString, Enum: []any{"allow", "deny", "require_approval"}, Description: "What it does where its conditions hold."},
+			"conditions": {Type: huma.TypeObject, AdditionalProperties: true, Description: `Attribute → a literal or an operator, such as {"in": […]} or {"between": [lowest, highest]}; and any, all and not. All must hold; {} is every request.`},
+			"approval": {Type: huma.TypeObject, AdditionalProperties: true, Description: `Of a policy that requires an approval: {"reviewer_team": "ops", "timeout_seconds": 900, "on_timeout": "deny"}. ` +
+				"This version cannot ask for approvals, so such a policy rejects what it applies to."},
+			"limits": {Type: huma.TypeObject, AdditionalProperties: true, Description: `Of an allow policy: {"rpm": 60}, counted for each agent.`},
 		},
 	}
 }
@@ -65,11 +68,12 @@ func policyShown(p policy.Policy) (Policy, error) {
 		Effect     string    `json:"effect"`
 		Conditions rawObject `json:"conditions"`
 		Limits     rawObject `json:"limits"`
+		Approval   rawObject `json:"approval"`
 	}
 	if err := json.Unmarshal(p.Document, &d); err != nil {
 		return Policy{}, err
 	}
-	return Policy{ID: p.ID, Name: p.Name, Effect: d.Effect, Conditions: d.Conditions, Limits: d.Limits,
+	return Policy{ID: p.ID, Name: p.Name, Effect: d.Effect, Conditions: d.Conditions, Limits: d.Limits, Approval: d.Approval,
 		CreatedAt: p.CreatedAt.UTC(), UpdatedAt: p.UpdatedAt.UTC(), Version: p.Version}, nil
 }
 

@@ -9,12 +9,13 @@ import (
 type kind uint8
 
 const (
-	text   kind = iota + 1
-	number      // an integer from min to max
-	truth       // true or false
-	texts       // a set of texts: the condition is about its members
-	scopes      // texts in which "*" is every member
-	mixed       // text, number or truth, as the agent's owner chose
+	text    kind = iota + 1
+	number       // an integer from min to max
+	truth        // true or false
+	texts        // a set of texts: the condition is about its members
+	scopes       // texts in which "*" is every member
+	mixed        // text, number or truth, as the agent's owner chose
+	instant      // a time, compared with a span
 )
 
 // attribute is something that conditions may be about.
@@ -27,6 +28,9 @@ type attribute struct {
 	// address and a user agent are not: the next request may have others, and the
 	// client chooses them, so they must not lead out of a policy's reach.
 	selects bool
+
+	// address says that it is an address, or may be one, and can be compared with ranges.
+	address bool
 
 	// one says that a text is none of those that the attribute can have, and why.
 	one func(string) (problem, fix string)
@@ -45,6 +49,9 @@ const (
 	unknownHost = "unknown"
 )
 
+// otherFamily is the family of each tool that has none.
+const otherFamily = "other"
+
 // attributeOf is the attribute with the name that conditions use. Where it is
 // none, fix says what to do.
 func attributeOf(name string) (a attribute, fix string) {
@@ -57,13 +64,15 @@ func attributeOf(name string) (a attribute, fix string) {
 		return attribute{kind: text, selects: true}, ""
 	case "caller.key_scopes":
 		return attribute{kind: scopes, selects: true}, ""
+	case "agent.allowed_models":
+		return attribute{kind: scopes, selects: true}, ""
 	case "caller.ip":
-		return attribute{kind: text, one: address}, ""
+		return attribute{kind: text, one: address, address: true}, ""
 	case "caller.user_agent":
 		return attribute{kind: text}, ""
-	case "org.tier":
+	case "org.id", "org.tier":
 		return attribute{kind: text}, ""
-	case "request.operation", "request.provider", "request.model", "request.host", "request.path":
+	case "request.operation", "request.provider", "request.model", "request.host", "request.path", "request.session_id":
 		return attribute{kind: text}, ""
 	case "request.mode":
 		return attribute{kind: text, one: oneOf("gateway", "egress")}, ""
@@ -77,15 +86,17 @@ func attributeOf(name string) (a attribute, fix string) {
 		return attribute{kind: number, min: 1, max: 7}, ""
 	case "request.tool":
 		return attribute{kind: texts}, ""
+	case "tool.family":
+		return attribute{kind: texts}, ""
 	case urlHost:
-		return attribute{kind: texts, one: host}, ""
+		return attribute{kind: texts, one: host, address: true}, ""
+	case "request.time":
+		return attribute{kind: instant}, ""
 	case "request.tools":
 		return attribute{}, `write "request.tool": it stands for every tool of the request`
 	case "request.url_hosts":
 		return attribute{}, `write "request.url_host": it stands for every host that the provider is asked to fetch from or to call`
-	case "any", "all", "not":
-		return attribute{}, "not built yet in this version; all conditions of a policy must hold, and alternatives are policies of their own"
-	case "request.session_id", "request.time", "caller.spiffe_id", "caller.service_account", "spend.month_usd", "spend.day_usd", "org.id", "agent.allowed_models":
+	case "caller.spiffe_id", "caller.service_account", "spend.month_usd", "spend.day_usd":
 		return attribute{}, "not built yet in this version"
 	}
 	if key, ok := strings.CutPrefix(name, metadata); ok {
@@ -94,7 +105,54 @@ func attributeOf(name string) (a attribute, fix string) {
 		}
 		return attribute{kind: mixed, selects: true}, ""
 	}
-	return attribute{}, "see docs/policy.md for the attributes that there are"
+	return attribute{}, nearest(name, attributeNames, "see docs/policy.md for the attributes that there are")
+}
+
+// attributeNames are the names that attributeOf knows, for suggestions.
+var attributeNames = []string{
+	"agent.id", "agent.name", "agent.team", "agent.environment", "agent.tier", "agent.status", "agent.allowed_models", "agent.metadata.KEY",
+	"caller.key_id", "caller.key_scopes", "caller.ip", "caller.user_agent", "org.id", "org.tier",
+	"request.operation", "request.provider", "request.model", "request.host", "request.path", "request.session_id", "request.mode", "request.stream",
+	"request.max_tokens", "request.input_tokens_estimate", "request.bytes", "request.hour_utc", "request.weekday_utc", "request.time",
+	"request.tool", "tool.family", urlHost, "any", "all", "not",
+}
+
+// nearest suggests the name that was most likely meant. If none is near: otherwise.
+func nearest(name string, names []string, otherwise string) string {
+	if len(name) > 64 {
+		return otherwise
+	}
+	best, least := "", len(name)/3+1
+	for _, n := range names {
+		if d := edits(strings.ToLower(name), n); d < least || d == least && best == "" {
+			best, least = n, d
+		}
+	}
+	if best == "" {
+		return otherwise
+	}
+	return "did you mean " + quote(best) + "? " + otherwise
+}
+
+// edits is the Levenshtein distance of two short texts, in bytes.
+func edits(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		last := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := last
+			if a[i] != b[j] {
+				cost++
+			}
+			last = row[j+1]
+			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
+		}
+	}
+	return row[len(b)]
 }
 
 func oneOf(values ...string) func(string) (string, string) {
@@ -112,7 +170,7 @@ func oneOf(values ...string) func(string) (string, string) {
 // spelling of it would never match.
 func address(s string) (problem, fix string) {
 	if _, err := netip.ParsePrefix(s); err == nil {
-		return "is a range of addresses", "not built yet in this version; write single addresses"
+		return "is a range of addresses", `write {"cidr": ` + quote(s) + "}"
 	}
 	ip, err := netip.ParseAddr(s)
 	if err != nil || ip.Zone() != "" {
@@ -146,6 +204,16 @@ func host(s string) (problem, fix string) {
 	return "", ""
 }
 
+// sectionOf is the object of the input document that the attribute is a member of, and
+// its name there, both in Rego.
+func sectionOf(name string) (section, member string) {
+	if key, ok := strings.CutPrefix(name, metadata); ok {
+		return "input.agent.metadata", literal(key)
+	}
+	section, member, _ = strings.Cut(name, ".")
+	return "input." + section, literal(member)
+}
+
 // ref is the attribute in Rego.
 func ref(name string) string {
 	if key, ok := strings.CutPrefix(name, metadata); ok {
@@ -154,6 +222,8 @@ func ref(name string) string {
 	switch name {
 	case "request.tool":
 		return "input.request.tools"
+	case "tool.family":
+		return "input.request.tool_families"
 	case urlHost:
 		return "input.request.url_hosts"
 	}

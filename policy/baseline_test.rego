@@ -109,11 +109,11 @@ test_no_policy_is_the_baseline if composed(none, none, none) == {"effect": "allo
 test_permitted if composed(none, {["pol_a", {}]}, {["pol_a"]}).effect == "allow"
 
 test_governed_and_not_permitted if {
-	composed(none, none, {["pol_a"]}) == {"effect": "deny", "refused": none, "deny": none, "governs": {["pol_a"]}}
+	composed(none, none, {["pol_a"]}) == {"effect": "deny", "refused": none, "deny": none, "governs": {["pol_a"]}, "approval": none}
 }
 
 test_any_deny_denies if {
-	composed({"pol_b"}, {["pol_a", {}]}, {["pol_a"]}) == {"effect": "deny", "refused": none, "deny": {"pol_b"}, "governs": none}
+	composed({"pol_b"}, {["pol_a", {}]}, {["pol_a"]}) == {"effect": "deny", "refused": none, "deny": {"pol_b"}, "governs": none, "approval": none}
 }
 
 test_a_permission_does_not_replace_the_baseline if {
@@ -127,4 +127,18 @@ test_a_permission_does_not_replace_the_baseline if {
 test_rate_of_the_key if {
 	d := decision.decision with input as changed("caller", "key_rate_limit", 60)
 	d.key_rpm == 60
+}
+
+test_an_approval_is_required if {
+	d := decision.decision with input as request
+		with data.aid.policies.approval as {"pol_c"}
+	d == {"effect": "deny", "refused": none, "deny": none, "governs": none, "approval": {"pol_c"}}
+}
+
+# An approval is not asked for where it could not help.
+test_no_approval_of_what_is_denied if {
+	d := decision.decision with input as request
+		with data.aid.policies.approval as {"pol_c"}
+		with data.aid.policies.deny as {"pol_b"}
+	d.approval == none
 }

@@ -552,10 +552,10 @@ func TestVersion(t *testing.T) {
 // whoever gets it keeps what it has.
 func TestCompileTakesAllOrNothing(t *testing.T) {
 	good := policy.Policy{ID: "pol_1", OrgID: "org_1", Version: 1, Document: []byte(`{"name": "x", "effect": "allow", "conditions": {}}`)}
-	newer := policy.Policy{ID: "pol_2", OrgID: "org_1", Version: 1, Document: []byte(`{"name": "y", "effect": "allow", "conditions": {"request.model": {"glob": "a*"}}}`)}
+	newer := policy.Policy{ID: "pol_2", OrgID: "org_1", Version: 1, Document: []byte(`{"name": "y", "effect": "allow", "conditions": {"request.model": {"like": "a*"}}}`)}
 	b, err := policy.Compile(context.Background(), []policy.Policy{good, newer})
 	var invalid *policy.Invalid
-	if b != nil || !errors.As(err, &invalid) || !strings.Contains(err.Error(), "pol_2") || invalid.Field != "conditions.request.model.glob" {
+	if b != nil || !errors.As(err, &invalid) || !strings.Contains(err.Error(), "pol_2") || invalid.Field != "conditions.request.model.like" {
 		t.Errorf("%v, %v", b, err)
 	}
 	with := func(change func(*policy.Policy)) []policy.Policy {

@@ -11,7 +11,7 @@ import (
 // that is not exactly of one of its forms:
 //
 //	{"effect": "allow", "allow": {[policy, {"rpm": n}]}, "key_rpm": n}
-//	{"effect": "deny", "refused": {[order, code, message]}, "deny": {policy}, "governs": {[policy]}}
+//	{"effect": "deny", "refused": {[order, code, message]}, "deny": {policy}, "governs": {[policy]}, "approval": {policy}}
 //
 // OPA orders sets, refusals by their first element and policies by their id, so the
 // same answer always gives the same Decision.
@@ -35,7 +35,7 @@ func (b *Bundle) read(v ast.Value, in *Input) (d Decision, ok bool) {
 }
 
 // answered holds the members of an answer, which are nil where they are missing.
-type answered struct{ effect, allow, rpm, refused, deny, governs ast.Value }
+type answered struct{ effect, allow, rpm, refused, deny, governs, approval ast.Value }
 
 func (a *answered) set(k *ast.Term, v ast.Value) {
 	switch k.Value {
@@ -51,6 +51,8 @@ func (a *answered) set(k *ast.Term, v ast.Value) {
 		a.deny = v
 	case ast.String("governs"):
 		a.governs = v
+	case ast.String("approval"):
+		a.approval = v
 	}
 }
 
@@ -89,7 +91,8 @@ func (b *Bundle) readDeny(d *Decision, a *answered) bool {
 	refused, ok := a.refused.(ast.Set)
 	deny, ok1 := a.deny.(ast.Set)
 	governs, ok2 := a.governs.(ast.Set)
-	if !ok || !ok1 || !ok2 {
+	approval, ok3 := a.approval.(ast.Set)
+	if !ok || !ok1 || !ok2 || !ok3 {
 		return false
 	}
 	read := each(refused, func(t *ast.Term) bool {
@@ -127,6 +130,13 @@ func (b *Bundle) readDeny(d *Decision, a *answered) bool {
 	for _, id := range ids {
 		d.matters(id)
 	}
+	read = read && each(approval, func(t *ast.Term) bool {
+		id, ok := t.Value.(ast.String)
+		name, known := b.names[string(id)]
+		d.because("approval_required", "The policy "+quote(name)+" requires a person's approval for this request, and this version cannot ask for one.", string(id))
+		d.matters(string(id))
+		return ok && known
+	})
 	return read && len(d.Reasons) > 0
 }
 

@@ -16,11 +16,15 @@ decision := {
 	# Any deny denies.
 	count(policies.deny) == 0
 	permitted == true
+
+	# What a person must approve waits for that person.
+	count(policies.approval) == 0
 } else := {
 	"effect": "deny",
 	"refused": refused,
 	"deny": policies.deny,
 	"governs": governs,
+	"approval": approval,
 }
 
 # An agent that no allow policy selects may do what the baseline lets it.
@@ -36,3 +40,12 @@ refused := baseline.refused if not baseline.ok
 default governs := set()
 
 governs := policies.governs if not permitted
+
+default approval := set()
+
+# Asked only if nothing else stands against the request: an approval would not help.
+approval := policies.approval if {
+	baseline.ok == true
+	count(policies.deny) == 0
+	permitted == true
+}

@@ -2,12 +2,10 @@ package policy
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"math"
-	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -20,28 +18,21 @@ import (
 const (
 	maxDocument   = 64 << 10 // bytes
 	maxName       = 128      // bytes
-	maxConditions = 32
-	maxList       = 256  // members of an "in"
-	maxText       = 1024 // bytes of a literal, or of a metadata key
+	maxConditions = 32       // comparisons, at whatever depth
+	maxDepth      = 8        // of any, all and not in one another
+	maxList       = 256      // members of an "in"
+	maxText       = 1024     // bytes of a literal, or of a metadata key
 	maxRPM        = 1_000_000_000
+	maxApproval   = 86_400 // seconds
 )
 
 // document is a policy that we understand, whole.
 type document struct {
 	name       string
 	effect     Effect
-	conditions []condition // sorted by attribute, each of another
-	rpm        int64       // 0: none
-	wildcard   *Invalid    // of reader
-}
-
-// condition is true if the attribute is one of values, or is from low to high.
-type condition struct {
-	name      string
-	attribute attribute
-	values    []value // sorted
-	between   bool
-	low, high value
+	conditions condition // what must hold; of negations only those of leaves are left
+	rpm        int64     // 0: none
+	wildcard   *Invalid  // of reader
 }
 
 // value is a literal of a condition.
@@ -70,9 +61,10 @@ func Check(document []byte) error {
 // reader reads a document strictly. Its first problem is in err, after which its
 // methods do nothing.
 type reader struct {
-	dec      *jsontext.Decoder
-	err      *Invalid
-	wildcard *Invalid // the first literal that looks like a pattern; see Check
+	dec         *jsontext.Decoder
+	err         *Invalid
+	wildcard    *Invalid // the first literal that looks like a pattern; see Check
+	comparisons int      // so far; at most maxConditions
 }
 
 func (r *reader) fail(field, problem, fix string) {
@@ -109,17 +101,17 @@ func (r *reader) document() (d document) {
 		case "effect":
 			d.effect = r.effect()
 		case "conditions":
-			d.conditions = r.conditions()
+			d.conditions = r.conditions(name, 0).normal(false)
 		case "limits":
 			d.rpm = r.limits()
 		case "approval":
-			r.fail(name, "is not understood", "not built yet in this version; the effects are allow and deny")
+			r.approval()
 		case "rego":
 			r.fail(name, "is not understood", "not built yet in this version; write conditions")
 		case "priority":
 			r.fail(name, "is not understood", "leave it out: the order of policies never matters, any deny wins")
 		default:
-			r.fail(clip(name), "is not a field of a policy", "the fields are name, effect, conditions and limits")
+			r.fail(clip(name), "is not a field of a policy", nearest(name, documentFields, "the fields are "+strings.Join(documentFields, ", ")))
 		}
 	})
 	if r.err != nil {
@@ -127,19 +119,23 @@ func (r *reader) document() (d document) {
 	}
 	for _, f := range [...][2]string{
 		{"name", "give the policy a name"},
-		{"effect", "write allow or deny"},
+		{"effect", effects},
 		{"conditions", "write {} if the policy is for every request"},
 	} {
 		if !seen[f[0]] {
 			r.fail(f[0], "is missing", f[1])
 		}
 	}
-	if i := slices.IndexFunc(d.conditions, func(c condition) bool { return c.name == urlHost }); i >= 0 && d.effect == Allow &&
-		slices.ContainsFunc(d.conditions[i].values, func(v value) bool { return v.str == unknownHost }) {
+	if d.effect == Allow && d.conditions.permitsUnknownHosts() {
 		r.fail("conditions."+urlHost, "permits hosts that are unknown", "leave \"unknown\" out: such a URL may lead to any host")
 	}
-	if seen["limits"] && d.effect == Deny {
-		r.fail("limits", "belong to what is allowed", "leave them out of a deny policy")
+	switch {
+	case seen["limits"] && d.effect != Allow:
+		r.fail("limits", "belong to what is allowed", "leave them out of this policy")
+	case seen["approval"] && d.effect != requireApproval:
+		r.fail("approval", "belongs to what requires an approval", "leave it out, or write the effect require_approval")
+	case !seen["approval"] && d.effect == requireApproval:
+		r.fail("approval", "is missing", `write {"reviewer_team": "…", "timeout_seconds": 900, "on_timeout": "deny"}`)
 	}
 	return d
 }
@@ -234,17 +230,53 @@ func (r *reader) name() string {
 }
 
 func (r *reader) effect() Effect {
-	switch s := r.text("effect", "allow or deny"); {
+	switch s := r.text("effect", "allow, deny or require_approval"); {
 	case r.err != nil, s == "deny":
 		return Deny
 	case s == "allow":
 		return Allow
 	case s == "require_approval":
-		r.fail("effect", "is not understood", "not built yet in this version; write allow or deny")
+		return requireApproval
 	default:
-		r.fail("effect", "is "+quote(clip(s)), "write allow or deny")
+		r.fail("effect", "is "+quote(clip(s)), effects)
 	}
 	return Deny
+}
+
+const effects = "write allow, deny or require_approval"
+
+var documentFields = []string{"name", "effect", "conditions", "limits", "approval"}
+
+// approval reads who is asked to approve. It is stored for the version that asks;
+// this one denies.
+func (r *reader) approval() {
+	team := false
+	r.object("approval", func(name string) {
+		field := "approval." + clip(name)
+		switch name {
+		case "reviewer_team":
+			team = true
+			switch s := r.text(field, "text"); {
+			case r.err != nil:
+			case strings.TrimSpace(s) == "", len(s) > maxName:
+				r.fail(field, "is empty or too long", fmt.Sprintf("write 1 to %d bytes", maxName))
+			}
+		case "timeout_seconds":
+			v := r.literal(field)
+			if r.err == nil && (v.kind != number || v.num != math.Trunc(v.num) || v.num < 1 || v.num > maxApproval) {
+				r.fail(field, "is not a number of seconds", fmt.Sprintf("write an integer from 1 to %d", maxApproval))
+			}
+		case "on_timeout":
+			if s := r.text(field, "deny"); r.err == nil && s != "deny" {
+				r.fail(field, "is "+quote(clip(s)), "write deny: a request that waited too long is never let through")
+			}
+		default:
+			r.fail(field, "is not a field of an approval", nearest(name, []string{"reviewer_team", "timeout_seconds", "on_timeout"}, "the fields are reviewer_team, timeout_seconds and on_timeout"))
+		}
+	})
+	if r.err == nil && !team {
+		r.fail("approval.reviewer_team", "is missing", "name the team that approves")
+	}
 }
 
 func (r *reader) limits() (rpm int64) {
@@ -264,150 +296,6 @@ func (r *reader) limits() (rpm int64) {
 		}
 	})
 	return rpm
-}
-
-func (r *reader) conditions() (cs []condition) {
-	r.object("conditions", func(name string) {
-		field := "conditions." + clip(name)
-		a, fix := attributeOf(name)
-		switch {
-		case a.kind == 0:
-			r.fail(field, "is not an attribute that conditions can be about", fix)
-		case len(name) > len(metadata)+maxText:
-			r.fail(field, fmt.Sprintf("has %d bytes", len(name)), fmt.Sprintf("at most %d are taken", len(metadata)+maxText))
-		case len(cs) == maxConditions:
-			r.fail(field, fmt.Sprintf("is one condition more than %d", maxConditions), "use several policies")
-		default:
-			cs = append(cs, r.condition(field, name, a))
-		}
-	})
-	slices.SortFunc(cs, func(a, b condition) int { return cmp.Compare(a.name, b.name) })
-	return cs
-}
-
-func (r *reader) condition(field, name string, a attribute) condition {
-	c := condition{name: name, attribute: a}
-	switch k := r.dec.PeekKind(); k {
-	case '{':
-		operators := 0
-		r.object(field, func(op string) {
-			operators++
-			switch {
-			case operators > 1:
-				r.fail(field, "has more than one operator", "write one")
-			case op == "in":
-				c.values = r.list(field+".in", a)
-			case op == "between":
-				r.between(field+".between", a, &c)
-			case slices.Contains([]string{"eq", "ne", "not_in", "gt", "gte", "lt", "lte", "prefix", "suffix", "glob", "exists"}, op):
-				r.fail(field+"."+op, "is not understood", "not built yet in this version; write a literal, in or between")
-			default:
-				r.fail(field+"."+clip(op), "is not an operator", "write a literal, in or between")
-			}
-		})
-		if operators == 0 {
-			r.fail(field, "has no operator", "write a literal, in or between")
-		}
-	case '[':
-		r.fail(field, "is a list", `write {"in": […]}`)
-	default:
-		c.values = []value{r.of(field, a)}
-	}
-	return c
-}
-
-func (r *reader) list(field string, a attribute) (vs []value) {
-	if a.kind == truth {
-		r.fail(field, "is about true or false", "write true or false, or leave the condition out")
-	}
-	if !r.enter(field, '[', "a list") {
-		return nil
-	}
-	for r.err == nil && r.dec.PeekKind() != ']' {
-		at := field + "[" + strconv.Itoa(len(vs)) + "]"
-		if len(vs) == maxList {
-			r.fail(at, fmt.Sprintf("is one value more than %d", maxList), "use several policies")
-			return nil
-		}
-		vs = append(vs, r.of(at, a))
-	}
-	r.token()
-	if len(vs) == 0 {
-		r.fail(field, "is empty, so the condition is never true", "list at least one value")
-	}
-	slices.SortFunc(vs, func(a, b value) int { return cmp.Compare(a.rego, b.rego) })
-	return slices.CompactFunc(vs, func(a, b value) bool { return a.rego == b.rego })
-}
-
-func (r *reader) between(field string, a attribute, c *condition) {
-	if a.kind != number && a.kind != mixed {
-		r.fail(field, "is about numbers, and the attribute is none", "write a literal or in")
-	}
-	if !r.enter(field, '[', "[lowest, highest]") {
-		return
-	}
-	var vs []value
-	for r.err == nil && r.dec.PeekKind() != ']' {
-		at := field + "[" + strconv.Itoa(len(vs)) + "]"
-		v := r.of(at, a)
-		if r.err == nil && v.kind != number {
-			r.fail(at, "is not a number", "write a number")
-		}
-		if vs = append(vs, v); len(vs) > 2 {
-			break
-		}
-	}
-	if r.err == nil && len(vs) != 2 {
-		r.fail(field, "has not two values", "write [lowest, highest]; both belong to it")
-		return
-	}
-	r.token()
-	if r.err != nil {
-		return
-	}
-	if vs[0].num > vs[1].num {
-		fix := "write the lower one first"
-		if c.name == "request.hour_utc" || c.name == "request.weekday_utc" {
-			fix += `; for a span over its end list the values: {"in": [22, 23, 0, 1]}`
-		}
-		r.fail(field, "goes from the higher to the lower", fix)
-	}
-	c.between, c.low, c.high = true, vs[0], vs[1]
-}
-
-// of reads a literal that the attribute can have.
-func (r *reader) of(field string, a attribute) value {
-	v := r.literal(field)
-	if r.err != nil {
-		return v
-	}
-	if v.kind == text && a.kind != scopes && r.wildcard == nil && strings.ContainsAny(v.str, "*?") {
-		r.wildcard = &Invalid{field, "has * or ?, which match only themselves here", "write the exact value; the operator glob is not built yet in this version"}
-	}
-	want, what := a.kind, "text"
-	switch a.kind {
-	case texts, scopes:
-		want = text
-	case number:
-		what = "a number"
-	case truth:
-		what = "true or false"
-	case mixed:
-		return v
-	}
-	if v.kind != want {
-		r.fail(field, "is not of the attribute's type", "write "+what)
-		return v
-	}
-	if v.kind == number && (v.num != math.Trunc(v.num) || v.num < float64(a.min) || v.num > float64(a.max)) {
-		r.fail(field, "is a value that the attribute never has", fmt.Sprintf("write an integer from %d to %d", a.min, a.max))
-	}
-	if a.one != nil && v.kind == text {
-		if problem, fix := a.one(v.str); problem != "" {
-			r.fail(field, problem, fix)
-		}
-	}
-	return v
 }
 
 // literal reads text, a number, true or false.

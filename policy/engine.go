@@ -1,10 +1,12 @@
 package policy
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -35,25 +37,62 @@ var (
 func builtins() []string {
 	return []string{
 		"assign", "eq", "equal", "neq", "lt", "lte", "gt", "gte",
-		"count", "internal.member_2", "is_number", "object.get",
+		"count", "internal.member_2", "is_number", "is_string", "object.get",
+		"startswith", "endswith", "strings.any_prefix_match", "strings.any_suffix_match",
 	}
 }
 
-// globDecl is the one function of our own: aid.glob(patterns, text) says whether one
-// of the patterns, in which "*" stands for anything, matches the text.
-func globDecl() *ast.Builtin {
-	return &ast.Builtin{Name: "aid.glob", Decl: types.NewFunction(types.Args(types.NewArray(nil, types.A), types.A), types.B), CanSkipBctx: true}
+// functions are the functions of our own that Rego may use here:
+//
+//	aid.glob(patterns, text)  whether a pattern matches, as Matches says
+//	aid.wild(patterns, text)  the same, but "*" stands for any characters at all
+//	aid.cidr(ranges, text)    whether a range has the address; undefined for what is not one
+//	aid.within(span, time)    whether a span of request.time has the time
+func functions() map[string]*topdown.Builtin {
+	lists := func(name string, f topdown.BuiltinFunc) *topdown.Builtin {
+		decl := types.NewFunction(types.Args(types.NewArray(nil, types.A), types.A), types.B)
+		return &topdown.Builtin{Decl: &ast.Builtin{Name: name, Decl: decl, CanSkipBctx: true}, Func: f}
+	}
+	fs := map[string]*topdown.Builtin{}
+	for _, b := range []*topdown.Builtin{
+		lists("aid.glob", anyOf(Matches)), lists("aid.wild", anyOf(matchesAll)), lists("aid.cidr", cidrOf), {Decl: withinDecl(), Func: withinOf},
+	} {
+		fs[b.Decl.Name] = b
+	}
+	return fs
 }
 
-// globOf is aid.glob. What is not text is matched by nothing and matches nothing.
-func globOf(_ topdown.BuiltinContext, args []*ast.Term, found func(*ast.Term) error) error {
-	patterns, ok := args[0].Value.(*ast.Array)
+// anyOf is a function that says whether one of a list of texts matches a text. What is
+// not text is matched by nothing and matches nothing.
+func anyOf(match func(pattern, s string) bool) topdown.BuiltinFunc {
+	return func(_ topdown.BuiltinContext, args []*ast.Term, found func(*ast.Term) error) error {
+		patterns, ok := args[0].Value.(*ast.Array)
+		text, ok1 := args[1].Value.(ast.String)
+		matches := ok && ok1 && patterns.Until(func(p *ast.Term) bool {
+			pattern, ok := p.Value.(ast.String)
+			return ok && match(string(pattern), string(text))
+		})
+		return found(ast.InternedTerm(matches))
+	}
+}
+
+// cidrOf is aid.cidr.
+func cidrOf(_ topdown.BuiltinContext, args []*ast.Term, found func(*ast.Term) error) error {
+	ranges, ok := args[0].Value.(*ast.Array)
 	text, ok1 := args[1].Value.(ast.String)
-	matches := ok && ok1 && patterns.Until(func(p *ast.Term) bool {
-		pattern, ok := p.Value.(ast.String)
-		return ok && Matches(string(pattern), string(text))
-	})
-	return found(ast.InternedTerm(matches))
+	if !ok || !ok1 {
+		return nil
+	}
+	ip, err := netip.ParseAddr(string(text))
+	if err != nil {
+		return nil
+	}
+	ip = ip.Unmap().WithZone("")
+	return found(ast.InternedTerm(ranges.Until(func(r *ast.Term) bool {
+		s, ok := r.Value.(ast.String)
+		p, err := netip.ParsePrefix(string(s))
+		return ok && err == nil && p.Contains(ip)
+	})))
 }
 
 // capabilities is what the compiler lets modules do.
@@ -61,7 +100,10 @@ func capabilities() *ast.Capabilities {
 	c := ast.CapabilitiesForThisVersion()
 	allowed := builtins()
 	c.Builtins = slices.DeleteFunc(c.Builtins, func(b *ast.Builtin) bool { return !slices.Contains(allowed, b.Name) })
-	c.Builtins = append(c.Builtins, globDecl())
+	for _, f := range functions() {
+		c.Builtins = append(c.Builtins, f.Decl)
+	}
+	slices.SortFunc(c.Builtins, func(a, b *ast.Builtin) int { return cmp.Compare(a.Name, b.Name) })
 	c.AllowNet = []string{} // no host, which is not the same as nil
 	return c
 }
@@ -145,7 +187,7 @@ func newEngine(policies string) (*engine, error) {
 	}
 	e := &engine{
 		compiler: c.Compiler, writer: writerFor(c.parsed), steps: maxSteps, deadline: deadline, now: time.Now,
-		builtins: map[string]*topdown.Builtin{"aid.glob": {Decl: globDecl(), Func: globOf}},
+		builtins: functions(),
 	}
 	query, err := ast.ParseBodyWithOpts(`data.aid.decision.decision.effect = "allow"`, ast.ParserOptions{RegoVersion: ast.RegoV1})
 	if err == nil {

@@ -18,14 +18,22 @@ func Matches(pattern, s string) bool {
 	if pattern == "*" {
 		return true
 	}
-	head, rest, star := strings.Cut(pattern, "*")
-	if !star {
+	if strings.IndexByte(pattern, '*') < 0 {
 		return pattern == s
 	}
 	for i := range len(s) {
 		if c := s[i]; joins(c) && (c == '*' || strings.IndexByte(pattern, c) < 0) {
 			return false // no literal of the pattern is this character either
 		}
+	}
+	return matchesAll(pattern, s)
+}
+
+// matchesAll is Matches with a "*" that stands for any characters at all.
+func matchesAll(pattern, s string) bool {
+	head, rest, star := strings.Cut(pattern, "*")
+	if !star {
+		return pattern == s
 	}
 	if !strings.HasPrefix(s, head) {
 		return false

@@ -53,6 +53,8 @@ func inputFields() []field {
 		{"request", "tool_names", func(in *Input) ast.Value {
 			return textsOf(append(slices.Clone(in.Request.Tools), in.Request.ToolFamilies...))
 		}},
+		{"request", "tool_families", func(in *Input) ast.Value { return textsOf(families(&in.Request)) }},
+		{"request", "session_id", func(in *Input) ast.Value { return textOf(in.Request.SessionID) }},
 		{"request", "url_hosts", func(in *Input) ast.Value { return textsOf(in.Request.URLHosts) }},
 		{"request", "time", func(in *Input) ast.Value { return timeOf(in.Request.Time) }},
 		{"request", "hour_utc", func(in *Input) ast.Value {
@@ -335,6 +337,14 @@ func textsOf(ss []string) ast.Value {
 		list[i] = &terms[i]
 	}
 	return ast.NewArray(list...)
+}
+
+// families are the families of the tools, and otherFamily if a tool has none.
+func families(r *RequestAttrs) []string {
+	if !r.ToolsOther {
+		return r.ToolFamilies
+	}
+	return append(slices.Clone(r.ToolFamilies), otherFamily)
 }
 
 func numberOf(n int64) ast.Value { return ast.InternedTerm(n).Value }

@@ -22,6 +22,8 @@ type Effect uint8
 const (
 	Deny Effect = iota
 	Allow
+
+	requireApproval // of a document only: until a person can approve, it denies
 )
 
 // String is the effect as documents, records and headers spell it.
@@ -69,6 +71,8 @@ type RequestAttrs struct {
 	Bytes               int64
 	Tools               []string  // every tool that the exchange involves
 	ToolFamilies        []string  // the families of Tools, which a deny on a tool may name
+	ToolsOther          bool      // some of Tools has no family
+	SessionID           string    // as the caller states it
 	URLHosts            []string  // every host of a URL that the provider is to fetch or to call
 	Time                time.Time // when it is decided
 }

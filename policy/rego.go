@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf16"
@@ -46,111 +47,283 @@ func canonical(s string) (_ string, f float64, ok bool) {
 	return strconv.FormatFloat(f, 'g', -1, 64), f, true
 }
 
+// maxBodies is how many bodies a rule gets for the alternatives of "any". OPA indexes
+// each body. Beyond it, an "any" becomes a rule of its own, which is not indexed.
+const maxBodies = 16
+
+// generator writes policies in Rego.
+type generator struct {
+	helpers strings.Builder // rules for what has too many alternatives
+	helper  int
+}
+
 // generate writes an org's policies in Rego. ids[i] is the id of ds[i]; the same
 // policies in the same order give the same text.
 //
-//	deny     ids of the policies that deny the request
-//	allow    those that permit it, with their limits
-//	governs  lists of ids of the allow policies that select the agent and its caller
+//	deny      ids of the policies that deny the request
+//	approval  ids of those for which a person must approve it
+//	allow     those that permit it, with their limits
+//	governs   lists of ids of the allow policies that select the agent and its caller
 //
 // Policies that select alike share a rule of governs, since most orgs have many
 // policies for few kinds of agents.
 func generate(ids []string, ds []document) string {
-	var deny, allow, governs strings.Builder
+	var g generator
+	var deny, approval, allow, governs strings.Builder
 	var selectors []string // in the order of their first policies
 	selected := map[string][]string{}
+	bodies := map[string][]string{}
 	for i, d := range ds {
 		id := literal(ids[i])
-		if d.effect == Deny {
-			rule(&deny, "deny contains "+id, d.rego(false))
-			continue
+		switch d.effect {
+		case Deny:
+			rules(&deny, "deny contains "+id, g.bodies(d.conditions, Deny))
+		case requireApproval:
+			rules(&approval, "approval contains "+id, g.bodies(d.conditions, Deny))
+		case Allow:
+			limits := "{}"
+			if d.rpm > 0 {
+				limits = `{"rpm": ` + strconv.FormatInt(d.rpm, 10) + `}`
+			}
+			rules(&allow, "allow contains ["+id+", "+limits+"]", g.bodies(d.conditions, Allow))
+			selector := g.bodies(d.conditions.selecting(), Allow)
+			key := strings.Join(selector, "\x00")
+			if selected[key] == nil {
+				selectors = append(selectors, key)
+				bodies[key] = selector
+			}
+			selected[key] = append(selected[key], id)
 		}
-		limits := "{}"
-		if d.rpm > 0 {
-			limits = `{"rpm": ` + strconv.FormatInt(d.rpm, 10) + `}`
-		}
-		rule(&allow, "allow contains ["+id+", "+limits+"]", d.rego(false))
-		selector := d.rego(true)
-		if selected[selector] == nil {
-			selectors = append(selectors, selector)
-		}
-		selected[selector] = append(selected[selector], id)
 	}
 	for _, s := range selectors {
-		rule(&governs, "governs contains ["+strings.Join(selected[s], ", ")+"]", s)
+		rules(&governs, "governs contains ["+strings.Join(selected[s], ", ")+"]", bodies[s])
 	}
 	// A set without a rule would be undefined, and what is undefined denies.
 	if deny.Len() == 0 {
 		deny.WriteString("\ndeny := set()\n")
 	}
+	if approval.Len() == 0 {
+		approval.WriteString("\napproval := set()\n")
+	}
 	if allow.Len() == 0 {
 		allow.WriteString("\nallow := set()\n\ngoverns := set()\n")
 	}
-	return "package aid.policies\n" + deny.String() + allow.String() + governs.String()
+	return "package aid.policies\n" + deny.String() + approval.String() + allow.String() + governs.String() + g.helpers.String()
 }
 
-func rule(b *strings.Builder, head, body string) {
-	if body == "" {
-		b.WriteString("\n" + head + "\n")
-		return
-	}
-	b.WriteString("\n" + head + " if {\n" + body + "}\n")
-}
-
-// rego is the policy's conditions in Rego, a line each, or only those that select
-// whom an allow policy governs.
-func (d document) rego(selectors bool) string {
-	var b strings.Builder
-	for _, c := range d.conditions {
-		if selectors && !c.attribute.selects {
+// rules writes a rule for each body. No body at all is a rule that never holds.
+func rules(b *strings.Builder, head string, bodies []string) {
+	for _, body := range bodies {
+		if body == "" {
+			b.WriteString("\n" + head + "\n")
 			continue
 		}
-		for _, line := range c.rego(d.effect) {
-			b.WriteString("\t" + line + "\n")
-		}
+		b.WriteString("\n" + head + " if {\n" + body + "}\n")
 	}
-	return b.String()
 }
 
-// member is a name for a member of the set that the condition is about: a rule may
-// have conditions on several sets.
-func (c condition) member() string { return c.name[strings.LastIndexAny(c.name, "._")+1:] }
-
-// rego is the condition, true only if the attribute is there.
-func (c condition) rego(effect Effect) []string {
-	at := ref(c.name)
-	switch {
-	case c.between:
-		lines := []string{at + " >= " + c.low.rego, at + " <= " + c.high.rego}
-		if c.attribute.kind == mixed {
-			// Rego orders values of different types, too.
-			lines = append([]string{"is_number(" + at + ")"}, lines...)
+// bodies are the bodies of rules that hold where the condition does, for a policy that
+// reads sets as effect does: an allow needs every member, a deny any one.
+func (g *generator) bodies(c condition, effect Effect) []string {
+	vars := 0
+	var out []string
+	for _, lines := range g.alternatives(c, effect, &vars) {
+		var b strings.Builder
+		for _, line := range lines {
+			b.WriteString("\t" + line + "\n")
 		}
-		return lines
-	case c.attribute.kind == texts && effect == Allow:
-		return []string{"every " + c.member() + " in " + at + " { " + is(c.member(), c.values) + " }"}
-	case c.name == "request.tool":
-		// A deny reaches each member of a family that it names.
-		return []string{"some tool in input.request.tool_names", is("tool", c.values)}
-	case c.name == urlHost:
-		// A host that is not certain may be any: a deny must not be escaped by it.
-		return []string{"some " + c.member() + " in " + at, is(c.member(), append([]value{{rego: literal(unknownHost)}}, c.values...))}
-	case c.attribute.kind == texts:
-		return []string{"some " + c.member() + " in " + at, is(c.member(), c.values)}
-	case c.attribute.kind == scopes:
-		return []string{"some scope in " + at, is("scope", append([]value{{rego: `"*"`}}, c.values...))}
-	default:
-		return []string{is(at, c.values)}
+		out = append(out, b.String())
 	}
+	return out
+}
+
+// alternatives is the condition as bodies of lines. vars counts the names that are
+// taken for members of sets.
+func (g *generator) alternatives(c condition, effect Effect, vars *int) [][]string {
+	switch c.join {
+	case leaf:
+		return c.alternatives(effect, vars)
+	case some:
+		var out [][]string
+		for _, p := range c.parts {
+			out = append(out, g.alternatives(p, effect, vars)...)
+		}
+		if len(out) > maxBodies {
+			return [][]string{{g.named(out)}}
+		}
+		return out
+	}
+	out := [][]string{nil}
+	for _, p := range c.parts {
+		bodies := g.alternatives(p, effect, vars)
+		if len(out)*len(bodies) > maxBodies {
+			bodies = [][]string{{g.named(bodies)}}
+		}
+		next := make([][]string, 0, len(out)*len(bodies))
+		for _, a := range out {
+			for _, b := range bodies {
+				next = append(next, slices.Concat(a, b))
+			}
+		}
+		out = next
+	}
+	return out
+}
+
+// named writes a rule with these bodies and returns its name.
+func (g *generator) named(bodies [][]string) string {
+	g.helper++
+	name := "any_" + strconv.Itoa(g.helper)
+	for _, lines := range bodies {
+		g.helpers.WriteString("\n" + name + " if {\n")
+		for _, line := range lines {
+			g.helpers.WriteString("\t" + line + "\n")
+		}
+		g.helpers.WriteString("}\n")
+	}
+	return name
+}
+
+// alternatives is a leaf in Rego. It holds only if the attribute is there, but for
+// exists. A negated leaf holds where the comparison is false.
+func (c condition) alternatives(effect Effect, vars *int) [][]string {
+	at := ref(c.name)
+	one := func(lines ...string) [][]string { return [][]string{lines} }
+	set := c.attribute.kind == texts || c.attribute.kind == scopes
+	switch {
+	case c.op == opExists && set && c.negated:
+		return one("count(" + at + ") == 0")
+	case c.op == opExists && set:
+		return one("count(" + at + ") > 0")
+	case c.op == opExists && c.negated:
+		section, name := sectionOf(c.name)
+		return one("object.get(" + section + ", " + name + ", null) == null")
+	case c.op == opExists:
+		return one(at + " != null")
+	case !set:
+		return c.compare(at, effect)
+	}
+	*vars++
+	member := c.name[strings.LastIndexAny(c.name, "._")+1:]
+	if *vars > 1 {
+		member += "_" + strconv.Itoa(*vars)
+	}
+	lines := c.compare(member, effect)[0] // between alone has more, and is not for sets
+	every := func(more ...string) [][]string {
+		return one("every " + member + " in " + at + " { " + strings.Join(append(more, lines...), "; ") + " }")
+	}
+	switch {
+	case c.attribute.kind == scopes && c.negated:
+		return every(member + ` != "*"`)
+	case c.attribute.kind == scopes && c.op == opIn:
+		return one("some "+member+" in "+at, is(member, append([]value{{rego: `"*"`}}, c.values...)))
+	case c.attribute.kind == scopes:
+		return [][]string{{`"*" in ` + at}, append([]string{"some " + member + " in " + at}, lines...)}
+	case c.name == "request.tool" && c.negated == (effect == Allow):
+		// What must not be used must not be used by another name, so the families of
+		// the tools count as tools.
+		at = "input.request.tool_names"
+	}
+	switch {
+	case effect == Allow && c.name == urlHost:
+		return every(member + " != " + literal(unknownHost))
+	case effect == Allow:
+		return every()
+	case c.name == urlHost && c.op == opIn && !c.negated:
+		// A host that is not certain may be any: a deny must not be escaped by it.
+		return one("some "+member+" in "+at, is(member, append([]value{{rego: literal(unknownHost)}}, c.values...)))
+	case c.name == urlHost:
+		return [][]string{{literal(unknownHost) + " in " + at}, append([]string{"some " + member + " in " + at}, lines...)}
+	default:
+		return one(append([]string{"some " + member + " in " + at}, lines...)...)
+	}
+}
+
+// compare compares what stands at at: bodies of lines, of which one must hold. Where
+// it can be of a type that the operator does not compare, no body holds.
+func (c condition) compare(at string, effect Effect) [][]string {
+	one := func(lines ...string) [][]string {
+		if c.attribute.kind == mixed && c.op != opIn {
+			is := "is_string"
+			if c.op >= opBetween && c.op <= opLessEqual {
+				is = "is_number" // Rego orders values of different types, too
+			}
+			lines = append([]string{is + "(" + at + ")"}, lines...)
+		}
+		return [][]string{lines}
+	}
+	call := func(s string) [][]string {
+		if c.negated {
+			s += " == false"
+		}
+		return one(s)
+	}
+	order := func(holds, negated string) [][]string {
+		if c.negated {
+			holds = negated
+		}
+		return one(at + " " + holds + " " + c.values[0].rego)
+	}
+	switch c.op {
+	case opIn:
+		switch {
+		case !c.negated:
+			return one(is(at, c.values))
+		case len(c.values) == 1:
+			return one(at + " != " + c.values[0].rego)
+		default:
+			return one(at+" != null", "not "+is(at, c.values))
+		}
+	case opBetween:
+		low, high := c.values[0].rego, c.values[1].rego
+		if c.negated {
+			return append(one(at+" < "+low), one(at+" > "+high)...)
+		}
+		return one(at+" >= "+low, at+" <= "+high)
+	case opGreater:
+		return order(">", "<=")
+	case opGreaterEqual:
+		return order(">=", "<")
+	case opLess:
+		return order("<", ">=")
+	case opLessEqual:
+		return order("<=", ">")
+	case opPrefix, opSuffix:
+		function, many := "startswith", "strings.any_prefix_match"
+		if c.op == opSuffix {
+			function, many = "endswith", "strings.any_suffix_match"
+		}
+		if len(c.values) == 1 {
+			return call(function + "(" + at + ", " + c.values[0].rego + ")")
+		}
+		return call(many + "(" + at + ", " + listOf(c.values) + ")")
+	case opGlob:
+		// Where a "*" could stand for one of the characters that join names, the reading
+		// is taken that rejects more.
+		if c.negated == (effect == Allow) {
+			return call("aid.wild(" + listOf(c.values) + ", " + at + ")")
+		}
+		return call("aid.glob(" + listOf(c.values) + ", " + at + ")")
+	case opCIDR:
+		return call("aid.cidr(" + listOf(c.values) + ", " + at + ")")
+	case opWithin:
+		return call("aid.within(" + c.span.rego() + ", " + at + ")")
+	}
+	return nil // no body, so that it never holds
 }
 
 func is(at string, vs []value) string {
 	if len(vs) == 1 {
 		return at + " == " + vs[0].rego
 	}
+	list := listOf(vs)
+	return at + " in {" + list[1:len(list)-1] + "}"
+}
+
+func listOf(vs []value) string {
 	list := make([]string, len(vs))
 	for i, v := range vs {
 		list[i] = v.rego
 	}
-	return at + " in {" + strings.Join(list, ", ") + "}"
+	return "[" + strings.Join(list, ", ") + "]"
 }

@@ -59,7 +59,7 @@ func TestGenerated(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff("package aid.policies\n\ndeny := set()\n\nallow := set()\n\ngoverns := set()\n", b.Rego()); d != "" {
+	if d := cmp.Diff("package aid.policies\n\ndeny := set()\n\napproval := set()\n\nallow := set()\n\ngoverns := set()\n", b.Rego()); d != "" {
 		t.Error(d)
 	}
 }
@@ -73,7 +73,9 @@ func TestRego(t *testing.T) {
 	}
 	// Tests may use all of OPA; what they test may not.
 	caps := ast.CapabilitiesForThisVersion()
-	caps.Builtins = append(caps.Builtins, globDecl())
+	for _, f := range functions() {
+		caps.Builtins = append(caps.Builtins, f.Decl)
+	}
 	modules := map[string]*ast.Module{}
 	for name, text := range map[string]string{"baseline.rego": baselineRego, "decision.rego": decisionRego, "policies.rego": generate(nil, nil), "baseline_test.rego": string(tests)} {
 		m, err := ast.ParseModuleWithOpts(name, text, ast.ParserOptions{Capabilities: caps, RegoVersion: ast.RegoV1})
@@ -86,7 +88,6 @@ func TestRego(t *testing.T) {
 	if c.Compile(modules); c.Failed() {
 		t.Fatal(c.Errors)
 	}
-	functions := map[string]*topdown.Builtin{"aid.glob": {Decl: globDecl(), Func: globOf}}
 	held := heldRules{}
 	ctx := context.Background()
 	ran := 0
@@ -105,7 +106,7 @@ func TestRego(t *testing.T) {
 			txn := storage.NewTransactionOrDie(ctx, store)
 			defer store.Abort(ctx, txn)
 			rs, err := topdown.NewQuery(query).WithCompiler(c).WithStore(store).WithTransaction(txn).
-				WithBuiltins(functions).WithStrictBuiltinErrors(true).WithQueryTracer(held).Run(ctx)
+				WithBuiltins(functions()).WithStrictBuiltinErrors(true).WithQueryTracer(held).Run(ctx)
 			if err != nil || len(rs) != 1 {
 				t.Errorf("%s: %d answers, %v", r.Location, len(rs), err)
 			}
@@ -169,8 +170,8 @@ func TestRestrictedFunctions(t *testing.T) {
 			t.Errorf("%s is not deterministic", b.Name)
 		}
 	}
-	if c := capabilities(); len(c.Builtins) != len(builtins())+1 || c.AllowNet == nil || len(c.AllowNet) != 0 {
-		t.Errorf("%d functions of %d, hosts %v", len(c.Builtins), len(builtins())+1, c.AllowNet)
+	if c := capabilities(); len(c.Builtins) != len(builtins())+len(functions()) || c.AllowNet == nil || len(c.AllowNet) != 0 {
+		t.Errorf("%d functions of %d, hosts %v", len(c.Builtins), len(builtins())+len(functions()), c.AllowNet)
 	}
 }
 
@@ -211,6 +212,8 @@ deny contains "pol_a" if {
 	count({a, b, c, d, e, f, g, h, i, j}) == 11
 }
 
+approval := set()
+
 allow := set()
 
 governs := set()
@@ -224,20 +227,22 @@ governs := set()
 
 // An answer that is not one of decision.rego's denies, as does none.
 func TestNoAnswerDenies(t *testing.T) {
-	const none = "deny := set()\nallow := set()\ngoverns := set()\n"
+	const none = "deny := set()\napproval := set()\nallow := set()\ngoverns := set()\n"
 	for name, module := range map[string]string{
-		"undefined sets":      "",
-		"undefined deny":      "allow := set()\ngoverns := set()\n",
-		"two answers":         "deny := set()\nallow := set() if true\nallow := {[\"pol_a\", {}]} if input.request.model\ngoverns := set()\n",
-		"another type":        "deny := []\nallow := {}\ngoverns := [7]\n",
-		"deny of numbers":     "deny := {7}\nallow := set()\ngoverns := set()\n",
-		"deny of strangers":   "deny := {\"pol_x\"}\nallow := set()\ngoverns := set()\n",
-		"allow of numbers":    "deny := set()\nallow := {7}\ngoverns := {[\"pol_a\"]}\n",
-		"allow of strangers":  "deny := set()\nallow := {[\"pol_x\", {}]}\ngoverns := {[\"pol_x\"]}\n",
-		"limits of no number": "deny := set()\nallow := {[\"pol_a\", {\"rpm\": \"60\"}]}\ngoverns := {[\"pol_a\"]}\n",
-		"unknown limit":       "deny := set()\nallow := {[\"pol_a\", {\"tpm\": 60}]}\ngoverns := {[\"pol_a\"]}\n",
-		"fractional limit":    "deny := set()\nallow := {[\"pol_a\", {\"rpm\": 0.5}]}\ngoverns := {[\"pol_a\"]}\n",
-		"governs of numbers":  "deny := set()\nallow := set()\ngoverns := {7}\n",
+		"undefined sets":        "",
+		"undefined approval":    "deny := set()\nallow := set()\ngoverns := set()\n",
+		"undefined deny":        "approval := set()\nallow := set()\ngoverns := set()\n",
+		"two answers":           "approval := set()\ndeny := set()\nallow := set() if true\nallow := {[\"pol_a\", {}]} if input.request.model\ngoverns := set()\n",
+		"another type":          "approval := set()\ndeny := []\nallow := {}\ngoverns := [7]\n",
+		"deny of numbers":       "approval := set()\ndeny := {7}\nallow := set()\ngoverns := set()\n",
+		"deny of strangers":     "approval := set()\ndeny := {\"pol_x\"}\nallow := set()\ngoverns := set()\n",
+		"allow of numbers":      "approval := set()\ndeny := set()\nallow := {7}\ngoverns := {[\"pol_a\"]}\n",
+		"allow of strangers":    "approval := set()\ndeny := set()\nallow := {[\"pol_x\", {}]}\ngoverns := {[\"pol_x\"]}\n",
+		"limits of no number":   "approval := set()\ndeny := set()\nallow := {[\"pol_a\", {\"rpm\": \"60\"}]}\ngoverns := {[\"pol_a\"]}\n",
+		"unknown limit":         "approval := set()\ndeny := set()\nallow := {[\"pol_a\", {\"tpm\": 60}]}\ngoverns := {[\"pol_a\"]}\n",
+		"fractional limit":      "approval := set()\ndeny := set()\nallow := {[\"pol_a\", {\"rpm\": 0.5}]}\ngoverns := {[\"pol_a\"]}\n",
+		"governs of numbers":    "approval := set()\ndeny := set()\nallow := set()\ngoverns := {7}\n",
+		"approval of strangers": "deny := set()\napproval := {\"pol_x\"}\nallow := set()\ngoverns := set()\n",
 	} {
 		d := broken(t, "package aid.policies\n\n"+module).Decide(context.Background(), active())
 		if d.Effect != Deny || len(d.Reasons) != 1 || d.Reasons[0].Code != "policy_error" || d.Err == nil {
@@ -255,10 +260,11 @@ func TestNoAnswerDenies(t *testing.T) {
 		"no rate":           `{"effect": "allow", "allow": set()}`,
 		"rate of text":      `{"effect": "allow", "allow": set(), "key_rpm": "7"}`,
 		"fractional rate":   `{"effect": "allow", "allow": set(), "key_rpm": 0.5}`,
-		"deny of no reason": `{"effect": "deny", "refused": set(), "deny": set(), "governs": set()}`,
-		"refused of text":   `{"effect": "deny", "refused": {"x"}, "deny": set(), "governs": set()}`,
-		"refused of two":    `{"effect": "deny", "refused": {[1, "x"]}, "deny": set(), "governs": set()}`,
-		"no governs":        `{"effect": "deny", "refused": {[1, "x", "y"]}, "deny": set()}`,
+		"deny of no reason": `{"effect": "deny", "refused": set(), "deny": set(), "governs": set(), "approval": set()}`,
+		"refused of text":   `{"effect": "deny", "refused": {"x"}, "deny": set(), "governs": set(), "approval": set()}`,
+		"refused of two":    `{"effect": "deny", "refused": {[1, "x"]}, "deny": set(), "governs": set(), "approval": set()}`,
+		"no governs":        `{"effect": "deny", "refused": {[1, "x", "y"]}, "deny": set(), "approval": set()}`,
+		"no approval":       `{"effect": "deny", "refused": {[1, "x", "y"]}, "deny": set(), "governs": set()}`,
 	} {
 		in := active()
 		b := &Bundle{}
@@ -292,7 +298,7 @@ func TestInputIsWhatIsRead(t *testing.T) {
 	}
 	for _, f := range inputFields() {
 		if f.name != "max_tokens" && f.name != "key_rate_limit" && f.value(&Input{Agent: AgentAttrs{ID: "x", Name: "x", Team: "x", Environment: "x", Tier: "x", Status: "x"},
-			Request: RequestAttrs{Operation: "x", Scope: "x", Provider: "x", Model: "x", Mode: "x", Host: "x", Path: "x", Time: time.Unix(1, 0)},
+			Request: RequestAttrs{Operation: "x", Scope: "x", Provider: "x", Model: "x", Mode: "x", Host: "x", Path: "x", SessionID: "x", Time: time.Unix(1, 0)},
 			Caller:  CallerAttrs{KeyID: "x", KeyStatus: "x", IP: "x", UserAgent: "x"}, Org: OrgAttrs{ID: "x", Tier: "x"}}) == nil {
 			t.Errorf("%s.%s is missing", f.section, f.name)
 		}
@@ -302,7 +308,7 @@ func TestInputIsWhatIsRead(t *testing.T) {
 	for _, f := range inputFields() {
 		known[f.section+"."+f.name] = true
 	}
-	for _, name := range []string{"agent.id", "agent.metadata.x", "request.tool", "request.url_host", "caller.key_scopes", "org.tier", "request.weekday_utc"} {
+	for _, name := range []string{"agent.id", "agent.metadata.x", "request.tool", "request.url_host", "caller.key_scopes", "org.tier", "request.weekday_utc", "tool.family", "request.time", "agent.allowed_models", "request.session_id"} {
 		r := ast.MustParseRef(ref(name))
 		if !known[string(r[1].Value.(ast.String))+"."+string(r[2].Value.(ast.String))] {
 			t.Errorf("%s reads %s, which is not in the input", name, r)
@@ -325,8 +331,14 @@ func TestDocs(t *testing.T) {
 		}
 		return found
 	}
-	if err := Check([]byte(between("-d '", "'\n"))); err != nil {
-		t.Error(err)
+	for _, doc := range []string{between("-d '", "'\n"),
+		`{"name": "x", "effect": "allow", "conditions": ` + between("stand in one another:\n\n```json\n", "```") + `}`,
+		`{"name": "x", "effect": "allow", "conditions": ` + between("### Time\n\n```json\n", "```") + `}`,
+		`{"name": "x", "effect": "require_approval", "conditions": {}, "approval": ` + between("`require_approval`: `", "`") + `}`,
+	} {
+		if err := Check([]byte(doc)); err != nil {
+			t.Errorf("%s: %v", doc, err)
+		}
 	}
 	c, err := compile(map[string]string{"m.rego": "package m\n\np := input\n"})
 	if err != nil {
@@ -336,11 +348,11 @@ func TestDocs(t *testing.T) {
 		Agent: AgentAttrs{ID: "ag_1", Name: "bot", Team: "support", Environment: "prod", Tier: "gold", Status: "active",
 			AllowedModels: []string{"small", "big-*"}, Metadata: map[string]any{"region": "eu", "level": 3, "missing": nil}},
 		Request: RequestAttrs{Operation: "chat.completions", Scope: "chat:completions", Provider: "one", Model: "small", Mode: "gateway", Host: "gateway.example",
-			Path: "/v1/chat/completions", MaxTokens: 1000, InputTokensEstimate: 12, Bytes: 400, Tools: []string{"crm.read"}, URLHosts: []string{"img.example"}, Time: time.Date(2026, 7, 1, 14, 30, 0, 0, time.UTC)},
+			Path: "/v1/chat/completions", MaxTokens: 1000, InputTokensEstimate: 12, Bytes: 400, Tools: []string{"crm.read"}, ToolsOther: true, SessionID: "sess-7", URLHosts: []string{"img.example"}, Time: time.Date(2026, 7, 1, 14, 30, 0, 0, time.UTC)},
 		Caller: CallerAttrs{KeyID: "key_1", KeyStatus: "active", KeyScopes: []string{"chat:completions"}, KeyRateLimit: 60, IP: "203.0.113.9", UserAgent: "OpenAI/Python"},
 		Org:    OrgAttrs{ID: "org_1", Tier: "pro"},
 	})
-	if want := ast.MustParseTerm(between("```json\n", "```")); got.Value.Compare(want.Value) != 0 {
+	if want := ast.MustParseTerm(between("Rego sees:\n\n```json\n", "```")); got.Value.Compare(want.Value) != 0 {
 		t.Errorf("the page has\n%s\nand the input is\n%s", want, got)
 	}
 }

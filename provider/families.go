@@ -21,18 +21,20 @@ var families = []struct {
 	{"image_generation", []string{"image_generation", "image_gen"}},
 }
 
-// ToolFamilies are the families of tools, sorted, each once. It depends on the names
-// only: a function that is named like a provider's tool counts as one. Each exchange is
+// ToolFamilies are the families of tools, sorted, each once; other says that a tool
+// has none. It depends on the names only: a function that is named like a provider's tool counts as one. Each exchange is
 // so decided again from its record as it was decided.
-func ToolFamilies(tools []string) []string {
-	var out []string
+func ToolFamilies(tools []string) (families []string, other bool) {
 	for _, tool := range tools {
-		if f := family(tool); f != "" && !slices.Contains(out, f) {
-			out = append(out, f)
+		switch f := family(tool); {
+		case f == "":
+			other = true
+		case !slices.Contains(families, f):
+			families = append(families, f)
 		}
 	}
-	slices.Sort(out)
-	return out
+	slices.Sort(families)
+	return families, other
 }
 
 // family is "" for a tool of no family. Prefixes of gateways ("openrouter:web_search"),

@@ -668,8 +668,9 @@ func TestToolNames(t *testing.T) {
 		{generate, `{"contents":[],"tools":[{"googleSearch":{}},{"urlContext":{}}]}`, "[web_fetch web_search]"},
 		{chat, `{"model":"m","tools":[{"function":{"name":"crm.read"}},{"function":{"name":"bashful"}}]}`, "[]"},
 	} {
-		if got := fmt.Sprint(provider.ToolFamilies(parsed(t, c.path, c.body).Tools)); got != c.families {
-			t.Errorf("%s: %s, and not %s", c.body, got, c.families)
+		families, other := provider.ToolFamilies(parsed(t, c.path, c.body).Tools)
+		if got := fmt.Sprint(families); got != c.families || other != (got == "[]") {
+			t.Errorf("%s: %s, others %v, and not %s", c.body, got, other, c.families)
 		}
 	}
 	for _, body := range []string{`{"model":"m","input":"x","tools":[{"type":"WEB_SEARCH"}]}`, `{"model":"m","input":"x","tools":[{"type":"web_search "}]}`,

@@ -10,6 +10,7 @@ import (
 // input is what policy sees. It is a published contract: see docs/policy.md.
 func (o *Org) input(c identity.Caller, r *Request, v *Verdict) policy.Input {
 	a, k := c.Agent, c.Key
+	families, other := provider.ToolFamilies(v.Call.Tools)
 	return policy.Input{
 		Agent: policy.AgentAttrs{
 			ID: a.ID, Name: a.Name, Team: a.Team, Environment: a.Environment, Tier: a.Tier, Status: string(a.Status),
@@ -19,7 +20,7 @@ func (o *Org) input(c identity.Caller, r *Request, v *Verdict) policy.Input {
 			Operation: r.Endpoint.Operation, Scope: r.Endpoint.Scope, Provider: v.Provider.Name, Model: v.Call.Model,
 			Mode: r.Mode, Host: verified(r.Host, r.HostVerified), Path: r.Path, Stream: v.Call.Stream,
 			MaxTokens: v.Call.MaxTokens, InputTokensEstimate: v.Call.InputTokensEstimate, Bytes: int64(len(v.Call.Body)),
-			Tools: v.Call.Tools, ToolFamilies: provider.ToolFamilies(v.Call.Tools), URLHosts: v.Call.Hosts, Time: v.Time,
+			Tools: v.Call.Tools, ToolFamilies: families, ToolsOther: other, SessionID: r.Session, URLHosts: v.Call.Hosts, Time: v.Time,
 		},
 		Caller: policy.CallerAttrs{
 			KeyID: k.ID, KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyExpiresAt: k.ExpiresAt,
@@ -73,6 +74,7 @@ func InputOf(d audit.Decided) (in policy.Input, unknown []string, ok bool) {
 			unknown = append(unknown, a)
 		}
 	}
+	families, other := provider.ToolFamilies(d.Tools)
 	return policy.Input{
 		Agent: policy.AgentAttrs{
 			ID: d.AgentID, Name: d.AgentName, Team: d.AgentTeam, Environment: d.AgentEnvironment, Tier: d.AgentTier, Status: active,
@@ -82,7 +84,7 @@ func InputOf(d audit.Decided) (in policy.Input, unknown []string, ok bool) {
 			Operation: d.Operation, Scope: provider.ScopeOf(d.Operation), Provider: d.Provider, Model: d.Model,
 			Mode: d.Mode, Host: verified(d.Host, d.HostVerified), Path: d.Path, Stream: d.Stream,
 			MaxTokens: d.MaxTokens, InputTokensEstimate: d.InputTokensEstimate, Bytes: d.BodyBytes,
-			Tools: d.Tools, ToolFamilies: provider.ToolFamilies(d.Tools), URLHosts: d.Hosts, Time: d.Time,
+			Tools: d.Tools, ToolFamilies: families, ToolsOther: other, SessionID: d.SessionID, URLHosts: d.Hosts, Time: d.Time,
 		},
 		Caller: policy.CallerAttrs{
 			KeyID: d.KeyID, KeyScopes: d.KeyScopes, KeyAllowedModels: d.KeyAllowedModels, KeyExpiresAt: d.KeyExpiresAt,

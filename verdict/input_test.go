@@ -39,7 +39,10 @@ func TestRecordedInputDecidesAlike(t *testing.T) {
 		`"request.host": "gateway.test"`, `"request.path": "/v1/chat/completions"`, `"request.stream": true`, `"request.tool": {"in": ["shell", "search"]}`,
 		`"request.url_host": "files.example"`, `"request.max_tokens": {"between": [1, 100]}`, `"request.bytes": {"between": [0, 150]}`,
 		`"request.input_tokens_estimate": {"between": [0, 40]}`, `"request.hour_utc": {"between": [9, 12]}`, `"request.weekday_utc": {"in": [3, 4]}`,
-		`"caller.key_id": "key_1"`, `"caller.key_scopes": "models"`, `"caller.ip": "203.0.113.9"`, `"caller.user_agent": "curl/8"`, `"org.tier": "pro"`,
+		`"caller.key_id": "key_1"`, `"caller.key_scopes": "models"`, `"caller.ip": "203.0.113.9"`, `"caller.user_agent": "curl/8"`, `"org.tier": "pro"`, `"org.id": "org_1"`,
+		`"request.session_id": "sess-1"`, `"request.session_id": {"exists": false}`, `"tool.family": "shell"`, `"not": {"tool.family": {"in": ["shell"]}}`,
+		`"request.time": {"between": ["22:00", "06:00"], "zone": "Europe/Berlin", "weekdays": [1, 5]}`, `"agent.allowed_models": {"glob": "big-*"}`,
+		`"any": [{"caller.ip": {"cidr": "203.0.113.0/24"}}, {"agent.team": {"ne": "support"}}]`, `"agent.metadata.region": {"prefix": ["e", "x"]}`,
 	} {
 		for _, effect := range []string{"allow", "deny"} {
 			conditions = append(conditions, fmt.Sprintf(`{"name":"p","effect":%q,"conditions":{%s},"limits":{"rpm":3}}`, effect, c))
@@ -80,6 +83,7 @@ func TestRecordedInputDecidesAlike(t *testing.T) {
 		r.UserAgent = pick("user agent", "curl/8", "", "x\ty", strings.Repeat("x", 300), "\xff")
 		r.ClientIP = pick("address", "203.0.113.9", "2001:db8::1", "")
 		r.Host = pick("host", "gateway.test", "other.test")
+		r.Session = pick("session", "sess-1", "", "sess-2")
 		r.HostVerified = pick("host_verified", "true", "") != ""
 		if rapid.Bool().Draw(t, "encoded") {
 			r.Encodings = []string{"identity"}
