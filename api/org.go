@@ -202,7 +202,7 @@ func createNode(ctx context.Context, x *exchange, in *struct{ Body NewNode }) (*
 	if err != nil {
 		return nil, err
 	}
-	n := identity.Node{ID: id, OrgID: x.org, Name: in.Body.Name, SPIFFEID: in.Body.SPIFFEID, Roles: nodeRoles(in.Body.Role), CreatedAt: x.now, ExpiresAt: x.expiry(in.Body.ExpiresInDays)}
+	n := identity.Node{ID: id, OrgID: x.org, Name: in.Body.Name, SPIFFEID: in.Body.SPIFFEID, Roles: nodeRoles(in.Body.Role), Home: true, CreatedAt: x.now, ExpiresAt: x.expiry(in.Body.ExpiresInDays)}
 	if n.SPIFFEID != "" {
 		// The same response whether another organization has such a node or not.
 		may, err := identity.MayName(ctx, x.tx, n.SPIFFEID)

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"net/netip"
 	"slices"
 	"time"
@@ -16,7 +17,7 @@ type UnknownCallers struct {
 	Org    string    `json:"org"`    // set by the Writer
 	Writer string    `json:"writer"` // set by the Writer
 
-	Cause   string    `json:"cause"` // the refusal's code
+	Cause   string    `json:"cause"` // such as missing_api_key or unknown_api_key
 	Count   int64     `json:"count"`
 	First   time.Time `json:"first"`
 	Last    time.Time `json:"last"`
@@ -49,14 +50,18 @@ const (
 	maxCounts = 256
 	// countInterval is how often a count becomes an entry.
 	countInterval = time.Minute
+	// maxCountBytes bounds the entries of counts that wait for the control plane. They
+	// have this space for themselves, beside WriterConfig.MaxBacklogBytes.
+	maxCountBytes = 16 << 20
 )
 
 type countKey struct{ org, cause string }
 
-// Count counts a request that named no known caller. It writes nothing: Run turns
-// the counts into at most one entry a minute for each org and cause. While the
-// backlog is full the counts stay in memory, so they never use its space. The org
-// is that of the node. An empty org counts in the metric only.
+// Count counts a request that named no known caller. It writes nothing: Run turns the
+// counts into at most one entry a minute for each org and cause. The entries have a
+// space of their own and never use that of decisions. While the space is full or the
+// disk fails, counts stay in memory. The org is the home of the node; an empty one
+// counts in the metric only.
 func (w *Writer) Count(org, cause string, peer netip.Addr) {
 	w.metrics.unknownCallers.Inc()
 	if !validID(org) {
@@ -100,10 +105,10 @@ func peerPrefix(a netip.Addr) string {
 	return p.String()
 }
 
-// writeCounts enqueues what was counted, unless the segments have no room for it.
+// writeCounts enqueues what was counted, unless there is no room for it.
 func (w *Writer) writeCounts() {
 	w.mu.Lock()
-	full := w.unreadyLocked() != nil
+	full := w.failed != nil || w.countBytesLocked() >= maxCountBytes || w.diskLocked() != nil
 	w.mu.Unlock()
 	if full {
 		return
@@ -114,5 +119,25 @@ func (w *Writer) writeCounts() {
 	w.countMu.Unlock()
 	for k, c := range counts {
 		w.Enqueue(k.org, *c)
+	}
+}
+
+// countBytesLocked is the part of bytesLocked's segments that entries of counts take.
+func (w *Writer) countBytesLocked() (n int64) {
+	for i, s := range w.segs {
+		if i == len(w.segs)-1 || s.last > w.acked {
+			n += s.counts
+		}
+	}
+	return n
+}
+
+// countPrefix begins every encoded entry of counts: fields have a fixed order.
+var countPrefix = []byte(`{"v":1,"kind":"` + KindUnknownCallers + `",`)
+
+// add notes a record that was found in the segment's file.
+func (s *segment) add(f frame) {
+	if bytes.HasPrefix(f.body, countPrefix) {
+		s.counts += frameSum + frameFixed + int64(len(f.name)+len(f.body))
 	}
 }

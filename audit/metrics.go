@@ -62,7 +62,7 @@ func newMetrics(w *Writer) *metrics {
 				}
 				return n
 			})),
-		bytes: gauge("segment_bytes", "Bytes of all segments on the disk.", locked(func() float64 {
+		bytes: gauge("segment_bytes", "Bytes of the segments that count against --max-backlog: what the control plane does not have.", locked(func() float64 {
 			return float64(w.bytesLocked())
 		})),
 		lagRecords: gauge("lag_records", "Durable records that the control plane does not have.", locked(func() float64 {

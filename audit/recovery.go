@@ -105,7 +105,7 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 			seg.ackedAt = w.c.Now()
 			continue
 		}
-		if err := scan(seg, files[i], until, func(frame) {}); err != nil {
+		if err := scan(seg, files[i], until, seg.add); err != nil {
 			return nil, err
 		}
 		if !seg.empty() {
@@ -124,6 +124,7 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 		open[f.seq] = f
 	}
 	err := scan(last, files[i], noLimit, func(f frame) {
+		last.add(f)
 		w.previousSeqs[f.name] = f.seq
 		switch f.kind {
 		case kindAllowed:

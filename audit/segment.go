@@ -223,6 +223,7 @@ type segment struct {
 	start   int64             // where records begin
 	end     int64             // where they end
 	size    int64             // of the file, as far as we know
+	counts  int64             // bytes of it that are entries of counts
 }
 
 func (s *segment) empty() bool { return s.last < s.first }

@@ -169,6 +169,7 @@ type item struct {
 	entry  []byte
 	seq    uint64 // set when it is written
 	waited bool   // somebody waits and will be told if it fails
+	count  bool   // it counts unknown callers, and has space of its own
 
 	allowed *Settled // of a decision to allow: what to write if nothing else comes
 	settled *Settled // of a settlement: itself
@@ -317,6 +318,8 @@ func (w *Writer) item(org string, e Entry) (item, error) {
 		}
 	case Settled:
 		it.settled = &e
+	case UnknownCallers:
+		it.count = true
 	}
 	return it, nil
 }
@@ -342,8 +345,8 @@ func (w *Writer) add(it item) (*batch, int, error) {
 			w.mu.Unlock()
 			return nil, 0, err
 		}
-		if it.waited || !full {
-			break
+		if it.waited || it.count || !full {
+			break // a count comes from the goroutine that commits, which must not wait for itself
 		}
 		// Only here can Enqueue wait: for a disk that works, so not for long.
 		first := w.queue[0]
@@ -414,6 +417,11 @@ func (w *Writer) unreadyLocked() error {
 	if n := w.bytesLocked(); n >= w.c.MaxBacklogBytes {
 		return fmt.Errorf("%d bytes of audit segments wait for the control plane, and the limit is %d", n, w.c.MaxBacklogBytes)
 	}
+	return w.diskLocked()
+}
+
+// diskLocked returns nil if the disk has room, or what is wrong with it.
+func (w *Writer) diskLocked() error {
 	if w.c.MinFreeBytes < 0 {
 		return nil
 	}
@@ -430,11 +438,12 @@ func (w *Writer) unreadyLocked() error {
 	return w.full
 }
 
-// bytesLocked counts what the control plane does not have.
+// bytesLocked counts what the control plane does not have, without the entries that
+// have space of their own.
 func (w *Writer) bytesLocked() (n int64) {
 	for i, s := range w.segs {
 		if i == len(w.segs)-1 || s.last > w.acked {
-			n += s.size
+			n += s.size - s.counts
 		}
 	}
 	return n
@@ -645,6 +654,7 @@ func (w *Writer) commit(b *batch) bool {
 	buf := w.buf[:0]
 	var changes []change          // of the book, to be undone if the batch fails
 	before := map[string]uint64{} // of prevs, likewise; 0: the org was not there
+	counts := int64(0)            // bytes of entries that have space of their own
 	follow := func(org string, seq uint64) {
 		if _, ok := before[org]; !ok {
 			before[org] = w.prevs[org]
@@ -688,7 +698,10 @@ func (w *Writer) commit(b *batch) bool {
 		}
 		f.body, it.seq = it.entry, f.seq
 		follow(it.org, f.seq)
-		buf = appendFrame(buf, f)
+		start := len(buf)
+		if buf = appendFrame(buf, f); it.count {
+			counts += int64(len(buf) - start)
+		}
 	}
 	if w.buf = buf; cap(buf) > 2*maxBatchBytes {
 		w.buf = nil
@@ -717,6 +730,7 @@ func (w *Writer) commit(b *batch) bool {
 	last.last = w.durable
 	last.end += int64(len(buf))
 	last.size = last.end
+	last.counts += counts
 	w.tellLocked()
 	w.mu.Unlock()
 	close(b.done)

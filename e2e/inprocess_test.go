@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -190,7 +191,7 @@ type oneCaller struct {
 	org    verdict.Org
 }
 
-func (d oneCaller) Caller(_ context.Context, hash identity.Presented) (identity.Caller, error) {
+func (d oneCaller) Caller(_ context.Context, hash identity.Presented, _ netip.Addr) (identity.Caller, error) {
 	if hash != d.hash {
 		return identity.Caller{}, verdict.ErrUnknownCaller
 	}

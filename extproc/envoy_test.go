@@ -12,6 +12,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -160,7 +161,7 @@ func (d *directory) edit(change func(*identity.Caller)) {
 	}
 }
 
-func (d *directory) Caller(_ context.Context, hash identity.Presented) (identity.Caller, error) {
+func (d *directory) Caller(_ context.Context, hash identity.Presented, _ netip.Addr) (identity.Caller, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.err != nil {

@@ -163,6 +163,7 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 	refused := x.identify(ctx)
 	x.s.metrics.phase("identify", x.s.c.Now().Sub(x.began))
 	if refused != nil && !x.known {
+		x.countUnknown(refused)
 		// No key makes this path served, so the path is the first thing to correct.
 		if _, _, served := provider.Match(x.req.Method, x.req.Path); !served && x.req.wrong == nil && refused.Status == http.StatusUnauthorized {
 			refused = provider.Unserved(x.req.Method, x.req.Path)
@@ -299,7 +300,7 @@ func (x *exchange) identify(ctx context.Context) *provider.Error {
 func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 	ctx, cancel := context.WithTimeout(ctx, x.s.c.IdentifyTimeout)
 	defer cancel()
-	caller, err := x.s.c.Directory.Caller(ctx, x.presented)
+	caller, err := x.s.c.Directory.Caller(ctx, x.presented, x.peer())
 	switch {
 	case errors.Is(err, verdict.ErrUnknownCaller):
 		return unauthenticated("invalid_api_key", "The API key is not known. It may have been deleted, or belong to another installation.")

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -34,8 +35,9 @@ import (
 type Directory interface {
 	// Caller returns who presents that. The error wraps verdict.ErrUnknownCaller if
 	// no caller does. Any other error means that it is not known now (stale,
-	// unreachable), and the request is answered 503.
-	Caller(ctx context.Context, p identity.Presented) (identity.Caller, error)
+	// unreachable), and the request is answered 503. The peer is the other end of
+	// the connection, so that one peer's lookups do not delay those of others.
+	Caller(ctx context.Context, p identity.Presented, peer netip.Addr) (identity.Caller, error)
 	// Org returns what decides for the org, or an error if that is not known
 	// well enough to decide (never received, or stale).
 	Org(id string) (verdict.Org, error)
@@ -69,6 +71,10 @@ type Config struct {
 	// Tracer makes one span for each exchange. Nil: none, and traceparent is
 	// continued all the same.
 	Tracer trace.TracerProvider
+
+	// Unknown counts a request that named no known caller. It is called for every such
+	// request, so it must be quick. Nil: they are counted in the metrics only.
+	Unknown func(cause string, peer netip.Addr)
 
 	// Domains are the hosts by which clients call the gateway, in lower case and without
 	// a port; "*.example.com" stands for every name below example.com. Requests for other

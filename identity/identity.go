@@ -359,8 +359,13 @@ type Node struct {
 	// ByOperator is true for a node that the operator made. It prevails over a node
 	// that an organization made with the same SPIFFE id.
 	ByOperator bool
-	// Orgs are the organizations that the node serves now. [NodePresented] sets it.
+	// Home is true in the one organization whose audit log counts the node's requests
+	// of no known caller.
+	Home bool
+	// Orgs are the organizations that the node serves now, and HomeID is the one of
+	// them that is its home, or "". [NodePresented] sets both.
 	Orgs      []string `json:"-"`
+	HomeID    string   `json:"-"`
 	CreatedAt time.Time
 	ExpiresAt time.Time
 	RevokedAt time.Time

@@ -307,18 +307,18 @@ func InsertNode(ctx context.Context, tx pgx.Tx, n Node) error {
 	if roles == nil {
 		roles = []NodeRole{} // it denies
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO nodes (org_id, id, name, token_hash, spiffe_id, roles, by_operator, created_at, expires_at, revoked_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
-		n.OrgID, n.ID, n.Name, token, spiffe, roles, n.ByOperator, n.CreatedAt, never(n.ExpiresAt), never(n.RevokedAt))
+	_, err := tx.Exec(ctx, `INSERT INTO nodes (org_id, id, name, token_hash, spiffe_id, roles, by_operator, home, created_at, expires_at, revoked_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
+		n.OrgID, n.ID, n.Name, token, spiffe, roles, n.ByOperator, n.Home, n.CreatedAt, never(n.ExpiresAt), never(n.RevokedAt))
 	return doing(err, "storing a node")
 }
 
-const nodeColumns = `org_id, id, name, coalesce(token_hash, ''), coalesce(spiffe_id, ''), roles, by_operator, created_at, expires_at, revoked_at`
+const nodeColumns = `org_id, id, name, coalesce(token_hash, ''), coalesce(spiffe_id, ''), roles, by_operator, home, created_at, expires_at, revoked_at`
 
 func scanNode(row pgx.CollectableRow) (n Node, err error) {
 	var hash string
 	var expires, revoked *time.Time
-	if err := row.Scan(&n.OrgID, &n.ID, &n.Name, &hash, &n.SPIFFEID, &n.Roles, &n.ByOperator, &n.CreatedAt, &expires, &revoked); err != nil {
+	if err := row.Scan(&n.OrgID, &n.ID, &n.Name, &hash, &n.SPIFFEID, &n.Roles, &n.ByOperator, &n.Home, &n.CreatedAt, &expires, &revoked); err != nil {
 		return Node{}, err
 	}
 	n.CreatedAt, n.ExpiresAt, n.RevokedAt = n.CreatedAt.UTC(), when(expires), when(revoked)
@@ -358,15 +358,23 @@ func oneNode(rows []Node, now time.Time) (Node, error) {
 		live = slices.DeleteFunc(live, func(n Node) bool { return !n.ByOperator })
 	}
 	n := live[0]
+	homes := 0
 	for _, other := range live {
 		if other.ID != n.ID {
 			return Node{}, ErrNotFound // ambiguous
 		}
 		n.Roles = slices.DeleteFunc(slices.Clone(n.Roles), func(r NodeRole) bool { return !other.Has(r) })
 		n.Orgs = append(n.Orgs, other.OrgID)
+		if other.Home {
+			homes++
+			n.HomeID = other.OrgID
+		}
 		if n.ExpiresAt.IsZero() || !other.ExpiresAt.IsZero() && other.ExpiresAt.Before(n.ExpiresAt) {
 			n.ExpiresAt = other.ExpiresAt
 		}
+	}
+	if homes != 1 {
+		n.HomeID = "" // it was made before there were homes, or its home revoked it
 	}
 	return n, nil
 }

@@ -427,7 +427,7 @@ func TestNodes(t *testing.T) {
 	}
 	const spiffe = "spiffe://cluster.local/ns/ai/sa/gateway"
 	both := []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc}
-	byToken := identity.Node{ID: "node_1", Roles: both, Orgs: []string{w.a}, OrgID: w.a, Name: "up", TokenHash: hash, CreatedAt: noon}
+	byToken := identity.Node{ID: "node_1", Roles: both, Orgs: []string{w.a}, Home: true, HomeID: w.a, OrgID: w.a, Name: "up", TokenHash: hash, CreatedAt: noon}
 	gone := identity.Node{ID: "node_2", Roles: []identity.NodeRole{}, OrgID: w.a, Name: "old", SPIFFEID: spiffe, CreatedAt: noon, RevokedAt: noon}
 	byCertificate := identity.Node{ID: "node_3", Roles: []identity.NodeRole{identity.NodeEnvoy}, ByOperator: true, Orgs: []string{w.b}, OrgID: w.b, Name: "gateway", SPIFFEID: spiffe, CreatedAt: noon, ExpiresAt: noon.Add(time.Hour)}
 	w.in(w.a, func(ctx context.Context, tx pgx.Tx) error {
@@ -461,7 +461,7 @@ func TestNodes(t *testing.T) {
 	w.in(w.a, func(ctx context.Context, tx pgx.Tx) error {
 		got, err := identity.ListNodes(ctx, tx)
 		listed := byToken
-		listed.Orgs = nil // that is of what was presented
+		listed.Orgs, listed.HomeID = nil, "" // that is of what was presented
 		if d := cmp.Diff([]identity.Node{listed, gone}, got); d != "" {
 			t.Error(d)
 		}
@@ -536,12 +536,15 @@ func TestNodesOfSeveralOrgs(t *testing.T) {
 	}
 	both := []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc}
 	add(w.a, identity.Node{ID: "node_made", Roles: both}) // by an org
-	add(w.b, identity.Node{ID: "node_shared", Roles: both, ByOperator: true})
+	add(w.b, identity.Node{ID: "node_shared", Roles: both, ByOperator: true, Home: true})
 	if got, err := at(noon); err != nil || got.ID != "node_shared" || !slices.Equal(got.Orgs, []string{w.b}) {
 		t.Errorf("the operator's does not prevail: %+v, %v", got, err)
 	}
 	w.in(w.a, func(ctx context.Context, tx pgx.Tx) error { return identity.RevokeNode(ctx, tx, "node_made", noon) })
 	add(w.a, identity.Node{ID: "node_shared", Roles: both[:1], ByOperator: true, ExpiresAt: noon.Add(time.Hour)})
+	if got, err := at(noon); err != nil || got.HomeID != w.b {
+		t.Errorf("the home: %+v, %v", got, err)
+	}
 	want := []string{w.a, w.b}
 	slices.Sort(want)
 	if got, err := at(noon); err != nil || !slices.Equal(got.Orgs, want) || !slices.Equal(got.Roles, both[:1]) {
@@ -554,6 +557,13 @@ func TestNodesOfSeveralOrgs(t *testing.T) {
 	w.in(w.a, func(ctx context.Context, tx pgx.Tx) error { return identity.RevokeNode(ctx, tx, "node_shared", noon) })
 	if got, err := at(noon); err != nil || !slices.Equal(got.Orgs, []string{w.b}) {
 		t.Errorf("after one org revoked it: %+v, %v", got, err)
+	}
+	// Without its home a node has none: the orgs that are left do not inherit it.
+	c := storetest.Org(t, w.db)
+	add(c, identity.Node{ID: "node_shared", Roles: both, ByOperator: true})
+	w.in(w.b, func(ctx context.Context, tx pgx.Tx) error { return identity.RevokeNode(ctx, tx, "node_shared", noon) })
+	if got, err := at(noon); err != nil || !slices.Equal(got.Orgs, []string{c}) || got.HomeID != "" {
+		t.Errorf("after its home revoked it: %+v, %v", got, err)
 	}
 	add(w.a, identity.Node{ID: "node_other", Roles: both, ByOperator: true})
 	if got, err := at(noon); !errors.Is(err, identity.ErrNotFound) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,6 +72,7 @@ type Client struct {
 	c       ClientConfig
 	metrics *clientMetrics
 	orgs    atomic.Pointer[map[string]verdict.Org]
+	home    atomic.Pointer[string]
 	beat    atomic.Int64 // when the last heartbeat came, Unix nanoseconds; 0: never
 
 	mu      sync.RWMutex
@@ -120,6 +122,7 @@ func NewClient(c ClientConfig) (*Client, error) {
 		changes: make(map[identity.Presented]bool), speak: make(chan struct{}, 1), held: newHeld(),
 	}
 	x.orgs.Store(&map[string]verdict.Org{})
+	x.home.Store(new(string))
 	var err error
 	if x.metrics, err = newClientMetrics(c.Registerer, x.size, x.age, x.connected); err != nil {
 		return nil, fmt.Errorf("registering the xds client's metrics: %w", err)
@@ -182,6 +185,10 @@ func (x *Client) Org(id string) (verdict.Org, error) {
 	return o, nil
 }
 
+// Home is the organization whose audit log counts requests of no known caller, or ""
+// if there is none or it was not received yet.
+func (x *Client) Home() string { return *x.home.Load() }
+
 // Ready is nil if requests can be decided.
 func (x *Client) Ready() error {
 	if err := x.fresh(); err != nil {
@@ -196,7 +203,7 @@ func (x *Client) Ready() error {
 // Caller answers the caller who presents p. A known caller is answered
 // from memory; another one is asked for, once for all who want to know. The error
 // wraps verdict.ErrUnknownCaller or ErrUnavailable.
-func (x *Client) Caller(ctx context.Context, p identity.Presented) (identity.Caller, error) {
+func (x *Client) Caller(ctx context.Context, p identity.Presented, peer netip.Addr) (identity.Caller, error) {
 	if err := x.fresh(); err != nil {
 		x.metrics.lookups.WithLabelValues("stale").Inc()
 		return identity.Caller{}, err
@@ -323,6 +330,7 @@ func (x *Client) deny() {
 	x.denied.Store(true) // first, so that nothing is looked up in between
 	x.held = newHeld()
 	x.orgs.Store(&map[string]verdict.Org{})
+	x.home.Store(new(string))
 	x.mu.Lock()
 	dropped := x.callers
 	x.callers = make(map[identity.Presented]*caller)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -36,14 +37,14 @@ func TestInUseIsKept(t *testing.T) {
 		}
 	})
 	eventually(t, x.Ready)
-	if _, err := x.Caller(ctx(t), identity.PresentedKey(pinned.Hash)); err != nil {
+	if _, err := x.Caller(ctx(t), identity.PresentedKey(pinned.Hash), netip.Addr{}); err != nil {
 		t.Fatal(err)
 	}
 	others := func() {
 		t.Helper()
 		for range 8 {
 			_, k := p.agent(org)
-			if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); err != nil {
+			if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash), netip.Addr{}); err != nil {
 				t.Fatal(err)
 			}
 		}

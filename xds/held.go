@@ -25,6 +25,7 @@ type held struct {
 	policies    map[string]versioned[*aidv1.Policy]
 	providers   map[string]versioned[provider.Provider]
 	credentials map[string]versioned[*aidv1.Credential]
+	nodes       map[string]versioned[*aidv1.Node]
 }
 
 type versioned[T any] struct {
@@ -36,6 +37,7 @@ func newHeld() held {
 	return held{
 		orgs: make(map[string]versioned[*aidv1.Org]), policies: make(map[string]versioned[*aidv1.Policy]),
 		providers: make(map[string]versioned[provider.Provider]), credentials: make(map[string]versioned[*aidv1.Credential]),
+		nodes: make(map[string]versioned[*aidv1.Node]),
 	}
 }
 
@@ -52,6 +54,8 @@ func (h held) of(t string) received {
 	switch t {
 	case OrgType:
 		return table[*aidv1.Org, *aidv1.Org]{h.orgs, same[*aidv1.Org]}
+	case NodeType:
+		return table[*aidv1.Node, *aidv1.Node]{h.nodes, same[*aidv1.Node]}
 	case PolicyType:
 		return table[*aidv1.Policy, *aidv1.Policy]{h.policies, same[*aidv1.Policy]}
 	case ProviderType:
@@ -70,7 +74,8 @@ func (h held) versions(t string) map[string]string {
 }
 
 func (h held) clone() held {
-	return held{orgs: maps.Clone(h.orgs), policies: maps.Clone(h.policies), providers: maps.Clone(h.providers), credentials: maps.Clone(h.credentials)}
+	return held{orgs: maps.Clone(h.orgs), policies: maps.Clone(h.policies), providers: maps.Clone(h.providers), credentials: maps.Clone(h.credentials),
+		nodes: maps.Clone(h.nodes)}
 }
 
 // table is a map of what is held of a type that comes as M and is kept as T.
@@ -129,6 +134,8 @@ func (x *Client) receive(ctx context.Context, resp *discoveryv3.DeltaDiscoveryRe
 		return errors.New("this type was not subscribed to")
 	}
 	bad := of.receive(resp)
+	home := next.nodes[nodeName].value.GetHomeOrgId()
+	x.home.Store(&home)
 	orgs, err := next.build(ctx, *x.orgs.Load())
 	x.held = next
 	x.orgs.Store(&orgs)

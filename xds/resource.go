@@ -30,6 +30,7 @@ const (
 	ClusterType  = typePrefix + "envoy.config.cluster.v3.Cluster"
 
 	OrgType        = typePrefix + "aid.v1.Org"
+	NodeType       = typePrefix + "aid.v1.Node"
 	CallerType     = typePrefix + "aid.v1.Caller"
 	PolicyType     = typePrefix + "aid.v1.Policy"
 	ProviderType   = typePrefix + "aid.v1.Provider"
@@ -37,8 +38,11 @@ const (
 	HeartbeatType  = typePrefix + "aid.v1.Heartbeat"
 )
 
-// heartbeatName is the one Heartbeat there is.
-const heartbeatName = "clock"
+// heartbeatName is the one Heartbeat there is, and nodeName the one Node.
+const (
+	heartbeatName = "clock"
+	nodeName      = "self"
+)
 
 // A kind is a resource type that is served. A new one is a row here, its codec
 // below, and its use.
@@ -55,6 +59,7 @@ var kinds = []kind{
 	{url: ClusterType, short: "Cluster", role: identity.NodeEnvoy},
 	{url: ListenerType, short: "Listener", role: identity.NodeEnvoy},
 	{url: RouteType, short: "RouteConfiguration", role: identity.NodeEnvoy},
+	{url: NodeType, short: "Node", role: identity.NodeExtproc},
 	{url: CredentialType, short: "Credential", role: identity.NodeExtproc},
 	{url: ProviderType, short: "Provider", role: identity.NodeExtproc},
 	{url: PolicyType, short: "Policy", role: identity.NodeExtproc},

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -248,7 +249,7 @@ func TestCallers(t *testing.T) {
 		c.Changed = func(_ identity.Presented, caller identity.Caller, known bool) { changes <- told{caller, known} }
 	})
 	eventually(t, x.Ready)
-	got, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash))
+	got, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash), netip.Addr{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +259,7 @@ func TestCallers(t *testing.T) {
 	if err := got.ActiveAt(time.Now()); err != nil {
 		t.Error(err)
 	}
-	if _, err := x.Caller(ctx(t), identity.PresentedKey([32]byte{1})); !errors.Is(err, verdict.ErrUnknownCaller) {
+	if _, err := x.Caller(ctx(t), identity.PresentedKey([32]byte{1}), netip.Addr{}); !errors.Is(err, verdict.ErrUnknownCaller) {
 		t.Errorf("an unknown key: %v", err)
 	}
 
@@ -292,7 +293,7 @@ func TestCallers(t *testing.T) {
 	if c := next("the deletion"); c.known {
 		t.Errorf("deleted: %+v", c)
 	}
-	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); !errors.Is(err, verdict.ErrUnknownCaller) {
+	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash), netip.Addr{}); !errors.Is(err, verdict.ErrUnknownCaller) {
 		t.Errorf("a deleted key: %v", err)
 	}
 }
@@ -311,21 +312,21 @@ func TestReconnect(t *testing.T) {
 		}
 	})
 	eventually(t, x.Ready)
-	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); err != nil {
+	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash), netip.Addr{}); err != nil {
 		t.Fatal(err)
 	}
 	p.stop()
 	eventually(t, func() error {
-		if _, err := x.Caller(ctx(t), identity.PresentedKey([32]byte{9})); !errors.Is(err, xds.ErrUnavailable) {
+		if _, err := x.Caller(ctx(t), identity.PresentedKey([32]byte{9}), netip.Addr{}); !errors.Is(err, xds.ErrUnavailable) {
 			return fmt.Errorf("still connected: %v", err)
 		}
 		return nil
 	})
 	// A known caller needs no control plane; an unknown one is no unknown key.
-	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); err != nil {
+	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash), netip.Addr{}); err != nil {
 		t.Errorf("a known caller, cut off: %v", err)
 	}
-	if _, err := x.Caller(ctx(t), identity.PresentedKey(unseen.Hash)); !errors.Is(err, xds.ErrUnavailable) || errors.Is(err, verdict.ErrUnknownCaller) {
+	if _, err := x.Caller(ctx(t), identity.PresentedKey(unseen.Hash), netip.Addr{}); !errors.Is(err, xds.ErrUnavailable) || errors.Is(err, verdict.ErrUnknownCaller) {
 		t.Errorf("an unseen caller, cut off: %v", err)
 	}
 	p.in(org, func(tx pgx.Tx) error { return identity.RevokeKey(context.Background(), tx, a.ID, k.ID, time.Now()) })
@@ -336,7 +337,7 @@ func TestReconnect(t *testing.T) {
 		}
 		return nil
 	})
-	eventually(t, func() error { _, err := x.Caller(ctx(t), identity.PresentedKey(unseen.Hash)); return err })
+	eventually(t, func() error { _, err := x.Caller(ctx(t), identity.PresentedKey(unseen.Hash), netip.Addr{}); return err })
 }
 
 // Providers, credentials and policies take effect without a restart, and one bad
@@ -434,7 +435,7 @@ func TestIsolation(t *testing.T) {
 	_, k := p.agent(two)
 	x := p.client(token, nil)
 	eventually(t, x.Ready)
-	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); !errors.Is(err, verdict.ErrUnknownCaller) {
+	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash), netip.Addr{}); !errors.Is(err, verdict.ErrUnknownCaller) {
 		t.Errorf("another org's key: %v", err)
 	}
 	if _, err := x.Org(two); err == nil {
@@ -451,7 +452,7 @@ func TestIsolation(t *testing.T) {
 	// A node that is revoked is cut, and stays out.
 	p.in(one, func(tx pgx.Tx) error { return identity.RevokeNode(context.Background(), tx, id, time.Now()) })
 	eventually(t, func() error {
-		if _, err := x.Caller(ctx(t), identity.PresentedKey([32]byte{3})); !errors.Is(err, xds.ErrUnavailable) {
+		if _, err := x.Caller(ctx(t), identity.PresentedKey([32]byte{3}), netip.Addr{}); !errors.Is(err, xds.ErrUnavailable) {
 			return fmt.Errorf("still served: %v", err)
 		}
 		return nil
@@ -498,12 +499,12 @@ func TestStaleness(t *testing.T) {
 		c.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
 	})
 	eventually(t, x.Ready)
-	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); err != nil {
+	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash), netip.Addr{}); err != nil {
 		t.Fatal(err)
 	}
 	p.stop()
 	eventually(t, func() error {
-		if _, err := x.Caller(ctx(t), identity.PresentedKey([32]byte{9})); !errors.Is(err, xds.ErrUnavailable) {
+		if _, err := x.Caller(ctx(t), identity.PresentedKey([32]byte{9}), netip.Addr{}); !errors.Is(err, xds.ErrUnavailable) {
 			return errors.New("still connected")
 		}
 		return nil
@@ -516,7 +517,7 @@ func TestStaleness(t *testing.T) {
 	if _, err := x.Org(org); !errors.Is(err, xds.ErrUnavailable) {
 		t.Errorf("after 61 minutes: %v", err)
 	}
-	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); !errors.Is(err, xds.ErrUnavailable) {
+	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash), netip.Addr{}); !errors.Is(err, xds.ErrUnavailable) {
 		t.Errorf("after 61 minutes, a known caller: %v", err)
 	}
 	if x.Ready() == nil {
@@ -532,7 +533,7 @@ func TestBounds(t *testing.T) {
 	x := p.client(token, func(c *xds.ClientConfig) { c.MaxCallers = 3 })
 	eventually(t, x.Ready)
 	for i := range 300 {
-		if _, err := x.Caller(ctx(t), identity.PresentedKey([32]byte{byte(i), byte(i >> 8), 1})); !errors.Is(err, verdict.ErrUnknownCaller) {
+		if _, err := x.Caller(ctx(t), identity.PresentedKey([32]byte{byte(i), byte(i >> 8), 1}), netip.Addr{}); !errors.Is(err, verdict.ErrUnknownCaller) {
 			t.Fatalf("junk: %v", err)
 		}
 	}
@@ -543,7 +544,7 @@ func TestBounds(t *testing.T) {
 	}
 	for range 3 {
 		for _, k := range keys {
-			if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); err != nil {
+			if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash), netip.Addr{}); err != nil {
 				t.Fatal(err)
 			}
 		}

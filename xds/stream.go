@@ -239,6 +239,9 @@ func (st *stream) pushWholes(ctx context.Context) error {
 	if !loaded {
 		return nil
 	}
+	if err := v.put(NodeType, nodeName, &aidv1.Node{Id: st.node.ID, HomeOrgId: st.node.HomeID}); err != nil {
+		return err
+	}
 	whole := v.resources
 	for _, k := range kinds {
 		t := k.url

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	mathrand "math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -139,7 +140,7 @@ func TestWrongTenant(t *testing.T) {
 	for i := range *wrongTenant {
 		key := all[r.IntN(len(all))]
 		org := keys[key]
-		c, err := x.Caller(t.Context(), key)
+		c, err := x.Caller(t.Context(), key, netip.Addr{})
 		if org == foreign {
 			if !errors.Is(err, verdict.ErrUnknownCaller) {
 				t.Fatalf("seed %d, request %d: a key of another org: %+v, %v", seed, i, c, err)
@@ -198,7 +199,7 @@ func TestOrgLeavesGateway(t *testing.T) {
 		eventually(t, func() error { _, err := sole(x, org); return err })
 	}
 	for _, k := range []identity.Key{k1, k2} {
-		if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); err != nil {
+		if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash), netip.Addr{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -207,12 +208,12 @@ func TestOrgLeavesGateway(t *testing.T) {
 		if _, err := x.Org(two); err == nil {
 			return errors.New("the org is still there")
 		}
-		if _, err := x.Caller(ctx(t), identity.PresentedKey(k2.Hash)); !errors.Is(err, verdict.ErrUnknownCaller) {
+		if _, err := x.Caller(ctx(t), identity.PresentedKey(k2.Hash), netip.Addr{}); !errors.Is(err, verdict.ErrUnknownCaller) {
 			return fmt.Errorf("its key: %v", err)
 		}
 		return nil
 	})
-	if _, err := x.Caller(ctx(t), identity.PresentedKey(k1.Hash)); err != nil {
+	if _, err := x.Caller(ctx(t), identity.PresentedKey(k1.Hash), netip.Addr{}); err != nil {
 		t.Errorf("the other org's key: %v", err)
 	}
 	if prov, err := sole(x, one); err != nil || prov.Credential.Reveal() != "1" {
@@ -267,14 +268,14 @@ func TestRevokedNodeDecidesNothing(t *testing.T) {
 		c.Changed = func(_ identity.Presented, _ identity.Caller, known bool) { ended <- known }
 	})
 	eventually(t, func() error { _, err := sole(x, org); return err })
-	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); err != nil {
+	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash), netip.Addr{}); err != nil {
 		t.Fatal(err)
 	}
 	p.in(org, func(tx pgx.Tx) error { return identity.RevokeNode(context.Background(), tx, id, time.Now()) })
 	if known := <-ended; known {
 		t.Error("what was in flight is not ended")
 	}
-	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); !errors.Is(err, xds.ErrDenied) {
+	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash), netip.Addr{}); !errors.Is(err, xds.ErrDenied) {
 		t.Errorf("a caller that was known: %v", err)
 	}
 	if _, err := x.Org(org); !errors.Is(err, xds.ErrDenied) {
@@ -324,14 +325,14 @@ func TestUnopenedCredentialIsKept(t *testing.T) {
 	// Also after all is read anew by a control plane that never could open it.
 	p.stop()
 	eventually(t, func() error {
-		if _, err := x.Caller(ctx(t), identity.PresentedKey([32]byte{9})); !errors.Is(err, xds.ErrUnavailable) {
+		if _, err := x.Caller(ctx(t), identity.PresentedKey([32]byte{9}), netip.Addr{}); !errors.Is(err, xds.ErrUnavailable) {
 			return errors.New("still connected")
 		}
 		return nil
 	})
 	p.serve()
 	_, k := p.agent(org)
-	eventually(t, func() error { _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash)); return err })
+	eventually(t, func() error { _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash), netip.Addr{}); return err })
 	if err := holds(); err != nil {
 		t.Errorf("after a reconnect: %v", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
 	"runtime"
@@ -222,6 +223,7 @@ func (s *sidecar) run(ctx context.Context) error {
 		Domains:   s.domains,
 		Directory: client, Recorder: writer, Limiter: budget.NewMemory(time.Now), Pricer: table,
 		Log: s.log, Registerer: reg, MaxBody: s.maxBody, MaxStreams: s.maxStreams, MaxDeciding: s.maxDeciding,
+		Unknown: func(cause string, peer netip.Addr) { writer.Count(client.Home(), cause, peer) },
 		Waiting: extproc.WaitLimits{Bytes: s.maxWaiting}, EndTimeout: time.Second,
 	}
 	if tp != nil {

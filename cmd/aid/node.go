@@ -43,7 +43,9 @@ is for a sidecar: it gets callers, credentials and policies, and appends audit
 records. Without --role the node may do both, as ` + "`aid up`" + ` does.
 
 With --orgs one gateway serves several organizations: the caller's key names the
-organization of each request. Only the operator can make such a node.`,
+organization of each request. Only the operator can make such a node. Requests that
+name no known caller belong to none of them. They are counted in the audit log of
+--org, the node's home: name the organization of those who run the gateway.`,
 		Example: `  aid node create --org org_default --name vm-7 --hmac-keys hmac.keys --out vm-7.token
   aid node create --org org_default --name gateways --hmac-keys hmac.keys \
       --spiffe-id spiffe://cluster.local/ns/ai/sa/gateway
@@ -89,7 +91,7 @@ organization of each request. Only the operator can make such a node.`,
 			n.Roles, n.ByOperator = roles, true
 			orgs := append([]string{m.org}, more...)
 			err = db.InOrgs(cmd.Context(), orgs, func(org string, tx pgx.Tx) error {
-				n.OrgID = org
+				n.OrgID, n.Home = org, org == m.org
 				return insertNode(cmd.Context(), tx, chain, operator(), n)
 			})
 			if err != nil {
@@ -105,7 +107,7 @@ organization of each request. Only the operator can make such a node.`,
 	m.flags(cmd, true, true)
 	cmd.Flags().StringVar(&name, "name", "", "which machine it is")
 	cmd.Flags().StringVar(&role, "role", "both", "envoy, extproc or both")
-	cmd.Flags().StringSliceVar(&more, "orgs", nil, "further organizations that the node serves")
+	cmd.Flags().StringSliceVar(&more, "orgs", nil, "further organizations that the node serves; --org stays its home")
 	cmd.Flags().StringVar(&spiffe, "spiffe-id", "", "id in the node's certificate; then it needs no token")
 	cmd.Flags().DurationVar(&expires, "expires", 0, "when it expires, from now (default: never)")
 	cmd.Flags().StringVar(&out, "out", "", "new private `file` for the token (default: stdout)")

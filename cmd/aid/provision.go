@@ -216,7 +216,7 @@ func (s settler) node(ctx context.Context, file string) (joinToken, error) {
 				return err
 			}
 			return insertNode(ctx, tx, s.chain, bootstrap, identity.Node{
-				Roles: []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc}, ByOperator: true,
+				Roles: []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc}, ByOperator: true, Home: true,
 				ID: id, OrgID: defaultOrg.ID, Name: "up", TokenHash: hash, CreatedAt: s.now,
 			})
 		})

@@ -1,7 +1,7 @@
 // The resources that the control plane serves to extproc over delta ADS, beside
 // Envoy's own. A resource's type URL is "type.googleapis.com/" + its full name.
 //
-// Org, Policy, Provider, Credential and Heartbeat are subscribed to whole (the
+// Org, Node, Policy, Provider, Credential and Heartbeat are subscribed to whole (the
 // wildcard "*"); the server sends a node only those of the org its identity
 // entitles it to. Caller is subscribed to by name, on first use.
 //
@@ -78,7 +78,7 @@ func (x Agent_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Agent_Status.Descriptor instead.
 func (Agent_Status) EnumDescriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{2, 0}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{3, 0}
 }
 
 type Key_Status int32
@@ -127,7 +127,7 @@ func (x Key_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Key_Status.Descriptor instead.
 func (Key_Status) EnumDescriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{3, 0}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{4, 0}
 }
 
 // Org is what a sidecar needs to know of the org as such. Resource name: id.
@@ -201,6 +201,61 @@ func (x *Org) GetDigestKey() []byte {
 	return nil
 }
 
+// Node is what the control plane has of the node that subscribes. Resource name: "self".
+type Node struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // "node_…"
+	// The organization whose audit log counts requests of no known caller. Empty:
+	// none, and they are counted in a metric only.
+	HomeOrgId     string `protobuf:"bytes,2,opt,name=home_org_id,json=homeOrgId,proto3" json:"home_org_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Node) Reset() {
+	*x = Node{}
+	mi := &file_aid_v1_resources_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Node) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Node) ProtoMessage() {}
+
+func (x *Node) ProtoReflect() protoreflect.Message {
+	mi := &file_aid_v1_resources_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Node.ProtoReflect.Descriptor instead.
+func (*Node) Descriptor() ([]byte, []int) {
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Node) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Node) GetHomeOrgId() string {
+	if x != nil {
+		return x.HomeOrgId
+	}
+	return ""
+}
+
 // Caller answers "who presents this credential": an agent, and the key it used.
 // Resource name: "key:" + lower-case hex SHA-256 of the whole key string.
 // A name that the server does not know is answered as removed.
@@ -214,7 +269,7 @@ type Caller struct {
 
 func (x *Caller) Reset() {
 	*x = Caller{}
-	mi := &file_aid_v1_resources_proto_msgTypes[1]
+	mi := &file_aid_v1_resources_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -226,7 +281,7 @@ func (x *Caller) String() string {
 func (*Caller) ProtoMessage() {}
 
 func (x *Caller) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[1]
+	mi := &file_aid_v1_resources_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -239,7 +294,7 @@ func (x *Caller) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Caller.ProtoReflect.Descriptor instead.
 func (*Caller) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{1}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Caller) GetAgent() *Agent {
@@ -278,7 +333,7 @@ type Agent struct {
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_aid_v1_resources_proto_msgTypes[2]
+	mi := &file_aid_v1_resources_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -290,7 +345,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[2]
+	mi := &file_aid_v1_resources_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -303,7 +358,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{2}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Agent) GetId() string {
@@ -401,7 +456,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_aid_v1_resources_proto_msgTypes[3]
+	mi := &file_aid_v1_resources_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -413,7 +468,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[3]
+	mi := &file_aid_v1_resources_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -426,7 +481,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{3}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Key) GetId() string {
@@ -505,7 +560,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_aid_v1_resources_proto_msgTypes[4]
+	mi := &file_aid_v1_resources_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -517,7 +572,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[4]
+	mi := &file_aid_v1_resources_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -530,7 +585,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{4}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Policy) GetId() string {
@@ -583,7 +638,7 @@ type Provider struct {
 
 func (x *Provider) Reset() {
 	*x = Provider{}
-	mi := &file_aid_v1_resources_proto_msgTypes[5]
+	mi := &file_aid_v1_resources_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +650,7 @@ func (x *Provider) String() string {
 func (*Provider) ProtoMessage() {}
 
 func (x *Provider) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[5]
+	mi := &file_aid_v1_resources_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -608,7 +663,7 @@ func (x *Provider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Provider.ProtoReflect.Descriptor instead.
 func (*Provider) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{5}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Provider) GetId() string {
@@ -701,7 +756,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_aid_v1_resources_proto_msgTypes[6]
+	mi := &file_aid_v1_resources_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +768,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[6]
+	mi := &file_aid_v1_resources_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +781,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{6}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Credential) GetProviderId() string {
@@ -768,7 +823,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_aid_v1_resources_proto_msgTypes[7]
+	mi := &file_aid_v1_resources_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +835,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[7]
+	mi := &file_aid_v1_resources_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +848,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{7}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Heartbeat) GetTime() *timestamppb.Timestamp {
@@ -813,7 +868,10 @@ const file_aid_v1_resources_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04tier\x18\x03 \x01(\tR\x04tier\x12\x1d\n" +
 	"\n" +
-	"digest_key\x18\x04 \x01(\fR\tdigestKey\"L\n" +
+	"digest_key\x18\x04 \x01(\fR\tdigestKey\"6\n" +
+	"\x04Node\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\vhome_org_id\x18\x02 \x01(\tR\thomeOrgId\"L\n" +
 	"\x06Caller\x12#\n" +
 	"\x05agent\x18\x01 \x01(\v2\r.aid.v1.AgentR\x05agent\x12\x1d\n" +
 	"\x03key\x18\x02 \x01(\v2\v.aid.v1.KeyR\x03key\"\x87\x03\n" +
@@ -896,29 +954,30 @@ func file_aid_v1_resources_proto_rawDescGZIP() []byte {
 }
 
 var file_aid_v1_resources_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_aid_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_aid_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_aid_v1_resources_proto_goTypes = []any{
 	(Agent_Status)(0),             // 0: aid.v1.Agent.Status
 	(Key_Status)(0),               // 1: aid.v1.Key.Status
 	(*Org)(nil),                   // 2: aid.v1.Org
-	(*Caller)(nil),                // 3: aid.v1.Caller
-	(*Agent)(nil),                 // 4: aid.v1.Agent
-	(*Key)(nil),                   // 5: aid.v1.Key
-	(*Policy)(nil),                // 6: aid.v1.Policy
-	(*Provider)(nil),              // 7: aid.v1.Provider
-	(*Credential)(nil),            // 8: aid.v1.Credential
-	(*Heartbeat)(nil),             // 9: aid.v1.Heartbeat
-	nil,                           // 10: aid.v1.Provider.HeadersEntry
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*Node)(nil),                  // 3: aid.v1.Node
+	(*Caller)(nil),                // 4: aid.v1.Caller
+	(*Agent)(nil),                 // 5: aid.v1.Agent
+	(*Key)(nil),                   // 6: aid.v1.Key
+	(*Policy)(nil),                // 7: aid.v1.Policy
+	(*Provider)(nil),              // 8: aid.v1.Provider
+	(*Credential)(nil),            // 9: aid.v1.Credential
+	(*Heartbeat)(nil),             // 10: aid.v1.Heartbeat
+	nil,                           // 11: aid.v1.Provider.HeadersEntry
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
 }
 var file_aid_v1_resources_proto_depIdxs = []int32{
-	4,  // 0: aid.v1.Caller.agent:type_name -> aid.v1.Agent
-	5,  // 1: aid.v1.Caller.key:type_name -> aid.v1.Key
+	5,  // 0: aid.v1.Caller.agent:type_name -> aid.v1.Agent
+	6,  // 1: aid.v1.Caller.key:type_name -> aid.v1.Key
 	0,  // 2: aid.v1.Agent.status:type_name -> aid.v1.Agent.Status
-	11, // 3: aid.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	12, // 3: aid.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
 	1,  // 4: aid.v1.Key.status:type_name -> aid.v1.Key.Status
-	10, // 5: aid.v1.Provider.headers:type_name -> aid.v1.Provider.HeadersEntry
-	11, // 6: aid.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
+	11, // 5: aid.v1.Provider.headers:type_name -> aid.v1.Provider.HeadersEntry
+	12, // 6: aid.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
 	7,  // [7:7] is the sub-list for method output_type
 	7,  // [7:7] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
@@ -937,7 +996,7 @@ func file_aid_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aid_v1_resources_proto_rawDesc), len(file_aid_v1_resources_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

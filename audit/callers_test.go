@@ -1,0 +1,152 @@
+package audit
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// peerOf is the address of the n-th of many peers, each in a prefix of its own.
+func peerOf(n int) netip.Addr {
+	if n%2 == 0 {
+		return netip.AddrFrom4([4]byte{byte(n >> 16), byte(n >> 8), byte(n), 7})
+	}
+	return netip.AddrFrom16([16]byte{0x20, 1, byte(n >> 16), byte(n >> 8), byte(n), 1, 15: 9})
+}
+
+// countsOf returns the entries of counts among records.
+func countsOf(t *testing.T, recs []Record) (out []UnknownCallers) {
+	t.Helper()
+	for _, r := range recs {
+		e, err := Parse(r.Entry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c, ok := e.(UnknownCallers); ok {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// Requests of no known caller become one entry a minute and cause, whatever their
+// number, and no fsync each.
+func TestCountsByTheMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		syncs := 0
+		w, stop := open(t, t.TempDir(), func(c *WriterConfig) {
+			c.fault = func(o operation, do func() error) error {
+				if o.name == "sync" {
+					syncs++
+				}
+				return do()
+			}
+		})
+		synctest.Wait()
+		began, before := time.Now(), syncs
+		for n := range 10_000 {
+			w.Count("org_a", []string{"missing_api_key", "unknown_api_key"}[n/5000], peerOf(n))
+		}
+		if syncs != before {
+			t.Errorf("10,000 requests of no known caller cost %d fsyncs", syncs-before)
+		}
+		time.Sleep(countInterval + time.Second)
+		synctest.Wait()
+		w.Count("org_a", "unknown_api_key", netip.MustParseAddr("::ffff:192.0.2.77"))
+		time.Sleep(countInterval)
+		synctest.Wait()
+		if got := syncs - before; got > 4 {
+			t.Errorf("two minutes of counts cost %d fsyncs", got)
+		}
+		got := countsOf(t, drain(t, w))
+		stop()
+		slices.SortStableFunc(got[:min(2, len(got))], func(a, b UnknownCallers) int { return len(a.Cause) - len(b.Cause) })
+		if len(got) != 3 {
+			t.Fatalf("%d entries: %+v", len(got), got)
+		}
+		for i, want := range []struct {
+			cause string
+			count int64
+		}{{"missing_api_key", 5000}, {"unknown_api_key", 5000}, {"unknown_api_key", 1}} {
+			if e := got[i]; e.Cause != want.cause || e.Count != want.count || e.Org != "org_a" || e.First.Before(began.Truncate(time.Microsecond)) || e.Last.Before(e.First) {
+				t.Errorf("entry %d: %+v", i, e)
+			}
+		}
+		if s := got[0].Samples; len(s) != maxSamples || s[0] != "0.0.0.0/24" || s[1] != "2001:0:101::/48" {
+			t.Errorf("samples: %v", s)
+		}
+		if s := got[2].Samples; !slices.Equal(s, []string{"192.0.2.0/24"}) {
+			t.Errorf("samples: %v", s)
+		}
+	})
+}
+
+// Counts are bounded in memory and on the disk, and take nothing of the backlog of
+// decisions: not while they are written, and not after a restart.
+func TestCountsHaveTheirOwnSpace(t *testing.T) {
+	dir := t.TempDir()
+	change := func(c *WriterConfig) { c.SegmentBytes, c.MaxBacklogBytes = 1<<20, 2<<20 }
+	w, stop := open(t, dir, change)
+	junk := func() {
+		for n := range 1000 {
+			for s := range 20 {
+				w.Count("org_a", fmt.Sprintf("cause_%d", n), peerOf(n*20+s))
+			}
+		}
+	}
+	junk()
+	w.countMu.Lock()
+	if len(w.counts) > 2*maxCounts {
+		t.Errorf("%d causes are in memory", len(w.counts))
+	}
+	if c := w.counts[countKey{"org_a", "other"}]; c == nil || len(c.Samples) != maxSamples {
+		t.Errorf("what is beyond the bound: %+v", c)
+	}
+	w.countMu.Unlock()
+	bytes := func() (backlog, counts int64) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.bytesLocked(), w.countBytesLocked()
+	}
+	// Nothing is shipped meanwhile: many rounds, of which only some have room.
+	for range 200 {
+		w.writeCounts()
+		if _, err := w.Append(t.Context(), "org_a", decided("r", "deny")); err != nil {
+			t.Fatalf("a decision is refused: %v", err)
+		}
+		junk()
+	}
+	backlog, counts := bytes()
+	if backlog > 1<<20 || counts < maxCountBytes || counts > maxCountBytes+(1<<20) {
+		t.Errorf("%d bytes of backlog and %d of counts", backlog, counts)
+	}
+	if err := w.Ready(); err != nil {
+		t.Error(err)
+	}
+	w.countMu.Lock()
+	clear(w.counts) // or the stop would write them
+	w.countMu.Unlock()
+	stop()
+
+	w, _ = open(t, dir, change)
+	again, same := bytes()
+	if same != counts || again > backlog+64<<10 {
+		t.Errorf("after a restart %d bytes of backlog and %d of counts, before %d and %d", again, same, backlog, counts)
+	}
+	junk()
+	w.writeCounts()
+	if w.counts[countKey{"org_a", "cause_1"}] == nil {
+		t.Error("counts were written beyond their space")
+	}
+	// Once they are shipped, there is room again, and what was counted is written.
+	if n := len(countsOf(t, drain(t, w))); n == 0 {
+		t.Error("no entry was shipped")
+	}
+	w.writeCounts()
+	if n := len(w.counts); n != 0 {
+		t.Errorf("%d causes are still in memory", n)
+	}
+}
