@@ -11,6 +11,8 @@ BUF       := $(TOOLS)/buf/.done
 BUF_BIN   := $(TOOLS)/buf/node_modules/.bin/buf
 SDK_PY    := $(TOOLS)/sdk/.done
 FRAMES_PY := $(TOOLS)/frameworks/.done
+AGENTS_PY := $(TOOLS)/agents/.done
+SCHEMA_PY := $(TOOLS)/schemathesis/.done
 SDK_JS    := e2e/sdk/node_modules/.done
 STATIC    := $(TOOLS)/bin/staticcheck
 VULN      := $(TOOLS)/bin/govulncheck
@@ -30,6 +32,8 @@ export AID_POSTGRES_DIR := $(abspath $(TOOLS)/postgres)
 export AID_SDK_PYTHON   := $(abspath $(TOOLS)/sdk/bin/python)
 export AID_VALE         := $(abspath $(VALE))
 export AID_FRAMEWORKS_PYTHON := $(abspath $(TOOLS)/frameworks/bin/python)
+export AID_AGENTS_PYTHON := $(abspath $(TOOLS)/agents/bin/python)
+export AID_SCHEMATHESIS_PYTHON := $(abspath $(TOOLS)/schemathesis/bin/python)
 
 FUZZTIME ?= 20s
 PYTHON   ?= python3
@@ -49,7 +53,8 @@ run: check-run $(BIN) $(ENVOY_DONE) $(POSTGRES) ## set up, build and run everyth
 	$(call say,starting; Ctrl-C stops everything)
 	@exec tools/run $(ARGS)
 
-test: check-test setup $(SDK_PY) $(FRAMES_PY) $(SDK_JS) lint ## lint and every test, with the race detector, a real Envoy, Postgres and the official SDKs
+test: check-test setup $(SDK_PY) $(FRAMES_PY) $(AGENTS_PY) $(SCHEMA_PY) $(SDK_JS) lint ## lint and every test, with the race detector, a real Envoy, Postgres and the official SDKs
+	@cd e2e/sdk/go && go mod download
 	$(call say,go vet)
 	@go vet ./...
 	$(call say,go test -race ./... (real Envoy; a few minutes))
@@ -130,10 +135,10 @@ $(BUF): tools/buf/package-lock.json
 	@cd $(TOOLS)/buf && npm ci --silent --no-audit --no-fund --ignore-scripts
 	@touch $@
 
-# Two environments, as crewai and autogen want an older openai than its users get.
-# What is installed is what sdk.txt and frameworks.txt name, by hash, and no more.
+# Three environments: crewai and autogen want an older openai, litellm and pydantic-ai a newer one.
+# The tester of the API has its own. What is installed is what the .txt files name, by hash, and no more.
 $(TOOLS)/%/.done: e2e/sdk/%.txt
-	$(call say,installing the Python clients of $< into $(TOOLS)/$*)
+	$(call say,installing the Python packages of $< into $(TOOLS)/$*)
 	@rm -rf $(TOOLS)/$* && $(PYTHON) -m venv $(TOOLS)/$*
 	@$(TOOLS)/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r $<
 	@touch $@

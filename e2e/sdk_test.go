@@ -34,6 +34,9 @@ var clients = []struct{ name, program, file string }{
 	{"crewai-python", "frameworks", "test_crewai.py"},
 	{"autogen-agentchat-python", "frameworks", "test_agentchat.py"},
 	{"autogen-python", "frameworks", "test_autogen.py"},
+	{"litellm-python", "agents", "test_litellm.py"},
+	{"pydantic-ai-python", "agents", "test_pydantic_ai.py"},
+	{"openai-and-anthropic-go", "go", ""},
 	{"openai-javascript", "node", "openai.test.mjs"},
 	{"anthropic-javascript", "node", "anthropic.test.mjs"},
 	{"google-genai-javascript", "node", "genai.test.mjs"},
@@ -61,9 +64,12 @@ func TestSDKs(t *testing.T) {
 				t.Parallel()
 				_, one := s.up.Key(t, s.agent, `{"name":"one","scopes":["*"],"rate_limit":1}`)
 				env := append(s.environ(t), "AID_ONE_RPM_KEY="+one)
-				if c.program == "node" {
+				switch c.program {
+				case "node":
 					play(t, s.dir, env, s.programs[c.program], "--test", c.file)
-				} else {
+				case "go":
+					play(t, s.dir, env, goClients(t, s.dir))
+				default:
 					play(t, s.dir, env, s.programs[c.program], "-m", "pytest", "-q", "-p", "no:cacheprovider", c.file)
 				}
 			})
@@ -82,6 +88,18 @@ func TestSDKs(t *testing.T) {
 		t.Error("reached a provider:", f)
 	}
 	t.Log("reached the providers:", checked.Seen)
+}
+
+// goClients builds the program of e2e/sdk/go, which is a module of its own.
+func goClients(t *testing.T, dir string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "clients")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-mod=readonly", "-o", program, ".")
+	cmd.Dir = filepath.Join(dir, "go")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return program
 }
 
 // The checks of what reaches a provider are not for show: each of these is refused,
@@ -199,6 +217,8 @@ func (s *sdks) run(t *testing.T, b block) {
 	switch {
 	case b.language == "python" && regexp.MustCompile(`(?m)^from (crewai|autogen)`).MatchString(b.code):
 		program = s.programs["frameworks"]
+	case b.language == "python" && regexp.MustCompile(`(?m)^(from pydantic_ai|import litellm)`).MatchString(b.code):
+		program = s.programs["agents"]
 	case b.language == "python":
 		program = s.programs["sdk"]
 	case b.language == "js":
@@ -233,13 +253,14 @@ func newSDKs(t *testing.T) *sdks {
 	s := &sdks{dir: filepath.Join(e2e.Root(), "e2e", "sdk"), programs: map[string]string{
 		"sdk":        installed("AID_SDK_PYTHON", "sdk"),
 		"frameworks": installed("AID_FRAMEWORKS_PYTHON", "frameworks"),
+		"agents":     installed("AID_AGENTS_PYTHON", "agents"),
 	}}
 	node, err := exec.LookPath("node")
 	if err != nil {
 		missing(t, err)
 	}
 	s.programs["node"] = node
-	for _, path := range []string{s.programs["sdk"], s.programs["frameworks"], filepath.Join(s.dir, "node_modules", "@openai", "agents"), filepath.Join(s.dir, "node_modules", ".bin", "llmock")} {
+	for _, path := range []string{s.programs["sdk"], s.programs["frameworks"], s.programs["agents"], filepath.Join(s.dir, "node_modules", "@openai", "agents"), filepath.Join(s.dir, "node_modules", ".bin", "llmock")} {
 		if _, err := os.Stat(path); err != nil {
 			missing(t, err)
 		}
