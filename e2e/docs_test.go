@@ -19,7 +19,8 @@ var fenced = regexp.MustCompile("(?s)```(sh|yaml)\n(.*?)```")
 
 // Every command that the docs tell somebody to type is typed here, but for those that
 // are make's: those must be targets of ours. Files that they show are read as the
-// program reads them. TestReadme has the README's, and TestSDKs docs/clients.md.
+// program reads them. TestReadme has the README's, TestSDKs
+// docs/clients.md, and TestProduction docs/production.md.
 func TestDocs(t *testing.T) {
 	pages, err := filepath.Glob(filepath.Join(e2e.Root(), "docs", "*.md"))
 	if err != nil || len(pages) == 0 {
@@ -33,8 +34,8 @@ func TestDocs(t *testing.T) {
 	agent := up.Agent(t, `{"name":"reader-of-docs","allowed_models":["demo"]}`)
 	commands := 0
 	for _, page := range pages {
-		if filepath.Base(page) == "clients.md" {
-			continue // of TestSDKs
+		if name := filepath.Base(page); name == "clients.md" || name == "production.md" {
+			continue // of TestSDKs and TestProduction
 		}
 		text, err := os.ReadFile(page)
 		if err != nil {
