@@ -3,7 +3,9 @@ package api
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -22,8 +24,8 @@ type Provider struct {
 	BaseURL       string            `json:"base_url" doc:"Where its API begins." example:"https://api.openai.com/v1"`
 	Models        []string          `json:"models" nullable:"false" doc:"Names, or patterns in which * stands for anything." example:"gpt-4o"`
 	Hosts         []string          `json:"hosts" nullable:"false" doc:"Names under which applications reach it directly (for egress, which is not built yet)." example:"api.openai.com"`
-	Headers       map[string]string `json:"headers" doc:"Sent with every request; never a credential."`
-	Settings      rawObject         `json:"settings" doc:"Of the kind: auth, query, paths, answer, inject_usage, drop, max_tokens, input_type, flavor, pass_fields, pass_headers, pass_response_headers. See docs/providers.md."`
+	Headers       map[string]string `json:"headers" doc:"Sent with every request. Values are encrypted and never shown: each is [redacted]."`
+	Settings      rawObject         `json:"settings" doc:"Of the kind: auth, query, paths, answer, inject_usage, drop, max_tokens, input_type, flavor, pass_fields, pass_headers, pass_response_headers, public_headers. See docs/providers.md."`
 	HasCredential bool              `json:"has_credential" doc:"Whether a credential was given." example:"true"`
 	CreatedAt     time.Time         `json:"created_at" doc:"When it was created, UTC." example:"2026-01-31T12:00:00Z"`
 	UpdatedAt     time.Time         `json:"updated_at" doc:"When it was changed last, UTC." example:"2026-01-31T12:00:00Z"`
@@ -32,14 +34,41 @@ type Provider struct {
 }
 
 func providerShown(p provider.Provider) Provider {
-	headers := p.Headers
-	if headers == nil {
-		headers = map[string]string{}
+	headers := map[string]string{}
+	for name := range p.Headers {
+		headers[name] = provider.Redacted
 	}
 	return Provider{
 		ID: p.ID, Name: p.Name, Kind: p.Kind, BaseURL: p.BaseURL, Models: strs(p.Models), Hosts: strs(p.Hosts), Headers: headers,
-		Settings: rawObject(p.Settings), HasCredential: p.HasCredential, CreatedAt: p.CreatedAt.UTC(), UpdatedAt: p.UpdatedAt.UTC(), Version: p.Version,
+		Settings: shownSettings(p.Settings), HasCredential: p.HasCredential, CreatedAt: p.CreatedAt.UTC(), UpdatedAt: p.UpdatedAt.UTC(), Version: p.Version,
 	}
+}
+
+// shownSettings are a provider's settings without the values of query parameters that may
+// be secrets.
+func shownSettings(raw []byte) rawObject {
+	s, err := provider.ParseSettings(raw)
+	if err != nil || !maskQuery(&s) {
+		return rawObject(raw)
+	}
+	b, err := json.Marshal(s, json.Deterministic(true))
+	if err != nil {
+		return nil
+	}
+	return rawObject(b)
+}
+
+// maskQuery replaces the values of query parameters that may be secrets, and reports
+// whether there are any.
+func maskQuery(s *provider.Settings) bool {
+	out, masked := maps.Clone(s.Query), false
+	for name := range out {
+		if !provider.PublicQuery(name) {
+			out[name], masked = provider.Redacted, true
+		}
+	}
+	s.Query = out
+	return masked
 }
 
 // NewProvider is what people say of a provider.
@@ -49,12 +78,26 @@ type NewProvider struct {
 	BaseURL  string            `json:"base_url" minLength:"1" maxLength:"2048" doc:"Where its API begins: https, or http for what is near." example:"https://api.openai.com/v1"`
 	Models   []string          `json:"models,omitzero" nullable:"false" maxItems:"1000" doc:"Names, or patterns in which * stands for anything. An exact name wins over a pattern, a longer pattern over a shorter." example:"gpt-*"`
 	Hosts    []string          `json:"hosts,omitzero" nullable:"false" maxItems:"100" doc:"Names under which applications reach it directly." example:"api.openai.com"`
-	Headers  map[string]string `json:"headers,omitzero" doc:"Sent with every request; never a credential."`
-	Settings provider.Settings `json:"settings,omitzero" doc:"Of the kind: auth, query, paths, answer, inject_usage, drop, max_tokens, input_type, flavor, pass_fields, pass_headers, pass_response_headers. See docs/providers.md."`
+	Headers  map[string]string `json:"headers,omitzero" doc:"Sent with every request. Values are encrypted and never shown. In a PATCH, a name that is left out or has the value [redacted] keeps its value. A new base_url drops the values that are not given with it."`
+	Settings provider.Settings `json:"settings,omitzero" doc:"Of the kind: auth, query, paths, answer, inject_usage, drop, max_tokens, input_type, flavor, pass_fields, pass_headers, pass_response_headers, public_headers. See docs/providers.md."`
 }
 
 func (n NewProvider) put(p provider.Provider) (provider.Provider, error) {
-	p.Name, p.Kind, p.BaseURL, p.Models, p.Hosts, p.Headers = n.Name, n.Kind, n.BaseURL, n.Models, n.Hosts, n.Headers
+	have := p.Headers
+	p.Name, p.Kind, p.BaseURL, p.Models, p.Hosts, p.Headers = n.Name, n.Kind, n.BaseURL, n.Models, n.Hosts, provider.Headers(n.Headers)
+	for name, value := range n.Headers {
+		if h, ok := have[name]; ok && value == provider.Redacted {
+			p.Headers[name] = h
+		}
+	}
+	if old, err := provider.ParseSettings(p.Settings); err == nil {
+		n.Settings.Query = maps.Clone(n.Settings.Query)
+		for name, value := range n.Settings.Query {
+			if v, ok := old.Query[name]; ok && value == provider.Redacted {
+				n.Settings.Query[name] = v
+			}
+		}
+	}
 	settings, err := json.Marshal(n.Settings, json.Deterministic(true))
 	if err != nil {
 		return p, err
@@ -68,7 +111,8 @@ func (n NewProvider) put(p provider.Provider) (provider.Provider, error) {
 
 func providerSaid(p provider.Provider) (NewProvider, error) {
 	s, err := provider.ParseSettings(p.Settings)
-	return NewProvider{Name: p.Name, Kind: p.Kind, BaseURL: p.BaseURL, Models: p.Models, Hosts: p.Hosts, Headers: p.Headers, Settings: s}, err
+	maskQuery(&s)
+	return NewProvider{Name: p.Name, Kind: p.Kind, BaseURL: p.BaseURL, Models: p.Models, Hosts: p.Hosts, Headers: providerShown(p).Headers, Settings: s}, err
 }
 
 func listProviders(ctx context.Context, x *exchange, in *Pages) (*paged[Provider], error) {
@@ -100,7 +144,7 @@ func createProvider(ctx context.Context, x *exchange, in *struct{ Body NewProvid
 	if len(all) >= provider.MaxProviders {
 		return nil, &problem{Status: 409, Code: "too_many", Message: "The org has " + itoa(provider.MaxProviders) + " providers, which is the most there can be.", Fix: "Delete one."}
 	}
-	if err := provider.Insert(ctx, x.tx, p); err != nil {
+	if err := provider.Insert(ctx, x.tx, x.c.Sealer, p); err != nil {
 		return nil, err
 	}
 	shown := providerShown(p)
@@ -150,6 +194,12 @@ func updateProvider(ctx context.Context, x *exchange, in *struct {
 		if said, err = in.Body.onto(x.Server, said); err != nil {
 			return err
 		}
+		var warnings []string
+		if said.BaseURL != before.BaseURL {
+			if dropped := append(drop(said.Headers), drop(said.Settings.Query)...); len(dropped) > 0 {
+				warnings = append(warnings, "The values of these headers and query parameters were for the old base_url and have been dropped: "+strings.Join(dropped, ", ")+". Set them again with PATCH /v1/providers/"+before.ID+".")
+			}
+		}
 		after, err := said.put(before)
 		if err != nil {
 			return err
@@ -158,11 +208,21 @@ func updateProvider(ctx context.Context, x *exchange, in *struct {
 		if err != nil {
 			return err
 		}
+		if open, err := before.OpenHeaders(x.c.Sealer); !slices.Contains(fields, "headers") && differ(open, err, said.Headers) {
+			fields = append(fields, "headers")
+		}
+		if !slices.Contains(fields, "settings") && string(before.Settings) != string(after.Settings) {
+			a, errA := provider.ParseSettings(before.Settings)
+			b, errB := provider.ParseSettings(after.Settings)
+			if errA != nil || errB != nil || !maps.Equal(a.Query, b.Query) {
+				fields = append(fields, "settings") // a value that is not shown
+			}
+		}
+		slices.Sort(fields)
 		if len(fields) == 0 {
 			out = &one[Provider]{ETag: etag(before.Version), Body: providerShown(before)}
 			return nil
 		}
-		var warnings []string
 		if slices.Contains(fields, "base_url") && before.HasCredential {
 			if err := provider.DeleteCredential(ctx, x.tx, before.ID); err != nil {
 				return err
@@ -170,11 +230,11 @@ func updateProvider(ctx context.Context, x *exchange, in *struct {
 			warnings = append(warnings, "The credential was for the old base_url and has been dropped: set it again with PUT /v1/providers/"+before.ID+"/credential.")
 		}
 		after.UpdatedAt = x.now
-		if after, err = provider.Update(ctx, x.tx, after); err != nil {
+		if after, err = provider.Update(ctx, x.tx, x.c.Sealer, after); err != nil {
 			return err
 		}
 		shown := providerShown(after)
-		if err := x.record(ctx, "provider.updated", "provider", after.ID, "", providerShown(before), shown); err != nil {
+		if err := x.recordFields(ctx, "provider.updated", "provider", after.ID, "", fields, providerShown(before), shown); err != nil {
 			return err
 		}
 		shown.Warnings = warnings
@@ -182,6 +242,30 @@ func updateProvider(ctx context.Context, x *exchange, in *struct {
 		return nil
 	})
 	return out, err
+}
+
+// drop removes the values that would be kept, and returns their names.
+func drop(values map[string]string) (names []string) {
+	maps.DeleteFunc(values, func(name, value string) bool {
+		if value == provider.Redacted {
+			names = append(names, name)
+		}
+		return value == provider.Redacted
+	})
+	slices.Sort(names)
+	return names
+}
+
+// differ reports whether a value is given that the provider does not have. err says that
+// the values that it has cannot be read.
+func differ(open provider.Provider, err error, given map[string]string) bool {
+	have := open.HeaderValues()
+	for name, value := range given {
+		if value != provider.Redacted && (err != nil || have[name] != value) {
+			return true
+		}
+	}
+	return false
 }
 
 func deleteProvider(ctx context.Context, x *exchange, in *struct {

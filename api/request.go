@@ -242,14 +242,20 @@ func act[I, O any](ctx context.Context, s *Server, r route, in *I, fn func(conte
 // record puts a change into the org's record. Before and after are the object as
 // the API shows it, nil where there is none.
 func (x *exchange) record(ctx context.Context, kind, objectKind, objectID, agentID string, before, after any) error {
-	e := audit.Changed{
-		Kind: kind, Time: x.now, Actor: audit.Actor{Kind: "org_key", ID: x.key.ID, Role: string(x.key.Role)},
-		RequestID: x.requestID, ObjectKind: objectKind, ObjectID: objectID, AgentID: agentID,
-	}
-	var err error
-	if e.Fields, err = changed(before, after); err != nil {
+	fields, err := changed(before, after)
+	if err != nil {
 		return err
 	}
+	return x.recordFields(ctx, kind, objectKind, objectID, agentID, fields, before, after)
+}
+
+// recordFields is record for a change that does not show in the object.
+func (x *exchange) recordFields(ctx context.Context, kind, objectKind, objectID, agentID string, fields []string, before, after any) error {
+	e := audit.Changed{
+		Kind: kind, Time: x.now, Actor: audit.Actor{Kind: "org_key", ID: x.key.ID, Role: string(x.key.Role)},
+		RequestID: x.requestID, ObjectKind: objectKind, ObjectID: objectID, AgentID: agentID, Fields: fields,
+	}
+	var err error
 	if e.Before, err = digest(before); err != nil {
 		return err
 	}

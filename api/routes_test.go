@@ -32,6 +32,7 @@ type world struct {
 	db     *store.DB
 	org    string
 	keys   map[identity.Role]string
+	sealer *provider.Sealer
 	logs   *safeBuffer
 }
 
@@ -59,6 +60,7 @@ func serve(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.sealer = sealer
 	keys, err := audit.ParseKeys([]string{"1 " + strings.Repeat("ab", 32)})
 	if err != nil {
 		t.Fatal(err)
@@ -498,4 +500,82 @@ func TestWildcardsInPoliciesAreRejected(t *testing.T) {
 	w.want(422, "POST", "/v1/agents/"+agent+"/keys", `{"name":"k","scopes":["*"],"expires_in_days":0}`)
 	key := w.want(201, "POST", "/v1/agents/"+agent+"/keys", `{"name":"k","scopes":["*"]}`)
 	w.want(200, "GET", key.header.Get("Location"), "")
+}
+
+// Values of a provider's headers and query may be secrets: no role reads them, a PATCH
+// keeps those that it does not name, and they do not follow to another address.
+func TestHeaderValuesAreNotShown(t *testing.T) {
+	w := serve(t)
+	const header, query = "glpat-canary-0123", "sig-canary-4567"
+	made := w.want(201, "POST", "/v1/providers", `{"name":"p","kind":"openai","base_url":"https://a.example/v1","models":["m"],
+		"headers":{"private-token":"`+header+`","x-team":"blue"},"settings":{"query":{"sig":"`+query+`","api-version":"2026-01-01"}}}`)
+	path := "/v1/providers/" + made.field("id").(string)
+	patch := func(body string) reply { t.Helper(); return w.want(200, "PATCH", path, body) }
+
+	// As it was read, it can be written again.
+	read := w.want(200, "GET", path, "")
+	if read.field("headers", "private-token") != "[redacted]" || read.field("settings", "query", "sig") != "[redacted]" || read.field("settings", "query", "api-version") != "2026-01-01" {
+		t.Error(read.body)
+	}
+	if got := patch(`{"headers":{"private-token":"[redacted]"},"settings":{"query":{"sig":"[redacted]"}}}`); got.field("version") != 1. {
+		t.Error("nothing was changed: " + got.body)
+	}
+	stored := func() map[string]string {
+		t.Helper()
+		var p provider.Provider
+		err := w.db.InOrg(t.Context(), w.org, func(tx pgx.Tx) (err error) {
+			p, err = provider.ByID(t.Context(), tx, made.field("id").(string))
+			return err
+		})
+		if err == nil {
+			p, err = p.OpenHeaders(w.sealer)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.HeaderValues()
+	}
+	patch(`{"models":["m","n"],"headers":{"x-team":"red"}}`)
+	if got := stored(); got["private-token"] != header || got["x-team"] != "red" {
+		t.Error(got)
+	}
+	entries := w.want(200, "GET", "/v1/audit/entries?limit=100", "")
+	if !strings.Contains(entries.body, `\"fields\":[\"headers\",\"models\"]`) {
+		t.Error("the record does not say that a value was changed: " + entries.body)
+	}
+	patch(`{"headers":{"x-team":null}}`)
+	if got := stored(); len(got) != 1 {
+		t.Error(got)
+	}
+	w.want(422, "PATCH", path, `{"headers":{"x-new":"[redacted]"}}`)
+	w.want(422, "POST", "/v1/providers", `{"name":"q","kind":"openai","base_url":"https://a.example/v1","headers":{"x-new":"[redacted]"}}`)
+	w.want(422, "PATCH", path, `{"settings":{"query":{"new":"[redacted]"}}}`)
+
+	// Neither the API nor a role of the database shows a value, whatever it is called.
+	for role, key := range w.keys {
+		for _, path := range []string{"/v1/providers", path, "/v1/audit/entries?limit=100"} {
+			if got := w.call(key, "GET", path, ""); strings.Contains(got.body, "canary") || got.status == 500 {
+				t.Errorf("%s, %s: %s", role, path, got.body)
+			}
+		}
+	}
+	err := w.db.InOrg(t.Context(), w.org, func(tx pgx.Tx) error {
+		var row string
+		err := tx.QueryRow(t.Context(), `SELECT headers::text FROM providers`).Scan(&row)
+		if strings.Contains(row, "canary") || !strings.Contains(row, "private-token") {
+			t.Error(row)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+
+	moved := patch(`{"base_url":"https://evil.example/v1"}`)
+	if got := stored(); len(got) != 0 || !strings.Contains(moved.body, "private-token, sig") || strings.Contains(moved.body, `"sig":"`) {
+		t.Error(got, moved.body)
+	}
+	if strings.Contains(w.logs.String(), "canary") {
+		t.Error("a value is in the log")
+	}
 }

@@ -518,7 +518,7 @@ func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 		m.remove = append(m.remove, "content-encoding")
 		m.header("content-length", strconv.Itoa(len(body)))
 	}
-	x.redact.patterns = x.s.patternsOf(x.org.Providers, x.verdict.Provider.ID, append(append(secretsOf(f.Set), x.verdict.Provider.Credential.Reveal()), f.Sent...))
+	x.redact.patterns = x.s.patternsOf(x.org.Providers, x.verdict.Provider.ID, append(f.Sent, x.verdict.Provider.Credential.Reveal()))
 	reply := forwardBody(m, body)
 	if x.req.endOfStream {
 		reply = forwardHeaders(m)

@@ -492,35 +492,6 @@ func hexAt(b []byte, i, depth, digits int, instead rune, plain int) (c rune, nex
 	return c, i
 }
 
-// secretName reports whether a header called so holds a secret.
-func secretName(name string) bool {
-	for _, word := range []string{"auth", "token", "secret", "key", "passw", "credential", "cookie", "signature"} {
-		if strings.Contains(name, word) {
-			return true
-		}
-	}
-	return false
-}
-
-// secretsOf returns the values of the headers that hold a secret, less the scheme.
-func secretsOf(headers map[string]string) []string {
-	var out []string
-	for name, value := range headers {
-		if !secretName(name) {
-			continue
-		}
-		if scheme, rest, ok := strings.Cut(value, " "); ok && isWord(scheme) {
-			value = rest // of "Bearer …"
-		}
-		out = append(out, value)
-	}
-	return out
-}
-
-func isWord(s string) bool {
-	return !strings.ContainsFunc(s, func(c rune) bool { return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z') })
-}
-
 // providerIn names a provider in a snapshot of an organization's providers.
 type providerIn struct {
 	snapshot weak.Pointer[provider.Registry]

@@ -86,9 +86,9 @@ func LoadFile(text []byte) ([]FileProvider, error) {
 		wrong := func(err *Invalid) error {
 			return fmt.Errorf("line %d: %w", strict.Line(text, "providers", i, err.Field), err)
 		}
-		fp := FileProvider{Provider: Provider{Name: p.Name, Kind: p.Kind, BaseURL: p.BaseURL, Models: p.Models, Hosts: p.Hosts, Headers: map[string]string{}}}
+		fp := FileProvider{Provider: Provider{Name: p.Name, Kind: p.Kind, BaseURL: p.BaseURL, Models: p.Models, Hosts: p.Hosts, Headers: map[string]Header{}}}
 		for name, value := range p.Headers {
-			fp.Headers[strings.ToLower(name)] = value
+			fp.Headers[strings.ToLower(name)] = NewHeader(value)
 		}
 		if p.Settings != nil {
 			if fp.Settings, err = json.Marshal(p.Settings); err != nil {

@@ -41,7 +41,7 @@ providers:
 	}
 	var got []string
 	for _, p := range ps {
-		got = append(got, fmt.Sprintf("%s %s %s %v %v %v %s env=%s file=%s secret=%s", p.Name, p.Kind, p.BaseURL, p.Models, p.Hosts, p.Headers, p.Settings, p.Credential.Env, p.Credential.File, p.Credential.Secret.Reveal()))
+		got = append(got, fmt.Sprintf("%s %s %s %v %v %v %s env=%s file=%s secret=%s", p.Name, p.Kind, p.BaseURL, p.Models, p.Hosts, p.HeaderValues(), p.Settings, p.Credential.Env, p.Credential.File, p.Credential.Secret.Reveal()))
 	}
 	want := `openai openai https://api.openai.com/v1 [gpt-* o* text-embedding-3-small] [api.openai.com] map[x-team:blue] {"query":{"api-version":"2026-01-01"},"inject_usage":true} env=OPENAI_API_KEY file= secret=
 local custom http://127.0.0.1:8000 [] [] map[] {"auth":{"type":"none"},"paths":{"/v1/chat/completions":"/api/chat"}} env= file= secret=

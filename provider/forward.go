@@ -17,7 +17,7 @@ type Forward struct {
 	Path    string            // with the query
 	Set     map[string]string // headers, names in lower case; the credential is among them
 	Body    []byte            // nil: the call's own, as it was judged
-	Sent    []string          // what must not come back, as it is sent: forms of the credential, and parameters that may be secret
+	Sent    []string          // what must not come back, as it is sent: forms of the credential, headers and parameters that may be secret
 
 	// Remove are headers of the request that do not go to this provider: see HeaderOf.
 	Remove []string
@@ -94,12 +94,19 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 			return Forward{}, bad("invalid_model", "model", "The model's name cannot stand in its provider's path.")
 		}
 	}
-	for name, value := range p.Headers {
+	for name, h := range p.Headers {
+		value := h.value.Reveal()
+		if value == "" && h.sealed != "" {
+			return Forward{}, misconfigured("its header " + name + " cannot be read")
+		}
 		f.Set[name] = value
+		if !harmlessHeaders[name] && !slices.Contains(s.PublicHeaders, name) {
+			f.Sent = append(f.Sent, secretsIn(value)...)
+		}
 	}
 	for _, name := range sortedKeys(s.Query) {
 		q = join(q, name, s.Query[name])
-		if !publicQuery(name) {
+		if !PublicQuery(name) {
 			f.Sent = append(f.Sent, s.Query[name])
 		}
 	}
@@ -191,9 +198,9 @@ func isVersion(s string) bool {
 	return len(s) > 1 && len(s) < 10 && s[0] == 'v' && '0' <= s[1] && s[1] <= '9'
 }
 
-// publicQuery reports whether a parameter of settings.query holds no secret. The value of
-// any other, such as a signature, is overwritten in responses.
-func publicQuery(name string) bool {
+// PublicQuery reports whether a parameter of settings.query holds no secret. The value of
+// any other, such as a signature, is not shown, and is overwritten in responses.
+func PublicQuery(name string) bool {
 	switch strings.ToLower(name) {
 	case "api-version", "apiversion", "version", "v", "alt", "region", "location", "project", "deployment", "model":
 		return true

@@ -82,7 +82,7 @@ func TestForwardAs(t *testing.T) {
 		{"custom", chat, `{"paths":{"/v1/chat/completions":"/api/chat"}}`, "authorization=Bearer " + key, ""},
 	} {
 		p := prov("a", c.kind, "m")
-		p.Headers, p.Settings = map[string]string{"x-team": "blue"}, []byte(c.settings)
+		p.Headers, p.Settings = provider.Headers(map[string]string{"x-team": "blue"}), []byte(c.settings)
 		if err := provider.Validate(p); err != nil {
 			t.Fatal(err)
 		}
@@ -156,7 +156,7 @@ func TestForwardRefuses(t *testing.T) {
 // TestForwardNotShared: what a request may change is its own.
 func TestForwardNotShared(t *testing.T) {
 	p := registry(t, prov("a", "openai", "m")).Providers()[0]
-	p.Headers = map[string]string{"x-team": "blue"}
+	p.Headers = provider.Headers(map[string]string{"x-team": "blue"})
 	f, _ := forward(t, p, chat, "")
 	f.Set["x-team"], f.Set["authorization"] = "red", "stolen"
 	g, _ := forward(t, p, chat, "")

@@ -190,6 +190,14 @@ func passableResponseHeader(name string) string {
 	return ""
 }
 
+// publicHeader says why a name cannot be in settings.public_headers, or "".
+func publicHeader(name string) string {
+	if !headerName.MatchString(name) {
+		return "it must be a header's name in lower case: letters, digits and hyphens"
+	}
+	return ""
+}
+
 // passableHeader says why a name cannot be in settings.pass_headers, or "".
 func passableHeader(name string) string {
 	switch {

@@ -45,8 +45,17 @@ func scan(row pgx.CollectableRow) (p Provider, err error) {
 	if err != nil {
 		return p, err
 	}
-	if err := json.Unmarshal(headers, &p.Headers); err != nil {
+	var each map[string]json.RawMessage
+	if err := json.Unmarshal(headers, &each); err != nil {
 		return p, fmt.Errorf("headers of %s: %w", p.ID, err)
+	}
+	p.Headers = make(map[string]Header, len(each))
+	for name, b := range each {
+		var h Header
+		if err := h.scan(b); err != nil {
+			return p, fmt.Errorf("header %s of %s: %w", name, p.ID, err)
+		}
+		p.Headers[name] = h
 	}
 	if string(settings) != "{}" {
 		p.Settings = settings
@@ -70,7 +79,7 @@ func doing(err error, what string) error {
 }
 
 // stored are the columns that need another form.
-func (p Provider) stored() (models, hosts []string, headers, settings string, err error) {
+func (p Provider) stored(s *Sealer) (models, hosts []string, headers, settings string, err error) {
 	models, hosts, settings = p.Models, p.Hosts, "{}"
 	if models == nil {
 		models = []string{}
@@ -81,18 +90,14 @@ func (p Provider) stored() (models, hosts []string, headers, settings string, er
 	if len(p.Settings) > 0 {
 		settings = string(p.Settings)
 	}
-	h := p.Headers
-	if h == nil {
-		h = map[string]string{}
-	}
-	b, err := json.Marshal(h)
-	return models, hosts, string(b), settings, err
+	headers, err = p.sealHeaders(s)
+	return models, hosts, headers, settings, err
 }
 
-// Insert stores a new provider, which must have passed Validate. A name that is
-// taken: ErrNameTaken.
-func Insert(ctx context.Context, tx pgx.Tx, p Provider) error {
-	models, hosts, headers, settings, err := p.stored()
+// Insert stores a new provider, which must have passed Validate. s encrypts the values
+// of its headers. A name that is taken: ErrNameTaken.
+func Insert(ctx context.Context, tx pgx.Tx, s *Sealer, p Provider) error {
+	models, hosts, headers, settings, err := p.stored(s)
 	if err == nil {
 		_, err = tx.Exec(ctx, `INSERT INTO providers (id, org_id, name, kind, base_url, models, hosts, headers, settings, version, created_at, updated_at)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`,
@@ -124,9 +129,9 @@ func List(ctx context.Context, tx pgx.Tx) ([]Provider, error) {
 // Update replaces what people give of a provider if the stored version is still
 // p.Version, and answers it as it is then. Else: ErrConflict or ErrNotFound. A
 // credential that was given for another base URL stays, and is not used until it
-// is given again.
-func Update(ctx context.Context, tx pgx.Tx, p Provider) (Provider, error) {
-	models, hosts, headers, settings, err := p.stored()
+// is given again. Neither are the values of headers that were encrypted for it.
+func Update(ctx context.Context, tx pgx.Tx, s *Sealer, p Provider) (Provider, error) {
+	models, hosts, headers, settings, err := p.stored(s)
 	if err != nil {
 		return Provider{}, doing(err, "changing a provider")
 	}

@@ -3,6 +3,7 @@ package provider_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -61,14 +62,21 @@ func (w *world) both(what string, fn func(ctx context.Context, tx pgx.Tx) error)
 func stored(org, id, name string) provider.Provider {
 	return provider.Provider{
 		ID: id, OrgID: org, Name: name, Kind: "openai", BaseURL: "https://api.openai.com/v1", Models: []string{"gpt-*", `a,{"b"}'c`}, Hosts: []string{"api.openai.com"},
-		Headers: map[string]string{"x-team": `a "quoted", 'value'`}, Settings: []byte(`{"inject_usage": true}`), Version: 1, CreatedAt: noon, UpdatedAt: noon,
+		Headers: provider.Headers(map[string]string{"x-team": `a "quoted", 'value'`}), Settings: []byte(`{"inject_usage": true}`), Version: 1, CreatedAt: noon, UpdatedAt: noon,
 	}
 }
+
+var testSealer, _ = provider.NewSealer([]string{fernetKey(1)})
 
 // same compares what is stored; a Secret is compared by what it holds.
 func same(t *testing.T, want, got provider.Provider) {
 	t.Helper()
 	want.Cluster = provider.ClusterName(want)
+	got, err := got.OpenHeaders(testSealer)
+	if err != nil || !maps.Equal(want.HeaderValues(), got.HeaderValues()) {
+		t.Error(got.HeaderValues(), err)
+	}
+	want.Headers, got.Headers = nil, nil
 	if d := cmp.Diff(want, got, cmpopts.IgnoreUnexported(provider.Provider{}), cmpopts.EquateEmpty(), cmp.Comparer(func(a, b provider.Secret) bool { return a.Reveal() == b.Reveal() })); d != "" {
 		t.Errorf("-want +got:\n%s", d)
 	}
@@ -77,13 +85,13 @@ func same(t *testing.T, want, got provider.Provider) {
 func TestPostgres(t *testing.T) {
 	w := open(t)
 	want := stored(w.a, "prov_1", "one")
-	w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error { return provider.Insert(ctx, tx, want) })
+	w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error { return provider.Insert(ctx, tx, testSealer, want) })
 
 	// Another org may have the same id and name; nobody writes into another org.
 	w.in(w.b, nil, func(ctx context.Context, tx pgx.Tx) error {
 		p := stored(w.b, "prov_2", "one")
 		p.Models, p.Hosts, p.Headers, p.Settings = nil, nil, nil, nil
-		if err := provider.Insert(ctx, tx, p); err != nil {
+		if err := provider.Insert(ctx, tx, testSealer, p); err != nil {
 			return err
 		}
 		got, err := provider.ByID(ctx, tx, "prov_2")
@@ -91,7 +99,7 @@ func TestPostgres(t *testing.T) {
 		return err
 	})
 	if err := w.try(w.b, func(ctx context.Context, tx pgx.Tx) error {
-		return provider.Insert(ctx, tx, stored(w.a, "prov_3", "three"))
+		return provider.Insert(ctx, tx, testSealer, stored(w.a, "prov_3", "three"))
 	}); err == nil {
 		t.Error("wrote into another org")
 	}
@@ -104,14 +112,14 @@ func TestPostgres(t *testing.T) {
 		return err
 	})
 	w.in(w.a, provider.ErrNameTaken, func(ctx context.Context, tx pgx.Tx) error {
-		return provider.Insert(ctx, tx, stored(w.a, "prov_4", "one"))
+		return provider.Insert(ctx, tx, testSealer, stored(w.a, "prov_4", "one"))
 	})
 
 	// Changes count from the version that was read.
 	change := want
 	change.Name, change.Models, change.Settings, change.UpdatedAt = "renamed", []string{"o1"}, nil, noon.Add(time.Hour)
 	w.both("Update", func(ctx context.Context, tx pgx.Tx) error {
-		got, err := provider.Update(ctx, tx, change)
+		got, err := provider.Update(ctx, tx, testSealer, change)
 		if err == nil {
 			after := change
 			after.Version = 2
@@ -119,9 +127,12 @@ func TestPostgres(t *testing.T) {
 		}
 		return err
 	})
-	w.in(w.a, provider.ErrConflict, func(ctx context.Context, tx pgx.Tx) error { _, err := provider.Update(ctx, tx, change); return err })
+	w.in(w.a, provider.ErrConflict, func(ctx context.Context, tx pgx.Tx) error {
+		_, err := provider.Update(ctx, tx, testSealer, change)
+		return err
+	})
 	w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error {
-		if err := provider.Insert(ctx, tx, stored(w.a, "prov_0", "zero")); err != nil {
+		if err := provider.Insert(ctx, tx, testSealer, stored(w.a, "prov_0", "zero")); err != nil {
 			return err
 		}
 		ps, err := provider.List(ctx, tx)
@@ -133,7 +144,7 @@ func TestPostgres(t *testing.T) {
 	w.in(w.a, provider.ErrNameTaken, func(ctx context.Context, tx pgx.Tx) error {
 		p := change
 		p.Version, p.Name = 2, "zero"
-		_, err := provider.Update(ctx, tx, p)
+		_, err := provider.Update(ctx, tx, testSealer, p)
 		return err
 	})
 
@@ -163,7 +174,7 @@ func TestPostgresCredentials(t *testing.T) {
 			return err
 		})
 	}
-	w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error { return provider.Insert(ctx, tx, p) })
+	w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error { return provider.Insert(ctx, tx, testSealer, p) })
 	has(false)
 	if err := w.try(w.b, func(ctx context.Context, tx pgx.Tx) error { return provider.PutCredential(ctx, tx, c) }); err == nil {
 		t.Error("a credential for another org's provider")
@@ -195,7 +206,7 @@ func TestPostgresCredentials(t *testing.T) {
 	moved := p
 	moved.BaseURL = "https://evil.example/v1"
 	w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error {
-		got, err := provider.Update(ctx, tx, moved)
+		got, err := provider.Update(ctx, tx, testSealer, moved)
 		if got.Cluster == c.Cluster || got.HasCredential {
 			t.Errorf("%+v", got)
 		}

@@ -35,7 +35,7 @@ type Provider struct {
 	Models []string // names, or globs in which "*" stands for anything
 	Hosts  []string // names under which applications reach it directly (egress)
 
-	Headers  map[string]string // sent with every request; names in lower case
+	Headers  map[string]Header // sent with every request; names in lower case
 	Settings json.RawMessage   // a Settings; empty for none
 
 	Cluster       string // ClusterName of this
@@ -161,6 +161,10 @@ type Settings struct {
 	// PassResponseHeaders are further headers of responses that reach the caller, in
 	// lower case, such as "x-ratelimit-remaining-requests".
 	PassResponseHeaders []string `json:"pass_response_headers,omitempty" yaml:"pass_response_headers"`
+
+	// PublicHeaders are the headers of the provider whose values are no secrets, in lower
+	// case. The value of any other is overwritten in responses.
+	PublicHeaders []string `json:"public_headers,omitempty" yaml:"public_headers"`
 }
 
 // Auth is a way to send a credential.
@@ -329,8 +333,8 @@ func Validate(p Provider) error {
 		}
 		seen[h] = true
 	}
-	for name, value := range p.Headers {
-		field := "headers"
+	for name, h := range p.Headers {
+		field, value := "headers", h.value.Reveal()
 		if strict.Nameable.MatchString(name) {
 			field += "." + name
 		}
@@ -341,6 +345,8 @@ func Validate(p Provider) error {
 			return &Invalid{field, "this header carries credentials; give it as the credential, with settings.auth if need be"}
 		case reservedHeader(name):
 			return &Invalid{field, "this header is not the provider's to set"}
+		case value == redacted:
+			return &Invalid{field, "it has no value yet to keep: give its value"}
 		case len(value) > 4096 || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f || r > 0x7e }):
 			return &Invalid{field, "the value must be at most 4096 characters of printable ASCII"}
 		}
@@ -438,6 +444,9 @@ func (s Settings) validate(kind string) error {
 		return &Invalid{"settings.pass_response_headers", "it has more than 16 names"}
 	}
 	if err := passList("settings.pass_response_headers", s.PassResponseHeaders, passableResponseHeader); err != nil {
+		return err
+	}
+	if err := passList("settings.public_headers", s.PublicHeaders, publicHeader); err != nil {
 		return err
 	}
 	if s.InputType != "" && (kind != KindCohere || !slices.Contains([]string{"search_document", "search_query", "classification", "clustering"}, s.InputType)) {

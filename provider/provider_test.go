@@ -17,7 +17,7 @@ import (
 
 func TestValidate(t *testing.T) {
 	good := prov("a", "openai", "gpt-4o gpt-*")
-	good.Hosts, good.Headers = []string{"api.openai.com", "*.openai.com"}, map[string]string{"x-team": "blue", "openai-beta": "x=1, y"}
+	good.Hosts, good.Headers = []string{"api.openai.com", "*.openai.com"}, provider.Headers(map[string]string{"x-team": "blue", "openai-beta": "x=1, y"})
 	for _, url := range []string{"https://api.openai.com/v1", "https://api.openai.com", "http://127.0.0.1:8080", "http://[::1]:1/v1", "https://h.example:8443/openai/v1/", "http://llm.internal/v1", "https://my_host/v1"} {
 		p := good
 		p.BaseURL = url
@@ -28,7 +28,7 @@ func TestValidate(t *testing.T) {
 	type change = func(*provider.Provider)
 	url := func(s string) change { return func(p *provider.Provider) { p.BaseURL = s } }
 	header := func(name, value string) change {
-		return func(p *provider.Provider) { p.Headers = map[string]string{name: value} }
+		return func(p *provider.Provider) { p.Headers = provider.Headers(map[string]string{name: value}) }
 	}
 	settings := func(s string) change { return func(p *provider.Provider) { p.Settings = []byte(s) } }
 	custom := func(s string) change {

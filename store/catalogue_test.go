@@ -72,7 +72,7 @@ func TestCatalogue(t *testing.T) {
 	none("privileges of the app that are more than rows", acl+`AND a.grantee = 'aid_app'::regrole AND a.privilege_type NOT IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')`)
 	none("privileges of the auditor that are more than reading", acl+`AND a.grantee = 'aid_auditor'::regrole AND a.privilege_type <> 'SELECT'`)
 	none("columns that open doors, or name who may, which the auditor reads", `SELECT c.oid::regclass || '.' || a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND a.attname ~ '(hash|sealed|secret|token$)' AND has_column_privilege('aid_auditor', c.oid, a.attnum, 'SELECT')`)
+		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND a.attname ~ '(hash|sealed|secret|token$|^headers$|^settings$)' AND has_column_privilege('aid_auditor', c.oid, a.attnum, 'SELECT')`)
 	none("privileges with which a serving role could grant them on", acl+`AND a.is_grantable AND a.grantee::regrole::text = ANY($1)`, serving)
 	none("privileges on single partitions", acl+`AND c.relispartition AND a.grantee::regrole::text = ANY($1)`, serving)
 	none("the schema or the database, to PUBLIC", `SELECT a.privilege_type FROM pg_namespace n, aclexplode(n.nspacl) a WHERE n.nspname = 'public' AND a.grantee = 0

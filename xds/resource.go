@@ -190,14 +190,14 @@ func stamp(t time.Time) *timestamppb.Timestamp {
 func packProvider(p provider.Provider) *aidv1.Provider {
 	return &aidv1.Provider{
 		Id: p.ID, OrgId: p.OrgID, Name: p.Name, Kind: p.Kind, BaseUrl: p.BaseURL, Models: p.Models, Hosts: p.Hosts,
-		Headers: p.Headers, SettingsJson: p.Settings, Cluster: p.Cluster, HasCredential: p.HasCredential,
+		Headers: p.HeaderValues(), SettingsJson: p.Settings, Cluster: p.Cluster, HasCredential: p.HasCredential,
 	}
 }
 
 func unpackProvider(m *aidv1.Provider) (provider.Provider, error) {
 	p := provider.Provider{
 		ID: m.GetId(), OrgID: m.GetOrgId(), Name: m.GetName(), Kind: m.GetKind(), BaseURL: m.GetBaseUrl(), Models: m.GetModels(),
-		Hosts: m.GetHosts(), Headers: m.GetHeaders(), Settings: m.GetSettingsJson(), Cluster: m.GetCluster(), HasCredential: m.GetHasCredential(),
+		Hosts: m.GetHosts(), Headers: provider.Headers(m.GetHeaders()), Settings: m.GetSettingsJson(), Cluster: m.GetCluster(), HasCredential: m.GetHasCredential(),
 	}
 	if p.ID == "" || p.OrgID == "" || p.Cluster != provider.ClusterName(p) {
 		return p, errors.New("a provider whose cluster is another's")

@@ -81,7 +81,7 @@ type orgState struct {
 	loaded   bool
 	view     view      // what sidecars get
 	envoy    *Snapshot // the last good one; nil: there was none yet
-	unopened int       // credentials that could not be opened
+	unopened []string  // providers with a credential or header that could not be opened
 }
 
 // NewServer returns a server. Run must run for it to serve anything.
@@ -121,8 +121,8 @@ func (s *Server) Ready(context.Context) error {
 		return errors.New("not listening to the database yet")
 	}
 	for _, o := range s.orgs {
-		if o.unopened > 0 {
-			return fmt.Errorf("%d provider credentials of %s cannot be opened, and nodes keep those that they have: add the key that sealed them to --fernet-keys", o.unopened, o.id)
+		if len(o.unopened) > 0 {
+			return fmt.Errorf("a credential or header of %s (%s) cannot be opened, and nodes keep what they have: add the key that encrypted it to --fernet-keys", strings.Join(o.unopened, ", "), o.id)
 		}
 	}
 	return nil

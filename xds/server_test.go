@@ -355,7 +355,7 @@ func TestOrg(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.in(org, func(tx pgx.Tx) error {
-		if err := provider.Insert(context.Background(), tx, prov); err != nil {
+		if err := provider.Insert(context.Background(), tx, p.sealer, prov); err != nil {
 			return err
 		}
 		return provider.PutCredential(context.Background(), tx, provider.Credential{ProviderID: prov.ID, Cluster: provider.ClusterName(prov), Sealed: sealed, UpdatedAt: now})
@@ -379,7 +379,10 @@ func TestOrg(t *testing.T) {
 	})
 	// Another address: the credential does not follow.
 	prov.BaseURL = "http://127.0.0.1:10/v1"
-	p.in(org, func(tx pgx.Tx) (err error) { prov, err = provider.Update(context.Background(), tx, prov); return err })
+	p.in(org, func(tx pgx.Tx) (err error) {
+		prov, err = provider.Update(context.Background(), tx, p.sealer, prov)
+		return err
+	})
 	eventually(t, func() error {
 		got, err := resolve()
 		if err == nil && (got.BaseURL != prov.BaseURL || got.Credential.Reveal() != "") {
@@ -413,7 +416,7 @@ func TestOrg(t *testing.T) {
 		if err := policy.Insert(context.Background(), tx, bad); err != nil {
 			return err
 		}
-		return provider.Insert(context.Background(), tx, marker)
+		return provider.Insert(context.Background(), tx, p.sealer, marker)
 	})
 	eventually(t, func() error {
 		o, err := x.Org(org)

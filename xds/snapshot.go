@@ -254,25 +254,21 @@ func (s *Server) resources(ctx context.Context, c content, before orgState) (nex
 			name := inOrg(org, p.ID)
 			secret, err := s.c.Sealer.Open(cred.Sealed)
 			if err != nil {
-				// A key that is missing here says nothing about the credential.
-				next.unopened++
-				s.metrics.unpublished.WithLabelValues("credential").Inc()
-				s.c.Log.ErrorContext(ctx, "a provider's credential cannot be opened: is its key missing from --fernet-keys?", "provider", p.ID, "org", org)
-				if last := before.view.resources[CredentialType][name]; last == nil {
-					v.keep(CredentialType, name)
-				} else {
-					if v.resources[CredentialType] == nil {
-						v.resources[CredentialType] = map[string]*discoveryv3.Resource{}
-					}
-					v.resources[CredentialType][name] = last
-				}
+				next.unopened = append(next.unopened, p.ID)
+				s.unopened(ctx, v, before, CredentialType, name, err)
 				continue
 			}
 			if err := v.put(CredentialType, name, &aidv1.Credential{ProviderId: p.ID, OrgId: org, Cluster: p.Cluster, Secret: secret}); err != nil {
 				return next, err
 			}
 		}
-		if err := v.put(ProviderType, inOrg(org, p.ID), packProvider(*p)); err != nil {
+		open, err := p.OpenHeaders(s.c.Sealer)
+		if err != nil {
+			next.unopened = append(next.unopened, p.ID)
+			s.unopened(ctx, v, before, ProviderType, inOrg(org, p.ID), err)
+			continue
+		}
+		if err := v.put(ProviderType, inOrg(org, p.ID), packProvider(open)); err != nil {
 			return next, err
 		}
 	}
@@ -317,6 +313,23 @@ func (s *Server) resources(ctx context.Context, c content, before orgState) (nex
 		return next, nil
 	}
 	return next, v.put(OrgType, org, &aidv1.Org{Id: org, Name: c.org.Name, Tier: c.org.Tier, DigestKey: s.digestKey(org)})
+}
+
+// unopened leaves what nodes have of a resource whose secret cannot be opened: a key that
+// is missing here says nothing about the secret.
+func (s *Server) unopened(ctx context.Context, v view, before orgState, t, name string, err error) {
+	s.metrics.unpublished.WithLabelValues("credential").Inc()
+	s.c.Log.ErrorContext(ctx, "a provider's credential or header cannot be opened, the last good one stays: is its key missing from --fernet-keys?",
+		"resource", name, "type", short(t), "err", err)
+	last := before.view.resources[t][name]
+	if last == nil {
+		v.keep(t, name)
+		return
+	}
+	if v.resources[t] == nil {
+		v.resources[t] = map[string]*discoveryv3.Resource{}
+	}
+	v.resources[t][name] = last
 }
 
 // digestKey is the org's own, so that two orgs' digests of one body differ.

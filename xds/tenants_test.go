@@ -41,7 +41,7 @@ func (p *plane) provider(org, secret string) provider.Provider {
 		p.t.Fatal(err)
 	}
 	p.in(org, func(tx pgx.Tx) error {
-		return errors.Join(provider.Insert(context.Background(), tx, prov),
+		return errors.Join(provider.Insert(context.Background(), tx, p.sealer, prov),
 			provider.PutCredential(context.Background(), tx, provider.Credential{ProviderID: prov.ID, Cluster: provider.ClusterName(prov), Sealed: sealed, UpdatedAt: now}))
 	})
 	return prov

@@ -324,7 +324,7 @@ func (s settler) described(ctx context.Context, tx pgx.Tx, want provider.Provide
 		}
 		want.OrgID, want.Version, want.CreatedAt, want.UpdatedAt = defaultOrg.ID, 1, s.now, s.now
 		want.Cluster = provider.ClusterName(want)
-		if err := provider.Insert(ctx, tx, want); err != nil {
+		if err := provider.Insert(ctx, tx, s.sealer, want); err != nil {
 			return want, err
 		}
 		s.log.Info("provider added", "provider", want.Name, "id", want.ID)
@@ -332,14 +332,14 @@ func (s settler) described(ctx context.Context, tx pgx.Tx, want provider.Provide
 		return want, err
 	}
 	have := all[i]
-	fields := differences(have, want)
+	fields := differences(s.sealer, have, want)
 	if len(fields) == 0 {
 		return have, nil
 	}
 	next := have
 	next.Kind, next.BaseURL, next.Models, next.Hosts, next.Headers, next.Settings = want.Kind, want.BaseURL, want.Models, want.Hosts, want.Headers, want.Settings
 	next.UpdatedAt = s.now
-	if next, err = provider.Update(ctx, tx, next); err != nil {
+	if next, err = provider.Update(ctx, tx, s.sealer, next); err != nil {
 		return next, err
 	}
 	s.log.Info("provider changed", "provider", next.Name, "id", next.ID, "fields", fields)
@@ -350,14 +350,15 @@ func (s settler) described(ctx context.Context, tx pgx.Tx, want provider.Provide
 }
 
 // differences are the fields in which a file's provider is not as it is stored.
-func differences(have, want provider.Provider) (fields []string) {
+func differences(sealer *provider.Sealer, have, want provider.Provider) (fields []string) {
+	open, err := have.OpenHeaders(sealer)
 	a, errA := provider.ParseSettings(have.Settings)
 	b, errB := provider.ParseSettings(want.Settings)
 	for _, f := range []struct {
 		name string
 		same bool
 	}{
-		{"base_url", have.BaseURL == want.BaseURL}, {"headers", maps.Equal(have.Headers, want.Headers)}, {"hosts", slices.Equal(have.Hosts, want.Hosts)},
+		{"base_url", have.BaseURL == want.BaseURL}, {"headers", err == nil && maps.Equal(open.HeaderValues(), want.HeaderValues())}, {"hosts", slices.Equal(have.Hosts, want.Hosts)},
 		{"kind", have.Kind == want.Kind}, {"models", slices.Equal(have.Models, want.Models)},
 		{"settings", errA == nil && errB == nil && reflect.DeepEqual(a, b)},
 	} {

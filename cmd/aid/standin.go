@@ -23,7 +23,7 @@ const standInSays = "Hello! I am the stand-in that --stand-in starts. I answer e
 func standInProvider(address string) provider.FileProvider {
 	return provider.FileProvider{
 		Provider: provider.Provider{
-			Name: "demo", Kind: "openai", BaseURL: "http://" + address + "/v1", Models: []string{standInModel, standInModel + "-*"}, Headers: map[string]string{},
+			Name: "demo", Kind: "openai", BaseURL: "http://" + address + "/v1", Models: []string{standInModel, standInModel + "-*"}, Headers: map[string]provider.Header{},
 		},
 		Credential: provider.FileCredential{Secret: provider.NewSecret(standInCredential)},
 	}

@@ -1,0 +1,113 @@
+package provider_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+// A header's value is encrypted for one provider, address and name, and prints nowhere.
+func TestHeadersAtRest(t *testing.T) {
+	w := open(t)
+	p := stored(w.a, "prov_1", "one")
+	p.Headers = provider.Headers(map[string]string{"private-token": "canary-1", "x-team": "canary-2"})
+	if text := fmt.Sprintf("%v %+v %#v", p, p, p); strings.Contains(text, "canary") {
+		t.Error(text)
+	}
+	if b, err := json.Marshal(p); err != nil || strings.Contains(string(b), "canary") {
+		t.Error(string(b), err)
+	}
+	read := func() (got provider.Provider) {
+		t.Helper()
+		w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) (err error) { got, err = provider.ByID(ctx, tx, p.ID); return err })
+		return got
+	}
+	swap := func(sql string) {
+		t.Helper()
+		w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error { _, err := tx.Exec(ctx, sql); return err })
+	}
+	w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error { return provider.Insert(ctx, tx, testSealer, p) })
+	if got, err := read().OpenHeaders(testSealer); err != nil || got.HeaderValues()["private-token"] != "canary-1" {
+		t.Error(got.HeaderValues(), err)
+	}
+	if _, err := read().OpenHeaders(sealer(t, fernetKey(2))); !errors.Is(err, provider.ErrUnreadable) {
+		t.Error(err)
+	}
+	// A change that leaves the headers alone needs no key that opens them.
+	w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error {
+		kept := read()
+		kept.Models = []string{"m"}
+		_, err := provider.Update(ctx, tx, sealer(t, fernetKey(2)), kept)
+		return err
+	})
+	if got, err := read().OpenHeaders(testSealer); err != nil || got.HeaderValues()["x-team"] != "canary-2" {
+		t.Error(got.HeaderValues(), err)
+	}
+	// Values under each other's names, and at another address, do not open.
+	swap(`UPDATE providers SET headers = jsonb_build_object('x-team', headers->'private-token', 'private-token', headers->'x-team')`)
+	if _, err := read().OpenHeaders(testSealer); !errors.Is(err, provider.ErrUnreadable) {
+		t.Error(err)
+	}
+	swap(`UPDATE providers SET headers = jsonb_build_object('x-team', headers->'private-token', 'private-token', headers->'x-team')`)
+	if _, err := read().OpenHeaders(testSealer); err != nil {
+		t.Error(err)
+	}
+	swap(`UPDATE providers SET base_url = 'https://evil.example/v1'`)
+	if _, err := read().OpenHeaders(testSealer); !errors.Is(err, provider.ErrUnreadable) {
+		t.Error(err)
+	}
+	// A row from before schema 6 is used, and encrypted when it is next written.
+	swap(`UPDATE providers SET headers = '{"private-token": "canary-3"}'`)
+	old, err := read().OpenHeaders(testSealer)
+	if err != nil || old.HeaderValues()["private-token"] != "canary-3" || old.Headers["private-token"].Sealed() {
+		t.Error(old.HeaderValues(), err)
+	}
+	w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error {
+		_, err := provider.Update(ctx, tx, testSealer, old)
+		return err
+	})
+	if got := read(); !got.Headers["private-token"].Sealed() {
+		t.Error("still as it was")
+	}
+	for _, broken := range []string{`{"a": null}`, `{"a": 1}`, `{"a": {}}`, `{"a": ["canary-4"]}`} {
+		swap(`UPDATE providers SET headers = '` + broken + `'`)
+		if err := w.try(w.a, func(ctx context.Context, tx pgx.Tx) error { _, err := provider.ByID(ctx, tx, p.ID); return err }); err == nil || strings.Contains(err.Error(), "canary") {
+			t.Errorf("%s: %v", broken, err)
+		}
+	}
+}
+
+// Every header's value is a secret in responses, unless its name is known to be harmless
+// or listed.
+func TestForwardSentHeaders(t *testing.T) {
+	p := prov("a", "custom", "m")
+	p.Headers = provider.Headers(map[string]string{
+		"x-internal": "opaque-0123", "x-mail": "Basic dTpwYXNzd29yZC0wMTIz", "user-agent": "gateway-0123", "openai-project": "proj_0123", "x-team": "research-team",
+	})
+	p.Settings = []byte(`{"public_headers":["x-team"]}`)
+	if err := provider.Validate(p); err != nil {
+		t.Fatal(err)
+	}
+	f, e := forward(t, p, chat, "")
+	if e != nil {
+		t.Fatal(e)
+	}
+	for _, want := range []string{"opaque-0123", "Basic dTpwYXNzd29yZC0wMTIz", "dTpwYXNzd29yZC0wMTIz", "u:password-0123", "password-0123"} {
+		if !slices.Contains(f.Sent, want) {
+			t.Errorf("%q may come back", want)
+		}
+	}
+	for _, not := range []string{"gateway-0123", "proj_0123", "research-team"} {
+		if slices.Contains(f.Sent, not) {
+			t.Errorf("%q is overwritten", not)
+		}
+	}
+}
