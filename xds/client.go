@@ -59,12 +59,8 @@ type ClientConfig struct {
 	Registerer prometheus.Registerer
 }
 
-const (
-	// maxLookups bounds the keys that are asked for at the same moment.
-	maxLookups = 1000
-	// maxNegative bounds the keys that are known to be unknown.
-	maxNegative = 10_000
-)
+// maxNegative bounds the keys that are known to be unknown.
+const maxNegative = 10_000
 
 // Client knows what an org decides by and who its callers are. It is safe for
 // concurrent use; a known caller costs one look into a map.
@@ -78,7 +74,7 @@ type Client struct {
 	mu      sync.RWMutex
 	callers map[identity.Presented]*caller
 	unknown map[identity.Presented]time.Time // until when
-	lookups map[identity.Presented]*lookup
+	lookups lookups
 	changes map[identity.Presented]bool // to subscribe (true) or unsubscribe, not said yet
 	speak   chan struct{}               // holds a token while there are changes
 	up      bool                        // there is a stream
@@ -90,11 +86,6 @@ type caller struct {
 	identity.Caller
 	version string
 	used    atomic.Int64 // Unix nanoseconds
-}
-
-type lookup struct {
-	done chan struct{} // closed when the answer is in callers or unknown, or err is set
-	err  error
 }
 
 // NewClient returns a client that knows nothing until Run has run for a while.
@@ -118,13 +109,13 @@ func NewClient(c ClientConfig) (*Client, error) {
 		c.Log = slog.Default()
 	}
 	x := &Client{
-		c: c, callers: make(map[identity.Presented]*caller), unknown: make(map[identity.Presented]time.Time), lookups: make(map[identity.Presented]*lookup),
+		c: c, callers: make(map[identity.Presented]*caller), unknown: make(map[identity.Presented]time.Time), lookups: newLookups(),
 		changes: make(map[identity.Presented]bool), speak: make(chan struct{}, 1), held: newHeld(),
 	}
 	x.orgs.Store(&map[string]verdict.Org{})
 	x.home.Store(new(string))
 	var err error
-	if x.metrics, err = newClientMetrics(c.Registerer, x.size, x.age, x.connected); err != nil {
+	if x.metrics, err = newClientMetrics(c.Registerer, x.size, x.waiting, x.age, x.connected); err != nil {
 		return nil, fmt.Errorf("registering the xds client's metrics: %w", err)
 	}
 	return x, nil
@@ -134,6 +125,12 @@ func (x *Client) size() int {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return len(x.callers)
+}
+
+func (x *Client) waiting() int {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.lookups.byKey)
 }
 
 func (x *Client) connected() bool {
@@ -216,13 +213,16 @@ func (x *Client) Caller(ctx context.Context, p identity.Presented, peer netip.Ad
 		return c.Caller, nil
 	}
 	began := x.c.Now()
-	l, err := x.ask(p)
+	l, err := x.ask(p, peer)
 	if err != nil {
 		return identity.Caller{}, err
 	}
 	select {
 	case <-l.done:
 	case <-ctx.Done():
+		x.mu.Lock()
+		x.lookups.leave(l)
+		x.mu.Unlock()
 		x.metrics.lookups.WithLabelValues("timeout").Inc()
 		return identity.Caller{}, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
 	}
@@ -240,38 +240,6 @@ func (x *Client) Caller(ctx context.Context, p identity.Presented, peer netip.Ad
 	}
 	x.metrics.lookups.WithLabelValues("found").Inc()
 	return c.Caller, nil
-}
-
-// ask joins the look-up of a key, or begins one.
-func (x *Client) ask(p identity.Presented) (*lookup, error) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if l := x.lookups[p]; l != nil {
-		return l, nil
-	}
-	if until, ok := x.unknown[p]; ok {
-		if x.c.Now().Before(until) {
-			x.metrics.lookups.WithLabelValues("unknown").Inc()
-			return nil, verdict.ErrUnknownCaller
-		}
-		delete(x.unknown, p)
-	}
-	switch {
-	case !x.up:
-		x.metrics.lookups.WithLabelValues("disconnected").Inc()
-		return nil, fmt.Errorf("%w: not connected, and this key was not seen before", ErrUnavailable)
-	case len(x.lookups) >= maxLookups:
-		x.metrics.lookups.WithLabelValues("full").Inc()
-		return nil, fmt.Errorf("%w: %d keys are being looked up", ErrUnavailable, maxLookups)
-	}
-	l := &lookup{done: make(chan struct{})}
-	if c := x.callers[p]; c != nil { // it came in the meantime
-		close(l.done)
-		return l, nil
-	}
-	x.lookups[p] = l
-	x.sayLocked(p, true)
-	return l, nil
 }
 
 // sayLocked notes that the control plane is to be told about a name.
@@ -315,10 +283,8 @@ func (x *Client) disconnected() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.up = false
-	for p, l := range x.lookups {
-		l.err = fmt.Errorf("%w: the connection broke", ErrUnavailable)
-		close(l.done)
-		delete(x.lookups, p)
+	for _, l := range x.lookups.byKey {
+		x.lookups.end(l, fmt.Errorf("%w: the connection broke", ErrUnavailable))
 	}
 	clear(x.changes)
 }

@@ -231,7 +231,7 @@ func (x *Client) receiveCallers(resp *discoveryv3.DeltaDiscoveryResponse) error 
 			continue
 		}
 		_, had := x.callers[p]
-		_, asked := x.lookups[p]
+		_, asked := x.lookups.byKey[p]
 		if !had && !asked {
 			x.sayLocked(p, false) // forgotten in the meantime
 			continue
@@ -257,13 +257,6 @@ func (x *Client) receiveCallers(resp *discoveryv3.DeltaDiscoveryResponse) error 
 		}
 	}
 	return bad
-}
-
-func (x *Client) answerLocked(p identity.Presented) {
-	if l := x.lookups[p]; l != nil {
-		close(l.done)
-		delete(x.lookups, p)
-	}
 }
 
 // forgetLocked notes that nobody has the key, for a while, and unsubscribes from

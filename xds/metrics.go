@@ -58,7 +58,7 @@ type clientMetrics struct {
 	first    prometheus.Histogram
 }
 
-func newClientMetrics(r prometheus.Registerer, callers func() int, age func() time.Duration, up func() bool) (*clientMetrics, error) {
+func newClientMetrics(r prometheus.Registerer, callers, lookups func() int, age func() time.Duration, up func() bool) (*clientMetrics, error) {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "aid_xds_client_" + name, Help: help}, labels)
 	}
@@ -79,6 +79,7 @@ func newClientMetrics(r prometheus.Registerer, callers func() int, age func() ti
 	}
 	return m, register(r, m.lookups, m.rejected, m.received, m.evicted, m.first,
 		gauge("callers", "Callers in memory.", func() float64 { return float64(callers()) }),
+		gauge("lookups_waiting", "Keys that are being looked up at the control plane or wait for it.", func() float64 { return float64(lookups()) }),
 		gauge("staleness_seconds", "Time since the control plane last said that its database answers.", func() float64 { return age().Seconds() }),
 		gauge("connected", "1 while there is a stream to the control plane.", func() float64 {
 			if up() {

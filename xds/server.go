@@ -64,8 +64,9 @@ type Server struct {
 
 	c       ServerConfig
 	metrics *serverMetrics
-	missing missing    // callers that are known not to be there
-	reading sync.Mutex // held while an org's configuration is read and published
+	missing missing       // callers that are known not to be there
+	turns   chan struct{} // holds a token for each reading of callers
+	reading sync.Mutex    // held while an org's configuration is read and published
 
 	mu      sync.Mutex
 	orgs    map[string]*orgState // those that a node is connected for
@@ -98,7 +99,7 @@ func NewServer(c ServerConfig) (*Server, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	s := &Server{c: c, orgs: make(map[string]*orgState), joined: make(map[string]joined), streams: make(map[*stream]struct{})}
+	s := &Server{c: c, orgs: make(map[string]*orgState), joined: make(map[string]joined), streams: make(map[*stream]struct{}), turns: make(chan struct{}, readsAtOnce)}
 	var err error
 	if s.metrics, err = newServerMetrics(c.Registerer, s.connected); err != nil {
 		return nil, fmt.Errorf("registering xds's metrics: %w", err)

@@ -24,8 +24,14 @@ import (
 const (
 	maxAnswerResources = 1000
 	maxAnswerBytes     = 2 << 20
-	// How many callers are read in one transaction.
+	// How many callers are read in one transaction. A node has one at a time, and
+	// readsAtOnce nodes do, in the order in which they asked.
 	callersAtOnce = 500
+	readsAtOnce   = 4
+	// maxTogether bounds the messages that are taken before anything is read for them.
+	maxTogether = 256
+	// maxAsked bounds the lookups of one node that wait. Our sidecar has lookupWindow.
+	maxAsked = 10_000
 	// A node may be subscribed to so many callers at most.
 	maxSubscribed = 2_000_000
 )
@@ -46,6 +52,7 @@ type stream struct {
 
 	g     discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
 	subs  map[string]*subscription // by type
+	asked []string                 // callers that requests wait for, in the order in which they were asked for
 	owner map[string]string        // the agent of each caller that was sent
 	nonce uint64
 }
@@ -94,7 +101,7 @@ func (s *Server) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryServi
 		return status.Error(codes.Unavailable, "the org's configuration cannot be read now")
 	}
 	defer s.leave(st)
-	reqs, failed := make(chan *discoveryv3.DeltaDiscoveryRequest), make(chan error, 1)
+	reqs, failed := make(chan *discoveryv3.DeltaDiscoveryRequest, maxTogether), make(chan error, 1)
 	go func() {
 		for {
 			req, err := g.Recv()
@@ -116,8 +123,15 @@ func (s *Server) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryServi
 		case <-failed:
 			return nil
 		case req := <-reqs:
-			if err := st.request(ctx, req); err != nil {
-				return err
+			// Those that came meanwhile share a transaction.
+			for more := len(reqs); ; more-- {
+				if err := st.request(ctx, req); err != nil {
+					return err
+				}
+				if more == 0 {
+					break
+				}
+				req = <-reqs
 			}
 		case <-st.woken:
 		}
@@ -169,8 +183,16 @@ func (st *stream) request(ctx context.Context, req *discoveryv3.DeltaDiscoveryRe
 		if !first {
 			delete(sub.sent, name) // who asks again is told again
 		}
-		if t == CallerType {
-			st.callerChanged(name) // it is due to be read
+		switch {
+		case t != CallerType:
+		case first:
+			st.callerChanged(name) // it is known there: it is read after those that are not
+		case len(st.asked) >= maxAsked:
+			st.s.metrics.refused.Inc()
+			return status.Errorf(codes.ResourceExhausted, "this node waits for %d callers already", maxAsked)
+		default:
+			st.asked = append(st.asked, name)
+			st.wake()
 		}
 		sub.answered = false
 	}
@@ -322,8 +344,10 @@ func (st *stream) send(t string, sub *subscription, add []*discoveryv3.Resource,
 	return nil
 }
 
-// pushCallers reads the callers that are due and sends what differs from what the
-// node has. A caller that is not there is sent as removed.
+// pushCallers reads callers that are due and sends what differs from what the node
+// has. A caller that is not there is sent as removed. It is one transaction: what is
+// left is read when the node's other messages have had their turn. Callers that
+// requests wait for come first.
 func (st *stream) pushCallers(ctx context.Context, agents, due map[string]struct{}) error {
 	sub := st.subs[CallerType]
 	if sub == nil {
@@ -339,50 +363,78 @@ func (st *stream) pushCallers(ctx context.Context, agents, due map[string]struct
 			}
 		}
 	}
-	names := make([]string, 0, len(due))
-	for name := range due {
-		if sub.wants(name) {
+	names := make([]string, 0, min(len(st.asked)+len(due), callersAtOnce))
+	part := make(map[string]struct{}, cap(names))
+	take := func(name string) {
+		if _, again := part[name]; !again && sub.wants(name) {
+			part[name] = struct{}{}
 			names = append(names, name)
 		}
+		delete(due, name)
 	}
-	slices.Sort(names)
-	for part := range slices.Chunk(names, callersAtOnce) {
-		found, err := st.s.readCallers(ctx, st.orgs, part)
-		if err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			st.s.c.Log.WarnContext(ctx, "reading callers, trying again", "node", st.node.ID, "callers", len(part), "err", err)
-			st.note(func() {
-				for _, name := range part {
-					st.callers[name] = struct{}{}
-				}
-			})
-			// Not at once: take back what was just put in. The heartbeat wakes us
-			// when the database answers again.
-			<-st.woken
-			return nil
+	for len(st.asked) > 0 && len(names) < callersAtOnce {
+		take(st.asked[0])
+		st.asked = st.asked[1:]
+	}
+	for name := range due {
+		if len(names) == callersAtOnce {
+			break
 		}
-		var add []*discoveryv3.Resource
-		var gone []string
-		for _, name := range part {
-			c, ok := found[name]
-			if !ok {
-				gone = append(gone, name)
-				delete(st.owner, name)
-				continue
-			}
-			st.owner[name] = c.agent
-			if sub.sent[name] != c.resource.GetVersion() {
-				add = append(add, c.resource)
-			}
+		take(name)
+	}
+	if len(due) > 0 {
+		st.note(func() {
+			maps.Copy(due, st.callers)
+			st.callers = due
+		})
+	} else if len(st.asked) > 0 {
+		st.wake()
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	found, err := st.s.callersInTurn(ctx, st.orgs, names)
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
-		sub.answered = true // there is no empty answer to be given
-		if err := st.send(CallerType, sub, add, gone); err != nil {
-			return err
+		st.s.c.Log.WarnContext(ctx, "reading callers, trying again", "node", st.node.ID, "callers", len(names), "err", err)
+		st.asked = append(names, st.asked...)
+		// Not at once: the heartbeat wakes us when the database answers again.
+		select {
+		case <-st.woken:
+		default:
+		}
+		return nil
+	}
+	var add []*discoveryv3.Resource
+	var gone []string
+	for _, name := range names {
+		c, ok := found[name]
+		if !ok {
+			gone = append(gone, name)
+			delete(st.owner, name)
+			continue
+		}
+		st.owner[name] = c.agent
+		if sub.sent[name] != c.resource.GetVersion() {
+			add = append(add, c.resource)
 		}
 	}
-	return nil
+	sub.answered = true // there is no empty answer to be given
+	return st.send(CallerType, sub, add, gone)
+}
+
+// callersInTurn is readCallers, for a few nodes at the same time: lookups never take
+// all connections of the database.
+func (s *Server) callersInTurn(ctx context.Context, orgs, names []string) (map[string]callerRead, error) {
+	select {
+	case s.turns <- struct{}{}:
+		defer func() { <-s.turns }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	return s.readCallers(ctx, orgs, names)
 }
 
 // callerRead is a caller that was found, as a resource, and the id of its agent.
