@@ -25,9 +25,9 @@ func (g *goals) add(what string, got, want float64, unit string, most bool) {
 	g.rows = append(g.rows, goal{what, got, want, unit, most})
 }
 
-// closed is for closed-loop requests: throughput against the no-op's with many
-// connections, latency beside the no-op's with one, where the one fsync of the
-// record is allowed for.
+// closed is for closed-loop requests. With many connections, throughput is compared with
+// the no-op's. With one connection, latency is compared with the no-op's plus the audit
+// log's one fsync.
 func (g *goals) closed(shape string, conns int, got map[string][]measured) {
 	rate := func(m measured) float64 { return m.rate() }
 	p50 := func(m measured) float64 { return float64(m.p50.Microseconds()) / 1000 }
@@ -39,7 +39,7 @@ func (g *goals) closed(shape string, conns int, got map[string][]measured) {
 	g.add(shape+": p50", median(got["aid"], p50), limit, "ms (no-op + one fsync + 0.10)", true)
 }
 
-// streamed is for events of streamed answers.
+// streamed is for events of streamed responses.
 func (g *goals) streamed(got map[string][]measured) {
 	g.add("a streamed event", median(got["aid"], cpuOf)/median(got["noop"], cpuOf), 1.15, "of the no-op's CPU", true)
 	g.add("a streamed event, usage: envoy", median(got["aid-usage-envoy"], cpuOf)/median(got["plain"], cpuOf), 1.6, "of Envoy alone", true)

@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// load is one measurement: connections that each send the next request when
-// the last was answered (a closed loop), over raw HTTP/1.1, so that the client
-// costs as little as it can and the same for every path measured.
+// load is one measurement. Each connection sends the next request when the last was
+// answered (a closed loop). It uses raw HTTP/1.1, so that the client costs little, and the
+// same for every path measured.
 type load struct {
 	addr     string
 	request  []byte // the whole request, head and body

@@ -28,7 +28,7 @@ func (noop) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
 		case *extprocv3.ProcessingRequest_RequestHeaders:
 			resp.Response = &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{}}
 		case *extprocv3.ProcessingRequest_RequestBody:
-			// As much header work as a verdict costs, so that the floor is an honest one.
+			// As much header work as a decision costs, so that the floor is an honest one.
 			resp.Response = &extprocv3.ProcessingResponse_RequestBody{RequestBody: &extprocv3.BodyResponse{
 				Response: &extprocv3.CommonResponse{
 					ClearRouteCache: true,

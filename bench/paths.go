@@ -89,7 +89,7 @@ static_resources:
 `))
 
 // startEnvoy runs Envoy alone, or with the no-op server when responseBody names
-// the ext_proc mode of the answer's body.
+// the ext_proc mode of the response's body.
 func startEnvoy(ctx context.Context, name, envoy, dir string, upstream int, responseBody string) (*path, error) {
 	dir = filepath.Join(dir, name)
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -358,8 +358,8 @@ func family(root int) map[string][]int {
 	return m
 }
 
-// stat reads the fields of /proc/PID/stat that follow the command's name, so
-// that [0] is the state, [1] the parent, [11] and [12] user and system ticks.
+// stat reads the fields of /proc/PID/stat that follow the command's name. [0] is the state,
+// [1] the parent, [11] and [12] user and system ticks.
 func stat(pid int) []string {
 	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {

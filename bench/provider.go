@@ -16,10 +16,9 @@ const answer = `{"id":"chatcmpl-bench","object":"chat.completion","created":1700
 // message is the same answer in Anthropic's words.
 const message = `{"id":"msg_bench","type":"message","role":"assistant","model":"bench-model","content":[{"type":"text","text":"A short answer of a hundred or so characters, which is about what an agent's step is answered with."}],"stop_reason":"end_turn","usage":{"input_tokens":250,"output_tokens":24}}`
 
-// provider is the stand-in upstream: raw HTTP/1.1 that answers a chat
-// completion, or Anthropic's POST /v1/messages, whole, or as events one interval apart
-// when the request asks for a stream. It is as cheap as it can be, because it shares
-// the machine.
+// provider is the stand-in upstream. It responds to a chat completion and to Anthropic's
+// POST /v1/messages, whole, or as events one interval apart when the request asks for a
+// stream. It is raw HTTP/1.1, so that it costs little: it shares the machine.
 type provider struct {
 	events   int
 	interval time.Duration

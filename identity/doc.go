@@ -1,11 +1,11 @@
-// Package identity says which agent is asking.
+// Package identity identifies the agent that sends a request.
 //
-// An org has agents; an agent has keys; who presents a key is its agent. Beside
-// them stand the keys of people who manage (org keys) and the tokens of the
-// machines that enforce (nodes). All three are secrets of one form, see
-// [Pattern]: they are made here, shown once, and kept only as a SHA-256, which is
-// enough because nobody can guess 256 bits.
+// An org has agents, and an agent has keys. The key that a request presents identifies the
+// agent. Org keys are for people who manage, and node tokens are for the machines that
+// enforce. All three are secrets of one form, see [Pattern]. They are made here, shown
+// once, and kept only as a SHA-256. A hash without salt is enough, because 256 random bits
+// cannot be guessed.
 //
-// The package knows Postgres (postgres.go) but opens none, and asks no clock and
-// no random source that it was not given.
+// The package reads and writes Postgres (postgres.go) in transactions that it is given.
+// Time and randomness are parameters.
 package identity

@@ -25,10 +25,10 @@ const (
 	NodeID   = "node_"
 )
 
-// NewID makes an id: prefix, which is lower-case letters and an underscore, and 26
-// characters of base 32 (0-9 and a-z without i, l, o, u): 48 bits of now in
-// milliseconds since 1970 and 80 bits of rand. So ids sort by age, and nobody
-// guesses one. It fails if rand does or prefix is not of that form.
+// NewID returns a new id: prefix and 26 characters of base 32 (0-9 and a-z without i, l, o,
+// u). prefix is lower-case letters and an underscore. The 26 characters encode 48 bits of
+// now, in milliseconds since 1970, and 80 bits of rand. So ids sort by age and cannot be
+// guessed. It returns an error if rand fails or prefix has another form.
 func NewID(prefix string, now time.Time, rand io.Reader) (string, error) {
 	const alphabet = "0123456789abcdefghjkmnpqrstvwxyz"
 	name, ok := strings.CutSuffix(prefix, "_")
@@ -62,7 +62,7 @@ func NewID(prefix string, now time.Time, rand io.Reader) (string, error) {
 type Org struct {
 	ID        string // "org_…"
 	Name      string
-	Tier      string // what the org pays for; empty where nobody does
+	Tier      string // what the org pays for; may be empty
 	CreatedAt time.Time
 }
 
@@ -95,8 +95,8 @@ type Agent struct {
 	Version       int64 // counts the changes, from 1
 }
 
-// Key is one key of an agent, without the secret, which nobody has but who was
-// shown it. Source: table agent_keys. A zero time means never.
+// Key is one key of an agent, without its secret, which is shown once and not stored.
+// Source: table agent_keys. A zero time means never.
 type Key struct {
 	ID            string // "key_…"
 	OrgID         string
@@ -104,7 +104,7 @@ type Key struct {
 	Name          string
 	Hint          string // the last four characters of the secret, for people
 	Hash          [32]byte
-	Scopes        []string // operations; "*" is all of them, none is none
+	Scopes        []string // operations; "*" is all of them; an empty list allows none
 	AllowedModels []string // exact names or globs; empty: as the agent's
 	RateLimit     int64    // requests per minute; 0: no limit of the key's own
 	RotatedFrom   string   // id of the key that this one replaces, or ""
@@ -119,15 +119,15 @@ func Hint(secret string) string {
 	return secret[max(0, len(secret)-4):]
 }
 
-// Caller is who asks: an agent, and the key that it used. The zero Caller is
-// nobody, and inactive.
+// Caller is the agent that sends a request, and the key that it used. The zero Caller is
+// inactive.
 type Caller struct {
 	Agent Agent
 	Key   Key
 }
 
-// Presented is what a caller presents, in the form in which it is looked up: the
-// SHA-256 of its key in lower-case hexadecimal, or its SPIFFE id.
+// Presented is what a caller presents, in the form of its lookup: the SHA-256 of its key in
+// lower-case hexadecimal, or its SPIFFE id.
 type Presented string
 
 // PresentedKey is the Presented of a key with that SHA-256.
@@ -148,9 +148,9 @@ type Inactive struct {
 
 func (e *Inactive) Error() string { return "caller is not active: " + e.Reason }
 
-// ActiveAt is nil if the caller may act at now, else an [*Inactive]. What is said of
-// the key comes first: whoever holds a dead key learns nothing of the agent. A
-// revoked key stays revoked whatever the clock says.
+// ActiveAt returns nil if the caller may act at now, else an [*Inactive]. The key's state
+// is reported before the agent's: a caller with a dead key learns nothing about the agent.
+// A revoked key stays revoked at any time.
 func (c Caller) ActiveAt(now time.Time) error {
 	switch k := c.Key; {
 	case !k.RevokedAt.IsZero():
@@ -165,16 +165,15 @@ func (c Caller) ActiveAt(now time.Time) error {
 	return nil
 }
 
-// Fingerprint is "sha256:" and the hex SHA-256 of what an agent is for ever: its
-// org, its id, the name that it was created with, and when. Anybody can compute it
-// again from the agent's "created" entry in the record: the digest is of
+// Fingerprint returns "sha256:" and the hex SHA-256 of what never changes about an agent.
+// That is its org, its id, its name at creation, and the time of creation. Anyone can
+// compute it again from the agent's "created" entry in the audit log. The digest is over
 //
 //	aid-agent-v1\n
 //	LENGTH:ORG\n LENGTH:ID\n LENGTH:NAME\n LENGTH:TIME\n      (without the spaces)
 //
-// with each length in bytes and decimal, and the time like
-// 2006-01-02T15:04:05.000000Z. Lengths, because then no value can pretend to be
-// two.
+// Each length is in bytes and decimal. The time is like 2006-01-02T15:04:05.000000Z. The
+// lengths keep the encoding unambiguous.
 func Fingerprint(org, id, name string, created time.Time) string {
 	b := []byte("aid-agent-v1\n")
 	for _, s := range []string{org, id, name, created.UTC().Format("2006-01-02T15:04:05.000000Z")} {

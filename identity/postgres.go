@@ -13,13 +13,13 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Every function below takes a transaction whose org is set (store.DB.InOrg), and
-// sees that org alone: row security says so, and so do the queries, for the day
-// when a superuser runs one. The ones named Presented are for a transaction that
-// knows only what was presented (store.DB.Presenting).
+// Every function below takes a transaction whose org is set (store.DB.InOrg), and sees only
+// that org. Row security and the queries both limit it, so that it also holds for a
+// superuser. Functions named Presented take a transaction that has only what was presented
+// (store.DB.Presenting).
 //
-// Text is never put into a query; times are kept to the microsecond and come back
-// in UTC.
+// Values are always parameters of a query. Times are kept to the microsecond and are
+// returned in UTC.
 
 // ---- orgs ----
 
@@ -140,7 +140,7 @@ func UpdateAgent(ctx context.Context, tx pgx.Tx, a Agent) (Agent, error) {
 	return r.agent()
 }
 
-// DeleteAgent deletes an agent and its keys. What it did stays in the record.
+// DeleteAgent deletes an agent and its keys. What it did stays in the audit log.
 func DeleteAgent(ctx context.Context, tx pgx.Tx, id string) error {
 	tag, err := tx.Exec(ctx, `DELETE FROM agents WHERE org_id = aid_org() AND id = $1`, id)
 	return changed(tag.RowsAffected(), err, "deleting an agent")
@@ -201,9 +201,9 @@ func RevokeKey(ctx context.Context, tx pgx.Tx, agent, id string, at time.Time) e
 	return changed(tag.RowsAffected(), err, "revoking a key")
 }
 
-// RotateKey stores next in the place of the key old of the same agent, which
-// expires at oldExpires, unless it does sooner; until then both work. A key that is
-// revoked, has expired, or was rotated before: [ErrConflict].
+// RotateKey stores next in the place of the key old of the same agent. old expires at
+// oldExpires, or sooner if it already does; until then both work. If old is revoked,
+// expired or already rotated: [ErrConflict].
 func RotateKey(ctx context.Context, tx pgx.Tx, old string, next Key, oldExpires time.Time) error {
 	var agent string
 	var live bool

@@ -103,7 +103,7 @@ func TestAgents(t *testing.T) {
 		})
 	}
 
-	// Of two who change the same version, one is told.
+	// Of two callers that change the same version, one gets an error.
 	next := a
 	next.Name, next.Status, next.AllowedModels, next.Metadata, next.UpdatedAt = "renamed", identity.Suspended, nil, identity.Metadata{"n": 1.5}, noon.Add(time.Hour)
 	next.Fingerprint, next.CreatedAt = "sha256:forged", noon.Add(time.Hour) // never change

@@ -13,22 +13,22 @@ import (
 	"strings"
 )
 
-// Pattern is a regular expression (RE2, and every scanner's) that a secret of
-// ours matches from end to end, for those who look for leaked secrets:
+// Pattern is a regular expression (RE2, and that of scanners) that matches one of our
+// secrets from end to end. It is for scanners that look for leaked secrets:
 //
 //	aid_sk_   an agent's key       aid_org_   an organization's      aid_node_   a node's token
 //	  then 43 characters of 0-9A-Za-z   256 random bits as a number in base 62, most significant digit first
 //	  then  6 characters of 0-9A-Za-z   CRC-32 (IEEE) of all that stands before, likewise in base 62
 //
-// The digits are in the order of ASCII: 0-9, A-Z, a-z. The checksum is no secret
-// and proves nothing; it lets anybody tell a key from what only looks like one,
-// so that a mistyped key costs no look-up and a scanner makes no false alarm.
+// The digits are in the order of ASCII: 0-9, A-Z, a-z. The checksum is not secret. It
+// separates keys from strings that only look like keys. So a mistyped key costs no lookup,
+// and a scanner raises no false alert.
 const Pattern = `aid_(?:sk|org|node)_[0-9A-Za-z]{49}`
 
 // Kind is what a secret is for.
 type Kind int
 
-// The kinds of secrets. The zero Kind is none.
+// The kinds of secrets. The zero Kind is invalid.
 const (
 	AgentKey  Kind = iota + 1 // aid_sk_…: an agent's, to call models
 	OrgKey                    // aid_org_…: a person's or a program's, to manage
@@ -134,15 +134,14 @@ func summed(b []byte) bool {
 // digit says whether c is one of digits.
 func digit(c byte) bool { return c-'0' < 10 || c|0x20-'a' < 26 }
 
-// FindSecrets says whether one of our secrets is anywhere in b: whole, and with
-// its checksum right. So a text about keys, a placeholder such as
-// aid_sk_your_agent_key, and a key cut short are not found: what was cut short
-// opens nothing. Neither is what is encoded (base64, escapes in JSON); whoever
-// decodes asks again. What stands before or after a secret does not hide it.
+// FindSecrets reports whether one of our secrets is in b, complete and with a valid
+// checksum. It does not find a text about keys, a placeholder such as
+// aid_sk_your_agent_key, or a key that was cut short. It does not decode (base64, escapes
+// in JSON): callers decode and call it again. Any text before or after a secret does not
+// hide it.
 //
-// It reads request bodies up to the largest, so it looks at few of their bytes:
-// an underscore must be followed by 49 digits, and in what people and programs
-// write the last of those positions mostly shows that there are none.
+// It reads request bodies up to the largest, so it looks at few of their bytes. A secret is
+// an underscore and 49 digits, and the last of those positions is checked first.
 func FindSecrets(b []byte) bool {
 	for i := 0; ; {
 		u := bytes.IndexByte(b[i:], '_')

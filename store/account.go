@@ -48,9 +48,9 @@ func (a account) own(dir string) error {
 	return os.Chown(dir, int(a.uid), int(a.gid))
 }
 
-// handed is how the account gets into a folder of its own, whatever stands above
-// it: ours by its path; another account's as a folder that we opened, and that its
-// process has as file 3.
+// handed returns how the account reaches a folder of its own, whatever its parent folders
+// are. Our account uses its path. Another account gets a folder that we opened, as file 3
+// of its process.
 func (a account) handed(dir string) (path string, files []*os.File, err error) {
 	if !a.other {
 		return dir, nil, nil
@@ -142,9 +142,9 @@ func unused(data string) (account, error) {
 		firstUnused, firstUnused+countUnused-1)
 }
 
-// idle returns an account that initdb can run as: initdb requires a name for its user
-// id, and the user id of the database has none. It is a system account without a
-// process, and the data is taken away from it when initdb ends.
+// idle returns an account that initdb can run as. initdb requires a name for its user id,
+// and the user id of the database has no name. The account is a system account without a
+// process. When initdb ends, the data is given to the database's user id.
 func idle() (account, error) {
 	b, err := os.ReadFile("/etc/passwd")
 	if err != nil {
@@ -162,8 +162,8 @@ func idle() (account, error) {
 		}
 		return account{uid: uint32(uid), gid: uint32(gid), other: true}, nil
 	}
-	return account{}, errors.New("making a database as root needs a system account in /etc/passwd that runs no process, and there is none: " +
-		"add one (`useradd --system aid-initdb`), run as an ordinary user, or use a server with --postgres")
+	return account{}, errors.New("making a database as root needs a system account without a process in /etc/passwd. " +
+		"Add one (`useradd --system aid-initdb`), run as an ordinary user, or use a server with --postgres")
 }
 
 // runs says whether a user id has a process.
@@ -224,9 +224,9 @@ func usable(dir string) (string, error) {
 	return dir, nil
 }
 
-// FindPostgres returns the folder with Postgres to use: the one that was asked for,
-// or the one that `make` fetched for a program in programDir or the working directory,
-// or the newest that Debian's packages installed.
+// FindPostgres returns the folder with Postgres to use: asked, if it is not empty. Else it
+// is the one that `make` fetched for a program in programDir or the working directory, or
+// the newest of Debian's packages.
 func FindPostgres(asked, programDir string) (string, error) {
 	if asked != "" {
 		return usable(asked)

@@ -84,7 +84,7 @@ func TestCatalogue(t *testing.T) {
 		AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = 'append_only_whole' AND g.tgtype & 32 <> 0 AND g.tgenabled = 'O')`)
 }
 
-// What is not granted is refused, as who serves and as who owns.
+// What is not granted is rejected, as who serves and as who owns.
 func TestAppendOnly(t *testing.T) {
 	db := storetest.Open(t)
 	org := storetest.Org(t, db)

@@ -39,19 +39,19 @@ type EmbeddedConfig struct {
 	Log      *slog.Logger
 }
 
-// Embedded is a Postgres that lives and dies with us, for a single machine and for
-// tests. It is as durable as any other (fsync is on).
+// Embedded is a Postgres that starts and ends with our process, for a single machine and
+// for tests. It is as durable as any other (fsync is on).
 //
 // Access: it listens on one Unix socket and on no network address. The socket is in a
-// folder of its own with mode 0700. Every role needs its password (SCRAM-SHA-256), on
-// the socket too. The superuser needs our user id or root's, which the kernel reports.
+// folder of its own with mode 0700. Every role needs its password (SCRAM-SHA-256), on the
+// socket too. The superuser needs our user id or root's, which the kernel reports.
 //
-// Account: ours, unless we are root, since Postgres does not run as root. As root it is
-// a user id of its own: one without an account, so that no other program shares it.
-// It keeps no group, no capability and no open file of root. It may be unable to reach
-// its data by path (a home below /root), so it receives the open folder.
+// Account: ours, unless we are root, since Postgres does not run as root. As root it is a
+// user id without an account, so that no other program shares it. It keeps no group, no
+// capability and no open file of root. If its data is below a folder that it may not enter
+// (such as /root), it receives the open folder.
 //
-// A home of an earlier version is changed at its start: data that belongs to a shared
+// The data of an earlier version is changed at its start. Data that belongs to a shared
 // account gets a user id of its own, and passwords replace trust.
 type Embedded struct {
 	c      EmbeddedConfig
@@ -110,7 +110,7 @@ func (e *Embedded) URL() string {
 // PID is the process id of the server, 0 while none runs.
 func (e *Embedded) PID() int { return int(e.server.pid.Load()) }
 
-// Restarts counts how often the server ended without being told to.
+// Restarts counts how often the server ended without a request to stop.
 func (e *Embedded) Restarts() int64 { return e.server.restarts.Load() }
 
 // Tail is the last lines that the server printed, oldest first.
@@ -156,10 +156,10 @@ func (e *Embedded) answers(ctx context.Context) error {
 	return errors.Join(conn.Ping(ctx), conn.Close(ctx))
 }
 
-// Run makes the database if there is none, ends what a killed predecessor left
-// behind, and keeps the server running until ctx is done. Then it stops it, with
-// all that was committed on disk, and returns nil. An error means that it cannot be
-// run at all. Run is for once.
+// Run makes the database if it does not exist, ends what a killed predecessor left behind,
+// and keeps the server running until ctx is done. Then it stops the server, with all
+// committed data on disk, and returns nil. An error means that the server cannot be run.
+// Call Run once.
 func (e *Embedded) Run(ctx context.Context) (err error) {
 	defer func() {
 		switch {
@@ -245,8 +245,8 @@ func link(dir, path string) error {
 	return os.Symlink(dir, path)
 }
 
-// ensureData makes the data folder if there is none: under another name first, so
-// that what is there is whole.
+// ensureData makes the data folder if it does not exist. It is made under another name
+// first, so that an existing folder is always complete.
 func (e *Embedded) ensureData(ctx context.Context, bin string, who account) error {
 	if _, err := os.Stat(filepath.Join(e.data, "PG_VERSION")); err == nil {
 		return nil
@@ -388,7 +388,7 @@ func majorVersion(ctx context.Context, bin string, who account) (int, error) {
 	return major, nil
 }
 
-// checkVersion refuses data that this Postgres cannot read, before it tries.
+// checkVersion rejects data that this Postgres cannot read, before it tries.
 func (e *Embedded) checkVersion(major int) error {
 	b, err := os.ReadFile(filepath.Join(e.data, "PG_VERSION"))
 	if err != nil {
@@ -407,8 +407,8 @@ func (e *Embedded) arguments(dir string) []string {
 		"max_connections": "100", "shared_buffers": "64MB", "max_wal_size": "512MB", "huge_pages": "off", "jit": "off",
 		"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on",
 		"timezone": "UTC", "log_timezone": "UTC",
-		// To our log, but not what goes wrong for a client, who is told: a
-		// statement or a value in it may be what must not be in a log.
+		// To our log. Clients receive their own errors, so those are not logged: a
+		// statement or a value in them may be secret.
 		"log_destination": "stderr", "logging_collector": "off", "log_line_prefix": "", "log_checkpoints": "off",
 		"log_min_messages": "log", "log_min_error_statement": "panic", "log_error_verbosity": "terse",
 	}

@@ -58,7 +58,7 @@ func TestMain(m *testing.M) {
 	select {}
 }
 
-// unsafe makes making a database quick; nobody cuts the power.
+// unsafe makes the database faster. The test survives no power cut.
 var unsafe = map[string]string{"fsync": "off"}
 
 type running struct {
@@ -145,7 +145,7 @@ func (b *lockedBuffer) String() string {
 	return b.b.String()
 }
 
-// until asks until the answer is yes, for ten seconds.
+// until asks until the response is yes, for ten seconds.
 func until(t *testing.T, what string, ask func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -193,7 +193,7 @@ func TestEmbedded(t *testing.T) {
 			t.Errorf("%s: %q, want %q", query, got, want)
 		}
 	}
-	// Nobody else gets at the socket, and there is no other way in.
+	// No other account can open the socket, and there is no other way in.
 	if info, err := os.Stat(filepath.Join(r.dir, "data")); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the data folder: %v, %v", info.Mode(), err)
 	}
@@ -272,8 +272,8 @@ func tcpOf(t *testing.T, pid int) (addresses []string) {
 	return addresses
 }
 
-// The server is killed, and everything goes on: the supervisor starts it again, what
-// was committed is there, the pool finds it, and Listen hears again.
+// The server is killed and everything goes on. The supervisor starts it again, committed
+// data is there, the pool reconnects, and Listen receives again.
 func TestServerKilled(t *testing.T) {
 	r := embedded(t, t.TempDir())
 	p, err := store.Provision(t.Context(), r.URL(), storetest.Provision("aid"))
@@ -331,9 +331,9 @@ func TestServerKilled(t *testing.T) {
 	}
 }
 
-// When the process that runs it is killed with SIGKILL, every Postgres of it ends, one
-// that is busy included; the next one starts over what is left. As root and as an
-// ordinary account.
+// When the process that runs it is killed with SIGKILL, each of its Postgres processes
+// ends, a busy one included. The next process starts over what is left. This holds as root
+// and as an ordinary account.
 func TestKilledWithUs(t *testing.T) {
 	for _, as := range []string{"ourselves", "an ordinary account"} {
 		t.Run(as, func(t *testing.T) {
@@ -418,9 +418,9 @@ func supervisor(t *testing.T, dir, binaries string, who *syscall.Credential) (pa
 	return parent, pid, url
 }
 
-// The superuser and every role need a password. As root, the server has a user id of
-// its own, which no account and no other process has. Data of an earlier version, with
-// trust and of the account nobody, is changed when it is started, and nothing is lost.
+// The superuser and every role need a password. As root, the server has a user id of its
+// own, which no account and no other process has. Data of an earlier version (with trust,
+// owned by a shared account) is changed when the server starts, and nothing is lost.
 func TestEmbeddedIsOurs(t *testing.T) {
 	r := embedded(t, t.TempDir())
 	bare, err := url.Parse(r.URL())
@@ -478,8 +478,8 @@ func TestEmbeddedIsOurs(t *testing.T) {
 	refusesNobody(t, again)
 }
 
-// refusesNobody connects as the account nobody through a socket folder that is open to
-// all, so that it is the server that rejects, and not the folder.
+// refusesNobody connects as a shared system account. The socket's folder is open to all, so
+// the server must reject it.
 func refusesNobody(t *testing.T, r *running) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -561,8 +561,8 @@ func cpuOf(pid int) int {
 	return n
 }
 
-// A predecessor left its marks, and the number in postmaster.pid is another process's
-// by now: of the same account, so that Postgres by itself would refuse to start.
+// A predecessor left its files, and another process of the same account now has the number
+// in its PID file. Postgres alone would not start.
 func TestStalePIDFile(t *testing.T) {
 	r := embedded(t, t.TempDir())
 	r.do(`CREATE TABLE kept (x int)`)
@@ -604,8 +604,8 @@ func TestStalePIDFile(t *testing.T) {
 	}
 }
 
-// A Postgres that nobody keeps any more is ended first: two on the same data would
-// destroy it.
+// A Postgres without a supervisor is ended first, since two on the same data would destroy
+// it.
 func TestEndsOrphans(t *testing.T) {
 	first := embedded(t, t.TempDir())
 	first.do(`CREATE TABLE kept (x int)`)

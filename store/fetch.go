@@ -51,10 +51,10 @@ func artifact(arch string, musl bool) (name, digest string, err error) {
 	return "", "", fmt.Errorf("no Postgres is published for linux/%s with %s; install one (15 or newer) and name its folder, or use a server with --postgres", arch, libc)
 }
 
-// FetchPostgres downloads Postgres and unpacks it into dir, readable by everybody,
-// since the server may run under another account: dir/bin, dir/lib, dir/share. It
-// takes the digest of what it gets, and leaves dir whole or as it was. What is there
-// already it does not fetch again. progress, which may be nil, is told each step.
+// FetchPostgres downloads Postgres and unpacks it into dir: dir/bin, dir/lib, dir/share.
+// All accounts may read it, since the server may run under another one. It checks the
+// digest, and leaves dir complete or unchanged. It does not fetch again what is in dir
+// already. progress, which may be nil, is called with each step.
 func FetchPostgres(ctx context.Context, dir string, progress func(step string)) error {
 	if progress == nil {
 		progress = func(string) {}
@@ -124,7 +124,7 @@ func readable(dir string) error {
 // fetchedMark is the file that says what was unpacked into a folder.
 const fetchedMark = ".fetched"
 
-// replaceable refuses a folder that holds something else than what we unpacked.
+// replaceable rejects a folder that holds something else than what we unpacked.
 func replaceable(dir string) error {
 	entries, err := os.ReadDir(dir)
 	switch {

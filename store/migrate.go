@@ -55,7 +55,7 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// checkSchema refuses a schema that is older than this build's.
+// checkSchema rejects a schema that is older than this build's.
 func checkSchema(ctx context.Context, q querier) error {
 	need, err := Version()
 	if err != nil {
@@ -145,8 +145,8 @@ func migrate(ctx context.Context, db *sql.DB, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	// One at a time, whichever machines they run on: whoever comes second waits,
-	// and finds nothing to do. The lock goes with its connection.
+	// One at a time, on whichever machines they run: the second one waits, and finds
+	// nothing to do. The lock ends with its connection.
 	locked, err := db.Conn(ctx)
 	if err != nil {
 		return err

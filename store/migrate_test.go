@@ -214,7 +214,7 @@ func TestProvision(t *testing.T) {
 	}
 }
 
-// An administrator need not be a superuser: hosters give nobody one.
+// An administrator need not be a superuser: hosted databases have none.
 func TestProvisionWithoutSuperuser(t *testing.T) {
 	admin := storetest.Connect(t, storetest.AdminURL(t))
 	execute(t, admin, `CREATE ROLE aid_test_admin LOGIN CREATEROLE CREATEDB PASSWORD 'admin'`)
@@ -321,8 +321,8 @@ func TestNotifiesOfChanges(t *testing.T) {
 	}
 }
 
-// A connection that hears nothing for long is asked and kept, and then still hears;
-// one that is gone is replaced.
+// A connection that is silent for long is probed and kept, and still receives afterwards. A
+// connection that is gone is replaced.
 func TestListenInSilence(t *testing.T) {
 	db := storetest.Open(t)
 	db.AskAfter(5 * time.Millisecond)
@@ -354,7 +354,7 @@ func TestListenInSilence(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("Listen ended with %v", err)
 	}
-	// Told to stop before there is anything to hear.
+	// Stopped before there is anything to receive.
 	if err := db.Listen(ctx, "x", func(string) {}, func() { t.Error("connected") }); err != nil {
 		t.Error(err)
 	}

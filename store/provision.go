@@ -238,7 +238,7 @@ func becomeMember(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// grants lets in whom they name, and nobody else.
+// grants allows only the roles that it names.
 func grants(ctx context.Context, conn *pgx.Conn, database string) error {
 	tx, err := conn.Begin(ctx)
 	if err != nil {

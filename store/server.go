@@ -79,12 +79,12 @@ func (e *Embedded) keep(ctx context.Context, bin string, who account) error {
 	}
 }
 
-// start returns once the server runs. done gets one value, when it has ended.
+// start returns once the server runs. done receives one value when the server has ended.
 //
-// When we die without a word, the kernel sends it SIGQUIT, upon which it ends its
-// children and itself at once. SIGKILL would leave the children to notice, and one
-// that is busy notices late. The signal is set after the change of account, which
-// would unset it; and it is tied to the thread that forks, so that thread stays.
+// When our process dies, the kernel sends the server SIGQUIT, which ends its children and
+// itself at once. SIGKILL would leave the children running until they notice. The signal is
+// set after the change of account, which would unset it. It is tied to the thread that
+// forks, so that thread stays.
 func (e *Embedded) start(bin string, who account) (*os.Process, <-chan error, error) {
 	dir, files, err := who.handed(e.data)
 	if err != nil {
@@ -131,7 +131,7 @@ func (e *Embedded) start(bin string, who account) (*os.Process, <-chan error, er
 	return cmd.Process, done, nil
 }
 
-// read hands on each line, cut where no log wants more.
+// read passes on each line, cut to a length that fits a log.
 func (e *Embedded) read(out io.Reader) {
 	b := bufio.NewReaderSize(out, 16<<10)
 	for {
@@ -176,14 +176,14 @@ func (e *Embedded) stop(proc *os.Process, done <-chan error) {
 	<-done
 }
 
-// settle ends every postgres that still works on our data, and then removes what
-// says that one does. We hold the lock, so whoever started them is dead. Postgres
-// itself would trust the number in postmaster.pid, and refuse to start for as long as
-// any other process happens to have it.
+// settle ends every postgres that still works on our data, and then removes its pid file.
+// We hold the lock, so the process that started them is dead. Postgres alone would trust
+// the number in postmaster.pid, and would not start while any other process has that
+// number.
 func (e *Embedded) settle(ctx context.Context) error {
 	data, err := os.Stat(e.data)
 	if err != nil {
-		return nil // there is none yet
+		return nil // it does not exist yet
 	}
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -205,7 +205,7 @@ func (e *Embedded) settle(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return nil // whoever comes next does it
+			return nil // the next process does it
 		case <-tick.C:
 		}
 	}
@@ -221,8 +221,8 @@ func (e *Embedded) settle(ctx context.Context) error {
 	return nil
 }
 
-// stale says whether the process that postmaster.pid names is known to be none of
-// ours. Where it cannot be known, Postgres decides.
+// stale reports whether the process in postmaster.pid is known not to be a Postgres on our
+// data. If that cannot be known, Postgres decides.
 func (e *Embedded) stale() bool {
 	b, err := os.ReadFile(filepath.Join(e.data, "postmaster.pid"))
 	if err != nil {
@@ -237,8 +237,8 @@ func (e *Embedded) stale() bool {
 	return err == nil || os.IsNotExist(err)
 }
 
-// workingIn is the process ids of the programs called postgres whose working
-// directory is data, as it is of a server and of all its children.
+// workingIn returns the process ids of the programs called postgres whose working directory
+// is data. A server and all its children have it.
 func workingIn(data os.FileInfo) (pids []int) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {

@@ -56,10 +56,14 @@ type DB struct {
 	reg     prometheus.Registerer
 }
 
-// Open connects, and refuses a database that is not fit to be served from: one
-// that others can read on the way, that is older than Postgres 15, whose schema is
-// older than this build, or that lets the role of the URL past row security. The
-// caller must Close it.
+// Open connects to the database. It rejects a database that is not fit for serving:
+//
+//   - Others can read the connection.
+//   - Postgres is older than 15.
+//   - The schema is older than this build.
+//   - The role of the URL may bypass row security.
+//
+// The caller must Close it.
 func Open(ctx context.Context, c Config) (*DB, error) {
 	if c.MaxConns == 0 {
 		c.MaxConns = 10
@@ -115,8 +119,8 @@ func settings(c *pgx.ConnConfig, statement time.Duration) {
 
 func ms(d time.Duration) string { return fmt.Sprintf("%dms", d.Milliseconds()) }
 
-// private refuses a connection that could be read or taken over on its way: every
-// host that may be tried is this machine, or its certificate is verified by name.
+// private rejects a connection that could be read or taken over on its way. Every host that
+// may be tried must be this machine, or its certificate must be verified by name.
 func private(c *pgconn.Config) error {
 	hosts := []*pgconn.FallbackConfig{{Host: c.Host, TLSConfig: c.TLSConfig}}
 	for _, f := range append(hosts, c.Fallbacks...) {
@@ -124,7 +128,7 @@ func private(c *pgconn.Config) error {
 		// crypto/tls.
 		verified := f.TLSConfig != nil && !f.TLSConfig.InsecureSkipVerify && f.TLSConfig.ServerName != ""
 		if !verified && !local(f.Host) {
-			return fmt.Errorf("the connection to %s could be read or taken over on its way: add sslmode=verify-full to the URL, and sslrootcert=FILE unless a public authority signed the server's certificate", f.Host)
+			return fmt.Errorf("the connection to %s could be read or taken over on its way. Add sslmode=verify-full to the URL. Add sslrootcert=FILE unless a public authority signed the server's certificate", f.Host)
 		}
 	}
 	return nil
@@ -196,13 +200,12 @@ func Away(err error) bool {
 // Pool is for statements that are of no org.
 func (db *DB) Pool() *pgxpool.Pool { return db.pool }
 
-// InOrg runs fn in a transaction that sees the rows of one org and no others, and
-// commits it if fn returns nil. Any error of fn's comes back as it is, or in a
-// chain with what the rollback said.
+// InOrg runs fn in a transaction that sees the rows of one org only, and commits it if fn
+// returns nil. It returns fn's error, joined with the error of the rollback, if any.
 //
-// A transaction that lost to another one (a deadlock, a serialization failure) is
-// run again, a few times: fn must be fit to be run again, so it changes nothing
-// but the database, or sets what it sets anew each time.
+// A transaction that lost to another one (a deadlock, a serialization failure) is run
+// again, a few times. So fn may run more than once: it changes only the database, or sets
+// its results anew each time.
 func (db *DB) InOrg(ctx context.Context, org string, fn func(pgx.Tx) error) error {
 	if org == "" {
 		return errors.New("a transaction needs an org") // none would mean: no rows, and a caller who wonders
@@ -210,8 +213,8 @@ func (db *DB) InOrg(ctx context.Context, org string, fn func(pgx.Tx) error) erro
 	return db.again(ctx, pgx.TxOptions{}, "aid.org", org, fn)
 }
 
-// InOrgs is like InOrg for several orgs in one transaction: fn runs once for each, in
-// the order of their ids, and sees the rows of that org only.
+// InOrgs is like InOrg for several orgs in one transaction. fn runs once for each org, in
+// the order of their ids, and sees only the rows of that org.
 func (db *DB) InOrgs(ctx context.Context, orgs []string, fn func(org string, tx pgx.Tx) error) error {
 	sorted := slices.Compact(slices.Sorted(slices.Values(orgs)))
 	if len(sorted) == 0 || sorted[0] == "" {
@@ -230,9 +233,9 @@ func (db *DB) InOrgs(ctx context.Context, orgs []string, fn func(org string, tx 
 	})
 }
 
-// Presenting runs fn in a transaction that may only read, and sees only what the
-// presented secret opens: the row of the org key or node with that hex SHA-256, or
-// of the node with that SPIFFE id. It is for finding out the org.
+// Presenting runs fn in a read-only transaction that sees only what the presented secret
+// opens. That is the row of the org key or node with that hex SHA-256, or of the node with
+// that SPIFFE id. Use it to find the org.
 func (db *DB) Presenting(ctx context.Context, presented string, fn func(pgx.Tx) error) error {
 	if presented == "" {
 		return errors.New("a transaction needs what was presented")
@@ -287,11 +290,11 @@ func lost(err error) bool {
 	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")
 }
 
-// Listen hears what is notified on a channel, and calls fn with each payload. It
-// returns nil when ctx is done and not before: when the connection is lost, or
-// never came about, it connects again, ever later up to five seconds. connected is
-// called each time it hears (again): what was notified in between is lost, so the
-// caller reads anew what it must not miss.
+// Listen receives the notifications of a channel, and calls fn with each payload. It
+// returns nil when ctx is done, and not before. If the connection is lost or fails, it
+// connects again, after pauses of up to five seconds. connected is called after each
+// connect. Notifications in between are lost, so the caller must read again what it must
+// not miss.
 //
 // Both are called from one goroutine, and must not take long.
 func (db *DB) Listen(ctx context.Context, channel string, fn func(payload string), connected func()) error {
@@ -302,7 +305,7 @@ func (db *DB) Listen(ctx context.Context, channel string, fn func(payload string
 		if ctx.Err() != nil {
 			return nil
 		}
-		db.log.Warn("the database is not heard, connecting again", "channel", channel, "err", err, "pause", pause)
+		db.log.Warn("the connection for notifications is lost, connecting again", "channel", channel, "err", err, "pause", pause)
 		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:

@@ -37,7 +37,7 @@ func countAgents(ctx context.Context, tx pgx.Tx) (n int, err error) {
 	return n, err
 }
 
-// A connection that others could read is refused before it is tried.
+// A connection that others could read is rejected before it is tried.
 func TestOpenRefusesWhatOthersCanRead(t *testing.T) {
 	for url, want := range map[string]string{
 		"postgres://aid_app@db.example.com/aid":                                                     "verify-full",
@@ -154,8 +154,7 @@ func TestInOrg(t *testing.T) {
 		t.Error("nothing presented is taken")
 	}
 
-	// fn's error comes back as it is, and what it did is undone; so too if it
-	// panics.
+	// fn's error is returned as it is, and its changes are undone. A panic undoes them too.
 	boom := errors.New("boom")
 	if err := db.InOrg(ctx, a, func(tx pgx.Tx) error {
 		if err := insertAgent(ctx, tx, a, "ag_undone"); err != nil {
@@ -311,7 +310,7 @@ func TestRunsAgainAfterDeadlock(t *testing.T) {
 	})
 }
 
-// What loses for ever is told so, after a few tries.
+// A transaction that always loses returns an error after a few tries.
 func TestGivesUp(t *testing.T) {
 	db := storetest.Open(t)
 	org := storetest.Org(t, db)

@@ -13,8 +13,8 @@ import (
 	"github.com/ai-identity/ai-identity/store/storetest"
 )
 
-// tables are those that hold an org's rows and that the app may use, with what a
-// full row of an org is: $1 is the org, $2 a mark that shows whose it is.
+// tables are those with an org's rows that the app may use, with the columns and values of
+// a full row. $1 is the org, $2 a mark of its owner.
 var tables = []struct{ name, columns, values string }{
 	{"orgs", "", ""}, // made by the owner
 	{"org_keys", "org_id, id, name, role, hash", "$1, $2, $2, 'admin', $2"},
@@ -45,7 +45,7 @@ func fill(t *testing.T, db *store.DB, org, mark string) {
 	})
 }
 
-// castText tells Postgres what a bare parameter is.
+// castText gives bare parameters a type.
 func castText(values string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(values, "$2", "$2::text"), "::text::text", "::text")
 }
@@ -128,8 +128,8 @@ func TestOrgsAreApart(t *testing.T) {
 
 var errBack = fmt.Errorf("back")
 
-// statementMaker makes statements that somebody would write who wants another
-// org's rows, or forgot to think of orgs.
+// statementMaker makes statements of an attacker after another org's rows, and of a
+// programmer who forgot about orgs.
 type statementMaker struct {
 	r                  *rand.Rand
 	a, b, markA, markB string

@@ -1,6 +1,6 @@
-// Package verdict evaluates one request of one caller in one org. It joins the
-// leaves (identity, provider, policy, budget, audit) and knows neither Envoy nor
-// Postgres, so a decision can be made and tested without a stream.
+// Package verdict evaluates one request of one caller in one org. It joins the leaves
+// (identity, provider, policy, budget, audit). It uses neither Envoy nor Postgres, so a
+// decision can be made and tested without a stream.
 //
 //	org.go      what an org decides with, and the roles that others fill: Limiter, Pricer
 //	request.go  what is asked, as plain values
@@ -12,9 +12,8 @@
 //
 // # What holds
 //
-// A Verdict allows only if it says so in three places: its Effect is Allow, it has
-// no Refusal and it has no Err. The zero Verdict therefore rejects. Limits are
-// taken last: a request that is rejected for another reason takes nothing from
-// them. The instant of a decision is a parameter (Request.Time), and it is the one
-// that policy sees and that the entry states.
+// A Verdict allows only if three fields agree: its Effect is Allow, its Refusal is nil and
+// its Err is nil. The zero Verdict therefore rejects. Limits are counted last: a request
+// that is rejected for another reason is not counted. The instant of a decision is a
+// parameter (Request.Time). Policy sees that instant, and the entry states it.
 package verdict

@@ -57,14 +57,13 @@ var attributes = map[string]string{
 	"client_ip": "caller.ip", "user_agent": "caller.user_agent", "org_tier": "org.tier",
 }
 
-// InputOf is the input that a recorded request was decided with. unknown are its
-// attributes that the entry does not hold as policy saw them: a policy that reads
-// one of these may decide otherwise now. ok is false for an entry that cannot be
-// evaluated again: policy was not asked, or the build that wrote it recorded too
-// little.
+// InputOf returns the policy input of a recorded request. unknown lists the attributes that
+// the entry does not hold as policy saw them. A policy that reads one of these may decide
+// otherwise now. ok is false for an entry that cannot be evaluated again: policy was not
+// evaluated, or the build that wrote it recorded too little.
 //
-// What is recorded and read back decides alike: with an empty unknown, a Bundle
-// gives the same decision for the input of Judge and for this one.
+// If unknown is empty, a Bundle gives the same decision for this input as for the input of
+// Judge.
 func InputOf(d audit.Decided) (in policy.Input, unknown []string, ok bool) {
 	if d.InputVersion != inputVersion {
 		return policy.Input{}, nil, false

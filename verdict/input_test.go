@@ -19,7 +19,7 @@ import (
 	"github.com/ai-identity/ai-identity/verdict"
 )
 
-// readBack is the entry of a verdict as the audit log gives it back.
+// readBack is the entry of a decision as the audit log gives it back.
 func readBack(t interface{ Fatal(...any) }, w *world, v verdict.Verdict) audit.Decided {
 	d := v.Decided(&w.org, w.caller, &w.request)
 	e, err := audit.Parse(audit.Stamp(d, w.org.ID, "w_1", noon).Encode())
@@ -136,8 +136,8 @@ func TestRecordedInputDecidesAlike(t *testing.T) {
 	})
 }
 
-// An entry of an earlier build, or of a request that policy was not asked about, is
-// not evaluated as if what it lacks were empty.
+// An entry of an earlier build, or of a request that policy did not evaluate, lacks
+// attributes. They are not evaluated as if they were empty.
 func TestInputOfIncomplete(t *testing.T) {
 	w := newWorld(t)
 	if _, _, ok := verdict.InputOf(audit.Decided{Effect: "allow", AgentID: "ag_1", KeyID: "key_1"}); ok {

@@ -196,8 +196,8 @@ func (o *Org) decide(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 		return refused
 	}
 	if f.Translated() && !r.ReadsAnswer {
-		// The org got its first provider of this kind after Envoy was told, with the
-		// headers, that the response is not read here.
+		// The org got its first provider of this kind after Envoy received, with the
+		// request headers, that the response is not read here.
 		return Unavailable("configuration_changed", "The configuration has just changed. Try again.")
 	}
 	v.Forward, v.ForwardedDigest = f, o.digest(f.Body)

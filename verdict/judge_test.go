@@ -111,7 +111,7 @@ func (w *world) allow(changes ...change) verdict.Verdict {
 	return v
 }
 
-// deny wants that code and status, and nothing that could be enforced.
+// deny requires that code and status, and nothing that could be enforced.
 func (w *world) deny(status int, code string, changes ...change) verdict.Verdict {
 	w.t.Helper()
 	v := w.judge(changes...)
@@ -175,7 +175,7 @@ func TestJudge(t *testing.T) {
 	w.deny(403, "agent_inactive", func(w *world) { w.caller = identity.Caller{} })
 }
 
-// What is answered here goes to no provider, and is judged all the same.
+// What is answered here goes to no provider, and is evaluated all the same.
 func TestModels(t *testing.T) {
 	w := newWorld(t)
 	list := func(w *world) {
@@ -271,8 +271,8 @@ func TestZeroVerdictRejects(t *testing.T) {
 	}
 }
 
-// Whatever is asked, and however it fails: a limit is taken from exactly if the
-// verdict allows, and a verdict allows exactly if it names where the request goes.
+// For every request, and however it fails: a limit is counted exactly if the decision
+// allows. A decision allows exactly if it names where the request goes.
 func TestNothingTakenUnlessAllowed(t *testing.T) {
 	base := newWorld(t,
 		`{"name":"a","effect":"allow","limits":{"rpm":5},"conditions":{"agent.team":"support"}}`,

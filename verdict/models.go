@@ -9,10 +9,10 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// models is the response with the models that the caller may use: those that agent
-// and key list by name, and those that a provider has by name and the lists allow.
-// A pattern is not listed: only the provider knows which models it stands for. A
-// model that a pattern allows is found when it is requested by its name.
+// models returns the response with the models that the caller may use. Those are the models
+// that agent and key list by name, and those that a provider has by name and the lists
+// allow. A pattern is not listed, since only the provider knows its models. A model that a
+// pattern allows is found when it is requested by its name.
 func (o *Org) models(c identity.Caller, r *Request, asked string) ([]byte, *provider.Error) {
 	may := func(id string) bool { return mayUse(c, id) }
 	names := append(slices.Clone(c.Agent.AllowedModels), c.Key.AllowedModels...)

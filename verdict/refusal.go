@@ -14,7 +14,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// Refuse is the error of a rejected request. The status selects the exception that
+// Reject is the error of a rejected request. The status selects the exception that
 // an official SDK raises.
 func Refuse(status int, code, message string) *provider.Error {
 	return &provider.Error{Status: status, Type: errorType(status), Code: code, Message: message}
@@ -98,7 +98,7 @@ func denied(d policy.Decision, model string) *provider.Error {
 	r := d.Reasons[0]
 	message := r.Message
 	if message == "" {
-		message = "The request is refused by policy: " + strings.ReplaceAll(r.Code, "_", " ") + "."
+		message = "The request is denied by policy: " + strings.ReplaceAll(r.Code, "_", " ") + "."
 	}
 	switch r.Code {
 	case "model_not_allowed":

@@ -12,7 +12,7 @@ import (
 type Request struct {
 	ID      string // ours, never the client's
 	TraceID string
-	Session string // of the caller's choice, never trusted; "" if there is none
+	Session string // of the caller's choice, never trusted; "" if absent
 	Mode    string // "gateway" or "egress"
 
 	Method, Path, Query string

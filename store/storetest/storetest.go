@@ -1,9 +1,8 @@
 // Package storetest gives tests a real Postgres.
 //
-// A test process has one server, started when the first test asks and gone when the
-// process is; its data is in the temporary folder, and goes with it. Each test has a
-// database of its own, a copy of one that was migrated once, so that it costs some
-// tens of milliseconds.
+// A test process has one server. It starts when the first test asks, and ends with the
+// process. Its data is in the temporary folder, which is removed. Each test has its own
+// database, a copy of one that was migrated once, which costs some tens of milliseconds.
 package storetest
 
 import (
@@ -30,7 +29,7 @@ import (
 // server is the one of this process.
 type server struct {
 	once sync.Once
-	err  error // why there is none
+	err  error // why there is no server
 
 	admin string   // the superuser's URL
 	pipe  *os.File // held open to our end: see removeAfterUs

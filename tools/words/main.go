@@ -1,5 +1,5 @@
-// Command words checks the prose of this repository with Vale: README.md, docs, the
-// comments of Go and proto files, and the strings of Go that people read.
+// Command words checks the prose of this repository with Vale. That is README, docs, the
+// comments of Go and proto files, and the strings in Go that people read.
 //
 //	words [-vale PATH] [pathspec ...]
 //
@@ -7,8 +7,8 @@
 // without pathspecs, all of them. It prints one finding per line as "file:line: message".
 // It exits with 1 if there is a finding, and with 2 if it cannot check.
 //
-// The prose of Go is its comments, the text of `doc:"…"` tags and, outside tests, each
-// string of at least four words that is not SQL: errors, log messages and help.
+// The prose of Go is its comments and the text of `doc:"…"` tags. Outside tests it is also
+// each string of at least four words that is not code, as are errors and help.
 package main
 
 import (
@@ -373,14 +373,31 @@ func concatenated(e ast.Expr) (string, bool) {
 // statement matches SQL. It begins with a verb in capitals, and messages do not.
 var statement = regexp.MustCompile(`^\s*(SELECT|INSERT|UPDATE|DELETE|WITH|CREATE|ALTER|DROP|GRANT|REVOKE|SET|LOCK|DO|FROM|WHERE|AND|ORDER|VALUES)\b`)
 
-// fromString returns the paragraphs of a string, if it has four words and is not SQL.
+// setting matches a line of YAML.
+var setting = regexp.MustCompile(`^\s*(- )?[a-z_]+:(\s|$)`)
+
+// fromString returns the paragraphs of a string that has four words and is not code. Code is
+// SQL, settings, and text with less than three of four words made of letters.
 func fromString(file string, line int, text string) (ps []paragraph) {
 	if len(strings.Fields(text)) < 4 || statement.MatchString(text) {
 		return nil
 	}
-	ps = fromLines(file, line, strings.Split(text, "\n"))
-	for i := range ps {
-		ps[i].comment = false
+	lines := strings.Split(text, "\n")
+	for i, l := range lines {
+		if len(lines) > 1 && setting.MatchString(l) {
+			lines[i] = ""
+		}
+	}
+	for _, p := range fromLines(file, line, lines) {
+		letters := 0
+		for _, w := range p.words {
+			if strings.Trim(w.text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ%,.:;!?()'-–") == "" {
+				letters++
+			}
+		}
+		if p.comment = false; 4*letters >= 3*len(p.words) {
+			ps = append(ps, p)
+		}
 	}
 	return ps
 }
