@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -19,6 +20,7 @@ type Policy struct {
 	ID         string    `json:"id" doc:"Its id." example:"pol_01k0000000abcdefghjkmnpqrs"`
 	Name       string    `json:"name" doc:"What people call it; unique in the org." example:"support-agents-read-only-crm"`
 	Effect     string    `json:"effect" enum:"allow,deny,require_approval" doc:"What it does where its conditions hold." example:"allow"`
+	State      string    `json:"state" enum:"enabled,disabled,shadow" doc:"Whether it is enforced. In shadow it is evaluated and recorded only." example:"enabled"`
 	Conditions rawObject `json:"conditions" doc:"Attribute → what it must be. All must hold."`
 	Limits     rawObject `json:"limits" doc:"What it counts where it allows."`
 	Approval   rawObject `json:"approval,omitempty" doc:"Who approves, of a policy that requires an approval."`
@@ -55,6 +57,7 @@ func (p policyBody) Schema(huma.Registry) *huma.Schema {
 		Properties: map[string]*huma.Schema{
 			"name":       {Type: huma.TypeString, Description: "What people call it; unique in the org."},
 			"effect":     {Type: huma.TypeString, Enum: []any{"allow", "deny", "require_approval"}, Description: "What it does where its conditions hold."},
+			"state":      {Type: huma.TypeString, Enum: []any{"enabled", "disabled", "shadow"}, Description: "Whether it is enforced; enabled if left out. In shadow it is evaluated and recorded only."},
 			"conditions": {Type: huma.TypeObject, AdditionalProperties: true, Description: `Attribute → a literal or an operator, such as {"in": […]} or {"between": [lowest, highest]}; and any, all and not. All must hold; {} is every request.`},
 			"approval": {Type: huma.TypeObject, AdditionalProperties: true, Description: `Of a policy that requires an approval: {"reviewer_team": "ops", "timeout_seconds": 900, "on_timeout": "deny"}. ` +
 				"This version cannot ask for approvals, so such a policy rejects what it applies to."},
@@ -66,6 +69,7 @@ func (p policyBody) Schema(huma.Registry) *huma.Schema {
 func policyShown(p policy.Policy) (Policy, error) {
 	var d struct {
 		Effect     string    `json:"effect"`
+		State      string    `json:"state"`
 		Conditions rawObject `json:"conditions"`
 		Limits     rawObject `json:"limits"`
 		Approval   rawObject `json:"approval"`
@@ -73,7 +77,7 @@ func policyShown(p policy.Policy) (Policy, error) {
 	if err := json.Unmarshal(p.Document, &d); err != nil {
 		return Policy{}, err
 	}
-	return Policy{ID: p.ID, Name: p.Name, Effect: d.Effect, Conditions: d.Conditions, Limits: d.Limits, Approval: d.Approval,
+	return Policy{ID: p.ID, Name: p.Name, Effect: d.Effect, State: cmp.Or(d.State, string(policy.Enabled)), Conditions: d.Conditions, Limits: d.Limits, Approval: d.Approval,
 		CreatedAt: p.CreatedAt.UTC(), UpdatedAt: p.UpdatedAt.UTC(), Version: p.Version}, nil
 }
 

@@ -73,12 +73,18 @@ type Decided struct {
 	SessionID          string    `json:"session_id"` // of the caller's choice
 	BodyBytes          int64     `json:"body_bytes"` // of the decoded body; RequestBytes are as received
 
+	// What the decision would be if the policies in shadow were enforced. ShadowEffect
+	// is "" if the org has none, or policy was not asked.
+	ShadowEffect    string   `json:"shadow_effect"`
+	ShadowReasons   []Reason `json:"shadow_reasons"`
+	ShadowPolicyIDs []string `json:"shadow_policy_ids"`
+
 	// Clipped names the fields that are not whole: text that was cut or redacted,
 	// lists and objects with elements left out.
 	Clipped []string `json:"clipped"`
 
-	// Omitted counts the elements of Tools, Reasons, PolicyIDs, Limits, Dropped and Hosts
-	// that were left out because the entry would have been too long.
+	// Omitted counts the elements of Tools, Reasons, PolicyIDs, Limits, Dropped, Hosts,
+	// ShadowReasons and ShadowPolicyIDs that were left out because the entry would have been too long.
 	Omitted int64 `json:"omitted"`
 }
 
@@ -131,19 +137,7 @@ func (e Decided) Encode() []byte {
 	o.str("user_agent", e.UserAgent, maxName)
 	o.must("effect", e.Effect, maxWord)
 	o.num("status", int64(e.Status))
-	if n := len(e.Reasons); n > 0 {
-		o.key("reasons")
-		o.open('[')
-		for _, r := range e.Reasons[:min(n, maxReasons)] {
-			o.open('{')
-			o.must("code", r.Code, maxWord)
-			o.str("message", r.Message, maxMessage)
-			o.str("policy_id", r.PolicyID, maxID)
-			o.close('}')
-		}
-		o.close(']')
-		e.Omitted += int64(max(0, n-maxReasons))
-	}
+	e.Omitted += o.reasons("reasons", e.Reasons)
 	e.Omitted += o.strs("policy_ids", e.PolicyIDs, maxIDs, maxID)
 	o.str("policy_version", e.PolicyVersion, maxID)
 	if n := len(e.Limits); n > 0 {
@@ -176,7 +170,29 @@ func (e Decided) Encode() []byte {
 	o.str("org_tier", e.OrgTier, maxName)
 	o.str("session_id", e.SessionID, maxName)
 	o.num("body_bytes", e.BodyBytes)
+	o.str("shadow_effect", e.ShadowEffect, maxWord)
+	e.Omitted += o.reasons("shadow_reasons", e.ShadowReasons)
+	e.Omitted += o.strs("shadow_policy_ids", e.ShadowPolicyIDs, maxIDs, maxID)
 	o.clipped(e.Clipped)
 	o.num("omitted", e.Omitted)
 	return o.end()
+}
+
+// reasons writes a list of reasons and returns how many it left out.
+func (o *object) reasons(name string, rs []Reason) (omitted int64) {
+	n := len(rs)
+	if n == 0 {
+		return 0
+	}
+	o.key(name)
+	o.open('[')
+	for _, r := range rs[:min(n, maxReasons)] {
+		o.open('{')
+		o.must("code", r.Code, maxWord)
+		o.str("message", r.Message, maxMessage)
+		o.str("policy_id", r.PolicyID, maxID)
+		o.close('}')
+	}
+	o.close(']')
+	return int64(max(0, n-maxReasons))
 }

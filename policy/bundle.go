@@ -25,6 +25,8 @@ type Bundle struct {
 	rego    string
 	names   map[string]string // id → name
 	engine  *engine
+	shadow  *Bundle         // the same with the policies in shadow enforced; nil: there are none
+	shadows map[string]bool // the ids of these
 }
 
 var idForm = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
@@ -57,14 +59,41 @@ func Compile(ctx context.Context, ps []Policy) (*Bundle, error) {
 		}
 		b.org, ids[i], ds[i] = p.OrgID, p.ID, d
 		b.names[p.ID] = d.name
+		if d.state == Shadow {
+			if b.shadows == nil {
+				b.shadows = map[string]bool{}
+			}
+			b.shadows[p.ID] = true
+		}
 	}
-	b.rego = generate(ids, ds)
-	e, err := newEngine(b.rego)
-	if err != nil {
-		return nil, fmt.Errorf("policy: %w", err)
+	var err error
+	if b.rego, b.engine, err = engineOf(ids, ds, Enabled); err != nil {
+		return nil, err
 	}
-	b.engine = e
+	if len(b.shadows) > 0 {
+		b.shadow = &Bundle{org: b.org, version: b.version, names: b.names}
+		if b.shadow.rego, b.shadow.engine, err = engineOf(ids, ds, Enabled, Shadow); err != nil {
+			return nil, err
+		}
+	}
 	return b, nil
+}
+
+// engineOf compiles the policies that are in one of the states.
+func engineOf(ids []string, ds []document, states ...State) (string, *engine, error) {
+	var some []string
+	var of []document
+	for i, d := range ds {
+		if slices.Contains(states, d.state) {
+			some, of = append(some, ids[i]), append(of, d)
+		}
+	}
+	rego := generate(some, of)
+	e, err := newEngine(rego)
+	if err != nil {
+		return "", nil, fmt.Errorf("policy: %w", err)
+	}
+	return rego, e, nil
 }
 
 // Of says whether the Bundle was compiled from exactly these policies, in whatever
@@ -85,8 +114,23 @@ func (b *Bundle) Of(ps []Policy) bool {
 // whatever order, give the same.
 func (b *Bundle) Version() string { return b.version }
 
-// Rego is what the policies were compiled to.
+// Rego is what the enabled policies were compiled to.
 func (b *Bundle) Rego() string { return b.rego }
+
+// Shadow is the decision that Decide would make if the policies in shadow were
+// enabled; ok is false if there are none. Its Limits are those of policies in shadow
+// only. They are counted apart: their Key begins with "shadow:".
+func (b *Bundle) Shadow(ctx context.Context, in Input) (d Decision, ok bool) {
+	if b == nil || b.shadow == nil {
+		return Decision{}, false
+	}
+	d = b.shadow.Decide(ctx, in)
+	d.Limits = slices.DeleteFunc(d.Limits, func(l Limit) bool { return !b.shadows[l.Source] })
+	for i := range d.Limits {
+		d.Limits[i].Key = "shadow:" + d.Limits[i].Key
+	}
+	return d, true
+}
 
 func sorted(ps []Policy) []Policy {
 	return slices.SortedFunc(slices.Values(ps), func(a, b Policy) int { return cmp.Compare(a.ID, b.ID) })

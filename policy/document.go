@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +31,7 @@ const (
 type document struct {
 	name       string
 	effect     Effect
+	state      State
 	conditions condition // what must hold; of negations only those of leaves are left
 	rpm        int64     // 0: none
 	wildcard   *Invalid  // of reader
@@ -79,6 +81,7 @@ func parse(b []byte) (document, error) {
 	}
 	r := &reader{dec: jsontext.NewDecoder(bytes.NewReader(b))}
 	d := r.document()
+	d.state = cmp.Or(d.state, Enabled)
 	if r.err == nil {
 		if _, err := r.dec.ReadToken(); !errors.Is(err, io.EOF) {
 			r.fail("", "has something after its end", "send one JSON object")
@@ -100,6 +103,8 @@ func (r *reader) document() (d document) {
 			d.name = r.name()
 		case "effect":
 			d.effect = r.effect()
+		case "state":
+			d.state = r.state()
 		case "conditions":
 			d.conditions = r.conditions(name, 0).normal(false)
 		case "limits":
@@ -245,7 +250,16 @@ func (r *reader) effect() Effect {
 
 const effects = "write allow, deny or require_approval"
 
-var documentFields = []string{"name", "effect", "conditions", "limits", "approval"}
+var documentFields = []string{"name", "effect", "state", "conditions", "limits", "approval"}
+
+func (r *reader) state() State {
+	const states = "write enabled, disabled or shadow"
+	s := State(r.text("state", "enabled, disabled or shadow"))
+	if r.err == nil && s != Enabled && s != Disabled && s != Shadow {
+		r.fail("state", "is "+quote(clip(string(s))), nearest(string(s), []string{"enabled", "disabled", "shadow"}, states))
+	}
+	return s
+}
 
 // approval reads who is asked to approve. It is stored for the version that asks;
 // this one denies.

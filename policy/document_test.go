@@ -91,6 +91,9 @@ func TestCheckRefuses(t *testing.T) {
 		{`{"name": "x", "effect": "require_approval", "conditions": {}}`, "approval", "is missing"},
 		{`{"name": "x", "effect": "Allow", "conditions": {}}`, "effect", "write allow, deny"},
 		{`{"name": "x", "effect": true, "conditions": {}}`, "effect", "is true or false"},
+		{`{"name": "x", "effect": "allow", "conditions": {}, "state": "off"}`, "state", "write enabled, disabled or shadow"},
+		{`{"name": "x", "effect": "allow", "conditions": {}, "state": "Shadow"}`, "state", `did you mean "shadow"?`},
+		{`{"name": "x", "effect": "allow", "conditions": {}, "state": true}`, "state", "is true or false"},
 		{`{"name": "x", "effect": "allow", "conditions": []}`, "conditions", "is a list"},
 		{`{"name": "x", "effect": "allow", "conditions": null}`, "conditions", "is null"},
 

@@ -26,6 +26,15 @@ const (
 	requireApproval // of a document only: until a person can approve, it denies
 )
 
+// State says whether a policy is enforced. Enabled is what a document without a state has.
+type State string
+
+const (
+	Enabled  State = "enabled"
+	Disabled State = "disabled" // stored, and neither evaluated nor enforced
+	Shadow   State = "shadow"   // evaluated and recorded, and not enforced
+)
+
 // String is the effect as documents, records and headers spell it.
 func (e Effect) String() string {
 	if e == Allow {

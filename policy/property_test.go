@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,11 +32,15 @@ func oracle(ps []policy.Policy, in policy.Input) (effect policy.Effect, codes, i
 	for _, p := range ps {
 		var d struct {
 			Effect     string
+			State      string
 			Conditions map[string]any
 			Limits     struct{ RPM int64 }
 		}
 		if err := json.Unmarshal(p.Document, &d); err != nil {
 			panic(err)
+		}
+		if d.State == "disabled" || d.State == "shadow" {
+			continue
 		}
 		o := asked{in: in, allow: d.Effect == "allow"}
 		matches := o.object(d.Conditions, false) == yes
@@ -455,6 +460,9 @@ var (
 	documents  = rapid.Custom(func(t *rapid.T) string {
 		doc := map[string]any{"name": "n", "effect": rapid.SampledFrom([]string{"allow", "allow", "allow", "deny", "deny", "require_approval"}).Draw(t, "effect")}
 		doc["conditions"] = drawConditions(t, 0, 3)
+		if rapid.IntRange(0, 5).Draw(t, "state?") == 0 {
+			doc["state"] = rapid.SampledFrom([]string{"enabled", "disabled", "shadow"}).Draw(t, "state")
+		}
 		switch doc["effect"] {
 		case "allow":
 			if rapid.Bool().Draw(t, "limited") {
@@ -670,12 +678,22 @@ func TestDecisionsAreTheContracts(t *testing.T) {
 		if err != nil {
 			rt.Fatal(err)
 		}
+		enabled := slices.Clone(ps)
+		for i := range enabled {
+			enabled[i].Document = bytes.Replace(enabled[i].Document, []byte(`"state":"shadow"`), []byte(`"state":"enabled"`), 1)
+		}
 		for range 200 {
 			pairs += len(ps)
 			in := inputs.Draw(rt, "input")
 			d := b.Decide(context.Background(), in)
 			if diff := same(ps, in, d); diff != "" {
 				rt.Fatalf("(-contract +OPA):\n%s\n%s", diff, b.Rego())
+			}
+			if s, ok := b.Shadow(context.Background(), in); ok {
+				s.Limits = nil // of those in shadow only, and counted apart
+				if effect, codes, ids, _ := oracle(enabled, in); effect != s.Effect || !slices.Equal(ids, s.PolicyIDs) || len(codes) != len(s.Reasons) {
+					rt.Fatalf("in shadow: %v %v %v, and not %+v", effect, codes, ids, s)
+				}
 			}
 			if d.Effect == policy.Allow {
 				allowed++

@@ -45,8 +45,9 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 	} else {
 		d.Status = refused.Status
 	}
-	for _, r := range v.Decision.Reasons {
-		d.Reasons = append(d.Reasons, audit.Reason{Code: r.Code, Message: r.Message, PolicyID: r.PolicyID})
+	d.Reasons = reasons(v.Decision.Reasons)
+	if v.Shadow.PolicyVersion != "" {
+		d.ShadowEffect, d.ShadowReasons, d.ShadowPolicyIDs = v.Shadow.Effect.String(), reasons(v.Shadow.Reasons), v.Shadow.PolicyIDs
 	}
 	if refused != nil && !slices.ContainsFunc(d.Reasons, func(r audit.Reason) bool { return r.Code == refused.Code }) {
 		// The code only: a message may quote the request.
@@ -56,6 +57,13 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 		d.Limits = append(d.Limits, audit.Limit{Source: l.Source, Name: l.Name, Value: l.Value})
 	}
 	return d
+}
+
+func reasons(rs []policy.Reason) (out []audit.Reason) {
+	for _, r := range rs {
+		out = append(out, audit.Reason{Code: r.Code, Message: r.Message, PolicyID: r.PolicyID})
+	}
+	return out
 }
 
 // The outcomes of audit.Settled. A request of an unknown outcome has

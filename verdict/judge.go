@@ -34,6 +34,10 @@ type Verdict struct {
 	BodyBytes int64  // of the body as received
 	Digest    string // of the decoded body; "" without a body or a key
 
+	// Shadow is the decision that would have been made with the org's policies in
+	// shadow; without a PolicyVersion there is none. It is recorded and never enforced.
+	Shadow policy.Decision
+
 	// Forward is what to send, and ForwardedDigest the digest of its body if it is
 	// not the body that was evaluated. Local is the response if it is ours.
 	Forward         provider.Forward
@@ -108,7 +112,40 @@ func (o *Org) Judge(ctx context.Context, c identity.Caller, r Request) (v Verdic
 	if v.Err == nil && v.Refusal == nil {
 		v.Effect = policy.Allow
 	}
+	o.shadow(ctx, &v, c, &r)
 	return v
+}
+
+// shadow evaluates the policies in shadow for a request that policy was asked about.
+// Whatever goes wrong in it is recorded, and changes nothing.
+func (o *Org) shadow(ctx context.Context, v *Verdict, c identity.Caller, r *Request) {
+	if v.Err != nil || v.Decision.PolicyVersion == "" {
+		return
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			v.Shadow = policy.Decision{PolicyVersion: v.Decision.PolicyVersion, Reasons: []policy.Reason{{Code: "policy_error"}}}
+		}
+	}()
+	d, ok := o.Policies.Shadow(ctx, o.input(c, r, v))
+	if !ok {
+		return
+	}
+	v.Shadow = d
+	for _, l := range d.Limits {
+		if o.Limiter == nil || !v.Allowed() {
+			return // what is rejected takes nothing from a limit
+		}
+		taken, err := o.Limiter.Reserve(ctx, "shadow:"+l.Source+":"+r.ID, []budget.Limit{{Key: l.Key, PerMinute: l.Value}})
+		switch {
+		case err != nil:
+			v.Shadow.Effect = policy.Deny
+			v.Shadow.Reasons = append(v.Shadow.Reasons, policy.Reason{Code: "limits_unavailable", PolicyID: l.Source})
+		case !taken.OK:
+			v.Shadow.Effect = policy.Deny
+			v.Shadow.Reasons = append(v.Shadow.Reasons, policy.Reason{Code: "rate_limit_exceeded", PolicyID: l.Source})
+		}
+	}
 }
 
 // Panic is a panic during an evaluation. Value and Stack may hold anything, the text

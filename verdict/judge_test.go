@@ -11,6 +11,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/budget"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
@@ -319,4 +320,51 @@ func TestNothingTakenUnlessAllowed(t *testing.T) {
 			t.Fatal("a deny was not obeyed")
 		}
 	})
+}
+
+// TestShadow: what policies in shadow would do is recorded, and changes nothing for the
+// request. What they count is counted apart.
+func TestShadow(t *testing.T) {
+	w := newWorld(t,
+		`{"name":"tries a deny","effect":"deny","state":"shadow","conditions":{"request.model":"small"}}`,
+		`{"name":"tries a limit","effect":"allow","state":"shadow","conditions":{"agent.team":"support"},"limits":{"rpm":7}}`,
+		`{"name":"off","effect":"deny","state":"disabled","conditions":{}}`)
+	v := w.allow()
+	d := readBack(t, w, v)
+	if d.Effect != "allow" || d.ShadowEffect != "deny" || len(d.ShadowReasons) != 1 || d.ShadowReasons[0] != (audit.Reason{Code: "policy_denied", Message: d.ShadowReasons[0].Message, PolicyID: "pol_a"}) ||
+		!slices.Equal(d.ShadowPolicyIDs, []string{"pol_a"}) || len(d.PolicyIDs) > 0 {
+		t.Errorf("%+v", d)
+	}
+	if w.limiter.reserved != 0 {
+		t.Errorf("%d limits were taken for what is denied in shadow", w.limiter.reserved)
+	}
+	big := body(`{"model":"big-1","messages":[]}`)
+	v = w.allow(big)
+	if d := readBack(t, w, v); d.ShadowEffect != "allow" || len(d.Limits) != 0 || w.limiter.reserved != 1 || len(v.Reserved) != 0 {
+		t.Errorf("%d reserved, %+v", w.limiter.reserved, d)
+	}
+	w.limiter.left = 0
+	v = w.allow(big)
+	if d := readBack(t, w, v); d.Effect != "allow" || d.ShadowEffect != "deny" || len(d.ShadowReasons) != 1 || d.ShadowReasons[0].Code != "rate_limit_exceeded" || d.ShadowReasons[0].PolicyID != "pol_b" {
+		t.Errorf("%+v", d)
+	}
+	w.limiter.left, w.limiter.err = 1, errors.New("away")
+	if d := readBack(t, w, w.allow(big)); d.Effect != "allow" || d.ShadowEffect != "deny" || d.ShadowReasons[0].Code != "limits_unavailable" {
+		t.Errorf("%+v", d)
+	}
+	// A panic of the counter is no reason to reject either.
+	w.org.Limiter = panics{}
+	if d := readBack(t, w, w.allow(big)); d.Effect != "allow" || d.ShadowEffect != "deny" || d.ShadowReasons[0].Code != "policy_error" {
+		t.Errorf("%+v", d)
+	}
+	// Without any in shadow there is nothing to record.
+	if d := readBack(t, w, newWorld(t).allow()); d.ShadowEffect != "" {
+		t.Errorf("%+v", d)
+	}
+}
+
+type panics struct{ verdict.Limiter }
+
+func (panics) Reserve(context.Context, string, []budget.Limit) (budget.Result, error) {
+	panic("counting")
 }
