@@ -7,6 +7,7 @@ TOOLS     := .tools
 ENVOY     := $(TOOLS)/bin/envoy
 ENVOY_DONE := $(TOOLS)/venv/.done
 POSTGRES  := $(TOOLS)/postgres/.done
+PROMETHEUS := $(TOOLS)/prometheus/.done
 BUF       := $(TOOLS)/buf/.done
 BUF_BIN   := $(TOOLS)/buf/node_modules/.bin/buf
 SDK_PY    := $(TOOLS)/sdk/.done
@@ -29,6 +30,7 @@ PLAIN := tools process budget identity store proto verdict bench layout_test.go
 # Tests that need Envoy, Postgres and the SDKs find them here, and in CI fail without.
 export AID_ENVOY        := $(abspath $(ENVOY))
 export AID_POSTGRES_DIR := $(abspath $(TOOLS)/postgres)
+export AID_PROMETHEUS_DIR := $(abspath $(TOOLS)/prometheus/usr/bin)
 export AID_SDK_PYTHON   := $(abspath $(TOOLS)/sdk/bin/python)
 export AID_VALE         := $(abspath $(VALE))
 export AID_FRAMEWORKS_PYTHON := $(abspath $(TOOLS)/frameworks/bin/python)
@@ -53,7 +55,7 @@ run: check-run $(BIN) $(ENVOY_DONE) $(POSTGRES) ## set up, build and run everyth
 	$(call say,starting; Ctrl-C stops everything)
 	@exec tools/run $(ARGS)
 
-test: check-test setup $(SDK_PY) $(FRAMES_PY) $(AGENTS_PY) $(SCHEMA_PY) $(SDK_JS) lint ## lint and every test, with the race detector, a real Envoy, Postgres and the official SDKs
+test: check-test setup $(SDK_PY) $(FRAMES_PY) $(AGENTS_PY) $(SCHEMA_PY) $(SDK_JS) $(PROMETHEUS) lint ## lint and every test, with the race detector, a real Envoy, Postgres and the official SDKs
 	@cd e2e/sdk/go && go mod download
 	$(call say,go vet)
 	@go vet ./...
@@ -127,6 +129,17 @@ $(ENVOY_DONE): tools/envoy.txt
 $(POSTGRES): | $(BIN)
 	$(call say,fetching Postgres into $(TOOLS)/postgres)
 	@$(BIN) fetch-postgres $(abspath $(TOOLS)/postgres)
+	@touch $@
+
+# Debian's package, unpacked: lists and cache of its own, so that root is not needed.
+$(PROMETHEUS): tools/prometheus.txt
+	$(call say,fetching Prometheus into $(TOOLS)/prometheus)
+	@rm -rf $(TOOLS)/prometheus && mkdir -p $(TOOLS)/prometheus/apt/lists/partial $(TOOLS)/prometheus/apt/cache/archives/partial
+	@cd $(TOOLS)/prometheus && want="$$(sed -n 's/^\(prometheus=[^ ]*\) sha256:.*/\1/p' $(abspath $<))" && \
+	  apt="apt-get -qq -o Dir::State::Lists=$$PWD/apt/lists -o Dir::Cache=$$PWD/apt/cache -o APT::Sandbox::User=root -o Debug::NoLocking=true" && \
+	  $$apt update && $$apt download "$$want" && \
+	  echo "$$(sed -n 's/^prometheus=.* sha256://p' $(abspath $<))  $$(ls *.deb)" | sha256sum -c --quiet && dpkg-deb -x *.deb . && rm -rf apt *.deb || \
+	  { echo "$$want cannot be fetched: pin the version that apt-cache policy shows in tools/prometheus.txt, or put promtool and prometheus on PATH" >&2; exit 1; }
 	@touch $@
 
 $(BUF): tools/buf/package-lock.json

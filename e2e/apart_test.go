@@ -83,7 +83,11 @@ func startApart(t *testing.T) *apart {
 			end = at[i+1][0]
 		}
 		for _, block := range fenced.FindAllStringSubmatch(string(text[m[0]:end]), -1) {
-			a.page[string(text[m[2]:m[3]])] = append(a.page[string(text[m[2]:m[3]])], block[2])
+			section := string(text[m[2]:m[3]])
+			if block[1] == "yaml" {
+				section = "scrape"
+			}
+			a.page[section] = append(a.page[section], block[2])
 		}
 	}
 	if err := os.Mkdir(a.etc(), 0o700); err != nil {
@@ -281,7 +285,7 @@ func (h *host) metric(prefix string) (float64, error) {
 	}
 	sum := 0.0
 	for line := range strings.Lines(text) {
-		if rest, ok := strings.CutPrefix(line, prefix); ok && rest != "" && strings.ContainsRune("{ ,", rune(rest[0])) {
+		if rest, ok := strings.CutPrefix(line, prefix); ok && rest != "" && strings.ContainsRune("{ ,}", rune(rest[0])) {
 			v, err := strconv.ParseFloat(strings.TrimSpace(line[strings.LastIndexByte(line, ' ')+1:]), 64)
 			if err != nil {
 				return 0, err
@@ -437,6 +441,11 @@ func (l *lines) add(line string) {
 	if l.last = append(l.last, line); len(l.last) > 60 {
 		l.last = l.last[1:]
 	}
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.add(strings.TrimSuffix(string(b), "\n"))
+	return len(b), nil
 }
 
 func (l *lines) String() string {
@@ -807,6 +816,8 @@ func (a *apart) api(t *testing.T) *http.Client {
 // TestProduction does all that docs/production.md says.
 func TestProduction(t *testing.T) {
 	a := startApart(t)
+	t.Run("metrics", func(t *testing.T) { a.scraped(t) })
+	t.Run("an alert", func(t *testing.T) { a.fires(t) })
 	// Step 7, in its order: nodes go on while each control plane is away.
 	a.types(t, "7", 0)
 	for _, h := range a.controls {

@@ -380,6 +380,7 @@ func (n *night) long(t *testing.T) {
 			}
 		})
 	}
+	n.fernet(t)
 	n.certificates(t)
 	n.hmac(t)
 }
@@ -390,7 +391,7 @@ func (n *night) certificates(t *testing.T) {
 		before := map[*host]float64{}
 		renewed := map[*host][]string{n.controls[0]: {"control.crt", "control.key"}, n.controls[1]: {"control.crt", "control.key"}, n.nodes[1]: {"node.crt", "node.key"}}
 		for h := range renewed {
-			before[h], _ = h.metric(`aid_file_reloads_total{flag="tls-`)
+			before[h], _ = h.metric(`aid_certificate_expiry_timestamp_seconds{flag="tls-cert"`)
 		}
 		if n.page["1"] == nil {
 			t.Fatal("no page")
@@ -416,14 +417,43 @@ func (n *night) certificates(t *testing.T) {
 		}
 		for h := range renewed {
 			e2e.Eventually(t, 30*time.Second, func() error {
-				if now, err := h.metric(`aid_file_reloads_total{flag="tls-`); err != nil || now <= before[h] {
-					return fmt.Errorf("%s has not read its certificate again: %v", h.name, err)
+				if now, err := h.metric(`aid_certificate_expiry_timestamp_seconds{flag="tls-cert"`); err != nil || now <= before[h] {
+					return fmt.Errorf("%s has not read its certificate again: it expires at %v (%v)", h.name, now, err)
 				}
 				return nil
 			})
 		}
 		n.xdsWay.cut()
 	}, nil, func() {})
+}
+
+// fernet: one control plane has another file of keys than the one that encrypts.
+func (n *night) fernet(t *testing.T) {
+	c2 := n.controls[1]
+	file := filepath.Join(c2.etc, "fernet.keys")
+	right, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(b []byte) {
+		if err := os.WriteFile(file, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c2.aid.signal(t, syscall.SIGHUP)
+	}
+	n.fault(t, "a stale Fernet file in one replica", func() {
+		before, _ := c2.metric(`aid_file_reloads_total{flag="fernet-keys",result="ok"`)
+		put([]byte(n.run(t, "head -c 32 /dev/urandom | base64 | tr +/ -_")))
+		e2e.Eventually(t, 30*time.Second, func() error {
+			if now, err := c2.metric(`aid_file_reloads_total{flag="fernet-keys",result="ok"`); err != nil || now <= before {
+				return fmt.Errorf("the file is not read again: %v", err)
+			}
+			return nil
+		})
+		var all struct{ Data []struct{ ID string } }
+		n.manage(t, n.orgs[0], http.MethodGet, "/v1/providers", "", &all)
+		n.manage(t, n.orgs[0], http.MethodPut, "/v1/providers/"+all.Data[0].ID+"/credential", fmt.Sprintf(`{"secret":%q}`, credential), nil)
+	}, map[*host]string{c2: "credential"}, func() { put(right) })
 }
 
 // hmac: the audit chain gets a new key. All control planes have it before the first one

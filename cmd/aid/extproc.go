@@ -83,6 +83,7 @@ shipped is the record.`,
 	f.Int64Var(&s.keepAcked, "keep-acked", 2<<30, "`bytes` of segments to keep on top once the control plane has them, for 24h, in case its database is restored (negative: none)")
 	f.Int64Var(&s.minFree, "min-free", 64<<20, "free `bytes` on that disk below which requests are refused")
 	f.StringVar(&s.gatewayURL, "gateway-url", "", "`URL` of the Envoy that this sidecar judges for; /readyz sends a request through it (default: /readyz does not know whether Envoy asks us)")
+	f.StringVar(&s.envoyAdmin, "envoy-admin", "", "Unix `socket` of Envoy's admin interface; --listen-status then has Envoy's statistics under /metrics/envoy (default: it has none)")
 	f.DurationVar(&s.maxStaleness, "max-staleness", 10*time.Minute, "how long to go on deciding without the control plane")
 	f.StringSliceVar(&s.domains, "domains", nil, domainsHelp)
 	f.Int64Var(&s.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
@@ -103,7 +104,7 @@ const domainsHelp = "`hosts` by which clients call the gateway, such as ai.examp
 // sidecar is one run of `aid extproc`.
 type sidecar struct {
 	listen, status, xds, nodeID, tokenFile  string
-	envoyXDS                                string
+	envoyXDS, envoyAdmin                    string
 	files                                   tlsFiles
 	serverName                              string
 	segments                                string
@@ -189,7 +190,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	defer below.stop(10 * time.Second)
 	var ready readiness
 	below.start(ctx, "status", func(ctx context.Context) error {
-		return serveHTTP(ctx, statusL, profiled(status(registered(reg, s.log), ready.ask), s.pprof), s.log)
+		return serveHTTP(ctx, statusL, profiled(withEnvoy(status(registered(reg, s.log), ready.ask), s.envoyAdmin), s.pprof), s.log)
 	})
 
 	below.start(ctx, "files", files.run)

@@ -21,6 +21,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"github.com/ai-identity/ai-identity/envoy"
 )
 
 // check says why something is not ready, or nil.
@@ -67,6 +69,29 @@ func profiled(h http.Handler, on bool) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+// withEnvoy adds Envoy's own statistics under /metrics/envoy: its admin interface, which
+// can also stop it and shows its configuration, stays on a private socket.
+func withEnvoy(h http.Handler, socket string) http.Handler {
+	if socket == "" {
+		return h
+	}
+	admin := envoy.Admin(socket)
+	mux := http.NewServeMux()
+	mux.Handle("/", h)
+	mux.HandleFunc("GET /metrics/envoy", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 8*time.Second)
+		defer cancel()
+		text, err := admin.Get(ctx, "/stats/prometheus")
+		if err != nil {
+			http.Error(w, "Envoy does not answer on --envoy-admin "+socket+": "+err.Error(), http.StatusBadGateway)
+			return
+		}
+		w.Header().Set("Content-Type", string(expfmt.NewFormat(expfmt.TypeTextPlain)))
+		w.Write(filtered(text)) //nolint:errcheck // the scraper has gone
+	})
 	return mux
 }
 
