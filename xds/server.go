@@ -67,6 +67,7 @@ type Server struct {
 	missing missing       // callers that are known not to be there
 	turns   chan struct{} // holds a token for each reading of callers
 	reading sync.Mutex    // held while an org's configuration is read and published
+	changes *queue        // what is to be read again
 
 	mu      sync.Mutex
 	orgs    map[string]*orgState // those that a node is connected for
@@ -99,7 +100,7 @@ func NewServer(c ServerConfig) (*Server, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	s := &Server{c: c, orgs: make(map[string]*orgState), joined: make(map[string]joined), streams: make(map[*stream]struct{}), turns: make(chan struct{}, readsAtOnce)}
+	s := &Server{c: c, orgs: make(map[string]*orgState), joined: make(map[string]joined), streams: make(map[*stream]struct{}), turns: make(chan struct{}, readsAtOnce), changes: newQueue()}
 	var err error
 	if s.metrics, err = newServerMetrics(c.Registerer, s.connected); err != nil {
 		return nil, fmt.Errorf("registering xds's metrics: %w", err)
@@ -139,15 +140,18 @@ func (s *Server) connected() int {
 func (s *Server) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	changes := newQueue()
 	var wg sync.WaitGroup
-	wg.Go(func() { s.apply(ctx, changes) })
+	wg.Go(func() { s.apply(ctx, s.changes) })
 	wg.Go(func() { s.beats(ctx) })
-	err := s.c.DB.Listen(ctx, "aid_changed", changes.add, changes.all)
+	err := s.c.DB.Listen(ctx, "aid_changed", s.changes.add, s.changes.all)
 	cancel()
 	wg.Wait()
 	return err
 }
+
+// Reread has Run read the configuration of all connected orgs again. It is for when
+// ServerConfig.Sealer has other keys: what could not be opened may open now.
+func (s *Server) Reread() { s.changes.all() }
 
 // maxQueued bounds the changes that wait. More of them are one reading of everything.
 const maxQueued = 10_000

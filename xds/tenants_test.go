@@ -336,4 +336,16 @@ func TestUnopenedCredentialIsKept(t *testing.T) {
 	if err := holds(); err != nil {
 		t.Errorf("after a reconnect: %v", err)
 	}
+	// The key comes back: the credential opens without another change in the database.
+	if err := p.sealer.Replace([]string{"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4=", "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="}); err != nil {
+		t.Fatal(err)
+	}
+	p.server.Reread()
+	eventually(t, func() error {
+		got, err := sole(x, org)
+		if err == nil && got.Credential.Reveal() != "better" {
+			err = errors.New("the credential is the old one")
+		}
+		return errors.Join(err, p.server.Ready(context.Background()))
+	})
 }
