@@ -191,6 +191,8 @@ func (a *apart) run(t *testing.T, commands string) string {
 	t.Helper()
 	commands = strings.NewReplacer(
 		"DNS:control.example.com", "DNS:control.example.com,IP:127.0.0.1",
+		"http://control-1.example.com:9091", a.controls[0].status, "http://control-2.example.com:9091", a.controls[1].status,
+		"http://node-2.example.com:9092", a.nodes[1].status, "control.example.com:18000", a.xdsWay.address,
 		"http://control.example.com:9091", a.controls[0].status, "https://control.example.com:8081", a.controls[0].serves,
 		"http://node-1.example.com:9092", a.nodes[0].status,
 		"db.example.com", a.dbWay.address, "/etc/aid", a.etc(),
@@ -818,6 +820,7 @@ func TestProduction(t *testing.T) {
 	a := startApart(t)
 	t.Run("metrics", func(t *testing.T) { a.scraped(t) })
 	t.Run("an alert", func(t *testing.T) { a.fires(t) })
+	a.types(t, "6", 0)
 	// Step 7, in its order: nodes go on while each control plane is away.
 	a.types(t, "7", 0)
 	for _, h := range a.controls {

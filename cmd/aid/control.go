@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -132,6 +133,8 @@ func (c *control) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	shown := newKeyInfo(reg)
+	var reread atomic.Pointer[func()] // once there is what uses them
 	err = files.add("fernet-keys", func() ([]byte, error) { return readTrusted(c.fernet, secretFile) }, func() (func(), error) {
 		keys, err := lines(c.fernet)
 		if err != nil {
@@ -140,7 +143,13 @@ func (c *control) run(ctx context.Context) error {
 		if _, err := provider.NewSealer(keys); err != nil {
 			return nil, err
 		}
-		return func() { sealer.Replace(keys) }, nil //nolint:errcheck // NewSealer took them
+		return func() {
+			sealer.Replace(keys) //nolint:errcheck // NewSealer took them
+			shown.set("fernet-keys", keys)
+			if again := reread.Load(); again != nil {
+				(*again)()
+			}
+		}, nil
 	})
 	if err != nil {
 		return err
@@ -152,6 +161,17 @@ func (c *control) run(ctx context.Context) error {
 	digest, err := digestKey(c.digest)
 	if err != nil {
 		return err
+	}
+
+	for flag, file := range map[string]string{"hmac-keys": c.hmac, "digest-key": c.digest} {
+		if file == "" {
+			continue
+		}
+		text, err := lines(file)
+		if err != nil {
+			return usagef("--%s: %v", flag, err)
+		}
+		shown.set(flag, text)
 	}
 
 	// Listen first: an address that is taken is said before anything is opened.
@@ -191,6 +211,8 @@ func (c *control) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	again := control.Reread
+	reread.Store(&again)
 	all := func(ctx context.Context) error {
 		if err := db.Writable(ctx); err != nil {
 			return fmt.Errorf("database: %w", err)

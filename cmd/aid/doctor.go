@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -19,11 +21,27 @@ func doctorCommand() *cobra.Command {
 	var d doctor
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Check this machine: Envoy, database, clock, disk, ports; say what to do",
+		Short: "Check this machine, or processes that run apart; say what to do",
 		Long: `doctor looks at what ` + "`aid up`" + ` and the servers need, changes nothing, and says for
-each thing that is wrong what to do about it. It exits with 1 if something is.`,
+each thing that is wrong what to do about it.
+
+With --control, --extproc, --envoy-admin or --xds it asks processes that run apart:
+whether each can be reached and is ready, certificates that expire, clocks that
+differ, versions, whether all control planes have the same keys (by fingerprints, which
+show no key), audit records that wait, and configuration that was rejected. With
+--postgres it also checks the database and its schema.
+
+It exits with 0 if nothing must be put right (warnings are shown), with 1 if something
+must, and with 2 if a flag is wrong.`,
 		Example: `  aid doctor
-  AID_POSTGRES=postgres://aid_app@db.example.com/aid?sslmode=verify-full aid doctor`,
+  AID_POSTGRES=postgres://aid_app@db.example.com/aid?sslmode=verify-full aid doctor
+
+  # processes that run apart: their --listen-status addresses
+  aid doctor --control http://control-1.example.com:9091,http://control-2.example.com:9091 \
+      --extproc http://node-1.example.com:9092 --xds control.example.com:18000 --tls-ca ca.crt
+
+  # on a node, for a program to read
+  aid doctor --extproc http://127.0.0.1:9092 --envoy-admin /run/aid/envoy.sock --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d.out = cmd.OutOrStdout()
@@ -38,23 +56,66 @@ each thing that is wrong what to do about it. It exits with 1 if something is.`,
 	f.StringVar(&d.gateway, "gateway", defaultGateway, "`address` of the gateway")
 	f.StringVar(&d.api, "api", defaultAPI, "`address` of the management API")
 	f.StringVar(&d.metrics, "metrics", defaultMetrics, "`address` of the metrics")
+	f.StringSliceVar(&d.apart.controls, "control", nil, "`URLs` of control planes' --listen-status")
+	f.StringSliceVar(&d.apart.sidecars, "extproc", nil, "`URLs` of sidecars' --listen-status, or unix:/path")
+	f.StringVar(&d.apart.envoyAdmin, "envoy-admin", "", "Unix `socket` of Envoy's admin interface")
+	f.StringVar(&d.apart.xds, "xds", "", "`address` where nodes reach the control planes, to check its TLS")
+	f.StringVar(&d.apart.files.ca, "tls-ca", "", "PEM `file` of the CA that vouches for the control planes")
+	f.StringVar(&d.apart.serverName, "tls-server-name", "", "name that the control planes' certificate carries (default: the host of --xds)")
+	f.BoolVar(&d.json, "json", false, "print the findings as JSON")
 	return cmd
 }
 
 type doctor struct {
 	home, envoy, postgres, postgresDir, gateway, api, metrics string
 
-	out    io.Writer
-	failed int
+	apart apart
+	json  bool
+
+	out      io.Writer
+	findings []finding
+	failed   int
+}
+
+// finding is one thing that was looked at.
+type finding struct {
+	Level  string `json:"level"` // ok, warn, fail
+	What   string `json:"what"`
+	Found  string `json:"found"`
+	Remedy string `json:"remedy,omitempty"`
 }
 
 func (d *doctor) run(ctx context.Context) error {
-	fmt.Fprintf(d.out, "aid %s\n", version())
-	d.checkEnvoy(ctx)
-	d.checkDatabase(ctx)
-	d.checkClock()
-	d.checkDisk()
-	d.checkPorts(ctx)
+	if d.apart.xds != "" && d.apart.files.ca == "" {
+		return usagef("--xds %s: give the CA of the control planes with --tls-ca", d.apart.xds)
+	}
+	for _, url := range append(slices.Clone(d.apart.controls), d.apart.sidecars...) {
+		if !strings.HasPrefix(url, "http://") && !strings.HasPrefix(url, "https://") && !strings.HasPrefix(url, "unix:/") {
+			return usagef("--control and --extproc: %q: want a URL of --listen-status, such as http://control-1.example.com:9091", url)
+		}
+	}
+	if !d.json {
+		fmt.Fprintf(d.out, "aid %s\n", version())
+	}
+	if d.apart.any() {
+		d.checkApart(ctx)
+		if d.postgres != "" {
+			d.checkDatabase(ctx)
+		}
+	} else {
+		d.checkEnvoy(ctx)
+		d.checkDatabase(ctx)
+		d.checkClock()
+		d.checkDisk()
+		d.checkPorts(ctx)
+	}
+	if d.json {
+		e := json.NewEncoder(d.out)
+		e.SetIndent("", "  ")
+		if err := e.Encode(map[string]any{"version": version(), "findings": d.findings}); err != nil {
+			return err
+		}
+	}
 	if d.failed > 0 {
 		return fmt.Errorf("%d of these must be put right", d.failed)
 	}
@@ -62,16 +123,29 @@ func (d *doctor) run(ctx context.Context) error {
 }
 
 func (d *doctor) ok(what, format string, args ...any) {
-	fmt.Fprintf(d.out, "ok    %-9s %s\n", what, fmt.Sprintf(format, args...))
+	d.found(finding{"ok", what, fmt.Sprintf(format, args...), ""})
 }
 
-func (d *doctor) warn(what, problem, fix string) {
-	fmt.Fprintf(d.out, "warn  %-9s %s\n                -> %s\n", what, problem, fix)
-}
+func (d *doctor) warn(what, problem, fix string) { d.found(finding{"warn", what, problem, fix}) }
 
 func (d *doctor) fail(what, problem, fix string) {
 	d.failed++
-	fmt.Fprintf(d.out, "FAIL  %-9s %s\n                -> %s\n", what, problem, fix)
+	d.found(finding{"fail", what, problem, fix})
+}
+
+func (d *doctor) found(f finding) {
+	d.findings = append(d.findings, f)
+	if d.json {
+		return
+	}
+	level := f.Level
+	if level == "fail" {
+		level = "FAIL"
+	}
+	fmt.Fprintf(d.out, "%-5s %-9s %s\n", level, f.What, f.Found)
+	if f.Remedy != "" {
+		fmt.Fprintf(d.out, "                -> %s\n", f.Remedy)
+	}
 }
 
 func (d *doctor) checkEnvoy(ctx context.Context) {

@@ -175,6 +175,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	}
 	defer flush()
 
+	newKeyInfo(reg)
 	files := newReloads(reg, s.log)
 	conn, err := s.dial(files)
 	if err != nil {
