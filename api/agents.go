@@ -78,17 +78,14 @@ type agentsIn struct {
 }
 
 func listAgents(ctx context.Context, x *exchange, in *agentsIn) (*paged[Agent], error) {
-	after, err := in.cursor(identity.AgentID)
-	if err != nil {
-		return nil, err
-	}
-	agents, err := identity.ListAgents(ctx, x.tx, after, in.Limit+1, identity.AgentFilter{
+	after := in.after()
+	agents, err := identity.ListAgents(ctx, x.tx, after.at, after.id, in.Limit+1, identity.AgentFilter{
 		Name: in.Name, Team: in.Team, Environment: in.Environment, Status: identity.Status(in.Status),
 	})
 	if err != nil {
 		return nil, err
 	}
-	return listed(each(agents, agentShown), in.Limit, func(a Agent) string { return a.ID }), nil
+	return pageOf(in.Pages, agents, func(a identity.Agent) place { return place{a.Place, a.ID} }, agentShown), nil
 }
 
 func createAgent(ctx context.Context, x *exchange, in *struct{ Body NewAgent }) (*made[Agent], error) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"reflect"
+	"strconv"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -42,6 +43,7 @@ func (s *Server) description() huma.Config {
 	c.DefaultFormat = "application/json"
 	c.Transformers = []huma.Transformer{s.reworded}
 	c.RejectUnknownQueryParameters = true
+	c.Servers = []*huma.Server{{URL: "/", Description: "The address that this description was fetched from."}}
 	if s.c.PublicURL != "" {
 		c.Servers = []*huma.Server{{URL: strings.TrimSuffix(s.c.PublicURL, "/")}}
 	}
@@ -60,7 +62,18 @@ func (s *Server) operation(r route) huma.Operation {
 		OperationID: r.ID, Method: r.Method, Path: r.Path, Summary: r.Summary, Description: r.Description, Tags: []string{r.Tag},
 		DefaultStatus: r.Status, Middlewares: huma.Middlewares{s.guard(r)}, SkipValidateBody: r.Raw,
 		MaxBodyBytes: maxBody + 1, // the guard has counted, and has better words
-		Responses:    map[string]*huma.Response{"default": {Description: "What is wrong, and what to do.", Content: map[string]*huma.MediaType{"application/json": {Schema: s.huma.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[refusalBody](), true, "Error")}}}},
+		Responses:    make(map[string]*huma.Response),
+	}
+	problem := map[string]*huma.MediaType{"application/json": {Schema: s.huma.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[refusalBody](), true, "Error")}}
+	for _, status := range r.problems() {
+		response := &huma.Response{Description: problems[status], Content: problem}
+		switch status {
+		case http.StatusUnauthorized:
+			response.Headers = map[string]*huma.Param{"WWW-Authenticate": {Description: "Which kind of key is missing.", Schema: &huma.Schema{Type: huma.TypeString}}}
+		case http.StatusServiceUnavailable:
+			response.Headers = map[string]*huma.Param{"Retry-After": {Description: "After how many seconds to try again.", Schema: &huma.Schema{Type: huma.TypeString}}}
+		}
+		op.Responses[strconv.Itoa(status)] = response
 	}
 	if !r.Public {
 		op.Security = []map[string][]string{{"org_key": {}}}
@@ -72,16 +85,70 @@ func (s *Server) operation(r route) huma.Operation {
 	}
 	if r.Method == http.MethodPost && r.Unbuilt == "" {
 		op.Parameters = append(op.Parameters, &huma.Param{
-			Name: "Idempotency-Key", In: "header", Schema: &huma.Schema{Type: huma.TypeString},
+			Name: "Idempotency-Key", In: "header", Schema: &huma.Schema{Type: huma.TypeString, Pattern: "^[!-~]{1,255}$"},
 			Description: "A word of your own. The same request with the same word is done once, however often it is sent within 24 hours.",
 		})
 	}
 	return op
 }
 
+// problems are the statuses with which operations reject a request, and what each means.
+var problems = map[int]string{
+	http.StatusBadRequest:            "The request is not well formed.",
+	http.StatusUnauthorized:          "The request has no organization key that works.",
+	http.StatusForbidden:             "The key's role may not do this.",
+	http.StatusNotFound:              "The organization has no such object.",
+	http.StatusConflict:              "The state of the object, or of others, does not permit this.",
+	http.StatusPreconditionFailed:    "The object was changed since the version in If-Match.",
+	http.StatusRequestEntityTooLarge: "The body is larger than 1 MiB.",
+	http.StatusUnsupportedMediaType:  "The body is not JSON in UTF-8, or it is compressed.",
+	http.StatusUnprocessableEntity:   "A field, a parameter or a header is not valid. The error names it.",
+	http.StatusInternalServerError:   "Something went wrong here. Nothing was changed.",
+	http.StatusNotImplemented:        "This is not built in this version. Nothing was changed.",
+	http.StatusServiceUnavailable:    "The database does not answer at the moment. Nothing was changed.",
+}
+
+// problems are the statuses with which the row rejects a request.
+func (r route) problems() []int {
+	out := []int{http.StatusBadRequest, http.StatusUnprocessableEntity, http.StatusInternalServerError}
+	if !r.Public {
+		out = append(out, http.StatusUnauthorized, http.StatusForbidden, http.StatusServiceUnavailable)
+	}
+	if r.takesBody() {
+		out = append(out, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType)
+	}
+	if r.Unbuilt != "" {
+		return append(out, http.StatusNotImplemented)
+	}
+	if strings.Contains(r.Path, "{") {
+		out = append(out, http.StatusNotFound)
+	}
+	if r.Method != http.MethodGet {
+		out = append(out, http.StatusConflict)
+	}
+	if r.Conditional {
+		out = append(out, http.StatusPreconditionFailed)
+	}
+	return out
+}
+
 // publish puts examples into the description, and writes it down once.
 func (s *Server) publish() error {
 	api := s.huma.OpenAPI()
+	for _, item := range api.Paths {
+		for _, op := range []*huma.Operation{item.Get, item.Post, item.Patch, item.Put, item.Delete} {
+			if op == nil {
+				continue
+			}
+			// A parameter that is sent has a value: readQuery rejects an empty one.
+			for _, p := range op.Parameters {
+				if p.In == "query" && p.Schema.Type == huma.TypeString && p.Schema.MinLength == nil && p.Schema.Enum == nil && p.Schema.Format == "" {
+					one := 1
+					p.Schema.MinLength = &one
+				}
+			}
+		}
+	}
 	for _, r := range routes() {
 		item := api.Paths[r.Path]
 		if item == nil || r.Example == "" {

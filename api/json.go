@@ -206,8 +206,11 @@ func (p patch[T]) Schema(r huma.Registry) *huma.Schema {
 		Description: "A JSON merge patch (RFC 7396): a field that is not in it stays, null puts back what a new object has, objects are merged name by name, lists are replaced whole.",
 	}
 	for name, f := range whole.Properties {
-		if f.Ref == "" && !slices.Contains(whole.Required, name) {
+		if !slices.Contains(whole.Required, name) {
 			c := *f
+			if f.Ref != "" {
+				c = *r.SchemaFromRef(f.Ref) // a reference cannot be nullable
+			}
 			c.Nullable = true
 			// A name in it may be null too: that takes the name out.
 			if inner, ok := f.AdditionalProperties.(*huma.Schema); ok {

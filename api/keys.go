@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
+
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/provider"
 )
@@ -48,6 +50,15 @@ type Rotation struct {
 	ExpiresInDays  *int64 `json:"expires_in_days,omitzero" minimum:"1" maximum:"3650" doc:"When the new key stops working, in days from now. The default is the lifetime of the old key." example:"90"`
 }
 
+// TransformSchema adds what tags cannot express: one of two fields, not both.
+func (Rotation) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema {
+	s.Not = &huma.Schema{
+		Type: huma.TypeObject, Required: []string{"overlap_hours", "overlap_seconds"},
+		Properties: map[string]*huma.Schema{"overlap_hours": {}, "overlap_seconds": {}},
+	}
+	return s
+}
+
 func keyShown(now time.Time) func(identity.Key) Key {
 	return func(k identity.Key) Key {
 		out := Key{
@@ -75,10 +86,6 @@ func listKeys(ctx context.Context, x *exchange, in *struct {
 	ByID
 	Pages
 }) (*paged[Key], error) {
-	after, err := in.cursor(identity.KeyID)
-	if err != nil {
-		return nil, err
-	}
 	a, err := x.agent(ctx, in.ID)
 	if err != nil {
 		return nil, err
@@ -87,17 +94,7 @@ func listKeys(ctx context.Context, x *exchange, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	return listed(following(each(keys, keyShown(x.now)), after, func(k Key) string { return k.ID }), in.Limit, func(k Key) string { return k.ID }), nil
-}
-
-// following are the rows after the one with the id, in order of their ids.
-func following[T any](rows []T, after string, id func(T) string) []T {
-	for i, r := range rows {
-		if id(r) > after {
-			return rows[i:]
-		}
-	}
-	return rows[:0]
+	return pageOf(in.Pages, keys, func(k identity.Key) place { return place{k.Place, k.ID} }, keyShown(x.now)), nil
 }
 
 func createKey(ctx context.Context, x *exchange, in *struct {
@@ -194,8 +191,6 @@ func rotateKey(ctx context.Context, x *exchange, in *struct {
 	rotation := deref(in.Body)
 	overlap := 24 * time.Hour
 	switch {
-	case rotation.OverlapSeconds != nil && rotation.OverlapHours != nil:
-		return nil, invalid(fieldProblem{"overlap_hours", "overlap_hours and overlap_seconds say the same.", "Send one of the two."})
 	case rotation.OverlapSeconds != nil:
 		overlap = time.Duration(*rotation.OverlapSeconds) * time.Second
 	case rotation.OverlapHours != nil:

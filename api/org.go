@@ -60,16 +60,24 @@ func orgKeyShown(now time.Time) func(identity.OrgKeyRecord) OrgKey {
 }
 
 func listOrgKeys(ctx context.Context, x *exchange, in *Pages) (*paged[OrgKey], error) {
-	after, err := in.cursor(identity.OrgKeyID)
-	if err != nil {
-		return nil, err
-	}
 	keys, err := identity.ListOrgKeys(ctx, x.tx)
 	if err != nil {
 		return nil, err
 	}
-	id := func(k OrgKey) string { return k.ID }
-	return listed(following(each(keys, orgKeyShown(x.now)), after, id), in.Limit, id), nil
+	return pageOf(*in, keys, func(k identity.OrgKeyRecord) place { return place{k.Place, k.ID} }, orgKeyShown(x.now)), nil
+}
+
+func getOrgKey(ctx context.Context, x *exchange, in *ByID) (*one[OrgKey], error) {
+	keys, err := identity.ListOrgKeys(ctx, x.tx)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range keys {
+		if k.ID == in.ID {
+			return &one[OrgKey]{Body: orgKeyShown(x.now)(k)}, nil
+		}
+	}
+	return nil, notFound("organization key", in.ID)
 }
 
 func createOrgKey(ctx context.Context, x *exchange, in *struct{ Body NewOrgKey }) (*made[MadeOrgKey], error) {
@@ -89,7 +97,7 @@ func createOrgKey(ctx context.Context, x *exchange, in *struct{ Body NewOrgKey }
 	if err := x.record(ctx, "org_key.created", "org_key", k.ID, "", nil, shown); err != nil {
 		return nil, err
 	}
-	return &made[MadeOrgKey]{Location: "/v1/org-keys", Body: MadeOrgKey{OrgKey: shown, Secret: secret}}, nil
+	return &made[MadeOrgKey]{Location: "/v1/org-keys/" + k.ID, Body: MadeOrgKey{OrgKey: shown, Secret: secret}}, nil
 }
 
 func revokeOrgKey(ctx context.Context, x *exchange, in *ByID) (*nothing, error) {
@@ -185,16 +193,24 @@ func roleOf(n identity.Node) string {
 }
 
 func listNodes(ctx context.Context, x *exchange, in *Pages) (*paged[Node], error) {
-	after, err := in.cursor(identity.NodeID)
-	if err != nil {
-		return nil, err
-	}
 	nodes, err := identity.ListNodes(ctx, x.tx)
 	if err != nil {
 		return nil, err
 	}
-	id := func(n Node) string { return n.ID }
-	return listed(following(each(nodes, nodeShown(x.now)), after, id), in.Limit, id), nil
+	return pageOf(*in, nodes, func(n identity.Node) place { return place{n.Place, n.ID} }, nodeShown(x.now)), nil
+}
+
+func getNode(ctx context.Context, x *exchange, in *ByID) (*one[Node], error) {
+	nodes, err := identity.ListNodes(ctx, x.tx)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range nodes {
+		if n.ID == in.ID {
+			return &one[Node]{Body: nodeShown(x.now)(n)}, nil
+		}
+	}
+	return nil, notFound("node", in.ID)
 }
 
 func createNode(ctx context.Context, x *exchange, in *struct{ Body NewNode }) (*made[MadeNode], error) {
@@ -226,7 +242,7 @@ func createNode(ctx context.Context, x *exchange, in *struct{ Body NewNode }) (*
 	if err := x.record(ctx, "node.created", "node", n.ID, "", nil, shown); err != nil {
 		return nil, err
 	}
-	return &made[MadeNode]{Location: "/v1/nodes", Body: MadeNode{Node: shown, Token: token}}, nil
+	return &made[MadeNode]{Location: "/v1/nodes/" + n.ID, Body: MadeNode{Node: shown, Token: token}}, nil
 }
 
 func revokeNode(ctx context.Context, x *exchange, in *ByID) (*nothing, error) {

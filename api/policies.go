@@ -94,21 +94,18 @@ func checked(document []byte) (string, error) {
 }
 
 func listPolicies(ctx context.Context, x *exchange, in *Pages) (*paged[Policy], error) {
-	after, err := in.cursor(policyID)
+	after := in.after()
+	ps, err := policy.List(ctx, x.tx, after.at, after.id, in.Limit+1)
 	if err != nil {
 		return nil, err
 	}
-	ps, err := policy.List(ctx, x.tx, after, in.Limit+1)
-	if err != nil {
-		return nil, err
-	}
-	rows := make([]Policy, len(ps))
-	for i, p := range ps {
-		if rows[i], err = policyShown(p); err != nil {
-			return nil, err
+	rows := pageOf(*in, ps, func(p policy.Policy) place { return place{p.Place, p.ID} }, func(p policy.Policy) (shown Policy) {
+		if err == nil {
+			shown, err = policyShown(p)
 		}
-	}
-	return listed(rows, in.Limit, func(p Policy) string { return p.ID }), nil
+		return shown
+	})
+	return rows, err
 }
 
 func createPolicy(ctx context.Context, x *exchange, in *struct{ Body policyBody }) (*made[Policy], error) {

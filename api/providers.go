@@ -73,7 +73,7 @@ func maskQuery(s *provider.Settings) bool {
 
 // NewProvider is what people say of a provider.
 type NewProvider struct {
-	Name     string            `json:"name" minLength:"1" maxLength:"64" doc:"What policies and the record call it; unique in the org." example:"openai"`
+	Name     string            `json:"name" minLength:"1" maxLength:"64" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" patternDescription:"letters, digits, dots, underscores and hyphens, beginning with a letter or digit," doc:"What policies and the record call it; unique in the org." example:"openai"`
 	Kind     string            `json:"kind" enum:"openai,anthropic,gemini,cohere,mistral,custom" doc:"Which API it speaks." example:"openai"`
 	BaseURL  string            `json:"base_url" minLength:"1" maxLength:"2048" doc:"Where its API begins: https, or http for what is near." example:"https://api.openai.com/v1"`
 	Models   []string          `json:"models,omitzero" nullable:"false" maxItems:"1000" doc:"Names, or patterns in which * stands for anything. An exact name wins over a pattern, a longer pattern over a shorter." example:"gpt-*"`
@@ -116,16 +116,11 @@ func providerSaid(p provider.Provider) (NewProvider, error) {
 }
 
 func listProviders(ctx context.Context, x *exchange, in *Pages) (*paged[Provider], error) {
-	after, err := in.cursor(providerID)
-	if err != nil {
-		return nil, err
-	}
 	ps, err := provider.List(ctx, x.tx)
 	if err != nil {
 		return nil, err
 	}
-	id := func(p Provider) string { return p.ID }
-	return listed(following(each(ps, providerShown), after, id), in.Limit, id), nil
+	return pageOf(*in, ps, func(p provider.Provider) place { return place{p.Place, p.ID} }, providerShown), nil
 }
 
 func createProvider(ctx context.Context, x *exchange, in *struct{ Body NewProvider }) (*made[Provider], error) {

@@ -67,7 +67,7 @@ func (l LogEntry) Schema(huma.Registry) *huma.Schema {
 // EntriesIn are the parameters of both lists of entries.
 type EntriesIn struct {
 	Limit     int       `query:"limit" minimum:"1" maximum:"100" default:"20" doc:"How many at most."`
-	After     string    `query:"after" maxLength:"20" doc:"The next of the page before: what follows it is listed." example:"412"`
+	After     string    `query:"after" pattern:"^[1-9][0-9]{0,17}$" patternDescription:"the next of the page before" doc:"The next of the page before: what follows it is listed." example:"412"`
 	Since     time.Time `query:"since" doc:"Only what happened at or after this time." example:"2026-01-01T00:00:00Z"`
 	Until     time.Time `query:"until" doc:"Only what happened before this time." example:"2026-02-01T00:00:00Z"`
 	Kind      string    `query:"kind" maxLength:"64" doc:"Only this kind." example:"request.decided"`
@@ -75,7 +75,7 @@ type EntriesIn struct {
 	Order     string    `query:"order" enum:"asc,desc" doc:"desc: newest first. asc: oldest first."`
 }
 
-func (in EntriesIn) filter(desc bool) (audit.Filter, error) {
+func (in EntriesIn) filter(desc bool) audit.Filter {
 	switch in.Order {
 	case "asc":
 		desc = false
@@ -83,24 +83,15 @@ func (in EntriesIn) filter(desc bool) (audit.Filter, error) {
 		desc = true
 	}
 	f := audit.Filter{Kind: in.Kind, RequestID: in.RequestID, Since: in.Since, Until: in.Until, Desc: desc, Limit: in.Limit + 1}
-	if in.After != "" {
-		seq, err := strconv.ParseInt(in.After, 10, 64)
-		if err != nil || seq < 1 {
-			return f, invalid(fieldProblem{"after", "after is not a cursor of this list.", "Send the next of the page before, or leave it out for the first page."})
-		}
-		f.AfterSeq = seq
-	}
-	return f, nil
+	f.AfterSeq, _ = strconv.ParseInt(in.After, 10, 64) // its form was checked against the description
+	return f
 }
 
 func listLogs(ctx context.Context, x *exchange, in *struct {
 	ByID
 	EntriesIn
 }) (*paged[LogEntry], error) {
-	f, err := in.filter(true)
-	if err != nil {
-		return nil, err
-	}
+	f := in.filter(true)
 	if err := x.known(ctx, in.ID); err != nil {
 		return nil, err
 	}
@@ -144,10 +135,7 @@ type ChainEntry struct {
 }
 
 func exportEntries(ctx context.Context, x *exchange, in *EntriesIn) (*paged[ChainEntry], error) {
-	f, err := in.filter(false)
-	if err != nil {
-		return nil, err
-	}
+	f := in.filter(false)
 	entries, err := audit.Entries(ctx, x.tx, f)
 	if err != nil {
 		return nil, err

@@ -132,6 +132,11 @@ func (s *Server) fieldProblem(op *huma.Operation, d *huma.ErrorDetail) fieldProb
 		return fieldProblem{field, "There is no field " + quoted(field) + ".", s.siblings(op, field)}
 	case d.Message == "unknown query parameter":
 		return fieldProblem{field, "There is no parameter " + quoted(field) + ".", parameters(op)}
+	case d.Message == validation.MsgExpectedNotMatchSchema && in == "body":
+		if not := s.at(op, field).Not; not != nil && len(not.Required) > 1 {
+			return fieldProblem{not.Required[0], strings.Join(not.Required, " and ") + " exclude each other.", "Send one of them."}
+		}
+		return fieldProblem{field, quoted(field) + " is not a value that this field takes.", ""}
 	case strings.Contains(d.Message, "schema"):
 		return fieldProblem{field, quoted(field) + " is not a value that this field takes.", s.wanted(op, in, field)}
 	case in == "body" && field == "":

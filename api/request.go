@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"net/url"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/go-json-experiment/json"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/ai-identity/ai-identity/audit"
@@ -46,7 +48,7 @@ func (s *Server) guard(r route) func(huma.Context, func(huma.Context)) {
 			requestID: requestIDOf(ctx.Context()), method: req.Method, target: req.URL.RequestURI(),
 			ifMatch: req.Header.Values("If-Match"),
 		}
-		steps := []func(context.Context, *http.Request, route, *caller) *problem{s.identify, permit, readQuery, readBody}
+		steps := []func(context.Context, *http.Request, route, *caller) *problem{s.identify, permit, readQuery, readBody, s.noNulls}
 		if r.Public {
 			steps = steps[2:]
 		}
@@ -150,6 +152,8 @@ func readQuery(_ context.Context, r *http.Request, _ route, c *caller) *problem 
 			return &problem{Status: http.StatusBadRequest, Code: "bad_request", Message: "The query string holds what is not text.", Fix: "Send UTF-8 without NUL, percent-encoded."}
 		case len(values) > 1:
 			return invalid(fieldProblem{name, quoted(name) + " is in the query twice.", "Send it once."})
+		case values[0] == "":
+			return invalid(fieldProblem{name, quoted(name) + " has no value.", "Give it a value, or leave it out."})
 		}
 	}
 	if keys := r.Header.Values("Idempotency-Key"); len(keys) > 0 {
@@ -190,6 +194,55 @@ func readBody(_ context.Context, r *http.Request, row route, c *caller) *problem
 	c.body = b
 	r.Body = io.NopCloser(bytes.NewReader(b))
 	return nil
+}
+
+// noNulls rejects null where the description has a value. Validation takes a field
+// that is null for one that is absent.
+func (s *Server) noNulls(_ context.Context, _ *http.Request, row route, c *caller) *problem {
+	schema := s.bodies[row.ID]
+	if row.Raw || schema == nil || len(c.body) == 0 {
+		return nil
+	}
+	var v any
+	if json.Unmarshal(c.body, &v) != nil {
+		return nil // what is wrong with it is found when it is read for good
+	}
+	if field, found := s.null(schema, v, ""); found {
+		what := quoted(field)
+		if field == "" {
+			what = "The body"
+		}
+		return invalid(fieldProblem{field, what + " is null.", "Give it a value, or leave it out."})
+	}
+	return nil
+}
+
+// null finds the first field that is null and may not be.
+func (s *Server) null(schema *huma.Schema, v any, field string) (string, bool) {
+	if schema = s.resolved(schema); schema == nil {
+		return "", false
+	}
+	switch v := v.(type) {
+	case nil:
+		return field, !schema.Nullable && schema.Type != ""
+	case map[string]any:
+		for _, name := range slices.Sorted(maps.Keys(v)) {
+			inner := schema.Properties[name]
+			if inner == nil {
+				inner, _ = schema.AdditionalProperties.(*huma.Schema)
+			}
+			if f, found := s.null(inner, v[name], strings.TrimPrefix(field+"."+name, ".")); found {
+				return f, true
+			}
+		}
+	case []any:
+		for i, e := range v {
+			if f, found := s.null(schema.Items, e, field+"["+itoa(int64(i))+"]"); found {
+				return f, true
+			}
+		}
+	}
+	return "", false
 }
 
 func jsonType(ct string, patch bool) bool {

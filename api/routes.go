@@ -29,6 +29,8 @@ type route struct {
 	Example string // a body
 	// Raw bodies are checked by the handler alone, which has better words.
 	Raw bool
+	// Conditional rows read If-Match. [serves] sets it.
+	Conditional bool
 	// Unbuilt says what is promised and not there; the row answers 501.
 	Unbuilt string
 
@@ -201,6 +203,10 @@ func routes() []route {
 			Example:     `{"name":"ci","role":"auditor","expires_in_days":365}`,
 		}, createOrgKey),
 		serves(route{
+			Method: "GET", Path: "/v1/org-keys/{id}", ID: "get-org-key", Tag: tagOrg, Roles: admins,
+			Summary: "Get an organization key", Description: "Without the key itself, which is not kept.",
+		}, getOrgKey),
+		serves(route{
 			Method: "DELETE", Path: "/v1/org-keys/{id}", ID: "revoke-org-key", Tag: tagOrg, Roles: admins, Status: 204,
 			Summary: "Revoke an organization key", Description: "The last admin key that works cannot be revoked: nobody could manage the org after it.",
 		}, revokeOrgKey),
@@ -214,6 +220,10 @@ func routes() []route {
 			Description: "Gives a join token, this once; or, with `spiffe_id`, lets the holder of that certificate in without one.",
 			Example:     `{"name":"gateway-eu-1"}`,
 		}, createNode),
+		serves(route{
+			Method: "GET", Path: "/v1/nodes/{id}", ID: "get-node", Tag: tagOrg, Roles: admins,
+			Summary: "Get a node", Description: "Without its join token, which is not kept.",
+		}, getNode),
 		serves(route{
 			Method: "DELETE", Path: "/v1/nodes/{id}", ID: "revoke-node", Tag: tagOrg, Roles: admins, Status: 204,
 			Summary: "Revoke a node", Description: "It gets no configuration any more. Revoking it again changes nothing.",
@@ -263,6 +273,9 @@ const (
 
 // serves makes a row of an operation.
 func serves[I, O any](r route, fn func(context.Context, *exchange, *I) (*O, error)) route {
+	if in := reflect.TypeFor[I](); in.Kind() == reflect.Struct {
+		_, r.Conditional = in.FieldByName("IfMatch")
+	}
 	r.mount = func(s *Server, r route) {
 		op := s.operation(r)
 		body, ok := reflect.TypeFor[I]().FieldByName("Body")

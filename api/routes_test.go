@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -577,5 +578,110 @@ func TestHeaderValuesAreNotShown(t *testing.T) {
 	}
 	if strings.Contains(w.logs.String(), "canary") {
 		t.Error("a value is in the log")
+	}
+}
+
+// A list that is walked while others create misses nothing: an object whose transaction
+// began before others' and commits after them stands behind them.
+func TestListsMissNoCommit(t *testing.T) {
+	w := serve(t)
+	var seen []string
+	walk := func(after string) (next string) {
+		page := w.want(200, "GET", "/v1/agents?limit=1"+after, "")
+		for _, a := range page.field("data").([]any) {
+			seen = append(seen, a.(map[string]any)["name"].(string))
+		}
+		if n, ok := page.field("next").(string); ok {
+			next = "&after=" + n
+		}
+		return next
+	}
+	next, late := "", make(chan reply, 2)
+	err := w.db.InOrg(t.Context(), w.org, func(tx pgx.Tx) error { // open until this function returns
+		id, err := identity.NewID(identity.AgentID, time.Now().Add(-time.Minute), rand.Reader)
+		if err != nil {
+			return err
+		}
+		err = identity.InsertAgent(t.Context(), tx, identity.Agent{ID: id, OrgID: w.org, Name: "early", Status: identity.Active, Version: 1, CreatedAt: time.Now(), UpdatedAt: time.Now()})
+		if err != nil {
+			return err
+		}
+		for _, name := range []string{"late-1", "late-2"} {
+			go func() { late <- w.call(w.keys[identity.Admin], "POST", "/v1/agents", `{"name":"`+name+`"}`) }()
+		}
+		// The others commit first, or wait in Postgres for this transaction.
+		for waiting := 0; waiting == 0 && len(late) < 2; {
+			err := tx.QueryRow(t.Context(), `SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))`).Scan(&waiting)
+			if err != nil {
+				return err
+			}
+		}
+		next = walk("")
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if r := <-late; r.status != 201 {
+			t.Fatalf("%d %s", r.status, r.body)
+		}
+	}
+	for {
+		if next = walk(next); next == "" || len(seen) > 9 {
+			break
+		}
+	}
+	for _, name := range []string{"early", "late-1", "late-2"} {
+		if !slices.Contains(seen, name) {
+			t.Errorf("%s is missing: the walk saw %v", name, seen)
+		}
+	}
+}
+
+// What is created is found at its Location, and what was stored can be changed again.
+func TestLocations(t *testing.T) {
+	w := serve(t)
+	agent := w.want(201, "POST", "/v1/agents", `{"name":"a","metadata":{"n":1e60}}`)
+	paths := map[string]string{
+		"/v1/agents": `{"name":"b"}`, agent.header.Get("Location") + "/keys": `{"name":"k","scopes":["*"]}`,
+		"/v1/policies": `{"name":"p","effect":"deny","conditions":{}}`, "/v1/providers": `{"name":"p","kind":"openai","base_url":"https://api.example.com/v1"}`,
+		"/v1/org-keys": `{"name":"k","role":"auditor"}`, "/v1/nodes": `{"name":"n"}`,
+	}
+	for path, body := range paths {
+		made := w.want(201, "POST", path, body)
+		if got := w.want(200, "GET", made.header.Get("Location"), ""); got.field("id") != made.field("id") {
+			t.Errorf("%s: %s", path, got.body)
+		}
+	}
+	w.want(200, "PATCH", agent.header.Get("Location"), `{"team":"x"}`)
+	for _, n := range []string{"1e64", "1e300", "1e-300000", "0.1e-70"} {
+		w.want(422, "POST", "/v1/agents", `{"name":"a","metadata":{"n":`+n+`}}`)
+	}
+}
+
+// What the description does not have is rejected: null for a value, a parameter without
+// one, both of two fields that exclude each other, a method of another path.
+func TestDescriptionIsEnforced(t *testing.T) {
+	w := serve(t)
+	for _, c := range []struct{ method, path, body, field string }{
+		{"POST", "/v1/agents", `{"name":"a","team":null}`, "team"},
+		{"POST", "/v1/agents", `{"name":"a","allowed_models":[null]}`, "allowed_models[0]"},
+		{"POST", "/v1/agents", `null`, ""},
+		{"POST", "/v1/providers", `{"name":"p","kind":"openai","base_url":"https://x.example/v1","settings":null}`, "settings"},
+		{"GET", "/v1/agents?team=", "", "team"},
+		{"GET", "/v1/audit/entries?until=", "", "until"},
+		{"GET", "/v1/agents?after=ag_01k0000000abcdefghjkmnpqrs", "", "after"},
+		{"POST", "/v1/agents/ag_1/keys/key_1/rotate", `{"overlap_hours":1,"overlap_seconds":1}`, "overlap_hours"},
+	} {
+		r := w.want(422, c.method, c.path, c.body)
+		if field, _ := r.field("error", "field").(string); field != c.field {
+			t.Errorf("%s %s: %s", c.path, c.body, r.body)
+		}
+	}
+	for method, allow := range map[string]string{"GET": "POST", "DELETE": "POST", "OPTIONS": "POST"} {
+		if r := w.want(405, method, "/v1/policies/dry-run", ""); r.header.Get("Allow") != allow {
+			t.Errorf("%s: Allow is %q", method, r.header.Get("Allow"))
+		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"path"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -72,6 +73,7 @@ type Server struct {
 	huma    huma.API
 	metrics *metrics
 	bodies  map[string]*huma.Schema // of requests, by operation id
+	methods map[string]string       // of each path without a parameter, as in Allow
 	json    []byte                  // the description, written down
 	yaml    []byte
 }
@@ -96,7 +98,7 @@ func New(c Config) (*Server, error) {
 	if c.Timeout == 0 {
 		c.Timeout = 15 * time.Second
 	}
-	s := &Server{c: c, mux: http.NewServeMux(), bodies: make(map[string]*huma.Schema)}
+	s := &Server{c: c, mux: http.NewServeMux(), bodies: make(map[string]*huma.Schema), methods: make(map[string]string)}
 	var err error
 	if s.metrics, err = newMetrics(c.Registerer); err != nil {
 		return nil, fmt.Errorf("registering the api's metrics: %w", err)
@@ -104,6 +106,9 @@ func New(c Config) (*Server, error) {
 	s.huma = humago.New(s.mux, s.description())
 	for _, r := range routes() {
 		r.mount(s, r)
+		if !strings.Contains(r.Path, "{") {
+			s.methods[r.Path] = allowing(s.methods[r.Path], r.Method)
+		}
 	}
 	if err := s.publish(); err != nil {
 		return nil, fmt.Errorf("describing the api: %w", err)
@@ -165,19 +170,37 @@ func (s *Server) dispatch(w *answer, r *http.Request) {
 		return
 	}
 	h, pattern := s.mux.Handler(r)
-	if pattern != "" {
+	// A path that has rows of its own has their methods only: /v1/policies/dry-run is
+	// not a policy that is called dry-run.
+	allow, own := s.methods[r.URL.Path]
+	if pattern != "" && (!own || slices.Contains(strings.Split(allow, ", "), r.Method)) {
 		s.mux.ServeHTTP(w, r)
 		return
 	}
-	none := &answer{header: make(http.Header)}
-	h.ServeHTTP(none, r)
 	p := noSuchPath()
-	if none.status == http.StatusMethodNotAllowed {
-		allow := none.header.Get("Allow")
+	if !own && pattern == "" {
+		none := &answer{header: make(http.Header)}
+		h.ServeHTTP(none, r)
+		allow = none.header.Get("Allow")
+	}
+	if allow != "" {
 		w.header.Set("Allow", allow)
 		p = &problem{Status: http.StatusMethodNotAllowed, Code: "method_not_allowed", Message: "This path does not take " + word(r.Method) + ".", Fix: "Use " + strings.ReplaceAll(allow, ", ", " or ") + "."}
 	}
 	write(w, requestIDOf(r.Context()), p)
+}
+
+// allowing is the header Allow with one more method. HEAD comes with GET.
+func allowing(allow, method string) string {
+	methods := []string{method}
+	if method == http.MethodGet {
+		methods = append(methods, http.MethodHead)
+	}
+	if allow != "" {
+		methods = append(methods, strings.Split(allow, ", ")...)
+	}
+	slices.Sort(methods)
+	return strings.Join(methods, ", ")
 }
 
 func noSuchPath() *problem {

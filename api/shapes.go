@@ -1,6 +1,7 @@
 package api
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,7 +16,7 @@ type list[T any] struct {
 	Next    *string `json:"next" doc:"What to send as after for the next page; null on the last one."`
 }
 
-// listed makes a page from up to limit+1 rows.
+// listed makes a page of entries from up to limit+1 of them.
 func listed[T any](rows []T, limit int, cursor func(T) string) *paged[T] {
 	l := list[T]{Data: rows}
 	if len(rows) > limit {
@@ -49,15 +50,41 @@ type nothing struct{}
 // Pages are the parameters of a list.
 type Pages struct {
 	Limit int    `query:"limit" minimum:"1" maximum:"100" default:"20" doc:"How many at most."`
-	After string `query:"after" maxLength:"128" doc:"The next of the page before: what follows it is listed." example:"ag_01k0000000abcdefghjkmnpqrs"`
+	After string `query:"after" pattern:"^[0-9]{1,18}\\.[a-z]{1,8}_[0-9A-Za-z_-]{1,50}$" patternDescription:"the next of the page before" doc:"The next of the page before: what follows it is listed." example:"12.ag_01k0000000abcdefghjkmnpqrs"`
 }
 
-// cursor checks After, which is the id of the last object of the page before.
-func (p Pages) cursor(prefix string) (string, error) {
-	if p.After != "" && !isID(prefix, p.After) {
-		return "", invalid(fieldProblem{"after", "after is not a cursor of this list.", "Send the next of the page before, or leave it out for the first page."})
+// place is where an object stands in its list: the place that its transaction got, in
+// the order of the commits, and its id. An object that is created while a list is
+// walked stands behind all that could be seen before: no cursor has passed it.
+type place struct {
+	at int64
+	id string
+}
+
+func (p place) String() string { return itoa(p.at) + "." + p.id }
+
+// after is the place of After, whose form was checked against the description.
+func (p Pages) after() place {
+	at, id, _ := strings.Cut(p.After, ".")
+	n, _ := strconv.ParseInt(at, 10, 64)
+	return place{n, id}
+}
+
+// pageOf shows the rows that follow After, which are in the order of their places.
+func pageOf[A, B any](p Pages, rows []A, at func(A) place, show func(A) B) *paged[B] {
+	after := p.after()
+	rows = slices.DeleteFunc(rows, func(r A) bool {
+		here := at(r)
+		return here.at < after.at || here.at == after.at && here.id <= after.id
+	})
+	var l list[B]
+	if len(rows) > p.Limit {
+		rows, l.HasMore = rows[:p.Limit], true
+		next := at(rows[p.Limit-1]).String()
+		l.Next = &next
 	}
-	return p.After, nil
+	l.Data = each(rows, show)
+	return &paged[B]{Body: l}
 }
 
 type ByID struct {
@@ -67,7 +94,7 @@ type ByID struct {
 // Conditional is the header of a PATCH or DELETE. It is read by the guard, all of it; this
 // is for the description.
 type Conditional struct {
-	IfMatch string `header:"If-Match" doc:"Change it only if its ETag is this." example:"\"3\""`
+	IfMatch string `header:"If-Match" doc:"Change it only if its ETag is this." example:"\"1\""`
 }
 
 func etag(version int64) string { return `"` + strconv.FormatInt(version, 10) + `"` }

@@ -93,6 +93,9 @@ type Agent struct {
 	CreatedAt     time.Time
 	UpdatedAt     time.Time
 	Version       int64 // counts the changes, from 1
+	// Place is where it stands in the lists of its org. Postgres gives it, in the order
+	// of the commits.
+	Place int64 `json:"-"`
 }
 
 // Key is one key of an agent, without its secret, which is shown once and not stored.
@@ -111,6 +114,7 @@ type Key struct {
 	CreatedAt     time.Time
 	ExpiresAt     time.Time
 	RevokedAt     time.Time
+	Place         int64 `json:"-"` // as an [Agent]'s
 }
 
 // Hint is the part of a secret that may be shown again: its last four characters.
@@ -284,15 +288,28 @@ func (m Metadata) Check() error {
 				return fmt.Errorf("metadata: %q is not a number that JSON can say", name)
 			}
 		case json.Number:
-			// The length too: Postgres would write 1e300000 out in full.
-			if f, err := v.Float64(); err != nil || math.IsInf(f, 0) || len(v) > 64 {
-				return fmt.Errorf("metadata: %q is not a number of at most 64 characters that a float64 can hold", name)
+			if f, err := v.Float64(); err != nil || math.IsInf(f, 0) || written(v) > 64 {
+				return fmt.Errorf("metadata: %q is not a number of at most 64 characters, written in full, that a float64 can hold", name)
 			}
 		default:
 			return fmt.Errorf("metadata: %q is not a string, a number or true or false", name)
 		}
 	}
 	return nil
+}
+
+// written is the length of a number without an exponent, or more. Postgres writes 1e60
+// out in full, and what it stored must be readable under the same limit.
+func written(n json.Number) int {
+	digits, exponent, _ := strings.Cut(strings.ToLower(string(n)), "e")
+	if exponent == "" {
+		return len(digits)
+	}
+	e, err := strconv.Atoi(exponent)
+	if err != nil {
+		return math.MaxInt
+	}
+	return len(digits) + max(e, -e)
 }
 
 // plain says whether s is text that Postgres can hold.
@@ -326,6 +343,7 @@ type OrgKeyRecord struct {
 	CreatedAt time.Time
 	ExpiresAt time.Time
 	RevokedAt time.Time
+	Place     int64 `json:"-"` // as an [Agent]'s
 }
 
 // ActiveAt is nil if the key may be used at now, else an [*Inactive].
@@ -368,6 +386,7 @@ type Node struct {
 	CreatedAt time.Time
 	ExpiresAt time.Time
 	RevokedAt time.Time
+	Place     int64 `json:"-"` // as an [Agent]'s
 }
 
 // ActiveAt is nil if the node may be served at now, else an [*Inactive].

@@ -54,7 +54,7 @@ func InsertAgent(ctx context.Context, tx pgx.Tx, a Agent) error {
 }
 
 const agentColumns = `a.org_id, a.id, a.name, a.description, a.team, a.environment, a.tier, a.status, a.allowed_models, a.metadata, a.fingerprint,
-	a.version, a.created_at, a.updated_at`
+	a.version, a.created_at, a.updated_at, a.place`
 
 type agentRow struct {
 	Agent
@@ -64,7 +64,7 @@ type agentRow struct {
 
 func (r *agentRow) into() []any {
 	return []any{&r.OrgID, &r.ID, &r.Name, &r.Description, &r.Team, &r.Environment, &r.Tier, &r.status, &r.AllowedModels, &r.metadata, &r.Fingerprint,
-		&r.Version, &r.CreatedAt, &r.UpdatedAt}
+		&r.Version, &r.CreatedAt, &r.UpdatedAt, &r.Place}
 }
 
 func (r *agentRow) agent() (Agent, error) {
@@ -95,13 +95,13 @@ type AgentFilter struct {
 	Status                  Status
 }
 
-// ListAgents is up to limit agents by age, the ones after the id after, or from
-// the first.
-func ListAgents(ctx context.Context, tx pgx.Tx, after string, limit int, f AgentFilter) ([]Agent, error) {
+// ListAgents is up to limit agents in the order of their places, those after the place
+// and the id. 0 and "" are before the first.
+func ListAgents(ctx context.Context, tx pgx.Tx, place int64, id string, limit int, f AgentFilter) ([]Agent, error) {
 	rows, err := tx.Query(ctx, `SELECT `+agentColumns+` FROM agents a
-		WHERE a.org_id = aid_org() AND a.id > $1 AND ($2 = '' OR a.name = $2) AND ($3 = '' OR a.team = $3) AND ($4 = '' OR a.environment = $4)
+		WHERE a.org_id = aid_org() AND (a.place, a.id) > ($7, $1) AND ($2 = '' OR a.name = $2) AND ($3 = '' OR a.team = $3) AND ($4 = '' OR a.environment = $4)
 			AND ($5 = '' OR a.status = $5)
-		ORDER BY a.id LIMIT $6`, after, f.Name, f.Team, f.Environment, string(f.Status), limit)
+		ORDER BY a.place, a.id LIMIT $6`, id, f.Name, f.Team, f.Environment, string(f.Status), limit, place)
 	if err != nil {
 		return nil, doing(err, "listing agents")
 	}
@@ -159,7 +159,7 @@ func InsertKey(ctx context.Context, tx pgx.Tx, k Key) error {
 }
 
 const keyColumns = `k.org_id, k.id, k.agent_id, k.name, k.hash, k.hint, k.scopes, k.allowed_models, k.rate_limit, k.rotated_from,
-	k.created_at, k.expires_at, k.revoked_at`
+	k.created_at, k.expires_at, k.revoked_at, k.place`
 
 type keyRow struct {
 	Key
@@ -169,7 +169,7 @@ type keyRow struct {
 
 func (r *keyRow) into() []any {
 	return []any{&r.OrgID, &r.ID, &r.AgentID, &r.Name, &r.hash, &r.Hint, &r.Scopes, &r.AllowedModels, &r.RateLimit, &r.RotatedFrom,
-		&r.CreatedAt, &r.expires, &r.revoked}
+		&r.CreatedAt, &r.expires, &r.revoked, &r.Place}
 }
 
 func (r *keyRow) key() (k Key, err error) {
@@ -179,9 +179,9 @@ func (r *keyRow) key() (k Key, err error) {
 	return k, err
 }
 
-// Keys is all keys of an agent by age, dead ones too.
+// Keys is all keys of an agent in the order of their places, dead ones too.
 func Keys(ctx context.Context, tx pgx.Tx, agent string) ([]Key, error) {
-	rows, err := tx.Query(ctx, `SELECT `+keyColumns+` FROM agent_keys k WHERE k.org_id = aid_org() AND k.agent_id = $1 ORDER BY k.id`, agent)
+	rows, err := tx.Query(ctx, `SELECT `+keyColumns+` FROM agent_keys k WHERE k.org_id = aid_org() AND k.agent_id = $1 ORDER BY k.place, k.id`, agent)
 	if err != nil {
 		return nil, doing(err, "listing keys")
 	}
@@ -250,12 +250,12 @@ func InsertOrgKey(ctx context.Context, tx pgx.Tx, k OrgKeyRecord) error {
 	return doing(err, "storing an org key")
 }
 
-const orgKeyColumns = `org_id, id, name, role, hash, created_at, expires_at, revoked_at`
+const orgKeyColumns = `org_id, id, name, role, hash, created_at, expires_at, revoked_at, place`
 
 func scanOrgKey(row pgx.CollectableRow) (k OrgKeyRecord, err error) {
 	var role, hash string
 	var expires, revoked *time.Time
-	if err := row.Scan(&k.OrgID, &k.ID, &k.Name, &role, &hash, &k.CreatedAt, &expires, &revoked); err != nil {
+	if err := row.Scan(&k.OrgID, &k.ID, &k.Name, &role, &hash, &k.CreatedAt, &expires, &revoked, &k.Place); err != nil {
 		return OrgKeyRecord{}, err
 	}
 	k.Role, k.CreatedAt, k.ExpiresAt, k.RevokedAt = Role(role), k.CreatedAt.UTC(), when(expires), when(revoked)
@@ -275,9 +275,9 @@ func OrgKeyPresented(ctx context.Context, tx pgx.Tx, hash [32]byte) (OrgKeyRecor
 	return found(k, err, "looking up an org key")
 }
 
-// ListOrgKeys is all org keys by age, dead ones too: an org has few.
+// ListOrgKeys is all org keys in the order of their places, dead ones too: an org has few.
 func ListOrgKeys(ctx context.Context, tx pgx.Tx) ([]OrgKeyRecord, error) {
-	rows, err := tx.Query(ctx, `SELECT `+orgKeyColumns+` FROM org_keys WHERE org_id = aid_org() ORDER BY id`)
+	rows, err := tx.Query(ctx, `SELECT `+orgKeyColumns+` FROM org_keys WHERE org_id = aid_org() ORDER BY place, id`)
 	if err != nil {
 		return nil, doing(err, "listing org keys")
 	}
@@ -313,12 +313,12 @@ func InsertNode(ctx context.Context, tx pgx.Tx, n Node) error {
 	return doing(err, "storing a node")
 }
 
-const nodeColumns = `org_id, id, name, coalesce(token_hash, ''), coalesce(spiffe_id, ''), roles, by_operator, home, created_at, expires_at, revoked_at`
+const nodeColumns = `org_id, id, name, coalesce(token_hash, ''), coalesce(spiffe_id, ''), roles, by_operator, home, created_at, expires_at, revoked_at, place`
 
 func scanNode(row pgx.CollectableRow) (n Node, err error) {
 	var hash string
 	var expires, revoked *time.Time
-	if err := row.Scan(&n.OrgID, &n.ID, &n.Name, &hash, &n.SPIFFEID, &n.Roles, &n.ByOperator, &n.Home, &n.CreatedAt, &expires, &revoked); err != nil {
+	if err := row.Scan(&n.OrgID, &n.ID, &n.Name, &hash, &n.SPIFFEID, &n.Roles, &n.ByOperator, &n.Home, &n.CreatedAt, &expires, &revoked, &n.Place); err != nil {
 		return Node{}, err
 	}
 	n.CreatedAt, n.ExpiresAt, n.RevokedAt = n.CreatedAt.UTC(), when(expires), when(revoked)
@@ -445,9 +445,9 @@ func scanCaller(row pgx.Row) (c Caller, err error) {
 	return c, err
 }
 
-// ListNodes is all nodes by age, dead ones too.
+// ListNodes is all nodes in the order of their places, dead ones too.
 func ListNodes(ctx context.Context, tx pgx.Tx) ([]Node, error) {
-	rows, err := tx.Query(ctx, `SELECT `+nodeColumns+` FROM nodes WHERE org_id = aid_org() ORDER BY id`)
+	rows, err := tx.Query(ctx, `SELECT `+nodeColumns+` FROM nodes WHERE org_id = aid_org() ORDER BY place, id`)
 	if err != nil {
 		return nil, doing(err, "listing nodes")
 	}

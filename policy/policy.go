@@ -14,6 +14,7 @@ type Policy struct {
 	Document  []byte // JSON: the body of POST /v1/policies, as it was written
 	CreatedAt time.Time
 	UpdatedAt time.Time
+	Place     int64 // where it stands in lists: Postgres gives it, in the order of the commits
 }
 
 // Effect is what a decision says. The zero value denies.

@@ -22,11 +22,11 @@ var (
 	ErrNameTaken = errors.New("another policy has this name")
 )
 
-const columns = `id, org_id, name, version, document, created_at, updated_at`
+const columns = `id, org_id, name, version, document, created_at, updated_at, place`
 
 func scan(row pgx.CollectableRow) (p Policy, err error) {
 	var document string
-	err = row.Scan(&p.ID, &p.OrgID, &p.Name, &p.Version, &document, &p.CreatedAt, &p.UpdatedAt)
+	err = row.Scan(&p.ID, &p.OrgID, &p.Name, &p.Version, &document, &p.CreatedAt, &p.UpdatedAt, &p.Place)
 	p.Document, p.CreatedAt, p.UpdatedAt = []byte(document), p.CreatedAt.UTC(), p.UpdatedAt.UTC()
 	return p, err
 }
@@ -62,10 +62,10 @@ func ByID(ctx context.Context, tx pgx.Tx, id string) (Policy, error) {
 	return p, doing(err, "reading a policy")
 }
 
-// List is a page of at most limit policies in the order of their ids, beginning
-// after the id after.
-func List(ctx context.Context, tx pgx.Tx, after string, limit int) ([]Policy, error) {
-	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM policies WHERE org_id = aid_org() AND id > $1 ORDER BY id LIMIT $2`, after, limit)
+// List is at most limit policies in the order of their places, those after the place
+// and the id. 0 and "" are before the first.
+func List(ctx context.Context, tx pgx.Tx, place int64, id string, limit int) ([]Policy, error) {
+	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM policies WHERE org_id = aid_org() AND (place, id) > ($1, $2) ORDER BY place, id LIMIT $3`, place, id, limit)
 	if err != nil {
 		return nil, doing(err, "listing policies")
 	}
@@ -74,7 +74,9 @@ func List(ctx context.Context, tx pgx.Tx, after string, limit int) ([]Policy, er
 }
 
 // All is every policy of the org, for those who decide by them.
-func All(ctx context.Context, tx pgx.Tx) ([]Policy, error) { return List(ctx, tx, "", MaxPolicies+1) }
+func All(ctx context.Context, tx pgx.Tx) ([]Policy, error) {
+	return List(ctx, tx, 0, "", MaxPolicies+1)
+}
 
 // Update replaces name and document if the stored version is still p.Version, and
 // answers the policy as it is then. Else: ErrConflict or ErrNotFound.

@@ -35,13 +35,13 @@ type Credential struct {
 	UpdatedAt  time.Time
 }
 
-const columns = `p.id, p.org_id, p.name, p.kind, p.base_url, p.models, p.hosts, p.headers, p.settings, p.version, p.created_at, p.updated_at,
+const columns = `p.id, p.org_id, p.name, p.kind, p.base_url, p.models, p.hosts, p.headers, p.settings, p.version, p.created_at, p.updated_at, p.place,
 	coalesce((SELECT c.cluster FROM provider_credentials c WHERE c.org_id = p.org_id AND c.provider_id = p.id), '')`
 
 func scan(row pgx.CollectableRow) (p Provider, err error) {
 	var headers, settings []byte
 	var cluster string // that the credential was given for
-	err = row.Scan(&p.ID, &p.OrgID, &p.Name, &p.Kind, &p.BaseURL, &p.Models, &p.Hosts, &headers, &settings, &p.Version, &p.CreatedAt, &p.UpdatedAt, &cluster)
+	err = row.Scan(&p.ID, &p.OrgID, &p.Name, &p.Kind, &p.BaseURL, &p.Models, &p.Hosts, &headers, &settings, &p.Version, &p.CreatedAt, &p.UpdatedAt, &p.Place, &cluster)
 	if err != nil {
 		return p, err
 	}
@@ -116,9 +116,9 @@ func ByID(ctx context.Context, tx pgx.Tx, id string) (Provider, error) {
 	return p, doing(err, "reading a provider")
 }
 
-// List is all of the org's providers, without their credentials, by age.
+// List is all of the org's providers, without their credentials, in the order of their places.
 func List(ctx context.Context, tx pgx.Tx) ([]Provider, error) {
-	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM providers p WHERE p.org_id = aid_org() ORDER BY p.id LIMIT $1`, MaxProviders+1)
+	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM providers p WHERE p.org_id = aid_org() ORDER BY p.place, p.id LIMIT $1`, MaxProviders+1)
 	if err != nil {
 		return nil, doing(err, "listing providers")
 	}

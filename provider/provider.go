@@ -45,6 +45,7 @@ type Provider struct {
 	Version   int64 // counts changes; the ETag
 	CreatedAt time.Time
 	UpdatedAt time.Time
+	Place     int64 `json:"-"` // where it stands in lists: Postgres gives it, in the order of the commits
 
 	ready *ready // set by NewRegistry
 }

@@ -17,6 +17,7 @@ import (
 // a full row. $1 is the org, $2 a mark of its owner.
 var tables = []struct{ name, columns, values string }{
 	{"orgs", "", ""}, // made by the owner
+	{"places", "org_id, last", "$1, length($2)"}, // before what makes its row
 	{"org_keys", "org_id, id, name, role, hash", "$1, $2, $2, 'admin', $2"},
 	{"nodes", "org_id, id, name, token_hash, spiffe_id", "$1, $2, $2, $2, 'spiffe://' || $2"},
 	{"changes", "org_id, what", "$1, $2"},
