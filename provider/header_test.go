@@ -111,3 +111,71 @@ func TestForwardSentHeaders(t *testing.T) {
 		}
 	}
 }
+
+// Rotation of the key: all values get the first key, once, and what cannot be opened
+// changes nothing.
+func TestReseal(t *testing.T) {
+	w := open(t)
+	p := stored(w.a, "prov_1", "one")
+	older, both, newer := sealer(t, fernetKey(1)), sealer(t, fernetKey(2), fernetKey(1)), sealer(t, fernetKey(2))
+	put := func(s *provider.Sealer) error {
+		return w.try(w.a, func(ctx context.Context, tx pgx.Tx) error {
+			sealed, err := s.Seal([]byte("secret"))
+			if err != nil {
+				return err
+			}
+			return provider.PutCredential(ctx, tx, provider.Credential{ProviderID: p.ID, Cluster: provider.ClusterName(p), Sealed: sealed, UpdatedAt: noon})
+		})
+	}
+	reseal := func(s *provider.Sealer) (n int, err error) {
+		err = w.try(w.a, func(ctx context.Context, tx pgx.Tx) (err error) {
+			n, err = provider.Reseal(ctx, tx, s, p.ID)
+			return err
+		})
+		return n, err
+	}
+	opens := func() {
+		t.Helper()
+		w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error {
+			got, err := provider.ByID(ctx, tx, p.ID)
+			if err == nil {
+				got, err = got.OpenHeaders(newer)
+			}
+			if err != nil {
+				return err
+			}
+			cs, err := provider.Credentials(ctx, tx)
+			if err != nil {
+				return err
+			}
+			if b, err := newer.Open(cs[0].Sealed); err != nil || string(b) != "secret" || got.HeaderValues()["x-team"] == "" || got.Version != 1 {
+				t.Errorf("%q %v %v", b, err, got)
+			}
+			return nil
+		})
+	}
+	w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error { return provider.Insert(ctx, tx, older, p) })
+	if err := put(older); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := reseal(newer); !errors.Is(err, provider.ErrUnreadable) {
+		t.Errorf("without the old key: %d %v", n, err)
+	}
+	if n, err := reseal(both); n != 2 || err != nil {
+		t.Errorf("%d %v", n, err)
+	}
+	opens()
+	if n, err := reseal(both); n != 0 || err != nil {
+		t.Errorf("again: %d %v", n, err)
+	}
+	// A header from before schema 6.
+	w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE providers SET headers = '{"x-team": "canary"}'`)
+		return err
+	})
+	if n, err := reseal(both); n != 1 || err != nil {
+		t.Errorf("%d %v", n, err)
+	}
+	opens()
+	w.in(w.b, provider.ErrNotFound, func(ctx context.Context, tx pgx.Tx) error { _, err := provider.Reseal(ctx, tx, both, p.ID); return err })
+}

@@ -186,3 +186,52 @@ func Credentials(ctx context.Context, tx pgx.Tx) ([]Credential, error) {
 	})
 	return cs, doing(err, "reading credentials")
 }
+
+// Reseal encrypts the credential and the header values of a provider again, with s' first
+// key, and returns how many there were that did not have it. With an error, which is
+// ErrUnreadable if a value cannot be opened, nothing must be committed.
+func Reseal(ctx context.Context, tx pgx.Tx, s *Sealer, id string) (n int, err error) {
+	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM providers p WHERE p.org_id = aid_org() AND p.id = $1 FOR UPDATE OF p`, id)
+	if err != nil {
+		return 0, doing(err, "reading a provider")
+	}
+	p, err := pgx.CollectExactlyOneRow(rows, scan)
+	if err != nil {
+		return 0, doing(err, "reading a provider")
+	}
+	var sealed string
+	err = tx.QueryRow(ctx, `SELECT sealed FROM provider_credentials WHERE org_id = aid_org() AND provider_id = $1 FOR UPDATE`, id).Scan(&sealed)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return 0, doing(err, "reading a credential")
+	}
+	if err == nil && !s.Newest(sealed) {
+		plain, err := s.Open(sealed)
+		if err != nil {
+			return 0, fmt.Errorf("credential: %w", err)
+		}
+		if sealed, err = s.Seal(plain); err != nil {
+			return 0, err
+		}
+		if _, err := tx.Exec(ctx, `UPDATE provider_credentials SET sealed = $2 WHERE org_id = aid_org() AND provider_id = $1`, id, sealed); err != nil {
+			return 0, doing(err, "storing a credential")
+		}
+		n++
+	}
+	old := 0
+	for _, h := range p.Headers {
+		if h.sealed == "" || !s.Newest(h.sealed) {
+			old++
+		}
+	}
+	if old == 0 {
+		return n, nil
+	}
+	if p, err = p.OpenHeaders(s); err != nil {
+		return 0, err
+	}
+	headers, err := Provider{ID: p.ID, OrgID: p.OrgID, BaseURL: p.BaseURL, Headers: Headers(p.HeaderValues())}.sealHeaders(s)
+	if err == nil {
+		_, err = tx.Exec(ctx, `UPDATE providers SET headers = $2 WHERE org_id = aid_org() AND id = $1`, id, headers)
+	}
+	return n + old, doing(err, "storing headers")
+}

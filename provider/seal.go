@@ -61,3 +61,8 @@ func (s *Sealer) Open(sealed string) ([]byte, error) {
 	}
 	return b, nil
 }
+
+// Newest reports whether the first key sealed it.
+func (s *Sealer) Newest(sealed string) bool {
+	return fernet.VerifyAndDecrypt([]byte(sealed), -1, (*s.keys.Load())[:1]) != nil
+}

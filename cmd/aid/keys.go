@@ -1,0 +1,106 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+func keysCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "keys", Short: "Rotate the keys that encrypt secrets at rest"}
+	cmd.AddCommand(resealCommand())
+	return cmd
+}
+
+func resealCommand() *cobra.Command {
+	var m manage
+	var fernet string
+	cmd := &cobra.Command{
+		Use:   "reseal",
+		Short: "Encrypt an organization's provider secrets again, with the newest Fernet key",
+		Long: `reseal encrypts the credentials and header values of an organization's providers
+again, with the first key of --fernet-keys. Values that have that key already are
+left alone, so you can stop it and run it again.
+
+To rotate: put a new key on the first line of each control plane's file, wait until
+each has read it (aid_file_reloads_total, or a restart), run reseal for each
+organization, and remove the old key one day later. Until then stored responses of
+requests with an Idempotency-Key need it.
+
+Exit code 0: every value has the newest key. 1: some cannot be opened; they are
+named, and all others were encrypted again.`,
+		Example: `  export AID_POSTGRES='postgres://aid_app@db.example.com/aid?sslmode=verify-full&passfile=app.pgpass'
+  aid keys reseal --org org_default --fernet-keys fernet.keys --hmac-keys hmac.keys`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			db, err := m.open(cmd, true)
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			if fernet == "" && m.home != "" {
+				fernet = filepath.Join(m.home, "secrets", "fernet.keys")
+			}
+			sealer, err := sealerOf(fernet)
+			if err != nil {
+				return err
+			}
+			chain, err := m.chain(db)
+			if err != nil {
+				return err
+			}
+			var ids []string
+			err = db.InOrg(ctx, m.org, func(tx pgx.Tx) error {
+				all, err := provider.List(ctx, tx)
+				ids = nil
+				for _, p := range all {
+					ids = append(ids, p.ID)
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			again, failed := 0, []string{}
+			for _, id := range ids {
+				var n int
+				err := db.InOrg(ctx, m.org, func(tx pgx.Tx) (err error) {
+					if n, err = provider.Reseal(ctx, tx, sealer, id); err != nil || n == 0 {
+						return err
+					}
+					_, err = chain.Record(ctx, tx, m.org, audit.Changed{
+						Kind: "provider.updated", Actor: operator(), ObjectKind: "provider", ObjectID: id, Fields: []string{"encryption"},
+					})
+					return err
+				})
+				switch {
+				case errors.Is(err, provider.ErrNotFound): // deleted in the meantime
+				case errors.Is(err, provider.ErrUnreadable):
+					failed = append(failed, id)
+					fmt.Fprintf(cmd.ErrOrStderr(), "aid: %s: %v\n", id, err)
+				case err != nil:
+					return fmt.Errorf("%s: %w", id, err)
+				case n > 0:
+					again += n
+					fmt.Fprintf(cmd.ErrOrStderr(), "aid: %s: %d encrypted again\n", id, n)
+				}
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: %d providers, %d values encrypted again, %d providers with values that cannot be opened\n", m.org, len(ids), again, len(failed))
+			if len(failed) > 0 {
+				return fmt.Errorf("no key in %s opens values of %s: add the key that encrypted them, or set them again", fernet, strings.Join(failed, ", "))
+			}
+			return nil
+		},
+	}
+	m.flags(cmd, true, true)
+	cmd.Flags().StringVar(&fernet, "fernet-keys", "", "`file` with the Fernet keys, one a line; the first encrypts, all open")
+	return cmd
+}
