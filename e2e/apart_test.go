@@ -815,6 +815,32 @@ func (a *apart) api(t *testing.T) *http.Client {
 	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}}
 }
 
+// systemd reads the unit files without a complaint, where it is installed.
+func TestUnitFiles(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip(err) // TestProduction starts the commands of the unit files all the same
+	}
+	dir := t.TempDir()
+	var files []string
+	for _, name := range []string{"aid-control", "aid-extproc", "aid-envoy"} {
+		b, err := os.ReadFile(filepath.Join(e2e.Root(), "docs", "systemd", name+".service"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// It looks for the programs.
+		text := strings.NewReplacer("/usr/local/bin/aid", "/bin/true", "/usr/local/bin/envoy", "/bin/true").Replace(string(b))
+		files = append(files, filepath.Join(dir, name+".service"))
+		if err := os.WriteFile(files[len(files)-1], []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.Command(analyze, append([]string{"verify", "--man=no"}, files...)...).CombinedOutput()
+	if err != nil || strings.Contains(string(out), dir) {
+		t.Errorf("%v %s", err, out)
+	}
+}
+
 // TestProduction does all that docs/production.md says.
 func TestProduction(t *testing.T) {
 	a := startApart(t)

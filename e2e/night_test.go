@@ -314,6 +314,11 @@ func (n *night) short(t *testing.T) {
 	n.revoked(t)
 	n.restored(t)
 	n.fault(t, "a control plane is killed", c1.aid.kill, map[*host]string{c1: gone}, c1.aid.start)
+	n.fault(t, "a control plane starts without Postgres", func() {
+		c1.aid.stop()
+		n.db.stop(t)
+		c1.aid.start()
+	}, map[*host]string{c1: "starting", c2: "database"}, func() { n.db.start(t) })
 	n.fault(t, "extproc is killed", node1.aid.kill, map[*host]string{node1: gone}, node1.aid.start)
 	n.fault(t, "Envoy is killed", node2.envoy.kill, map[*host]string{node2: "gateway"}, node2.envoy.start)
 }
