@@ -79,9 +79,11 @@ lint: $(STATIC) $(VALE_DONE) ## gofmt, staticcheck (staticcheck.conf has its che
 vuln: $(VULN) ## known vulnerabilities that our code can reach (needs the vulnerability database)
 	@$(VULN) ./...
 
-generate: check-test $(BUF) ## proto → Go
+generate: check-test $(BUF) $(POSTGRES) ## proto → Go, and flags, error codes and metrics → docs
 	$(call say,buf lint and generate)
 	@$(BUF_BIN) lint && $(BUF_BIN) generate
+	$(call say,docs/configuration.md, docs/errors.md, docs/metrics.md)
+	@go test ./cmd/aid -run Reference -update
 
 prices: ## provider/prices/list.json, out of the package that tools/prices.txt pins
 	$(call say,reading $$(sed -n 's/ .*//;s/==/ /p' tools/prices.txt))

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ai-identity/ai-identity/e2e"
 	"github.com/ai-identity/ai-identity/envoy/envoytest"
@@ -15,12 +16,18 @@ import (
 	"github.com/ai-identity/ai-identity/provider/prices"
 )
 
-var fenced = regexp.MustCompile("(?s)```(sh|yaml)\n(.*?)```")
+// A block may have what it must print before it: <!-- prints: 403, model_not_allowed -->
+var fenced = regexp.MustCompile("(?s)(?:<!-- prints: ([^\n]*) -->\n *)?```(sh|yaml|python)\n(.*?)```")
 
-// Every command that the docs tell somebody to type is typed here, but for those that
-// are make's: those must be targets of ours. Files that they show are read as the
-// program reads them. TestReadme has the README's, TestSDKs
-// docs/clients.md, and TestProduction docs/production.md.
+// typedElsewhere are pages with a test of their own.
+var typedElsewhere = map[string]string{
+	"clients.md":    "TestSDKs",
+	"production.md": "TestProduction",
+}
+
+// Every command that the README and the docs show is typed here, in the order of the
+// page and in one shell for each page, against what `make run` starts. Commands of make
+// must be targets of ours, and files are read as the program reads them.
 func TestDocs(t *testing.T) {
 	pages, err := filepath.Glob(filepath.Join(e2e.Root(), "docs", "*.md"))
 	if err != nil || len(pages) == 0 {
@@ -30,33 +37,42 @@ func TestDocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	up := e2e.Shared(t)
-	agent := up.Agent(t, `{"name":"reader-of-docs","allowed_models":["demo"]}`)
+	up := e2e.Start(t, e2e.Config{Args: []string{"--stand-in", "127.0.0.1:0"}})
+	for _, name := range []string{"CONTRIBUTING.md", "README.md"} {
+		pages = append(pages, filepath.Join(e2e.Root(), name))
+	}
 	commands := 0
 	for _, page := range pages {
-		if name := filepath.Base(page); name == "clients.md" || name == "production.md" {
-			continue // of TestSDKs and TestProduction
+		name := filepath.Base(page)
+		if typedElsewhere[name] != "" {
+			continue
 		}
 		text, err := os.ReadFile(page)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i, block := range fenced.FindAllStringSubmatch(string(text), -1) {
-			t.Run(fmt.Sprintf("%s/%d", filepath.Base(page), i), func(t *testing.T) {
-				if block[1] == "yaml" {
-					readable(t, block[2])
-					return
-				}
-				commands++
-				if strings.Contains(block[2], "make") {
-					targets(t, block[2], string(makefile))
-					return
-				}
-				typeIn(t, up, agent, block[2])
-			})
-		}
+		t.Run(name, func(t *testing.T) {
+			s := newShell(t, up)
+			for i, block := range fenced.FindAllStringSubmatch(string(text), -1) {
+				prints, kind, typed := block[1], block[2], block[3]
+				t.Run(fmt.Sprint(i), func(t *testing.T) {
+					switch {
+					case kind == "yaml":
+						readable(t, typed)
+						return
+					case regexp.MustCompile(`(?m)^make\b`).MatchString(typed):
+						targets(t, typed, string(makefile))
+						return
+					case kind == "python":
+						typed = "\"$AID_SDK_PYTHON\" - <<'END'\n" + typed + "END\n"
+					}
+					commands++
+					s.run(t, typed, prints)
+				})
+			}
+		})
 	}
-	if commands < 5 {
+	if commands < 30 && !t.Failed() {
 		t.Errorf("only %d blocks of commands were found", commands)
 	}
 }
@@ -88,21 +104,71 @@ func targets(t *testing.T, block, makefile string) {
 	}
 }
 
-// typeIn runs the commands against up. A request that is refused fails.
-func typeIn(t *testing.T, up *e2e.Up, agent, block string) {
+// shell runs the blocks of one page. Variables and functions last from block to block.
+type shell struct {
+	env     []string
+	state   string
+	replace *strings.Replacer
+}
+
+func newShell(t *testing.T, up *e2e.Up) *shell {
 	t.Helper()
-	org, err := os.ReadFile(filepath.Join(up.Home, "org.key"))
-	if err != nil {
+	python := os.Getenv("AID_SDK_PYTHON")
+	if python == "" {
+		python = filepath.Join(e2e.Root(), ".tools", "sdk", "bin", "python")
+	}
+	agent := up.Agent(t, `{"name":"reader-of-docs","allowed_models":["demo"]}`)
+	s := &shell{
+		state: filepath.Join(t.TempDir(), "state"),
+		env: append(os.Environ(), "PATH="+filepath.Dir(e2e.Binary(t))+":"+os.Getenv("PATH"), "AID_SDK_PYTHON="+python,
+			"ORG="+up.OrgKey, "AGENT="+agent, "AID_HOME="+t.TempDir()),
+		replace: strings.NewReplacer("localhost:8080", strings.TrimPrefix(up.Gateway, "http://"), "localhost:8081", strings.TrimPrefix(up.API, "http://"),
+			"localhost:9090", strings.TrimPrefix(up.Metrics, "http://"), ".aid/", up.Home+"/", "--home .aid", "--home "+up.Home),
+	}
+	for _, flag := range []string{"GATEWAY", "API", "METRICS"} {
+		s.env = append(s.env, fmt.Sprintf("AID_%s=127.0.0.1:%d", flag, envoytest.Port(t)))
+	}
+	if err := os.WriteFile(s.state, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("bash", "-c", "set -e\ncurl() { command curl --silent --show-error --fail-with-body \"$@\"; }\n"+
-		strings.ReplaceAll(block, "localhost:8080", strings.TrimPrefix(up.Gateway, "http://")))
-	cmd.Dir = e2e.Root()
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(e2e.Binary(t))+":"+os.Getenv("PATH"), "ORG="+strings.TrimSpace(string(org)), "AGENT="+agent, "AID_HOME="+t.TempDir())
-	for _, flag := range []string{"GATEWAY", "API", "METRICS"} {
-		cmd.Env = append(cmd.Env, fmt.Sprintf("AID_%s=127.0.0.1:%d", flag, envoytest.Port(t)))
+	return s
+}
+
+// run types a block. A rejected request fails, unless the page says what is printed:
+// then the block is typed until it prints that, since a change takes a moment to arrive.
+func (s *shell) run(t *testing.T, block, prints string) {
+	t.Helper()
+	curl := "curl() { command curl --silent --show-error --fail-with-body \"$@\"; }\n"
+	if prints != "" {
+		curl = "curl() { command curl \"$@\"; }\n"
 	}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s\n%s", err, block, out)
+	script := "set -ea\nexport STATE=" + s.state + "\n. $STATE\n" + curl + s.replace.Replace(block) +
+		"\n{ export -p; declare -f; } | grep -v '^declare -[a-z]*r' > $STATE.new && mv $STATE.new $STATE\n"
+	var missing string
+	for deadline := time.Now().Add(15 * time.Second); ; {
+		cmd := exec.CommandContext(t.Context(), "bash", "-c", script)
+		cmd.Dir, cmd.Env = e2e.Root(), s.env
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s\n%s", err, block, out)
+		}
+		if missing = ""; prints == "" {
+			return
+		}
+		for _, want := range strings.Split(prints, ", ") {
+			if !strings.Contains(string(out), want) {
+				missing = want
+			}
+		}
+		if missing == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it does not print %q:\n%s\n%s", missing, block, out)
+		}
+		select {
+		case <-t.Context().Done():
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
 }

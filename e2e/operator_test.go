@@ -288,13 +288,13 @@ func TestAlertsReadWhatExists(t *testing.T) {
 			continue
 		}
 		alerts++
-		for _, name := range regexp.MustCompile(`\baid_[a-z_]+`).FindAllString(expr, -1) {
+		for _, name := range regexp.MustCompile(`\b(aid|envoy)_[a-z_]+`).FindAllString(expr, -1) {
 			if name != "aid_certificate_expiry_timestamp_seconds" && !regexp.MustCompile(`(?m)^`+name+`(\{| )`).MatchString(metrics) {
 				t.Errorf("%s is not there: %s", name, expr)
 			}
 		}
 	}
-	if alerts < 10 {
+	if alerts < 13 {
 		t.Errorf("%d alerts", alerts)
 	}
 }

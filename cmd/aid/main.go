@@ -90,7 +90,7 @@ Flags win. Secrets are read from files or variables, never from arguments.`,
 		return usagef("%v; see `%s --help`", err, cmd.CommandPath())
 	})
 	root.AddCommand(upCommand(), controlCommand(), extprocCommand(), migrateCommand(), orgCommand(), nodeCommand(),
-		doctorCommand(), auditCommand(), envoyBootstrapCommand(), keysCommand(), versionCommand(), fetchPostgresCommand())
+		doctorCommand(), auditCommand(), envoyBootstrapCommand(), keysCommand(), explainCommand(), versionCommand(), fetchPostgresCommand())
 	return root
 }
 
