@@ -63,6 +63,8 @@ func TestDocs(t *testing.T) {
 					case regexp.MustCompile(`(?m)^make\b`).MatchString(typed):
 						targets(t, typed, string(makefile))
 						return
+					case kind == "python" && name != "README.md":
+						t.Skip("TestSDKs runs it, with each client's provider")
 					case kind == "python":
 						typed = "\"$AID_SDK_PYTHON\" - <<'END'\n" + typed + "END\n"
 					}
@@ -72,7 +74,7 @@ func TestDocs(t *testing.T) {
 			}
 		})
 	}
-	if commands < 30 && !t.Failed() {
+	if commands < 25 && !t.Failed() {
 		t.Errorf("only %d blocks of commands were found", commands)
 	}
 }
