@@ -84,10 +84,10 @@ func startApart(t *testing.T) *apart {
 		}
 		for _, block := range fenced.FindAllStringSubmatch(string(text[m[0]:end]), -1) {
 			section := string(text[m[2]:m[3]])
-			if block[1] == "yaml" {
+			if block[2] == "yaml" {
 				section = "scrape"
 			}
-			a.page[section] = append(a.page[section], block[2])
+			a.page[section] = append(a.page[section], block[3])
 		}
 	}
 	if err := os.Mkdir(a.etc(), 0o700); err != nil {

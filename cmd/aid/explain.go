@@ -110,6 +110,7 @@ var errorGroups = []errorGroup{
 		{"model_not_allowed", []int{403}, "The model is not in `allowed_models` of the agent, or not in those of the key.", "Add the model with `PATCH /v1/agents/{id}`, or create a key that has it."},
 		{"policy_denied", []int{403}, "A deny policy matches the request. `policy_id` names it.", "Read the policy: `GET /v1/policies/{id}`. Change the request or the policy."},
 		{"not_permitted", []int{403}, "Allow policies govern this agent, and none of them permits the request.", "Widen one of those policies, or add one. The audit entry's `policy_ids` names them."},
+		{"approval_required", []int{403}, "A policy requires a person's approval. This version cannot ask for one, so the request is rejected.", "Change the request, or the policy that `policy_id` names."},
 		{"policy_error", []int{403, 503}, "The policies could not be evaluated, or this version cannot enforce a limit.", "Look at the sidecar's log. Update the sidecar to the control plane's version."},
 		{"policy_timeout", []int{503}, "The policies were not evaluated in time.", "Try again. If it stays, reduce the load or the number of conditions."},
 	}},
