@@ -28,6 +28,9 @@ type Config struct {
 	MaxConns int32
 	// StatementTimeout bounds every statement. 0: 15 s.
 	StatementTimeout time.Duration
+	// TransactionTimeout bounds every transaction, with all its statements and
+	// attempts, also where the server is silent. 0: 30 s.
+	TransactionTimeout time.Duration
 	// Log takes what happens to connections.
 	Log *slog.Logger
 	// Registerer, if not nil, gets metrics of the pool (aid_store_…).
@@ -50,6 +53,7 @@ const (
 type DB struct {
 	pool    *pgxpool.Pool
 	listen  *pgx.ConnConfig
+	limit   time.Duration // of a transaction
 	silence time.Duration // after which a connection that listens is asked whether it is still there
 	log     *slog.Logger
 	metrics prometheus.Collector
@@ -71,6 +75,9 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	if c.StatementTimeout == 0 {
 		c.StatementTimeout = 15 * time.Second
 	}
+	if c.TransactionTimeout == 0 {
+		c.TransactionTimeout = 30 * time.Second
+	}
 	pc, err := pgxpool.ParseConfig(c.URL)
 	if err != nil {
 		return nil, fmt.Errorf("opening the database: %w", err) // it redacts the password
@@ -87,7 +94,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the database: %w", err)
 	}
-	db := &DB{pool: pool, listen: pc.ConnConfig.Copy(), silence: stillThere, log: c.Log}
+	db := &DB{pool: pool, listen: pc.ConnConfig.Copy(), silence: stillThere, limit: c.TransactionTimeout, log: c.Log}
 	if err := db.fit(ctx); err != nil {
 		pool.Close()
 		return nil, fmt.Errorf("opening the database: %w", err)
@@ -244,6 +251,8 @@ func (db *DB) Presenting(ctx context.Context, presented string, fn func(pgx.Tx) 
 }
 
 func (db *DB) again(ctx context.Context, o pgx.TxOptions, name, value string, fn func(pgx.Tx) error) error {
+	ctx, cancel := context.WithTimeout(ctx, db.limit)
+	defer cancel()
 	for try := 1; ; try++ {
 		err := db.once(ctx, o, name, value, fn)
 		if err == nil || try == tries || !lost(err) {
@@ -262,8 +271,17 @@ func (db *DB) once(ctx context.Context, o pgx.TxOptions, name, value string, fn 
 	if err != nil {
 		return fmt.Errorf("beginning a transaction: %w", err)
 	}
+	// fn has a context of its own, which may be without a deadline. So the connection
+	// gets one: whatever fn waits for there ends with ctx.
+	conn := tx.Conn()
+	stop := context.AfterFunc(ctx, func() { _ = conn.PgConn().Conn().SetDeadline(time.Unix(1, 0)) })
 	// Also when fn panics. What is committed is not touched by it.
 	defer func() {
+		if !stop() {
+			// The deadline stays with the connection, so no other transaction may get it.
+			// Closing it is quick: nothing can be sent or received any more.
+			_ = conn.Close(ctx)
+		}
 		back, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
 		if e := tx.Rollback(back); e != nil && !errors.Is(e, pgx.ErrTxClosed) && err == nil {
@@ -327,7 +345,10 @@ func (db *DB) hear(ctx context.Context, channel string, fn func(string), connect
 		defer cancel()
 		conn.Close(bye) //nolint:errcheck // there is nothing to do about it
 	}()
-	if _, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{channel}.Sanitize()); err != nil {
+	begin, cancel := context.WithTimeout(ctx, stillThere)
+	_, err = conn.Exec(begin, "LISTEN "+pgx.Identifier{channel}.Sanitize())
+	cancel()
+	if err != nil {
 		return err
 	}
 	connected()
@@ -342,7 +363,7 @@ func (db *DB) hear(ctx context.Context, channel string, fn func(string), connect
 		case !silent:
 			return err
 		default:
-			ping, cancel := context.WithTimeout(ctx, stillThere)
+			ping, cancel := context.WithTimeout(ctx, min(stillThere, db.silence))
 			err := conn.Ping(ping)
 			cancel()
 			if err != nil {
