@@ -47,7 +47,9 @@ knows for --max-staleness, then refuses everything.
 /readyz is green once a request sent to --gateway-url came here through Envoy. On
 SIGTERM /readyz turns red and requests are served on for --lame-duck, so that a load
 balancer can send them elsewhere. Then new requests get 503 with Retry-After, those in
-progress may end within --drain, and the audit log is flushed and shipped.
+progress may end within --drain, and the audit log is flushed and shipped. The wait of
+--lame-duck ends early when Envoy has closed its connections. A second signal skips
+--lame-duck and --drain, and a third ends the process at once.
 
 Keep --segments on a disk that survives this process: what is there and not yet
 shipped is the record.`,
@@ -151,7 +153,7 @@ func (s *sidecar) check() error {
 
 func (s *sidecar) run(ctx context.Context) error {
 	ctx, restore := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, restore) // a second signal is not ours to catch
+	context.AfterFunc(ctx, restore) // end takes the next one
 	if err := s.check(); err != nil {
 		return err
 	}
@@ -247,7 +249,8 @@ func (s *sidecar) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	g := s.server(server)
+	envoys := &connections{}
+	g := s.server(server, grpc.StatsHandler(envoys))
 	logv3.RegisterAccessLogServiceServer(g, server)
 	above.start(ctx, "exchanges", func(context.Context) error { return g.Serve(l) })
 	ready.set(remember(500*time.Millisecond, s.ready(server, client, writer)))
@@ -262,18 +265,21 @@ func (s *sidecar) run(ctx context.Context) error {
 	case err := <-below.ended:
 		ended <- err
 	}
-	s.end(ctx, &ready, server, g, writer)
+	s.end(ctx, &ready, server, g, envoys, writer)
 	return <-ended
 }
 
-// end is the order of death: say that we are not ready, serve on for a while, let
+// end is the order of death. A second signal skips the waits, and the audit log is made
+// durable all the same: say that we are not ready, serve on for a while, let
 // exchanges in progress end, stop answering, make everything that they recorded durable, and let the
 // control plane have it if it is there.
-func (s *sidecar) end(ctx context.Context, ready *readiness, server *extproc.Server, g *grpc.Server, writer *audit.Writer) {
+func (s *sidecar) end(ctx context.Context, ready *readiness, server *extproc.Server, g *grpc.Server, envoys *connections, writer *audit.Writer) {
+	hurry, calm := nextSignal(ctx)
+	defer calm()
 	ctx = context.WithoutCancel(ctx)
 	ready.stop()
-	s.serveOn()
-	drain, cancel := context.WithTimeout(ctx, s.drain)
+	s.serveOn(hurry, envoys)
+	drain, cancel := context.WithTimeout(hurry, s.drain)
 	defer cancel()
 	if err := server.Drain(drain); err != nil {
 		s.log.Warn("stopping", "err", err)
@@ -287,12 +293,6 @@ func (s *sidecar) end(ctx context.Context, ready *readiness, server *extproc.Ser
 	if err := writer.WaitShipped(last); err != nil {
 		s.log.Warn("part of the record waits here for the next start", "segments", s.segments, "err", err)
 	}
-}
-
-// serveOn waits for --lame-duck. A second signal ends the process at once.
-func (s *sidecar) serveOn() {
-	s.log.Info("stopping: /readyz is red", "lame_duck", s.lameDuck, "drain", s.drain)
-	time.Sleep(s.lameDuck)
 }
 
 // dial connects to the control plane, now or later.
@@ -336,8 +336,8 @@ func maxMessage(maxBody int64) int { return int(min(4*maxBody+64<<20, 1<<31-1)) 
 
 // server is the gRPC server that Envoy speaks to. There is no interceptor that
 // recovers from panics: one that answered nil would be an "allow" to Envoy.
-func (s *sidecar) server(handler extprocv3.ExternalProcessorServer) *grpc.Server {
-	g := grpc.NewServer(
+func (s *sidecar) server(handler extprocv3.ExternalProcessorServer, more ...grpc.ServerOption) *grpc.Server {
+	g := grpc.NewServer(append(more,
 		// Far above Envoy's buffers, which are soft: a chunk of a response may be larger
 		// than the limit by what was read at once. No message is rejected for its size.
 		grpc.MaxRecvMsgSize(maxMessage(s.maxBody)), grpc.MaxSendMsgSize(maxMessage(s.maxBody)),
@@ -348,7 +348,7 @@ func (s *sidecar) server(handler extprocv3.ExternalProcessorServer) *grpc.Server
 		grpc.ReadBufferSize(64<<10), grpc.WriteBufferSize(64<<10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
-	)
+	)...)
 	extprocv3.RegisterExternalProcessorServer(g, handler)
 	return g
 }

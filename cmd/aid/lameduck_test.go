@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+)
+
+// An hour of --lame-duck ends when Envoy has closed its connections, and with a second
+// signal, which does not end the process.
+func TestLameDuckEndsEarly(t *testing.T) {
+	logs := &heard{}
+	s := &sidecar{lameDuck: time.Hour, log: slog.New(slog.NewTextHandler(logs, nil))}
+	envoys := &connections{}
+	g := grpc.NewServer(grpc.StatsHandler(envoys))
+	l := bufconn.Listen(1 << 10)
+	go g.Serve(l) //nolint:errcheck // it ends with Stop
+	defer g.Stop()
+	dial := func() *grpc.ClientConn {
+		conn, err := grpc.NewClient("passthrough:///x", grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Connect()
+		for state := conn.GetState(); state != connectivity.Ready; state = conn.GetState() {
+			if !conn.WaitForStateChange(t.Context(), state) {
+				t.Fatal("not connected")
+			}
+		}
+		return conn
+	}
+
+	select {
+	case <-envoys.gone():
+		t.Fatal("nobody has connected yet, and may still")
+	default:
+	}
+	one, two := dial(), dial()
+	one.Close()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		s.serveOn(t.Context(), envoys)
+	}()
+	for !strings.Contains(logs.String(), "stopping") {
+		<-time.After(time.Millisecond)
+	}
+	select {
+	case <-ended:
+		t.Fatal("it ended with a connection open")
+	default:
+	}
+	two.Close()
+	<-ended
+	if !strings.Contains(logs.String(), "Envoy has closed its connections") {
+		t.Errorf("logged: %s", logs)
+	}
+
+	three := dial() // Envoy is back
+	defer three.Close()
+	hurry, calm := nextSignal(t.Context())
+	defer calm()
+	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	s.serveOn(hurry, envoys)
+	if !strings.Contains(logs.String(), "a second signal") {
+		t.Errorf("logged: %s", logs)
+	}
+}
+
+// heard is a log that is read while it is written.
+type heard struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *heard) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *heard) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
