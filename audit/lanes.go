@@ -143,7 +143,7 @@ func (sh *shipping) drive(ctx context.Context, l *lane) error {
 			w.metrics.shipFailures.Inc()
 			waiting := w.notTaken(l, err)
 			wait := w.jitter(pause)
-			w.c.Log.WarnContext(ctx, "the control plane does not take an org's audit records", "org", l.org, "err", err, "waiting", waiting, "pause", wait)
+			w.c.Log.Log(ctx, again(pause), "the control plane does not take an org's audit records", "org", l.org, "err", err, "waiting", waiting, "pause", wait)
 			pause = min(2*pause, maxSendPause)
 			rest(ctx, wait)
 		}

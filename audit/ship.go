@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"os"
 	"slices"
@@ -161,11 +162,20 @@ func (sh *shipping) common(ctx context.Context, c *cursor) error {
 		w.refused = fmt.Errorf("org %s: %w", todo[0].org, err)
 		w.mu.Unlock()
 		wait := w.jitter(pause)
-		w.c.Log.WarnContext(ctx, "the control plane takes no audit records of many orgs", "org", todo[0].org, "err", err, "lag", w.lag(), "pause", wait)
+		w.c.Log.Log(ctx, again(pause), "the control plane takes no audit records of many orgs", "org", todo[0].org, "err", err, "lag", w.lag(), "pause", wait)
 		pause = min(2*pause, maxSendPause)
 		rest(ctx, wait)
 	}
 	return nil
+}
+
+// again is the level of a failure's line: the first one in a row is a warning. The
+// metrics show the rest, and a line says when records are taken again.
+func again(pause time.Duration) slog.Level {
+	if pause == minSendPause {
+		return slog.LevelWarn
+	}
+	return slog.LevelDebug
 }
 
 // try sends a parcel once.

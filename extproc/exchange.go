@@ -98,7 +98,8 @@ type exchange struct {
 	// settle
 	outcome string // set by whoever knows; else found out from how the stream ended
 	settled bool
-	end     end // what Envoy reports of a response that did not end
+	logged  bool // the error was logged when it happened
+	end     end  // what Envoy reports of a response that did not end
 }
 
 func (s *Server) newExchange() *exchange {
@@ -917,8 +918,8 @@ func (x *exchange) settle(ctx context.Context, err error) {
 	}
 	x.endSpan(outcome)
 	x.s.metrics.count(x.usage)
-	if log := x.s.c.Log; log.Enabled(ctx, levelOf(outcome)) {
-		log.Log(ctx, levelOf(outcome), "exchange ended", "exchange", x.req.ID, "outcome", outcome, "status", x.status,
+	if log := x.s.c.Log; log.Enabled(ctx, x.levelOf(outcome)) {
+		log.Log(ctx, x.levelOf(outcome), "exchange ended", "exchange", x.req.ID, "outcome", outcome, "status", x.status,
 			"agent", x.caller.Agent.ID, "model", x.verdict.Call.Model, "provider", x.verdict.Provider.Name, "receipt", x.receipt.String(), "err", err)
 	}
 	if !x.known {

@@ -38,10 +38,14 @@ func listed(names []string) string {
 	return out
 }
 
-// levelOf makes only what somebody should look at loud.
-func levelOf(outcome string) slog.Level {
+// levelOf makes only what somebody should look at loud, and only once: what was logged
+// as an error when it happened is not an error again at the end.
+func (x *exchange) levelOf(outcome string) slog.Level {
 	switch outcome {
-	case verdict.OutcomeFailed, outcomeUnrecorded:
+	case verdict.OutcomeFailed:
+		if x.logged {
+			return slog.LevelDebug
+		}
 		return slog.LevelError
 	case verdict.OutcomeCut:
 		return slog.LevelInfo

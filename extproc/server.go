@@ -321,6 +321,7 @@ func (x *exchange) panicked(ctx context.Context, p any, stack []byte) error {
 		what = re.Error()
 	}
 	x.s.metrics.panics.Inc()
+	x.logged = true
 	x.s.c.Log.ErrorContext(ctx, "exchange panicked", "exchange", x.req.ID, "agent", x.caller.Agent.ID, "err", what, "stack", string(stack[:min(len(stack), 16<<10)]))
 	return status.Error(codes.Internal, "ext_proc: internal error")
 }

@@ -2,9 +2,11 @@ package extproc_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
+	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
 )
 
@@ -21,5 +23,33 @@ func TestNoDecisionIsLogged(t *testing.T) {
 	logs := w.logs.String()
 	if strings.Count(logs, "no decision, refusing") != 1 || !strings.Contains(logs, `level=WARN msg="no decision, refusing"`) || !strings.Contains(logs, `err="no policies"`) {
 		t.Errorf("logged:\n%s", logs)
+	}
+}
+
+// A request that fails has one line that is loud, and no second one at its end.
+// (FAULTS P13)
+func TestOneErrorLine(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		want int
+		edit func(w *world)
+	}{
+		{"a denial", 0, func(w *world) { w.dir.edit(func(c *identity.Caller) { c.Agent.Status = identity.Suspended }) }},
+		{"no record", 1, func(w *world) {
+			w.record.fail = func(string) (bool, error) { return false, errors.New("disk full") }
+		}},
+		{"a panic", 1, func(w *world) { w.record.fail = func(string) (bool, error) { panic("boom") } }},
+		{"no directory", 0, func(w *world) { w.dir.err = errors.New("away") }},
+	} {
+		w := serve(t, options{})
+		c.edit(w)
+		answer, pieces := ok()
+		w.play(context.Background(), w.chat("small"), answer, pieces)
+		if err := w.server.Drain(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if logs := w.logs.String(); strings.Count(logs, "level=ERROR") != c.want {
+			t.Errorf("%s: want %d ERROR lines, logged:\n%s", c.name, c.want, logs)
+		}
 	}
 }

@@ -317,13 +317,25 @@ func lost(err error) bool {
 // Both are called from one goroutine, and must not take long.
 func (db *DB) Listen(ctx context.Context, channel string, fn func(payload string), connected func()) error {
 	const first, last = 50 * time.Millisecond, 5 * time.Second
-	pause := first
+	pause, away := first, false
 	for {
-		err := db.hear(ctx, channel, fn, func() { pause = first; connected() })
+		heard := false
+		err := db.hear(ctx, channel, fn, func() {
+			if away {
+				db.log.Info("the database is heard again", "channel", channel)
+			}
+			pause, heard, away = first, true, false
+			connected()
+		})
 		if ctx.Err() != nil {
 			return nil
 		}
-		db.log.Warn("the connection for notifications is lost, connecting again", "channel", channel, "err", err, "pause", pause)
+		level := slog.LevelDebug // one line for each change, not for each attempt
+		if heard || !away {
+			level = slog.LevelWarn
+		}
+		away = true
+		db.log.Log(ctx, level, "the connection for notifications is lost, connecting again", "channel", channel, "err", err, "pause", pause)
 		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:

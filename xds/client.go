@@ -256,18 +256,25 @@ func (x *Client) sayLocked(p identity.Presented, subscribe bool) {
 // of that; what is known stays in between.
 func (x *Client) Run(ctx context.Context) error {
 	const first, last = 50 * time.Millisecond, 3 * time.Second
+	said := false
 	for pause := first; ; pause = min(2*pause, last) {
+		began := x.c.Now()
 		heard, err := x.stream(ctx)
 		x.disconnected()
+		denied := x.denied.Load()
 		if code := grpcstatus.Code(err); code == codes.Unauthenticated || code == codes.PermissionDenied {
 			x.deny()
 		}
 		if ctx.Err() != nil {
 			return nil
 		}
-		x.c.Log.WarnContext(ctx, "the stream to the control plane broke, opening it again", "err", err)
-		if heard {
-			pause = first
+		level := slog.LevelDebug // one line for each change, not for each attempt
+		if heard || !said || denied != x.denied.Load() {
+			level, said = slog.LevelWarn, true
+		}
+		x.c.Log.Log(ctx, level, "no stream to the control plane, opening it again", "err", err)
+		if heard && x.c.Now().Sub(began) > last {
+			pause = first // one that breaks at once again is not opened ever faster
 		}
 		timer := time.NewTimer(pause/2 + rand.N(pause/2+1))
 		select {
@@ -348,6 +355,7 @@ func (x *Client) stream(ctx context.Context) (heard bool, err error) {
 				x.up = true
 				x.mu.Unlock()
 				x.denied.Store(false)
+				x.c.Log.InfoContext(ctx, "connected to the control plane")
 			}
 			ack := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
 			if err := x.receive(ctx, resp); err != nil {
