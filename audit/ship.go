@@ -123,8 +123,14 @@ func (sh *shipping) common(ctx context.Context, c *cursor) error {
 				return err
 			}
 			if len(recs) == 0 {
+				var quiet <-chan time.Time
+				if w.unnoted() {
+					quiet = time.After(noteInterval)
+				}
 				select {
 				case <-changed:
+				case <-quiet:
+					w.acknowledge() // or a crash after a quiet hour would show a lag of an hour
 				case err := <-sh.failed:
 					return err
 				case <-ctx.Done():
@@ -307,6 +313,16 @@ func (w *Writer) pass(upTo uint64) {
 	w.acknowledge()
 }
 
+// noteInterval is how often acked is written to its file while records are shipped.
+const noteInterval = time.Second
+
+// unnoted says whether the file of acked is behind.
+func (w *Writer) unnoted() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.notedAt != w.acked
+}
+
 // acknowledge finds out up to where the control plane has everything, in all orgs.
 // Segments that end there or before are kept for a while: see KeepAckedBytes. Their
 // unsettled decisions are in the head of the one after them.
@@ -319,9 +335,9 @@ func (w *Writer) acknowledge() {
 	for _, l := range w.lanes {
 		w.acked = min(w.acked, l.pos)
 	}
-	note := now.Sub(w.noted).Abs() >= time.Second
+	note := now.Sub(w.noted).Abs() >= noteInterval
 	if note {
-		w.noted = now
+		w.noted, w.notedAt = now, w.acked
 	}
 	acked, kept := w.acked, w.keptLocked()
 	var done []*segment

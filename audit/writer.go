@@ -145,6 +145,7 @@ type Writer struct {
 	progress time.Time        // when records last reached the control plane, or began to wait
 	refused  error            // why the control plane does not take a batch; nil: it does
 	noted    time.Time        // when acked was last written to its file
+	notedAt  uint64           // and what it was then
 	checked  time.Time        // when full was found out
 	full     error            // the disk has too little room left
 }

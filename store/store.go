@@ -375,7 +375,7 @@ func (db *DB) hear(ctx context.Context, channel string, fn func(string), connect
 		case !silent:
 			return err
 		default:
-			ping, cancel := context.WithTimeout(ctx, min(stillThere, db.silence))
+			ping, cancel := context.WithTimeout(ctx, stillThere)
 			err := conn.Ping(ping)
 			cancel()
 			if err != nil {
