@@ -409,18 +409,6 @@ func (u *unit) end(hard bool) {
 func (u *unit) stop() { u.end(false) }
 func (u *unit) kill() { u.end(true) }
 
-// crash kills it once; it is started again as its unit file says.
-func (u *unit) crash(t *testing.T) {
-	t.Helper()
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if pid := u.child.PID(); pid > 0 {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-			t.Fatal(err)
-		}
-	}
-}
-
 // signal sends a signal to the running process.
 func (u *unit) signal(t *testing.T, s syscall.Signal) {
 	t.Helper()
@@ -458,7 +446,7 @@ func (l *lines) String() string {
 
 // postgres is a real server with TLS, on an address of this machine's own.
 type postgres struct {
-	dir, address, ca string
+	dir, address string
 
 	mu       sync.Mutex
 	embedded *store.Embedded

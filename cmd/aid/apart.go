@@ -147,7 +147,7 @@ func (d *doctor) ask(ctx context.Context, what, url string) (p asked, ok bool) {
 		d.ok(what, "%s is ready", url)
 	}
 	// Date has whole seconds.
-	if skew := max(at.Sub(time.Now()), began.Add(-time.Second).Sub(at)); !at.IsZero() && skew > 2*time.Second+took {
+	if skew := max(time.Until(at), began.Add(-time.Second).Sub(at)); !at.IsZero() && skew > 2*time.Second+took {
 		d.fail("clock", fmt.Sprintf("the clock of %s differs from the one here by %v", url, skew.Round(time.Second)), "run chrony or systemd-timesyncd on both")
 	}
 	_, body, _, err = read("/metrics")
