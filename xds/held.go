@@ -119,13 +119,13 @@ func (t table[M, T]) receive(resp *discoveryv3.DeltaDiscoveryResponse) error {
 // not hold up the others.
 func (x *Client) receive(ctx context.Context, resp *discoveryv3.DeltaDiscoveryResponse) error {
 	x.metrics.received.WithLabelValues(short(resp.GetTypeUrl())).Add(float64(len(resp.GetResources()) + len(resp.GetRemovedResources())))
-	switch resp.GetTypeUrl() {
-	case HeartbeatType:
+	switch k, _ := kindOf(resp.GetTypeUrl()); {
+	case k.url == HeartbeatType:
 		if len(resp.GetResources()) > 0 {
 			x.beat.Store(x.c.Now().UnixNano()) // our own clock, so that the two need not agree
 		}
 		return nil
-	case CallerType:
+	case k.named:
 		return x.receiveCallers(resp)
 	}
 	next := x.held.clone()

@@ -44,8 +44,8 @@ const (
 	nodeName      = "self"
 )
 
-// A kind is a resource type that is served. A new one is a row here, its codec
-// below, and its use.
+// A kind is a resource type that is served. A new one is a row here, its place in held
+// and what a snapshot puts into it: TestFilesOfAType, TestNewType.
 type kind struct {
 	url   string
 	short string            // for labels and logs

@@ -155,10 +155,10 @@ func (s *Server) envoyLocked(ctx context.Context, orgs []*orgState) view {
 	if err == nil {
 		err = Lint(snap)
 	}
-	for _, t := range []string{ListenerType, RouteType, ClusterType} {
-		if err == nil {
-			for name, m := range snap.Resources(t) {
-				err = errors.Join(err, v.put(t, name, m))
+	for _, k := range kinds {
+		if err == nil && k.role == identity.NodeEnvoy {
+			for name, m := range snap.Resources(k.url) {
+				err = errors.Join(err, v.put(k.url, name, m))
 			}
 		}
 	}
@@ -169,8 +169,10 @@ func (s *Server) envoyLocked(ctx context.Context, orgs []*orgState) view {
 		if last, ok := s.joined[key]; ok {
 			v = last.view
 		} else {
-			for _, t := range []string{ListenerType, RouteType, ClusterType} {
-				v.keep(t, "")
+			for _, k := range kinds {
+				if k.role == identity.NodeEnvoy {
+					v.keep(k.url, "")
+				}
 			}
 		}
 	}
