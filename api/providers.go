@@ -82,7 +82,7 @@ type NewProvider struct {
 	Settings provider.Settings `json:"settings,omitzero" doc:"Of the kind: auth, query, paths, answer, inject_usage, drop, max_tokens, input_type, flavor, pass_fields, pass_headers, pass_response_headers, public_headers. See docs/providers.md."`
 }
 
-func (n NewProvider) put(p provider.Provider) (provider.Provider, error) {
+func (n NewProvider) put(p provider.Provider, targets provider.Targets) (provider.Provider, error) {
 	have := p.Headers
 	p.Name, p.Kind, p.BaseURL, p.Models, p.Hosts, p.Headers = n.Name, n.Kind, n.BaseURL, n.Models, n.Hosts, provider.Headers(n.Headers)
 	for name, value := range n.Headers {
@@ -106,7 +106,10 @@ func (n NewProvider) put(p provider.Provider) (provider.Provider, error) {
 	if string(settings) != "{}" {
 		p.Settings = settings
 	}
-	return p, provider.Validate(p)
+	if err := provider.Validate(p); err != nil {
+		return p, err
+	}
+	return p, targets.Check(p)
 }
 
 func providerSaid(p provider.Provider) (NewProvider, error) {
@@ -128,7 +131,7 @@ func createProvider(ctx context.Context, x *exchange, in *struct{ Body NewProvid
 	if err != nil {
 		return nil, err
 	}
-	p, err := in.Body.put(provider.Provider{ID: id, OrgID: x.org, CreatedAt: x.now, UpdatedAt: x.now, Version: 1})
+	p, err := in.Body.put(provider.Provider{ID: id, OrgID: x.org, CreatedAt: x.now, UpdatedAt: x.now, Version: 1}, x.c.Targets)
 	if err != nil {
 		return nil, err
 	}
@@ -195,7 +198,7 @@ func updateProvider(ctx context.Context, x *exchange, in *struct {
 				warnings = append(warnings, "The values of these headers and query parameters were for the old base_url and have been dropped: "+strings.Join(dropped, ", ")+". Set them again with PATCH /v1/providers/"+before.ID+".")
 			}
 		}
-		after, err := said.put(before)
+		after, err := said.put(before, x.c.Targets)
 		if err != nil {
 			return err
 		}

@@ -49,6 +49,8 @@ type Config struct {
 	Chain  Recorder
 	Sealer *provider.Sealer // of credentials, and of stored answers
 
+	Targets provider.Targets // the addresses that providers may have
+
 	Now  func() time.Time // nil: time.Now
 	Rand io.Reader        // of ids and secrets; nil: crypto/rand
 	Log  *slog.Logger     // nil: slog.Default()

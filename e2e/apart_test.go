@@ -168,7 +168,8 @@ func (a *apart) host(t *testing.T, name string) *host {
 		"/run/aid", filepath.Join(dir, "run"), "/var/lib/aid", filepath.Join(dir, "lib"),
 		"/usr/local/bin/aid", e2e.Binary(t), "/usr/local/bin/envoy", envoytest.Path(t),
 		"control.example.com:18000", a.xdsWay.address,
-		"0.0.0.0:18000", "0.0.0.0:"+port(), "0.0.0.0:8081", "0.0.0.0:"+serves,
+		// The providers of the tests are on this machine.
+		" --listen-xds 0.0.0.0:18000", " --private-targets 127.0.0.0/8 --listen-xds 0.0.0.0:"+port(), "0.0.0.0:8081", "0.0.0.0:"+serves,
 		"0.0.0.0:9091", "127.0.0.1:"+status, "0.0.0.0:9092", "127.0.0.1:"+status,
 		"0.0.0.0:8080", "127.0.0.1:8080", "http://127.0.0.1:8080", h.serves,
 	)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -31,7 +32,7 @@ import (
 func startEnvoy(t *testing.T, dir, extproc, usage string, providers []provider.Provider) string {
 	t.Helper()
 	gateway := "127.0.0.1:" + strconv.Itoa(envoytest.Port(t))
-	built, err := xds.Build(xds.Input{OrgID: inOrg, Providers: providers, Gateway: gateway, Usage: usage, MaxBody: 16 << 20})
+	built, err := xds.Build(xds.Input{OrgID: inOrg, Providers: providers, Gateway: gateway, Usage: usage, MaxBody: 16 << 20, Targets: provider.Targets{Private: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}})
 	if err != nil {
 		t.Fatal(err)
 	}

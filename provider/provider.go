@@ -254,6 +254,11 @@ func parseBaseURL(s string) (*url.URL, error) {
 	case u.Opaque != "" || !hostName(u.Hostname()):
 		return nil, &Invalid{field, "it has no valid host"}
 	}
+	if a, err := netip.ParseAddr(u.Hostname()); err != nil && numericHost(u.Hostname()) {
+		return nil, &Invalid{field, "its host is an address in another spelling: write it as four decimal numbers, such as 192.0.2.1"}
+	} else if err == nil && a.Is4In6() {
+		return nil, &Invalid{field, "its host is IPv4 inside of IPv6: write " + a.Unmap().String()}
+	}
 	if p := strings.TrimSuffix(u.EscapedPath(), "/"); p != "" {
 		if problem := pathProblem(p); problem != "" {
 			return nil, &Invalid{field, "its path is not in normal form: " + problem}

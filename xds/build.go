@@ -34,6 +34,7 @@ type Input struct {
 	Usage     string              // "stream" or "envoy"
 	MaxBody   int64               // of a request, in bytes
 	Origins   []string            // of web pages that may call the gateway: see CheckOrigins
+	Targets   provider.Targets    // the addresses that providers may have
 	CAFile    string              // PEM, on Envoy's machine; empty: SystemCAs
 }
 

@@ -8,6 +8,9 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	commondnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/common/dns/v3"
 	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
+	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	codecv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/upstream_codec/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -27,6 +30,9 @@ const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 // of 1,024 would end streamed answers, which live long.
 func (in Input) cluster(p provider.Provider) (c *clusterv3.Cluster, host string, err error) {
 	if err := provider.Validate(p); err != nil {
+		return nil, "", err
+	}
+	if err := in.Targets.Check(p); err != nil {
 		return nil, "", err
 	}
 	up, err := p.Upstream()
@@ -52,14 +58,16 @@ func (in Input) cluster(p provider.Provider) (c *clusterv3.Cluster, host string,
 			KeepaliveTime: wrapperspb.UInt32(60), KeepaliveInterval: wrapperspb.UInt32(15), KeepaliveProbes: wrapperspb.UInt32(4),
 		}},
 		ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
-		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpOptions: pack(upstreamHTTP(up.TLS))},
+		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpOptions: pack(in.upstreamHTTP(up.TLS))},
 	}
 	_, notIP := netip.ParseAddr(up.Host)
 	if notIP != nil {
 		c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
 			Name: dnsCluster, TypedConfig: pack(&dnsv3.DnsCluster{
-				DnsLookupFamily: commondnsv3.DnsLookupFamily_ALL, RespectDnsTtl: true, DnsRefreshRate: seconds(10), // for responses without a TTL
-				AllAddressesInSingleEndpoint: true, // a new address ends no connection
+				// Each address is a host of its own, so that the filter of targets sees the one
+				// that is connected to. A host that goes away ends no request. One that cannot be
+				// reached costs a retry, so one family is better than two.
+				DnsLookupFamily: commondnsv3.DnsLookupFamily_V4_PREFERRED, RespectDnsTtl: true, DnsRefreshRate: seconds(10), // for responses without a TTL
 			}),
 		}}
 	}
@@ -82,8 +90,12 @@ func authority(up provider.Upstream) string {
 }
 
 // upstreamHTTP lets TLS choose HTTP/2 or 1.1; without TLS there is no choice.
-func upstreamHTTP(tls bool) *httpv3.HttpProtocolOptions {
+func (in Input) upstreamHTTP(tls bool) *httpv3.HttpProtocolOptions {
 	o := &httpv3.HttpProtocolOptions{
+		HttpFilters: []*hcmv3.HttpFilter{
+			{Name: filterTargets, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&rbacfilterv3.RBAC{Rules: targets(in.Targets)})}},
+			{Name: filterCodec, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&codecv3.UpstreamCodec{})}},
+		},
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
 			// Below what servers keep an idle connection for, so that they do not
 			// close one at the moment when it is used again.

@@ -12,18 +12,22 @@ import (
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	headerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/ai-identity/ai-identity/envoy"
-	"google.golang.org/protobuf/types/known/wrapperspb"
+	"github.com/ai-identity/ai-identity/provider"
 )
 
 // lint collects what is wrong, each with its rule. The rules are those of
@@ -40,6 +44,7 @@ import (
 //	L11  TLS to providers names the server and the CA
 //	L12  Envoy's own answers are in our words: extproc's pass, and nothing else does
 //	L13  what extproc removes from a provider's response, Envoy removes where extproc does not see it
+//	L14  the address of a provider is checked when it is connected to
 type lint struct {
 	found  []error
 	unseen bool // extproc does not see response headers
@@ -332,6 +337,8 @@ func (l *lint) cluster(name string, c *clusterv3.Cluster) {
 	default:
 		l.bad("L07", "%s finds its server in another way than by name or address", name)
 	}
+	l.want(!dns.GetAllAddressesInSingleEndpoint(), "L14", name+" has addresses that the filter of targets does not see")
+	l.want(checksTargets(c), "L14", name+" connects to any address")
 	l.want(small(c.GetPerConnectionBufferLimitBytes()), "L08", name+" has no buffer limit, or one above 1 MiB")
 	l.want(c.GetConnectTimeout().AsDuration() > 0, "L08", name+" has no connect timeout")
 	ts := c.GetCircuitBreakers().GetThresholds()
@@ -359,6 +366,35 @@ func (l *lint) cluster(name string, c *clusterv3.Cluster) {
 	l.want(v.GetTrustChainVerification() == tlsv3.CertificateValidationContext_VERIFY_TRUST_CHAIN && !v.GetAllowExpiredCertificate(), "L11", name+" takes certificates that are not valid")
 	l.want(t.GetCommonTlsContext().GetTlsParams().GetTlsMinimumProtocolVersion() >= tlsv3.TlsParameters_TLSv1_2, "L11", name+" speaks TLS below 1.2")
 	l.want(!t.GetAllowRenegotiation(), "L11", name+" allows renegotiation")
+}
+
+// checksTargets reports whether the address that is connected to must be public, or one
+// that is named.
+func checksTargets(c *clusterv3.Cluster) bool {
+	var o httpv3.HttpProtocolOptions
+	var rbac rbacfilterv3.RBAC
+	if a := c.GetTypedExtensionProtocolOptions()[httpOptions]; a == nil || a.UnmarshalTo(&o) != nil || len(o.GetHttpFilters()) != 2 {
+		return false
+	}
+	first, last := o.GetHttpFilters()[0], o.GetHttpFilters()[1]
+	if first.GetName() != filterTargets || first.GetDisabled() || first.GetTypedConfig().UnmarshalTo(&rbac) != nil || last.GetName() != filterCodec {
+		return false
+	}
+	rules := rbac.GetRules()
+	policy := rules.GetPolicies()[policyTargets]
+	if rules.GetAction() != rbacv3.RBAC_ALLOW || len(rules.GetPolicies()) != 1 || len(policy.GetPermissions()) != 1 || policy.GetCondition() != nil {
+		return false
+	}
+	public := targets(provider.Targets{}).GetPolicies()[policyTargets].GetPermissions()[0].GetOrRules().GetRules()[0]
+	for rule := policy.GetPermissions()[0]; ; rule = rule.GetAndRules().GetRules()[0] {
+		if rule.GetAndRules() == nil {
+			either := rule.GetOrRules().GetRules()
+			return len(either) > 0 && len(either) <= 2 && proto.Equal(either[0], public)
+		}
+		if len(rule.GetAndRules().GetRules()) != 2 || rule.GetAndRules().GetRules()[1].GetNotRule() == nil {
+			return false
+		}
+	}
 }
 
 // small says whether a buffer limit is set, and not above 1 MiB: it is held for each

@@ -8,11 +8,14 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -38,6 +41,28 @@ type parts struct {
 	last     *routev3.Route
 	cluster  *clusterv3.Cluster // one with TLS
 	tls      *tlsv3.UpstreamTlsContext
+}
+
+// targets changes the rules of the addresses that the cluster may connect to.
+func (p *parts) targets(change func(*rbacv3.RBAC)) {
+	const options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+	var o httpv3.HttpProtocolOptions
+	var filter rbacfilterv3.RBAC
+	if err := p.cluster.TypedExtensionProtocolOptions[options].UnmarshalTo(&o); err != nil {
+		panic(err)
+	}
+	if err := o.HttpFilters[0].GetTypedConfig().UnmarshalTo(&filter); err != nil {
+		panic(err)
+	}
+	change(filter.Rules)
+	packed, err := anypb.New(&filter)
+	if err == nil {
+		o.HttpFilters[0].ConfigType = &hcmv3.HttpFilter_TypedConfig{TypedConfig: packed}
+		p.cluster.TypedExtensionProtocolOptions[options], err = anypb.New(&o)
+	}
+	if err != nil {
+		panic(err)
+	}
 }
 
 // early changes the one header that the listener sets before extproc.
@@ -334,6 +359,17 @@ func TestLint(t *testing.T) {
 		}},
 		{"L12", "another status", func(p *parts) { p.hcm.LocalReplyConfig.Mappers[2].StatusCode = wrapperspb.UInt32(200) }},
 
+		{"L14", "addresses that are not checked", func(p *parts) {
+			p.cluster.TypedExtensionProtocolOptions = map[string]*anypb.Any{}
+		}},
+		{"L14", "all addresses allowed", func(p *parts) { p.targets(func(r *rbacv3.RBAC) { r.Action = rbacv3.RBAC_DENY }) }},
+		{"L14", "no rules", func(p *parts) { p.targets(func(r *rbacv3.RBAC) { r.Policies = nil }) }},
+		{"L14", "a second policy", func(p *parts) { p.targets(func(r *rbacv3.RBAC) { r.Policies["more"] = r.Policies["targets"] }) }},
+		{"L14", "special addresses allowed", func(p *parts) {
+			p.targets(func(r *rbacv3.RBAC) {
+				r.Policies["targets"].Permissions[0] = &rbacv3.Permission{Rule: &rbacv3.Permission_Any{Any: true}}
+			})
+		}},
 		{"L11", "no CA", func(p *parts) { p.tls.CommonTlsContext.GetValidationContext().TrustedCa = nil }},
 		{"L11", "no validation", func(p *parts) { p.tls.CommonTlsContext.ValidationContextType = nil }},
 		{"L11", "any name", func(p *parts) { p.tls.CommonTlsContext.GetValidationContext().MatchTypedSubjectAltNames = nil }},

@@ -49,6 +49,8 @@ func ownReplies() []ownReply {
 	add := func(details string, flags []string, e provider.Error) { all = append(all, ownReply{flags, details, e}) }
 	add("", nil, provider.Error{Status: 400, Type: invalid, Code: "bad_request",
 		Message: "The request is not valid HTTP, or its path or a header is not in normal form."})
+	add("rbac_access_denied", nil, provider.Error{Status: 403, Type: server, Code: "provider_address_refused",
+		Message: "The provider's address is not public, and the operator has not allowed it. An administrator must correct its base_url, or set --private-targets."})
 	add("", nil, provider.Error{Status: 403, Type: "permission_error", Code: "upgrade_refused", Message: "This kind of request is not available here."})
 	add("", nil, provider.Error{Status: 404, Type: invalid, Code: "unknown_endpoint", Message: "This path is not served here."})
 	add("", nil, provider.Error{Status: 408, Type: invalid, Code: "request_timeout", Message: "The request did not arrive in time."})

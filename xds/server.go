@@ -40,11 +40,12 @@ type ServerConfig struct {
 	Sealer   *provider.Sealer // opens the credentials that are pushed to nodes
 	Appender Appender
 
-	Gateway string   // host:port that Envoys listen on for applications
-	Usage   string   // "stream" or "envoy": who reads usage from answers
-	MaxBody int64    // largest request body, in bytes
-	Origins []string // of web pages that may call the gateway
-	CAFile  string   // PEM file on the Envoys' machines that vouches for providers; empty: the system's
+	Gateway string           // host:port that Envoys listen on for applications
+	Usage   string           // "stream" or "envoy": who reads usage from answers
+	MaxBody int64            // largest request body, in bytes
+	Origins []string         // of web pages that may call the gateway
+	Targets provider.Targets // the addresses that providers may have
+	CAFile  string           // PEM file on the Envoys' machines that vouches for providers; empty: the system's
 	// DigestKey keys the digests of request bodies in the record. Each org gets a
 	// key of its own that is derived from it. Empty: the record has no digests.
 	DigestKey []byte

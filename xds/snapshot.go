@@ -296,7 +296,7 @@ func (s *Server) resources(ctx context.Context, c content, before orgState) (nex
 		}
 	}
 
-	snap, err := Build(Input{OrgID: org, Providers: c.providers, Gateway: s.c.Gateway, Usage: s.c.Usage, MaxBody: s.c.MaxBody, CAFile: s.c.CAFile, Origins: s.c.Origins})
+	snap, err := Build(Input{OrgID: org, Providers: c.providers, Gateway: s.c.Gateway, Usage: s.c.Usage, MaxBody: s.c.MaxBody, CAFile: s.c.CAFile, Targets: s.c.Targets, Origins: s.c.Origins})
 	if err == nil {
 		err = Lint(snap)
 	}

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
+	"strconv"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -80,6 +82,7 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	f.StringVar(&c.gateway, "gateway", defaultGateway, "`address` that Envoys listen on for applications")
 	f.StringVar(&c.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
 	f.StringVar(&c.providerCA, "provider-ca", "", "PEM `file` on the Envoys' machines that vouches for providers (default: "+xds.SystemCAs+")")
+	f.StringSliceVar(&c.private, "private-targets", nil, privateHelp)
 	f.StringSliceVar(&c.origins, "cors-origins", nil, originsHelp)
 	f.Int64Var(&c.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
 	f.BoolVar(&c.pprof, "pprof", false, "serve Go's profiles beside /metrics, under /debug/pprof/")
@@ -87,6 +90,8 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 }
 
 const postgresHelp = "database `URL`, better given as AID_POSTGRES; verify-full TLS unless it is on this machine"
+
+const privateHelp = "`addresses` or CIDRs that are not public and that providers may have, such as 10.0.0.0/8 (default: none)"
 
 const originsHelp = "`origins` of web pages whose scripts may call the gateway, such as https://app.example.com (default: none, CORS is off)"
 
@@ -97,7 +102,7 @@ type control struct {
 	files                                 tlsFiles
 	fernet, hmac, digest, providerCA      string
 	gateway, usage                        string
-	origins                               []string
+	origins, private                      []string
 	maxBody                               int64
 	pprof                                 bool
 
@@ -114,6 +119,11 @@ func (c *control) run(ctx context.Context) error {
 	if err := xds.CheckOrigins(c.origins); err != nil {
 		return usagef("--cors-origins: %v", err)
 	}
+	targets, err := provider.ParseTargets(c.private)
+	if err != nil {
+		return usagef("--private-targets: %v", err)
+	}
+	targets.Own = ownPorts(c.api, c.xds, c.status, c.gateway)
 	if c.maxBody <= 0 {
 		return usagef("--max-body %d: want a number of bytes above 0", c.maxBody)
 	}
@@ -205,7 +215,7 @@ func (c *control) run(ctx context.Context) error {
 	life.start(ctx, "housekeeping", months.run)
 
 	control, err := xds.NewServer(xds.ServerConfig{
-		DB: db, Sealer: sealer, Appender: chain, Gateway: c.gateway, Usage: c.usage, MaxBody: c.maxBody, Origins: c.origins,
+		Targets: targets, DB: db, Sealer: sealer, Appender: chain, Gateway: c.gateway, Usage: c.usage, MaxBody: c.maxBody, Origins: c.origins,
 		CAFile: c.providerCA, DigestKey: digest, Log: c.log, Registerer: reg,
 	})
 	if err != nil {
@@ -226,7 +236,7 @@ func (c *control) run(ctx context.Context) error {
 		return nil
 	}
 	server, err := api.New(api.Config{
-		DB: db, Chain: chain, Sealer: sealer, Log: c.log, Registerer: reg, PublicURL: c.publicURL, Version: version(),
+		Targets: targets, DB: db, Chain: chain, Sealer: sealer, Log: c.log, Registerer: reg, PublicURL: c.publicURL, Version: version(),
 	})
 	if err != nil {
 		return err
@@ -253,6 +263,23 @@ func (c *control) run(ctx context.Context) error {
 	ready.set(remember(500*time.Millisecond, all))
 	c.log.Info("serving", "api", c.api, "xds", c.xds, "status", c.status, "version", version())
 	return life.wait(ctx)
+}
+
+// ownPorts are the addresses of listeners that are not sockets of this machine.
+func ownPorts(listeners ...string) (out []netip.AddrPort) {
+	for _, l := range listeners {
+		host, port, err := net.SplitHostPort(l)
+		n, bad := strconv.ParseUint(port, 10, 16)
+		if err != nil || bad != nil || n == 0 {
+			continue
+		}
+		a, err := netip.ParseAddr(host)
+		if err != nil {
+			a = netip.IPv4Unspecified() // "", localhost, or a name of this machine
+		}
+		out = append(out, netip.AddrPortFrom(a, uint16(n)))
+	}
+	return out
 }
 
 // xdsServer serves ADS and the audit ingest. One answer may hold all that

@@ -244,7 +244,15 @@ func (s settler) providers(ctx context.Context, file string) error {
 	if len(all) == 0 {
 		s.log.Warn("--providers: the file lists no providers; `aid up --help` shows one", "file", file)
 	}
+	targets, err := provider.ParseTargets(s.private)
+	if err != nil {
+		return usagef("--private-targets: %v", err)
+	}
+	targets.Own = ownPorts(s.api, s.gateway, s.metrics)
 	for _, p := range all {
+		if err := targets.Check(p.Provider); err != nil {
+			return usagef("--providers %s: %s: %v", file, p.Name, err)
+		}
 		for _, w := range p.Warnings() {
 			s.log.Warn("--providers: "+w, "file", file, "provider", p.Name)
 		}

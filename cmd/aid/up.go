@@ -101,6 +101,7 @@ in order; a second one stops it at once.`,
 	f.StringVar(&u.prices, "prices", "", pricesHelp)
 	f.StringVar(&u.providerCA, "provider-ca", systemCAs(), "PEM `file` that vouches for providers")
 	f.StringVar(&u.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
+	f.StringSliceVar(&u.private, "private-targets", []string{"127.0.0.0/8", "::1"}, "`addresses` or CIDRs that are not public and that providers may have, such as 10.0.0.0/8")
 	f.StringSliceVar(&u.origins, "cors-origins", nil, originsHelp)
 	f.StringSliceVar(&u.domains, "domains", nil, domainsHelp)
 	f.Int64Var(&u.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
@@ -119,7 +120,7 @@ type up struct {
 	model                          string // that the first request may name; "": no provider has one
 	postgresDir, providerCA        string
 	usage                          string
-	domains, origins               []string
+	domains, origins, private      []string
 	maxBody                        int64
 	maxStaleness, drain            time.Duration
 	concurrency                    int
@@ -294,7 +295,7 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 	}, "--listen-api", u.api, "--listen-xds", "unix:"+h.socket("xds"), "--listen-status", "unix:"+h.socket("control"),
 		"--fernet-keys", keys.fernet, "--hmac-keys", keys.hmac, "--digest-key", keys.digest,
 		"--gateway", u.gateway, "--provider-ca", u.providerCA, "--usage", u.usage, "--max-body", strconv.FormatInt(u.maxBody, 10),
-		"--cors-origins", strings.Join(u.origins, ","))
+		"--cors-origins", strings.Join(u.origins, ","), "--private-targets", strings.Join(u.private, ","))
 	if err := u.until(ctx, "the control plane", 60*time.Second, readyOver("control", overUnix(h.socket("control")))); err != nil {
 		return err
 	}

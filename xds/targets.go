@@ -1,0 +1,72 @@
+package xds
+
+import (
+	"net/netip"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	upstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/rbac/matchers/upstream_ip_port/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/ai-identity/ai-identity/provider"
+)
+
+// Envoy resolves names and connects, so Envoy checks the address: filterTargets runs in
+// each cluster once a host is chosen and before it is connected to, on whatever the name
+// stands for at that moment.
+const (
+	filterTargets = "envoy.filters.http.upstream_rbac"
+	filterCodec   = "envoy.filters.http.upstream_codec"
+	matcherTarget = "envoy.rbac.matchers.upstream_ip_port"
+
+	policyTargets = "targets"
+)
+
+// targets is provider.Targets' Allows as Envoy evaluates it. What no policy names is
+// rejected.
+func targets(t provider.Targets) *rbacv3.RBAC {
+	allowed := []*rbacv3.Permission{allOf(anyOf(matching(provider.Public)...), not(anyOf(matching(provider.Special)...)))}
+	if len(t.Private) > 0 {
+		allowed = append(allowed, anyOf(matching(t.Private)...))
+	}
+	rule := anyOf(allowed...)
+	if own := t.OwnPrefixes(); len(own) > 0 {
+		var ours []*rbacv3.Permission
+		for _, o := range own {
+			ours = append(ours, target(o.Prefix, o.Port))
+		}
+		rule = allOf(rule, not(anyOf(ours...)))
+	}
+	return &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW, Policies: map[string]*rbacv3.Policy{policyTargets: {
+		Permissions: []*rbacv3.Permission{rule}, Principals: []*rbacv3.Principal{{Identifier: &rbacv3.Principal_Any{Any: true}}},
+	}}}
+}
+
+func matching(ps []netip.Prefix) (out []*rbacv3.Permission) {
+	for _, p := range ps {
+		out = append(out, target(p, 0))
+	}
+	return out
+}
+
+// target is true for a host in p, at port unless that is 0.
+func target(p netip.Prefix, port uint16) *rbacv3.Permission {
+	m := &upstreamv3.UpstreamIpPortMatcher{UpstreamIp: &corev3.CidrRange{AddressPrefix: p.Addr().String(), PrefixLen: wrapperspb.UInt32(uint32(p.Bits()))}}
+	if port != 0 {
+		m.UpstreamPortRange = &typev3.Int64Range{Start: int64(port), End: int64(port) + 1}
+	}
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_Matcher{Matcher: &corev3.TypedExtensionConfig{Name: matcherTarget, TypedConfig: pack(m)}}}
+}
+
+func anyOf(ps ...*rbacv3.Permission) *rbacv3.Permission {
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_OrRules{OrRules: &rbacv3.Permission_Set{Rules: ps}}}
+}
+
+func allOf(ps ...*rbacv3.Permission) *rbacv3.Permission {
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_AndRules{AndRules: &rbacv3.Permission_Set{Rules: ps}}}
+}
+
+func not(p *rbacv3.Permission) *rbacv3.Permission {
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_NotRule{NotRule: p}}
+}
