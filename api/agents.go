@@ -3,8 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"fmt"
-	"strings"
 	"time"
 
 	"golang.org/x/text/unicode/norm"
@@ -197,18 +195,4 @@ func each[A, B any](as []A, f func(A) B) []B {
 		bs[i] = f(a)
 	}
 	return bs
-}
-
-// inList says which element of a list is not one of those that there are.
-func inList(field string, got, known []string) *problem {
-	for i, g := range got {
-		found := false
-		for _, k := range known {
-			found = found || g == k
-		}
-		if !found {
-			return invalid(fieldProblem{fmt.Sprintf("%s[%d]", field, i), quoted(g) + " is not one that there is.", "Take from " + strings.Join(known, ", ") + "."})
-		}
-	}
-	return nil
 }

@@ -42,6 +42,15 @@ type NewKey struct {
 	ExpiresInDays int64    `json:"expires_in_days,omitzero" minimum:"1" maximum:"3650" doc:"When it stops working, in days from now. Leave it out for a key that does not expire." example:"90"`
 }
 
+// TransformSchema adds what tags cannot express: the scopes that there are.
+func (NewKey) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema {
+	s.Properties["scopes"].Items.Enum = []any{"*"}
+	for _, scope := range provider.Scopes() {
+		s.Properties["scopes"].Items.Enum = append(s.Properties["scopes"].Items.Enum, scope)
+	}
+	return s
+}
+
 // Rotation is how a key is rotated.
 type Rotation struct {
 	OverlapSeconds *int64 `json:"overlap_seconds,omitzero" minimum:"0" maximum:"2592000" doc:"How long the old key goes on working. 24 hours if nothing is said; 0: not at all." example:"3600"`
@@ -104,9 +113,6 @@ func createKey(ctx context.Context, x *exchange, in *struct {
 	a, err := x.agent(ctx, in.ID)
 	if err != nil {
 		return nil, err
-	}
-	if p := inList("scopes", in.Body.Scopes, append([]string{"*"}, provider.Scopes()...)); p != nil {
-		return nil, p
 	}
 	secret, k, err := x.mintKey(identity.Key{
 		AgentID: a.ID, Name: in.Body.Name, Scopes: in.Body.Scopes, AllowedModels: in.Body.AllowedModels, RateLimit: in.Body.RateLimit,
