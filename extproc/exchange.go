@@ -1,6 +1,7 @@
 package extproc
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -12,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	aiv3 "github.com/envoyproxy/go-control-plane/envoy/data/ai/v3"
 	filterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"go.opentelemetry.io/otel/attribute"
@@ -53,19 +53,17 @@ type exchange struct {
 	state  state
 
 	// identify
-	began        time.Time
-	req          request
-	place        *place
-	answeredCut  chan struct{} // closed when Process has answered in run's place
-	bodyBuffered bool          // Envoy said that it sends request bodies whole
-	readsAnswer  bool          // Envoy sends us the answer's body: it said so, or we asked for it
-	askedForIt   bool          // we did
-	span         span
-	otel         trace.Span // nil: no tracer
-	known        bool       // caller and org are set: refusals are recorded
-	presented    identity.Presented
-	caller       identity.Caller
-	org          verdict.Org
+	began       time.Time
+	req         request
+	place       *place
+	answeredCut chan struct{} // closed when Process has answered in run's place
+	wholeBody   bool          // Envoy said that it sends request bodies whole
+	span        span
+	otel        trace.Span // nil: no tracer
+	known       bool       // caller and org are set: refusals are recorded
+	presented   identity.Presented
+	caller      identity.Caller
+	org         verdict.Org
 
 	// parse, decide
 	verdict    verdict.Verdict
@@ -80,30 +78,18 @@ type exchange struct {
 	inDoubt   bool // or may be: nobody waited long enough to know
 
 	// follow, inspect
-	answered      bool // response headers came
-	status        int  // what the caller got, as far as known
-	firstByte     time.Duration
-	responseBytes int64
-	providerID    string // the provider's own id of the request
-	reader        *provider.Answer
-	whole         bool   // the answer's body comes in one piece, before its headers go on
-	retryAfter    string // the provider's
-	redact        redactor
-	form          form // of the response, by its headers
-	usage         provider.Usage
-	responseModel string
-	lost          []string // of a translated answer
-	service       string   // how the provider says, in a header, that it processed the request
+	response response
 
 	// settle
 	outcome string // set by whoever knows; else found out from how the stream ended
 	settled bool
 	logged  bool // the error was logged when it happened
-	end     end  // what Envoy reports of a response that did not end
 }
 
 func (s *Server) newExchange() *exchange {
-	return &exchange{s: s, handle: handle{cutCh: make(chan struct{})}, answeredCut: make(chan struct{}), began: s.c.Now()}
+	x := &exchange{s: s, handle: handle{cutCh: make(chan struct{})}, answeredCut: make(chan struct{}), began: s.c.Now()}
+	x.response = response{s: s, verdict: &x.verdict, req: &x.req, began: x.began}
+	return x
 }
 
 // answer gives the one reply that each message gets.
@@ -166,8 +152,8 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 	if refused != nil && !x.known {
 		x.countUnknown(refused)
 		// No key makes this path served, so the path is the first thing to correct.
-		if _, _, served := provider.Match(x.req.Method, x.req.Path); !served && x.req.wrong == nil && refused.Status == http.StatusUnauthorized {
-			refused = provider.Unserved(x.req.Method, x.req.Path)
+		if unserved := x.req.unserved(); unserved != nil && refused.Status == http.StatusUnauthorized {
+			refused = unserved
 		}
 		// No org is known, so there is no record that this could be written to.
 		return x.refuse(refused), nil
@@ -184,10 +170,7 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 	}
 	x.state = waiting
 	reply := waitForBody()
-	if !x.readsAnswer && x.org.Providers.Reads(x.req.Endpoint) {
-		// Whether this answer will have to be translated is known with the model, in
-		// the body; what Envoy sends us can be changed here only.
-		x.readsAnswer, x.askedForIt = true, true
+	if x.response.reading = x.response.reading.forEndpoint(x.org.Providers, x.req.Endpoint); x.response.reading == requested {
 		reply = readingAnswer(reply)
 	}
 	return reply, nil
@@ -199,33 +182,12 @@ func (x *exchange) modes(c *extprocv3.ProtocolConfiguration) error {
 	if c == nil {
 		return nil // then a body must say itself that it is complete
 	}
-	x.bodyBuffered = c.GetRequestBodyMode() == filterv3.ProcessingMode_BUFFERED
-	x.readsAnswer = c.GetResponseBodyMode() != filterv3.ProcessingMode_NONE
-	if !x.bodyBuffered || c.GetSendBodyWithoutWaitingForHeaderResponse() {
+	x.wholeBody = c.GetRequestBodyMode() == filterv3.ProcessingMode_BUFFERED
+	x.response.reading = readingOf(c)
+	if !x.wholeBody || c.GetSendBodyWithoutWaitingForHeaderResponse() {
 		return x.disorder("request_body_mode")
 	}
 	return nil
-}
-
-// attributeOf is an attribute that Envoy may be configured to send with a
-// message, or "".
-func attributeOf(req *extprocv3.ProcessingRequest, name string) string {
-	for _, a := range req.GetAttributes() {
-		if v, ok := a.GetFields()[name]; ok {
-			return v.GetStringValue()
-		}
-	}
-	return ""
-}
-
-// numberOf is attributeOf for a number, or 0.
-func numberOf(req *extprocv3.ProcessingRequest, name string) int {
-	for _, a := range req.GetAttributes() {
-		if v, ok := a.GetFields()[name]; ok {
-			return int(v.GetNumberValue())
-		}
-	}
-	return 0
 }
 
 // startSpan continues the caller's trace, or begins one.
@@ -260,10 +222,10 @@ func (x *exchange) startSpan(ctx context.Context) error {
 
 // answerCanary shows /readyz that its request came here through Envoy.
 func (x *exchange) answerCanary() *extprocv3.ProcessingResponse {
-	x.state, x.outcome, x.status = ended, outcomeCanary, http.StatusNoContent
+	x.state, x.outcome, x.response.status = ended, outcomeCanary, http.StatusNoContent
 	m := newMutation(1)
 	m.header(envoy.HeaderCanary, x.req.canary)
-	return respond(x.status, m, nil, envoy.DetailsPrefix+"canary")
+	return respond(x.response.status, m, nil, envoy.DetailsPrefix+"canary")
 }
 
 // identify finds out who asks. It returns why not, and sets known as soon as
@@ -367,7 +329,7 @@ func (x *exchange) requestBody(ctx context.Context, m *extprocv3.HttpBody) (*ext
 		return nil, err
 	}
 	if !m.GetEndOfStream() {
-		if !x.bodyBuffered {
+		if !x.wholeBody {
 			// A piece of a body. There is nothing in it that could be judged.
 			return nil, x.disorder("partial_request_body")
 		}
@@ -438,7 +400,7 @@ func (x *exchange) evaluate(ctx context.Context, body []byte) {
 		return
 	}
 	r := x.req.Request
-	r.Body, r.ReadsAnswer, r.Cut = body, x.readsAnswer, x.handle.cutReason()
+	r.Body, r.ReadsAnswer, r.Cut = body, x.response.reading.here(), x.handle.cutReason()
 	x.verdict = x.org.Judge(ctx, x.caller, r)
 	if err := x.verdict.Decision.Err; err != nil {
 		x.s.c.Log.WarnContext(ctx, "no decision, refusing", "exchange", x.req.ID, "agent", x.caller.Agent.ID, "policies", x.verdict.Decision.PolicyVersion, "err", err)
@@ -479,7 +441,7 @@ func (x *exchange) record(ctx context.Context) error {
 // enforce tells Envoy where the request goes, as whom, and with which bytes.
 func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 	x.state = forwarded
-	x.s.ends.expect(x.req.ID) // the report may come before the response's headers
+	x.response.follow(x.org.Providers)
 	f := &x.verdict.Forward
 	m := newMutation(len(f.Set) + 9)
 	for name, value := range f.Set {
@@ -496,7 +458,7 @@ func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 	m.header(envoy.HeaderAgentID, x.caller.Agent.ID)
 	m.header(envoy.HeaderAgentFingerprint, x.caller.Agent.Fingerprint)
 	m.header("traceparent", x.span.String())
-	if x.askedForIt {
+	if x.response.reading == requested {
 		m.header(envoy.HeaderAnswer, "read") // to a route where Envoy does not read it too
 	}
 
@@ -519,13 +481,12 @@ func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 		m.remove = append(m.remove, "content-encoding")
 		m.header("content-length", strconv.Itoa(len(body)))
 	}
-	x.redact.patterns = x.s.patternsOf(x.org.Providers, x.verdict.Provider.ID, append(f.Sent, x.verdict.Provider.Credential.Reveal()))
 	reply := forwardBody(m, body)
 	if x.req.endOfStream {
 		reply = forwardHeaders(m)
 	}
 	receipt, format := "", ""
-	if !x.readsAnswer {
+	if !x.response.reading.here() {
 		receipt = x.receipt.String()
 	}
 	if path, _, _ := strings.Cut(f.Path, "?"); provider.FormatOf(path) != x.req.Format {
@@ -539,8 +500,8 @@ func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 
 // answerLocally gives an answer that needs no provider.
 func (x *exchange) answerLocally() *extprocv3.ProcessingResponse {
-	x.state, x.outcome, x.status = ended, verdict.OutcomeCompleted, http.StatusOK
-	x.responseBytes = int64(len(x.verdict.Local))
+	x.state, x.outcome, x.response.status = ended, verdict.OutcomeCompleted, http.StatusOK
+	x.response.bytes = int64(len(x.verdict.Local))
 	m := newMutation(5)
 	x.ours(m)
 	m.header("content-type", "application/json")
@@ -549,7 +510,7 @@ func (x *exchange) answerLocally() *extprocv3.ProcessingResponse {
 
 // refuse answers the client in the format of the API that it called.
 func (x *exchange) refuse(e *provider.Error) *extprocv3.ProcessingResponse {
-	x.state, x.status = ended, e.Status
+	x.state, x.response.status = ended, e.Status
 	if x.outcome == "" {
 		x.outcome = verdict.OutcomeRefused
 	}
@@ -607,7 +568,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	case fresh, waiting:
 		// Before the verdict the only answer is Envoy's own: a failed upgrade,
 		// a body over its buffer. It may pass; the request may not, from here on.
-		x.state, x.status = bypassed, statusOf(m)
+		x.state, x.response.status = bypassed, statusOf(m)
 		return followHeaders(nil), nil
 	case ended:
 		return followHeaders(nil), nil // our own refusal comes by; it is counted already
@@ -617,160 +578,30 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	if err := x.fault("follow"); err != nil {
 		return nil, err
 	}
-	x.state, x.answered = answering, true
-	x.firstByte = x.s.c.Now().Sub(x.began)
-	x.status = statusOf(m)
-	if details := attributeOf(req, envoy.AttributeDetails); details != "" && details != "via_upstream" {
-		// Envoy answers in the provider's place: it was not reached, or broke off.
-		x.outcome = verdict.OutcomeUpstreamReset
-		x.readsAnswer = false
-	}
-
-	further := x.verdict.Provider.PassesToCaller()
+	x.state = answering
 	out := newMutation(3)
-	contentType, encoding, length := "", "", int64(0)
-	for _, h := range m.GetHeaders().GetHeaders() {
-		name := lower(h.GetKey())
-		switch name {
-		case ":status":
-			continue
-		case "content-type":
-			contentType = string(h.GetRawValue())
-		case "content-encoding":
-			encoding += "," + string(h.GetRawValue())
-		case "content-length":
-			length, _ = strconv.ParseInt(string(h.GetRawValue()), 10, 64)
-		case "x-request-id", "request-id", "apim-request-id", "x-amzn-requestid":
-			if x.providerID == "" {
-				x.providerID = x.said(string(h.GetRawValue()), 128)
-			}
-		case "retry-after":
-			x.retryAfter = string(h.GetRawValue())
-		case "x-gemini-service-tier":
-			x.service = lower(string(h.GetRawValue()))
-		}
-		if !envoy.PassesToCaller(name, further) || x.redact.in(h.GetRawValue()) {
-			out.remove = append(out.remove, name)
-		}
-	}
-	if x.status == http.StatusUnauthorized && x.outcome == "" {
-		// The caller's key is good. It is ours that the provider refuses, and
-		// its error may well quote it.
-		return x.unusable("provider_unauthorized", "The provider refused the gateway's credential. Your key is fine; an administrator must renew the provider's."), nil
-	}
-	if x.status >= 300 && x.status < 400 && x.status != http.StatusNotModified && x.outcome == "" {
-		// Whoever follows it leaves the gateway: with the prompt, and with its key,
-		// of which HTTP clients take back but the one in "authorization".
-		return x.unusable("provider_redirects", "The provider sends requests elsewhere, where the gateway does not follow. An administrator must correct its base URL."), nil
-	}
-	if x.status < http.StatusOK && x.outcome == "" {
-		// 101, which nobody asked for: what follows would be in a protocol that
-		// nobody reads. Envoy keeps the other 1xx to itself.
-		return x.unusable("provider_protocol", "The provider did not answer in HTTP. Try again, or tell an administrator."), nil
-	}
-	if why := unreadable(encoding, contentType); why != "" && x.outcome == "" && !m.GetEndOfStream() {
-		// It could hold the credential, and no search for it would find it.
-		return x.unusable("provider_encoding", "The provider sent a response in "+why+". An administrator must correct the provider."), nil
-	}
-	x.form = formOf(contentType)
 	x.ours(out)
-	switch {
-	case x.outcome != "": // it is Envoy's own
-	case x.verdict.Forward.Translated():
-		x.reader = x.verdict.Forward.NewAnswer(x.status, contentType, x.s.c.Now, x.answerID)
-	case x.readsAnswer && x.status >= 400:
-		x.reader = x.verdict.Provider.NewError(x.verdict.Call.Endpoint.Format, x.status, x.req.ID)
-	case x.readsAnswer && !m.GetEndOfStream():
-		x.reader = provider.NewAnswer(x.verdict.Call, x.verdict.Provider, x.status, contentType)
-	}
-	if x.reader != nil && x.reader.Translated() != nil {
-		return x.translate(out, length, m.GetEndOfStream()), nil
-	}
-	if m.GetEndOfStream() {
+	reply, rejected := x.response.headers(m, req, out)
+	return x.followed(reply, rejected, nil)
+}
+
+// followed is the reply to a message of the response, as the response's follower has it.
+func (x *exchange) followed(reply *extprocv3.ProcessingResponse, rejected *provider.Error, err error) (*extprocv3.ProcessingResponse, error) {
+	if x.response.over {
 		x.state = ended
 	}
-	return followHeaders(out), nil
-}
-
-// unusable is what the caller gets in the place of an answer of the provider's that
-// must not reach it.
-func (x *exchange) unusable(code, message string) *extprocv3.ProcessingResponse {
-	x.outcome = verdict.OutcomeProviderError
-	return x.refuse(verdict.Refuse(http.StatusBadGateway, code, message))
-}
-
-// translate begins an answer that is said in the caller's words. One that is not
-// streamed is asked for whole, since its status is certain at its end only. It must
-// fit into Envoy's buffer: length is what its headers say, if they do.
-func (x *exchange) translate(out *mutation, length int64, end bool) *extprocv3.ProcessingResponse {
-	t := x.reader.Translated()
-	out.header("content-type", t.ContentType())
-	out.remove = append(out.remove, "content-length", "content-encoding", "content-md5", "digest", "etag", "trailer", "location")
-	switch {
-	case end:
-		x.state = ended
-		body, _ := x.reader.Chunk(nil, true)
-		m := newMutation(6)
-		x.ours(m)
-		m.header("content-type", t.ContentType())
-		if x.retryAfter != "" && !x.redact.in([]byte(x.retryAfter)) {
-			m.header("retry-after", x.retryAfter)
-		}
-		x.status = t.Status()
-		return respond(x.status, m, body, envoy.DetailsPrefix+"translated")
-	case t.Streamed():
-		return followHeaders(out)
-	case length > x.s.c.MaxBody:
-		return x.unusable("answer_too_large", fmt.Sprintf("The provider's answer is larger than %d bytes. Ask for less, or for a stream.", x.s.c.MaxBody))
-	default:
-		x.whole = true
-		return wholeAnswer(followHeaders(out))
+	x.outcome = cmp.Or(x.outcome, x.response.outcome)
+	if rejected != nil {
+		return x.refuse(rejected), nil
 	}
+	return reply, err
 }
 
-// answerID is the id of an answer to which the provider gave none.
-func (x *exchange) answerID() string { return "chatcmpl-" + strings.ReplaceAll(x.req.ID, "-", "") }
-
-// finish is what a translated answer's headers say that only its end could tell.
-func (x *exchange) finish(length int) *mutation {
-	t := x.reader.Translated()
-	m := newMutation(3)
-	if status := t.Status(); status != x.status {
-		x.status = status
-		m.header(":status", strconv.Itoa(status))
-	}
-	if d := t.RetryAfter(); d > 0 && x.retryAfter == "" {
-		m.header("retry-after", strconv.FormatInt(verdict.Seconds(d), 10))
-	}
-	m.header("content-length", strconv.Itoa(length))
-	return m
-}
-
-// said is what a provider says, as it may stand in the record.
-func (x *exchange) said(s string, n int) string {
-	if x.redact.in([]byte(s)) {
-		return "[redacted]"
-	}
-	return verdict.Clip(s, n)
-}
-
-// statusOf is the status of an answer, or 0.
-func statusOf(m *extprocv3.HttpHeaders) int {
-	for _, h := range m.GetHeaders().GetHeaders() {
-		if h.GetKey() == ":status" {
-			n, _ := strconv.Atoi(string(h.GetRawValue()))
-			return n
-		}
-	}
-	return 0
-}
-
-// responseBody reads usage from a piece of the answer as it passes by.
 func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingResponse, error) {
 	switch x.state {
 	case answering:
 	case ended, bypassed:
-		if x.whole {
+		if x.response.reading == buffered {
 			return nil, x.disorder("response_body") // it came whole already
 		}
 		return passBody(), nil
@@ -780,54 +611,12 @@ func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingRes
 	if err := x.fault("inspect"); err != nil {
 		return nil, err
 	}
-	b, end, changed := m.GetBody(), m.GetEndOfStream(), false
-	if x.redact.disguised(b, x.form) {
-		return x.disguised()
-	}
-	x.responseBytes += int64(len(b))
-	if x.reader != nil {
-		if out, replaced := x.reader.Chunk(b, end || x.whole); replaced {
-			b, changed = out, true
-		}
-	}
-	n, held := len(b), x.redact.holds()
-	b, blanked := x.redact.pass(b, end || x.whole)
-	if blanked {
-		x.s.metrics.leaks.Inc()
-	}
-	changed = changed || blanked || held || len(b) != n
-	if end || x.whole {
-		x.state = ended
-	}
-	switch {
-	case x.whole:
-		return replaceWhole(x.finish(len(b)), b), nil
-	case changed:
-		return replaceBody(b), nil
-	}
-	return passBody(), nil
+	return x.followed(x.response.body(m.GetBody(), m.GetEndOfStream()))
 }
 
-// disguised ends a response that is compressed and does not say so: 502, or cut off if
-// its headers have gone on.
-func (x *exchange) disguised() (*extprocv3.ProcessingResponse, error) {
-	if x.whole {
-		return x.unusable("provider_encoding", "The provider sent a compressed response without saying so. An administrator must correct the provider."), nil
-	}
-	x.outcome = verdict.OutcomeProviderError
-	return nil, status.Error(codes.Aborted, "ext_proc: cut: provider_encoding")
-}
-
-// responseTrailers ends an answer. With "usage: envoy" it is the only message
-// after the verdict, and carries what Envoy read.
+// responseTrailers ends a response. See response.trailers.
 func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
-	var remove []string
-	further := x.verdict.Provider.PassesToCaller()
-	for _, h := range m.GetTrailers().GetHeaders() {
-		if name := lower(h.GetKey()); !envoy.PassesToCaller(name, further) || x.redact.in(h.GetRawValue()) {
-			remove = append(remove, name)
-		}
-	}
+	remove := x.response.strip(m)
 	switch x.state {
 	case forwarded, answering:
 	case ended, bypassed:
@@ -838,51 +627,11 @@ func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.Pr
 	if err := x.fault("inspect"); err != nil {
 		return nil, err
 	}
-	x.usageOfEnvoy(req)
-	if n := numberOf(req, envoy.AttributeStatus); n != 0 && x.status == 0 {
-		x.status, x.answered = n, true
+	ok, err := x.response.trailers(req)
+	if !ok {
+		return nil, x.disorder("response_trailers") // a response that was not translated
 	}
-	if x.reader != nil {
-		// Every byte has passed already; this only tells the reader so. What a
-		// translation would still say has no place behind trailers, and an answer
-		// that lacks it must not look whole.
-		if out, _ := x.reader.Chunk(nil, true); len(out) > 0 && x.reader.Translated() != nil {
-			x.outcome = verdict.OutcomeCut
-			return nil, status.Error(codes.Aborted, "ext_proc: cut: trailers after a translated answer")
-		}
-	} else if x.verdict.Forward.Translated() && x.outcome == "" {
-		return nil, x.disorder("response_trailers") // an answer that nobody translated
-	}
-	if x.redact.holds() {
-		// What was held back has no place behind trailers.
-		x.outcome = verdict.OutcomeCut
-		return nil, status.Error(codes.Aborted, "ext_proc: cut: trailers after what may be a credential")
-	}
-	x.state = ended
-	return passTrailers(remove), nil
-}
-
-// usageOfEnvoy takes the figures that Envoy's ai_protocol_manager published.
-func (x *exchange) usageOfEnvoy(req *extprocv3.ProcessingRequest) {
-	typed := req.GetMetadataContext().GetTypedFilterMetadata()[envoy.UsageNamespace]
-	if typed == nil {
-		return
-	}
-	var u aiv3.TokenUsage
-	if err := typed.UnmarshalTo(&u); err != nil || u.GetExtractionStatus() != aiv3.TokenUsage_COMPLETE {
-		x.s.metrics.protocol.WithLabelValues("token_usage").Inc()
-		return
-	}
-	x.responseModel = x.said(u.GetModel(), 256)
-	x.usage = provider.Usage{
-		InputTokens:      int64(u.GetInputTokens().GetValue()),
-		OutputTokens:     int64(u.GetOutputTokens().GetValue()),
-		CachedTokens:     int64(u.GetInputTokenDetails().GetCachedTokens().GetValue()),
-		CacheWriteTokens: int64(u.GetInputTokenDetails().GetCacheCreationTokens().GetValue()),
-		ReasoningTokens:  int64(u.GetOutputTokenDetails().GetReasoningTokens().GetValue()),
-		Source:           "provider",
-		Coarse:           true,
-	}
+	return x.followed(passTrailers(remove), nil, err)
 }
 
 // ---- stream end ----
@@ -897,10 +646,8 @@ func (x *exchange) settle(ctx context.Context, err error) {
 	x.settled = true
 	x.s.guard.leave(x.place)
 	defer x.s.ends.forget(x.req.ID)
-	if (x.state == answering || x.state == forwarded && x.readsAnswer) && x.outcome == "" && x.handle.cutReason() == "" && over(err) {
-		if x.end = x.s.ends.wait(ctx, x.req.ID, x.s.c.EndTimeout); x.end.upstream && x.end.status != 0 {
-			x.status = x.end.status // Envoy answers 502 where the client did not have the headers yet
-		}
+	if (x.state == answering || x.state == forwarded && x.response.reading.here()) && x.outcome == "" && x.handle.cutReason() == "" && over(err) {
+		x.response.awaitEnd(ctx)
 	}
 	defer func() {
 		if p := recover(); p != nil {
@@ -910,16 +657,11 @@ func (x *exchange) settle(ctx context.Context, err error) {
 	x.settleFault()
 	outcome := x.howItEnded(err)
 	x.s.metrics.exchanges.WithLabelValues(outcome).Inc()
-	if x.reader != nil {
-		x.usage, x.responseModel = x.reader.Usage(), x.said(x.reader.Model(), 256)
-		for _, what := range x.reader.Lost() {
-			x.lost = append(x.lost, x.said(what, 64))
-		}
-	}
+	x.response.read()
 	x.endSpan(outcome)
-	x.s.metrics.count(x.usage)
+	x.s.metrics.count(x.response.usage)
 	if log := x.s.c.Log; log.Enabled(ctx, x.levelOf(outcome)) {
-		log.Log(ctx, x.levelOf(outcome), "exchange ended", "exchange", x.req.ID, "outcome", outcome, "status", x.status,
+		log.Log(ctx, x.levelOf(outcome), "exchange ended", "exchange", x.req.ID, "outcome", outcome, "status", x.response.status,
 			"agent", x.caller.Agent.ID, "model", x.verdict.Call.Model, "provider", x.verdict.Provider.Name, "receipt", x.receipt.String(), "err", err)
 	}
 	if !x.known {
@@ -932,13 +674,13 @@ func (x *exchange) settle(ctx context.Context, err error) {
 		switch {
 		case outcome == verdict.OutcomeFailed:
 			code = "internal_error"
-		case x.status == http.StatusRequestEntityTooLarge:
+		case x.response.status == http.StatusRequestEntityTooLarge:
 			code = "request_too_large" // Envoy's buffer was full first
 		}
 		if x.verdict.Time.IsZero() {
 			x.verdict.Time = verdict.Instant(x.s.c.Now())
 		}
-		x.verdict.Refusal = &provider.Error{Status: x.status, Code: code}
+		x.verdict.Refusal = &provider.Error{Status: x.response.status, Code: code}
 		if err := x.record(ctx); err != nil {
 			x.s.metrics.audit.Inc()
 			x.s.c.Log.ErrorContext(ctx, "incomplete request not recorded", "exchange", x.req.ID, "agent", x.caller.Agent.ID, "err", err)
@@ -953,7 +695,9 @@ func (x *exchange) settle(ctx context.Context, err error) {
 	if outcome == outcomeUnrecorded {
 		outcome = verdict.OutcomeRefused // it may be recorded after all, and was refused all the same
 	}
-	x.s.c.Recorder.Enqueue(x.org.ID, x.settlement(outcome))
+	ending := x.response.ending(outcome)
+	ending.DecidedSeq = x.receipt.Seq
+	x.s.c.Recorder.Enqueue(x.org.ID, x.verdict.Settled(x.caller, &x.req.Request, ending, x.effect == policy.Allow, x.s.c.Pricer))
 }
 
 // settleLimits gives back what a request took that went nowhere, or replaces it by
@@ -963,7 +707,7 @@ func (x *exchange) settleLimits(ctx context.Context) {
 		x.s.c.Limiter.Release(ctx, x.req.ID, x.verdict.Reserved)
 		return
 	}
-	x.s.c.Limiter.Settle(ctx, x.req.ID, x.verdict.Reserved, budget.Used{Tokens: x.usage.InputTokens + x.usage.OutputTokens})
+	x.s.c.Limiter.Settle(ctx, x.req.ID, x.verdict.Reserved, budget.Used{Tokens: x.response.usage.InputTokens + x.response.usage.OutputTokens})
 }
 
 // settleFault runs the test's fault, which must not keep the settlement from
@@ -981,42 +725,24 @@ const (
 
 // howItEnded names the end of an exchange; err is how its stream ended.
 func (x *exchange) howItEnded(err error) string {
+	here := x.response.reading.here()
 	switch {
 	case x.outcome != "":
 		return x.outcome
-	case x.state == forwarded && !x.readsAnswer && overWell(err):
+	case x.state == forwarded && !here && overWell(err):
 		// Envoy reads the answer, and has said nothing of one: no usage was in it,
 		// or it broke off, or there was none. That is not known here.
 		return audit.OutcomeUnknown
-	case x.state == ended && x.answered, x.state == answering && !x.readsAnswer && overWell(err):
-		switch {
-		case x.status >= 400 || x.reader != nil && x.reader.Failed():
-			return verdict.OutcomeProviderError
-		case x.reader != nil && !x.reader.Complete():
-			return verdict.OutcomeBrokenOff
-		}
-		return verdict.OutcomeCompleted
+	case x.state == ended && x.response.came, x.state == answering && !here && overWell(err):
+		return x.response.whole()
 	case x.handle.cutReason() != "":
 		return verdict.OutcomeCut
 	case x.state == bypassed:
 		return verdict.OutcomeRefused // by Envoy itself
 	case !over(err):
 		return verdict.OutcomeFailed
-	case x.end.upstream && x.status >= 400:
-		return verdict.OutcomeUpstreamReset // that was Envoy's status, in the provider's place
-	case x.state == answering && x.reader != nil && x.reader.Failed():
-		return verdict.OutcomeProviderError
-	case x.state == answering && x.reader != nil && x.status < 400 && x.reader.Ended() && !x.redact.holds():
-		return verdict.OutcomeCompleted // the client has all of it, and did not wait for the connection's end
-	case x.end.upstream:
-		return verdict.OutcomeUpstreamReset
-	case x.end.downstream:
-		return verdict.OutcomeClientClosed
-	case x.state == answering:
-		return verdict.OutcomeBrokenOff // without Envoy's report it is not known who broke it off
-	default:
-		return verdict.OutcomeClientClosed // Envoy itself answers where the provider breaks off before its response
 	}
+	return x.response.broken()
 }
 
 // over says whether err is Envoy ending the stream, and overWell whether it did so
@@ -1027,14 +753,6 @@ func over(err error) bool {
 
 func overWell(err error) bool { return err == nil || errors.Is(err, errClosedEarly) }
 
-func (x *exchange) settlement(outcome string) audit.Settled {
-	return x.verdict.Settled(x.caller, &x.req.Request, verdict.Ending{
-		Time: x.s.c.Now(), Began: x.began, DecidedSeq: x.receipt.Seq, Outcome: outcome, Status: x.status,
-		Usage: x.usage, ResponseModel: x.responseModel, Service: x.service, ResponseBytes: x.responseBytes, FirstByte: x.firstByte,
-		ProviderRequestID: x.providerID, Lost: x.lost,
-	}, x.effect == policy.Allow, x.s.c.Pricer)
-}
-
 func (x *exchange) endSpan(outcome string) {
 	if x.otel == nil {
 		return
@@ -1043,9 +761,9 @@ func (x *exchange) endSpan(outcome string) {
 		attribute.String("aid.exchange", x.req.ID), attribute.String("aid.agent", x.caller.Agent.ID), attribute.String("aid.key", x.caller.Key.ID),
 		attribute.String("aid.decision", x.effect.String()), attribute.String("aid.receipt", x.receipt.String()), attribute.String("aid.outcome", outcome),
 		attribute.String("gen_ai.operation.name", x.verdict.Call.Endpoint.Operation), attribute.String("gen_ai.request.model", verdict.Clip(x.verdict.Call.Model, 256)),
-		attribute.String("gen_ai.response.model", x.responseModel), attribute.String("gen_ai.provider.name", x.verdict.Provider.Name),
-		attribute.Int64("gen_ai.usage.input_tokens", x.usage.InputTokens), attribute.Int64("gen_ai.usage.output_tokens", x.usage.OutputTokens),
-		attribute.Int("http.response.status_code", x.status),
+		attribute.String("gen_ai.response.model", x.response.model), attribute.String("gen_ai.provider.name", x.verdict.Provider.Name),
+		attribute.Int64("gen_ai.usage.input_tokens", x.response.usage.InputTokens), attribute.Int64("gen_ai.usage.output_tokens", x.response.usage.OutputTokens),
+		attribute.Int("http.response.status_code", x.response.status),
 	)
 	x.otel.End()
 }

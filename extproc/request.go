@@ -193,6 +193,14 @@ func (r *request) headersAlone() *provider.Error {
 	return r.Match()
 }
 
+// unserved rejects a path that is served with no key, or returns nil.
+func (r *request) unserved() *provider.Error {
+	if _, _, served := provider.Match(r.Method, r.Path); served || r.wrong != nil {
+		return nil
+	}
+	return provider.Unserved(r.Method, r.Path)
+}
+
 func (r *request) problem(p *provider.Error) {
 	if r.wrong == nil {
 		r.wrong = p
