@@ -80,6 +80,8 @@ func restore(t *testing.T, db *store.DB, org string, seq int) {
 		fmt.Sprintf(`DELETE FROM audit_entries WHERE org_id = '%s' AND seq > %d`, org, seq),
 		fmt.Sprintf(`UPDATE audit_heads h SET seq = e.seq, mac = e.mac, epoch = e.epoch, appended_at = e.appended_at
 			FROM audit_entries e WHERE e.org_id = h.org_id AND h.org_id = '%s' AND e.seq = %d`, org, seq),
+		fmt.Sprintf(`DELETE FROM audit_writers w WHERE org_id = '%s' AND NOT EXISTS (SELECT FROM audit_entries e
+			WHERE e.org_id = w.org_id AND e.writer = w.writer)`, org),
 		fmt.Sprintf(`UPDATE audit_writers w SET writer_seq = (SELECT max(writer_seq) FROM audit_entries e
 			WHERE e.org_id = w.org_id AND e.writer = w.writer) WHERE org_id = '%s'`, org),
 	} {
@@ -254,5 +256,50 @@ func TestUsageCountsOnce(t *testing.T) {
 				t.Errorf("%+v %v", got, err)
 			}
 		})
+	}
+}
+
+// What is lost may be another process's: a sidecar that starts beside a chain that was
+// restored sends again what the processes before it wrote, also of orgs that are quiet.
+func TestRestoredBeforeStart(t *testing.T) {
+	db := storetest.Open(t)
+	org := storetest.Org(t, db)
+	node := direct{chain(t, db, 1), "node_1"}
+	dir := t.TempDir()
+	var receipts []audit.Receipt
+	process := func(run func(w *audit.Writer)) {
+		w, err := audit.OpenWriter(audit.WriterConfig{Dir: dir, SegmentBytes: 2 << 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- w.Run(ctx) }()
+		run(w)
+		cancel()
+		<-done
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 3 {
+		process(func(w *audit.Writer) {
+			receipts = append(receipts, write(t, w, org, fmt.Sprint("p", i), 15)...)
+			shipAll(t, w, node)
+		})
+	}
+	restore(t, db, org, 5)
+	process(func(w *audit.Writer) {
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- w.Ship(ctx, node) }()
+		arrive(t, db, org, receipts)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	if r := verify(t, db, org, 1); r.FirstBad != nil || r.Broken+r.Gaps+r.Forks != 0 {
+		t.Errorf("%+v", r)
 	}
 }

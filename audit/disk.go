@@ -157,17 +157,25 @@ const temporarySuffix = ".tmp"
 // lock makes the directory ours for as long as the file it returns is open. The
 // kernel lets go of it when the process ends, however it ends.
 func lock(dir string) (*os.File, error) {
-	path := filepath.Join(dir, "lock")
+	path := filepath.Join(dir, lockName)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	return held(f, dir, syscall.LOCK_EX)
+}
+
+// lockName is the file whose lock is the directory's.
+const lockName = "lock"
+
+// held returns the lock file once it is locked.
+func held(f *os.File, dir string, how int) (*os.File, error) {
+	if err := syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%s is in use by another process: stop that one (`fuser %s` names it), or give this one a directory of its own", dir, path)
+			return nil, fmt.Errorf("%s is in use by another process: stop that one (`fuser %s` names it), or give this one a directory of its own", dir, f.Name())
 		}
-		return nil, fmt.Errorf("locking %s: %w", path, err)
+		return nil, fmt.Errorf("locking %s: %w", f.Name(), err)
 	}
 	return f, nil
 }

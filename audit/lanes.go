@@ -82,10 +82,16 @@ func (sh *shipping) separate(ctx context.Context, p parcel, err error) bool {
 	if len(w.lanes) >= maxLanes {
 		return false
 	}
-	l.c.org = p.org
-	w.seekLocked(&l.c, "", first-1)
-	w.lanes[p.org] = l
+	w.seekLocked(&l.c, first-1)
 	w.c.Log.WarnContext(ctx, "an org's audit records are shipped apart from those of other orgs", "org", p.org, "err", err)
+	sh.startLocked(ctx, l)
+	return true
+}
+
+// startLocked ships a new lane until it has caught up.
+func (sh *shipping) startLocked(ctx context.Context, l *lane) {
+	l.c.org = l.org
+	sh.w.lanes[l.org] = l
 	sh.running.Go(func() {
 		defer l.c.close()
 		if err := sh.drive(ctx, l); err != nil {
@@ -95,7 +101,6 @@ func (sh *shipping) separate(ctx context.Context, p parcel, err error) bool {
 			}
 		}
 	})
-	return true
 }
 
 // drive ships a lane until it has caught up. An error means that a segment cannot be
@@ -135,7 +140,7 @@ func (sh *shipping) drive(ctx context.Context, l *lane) error {
 		case errors.As(err, &back):
 			w.c.Log.WarnContext(ctx, "the control plane has fewer audit records than it acknowledged; they are sent again",
 				"org", l.org, "writer", back.writer, "have", back.have)
-			w.rewind(l, back)
+			w.rewind(l)
 			recs = nil
 		case ctx.Err() != nil:
 			return nil
@@ -195,11 +200,11 @@ func (r *rewind) Error() string {
 	return fmt.Sprintf("writer %s: send again after %d", r.writer, r.have)
 }
 
-// rewind moves a lane to the first record of the writer that the chain lacks, or as
-// near to it as the files here go back.
-func (w *Writer) rewind(l *lane, r *rewind) {
+// rewind moves a lane back to the oldest record here: a chain that lacks records of
+// one writer may lack those of writers before it. The chain drops what it has.
+func (w *Writer) rewind(l *lane) {
 	w.mu.Lock()
-	w.seekLocked(&l.c, r.writer, r.have)
+	w.seekLocked(&l.c, 0)
 	l.pos = min(l.pos, l.c.after)
 	w.mu.Unlock()
 	w.acknowledge()
@@ -276,4 +281,17 @@ func (w *Writer) stuckLocked(now time.Time) error {
 	}
 	return fmt.Errorf("the control plane does not take the audit records of org %s: in %s %d wait, since %s: %w",
 		strings.Join(orgs, ", "), first.org, first.waiting, first.since.UTC().Format(time.RFC3339), first.err)
+}
+
+// Failure is why a batch was not taken lately, of an org that still fails; nil: none
+// does. Shipping says when that needs attention.
+func (w *Writer) Failure() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, org := range slices.Sorted(maps.Keys(w.lanes)) {
+		if err := w.lanes[org].err; err != nil {
+			return fmt.Errorf("org %s: %w", org, err)
+		}
+	}
+	return w.refused
 }

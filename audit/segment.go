@@ -236,6 +236,7 @@ type head struct {
 	open    []frame
 	prevs   map[string]uint64
 	start   int64
+	version int // of the format
 }
 
 func appendHead(b []byte, h head) []byte {
@@ -282,7 +283,10 @@ func readHead(path string, f io.ReaderAt, size int64) (head, error) {
 	if err != nil {
 		return head{}, err
 	}
-	h := head{writer: hf.name, first: hf.seq, durable: hf.mark, prevs: make(map[string]uint64)}
+	h := head{writer: hf.name, first: hf.seq, durable: hf.mark, prevs: make(map[string]uint64), version: 2}
+	if string(got[:]) == magicOld {
+		h.version = 1
+	}
 	count := uint64(0)
 	if len(hf.body) == 8 {
 		count = binary.BigEndian.Uint64(hf.body)

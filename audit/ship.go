@@ -67,6 +67,7 @@ func (w *Writer) Ship(ctx context.Context, s Shipper) error {
 
 	ctx, stop := context.WithCancel(ctx)
 	sh := &shipping{w: w, s: s, forks: make(map[source]int), rewound: make(map[source]uint64), failed: make(chan error, 1)}
+	sh.running.Go(func() { sh.recheck(ctx) })
 	err := sh.common(ctx, &common)
 	stop()
 	sh.running.Wait()
@@ -267,6 +268,9 @@ func (w *Writer) WaitShipped(ctx context.Context) error {
 	}
 }
 
+// Waiting is how many durable records the control plane does not have.
+func (w *Writer) Waiting() uint64 { return w.lag() }
+
 func (w *Writer) change() <-chan struct{} {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -403,7 +407,7 @@ func (w *Writer) read(c *cursor) (writer string, recs []Record, err error) {
 	for {
 		w.mu.Lock()
 		if c.seg == nil {
-			w.seekLocked(c, "", c.after)
+			w.seekLocked(c, c.after)
 		}
 		end, next := c.seg.end, w.nextLocked(c.seg)
 		w.mu.Unlock()
@@ -434,13 +438,13 @@ func (w *Writer) read(c *cursor) (writer string, recs []Record, err error) {
 	return writer, batch.recs, nil
 }
 
-// seekLocked moves the cursor to the first record after a number: of the writer, if
-// one is named.
-func (w *Writer) seekLocked(c *cursor, writer string, after uint64) {
+// seekLocked moves the cursor to the first record after a number, or as near to it as
+// the files here go back.
+func (w *Writer) seekLocked(c *cursor, after uint64) {
 	c.close()
 	c.seg = nil
 	for _, s := range w.segs {
-		if s.last > after && (writer == "" || s.writer == writer) {
+		if s.last > after {
 			c.seg = s
 			break
 		}

@@ -19,29 +19,31 @@ import (
 // what was done by somebody who has the key: who kept an earlier Report can see
 // whether the chain still has that Head at that To.
 type Report struct {
-	Org         string
-	From, To    int64     // sequence numbers that were found right; 0: none
-	Since, Till time.Time // when those two were appended
-	Entries     int64
-	Malformed   int64  // among them: entries that could not be read when they came
-	Epoch       int32  // of the last one's key
-	Head        string // hex of the last one's MAC
+	Org       string    `json:"org"`
+	From      int64     `json:"from"` // sequence numbers that were found right; 0: none
+	To        int64     `json:"to"`
+	Since     time.Time `json:"since"` // when those two were appended
+	Till      time.Time `json:"till"`
+	Entries   int64     `json:"entries"`
+	Malformed int64     `json:"malformed"` // among them: entries that could not be read when they came
+	Epoch     int32     `json:"epoch"`     // of the last one's key
+	Head      string    `json:"head"`      // hex of the last one's MAC
 
 	// What is right and still needs a look: the chain has it as the nodes sent it.
-	Gaps      int64    // records.gap: records that a sidecar lost, and said so
-	Forks     int64    // writers with two versions in the chain
-	Broken    int64    // records that do not follow the one before of their writer
-	Ahead     int64    // entries that say they happened more than clockSkew after they came
-	BackDated int64    // entries more than clockSkew before one of the same writer that came earlier
-	Findings  []string // the first of those, at most maxFindings
+	Gaps      int64    `json:"gaps"`       // records.gap: records that a sidecar lost, and said so
+	Forks     int64    `json:"forks"`      // writers with two versions in the chain
+	Broken    int64    `json:"broken"`     // records that do not follow the one before of their writer
+	Ahead     int64    `json:"ahead"`      // entries that say they happened more than clockSkew after they came
+	BackDated int64    `json:"back_dated"` // entries more than clockSkew before one of the same writer that came earlier
+	Findings  []string `json:"findings"`   // the first of those, at most maxFindings
 
-	FirstBad *Bad // nil: everything is right
+	FirstBad *Bad `json:"first_bad"` // nil: everything is right
 }
 
 // Bad is the first thing that is wrong with a chain. Nothing behind it was looked at.
 type Bad struct {
-	Seq     int64 // of the entry that is wrong or missing
-	Problem string
+	Seq     int64  `json:"seq"` // of the entry that is wrong or missing
+	Problem string `json:"problem"`
 }
 
 func (b *Bad) Error() string { return fmt.Sprintf("audit entry %d: %s", b.Seq, b.Problem) }

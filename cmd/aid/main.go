@@ -41,12 +41,16 @@ func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) 
 	root.SetErr(errs)
 	err := root.ExecuteContext(ctx)
 	var usage *usageError
+	var incomplete *incompleteError
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &usage):
 		fmt.Fprintf(errs, "aid: %v\n", err)
 		return 2
+	case errors.As(err, &incomplete):
+		fmt.Fprintf(errs, "aid: %v\n", err)
+		return 3
 	default:
 		fmt.Fprintf(errs, "aid: %v\n", err)
 		return 1
@@ -60,6 +64,12 @@ func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
 
 func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// incompleteError says that nothing is wrong, and that not everything is there.
+type incompleteError struct{ err error }
+
+func (e *incompleteError) Error() string { return e.err.Error() }
+func (e *incompleteError) Unwrap() error { return e.err }
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
@@ -90,7 +100,7 @@ Flags win. Secrets are read from files or variables, never from arguments.`,
 		return usagef("%v; see `%s --help`", err, cmd.CommandPath())
 	})
 	root.AddCommand(upCommand(), controlCommand(), extprocCommand(), migrateCommand(), orgCommand(), nodeCommand(),
-		doctorCommand(), auditCommand(), envoyBootstrapCommand(), keysCommand(), explainCommand(), versionCommand(), fetchPostgresCommand())
+		doctorCommand(), auditCommand(), segmentsCommand(), envoyBootstrapCommand(), keysCommand(), explainCommand(), versionCommand(), fetchPostgresCommand())
 	return root
 }
 

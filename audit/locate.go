@@ -1,0 +1,101 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// The places where Locate finds what a receipt is of.
+const (
+	PlaceChain   = "chain"   // the entry is in the chain, byte for byte
+	PlaceGap     = "gap"     // the chain says that the record is lost
+	PlacePending = "pending" // the chain has not come to the writer's number: the sidecar has the record, or it is lost
+	PlaceMissing = "missing" // the chain is past the number and has neither the entry nor a gap
+)
+
+// Place says where the entry of a receipt is.
+type Place struct {
+	Receipt string `json:"receipt"`
+	State   string `json:"state"` // a Place… constant
+	Seq     int64  `json:"seq"`   // the org's number of the entry, or of the gap; 0: neither
+	Have    int64  `json:"have"`  // the chain's last number of the receipt's writer in this org
+}
+
+// locateAtOnce bounds the receipts of one statement.
+const locateAtOnce = 1000
+
+// Locate finds the entries of receipts in the chain of org, in their order. It says
+// where they are and not whether the chain is right: see Verify.
+func Locate(ctx context.Context, db DB, org string, receipts []Receipt) ([]Place, error) {
+	places := make([]Place, 0, len(receipts))
+	for len(receipts) > 0 {
+		some := receipts[:min(len(receipts), locateAtOnce)]
+		receipts = receipts[len(some):]
+		var found []Place
+		err := db.InOrg(ctx, org, func(tx pgx.Tx) (err error) {
+			found, err = locate(ctx, tx, org, some)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("looking for receipts in the chain of %s: %w", org, err)
+		}
+		places = append(places, found...)
+	}
+	return places, nil
+}
+
+func locate(ctx context.Context, tx pgx.Tx, org string, receipts []Receipt) ([]Place, error) {
+	n := len(receipts)
+	places, writers, seqs := make([]Place, n), make([]string, n), make([]int64, n)
+	for i, r := range receipts {
+		places[i] = Place{Receipt: r.String(), State: PlaceMissing}
+		writers[i], seqs[i] = r.Writer, int64(r.Seq)
+	}
+	// How far the chain is comes first: a record that comes meanwhile is pending, not missing.
+	rows, err := tx.Query(ctx, `SELECT r.i, w.writer_seq FROM unnest($2::text[], $3::bigint[]) WITH ORDINALITY AS r(writer, seq, i)
+		JOIN audit_writers w ON w.org_id = $1 AND w.writer = r.writer AND w.lane = ''`, org, writers, seqs)
+	if err != nil {
+		return nil, err
+	}
+	var i, have int64
+	if _, err = pgx.ForEachRow(rows, []any{&i, &have}, func() error {
+		places[i-1].Have = have
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	for i := range places {
+		if seqs[i] > places[i].Have {
+			places[i].State = PlacePending
+		}
+	}
+	// A gap takes the number of the last record that is lost.
+	rows, err = tx.Query(ctx, `SELECT r.i, g.seq FROM unnest($2::text[], $3::bigint[]) WITH ORDINALITY AS r(writer, seq, i)
+		JOIN audit_entries g ON g.org_id = $1 AND g.kind = $4 AND g.writer = r.writer AND g.prev_writer_seq < r.seq AND g.writer_seq >= r.seq`,
+		org, writers, seqs, KindGap)
+	if err != nil {
+		return nil, err
+	}
+	var seq int64
+	if _, err = pgx.ForEachRow(rows, []any{&i, &seq}, func() error {
+		places[i-1].State, places[i-1].Seq = PlaceGap, seq
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	rows, err = tx.Query(ctx, `SELECT r.i, e.seq, e.entry FROM unnest($2::text[], $3::bigint[]) WITH ORDINALITY AS r(writer, seq, i)
+		JOIN audit_entries e ON e.org_id = $1 AND e.writer = r.writer AND e.writer_seq = r.seq ORDER BY e.seq DESC`, org, writers, seqs)
+	if err != nil {
+		return nil, err
+	}
+	var entry []byte
+	_, err = pgx.ForEachRow(rows, []any{&i, &seq, &entry}, func() error {
+		if LeafHash(entry) == receipts[i-1].Leaf {
+			places[i-1].State, places[i-1].Seq = PlaceChain, seq
+		}
+		return nil
+	})
+	return places, err
+}

@@ -1,0 +1,154 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"time"
+)
+
+// recheckEvery is how often a Writer that ships makes sure that the chain still has
+// what it acknowledged.
+const recheckEvery = time.Hour
+
+// recheck makes sure, when shipping begins and then every hour, that the chain has
+// the last acknowledged record of each org. A chain that was restored to an older
+// state lacks it. Without this the loss would show at the org's next record only,
+// and not at all if another process wrote what is lost.
+func (sh *shipping) recheck(ctx context.Context) {
+	for ctx.Err() == nil {
+		kept, err := sh.w.lastKept()
+		if err != nil {
+			sh.w.c.Log.WarnContext(ctx, "kept audit segments cannot be read: whether the chain still has them is not known", "err", err)
+		}
+		pause := minSendPause
+		for len(kept) > 0 && ctx.Err() == nil {
+			var again []keptRecord
+			for _, k := range kept {
+				if ctx.Err() == nil && !sh.recheckOrg(ctx, k) {
+					again = append(again, k)
+				}
+			}
+			if kept = again; len(kept) > 0 {
+				rest(ctx, sh.w.jitter(pause))
+				pause = min(2*pause, maxSendPause)
+			}
+		}
+		rest(ctx, recheckEvery)
+	}
+}
+
+// keptRecord is a record that the chain acknowledged.
+type keptRecord struct {
+	writer string
+	rec    Record
+}
+
+// recheckOrg sends the record again. It says whether that is answered.
+func (sh *shipping) recheckOrg(ctx context.Context, k keptRecord) bool {
+	w := sh.w
+	w.mu.Lock()
+	busy := w.lanes[k.rec.Org] != nil
+	w.mu.Unlock()
+	if busy {
+		return false // the lane finds out
+	}
+	err := sh.send(ctx, sendDeadline, Batch{Org: k.rec.Org, Writer: k.writer, Shipper: w.ID(), Records: []Record{k.rec}})
+	var behind *Behind
+	switch {
+	case err == nil || definite(err):
+		return true
+	case errors.As(err, &behind):
+		w.c.Log.WarnContext(ctx, "the control plane has fewer audit records than it acknowledged; what is kept is sent again",
+			"org", k.rec.Org, "writer", k.writer, "acknowledged", k.rec.Seq, "have", behind.Have)
+		return sh.again(ctx, k.rec.Org)
+	}
+	return false
+}
+
+// again has a lane send all that is kept of an org.
+func (sh *shipping) again(ctx context.Context, org string) bool {
+	w := sh.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.lanes[org] != nil || len(w.lanes) >= maxLanes {
+		return false
+	}
+	l := &lane{org: org, until: w.passed}
+	w.seekLocked(&l.c, 0)
+	l.pos = l.c.after
+	sh.startLocked(ctx, l)
+	return true
+}
+
+// lastKept returns the last record of each org that the control plane acknowledged
+// and that is kept here.
+func (w *Writer) lastKept() (kept []keptRecord, err error) {
+	w.mu.Lock()
+	acked := w.acked
+	segs := slices.Clone(w.segs)
+	ends := make([]int64, len(segs))
+	for i, s := range segs {
+		ends[i] = s.end
+	}
+	w.mu.Unlock()
+	found := make(map[string]bool)
+	seen := make(map[string]bool)            // writers
+	need := make(map[string]map[string]bool) // by writer: orgs with records in its older segments
+	for i := len(segs) - 1; i >= 0; i-- {
+		s := segs[i]
+		if s.first > acked || seen[s.writer] && len(need[s.writer]) == 0 {
+			continue
+		}
+		last, err := lastByOrg(s, ends[i], acked)
+		if errors.Is(err, os.ErrNotExist) {
+			break // removed meanwhile, with all before it
+		}
+		if err != nil {
+			return kept, err
+		}
+		for org, r := range last {
+			delete(need[s.writer], org)
+			if !found[org] {
+				found[org] = true
+				kept = append(kept, keptRecord{s.writer, r})
+			}
+		}
+		if !seen[s.writer] {
+			seen[s.writer], need[s.writer] = true, make(map[string]bool)
+			for org := range s.prevs {
+				if !found[org] {
+					need[s.writer][org] = true
+				}
+			}
+		}
+	}
+	return kept, nil
+}
+
+// lastByOrg reads a segment's last records up to a number.
+func lastByOrg(s *segment, end int64, upTo uint64) (map[string]Record, error) {
+	f, err := os.Open(s.path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	last, prevs := make(map[string]Record), make(map[string]uint64)
+	for org, n := range s.prevs {
+		prevs[org] = n
+	}
+	r := newFrames(s.path, f, s.start, end)
+	for {
+		f, err := r.next()
+		if err == io.EOF || err == nil && f.seq > upTo {
+			return last, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		last[f.name] = Record{Seq: f.seq, Prev: prevs[f.name], Org: f.name, Entry: append(last[f.name].Entry[:0], f.body...)}
+		prevs[f.name] = f.seq
+	}
+}
