@@ -161,6 +161,9 @@ const noLimit = 1<<64 - 1
 const ackedName = "acked"
 
 func (w *Writer) readAcked() uint64 {
+	if w.c.Resend {
+		return 0
+	}
 	b, err := os.ReadFile(w.disk.path(ackedName))
 	if err != nil {
 		return 0

@@ -48,6 +48,10 @@ type WriterConfig struct {
 	// It never refuses requests. 0: 2 GiB; negative: nothing is kept.
 	KeepAckedBytes int64
 
+	// Resend sends all that is kept, whatever was acknowledged before. The chain drops
+	// what it has.
+	Resend bool
+
 	fault func(o operation, do func() error) error // of tests; see disk
 }
 

@@ -23,6 +23,7 @@ var fenced = regexp.MustCompile("(?s)(?:<!-- prints: ([^\n]*) -->\n *)?```(sh|ya
 var typedElsewhere = map[string]string{
 	"clients.md":    "TestSDKs",
 	"production.md": "TestProduction",
+	"restore.md":    "TestRestore",
 }
 
 // Every command that the README and the docs show is typed here, in the order of the

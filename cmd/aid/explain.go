@@ -173,6 +173,7 @@ var errorGroups = []errorGroup{
 		{"provider_encoding", []int{502}, "The response is compressed or not in UTF-8, so it cannot be searched for the credential.", "Have the provider send plain UTF-8."},
 		{"provider_misconfigured", []int{503}, "The provider has no credential, or a setting that cannot be used.", "Correct the provider: the message names the setting."},
 		{"provider_not_configured", []int{503}, "Envoy does not have the provider's cluster yet.", "Try again. If it stays, look for rejected configuration in the control plane's log."},
+		{"provider_address_refused", []int{403}, "The address that Envoy was about to connect to is private or our own.", "Correct the provider's `base_url`, or have the operator list the range in `--private-targets`."},
 		{"provider_unreachable", []int{503}, "The provider cannot be reached: DNS, connection or TLS failed.", "Check the network and `--provider-ca`."},
 		{"provider_disconnected", []int{503}, "The provider closed the connection before it responded.", "Try again."},
 		{"provider_error", []int{400, 500, 502, 503}, "The provider replied with an error that is not in the format of the called API.", "Read the message, which is the provider's."},

@@ -205,12 +205,12 @@ func segmentsShipCommand() *cobra.Command {
 		Use:   "ship FOLDER",
 		Short: "Send what the control plane does not have",
 		Long: `ship does what the node's sidecar would do at its next start: it completes requests
-that were in flight (outcome "unknown"), and sends what the control plane does not
-have. It needs a token or certificate of a node that serves the same organizations.
+that were in flight (outcome "unknown"), and sends all records in the folder. The
+control plane drops those that it has. It needs a token or certificate of a node that serves the same organizations.
 With the dead node's own, the records continue its writers. With another node's,
 they are stored beside them as a fork, with the same bytes.
 
-It may be stopped and run again: it goes on where it was. The disk needs room for
+It may be stopped and run again: no record is stored twice. The disk needs room for
 one segment; where it has none, copy the folder to another disk first.
 
 Exit codes: 0 the control plane has everything; 1 something was not taken: the
@@ -275,7 +275,7 @@ func (s *sidecar) shipFolder(ctx context.Context, patience time.Duration, progre
 	}
 	defer conn.Close()
 	host, _ := os.Hostname()
-	w, err := audit.OpenWriter(audit.WriterConfig{Dir: s.segments, Node: "aid segments ship on " + host, MinFreeBytes: -1, Log: slog.New(slog.DiscardHandler)})
+	w, err := audit.OpenWriter(audit.WriterConfig{Dir: s.segments, Node: "aid segments ship on " + host, MinFreeBytes: -1, Resend: true, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return result, err
 	}
