@@ -15,7 +15,14 @@ type Gap struct {
 
 	After uint64 `json:"after"` // the chain's last number before the gap; 0: the gap begins with the writer
 	Last  uint64 `json:"last"`  // the number of the last lost record
+
+	// Reason is GapRejected if the control plane rejected the record for its form and
+	// the node keeps it apart; empty: it is lost.
+	Reason string `json:"reason"`
 }
+
+// GapRejected is the reason of a gap for a record that is in quarantine on its node.
+const GapRejected = "rejected"
 
 func (e Gap) Head() Head { return Head{Kind: KindGap, Time: e.Time, Org: e.Org, Writer: e.Writer} }
 
@@ -28,5 +35,6 @@ func (e Gap) Encode() []byte {
 	o := begin(192, KindGap, e.Time, e.Org, e.Writer, "")
 	o.unsigned("after", e.After)
 	o.unsigned("last", e.Last)
+	o.str("reason", e.Reason, maxWord)
 	return o.end()
 }

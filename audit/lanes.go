@@ -257,6 +257,15 @@ func (sh *shipping) sendOrg(ctx context.Context, writer, org string, recs []Reco
 			sh.mu.Lock()
 			sh.forks[k]++
 			sh.mu.Unlock()
+		case errors.Is(err, ErrRefused) && len(recs) > 1:
+			// One record is enough for a batch to be rejected. The others are not.
+			half := len(recs) / 2
+			if err := sh.sendOrg(ctx, writer, org, recs[:half]); err != nil {
+				return err
+			}
+			return sh.sendOrg(ctx, writer, org, recs[half:])
+		case errors.Is(err, ErrRefused):
+			return sh.quarantine(ctx, writer, recs[0], forks > 0, err)
 		default:
 			return err
 		}

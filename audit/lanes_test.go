@@ -1,9 +1,11 @@
 package audit_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -128,7 +130,8 @@ func TestOrgsShipApart(t *testing.T) {
 
 // gate lets a test reject the batches of orgs on their way.
 type gate struct {
-	next audit.Shipper
+	next   audit.Shipper
+	poison string // batches with it are rejected for their form
 
 	mu      sync.Mutex
 	refused map[string]error
@@ -163,6 +166,11 @@ func (g *gate) Send(ctx context.Context, b audit.Batch) (uint64, error) {
 	}()
 	if err != nil {
 		return 0, err
+	}
+	for _, r := range b.Records {
+		if g.poison != "" && bytes.Contains(r.Entry, []byte(g.poison)) {
+			return 0, fmt.Errorf("%w: record %d is poison", audit.ErrRefused, r.Seq)
+		}
 	}
 	return g.next.Send(ctx, b)
 }
@@ -209,5 +217,60 @@ func waitFor(t *testing.T, f func() bool) {
 		if time.Now().After(end) {
 			t.Fatal("it did not happen within 30 s")
 		}
+	}
+}
+
+// A record that the control plane rejects for its form is kept, and a gap stands in its
+// place: those before and after it arrive, also of its own org. It can be sent later.
+func TestRejectedRecord(t *testing.T) {
+	db := storetest.Open(t)
+	org, other := storetest.Org(t, db), storetest.Org(t, db)
+	node := direct{chain(t, db, 1), "node_1"}
+	s := &gate{next: node, poison: "poison"}
+	dir := t.TempDir()
+	w := sidecar(t, dir, audit.WriterConfig{})
+	before := write(t, w, org, "before", 20)
+	bad := append(write(t, w, org, "poison-a", 1), write(t, w, org, "poison-b", 1)...)
+	after, others := write(t, w, org, "after", 20), write(t, w, other, "other", 5)
+	ship(t, w, s)
+	arrive(t, db, org, append(before, after...))
+	arrive(t, db, other, others)
+	waitFor(t, func() bool { return w.Waiting() == 0 })
+	if err := w.Shipping(); err != nil {
+		t.Error(err)
+	}
+	state := func(want string) {
+		t.Helper()
+		places, err := audit.Locate(t.Context(), db, org, bad)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range places {
+			if p.State != want {
+				t.Errorf("%+v, want %s", p, want)
+			}
+		}
+	}
+	state(audit.PlaceGap)
+	if r := verify(t, db, org, 1); r.FirstBad != nil || r.Gaps != 2 || r.Broken+r.Forks != 0 {
+		t.Errorf("%+v", r)
+	}
+	for _, r := range bad {
+		apart := filepath.Join(dir, "quarantine", fmt.Sprintf("%s-%d", r.Writer, r.Seq))
+		f, err := audit.OpenFolder(apart)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var held []string
+		err = f.Each(func(rec audit.FolderRecord) error { held = append(held, rec.Receipt().String()); return nil })
+		f.Close()
+		if err != nil || f.Damaged != 0 || len(held) != 1 || held[0] != r.String() {
+			t.Errorf("in quarantine: %v %v, want %s", held, err, r)
+		}
+		shipAll(t, sidecar(t, apart, audit.WriterConfig{Resend: true, MinFreeBytes: -1}), node)
+	}
+	state(audit.PlaceChain)
+	if r := verify(t, db, org, 1); r.FirstBad != nil || r.Gaps != 2 || r.Broken != 0 {
+		t.Errorf("%+v", r)
 	}
 }

@@ -12,6 +12,7 @@ type metrics struct {
 	shipping                        prometheus.GaugeFunc
 	bytes, lagRecords, lagAge, free prometheus.GaugeFunc
 	unsettled, writable, stuck      prometheus.GaugeFunc
+	quarantined                     prometheus.GaugeFunc
 }
 
 func newMetrics(w *Writer) *metrics {
@@ -52,6 +53,13 @@ func newMetrics(w *Writer) *metrics {
 				return 0
 			}
 			return 1
+		}),
+		quarantined: gauge("quarantined_records", "Records that the control plane rejects for their form, kept in quarantine/. Not 0: see docs/restore.md. -1: cannot be counted.", func() float64 {
+			n, err := w.quarantined()
+			if err != nil {
+				return -1
+			}
+			return float64(n)
 		}),
 		stuck: gauge("stuck_orgs", "Orgs whose records the control plane does not take: it rejects them, or for 2 minutes none was taken. Not 0: /readyz names them.",
 			locked(func() (n float64) {
@@ -97,7 +105,7 @@ func (m *metrics) register(r prometheus.Registerer) error {
 		return nil
 	}
 	return registerAll(r, m.append, m.sync, m.batch, m.failures, m.dropped, m.recovered, m.truncated, m.shipped, m.shipFailures,
-		m.bytes, m.lagRecords, m.lagAge, m.free, m.unsettled, m.writable, m.changes, m.gaps, m.unknownCallers, m.shipping, m.stuck)
+		m.bytes, m.lagRecords, m.lagAge, m.free, m.unsettled, m.writable, m.changes, m.gaps, m.unknownCallers, m.shipping, m.stuck, m.quarantined)
 }
 
 func registerAll(r prometheus.Registerer, cs ...prometheus.Collector) error {

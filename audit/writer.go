@@ -127,7 +127,8 @@ type Writer struct {
 	previous     string            // the writer before
 	previousSeqs map[string]uint64 // its last durable numbers, by org
 
-	ackMu sync.Mutex // one removes segments at a time; taken before mu
+	apartMu sync.Mutex // one puts a record in quarantine at a time
+	ackMu   sync.Mutex // one removes segments at a time; taken before mu
 
 	mu       sync.Mutex // guards the following
 	queue    []*batch   // the last one still takes entries, unless it is full
