@@ -25,8 +25,8 @@ func openSilent(t *testing.T, limit time.Duration) (db *store.DB, hush func(all 
 	return db, hush, dropped
 }
 
-// A connection that goes silent in the middle of a transaction ends it, also where the
-// statement's own context has no deadline, and the next transaction gets another one.
+// A connection that goes silent ends its transaction, also where the statement's own
+// context has no deadline. The next transaction gets another connection.
 // (FAULTS P4)
 func TestSilentTransaction(t *testing.T) {
 	db, hush, _ := openSilent(t, 500*time.Millisecond)
@@ -63,8 +63,8 @@ func TestSilentTransaction(t *testing.T) {
 	}
 }
 
-// A connection that listens and goes silent is replaced, and its owner is told to read
-// anew what it may have missed.
+// A connection that listens and goes silent is replaced, and its owner reads again what
+// it may have missed.
 func TestSilentListen(t *testing.T) {
 	db, hush, _ := openSilent(t, 5*time.Second)
 	db.AskAfter(200 * time.Millisecond)

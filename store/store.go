@@ -322,7 +322,7 @@ func (db *DB) Listen(ctx context.Context, channel string, fn func(payload string
 		heard := false
 		err := db.hear(ctx, channel, fn, func() {
 			if away {
-				db.log.Info("the database is heard again", "channel", channel)
+				db.log.Info("the connection for notifications is back", "channel", channel)
 			}
 			pause, heard, away = first, true, false
 			connected()

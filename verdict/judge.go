@@ -35,7 +35,7 @@ type Verdict struct {
 	Digest    string // of the decoded body; "" without a body or a key
 
 	// Shadow is the decision that would have been made with the org's policies in
-	// shadow; without a PolicyVersion there is none. It is recorded and never enforced.
+	// shadow. Without a PolicyVersion there was none. It is recorded and never enforced.
 	Shadow policy.Decision
 
 	// Forward is what to send, and ForwardedDigest the digest of its body if it is

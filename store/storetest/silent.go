@@ -9,10 +9,10 @@ import (
 	"testing"
 )
 
-// Silent returns the URL of the test's database for a role, by way of a proxy, and
-// hush, which makes every connection that the proxy has silent for good: nothing is
-// forwarded any more, and nothing is closed, as when a firewall forgets them.
-// New connections work, unless hush was called with all set.
+// Silent returns the URL of the test's database for a role, through a proxy. hush makes
+// every connection that the proxy has silent for good. Nothing is forwarded any more, and
+// nothing is closed, as when a firewall forgets connections. New connections work, unless
+// hush was called with all set.
 func Silent(t testing.TB, role string) (through string, hush func(all bool), hushed func() int) {
 	t.Helper()
 	u, err := url.Parse(URL(t, role))
