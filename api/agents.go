@@ -75,7 +75,7 @@ type agentsIn struct {
 	Status      string `query:"status" enum:"active,suspended" doc:"Only those with this status."`
 }
 
-func listAgents(ctx context.Context, x *exchange, in *agentsIn) (*paged[Agent], error) {
+func listAgents(ctx context.Context, x *call, in *agentsIn) (*paged[Agent], error) {
 	after := in.after()
 	agents, err := identity.ListAgents(ctx, x.tx, after.at, after.id, in.Limit+1, identity.AgentFilter{
 		Name: in.Name, Team: in.Team, Environment: in.Environment, Status: identity.Status(in.Status),
@@ -86,7 +86,7 @@ func listAgents(ctx context.Context, x *exchange, in *agentsIn) (*paged[Agent], 
 	return pageOf(in.Pages, agents, func(a identity.Agent) place { return place{a.Place, a.ID} }, agentShown), nil
 }
 
-func createAgent(ctx context.Context, x *exchange, in *struct{ Body NewAgent }) (*made[Agent], error) {
+func createAgent(ctx context.Context, x *call, in *struct{ Body NewAgent }) (*made[Agent], error) {
 	id, err := x.newID(identity.AgentID)
 	if err != nil {
 		return nil, err
@@ -104,7 +104,7 @@ func createAgent(ctx context.Context, x *exchange, in *struct{ Body NewAgent }) 
 }
 
 // agent is the one with the id, or a 404 that says which is missing.
-func (x *exchange) agent(ctx context.Context, id string) (identity.Agent, error) {
+func (x *call) agent(ctx context.Context, id string) (identity.Agent, error) {
 	if !isID(identity.AgentID, id) {
 		return identity.Agent{}, notFound("agent", id)
 	}
@@ -115,7 +115,7 @@ func (x *exchange) agent(ctx context.Context, id string) (identity.Agent, error)
 	return a, err
 }
 
-func getAgent(ctx context.Context, x *exchange, in *ByID) (*one[Agent], error) {
+func getAgent(ctx context.Context, x *call, in *ByID) (*one[Agent], error) {
 	a, err := x.agent(ctx, in.ID)
 	if err != nil {
 		return nil, err
@@ -123,7 +123,7 @@ func getAgent(ctx context.Context, x *exchange, in *ByID) (*one[Agent], error) {
 	return &one[Agent]{ETag: etag(a.Version), Body: agentShown(a)}, nil
 }
 
-func updateAgent(ctx context.Context, x *exchange, in *struct {
+func updateAgent(ctx context.Context, x *call, in *struct {
 	ByID
 	Conditional
 	Body patch[NewAgent]
@@ -171,7 +171,7 @@ func freshly(change func() error) error {
 	}
 }
 
-func deleteAgent(ctx context.Context, x *exchange, in *struct {
+func deleteAgent(ctx context.Context, x *call, in *struct {
 	ByID
 	Conditional
 }) (*nothing, error) {

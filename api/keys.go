@@ -91,7 +91,7 @@ func lifeOf(expires, revoked, now time.Time) string {
 	return "active"
 }
 
-func listKeys(ctx context.Context, x *exchange, in *struct {
+func listKeys(ctx context.Context, x *call, in *struct {
 	ByID
 	Pages
 }) (*paged[Key], error) {
@@ -106,7 +106,7 @@ func listKeys(ctx context.Context, x *exchange, in *struct {
 	return pageOf(in.Pages, keys, func(k identity.Key) place { return place{k.Place, k.ID} }, keyShown(x.now)), nil
 }
 
-func createKey(ctx context.Context, x *exchange, in *struct {
+func createKey(ctx context.Context, x *call, in *struct {
 	ByID
 	Body NewKey
 }) (*made[MadeKey], error) {
@@ -128,7 +128,7 @@ func createKey(ctx context.Context, x *exchange, in *struct {
 }
 
 // mintKey makes a secret, and the key that is kept of it.
-func (x *exchange) mintKey(k identity.Key) (string, identity.Key, error) {
+func (x *call) mintKey(k identity.Key) (string, identity.Key, error) {
 	secret, hash, err := identity.Mint(identity.AgentKey, x.c.Rand)
 	if err != nil {
 		return "", k, err
@@ -138,7 +138,7 @@ func (x *exchange) mintKey(k identity.Key) (string, identity.Key, error) {
 	return secret, k, err
 }
 
-func (x *exchange) madeKey(ctx context.Context, kind, secret string, k identity.Key) (*made[MadeKey], error) {
+func (x *call) madeKey(ctx context.Context, kind, secret string, k identity.Key) (*made[MadeKey], error) {
 	shown := keyShown(x.now)(k)
 	if err := x.record(ctx, kind, "key", k.ID, k.AgentID, nil, shown); err != nil {
 		return nil, err
@@ -152,7 +152,7 @@ type KeyIn struct {
 }
 
 // key is the agent's key with the id, or a 404 that says which is missing.
-func (x *exchange) keyOf(ctx context.Context, in KeyIn) (identity.Key, error) {
+func (x *call) keyOf(ctx context.Context, in KeyIn) (identity.Key, error) {
 	a, err := x.agent(ctx, in.ID)
 	if err != nil {
 		return identity.Key{}, err
@@ -169,7 +169,7 @@ func (x *exchange) keyOf(ctx context.Context, in KeyIn) (identity.Key, error) {
 	return identity.Key{}, notFound("key", in.KeyID)
 }
 
-func getKey(ctx context.Context, x *exchange, in *KeyIn) (*one[Key], error) {
+func getKey(ctx context.Context, x *call, in *KeyIn) (*one[Key], error) {
 	k, err := x.keyOf(ctx, *in)
 	if err != nil {
 		return nil, err
@@ -177,7 +177,7 @@ func getKey(ctx context.Context, x *exchange, in *KeyIn) (*one[Key], error) {
 	return &one[Key]{Body: keyShown(x.now)(k)}, nil
 }
 
-func revokeKey(ctx context.Context, x *exchange, in *KeyIn) (*nothing, error) {
+func revokeKey(ctx context.Context, x *call, in *KeyIn) (*nothing, error) {
 	k, err := x.keyOf(ctx, *in)
 	if err != nil || !k.RevokedAt.IsZero() {
 		return nil, err
@@ -190,7 +190,7 @@ func revokeKey(ctx context.Context, x *exchange, in *KeyIn) (*nothing, error) {
 	return nil, x.record(ctx, "key.revoked", "key", k.ID, k.AgentID, before, keyShown(x.now)(k))
 }
 
-func rotateKey(ctx context.Context, x *exchange, in *struct {
+func rotateKey(ctx context.Context, x *call, in *struct {
 	KeyIn
 	Body *Rotation
 }) (*made[MadeKey], error) {

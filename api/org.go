@@ -18,7 +18,7 @@ type Me struct {
 	ExpiresAt *time.Time `json:"expires_at" doc:"When the key stops working, UTC; null: never." example:"2027-01-31T12:00:00Z"`
 }
 
-func getMe(ctx context.Context, x *exchange, _ *struct{}) (*one[Me], error) {
+func getMe(ctx context.Context, x *call, _ *struct{}) (*one[Me], error) {
 	org, err := identity.OrgByID(ctx, x.tx, x.org)
 	if err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func orgKeyShown(now time.Time) func(identity.OrgKeyRecord) OrgKey {
 	}
 }
 
-func listOrgKeys(ctx context.Context, x *exchange, in *Pages) (*paged[OrgKey], error) {
+func listOrgKeys(ctx context.Context, x *call, in *Pages) (*paged[OrgKey], error) {
 	keys, err := identity.ListOrgKeys(ctx, x.tx)
 	if err != nil {
 		return nil, err
@@ -67,7 +67,7 @@ func listOrgKeys(ctx context.Context, x *exchange, in *Pages) (*paged[OrgKey], e
 	return pageOf(*in, keys, func(k identity.OrgKeyRecord) place { return place{k.Place, k.ID} }, orgKeyShown(x.now)), nil
 }
 
-func getOrgKey(ctx context.Context, x *exchange, in *ByID) (*one[OrgKey], error) {
+func getOrgKey(ctx context.Context, x *call, in *ByID) (*one[OrgKey], error) {
 	keys, err := identity.ListOrgKeys(ctx, x.tx)
 	if err != nil {
 		return nil, err
@@ -80,7 +80,7 @@ func getOrgKey(ctx context.Context, x *exchange, in *ByID) (*one[OrgKey], error)
 	return nil, notFound("organization key", in.ID)
 }
 
-func createOrgKey(ctx context.Context, x *exchange, in *struct{ Body NewOrgKey }) (*made[MadeOrgKey], error) {
+func createOrgKey(ctx context.Context, x *call, in *struct{ Body NewOrgKey }) (*made[MadeOrgKey], error) {
 	secret, hash, err := identity.Mint(identity.OrgKey, x.c.Rand)
 	if err != nil {
 		return nil, err
@@ -100,7 +100,7 @@ func createOrgKey(ctx context.Context, x *exchange, in *struct{ Body NewOrgKey }
 	return &made[MadeOrgKey]{Location: "/v1/org-keys/" + k.ID, Body: MadeOrgKey{OrgKey: shown, Secret: secret}}, nil
 }
 
-func revokeOrgKey(ctx context.Context, x *exchange, in *ByID) (*nothing, error) {
+func revokeOrgKey(ctx context.Context, x *call, in *ByID) (*nothing, error) {
 	// One at a time, so that two admins cannot revoke each other's key and leave none.
 	if _, err := x.tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('aid org_keys ' || $1, 0))`, x.org); err != nil {
 		return nil, err
@@ -192,7 +192,7 @@ func roleOf(n identity.Node) string {
 	return "none"
 }
 
-func listNodes(ctx context.Context, x *exchange, in *Pages) (*paged[Node], error) {
+func listNodes(ctx context.Context, x *call, in *Pages) (*paged[Node], error) {
 	nodes, err := identity.ListNodes(ctx, x.tx)
 	if err != nil {
 		return nil, err
@@ -200,7 +200,7 @@ func listNodes(ctx context.Context, x *exchange, in *Pages) (*paged[Node], error
 	return pageOf(*in, nodes, func(n identity.Node) place { return place{n.Place, n.ID} }, nodeShown(x.now)), nil
 }
 
-func getNode(ctx context.Context, x *exchange, in *ByID) (*one[Node], error) {
+func getNode(ctx context.Context, x *call, in *ByID) (*one[Node], error) {
 	nodes, err := identity.ListNodes(ctx, x.tx)
 	if err != nil {
 		return nil, err
@@ -213,7 +213,7 @@ func getNode(ctx context.Context, x *exchange, in *ByID) (*one[Node], error) {
 	return nil, notFound("node", in.ID)
 }
 
-func createNode(ctx context.Context, x *exchange, in *struct{ Body NewNode }) (*made[MadeNode], error) {
+func createNode(ctx context.Context, x *call, in *struct{ Body NewNode }) (*made[MadeNode], error) {
 	id, err := x.newID(identity.NodeID)
 	if err != nil {
 		return nil, err
@@ -245,7 +245,7 @@ func createNode(ctx context.Context, x *exchange, in *struct{ Body NewNode }) (*
 	return &made[MadeNode]{Location: "/v1/nodes/" + n.ID, Body: MadeNode{Node: shown, Token: token}}, nil
 }
 
-func revokeNode(ctx context.Context, x *exchange, in *ByID) (*nothing, error) {
+func revokeNode(ctx context.Context, x *call, in *ByID) (*nothing, error) {
 	nodes, err := identity.ListNodes(ctx, x.tx)
 	if err != nil {
 		return nil, err

@@ -93,7 +93,7 @@ func checked(document []byte) (string, error) {
 	return d.Name, err
 }
 
-func listPolicies(ctx context.Context, x *exchange, in *Pages) (*paged[Policy], error) {
+func listPolicies(ctx context.Context, x *call, in *Pages) (*paged[Policy], error) {
 	after := in.after()
 	ps, err := policy.List(ctx, x.tx, after.at, after.id, in.Limit+1)
 	if err != nil {
@@ -108,7 +108,7 @@ func listPolicies(ctx context.Context, x *exchange, in *Pages) (*paged[Policy], 
 	return rows, err
 }
 
-func createPolicy(ctx context.Context, x *exchange, in *struct{ Body policyBody }) (*made[Policy], error) {
+func createPolicy(ctx context.Context, x *call, in *struct{ Body policyBody }) (*made[Policy], error) {
 	name, err := checked(in.Body.rawObject)
 	if err != nil {
 		return nil, err
@@ -138,7 +138,7 @@ func createPolicy(ctx context.Context, x *exchange, in *struct{ Body policyBody 
 	return &made[Policy]{Location: "/v1/policies/" + p.ID, ETag: etag(p.Version), Body: shown}, nil
 }
 
-func (x *exchange) policy(ctx context.Context, id string) (policy.Policy, error) {
+func (x *call) policy(ctx context.Context, id string) (policy.Policy, error) {
 	if !isID(policyID, id) {
 		return policy.Policy{}, notFound("policy", id)
 	}
@@ -149,7 +149,7 @@ func (x *exchange) policy(ctx context.Context, id string) (policy.Policy, error)
 	return p, err
 }
 
-func getPolicy(ctx context.Context, x *exchange, in *ByID) (*one[Policy], error) {
+func getPolicy(ctx context.Context, x *call, in *ByID) (*one[Policy], error) {
 	p, err := x.policy(ctx, in.ID)
 	if err != nil {
 		return nil, err
@@ -158,7 +158,7 @@ func getPolicy(ctx context.Context, x *exchange, in *ByID) (*one[Policy], error)
 	return &one[Policy]{ETag: etag(p.Version), Body: shown}, err
 }
 
-func updatePolicy(ctx context.Context, x *exchange, in *struct {
+func updatePolicy(ctx context.Context, x *call, in *struct {
 	ByID
 	Conditional
 	Body policyBody
@@ -210,7 +210,7 @@ func updatePolicy(ctx context.Context, x *exchange, in *struct {
 	return out, err
 }
 
-func deletePolicy(ctx context.Context, x *exchange, in *struct {
+func deletePolicy(ctx context.Context, x *call, in *struct {
 	ByID
 	Conditional
 }) (*nothing, error) {

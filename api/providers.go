@@ -118,7 +118,7 @@ func providerSaid(p provider.Provider) (NewProvider, error) {
 	return NewProvider{Name: p.Name, Kind: p.Kind, BaseURL: p.BaseURL, Models: p.Models, Hosts: p.Hosts, Headers: providerShown(p).Headers, Settings: s}, err
 }
 
-func listProviders(ctx context.Context, x *exchange, in *Pages) (*paged[Provider], error) {
+func listProviders(ctx context.Context, x *call, in *Pages) (*paged[Provider], error) {
 	ps, err := provider.List(ctx, x.tx)
 	if err != nil {
 		return nil, err
@@ -126,7 +126,7 @@ func listProviders(ctx context.Context, x *exchange, in *Pages) (*paged[Provider
 	return pageOf(*in, ps, func(p provider.Provider) place { return place{p.Place, p.ID} }, providerShown), nil
 }
 
-func createProvider(ctx context.Context, x *exchange, in *struct{ Body NewProvider }) (*made[Provider], error) {
+func createProvider(ctx context.Context, x *call, in *struct{ Body NewProvider }) (*made[Provider], error) {
 	id, err := x.newID(providerID)
 	if err != nil {
 		return nil, err
@@ -152,7 +152,7 @@ func createProvider(ctx context.Context, x *exchange, in *struct{ Body NewProvid
 	return &made[Provider]{Location: "/v1/providers/" + p.ID, ETag: etag(p.Version), Body: shown}, nil
 }
 
-func (x *exchange) provider(ctx context.Context, id string) (provider.Provider, error) {
+func (x *call) provider(ctx context.Context, id string) (provider.Provider, error) {
 	if !isID(providerID, id) {
 		return provider.Provider{}, notFound("provider", id)
 	}
@@ -163,7 +163,7 @@ func (x *exchange) provider(ctx context.Context, id string) (provider.Provider, 
 	return p, err
 }
 
-func getProvider(ctx context.Context, x *exchange, in *ByID) (*one[Provider], error) {
+func getProvider(ctx context.Context, x *call, in *ByID) (*one[Provider], error) {
 	p, err := x.provider(ctx, in.ID)
 	if err != nil {
 		return nil, err
@@ -171,7 +171,7 @@ func getProvider(ctx context.Context, x *exchange, in *ByID) (*one[Provider], er
 	return &one[Provider]{ETag: etag(p.Version), Body: providerShown(p)}, nil
 }
 
-func updateProvider(ctx context.Context, x *exchange, in *struct {
+func updateProvider(ctx context.Context, x *call, in *struct {
 	ByID
 	Conditional
 	Body patch[NewProvider]
@@ -266,7 +266,7 @@ func differ(open provider.Provider, err error, given map[string]string) bool {
 	return false
 }
 
-func deleteProvider(ctx context.Context, x *exchange, in *struct {
+func deleteProvider(ctx context.Context, x *call, in *struct {
 	ByID
 	Conditional
 }) (*nothing, error) {
@@ -288,7 +288,7 @@ type NewCredential struct {
 	Secret string `json:"secret" minLength:"1" maxLength:"8192" pattern:"^[ -~]*$" patternDescription:"printable ASCII" doc:"The key that the provider gave you."`
 }
 
-func putCredential(ctx context.Context, x *exchange, in *struct {
+func putCredential(ctx context.Context, x *call, in *struct {
 	ByID
 	Body NewCredential
 }) (*one[Provider], error) {
@@ -327,7 +327,7 @@ type Model struct {
 	OwnedBy string `json:"owned_by" doc:"The provider that has it." example:"openai"`
 }
 
-func listModels(ctx context.Context, x *exchange, _ *struct{}) (*one[Models], error) {
+func listModels(ctx context.Context, x *call, _ *struct{}) (*one[Models], error) {
 	ps, err := provider.List(ctx, x.tx)
 	if err != nil {
 		return nil, err

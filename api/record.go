@@ -87,7 +87,7 @@ func (in EntriesIn) filter(desc bool) audit.Filter {
 	return f
 }
 
-func listLogs(ctx context.Context, x *exchange, in *struct {
+func listLogs(ctx context.Context, x *call, in *struct {
 	ByID
 	EntriesIn
 }) (*paged[LogEntry], error) {
@@ -106,7 +106,7 @@ func listLogs(ctx context.Context, x *exchange, in *struct {
 
 // known is nil if the org has the agent, or had it: what a deleted agent did stays
 // readable under its id, everywhere.
-func (x *exchange) known(ctx context.Context, id string) error {
+func (x *call) known(ctx context.Context, id string) error {
 	_, err := x.agent(ctx, id)
 	if err == nil || !isID(identity.AgentID, id) {
 		return err
@@ -134,7 +134,7 @@ type ChainEntry struct {
 	Entry      string    `json:"entry" doc:"The bytes that were hashed: one line of ASCII JSON."`
 }
 
-func exportEntries(ctx context.Context, x *exchange, in *EntriesIn) (*paged[ChainEntry], error) {
+func exportEntries(ctx context.Context, x *call, in *EntriesIn) (*paged[ChainEntry], error) {
 	f := in.filter(false)
 	entries, err := audit.Entries(ctx, x.tx, f)
 	if err != nil {
@@ -194,7 +194,7 @@ func (s *UsageSum) add(d UsageSum) {
 // usageDays is the longest span that is summed at once.
 const usageDays = 400
 
-func getUsage(ctx context.Context, x *exchange, in *struct {
+func getUsage(ctx context.Context, x *call, in *struct {
 	ByID
 	Since time.Time `query:"since" doc:"From the day of this time; 30 days ago if nothing is said." example:"2026-01-01T00:00:00Z"`
 	Until time.Time `query:"until" doc:"Through the day of this time; today if nothing is said." example:"2026-01-31T00:00:00Z"`

@@ -22,7 +22,7 @@ type replayable interface{ replayed() }
 // Its row is written first, in the transaction of what fn does: a second request
 // with the key waits in Postgres for the end of the first, and then finds either
 // its answer or, if it failed, nothing. Only success is kept.
-func once[O any](ctx context.Context, x *exchange, fn func() (*O, error)) (*O, error) {
+func once[O any](ctx context.Context, x *call, fn func() (*O, error)) (*O, error) {
 	sum := sha256.New()
 	for _, part := range [][]byte{[]byte(x.method), []byte(x.target), x.body} {
 		s := sha256.Sum256(part)
@@ -68,7 +68,7 @@ func once[O any](ctx context.Context, x *exchange, fn func() (*O, error)) (*O, e
 }
 
 // again gives the answer that the key stands for.
-func again[O any](ctx context.Context, x *exchange, digest string) (*O, error) {
+func again[O any](ctx context.Context, x *call, digest string) (*O, error) {
 	var stored, sealed string
 	err := x.tx.QueryRow(ctx, `SELECT digest, sealed FROM idempotency_keys WHERE org_id = $1 AND actor = $2 AND key = $3`,
 		x.org, x.key.ID, x.idempotencyKey).Scan(&stored, &sealed)

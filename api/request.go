@@ -256,8 +256,8 @@ func jsonType(ct string, patch bool) bool {
 	return t == "application/json" || patch && t == "application/merge-patch+json"
 }
 
-// exchange is one request inside its transaction.
-type exchange struct {
+// call is one request inside its transaction.
+type call struct {
 	*Server
 	*caller
 	tx  pgx.Tx
@@ -265,14 +265,14 @@ type exchange struct {
 }
 
 // act runs a handler in a transaction of the caller's org.
-func act[I, O any](ctx context.Context, s *Server, r route, in *I, fn func(context.Context, *exchange, *I) (*O, error)) (*O, error) {
+func act[I, O any](ctx context.Context, s *Server, r route, in *I, fn func(context.Context, *call, *I) (*O, error)) (*O, error) {
 	c, ok := ctx.Value(callerKey{}).(*caller)
 	if !ok {
 		return nil, internal() // a row without its guard: deny
 	}
 	var out *O
 	err := s.c.DB.InOrg(ctx, c.org, func(tx pgx.Tx) error {
-		x := &exchange{Server: s, caller: c, tx: tx, now: s.c.Now().UTC().Truncate(time.Microsecond)}
+		x := &call{Server: s, caller: c, tx: tx, now: s.c.Now().UTC().Truncate(time.Microsecond)}
 		if r.Method != http.MethodPost || c.idempotencyKey == "" {
 			o, err := fn(ctx, x, in)
 			out = o
@@ -294,7 +294,7 @@ func act[I, O any](ctx context.Context, s *Server, r route, in *I, fn func(conte
 
 // record puts a change into the org's record. Before and after are the object as
 // the API shows it, nil where there is none.
-func (x *exchange) record(ctx context.Context, kind, objectKind, objectID, agentID string, before, after any) error {
+func (x *call) record(ctx context.Context, kind, objectKind, objectID, agentID string, before, after any) error {
 	fields, err := changed(before, after)
 	if err != nil {
 		return err
@@ -303,7 +303,7 @@ func (x *exchange) record(ctx context.Context, kind, objectKind, objectID, agent
 }
 
 // recordFields is record for a change that does not show in the object.
-func (x *exchange) recordFields(ctx context.Context, kind, objectKind, objectID, agentID string, fields []string, before, after any) error {
+func (x *call) recordFields(ctx context.Context, kind, objectKind, objectID, agentID string, fields []string, before, after any) error {
 	e := audit.Changed{
 		Kind: kind, Time: x.now, Actor: audit.Actor{Kind: "org_key", ID: x.key.ID, Role: string(x.key.Role)},
 		RequestID: x.requestID, ObjectKind: objectKind, ObjectID: objectID, AgentID: agentID, Fields: fields,
@@ -320,12 +320,12 @@ func (x *exchange) recordFields(ctx context.Context, kind, objectKind, objectID,
 }
 
 // newID makes an id for a new object.
-func (x *exchange) newID(prefix string) (string, error) {
+func (x *call) newID(prefix string) (string, error) {
 	return identity.NewID(prefix, x.now, x.c.Rand)
 }
 
 // expiry is when something ends that is to last for days; never for 0.
-func (x *exchange) expiry(days int64) time.Time {
+func (x *call) expiry(days int64) time.Time {
 	if days == 0 {
 		return time.Time{}
 	}

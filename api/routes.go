@@ -272,7 +272,7 @@ const (
 )
 
 // serves makes a row of an operation.
-func serves[I, O any](r route, fn func(context.Context, *exchange, *I) (*O, error)) route {
+func serves[I, O any](r route, fn func(context.Context, *call, *I) (*O, error)) route {
 	if in := reflect.TypeFor[I](); in.Kind() == reflect.Struct {
 		_, r.Conditional = in.FieldByName("IfMatch")
 	}

@@ -760,7 +760,7 @@ func (x *exchange) endSpan(outcome string) {
 	x.otel.SetAttributes(
 		attribute.String("aid.exchange", x.req.ID), attribute.String("aid.agent", x.caller.Agent.ID), attribute.String("aid.key", x.caller.Key.ID),
 		attribute.String("aid.decision", x.effect.String()), attribute.String("aid.receipt", x.receipt.String()), attribute.String("aid.outcome", outcome),
-		attribute.String("gen_ai.operation.name", x.verdict.Call.Endpoint.Operation), attribute.String("gen_ai.request.model", verdict.Clip(x.verdict.Call.Model, 256)),
+		attribute.String("gen_ai.operation.name", x.verdict.Call.Endpoint.Operation), attribute.String("gen_ai.request.model", provider.Clip(x.verdict.Call.Model, 256)),
 		attribute.String("gen_ai.response.model", x.response.model), attribute.String("gen_ai.provider.name", x.verdict.Provider.Name),
 		attribute.Int64("gen_ai.usage.input_tokens", x.response.usage.InputTokens), attribute.Int64("gen_ai.usage.output_tokens", x.response.usage.OutputTokens),
 		attribute.Int("http.response.status_code", x.response.status),

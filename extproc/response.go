@@ -63,11 +63,11 @@ type response struct {
 
 	reading reading
 	redact  redactor
-	form    form             // by its headers
-	reader  *provider.Answer // nil: its body is not read
-	came    bool             // its headers did
-	over    bool             // all of it came, or it was replaced
-	outcome string           // set where it is known before the end
+	form    form                     // by its headers
+	reader  *provider.ResponseReader // nil: its body is not read
+	came    bool                     // its headers did
+	over    bool                     // all of it came, or it was replaced
+	outcome string                   // set where it is known before the end
 
 	status     int // what the caller got, as far as known
 	firstByte  time.Duration
@@ -138,11 +138,11 @@ func (r *response) headers(m *extprocv3.HttpHeaders, req *extprocv3.ProcessingRe
 	switch {
 	case !ofProvider:
 	case r.verdict.Forward.Translated():
-		r.reader = r.verdict.Forward.NewAnswer(r.status, contentType, r.s.c.Now, r.id)
+		r.reader = r.verdict.Forward.NewResponseReader(r.status, contentType, r.s.c.Now, r.id)
 	case r.reading.here() && r.status >= 400:
 		r.reader = r.verdict.Provider.NewError(r.verdict.Call.Endpoint.Format, r.status, r.req.ID)
 	case r.reading.here() && !m.GetEndOfStream():
-		r.reader = provider.NewAnswer(r.verdict.Call, r.verdict.Provider, r.status, contentType)
+		r.reader = provider.NewResponseReader(r.verdict.Call, r.verdict.Provider, r.status, contentType)
 	}
 	r.over = m.GetEndOfStream()
 	if r.reader != nil && r.reader.Translated() != nil {
@@ -318,7 +318,7 @@ func (r *response) said(s string, n int) string {
 	if r.redact.in([]byte(s)) {
 		return "[redacted]"
 	}
-	return verdict.Clip(s, n)
+	return provider.Clip(s, n)
 }
 
 // awaitEnd waits for Envoy's report of a response that did not end.

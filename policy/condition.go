@@ -167,7 +167,7 @@ func (c condition) permitsUnknownHosts() bool {
 func (r *reader) conditions(field string, depth int) condition {
 	c := condition{join: all}
 	r.object(field, func(name string) {
-		at := field + "." + clip(name)
+		at := field + "." + excerpt(name)
 		switch name {
 		case "any", "all", "not":
 			c.parts = append(c.parts, r.joined(at, name, depth+1))
@@ -250,7 +250,7 @@ func (r *reader) comparison(field, name string, a attribute) condition {
 
 // operator reads what an operator compares with.
 func (r *reader) operator(field, name string, c *condition) {
-	at := field + "." + clip(name)
+	at := field + "." + excerpt(name)
 	o, ok := operators[name]
 	if !ok {
 		r.fail(at, "is not an operator", nearest(name, slices.Sorted(maps.Keys(operators)), "write a literal, or one of "+operatorNames))

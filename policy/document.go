@@ -116,7 +116,7 @@ func (r *reader) document() (d document) {
 		case "priority":
 			r.fail(name, "is not understood", "leave it out: the order of policies never matters, any deny wins")
 		default:
-			r.fail(clip(name), "is not a field of a policy", nearest(name, documentFields, "the fields are "+strings.Join(documentFields, ", ")))
+			r.fail(excerpt(name), "is not a field of a policy", nearest(name, documentFields, "the fields are "+strings.Join(documentFields, ", ")))
 		}
 	})
 	if r.err != nil {
@@ -184,7 +184,7 @@ func (r *reader) syntax(err error) {
 	switch {
 	case errors.Is(err, jsontext.ErrDuplicateName):
 		errors.As(err, &s)
-		r.fail(clip(s.JSONPointer.LastToken()), "stands twice", "keep one")
+		r.fail(excerpt(s.JSONPointer.LastToken()), "stands twice", "keep one")
 	case errors.As(err, &s):
 		r.fail("", fmt.Sprintf("is not strict JSON at byte %d", s.ByteOffset), "send UTF-8 JSON without comments, trailing commas or repeated names")
 	default:
@@ -243,7 +243,7 @@ func (r *reader) effect() Effect {
 	case s == "require_approval":
 		return requireApproval
 	default:
-		r.fail("effect", "is "+quote(clip(s)), effects)
+		r.fail("effect", "is "+quote(excerpt(s)), effects)
 	}
 	return Deny
 }
@@ -256,7 +256,7 @@ func (r *reader) state() State {
 	const states = "write enabled, disabled or shadow"
 	s := State(r.text("state", "enabled, disabled or shadow"))
 	if r.err == nil && s != Enabled && s != Disabled && s != Shadow {
-		r.fail("state", "is "+quote(clip(string(s))), nearest(string(s), []string{"enabled", "disabled", "shadow"}, states))
+		r.fail("state", "is "+quote(excerpt(string(s))), nearest(string(s), []string{"enabled", "disabled", "shadow"}, states))
 	}
 	return s
 }
@@ -266,7 +266,7 @@ func (r *reader) state() State {
 func (r *reader) approval() {
 	team := false
 	r.object("approval", func(name string) {
-		field := "approval." + clip(name)
+		field := "approval." + excerpt(name)
 		switch name {
 		case "reviewer_team":
 			team = true
@@ -282,7 +282,7 @@ func (r *reader) approval() {
 			}
 		case "on_timeout":
 			if s := r.text(field, "deny"); r.err == nil && s != "deny" {
-				r.fail(field, "is "+quote(clip(s)), "write deny: a request that waited too long is never let through")
+				r.fail(field, "is "+quote(excerpt(s)), "write deny: a request that waited too long is never let through")
 			}
 		default:
 			r.fail(field, "is not a field of an approval", nearest(name, []string{"reviewer_team", "timeout_seconds", "on_timeout"}, "the fields are reviewer_team, timeout_seconds and on_timeout"))
@@ -295,7 +295,7 @@ func (r *reader) approval() {
 
 func (r *reader) limits() (rpm int64) {
 	r.object("limits", func(name string) {
-		field := "limits." + clip(name)
+		field := "limits." + excerpt(name)
 		switch name {
 		case "rpm":
 			v := r.literal(field)
@@ -342,8 +342,8 @@ func (r *reader) literal(field string) value {
 	return value{kind: text, rego: literal(s), str: s}
 }
 
-// clip bounds what of a document goes into a message.
-func clip(s string) string {
+// excerpt bounds what of a document goes into a message.
+func excerpt(s string) string {
 	const most = 64
 	if len(s) <= most {
 		return s

@@ -30,7 +30,7 @@ func (r *reader) instant(field string, c *condition) {
 	c.op = opWithin
 	s := &c.span
 	r.object(field, func(name string) {
-		at := field + "." + clip(name)
+		at := field + "." + excerpt(name)
 		switch name {
 		case "between":
 			from, to := r.pair(at, `["08:00", "18:00"]`)

@@ -12,11 +12,11 @@ import (
 	"github.com/ai-identity/ai-identity/provider/translate"
 )
 
-// Answer reads usage and model from a provider's answer as it passes by, in
+// ResponseReader reads usage and model from a provider's answer as it passes by, in
 // whatever pieces it comes, and holds next to nothing of it: a whole answer of 20 MB
 // and an event of 20 MB cost as much memory as small ones. It is for one goroutine.
-type Answer struct {
-	translated *translate.Answer // nil: the answer passes as it is. The rest is how the provider's words are read
+type ResponseReader struct {
+	translated *translate.Response // nil: the answer passes as it is. The rest is how the provider's words are read
 
 	scan  scanner
 	usage Usage
@@ -54,9 +54,9 @@ const (
 // maxHeld is the longest an event with nothing but usage in it can be.
 const maxHeld = 64 << 10
 
-// NewAnswer reads the answer to a call. status and contentType are the answer's.
+// NewResponseReader reads the answer to a call. status and contentType are the answer's.
 // Figures are read from answers that are not errors.
-func NewAnswer(c Call, p Provider, status int, contentType string) *Answer {
+func NewResponseReader(c Call, p Provider, status int, contentType string) *ResponseReader {
 	reads := c.Endpoint.reads
 	custom := p.custom()
 	if custom != nil && reads != nil && reads.root != nil {
@@ -84,8 +84,8 @@ func NewAnswer(c Call, p Provider, status int, contentType string) *Answer {
 }
 
 // reader reads an answer in the words of an API.
-func reader(reads *reading, status int, contentType string) *Answer {
-	a := &Answer{usage: Usage{Source: "absent"}, stream: sse.New(maxStart, sse.Unlimited)} // it passes, and only its beginning is kept
+func reader(reads *reading, status int, contentType string) *ResponseReader {
+	a := &ResponseReader{usage: Usage{Source: "absent"}, stream: sse.New(maxStart, sse.Unlimited)} // it passes, and only its beginning is kept
 	if reads == nil || reads.root == nil || status < 200 || status > 299 {
 		a.form = closed
 		return a
@@ -102,7 +102,7 @@ func reader(reads *reading, status int, contentType string) *Answer {
 }
 
 // Usage is what has been read so far.
-func (a *Answer) Usage() Usage {
+func (a *ResponseReader) Usage() Usage {
 	u := a.usage
 	if u.Service == "" && u.Source != "absent" {
 		u.Service = a.service
@@ -113,7 +113,7 @@ func (a *Answer) Usage() Usage {
 // Complete says whether the answer came to the end that its format has: "[DONE]" or a
 // reason to finish, message_stop, the last bracket of JSON. A connection that ends
 // before that broke off, however it ended. A format without one is always complete.
-func (a *Answer) Complete() bool {
+func (a *ResponseReader) Complete() bool {
 	switch {
 	case a.translated != nil:
 		return a.translated.Complete()
@@ -129,7 +129,7 @@ func (a *Answer) Complete() bool {
 
 // Ended says that the end came that the format has in the text itself. It is false
 // for a format that only the connection ends.
-func (a *Answer) Ended() bool {
+func (a *ResponseReader) Ended() bool {
 	if a.translated != nil {
 		return a.translated.Complete()
 	}
@@ -142,11 +142,11 @@ func isDone(data []byte) bool { return string(bytes.TrimSpace(data)) == "[DONE]"
 const maxStart = 16
 
 // Model is the first model that the answer names, "" if it names none.
-func (a *Answer) Model() string { return a.model }
+func (a *ResponseReader) Model() string { return a.model }
 
 // Chunk takes the next piece; end says that it is the last. If replaced, out goes
 // to the client in its place. b is not kept and not changed.
-func (a *Answer) Chunk(b []byte, end bool) (out []byte, replaced bool) {
+func (a *ResponseReader) Chunk(b []byte, end bool) (out []byte, replaced bool) {
 	if a.translated == nil && a.form == events && a.drop {
 		return a.filter(b, end), true
 	}
@@ -158,7 +158,7 @@ func (a *Answer) Chunk(b []byte, end bool) (out []byte, replaced bool) {
 }
 
 // read takes the next piece as the provider wrote it.
-func (a *Answer) read(b []byte) {
+func (a *ResponseReader) read(b []byte) {
 	if a.form == unclear {
 		switch firstByte(b) {
 		case 0:
@@ -183,7 +183,7 @@ func (a *Answer) read(b []byte) {
 // event reads b up to the end of an event, or to its own end. It returns how far that
 // is and what is there. An event that the stream breaks off in is read too: the client's
 // parser may drop it, and the provider has charged for it.
-func (a *Answer) event(b []byte) (n int, at sse.Kind) {
+func (a *ResponseReader) event(b []byte) (n int, at sse.Kind) {
 	if data, n := a.stream.Whole(b); n > 0 && a.model != "" && !a.scan.reads.says(data) && firstByte(data) != '[' { // it may be "[DONE]"
 		return n, sse.End // it is not taken apart: it says nothing new
 	}
@@ -210,7 +210,7 @@ func (a *Answer) event(b []byte) (n int, at sse.Kind) {
 
 // filter passes whole events on, all but the one with nothing but usage in it, for
 // which the client did not ask.
-func (a *Answer) filter(b []byte, end bool) []byte {
+func (a *ResponseReader) filter(b []byte, end bool) []byte {
 	out := make([]byte, 0, len(a.held)+len(b))
 	for len(b) > 0 {
 		n, at := a.event(b)
@@ -256,7 +256,7 @@ func onlyUsage(event []byte) bool {
 }
 
 // took is called by the scanner for each value that is looked for.
-func (a *Answer) took(w want, raw []byte) {
+func (a *ResponseReader) took(w want, raw []byte) {
 	switch w {
 	case wantModel:
 		if a.model != "" {

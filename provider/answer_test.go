@@ -45,7 +45,7 @@ func vectors(t testing.TB) map[string]vector {
 	return all
 }
 
-func said(a *provider.Answer) string {
+func said(a *provider.ResponseReader) string {
 	u := a.Usage()
 	out := fmt.Sprintf("%s in %d out %d cached %d written %d reasoning %d %s", a.Model(), u.InputTokens, u.OutputTokens, u.CachedTokens, u.CacheWriteTokens, u.ReasoningTokens, u.Source)
 	for _, m := range []struct {
@@ -74,7 +74,7 @@ func said(a *provider.Answer) string {
 // in reads an answer that comes in the pieces.
 func in(t testing.TB, v vector, pieces ...[]byte) string {
 	t.Helper()
-	a := provider.NewAnswer(v.call, provider.Provider{}, 200, v.contentType)
+	a := provider.NewResponseReader(v.call, provider.Provider{}, 200, v.contentType)
 	for i, p := range pieces {
 		if out, replaced := a.Chunk(p, i == len(pieces)-1); replaced || out != nil {
 			t.Fatalf("the answer was changed: %q", out)
@@ -139,14 +139,14 @@ func TestAnswerLines(t *testing.T) {
 func TestAnswerErrors(t *testing.T) {
 	v := vectors(t)["openai_chat"]
 	for status, want := range map[int]string{200: "provider", 201: "provider", 400: "absent", 500: "absent", 302: "absent", 0: "absent"} {
-		a := provider.NewAnswer(v.call, provider.Provider{}, status, v.contentType)
+		a := provider.NewResponseReader(v.call, provider.Provider{}, status, v.contentType)
 		a.Chunk(v.body, true)
 		if a.Usage().Source != want {
 			t.Errorf("%d: %s", status, a.Usage().Source)
 		}
 	}
 	// No call, no endpoint: nothing is read, and nothing breaks.
-	a := provider.NewAnswer(provider.Call{}, provider.Provider{}, 200, v.contentType)
+	a := provider.NewResponseReader(provider.Call{}, provider.Provider{}, 200, v.contentType)
 	a.Chunk(v.body, true)
 	if a.Usage() != (provider.Usage{Source: "absent"}) || a.Model() != "" {
 		t.Errorf("%+v", a.Usage())
@@ -165,7 +165,7 @@ func TestAnswerMemory(t *testing.T) {
 		"a comment":  {"text/event-stream", `:`, "\n" + `data: {"model":"m","usage":{"prompt_tokens":5,"completion_tokens":6}}` + "\n\n"},
 		"one usage":  {"application/json", `{"model":"m","usage":{"prompt_tokens":1,"x":"`, `"},"usage":{"prompt_tokens":5,"completion_tokens":6}}`},
 	} {
-		a := provider.NewAnswer(call, provider.Provider{}, 200, c[0])
+		a := provider.NewResponseReader(call, provider.Provider{}, 200, c[0])
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		a.Chunk([]byte(c[1]), false)
@@ -241,7 +241,7 @@ event: x
 			for i := range len(all) {
 				for _, end := range []string{"\n", "\r\n"} {
 					all, want := strings.ReplaceAll(all, "\n", end), strings.ReplaceAll(want, "\n", end)
-					a := provider.NewAnswer(call, p, 200, "text/event-stream")
+					a := provider.NewResponseReader(call, p, 200, "text/event-stream")
 					var got []byte
 					for j, piece := range []string{all[:i], all[i:]} {
 						out, replaced := a.Chunk([]byte(piece), j == 1)
@@ -262,7 +262,7 @@ event: x
 	}
 	// A stream without an end, and one event that is too long to hold.
 	call := parsed(t, chat, `{"model":"m","stream":true}`)
-	a := provider.NewAnswer(call, p, 200, "text/event-stream")
+	a := provider.NewResponseReader(call, p, 200, "text/event-stream")
 	long := `data: {"usage":{"prompt_tokens":1},"choices":[],"x":"` + strings.Repeat("y", 1<<20)
 	got := 0
 	for i := range 10 {
@@ -273,7 +273,7 @@ event: x
 		t.Errorf("%d bytes of %d passed", got, len(long))
 	}
 	// A whole answer is not touched.
-	a = provider.NewAnswer(call, p, 200, "application/json")
+	a = provider.NewResponseReader(call, p, 200, "application/json")
 	if out, replaced := a.Chunk([]byte(`{"choices":[],"usage":{"prompt_tokens":1}}`), true); replaced || a.Usage().InputTokens != 1 {
 		t.Errorf("%q", out)
 	}
@@ -301,7 +301,7 @@ func FuzzAnswer(f *testing.F) {
 			contentType = "text/event-stream"
 		}
 		read := func(pieces ...[]byte) (string, string) {
-			a := provider.NewAnswer(call, p, 200, contentType)
+			a := provider.NewResponseReader(call, p, 200, contentType)
 			var passed []byte
 			for k, piece := range pieces {
 				out, replaced := a.Chunk(piece, k == len(pieces)-1)
@@ -343,7 +343,7 @@ func TestCompactionIsCharged(t *testing.T) {
 			"application/json":  `{"type":"message","model":"claude-sonnet-4-5",` + usage + `}`,
 			"text/event-stream": `data: {"type":"message_start","message":{"model":"claude-sonnet-4-5","usage":{"input_tokens":1}}}` + "\n\n" + `data: {"type":"message_delta",` + usage + "}\n\n",
 		} {
-			a := provider.NewAnswer(provider.Call{Endpoint: ep, Params: params, Stream: true}, provider.Provider{Kind: provider.KindAnthropic}, 200, contentType)
+			a := provider.NewResponseReader(provider.Call{Endpoint: ep, Params: params, Stream: true}, provider.Provider{Kind: provider.KindAnthropic}, 200, contentType)
 			a.Chunk([]byte(body), true)
 			if u := a.Usage(); u.Billed.More != want || u.InputTokens != 1 || u.Source != "provider" {
 				t.Errorf("%s: %+v", body, u)

@@ -125,7 +125,7 @@ func BenchmarkAnswer(b *testing.B) {
 			for p := range strings.SplitSeq(event, "|") {
 				pieces = append(pieces, []byte(p))
 			}
-			a := provider.NewAnswer(call, provider.Provider{}, 200, "text/event-stream")
+			a := provider.NewResponseReader(call, provider.Provider{}, 200, "text/event-stream")
 			b.SetBytes(int64(len(event)))
 			b.ReportAllocs()
 			for b.Loop() {
@@ -140,7 +140,7 @@ func BenchmarkAnswer(b *testing.B) {
 		b.SetBytes(int64(len(whole)))
 		b.ReportAllocs()
 		for b.Loop() {
-			a := provider.NewAnswer(call, provider.Provider{}, 200, "application/json")
+			a := provider.NewResponseReader(call, provider.Provider{}, 200, "application/json")
 			a.Chunk(whole, true)
 			if a.Usage().InputTokens != 8 {
 				b.Fatal("not read")

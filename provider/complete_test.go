@@ -53,7 +53,7 @@ var endings = []struct {
 
 // ending says how an answer ended that came in these pieces.
 func ending(c provider.Call, contentType string, pieces ...[]byte) string {
-	a := provider.NewAnswer(c, provider.Provider{}, 200, contentType)
+	a := provider.NewResponseReader(c, provider.Provider{}, 200, contentType)
 	for i, p := range pieces {
 		a.Chunk(p, i == len(pieces)-1)
 	}
@@ -108,7 +108,7 @@ func FuzzAnswerEnds(f *testing.F) {
 			pieces, rest = append(pieces, rest[:n]), rest[n:]
 		}
 		read := func(pieces ...[]byte) string {
-			a := provider.NewAnswer(call, provider.Provider{}, 200, c.contentType)
+			a := provider.NewResponseReader(call, provider.Provider{}, 200, c.contentType)
 			for _, p := range pieces {
 				a.Chunk(p, false)
 			}
@@ -138,7 +138,7 @@ func TestAnswerTotals(t *testing.T) {
 		{`{"prompt_tokens":12,"completion_tokens":1,"total_tokens":13,"prompt_tokens_details":{"cached_tokens":13}}`, 1, true},
 		{`{"prompt_tokens":12,"completion_tokens":1,"total_tokens":20}`, 1, true},
 	} {
-		a := provider.NewAnswer(parsed(t, chat, `{"model":"m","messages":[]}`), provider.Provider{}, 200, "application/json")
+		a := provider.NewResponseReader(parsed(t, chat, `{"model":"m","messages":[]}`), provider.Provider{}, 200, "application/json")
 		a.Chunk([]byte(`{"usage":`+c.usage+`}`), true)
 		if u := a.Usage(); u.OutputTokens != c.output || u.Contradicts != c.contradicts {
 			t.Errorf("%s: %+v", c.usage, u)

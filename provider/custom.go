@@ -164,9 +164,9 @@ func noStream() *Error {
 // NewError reads an error of a provider that speaks the caller's format itself: what
 // must not leave the gateway is taken out, and what is no such error becomes one, in
 // which the request has our id.
-func (p Provider) NewError(f Format, status int, requestID string) *Answer {
+func (p Provider) NewError(f Format, status int, requestID string) *ResponseReader {
 	if f != FormatOpenAI {
-		return &Answer{usage: Usage{Source: "absent"}, form: closed, translated: translate.ErrorOf(status, func(message string) []byte {
+		return &ResponseReader{usage: Usage{Source: "absent"}, form: closed, translated: translate.ErrorOf(status, func(message string) []byte {
 			return f.Encode(&Error{Status: status, Type: "api_error", Code: "provider_error", Message: message}, requestID, "")
 		})}
 	}
@@ -174,5 +174,5 @@ func (p Provider) NewError(f Format, status int, requestID string) *Answer {
 	if r := p.custom(); r != nil {
 		at = r.errorAt
 	}
-	return &Answer{usage: Usage{Source: "absent"}, form: closed, translated: translate.Error(status, at)}
+	return &ResponseReader{usage: Usage{Source: "absent"}, form: closed, translated: translate.Error(status, at)}
 }

@@ -39,7 +39,7 @@ func TestCustomAnswer(t *testing.T) {
 			p := customProvider(t, `{"answer":{`+places+`,"stream":"`+c.stream+`"}}`)
 			call := parsed(t, chat, `{"model":"m","stream":`+map[bool]string{true: "false", false: "true"}[c.name == "whole"]+`,"messages":[]}`)
 			for i := range len(c.body) + 1 {
-				a := provider.NewAnswer(call, p, 200, c.contentType)
+				a := provider.NewResponseReader(call, p, 200, c.contentType)
 				out, replaced := a.Chunk([]byte(c.body[:i]), false)
 				rest, _ := a.Chunk([]byte(c.body[i:]), true)
 				if replaced != (c.out != "") || replaced && string(out)+string(rest) != c.out {
@@ -56,7 +56,7 @@ func TestCustomAnswer(t *testing.T) {
 // TestCustomDefaults: what the settings do not say is as OpenAI has it.
 func TestCustomDefaults(t *testing.T) {
 	p := customProvider(t, `{"answer":{"error":"/fault/reason"}}`)
-	a := provider.NewAnswer(parsed(t, chat, `{"model":"m","messages":[]}`), p, 200, "application/json")
+	a := provider.NewResponseReader(parsed(t, chat, `{"model":"m","messages":[]}`), p, 200, "application/json")
 	a.Chunk([]byte(`{"model":"m-7","usage":{"prompt_tokens":3,"completion_tokens":4}}`), true)
 	if u := a.Usage(); u.InputTokens != 3 || u.OutputTokens != 4 || a.Model() != "m-7" {
 		t.Errorf("%+v %q", u, a.Model())
@@ -72,12 +72,12 @@ func TestCustomError(t *testing.T) {
 		t.Errorf("%s %+v", out, a.Usage())
 	}
 	// In the middle of a stream it ends it, without [DONE].
-	a = provider.NewAnswer(parsed(t, chat, `{"model":"m","stream":true,"messages":[]}`), p, 200, "application/x-ndjson")
+	a = provider.NewResponseReader(parsed(t, chat, `{"model":"m","stream":true,"messages":[]}`), p, 200, "application/x-ndjson")
 	out, _ = a.Chunk([]byte("{\"choices\":[]}\n{\"fault\":{\"reason\":\"gone\"}}\n{\"choices\":[]}\n"), true)
 	if want := "data: {\"choices\":[]}\n\ndata: {\"error\":{\"message\":\"gone\",\"type\":\"server_error\",\"param\":null,\"code\":null}}\n\n"; string(out) != want || !a.Failed() {
 		t.Errorf("%s", out)
 	}
-	a = provider.NewAnswer(parsed(t, chat, `{"model":"m","stream":true,"messages":[]}`), p, 200, "application/x-ndjson")
+	a = provider.NewResponseReader(parsed(t, chat, `{"model":"m","stream":true,"messages":[]}`), p, 200, "application/x-ndjson")
 	if out, _ = a.Chunk([]byte("{\"choices\":[]}\n{\"choi"), true); bytes.Contains(out, []byte("[DONE]")) || !a.Failed() {
 		t.Errorf("broken off: %s", out)
 	}
@@ -116,7 +116,7 @@ func FuzzCustomAnswer(f *testing.F) {
 	call := parsed(f, chat, `{"model":"m","stream":true,"messages":[]}`)
 	f.Fuzz(func(t *testing.T, b []byte, at uint16) {
 		i := int(at) % (len(b) + 1)
-		whole, cut := provider.NewAnswer(call, p, 200, ""), provider.NewAnswer(call, p, 200, "")
+		whole, cut := provider.NewResponseReader(call, p, 200, ""), provider.NewResponseReader(call, p, 200, "")
 		want, _ := whole.Chunk(b, true)
 		one, _ := cut.Chunk(b[:i], false)
 		two, _ := cut.Chunk(b[i:], true)

@@ -6,10 +6,10 @@
 //	Parse     endpoint, plain body   → Call: what is judged
 //	Resolve   Call                   → Provider, of a Registry
 //	Forward   Provider, Call         → cluster, path, headers: what is sent
-//	NewAnswer Call, Provider         → reads usage from the answer as it passes by
+//	NewResponseReader Call, Provider         → reads usage from the answer as it passes by
 //
 // Where the provider has another format than the caller, Forward says the request in
-// its words, and Forward.NewAnswer its answer in the caller's: see translated.go and
+// its words, and Forward.NewResponseReader its answer in the caller's: see translated.go and
 // package translate.
 //
 // # What is judged is what is sent

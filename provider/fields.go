@@ -296,7 +296,7 @@ func (p *walker) extra(path string, of dialects) *Error {
 		return nil
 	}
 	if len(p.extras) == maxExtras {
-		return bad("too_many_unknown_fields", clip(path, 128), "The body has more than 64 fields that this API does not have.")
+		return bad("too_many_unknown_fields", Clip(path, 128), "The body has more than 64 fields that this API does not have.")
 	}
 	p.extras = append(p.extras, extra{path, of})
 	return nil
@@ -308,7 +308,7 @@ func (r *ready) takes(p Provider, c Call) *Error {
 		if x.of&r.dialects != 0 || slices.Contains(r.settings.PassFields, x.path) {
 			continue
 		}
-		shown := clip(x.path, 128)
+		shown := Clip(x.path, 128)
 		e := &Error{Status: http.StatusBadRequest, Type: invalidRequest, Code: "unknown_field", Param: shown}
 		e.Message = "The field \"" + shown + "\" is not known for provider \"" + p.Name + "\", so the request is not forwarded. Remove it"
 		if passable(x.path) == "" && len(x.path) <= 128 {

@@ -182,7 +182,7 @@ func checkQuery(ep Endpoint, query string) *Error {
 			n++
 			continue
 		}
-		switch shown := clip(name, 64); {
+		switch shown := Clip(name, 64); {
 		case credentialQuery(name):
 			return bad("misplaced_credential", shown, "The query carries a credential. Send it as \"Authorization: Bearer …\" only, and rotate it: URLs are kept in logs.")
 		default:
@@ -927,7 +927,7 @@ func syntax(err error) *Error {
 	at := " at byte " + strconv.FormatInt(s.ByteOffset, 10) + "."
 	switch {
 	case errors.Is(err, jsontext.ErrDuplicateName):
-		name := clip(s.JSONPointer.LastToken(), 64)
+		name := Clip(s.JSONPointer.LastToken(), 64)
 		return bad("repeated_field", name, "The body has the field "+strconv.Quote(name)+" twice"+at+" Parsers disagree on which one counts.")
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return bad("invalid_json", "", "The body ends before its JSON object does.")

@@ -603,8 +603,8 @@ func (s Secret) MarshalJSON() ([]byte, error) { return json.Marshal(s.String()) 
 // ErrUnreadable is what a sealed secret that cannot be opened is.
 var ErrUnreadable = errors.New("sealed with another key, or altered")
 
-// clip bounds what goes into a message.
-func clip(s string, n int) string {
+// Clip bounds text of a client or a provider to n bytes of valid UTF-8.
+func Clip(s string, n int) string {
 	if len(s) > n {
 		s = s[:n]
 	}

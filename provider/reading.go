@@ -109,7 +109,7 @@ func (f figure) count() int64 {
 // clean is a provider's word for how it processed a request, or "".
 func clean(word any) string {
 	s, _ := word.(string)
-	return clip(strings.ToLower(s), 64)
+	return Clip(strings.ToLower(s), 64)
 }
 
 var nothingReading reading

@@ -119,7 +119,7 @@ func (r *Registry) Resolve(c Call) (Provider, *Error) {
 		return Provider{}, bad("unsupported_endpoint", "model", "This model's provider is of kind "+known+", which does not serve "+c.Endpoint.Operation+".")
 	}
 	return Provider{}, &Error{Status: http.StatusNotFound, Type: invalidRequest, Code: "model_not_found", Param: "model",
-		Message: "No provider here has the model \"" + clip(c.Model, 128) + "\"."}
+		Message: "No provider here has the model \"" + Clip(c.Model, 128) + "\"."}
 }
 
 // Reads says whether the answer of one of the providers would have to be read here:

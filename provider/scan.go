@@ -10,7 +10,7 @@ import "bytes"
 // Names are compared as written: no API escapes the letters of its own.
 type scanner struct {
 	reads *reading
-	out   *Answer
+	out   *ResponseReader
 
 	state   scanState
 	stack   [maxPlaces]open // objects and arrays that are looked into, outermost first
@@ -87,7 +87,7 @@ const (
 	wantType                     // a string: which event it is
 )
 
-func (s *scanner) begin(r *reading, out *Answer) { s.reads, s.out = r, out }
+func (s *scanner) begin(r *reading, out *ResponseReader) { s.reads, s.out = r, out }
 
 // reset makes ready for the next text, also in the middle of one.
 func (s *scanner) reset() {

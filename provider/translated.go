@@ -43,10 +43,10 @@ func (p Provider) translated(c Call, s Settings, up Upstream) (*translate.Reques
 	case err == nil:
 		return &r, nil
 	case errors.As(err, &cannot):
-		return nil, &Error{Status: http.StatusUnprocessableEntity, Type: invalidRequest, Code: "unsupported_by_provider", Param: clip(cannot.Field, 256),
-			Message: clip(cannot.Error(), 1024) + "."}
+		return nil, &Error{Status: http.StatusUnprocessableEntity, Type: invalidRequest, Code: "unsupported_by_provider", Param: Clip(cannot.Field, 256),
+			Message: Clip(cannot.Error(), 1024) + "."}
 	case errors.As(err, &invalid):
-		return nil, bad("invalid_request", clip(invalid.Field, 256), clip(invalid.Error(), 1024)+".")
+		return nil, bad("invalid_request", Clip(invalid.Field, 256), Clip(invalid.Error(), 1024)+".")
 	default:
 		return nil, bad("invalid_request", "", "The request cannot be said to the model's provider.")
 	}
@@ -121,7 +121,7 @@ func within(some, all []string) bool {
 func lastSegment(path string) string { return path[strings.LastIndexByte(path, '/')+1:] }
 
 // Translated says whether the body and the answer are in other words than the
-// caller's. Then the answer has to be read with NewAnswer of f.
+// caller's. Then the answer has to be read with NewResponseReader of f.
 func (f Forward) Translated() bool { return f.translation != nil }
 
 // Dropped are the parts of the request that are left out on the way: fields that the
@@ -156,12 +156,12 @@ func (f Forward) Dropped() []string {
 // fieldPath is how the way to a field is written: "messages[2].content[0].input_audio".
 var fieldPath = regexp.MustCompile(`^[A-Za-z0-9_.\[\]-]{1,120}$`)
 
-// NewAnswer reads the answer to a request that was translated and says it in the
+// NewResponseReader reads the answer to a request that was translated and says it in the
 // caller's words. status and contentType are the provider's; now and id are asked
 // for what the provider does not say: when, and an id for the answer. What was used
 // is read from the provider's own words, as for its own clients: they say more of
 // what is billed than the caller's format has a place for.
-func (f Forward) NewAnswer(status int, contentType string, now func() time.Time, id func() string) *Answer {
+func (f Forward) NewResponseReader(status int, contentType string, now func() time.Time, id func() string) *ResponseReader {
 	path, _, _ := strings.Cut(f.translation.Path, "?")
 	own, _, _ := Match(http.MethodPost, path) // TestForwardTranslated: there is one
 	a := reader(own.reads, status, contentType)
@@ -170,10 +170,12 @@ func (f Forward) NewAnswer(status int, contentType string, now func() time.Time,
 }
 
 // Failed says that an answer is an error, or ends in one, whatever its status is.
-func (a *Answer) Failed() bool { return a.failed || a.translated != nil && a.translated.Failed() }
+func (a *ResponseReader) Failed() bool {
+	return a.failed || a.translated != nil && a.translated.Failed()
+}
 
 // Lost names what a translated answer had that the caller's format has no place for.
-func (a *Answer) Lost() []string {
+func (a *ResponseReader) Lost() []string {
 	if a.translated == nil {
 		return nil
 	}
@@ -182,4 +184,4 @@ func (a *Answer) Lost() []string {
 
 // Translated is the translator of the answer, nil if it passes in the words that
 // it came in.
-func (a *Answer) Translated() *translate.Answer { return a.translated }
+func (a *ResponseReader) Translated() *translate.Response { return a.translated }

@@ -133,7 +133,7 @@ func TestAnswerTranslated(t *testing.T) {
 	if e != nil {
 		t.Fatal(e)
 	}
-	a := f.NewAnswer(200, "application/json", func() time.Time { return time.Unix(1_700_000_000, 0) }, func() string { return "chatcmpl-1" })
+	a := f.NewResponseReader(200, "application/json", func() time.Time { return time.Unix(1_700_000_000, 0) }, func() string { return "chatcmpl-1" })
 	if u := a.Usage(); u.Source != "absent" {
 		t.Errorf("%+v", u)
 	}
@@ -182,7 +182,7 @@ func TestTranslatedUsage(t *testing.T) {
 				t.Fatalf("%s: %v", file, e)
 			}
 			for _, size := range []int{1, 7, len(answer) + 1} {
-				a := f.NewAnswer(code, contentType, time.Now, func() string { return "chatcmpl-1" })
+				a := f.NewResponseReader(code, contentType, time.Now, func() string { return "chatcmpl-1" })
 				for piece := range slices.Chunk(answer, size) {
 					a.Chunk(piece, false)
 				}

@@ -105,7 +105,7 @@ func (v *Verdict) Settled(c identity.Caller, r *Request, e Ending, forwarded boo
 	cost, priced := v.cost(e, u, forwarded, pricer)
 	return audit.Settled{
 		Time: e.Time, RequestID: r.ID, DecidedSeq: e.DecidedSeq, AgentID: c.Agent.ID, KeyID: c.Key.ID,
-		Provider: v.Provider.Name, Model: Clip(v.Call.Model, 256), ResponseModel: e.ResponseModel,
+		Provider: v.Provider.Name, Model: provider.Clip(v.Call.Model, 256), ResponseModel: e.ResponseModel,
 		Outcome: e.Outcome, Status: e.Status,
 		Usage: audit.Usage{
 			InputTokens: u.InputTokens, OutputTokens: u.OutputTokens, CachedTokens: u.CachedTokens,

@@ -102,7 +102,7 @@ func denied(d policy.Decision, model string) *provider.Error {
 	}
 	switch r.Code {
 	case "model_not_allowed":
-		message += " Asked for: " + strconv.Quote(Clip(model, 128)) + "."
+		message += " Asked for: " + strconv.Quote(provider.Clip(model, 128)) + "."
 	case "key_revoked", "key_expired":
 		return Refuse(http.StatusUnauthorized, r.Code, message)
 	case "policy_error", "policy_timeout":
@@ -126,12 +126,4 @@ func Seconds(d time.Duration) int64 {
 		n++
 	}
 	return n
-}
-
-// Clip bounds text of a client or a provider to n bytes of valid UTF-8.
-func Clip(s string, n int) string {
-	if len(s) > n {
-		s = s[:n]
-	}
-	return strings.ToValidUTF8(s, "\uFFFD")
 }

@@ -20,6 +20,7 @@ import (
 	grpcstatus "google.golang.org/grpc/status"
 
 	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/provider"
 	"github.com/ai-identity/ai-identity/verdict"
 )
 
@@ -242,8 +243,8 @@ func (x *Client) Caller(ctx context.Context, p identity.Presented, peer netip.Ad
 	return c.Caller, nil
 }
 
-// sayLocked notes that the control plane is to be told about a name.
-func (x *Client) sayLocked(p identity.Presented, subscribe bool) {
+// requestLocked notes that the control plane is to be told about a name.
+func (x *Client) requestLocked(p identity.Presented, subscribe bool) {
 	x.changes[p] = subscribe
 	select {
 	case x.speak <- struct{}{}:
@@ -361,7 +362,7 @@ func (x *Client) stream(ctx context.Context) (heard bool, err error) {
 			if err := x.receive(ctx, resp); err != nil {
 				x.metrics.rejected.WithLabelValues(short(resp.GetTypeUrl())).Inc()
 				x.c.Log.ErrorContext(ctx, "refusing what the control plane sent; what was known stays", "type", short(resp.GetTypeUrl()), "err", err)
-				ack.ErrorDetail = &status.Status{Code: 3, Message: clip(err.Error(), 500)}
+				ack.ErrorDetail = &status.Status{Code: 3, Message: provider.Clip(err.Error(), 500)}
 			}
 			if err := g.Send(ack); err != nil {
 				return heard, err

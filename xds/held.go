@@ -233,7 +233,7 @@ func (x *Client) receiveCallers(resp *discoveryv3.DeltaDiscoveryResponse) error 
 		_, had := x.callers[p]
 		_, asked := x.lookups.byKey[p]
 		if !had && !asked {
-			x.sayLocked(p, false) // forgotten in the meantime
+			x.requestLocked(p, false) // forgotten in the meantime
 			continue
 		}
 		next := &caller{Caller: c, version: r.GetVersion()}
@@ -275,7 +275,7 @@ func (x *Client) forgetLocked(p identity.Presented, now time.Time) (told []chang
 		}
 	}
 	x.unknown[p] = now.Add(x.c.NegativeTTL)
-	x.sayLocked(p, false)
+	x.requestLocked(p, false)
 	x.answerLocked(p)
 	return told
 }
@@ -302,7 +302,7 @@ func (x *Client) makeRoomLocked() {
 			return
 		}
 		delete(x.callers, oldest)
-		x.sayLocked(oldest, false)
+		x.requestLocked(oldest, false)
 		x.metrics.evicted.Inc()
 	}
 }

@@ -181,7 +181,7 @@ func (x *Client) ask(p identity.Presented, peer netip.Addr) (*lookup, error) {
 // sendLookupsLocked asks the control plane for as many keys as it may have at once.
 func (x *Client) sendLookupsLocked() {
 	for l := x.lookups.next(); l != nil; l = x.lookups.next() {
-		x.sayLocked(l.key, true)
+		x.requestLocked(l.key, true)
 	}
 }
 

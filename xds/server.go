@@ -143,7 +143,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() { s.apply(ctx, s.changes) })
-	wg.Go(func() { s.beats(ctx) })
+	wg.Go(func() { s.heartbeats(ctx) })
 	err := s.c.DB.Listen(ctx, "aid_changed", s.changes.add, s.changes.all)
 	cancel()
 	wg.Wait()
@@ -395,8 +395,8 @@ func (s *Server) resync(ctx context.Context) error {
 	return nil
 }
 
-// beats tells nodes that the database answers.
-func (s *Server) beats(ctx context.Context) {
+// heartbeats tells nodes that the database answers.
+func (s *Server) heartbeats(ctx context.Context) {
 	tick := time.NewTicker(s.c.Heartbeat)
 	defer tick.Stop()
 	for {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/ai-identity/ai-identity/identity"
 	aidv1 "github.com/ai-identity/ai-identity/proto/aid/v1"
+	"github.com/ai-identity/ai-identity/provider"
 )
 
 // Bounds of one answer; what is more comes in several.
@@ -147,7 +148,7 @@ func (st *stream) request(ctx context.Context, req *discoveryv3.DeltaDiscoveryRe
 	t := req.GetTypeUrl()
 	if d := req.GetErrorDetail(); d != nil {
 		st.s.metrics.nacks.WithLabelValues(short(t)).Inc()
-		st.s.c.Log.ErrorContext(ctx, "a node refuses what it was sent", "node", st.node.ID, "type", short(t), "err", clip(d.GetMessage(), 500))
+		st.s.c.Log.ErrorContext(ctx, "a node refuses what it was sent", "node", st.node.ID, "type", short(t), "err", provider.Clip(d.GetMessage(), 500))
 	} else if req.GetResponseNonce() != "" {
 		st.s.metrics.acks.WithLabelValues(short(t)).Inc()
 	}
@@ -218,7 +219,7 @@ func (st *stream) push(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := st.pushWholes(ctx); err != nil {
+	if err := st.pushWholeTypes(ctx); err != nil {
 		return err
 	}
 	return st.pushCallers(ctx, agents, callers)
@@ -255,8 +256,8 @@ func (st *stream) lookAgain(ctx context.Context) error {
 	return nil
 }
 
-// pushWholes sends the types that are subscribed to as a whole.
-func (st *stream) pushWholes(ctx context.Context) error {
+// pushWholeTypes sends the types that are subscribed to as a whole.
+func (st *stream) pushWholeTypes(ctx context.Context) error {
 	v, loaded := st.s.viewOf(ctx, st.orgs)
 	if !loaded {
 		return nil
@@ -519,11 +520,4 @@ func (s *Server) heartbeatLocked() *discoveryv3.Resource {
 		return nil // a timestamp can be packed
 	}
 	return r
-}
-
-func clip(s string, n int) string {
-	if len(s) > n {
-		return s[:n]
-	}
-	return s
 }

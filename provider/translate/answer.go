@@ -24,9 +24,9 @@ const (
 	maxBlocks  = 4096 // open at once
 )
 
-// Answer is a provider's answer on its way to OpenAI's form. It belongs to one
+// Response is a provider's answer on its way to OpenAI's form. It belongs to one
 // goroutine.
-type Answer struct {
+type Response struct {
 	req    Request
 	status int
 	now    func() time.Time
@@ -109,8 +109,8 @@ type replyCall struct {
 
 // Answer makes a reader of the answer to r. The clock is asked once, and id,
 // which makes an id like "chatcmpl-…", only if the provider gave none.
-func (r Request) Answer(status int, contentType string, now func() time.Time, id func() string) *Answer {
-	a := &Answer{req: r, status: status, now: now, id: id, stream: sse.New(maxEvent, maxEvent)}
+func (r Request) Answer(status int, contentType string, now func() time.Time, id func() string) *Response {
+	a := &Response{req: r, status: status, now: now, id: id, stream: sse.New(maxEvent, maxEvent)}
 	switch {
 	case status < 200 || status > 299:
 		a.form = errorForm
@@ -121,7 +121,7 @@ func (r Request) Answer(status int, contentType string, now func() time.Time, id
 }
 
 // ContentType is of what Chunk gives.
-func (a *Answer) ContentType() string {
+func (a *Response) ContentType() string {
 	if a.form == streamForm {
 		return "text/event-stream"
 	}
@@ -131,7 +131,7 @@ func (a *Answer) ContentType() string {
 // Status is what to answer with. It is the provider's, but for those that
 // OpenAI's clients do not know, and 502 once an answer has come that cannot be
 // read.
-func (a *Answer) Status() int {
+func (a *Response) Status() int {
 	if a.none != nil {
 		return a.status // the caller's client is the provider's own, and knows it
 	}
@@ -149,13 +149,13 @@ func (a *Answer) Status() int {
 
 // Usage is what the provider said that it counted, in OpenAI's terms: input
 // holds cached and cacheWrite, output holds reasoning.
-func (a *Answer) Usage() (input, output, cached, cacheWrite, reasoning int64, known bool) {
+func (a *Response) Usage() (input, output, cached, cacheWrite, reasoning int64, known bool) {
 	u := a.usage
 	return u.input, u.output, u.cached, u.written, u.reasoning, u.known
 }
 
 // Model is what the provider said that answered, or what was asked for.
-func (a *Answer) Model() string {
+func (a *Response) Model() string {
 	if said := a.ModelSaid(); said != "" {
 		return said
 	}
@@ -163,25 +163,25 @@ func (a *Answer) Model() string {
 }
 
 // ModelSaid is what the provider said that answered, "" if it did not.
-func (a *Answer) ModelSaid() string { return a.model.string() }
+func (a *Response) ModelSaid() string { return a.model.string() }
 
 // RetryAfter is when the provider's error said to come back. Most say it in a
 // header, Gemini in the body. 0: it did not.
-func (a *Answer) RetryAfter() time.Duration { return a.retryAfter }
+func (a *Response) RetryAfter() time.Duration { return a.retryAfter }
 
 // Lost names the parts of the answer that OpenAI's format has no place for:
 // "citations". They are not in what Chunk gave.
-func (a *Answer) Lost() []string { return a.lost }
+func (a *Response) Lost() []string { return a.lost }
 
 // Failed says that an error was said in the answer's place or in the middle of it.
-func (a *Answer) Failed() bool { return a.broken }
+func (a *Response) Failed() bool { return a.broken }
 
 // Complete says that all of the answer came and was said, and no error.
-func (a *Answer) Complete() bool { return !a.broken && (a.done || a.ended) }
+func (a *Response) Complete() bool { return !a.broken && (a.done || a.ended) }
 
 // Streamed says that the answer is one of events, which are given as they come.
 // Another is given at its end, when Status and RetryAfter are known.
-func (a *Answer) Streamed() bool { return a.form == streamForm }
+func (a *Response) Streamed() bool { return a.form == streamForm }
 
 // isName says whether s is made as names in APIs are.
 func isName(s string) bool {
@@ -192,7 +192,7 @@ func isName(s string) bool {
 
 // lose notes a part. What is no name, and could be anything, is "other": it goes into
 // the record.
-func (a *Answer) lose(what string) {
+func (a *Response) lose(what string) {
 	if !isName(what) {
 		what = "other"
 	}
@@ -209,7 +209,7 @@ func (a *Answer) lose(what string) {
 // Chunk takes the next bytes of the provider's answer, cut anywhere, and gives
 // the bytes of OpenAI's that they complete. end says that these are the last.
 // What it gives is the caller's.
-func (a *Answer) Chunk(b []byte, end bool) []byte {
+func (a *Response) Chunk(b []byte, end bool) []byte {
 	if a.ended {
 		return nil
 	}
@@ -238,7 +238,7 @@ func (a *Answer) Chunk(b []byte, end bool) []byte {
 	return a.w.b
 }
 
-func (a *Answer) wholeEnd(tooLong bool) {
+func (a *Response) wholeEnd(tooLong bool) {
 	if a.form == errorForm {
 		if a.req.Kind == OpenAI {
 			a.w.b, a.broken = a.ownError(a.whole), true
@@ -289,7 +289,7 @@ func (a *Answer) wholeEnd(tooLong bool) {
 }
 
 // feed takes the next bytes of a stream.
-func (a *Answer) feed(b []byte) {
+func (a *Response) feed(b []byte) {
 	for len(b) > 0 {
 		p, n := a.stream.Next(b)
 		b = b[n:]
@@ -309,7 +309,7 @@ func (a *Answer) feed(b []byte) {
 }
 
 // take takes the data of an event, which is a line where lines are values.
-func (a *Answer) take(data []byte) {
+func (a *Response) take(data []byte) {
 	if a.lines {
 		a.takeValue(data)
 		return
@@ -318,7 +318,7 @@ func (a *Answer) take(data []byte) {
 }
 
 // comment keeps the connection alive on our side as it does on the provider's.
-func (a *Answer) comment(text []byte) {
+func (a *Response) comment(text []byte) {
 	if a.done {
 		return
 	}
@@ -328,7 +328,7 @@ func (a *Answer) comment(text []byte) {
 }
 
 // feedEnd takes what stands without an empty line after it, and ends the stream.
-func (a *Answer) feedEnd() {
+func (a *Response) feedEnd() {
 	if a.lines {
 		a.takeValue(a.data)
 		// Nothing in it says that it is whole but its end.
@@ -344,7 +344,7 @@ func (a *Answer) feedEnd() {
 	a.finishStream() // an event that is cut off is an answer that is
 }
 
-func (a *Answer) dispatch(data []byte) {
+func (a *Response) dispatch(data []byte) {
 	if a.done {
 		return
 	}
@@ -381,7 +381,7 @@ func (a *Answer) dispatch(data []byte) {
 }
 
 // failsWith ends the stream if the event is an error.
-func (a *Answer) failsWith(v raw) bool {
+func (a *Response) failsWith(v raw) bool {
 	e, is := a.errorOf(v)
 	if is {
 		a.fail(e)
@@ -390,7 +390,7 @@ func (a *Answer) failsWith(v raw) bool {
 }
 
 // finishStream says what remains and [DONE], once.
-func (a *Answer) finishStream() {
+func (a *Response) finishStream() {
 	if a.done {
 		return
 	}
@@ -415,7 +415,7 @@ func (a *Answer) finishStream() {
 
 // fail says an error in the middle of a stream. Nothing follows it, not even [DONE]:
 // who looks for that only must not take the answer for a whole one.
-func (a *Answer) fail(e failure) {
+func (a *Response) fail(e failure) {
 	if a.done {
 		return
 	}
@@ -425,13 +425,13 @@ func (a *Answer) fail(e failure) {
 	a.done, a.broken = true, true
 }
 
-func (a *Answer) failed(e failure) {
+func (a *Response) failed(e failure) {
 	a.w.b = e.encode()
 	a.broken = true
 }
 
 // reply is the choice of this index, which begins if it is new.
-func (a *Answer) reply(index int64) *reply {
+func (a *Response) reply(index int64) *reply {
 	for _, r := range a.replies {
 		if r.index == index {
 			return r
@@ -447,7 +447,7 @@ func (a *Answer) reply(index int64) *reply {
 }
 
 // header makes what every chunk begins with.
-func (a *Answer) header() {
+func (a *Response) header() {
 	if a.head != nil {
 		return
 	}
@@ -464,7 +464,7 @@ func (a *Answer) header() {
 }
 
 // identify writes what chunks and completions share.
-func (a *Answer) identify(w *writer, object string) {
+func (a *Response) identify(w *writer, object string) {
 	w.key("id")
 	if len(a.answerID) > 2 && a.answerID.kind() == '"' {
 		w.raw(a.answerID)
@@ -483,19 +483,19 @@ func (a *Answer) identify(w *writer, object string) {
 	}
 }
 
-func (a *Answer) setModel(v raw) {
+func (a *Response) setModel(v raw) {
 	if len(v) > 2 && v.kind() == '"' && a.model == nil {
 		a.model = bytes.Clone(v)
 	}
 }
 
-func (a *Answer) setID(v raw) {
+func (a *Response) setID(v raw) {
 	if len(v) > 2 && v.kind() == '"' && a.answerID == nil {
 		a.answerID = bytes.Clone(v)
 	}
 }
 
-func (a *Answer) setTier(v raw) {
+func (a *Response) setTier(v raw) {
 	switch v.string() {
 	case "standard", "default":
 		a.tier = "default"
@@ -505,14 +505,14 @@ func (a *Answer) setTier(v raw) {
 }
 
 // open begins a chunk, up to its delta's fields; shut ends it.
-func (a *Answer) open(r *reply) *writer {
+func (a *Response) open(r *reply) *writer {
 	a.begin(r)
 	a.start(r)
 	return &a.w
 }
 
 // begin says the role, which OpenAI says first and alone.
-func (a *Answer) begin(r *reply) {
+func (a *Response) begin(r *reply) {
 	if r.begun || a.form != streamForm {
 		return
 	}
@@ -522,7 +522,7 @@ func (a *Answer) begin(r *reply) {
 	a.shut("")
 }
 
-func (a *Answer) start(r *reply) {
+func (a *Response) start(r *reply) {
 	a.header()
 	if a.w.b == nil {
 		a.w.b = make([]byte, 0, len(a.head)+256) // one short piece
@@ -533,7 +533,7 @@ func (a *Answer) start(r *reply) {
 	a.w.b = append(a.w.b, `,"delta":{`...)
 }
 
-func (a *Answer) shut(finish string) {
+func (a *Response) shut(finish string) {
 	a.w.b = append(a.w.b, `},"logprobs":`...)
 	if a.odds != nil {
 		a.w.b = append(a.w.b, `{"content":`...)
@@ -572,7 +572,7 @@ func (w *writer) int1(n int64) {
 }
 
 // text adds to what the assistant says. s is a JSON string.
-func (a *Answer) text(r *reply, s raw) {
+func (a *Response) text(r *reply, s raw) {
 	if s.kind() != '"' || len(s) == 2 {
 		return
 	}
@@ -588,7 +588,7 @@ func (a *Answer) text(r *reply, s raw) {
 }
 
 // think adds to the reasoning.
-func (a *Answer) think(r *reply, s raw) {
+func (a *Response) think(r *reply, s raw) {
 	if s.kind() != '"' || len(s) == 2 {
 		return
 	}
@@ -605,7 +605,7 @@ func (a *Answer) think(r *reply, s raw) {
 // call begins a tool call and is its index. Strings are JSON. args are what came of its
 // arguments with it, nil for nothing: a call that came whole leaves whole, because some
 // clients run what the first chunk of a call has.
-func (a *Answer) call(r *reply, id, name, signature, args raw) int {
+func (a *Response) call(r *reply, id, name, signature, args raw) int {
 	n := len(r.calls)
 	if n >= maxCalls || len(name) < 3 || name.kind() != '"' { // a call without a name is none
 		a.excess = true
@@ -660,7 +660,7 @@ func (r *reply) callAt(index int64) int {
 }
 
 // arguments adds to a call's. s is a JSON string.
-func (a *Answer) arguments(r *reply, n int, s raw) {
+func (a *Response) arguments(r *reply, n int, s raw) {
 	if s.kind() != '"' || len(s) == 2 || n < 0 || n >= len(r.calls) {
 		return
 	}
@@ -680,7 +680,7 @@ func (a *Answer) arguments(r *reply, n int, s raw) {
 
 // endCall gives a call without arguments an empty object of them: clients parse
 // what they get.
-func (a *Answer) endCall(r *reply, n int) {
+func (a *Response) endCall(r *reply, n int) {
 	if n >= 0 && n < len(r.calls) && !r.calls[n].argued {
 		a.arguments(r, n, raw(`"{}"`))
 	}
@@ -694,7 +694,7 @@ func googleSignature(w *writer, signature raw) {
 }
 
 // sign keeps what must come back with the text or the thinking.
-func (a *Answer) sign(r *reply, signature raw) {
+func (a *Response) sign(r *reply, signature raw) {
 	if signature.kind() != '"' || len(signature) == 2 {
 		return
 	}
@@ -707,7 +707,7 @@ func (a *Answer) sign(r *reply, signature raw) {
 	a.shut("")
 }
 
-func (a *Answer) extra(w *writer, signature raw) {
+func (a *Response) extra(w *writer, signature raw) {
 	if a.req.Kind == Gemini {
 		googleSignature(w, signature)
 		return
@@ -719,7 +719,7 @@ func (a *Answer) extra(w *writer, signature raw) {
 }
 
 // refuse says that the answer was not given, or not all of it.
-func (a *Answer) refuse(r *reply, why string) {
+func (a *Response) refuse(r *reply, why string) {
 	if why == "" {
 		return
 	}
@@ -732,7 +732,7 @@ func (a *Answer) refuse(r *reply, why string) {
 	a.shut("")
 }
 
-func (a *Answer) finish(r *reply, reason string) {
+func (a *Response) finish(r *reply, reason string) {
 	if r.finish != "" {
 		return
 	}
@@ -746,7 +746,7 @@ func (a *Answer) finish(r *reply, reason string) {
 	r.finish = reason
 }
 
-func (a *Answer) writeUsage(w *writer) {
+func (a *Response) writeUsage(w *writer) {
 	u := a.usage
 	w.b = append(w.b, '{')
 	w.keyInt("prompt_tokens", u.input)
@@ -766,7 +766,7 @@ func (a *Answer) writeUsage(w *writer) {
 }
 
 // completion writes OpenAI's answer that is not streamed.
-func (a *Answer) completion() {
+func (a *Response) completion() {
 	w := &a.w
 	w.open('{')
 	a.identify(w, "chat.completion")
@@ -803,7 +803,7 @@ func (a *Answer) completion() {
 	w.close('}')
 }
 
-func (a *Answer) message(w *writer, r *reply) {
+func (a *Response) message(w *writer, r *reply) {
 	w.open('{')
 	w.keyString("role", "assistant")
 	w.key("content")
@@ -858,7 +858,7 @@ func (a *Answer) message(w *writer, r *reply) {
 const ownID = "aid_call_"
 
 // toolID is a call's id as the provider gave it, or one that is made here.
-func (a *Answer) toolID(id raw) raw {
+func (a *Response) toolID(id raw) raw {
 	if len(id) > 2 && id.kind() == '"' && !bytes.HasPrefix(id.text(), []byte(ownID)) {
 		return id
 	}
@@ -867,7 +867,7 @@ func (a *Answer) toolID(id raw) raw {
 
 // ownID makes an id that no other call of any response has: it is made of the response's
 // own id, which is new for each. It has at most 40 characters, as OpenAI demands.
-func (a *Answer) ownID() raw {
+func (a *Response) ownID() raw {
 	if a.made == "" {
 		a.made = ownID + short([]byte(a.id()), 22) + "_"
 	}

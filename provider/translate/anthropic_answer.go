@@ -24,7 +24,7 @@ func anthropicReason(v raw) string {
 	return "stop" // end_turn, stop_sequence, pause_turn
 }
 
-func (a *Answer) anthropicWhole(v raw) {
+func (a *Response) anthropicWhole(v raw) {
 	if v.get("type").string() != "message" {
 		return
 	}
@@ -36,7 +36,7 @@ func (a *Answer) anthropicWhole(v raw) {
 	a.anthropicStop(r, v)
 }
 
-func (a *Answer) anthropicHead(v raw) {
+func (a *Response) anthropicHead(v raw) {
 	a.setID(v.get("id"))
 	a.setModel(v.get("model"))
 	u := v.get("usage")
@@ -46,7 +46,7 @@ func (a *Answer) anthropicHead(v raw) {
 
 // anthropicUsage takes what is said. Streams say it at the start and again, in
 // total and not in addition, at the end, with or without the input's figures.
-func (a *Answer) anthropicUsage(u raw) {
+func (a *Response) anthropicUsage(u raw) {
 	fresh := a.usage.input - a.usage.cached - a.usage.written
 	for name, v := range u.members() {
 		n, ok := v.whole()
@@ -80,7 +80,7 @@ func (a *Answer) anthropicUsage(u raw) {
 }
 
 // anthropicBlock reads a whole block.
-func (a *Answer) anthropicBlock(r *reply, b raw) {
+func (a *Response) anthropicBlock(r *reply, b raw) {
 	switch kind := b.get("type").string(); kind {
 	case "text":
 		a.text(r, b.get("text"))
@@ -108,10 +108,10 @@ func (a *Answer) anthropicBlock(r *reply, b raw) {
 }
 
 // isJSON says whether a block is the response in JSON that was asked for by a tool.
-func (a *Answer) isJSON(b raw) bool { return a.req.asJSON && b.get("name").string() == JSONTool }
+func (a *Response) isJSON(b raw) bool { return a.req.asJSON && b.get("name").string() == JSONTool }
 
 // thought gives a block of thinking whole, as it must come back.
-func (a *Answer) thought(r *reply, kind string, text, signature []byte) {
+func (a *Response) thought(r *reply, kind string, text, signature []byte) {
 	w := writer{b: make([]byte, 0, len(text)+len(signature)+80)}
 	w.open('{')
 	w.keyInt("index", int64(len(r.thinking))) // clients merge lists by it
@@ -150,7 +150,7 @@ func quoted(inner []byte) []byte {
 	return append(b, '"')
 }
 
-func (a *Answer) anthropicStop(r *reply, v raw) {
+func (a *Response) anthropicStop(r *reply, v raw) {
 	reason := v.get("stop_reason")
 	if !reason.given() {
 		return
@@ -165,7 +165,7 @@ func (a *Answer) anthropicStop(r *reply, v raw) {
 	a.finish(r, finish)
 }
 
-func (a *Answer) anthropicEvent(v raw) {
+func (a *Response) anthropicEvent(v raw) {
 	// One pass finds what every event has.
 	var kind, delta, index raw
 	for name, x := range v.members() {
@@ -203,7 +203,7 @@ func (a *Answer) anthropicEvent(v raw) {
 	// that they do not know.
 }
 
-func (a *Answer) anthropicOpen(index, b raw) {
+func (a *Response) anthropicOpen(index, b raw) {
 	if len(a.blocks) >= maxBlocks {
 		a.excess = true
 		return
@@ -235,7 +235,7 @@ func (a *Answer) anthropicOpen(index, b raw) {
 	a.blocks = append(a.blocks, x)
 }
 
-func (a *Answer) anthropicDelta(index, delta raw) {
+func (a *Response) anthropicDelta(index, delta raw) {
 	var kind, said raw
 	for name, x := range delta.members() {
 		switch string(name) {
@@ -281,7 +281,7 @@ func (a *Answer) anthropicDelta(index, delta raw) {
 	}
 }
 
-func (a *Answer) anthropicShut(index raw) {
+func (a *Response) anthropicShut(index raw) {
 	n, _ := index.whole()
 	for i, b := range a.blocks {
 		if b.index != n {

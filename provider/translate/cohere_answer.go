@@ -14,7 +14,7 @@ func cohereReason(v raw) (finish string, broken bool) {
 	return "stop", false // COMPLETE, STOP_SEQUENCE
 }
 
-func (a *Answer) cohereUsage(u raw) {
+func (a *Response) cohereUsage(u raw) {
 	for _, name := range []string{"tokens", "billed_units"} {
 		in, ok := u.get(name, "input_tokens").whole()
 		out, also := u.get(name, "output_tokens").whole()
@@ -28,7 +28,7 @@ func (a *Answer) cohereUsage(u raw) {
 	}
 }
 
-func (a *Answer) cohereWhole(v raw) {
+func (a *Response) cohereWhole(v raw) {
 	m := v.get("message")
 	if m.kind() != '{' {
 		return
@@ -99,7 +99,7 @@ func cohereOdds(l raw) raw {
 	return w.b
 }
 
-func (a *Answer) cohereEvent(v raw) {
+func (a *Response) cohereEvent(v raw) {
 	var kind, delta raw
 	for name, x := range v.members() {
 		switch string(name) {

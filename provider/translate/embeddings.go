@@ -128,7 +128,7 @@ func (t *translation) readInputs() []raw {
 }
 
 // embedded reads the answer of a provider and writes OpenAI's.
-func (a *Answer) embedded(v raw) []byte {
+func (a *Response) embedded(v raw) []byte {
 	var w writer
 	w.open('{')
 	w.keyString("object", "list")

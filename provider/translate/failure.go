@@ -35,7 +35,7 @@ func unreadable(kind string) failure {
 
 // providerError reads the body of an answer that is not a 2xx. A body that is
 // not the provider's JSON comes from something between, and is not passed on.
-func (a *Answer) providerError(body []byte) failure {
+func (a *Response) providerError(body []byte) failure {
 	v, ok := parseLoosely(body)
 	if ok && v.kind() == '[' { // Gemini's streams, when they are not asked for events
 		for _, first := range v.elements() {
@@ -59,7 +59,7 @@ func (a *Answer) providerError(body []byte) failure {
 }
 
 // errorOf says whether v, which came where an answer should, is an error.
-func (a *Answer) errorOf(v raw) (failure, bool) {
+func (a *Response) errorOf(v raw) (failure, bool) {
 	is := v.get("error").given() || v.get("object").string() == "error" || v.get("type").string() == "error" ||
 		a.req.Kind == Mistral && v.get("choices") == nil && (v.get("detail").given() || v.get("message").given())
 	if !is {
@@ -86,7 +86,7 @@ func (a *Answer) errorOf(v raw) (failure, bool) {
 //	Gemini     {"error":{"code":429,"message":…,"status":…,"details":[…]}}
 //	Cohere     {"id":…,"message":…}
 //	Mistral    {"object":"error","message":…,"type":…,"param":…,"code":…}, {"detail":[{"loc":…,"msg":…}]}
-func (a *Answer) words(v raw) failure {
+func (a *Response) words(v raw) failure {
 	e := v
 	if inner := v.get("error"); inner.kind() == '{' {
 		e = inner
@@ -145,7 +145,7 @@ func (a *Answer) words(v raw) failure {
 
 // codeOf is the provider's own word, but for what frameworks look for by
 // OpenAI's: a prompt that is too long, and a rate limit.
-func (a *Answer) codeOf(own, message string) string {
+func (a *Response) codeOf(own, message string) string {
 	lower := strings.ToLower(message)
 	for _, s := range []string{"prompt is too long", "input token count", "too many tokens", "maximum context length", "context window"} {
 		if strings.Contains(lower, s) && a.status != 429 {

@@ -18,7 +18,7 @@ func geminiReason(v raw, calls bool) (finish string, withheld bool) {
 }
 
 // geminiEvent reads a whole answer or a piece of one: they have one shape.
-func (a *Answer) geminiEvent(v raw) {
+func (a *Response) geminiEvent(v raw) {
 	var candidates, feedback raw
 	for name, x := range v.members() {
 		switch string(name) {
@@ -52,7 +52,7 @@ func (a *Answer) geminiEvent(v raw) {
 }
 
 // geminiUsage takes the figures, which are totals in every piece of a stream.
-func (a *Answer) geminiUsage(u raw) {
+func (a *Response) geminiUsage(u raw) {
 	var prompt, tool, said, thought, cached int64
 	found := false
 	for name, v := range u.members() {
@@ -81,7 +81,7 @@ func (a *Answer) geminiUsage(u raw) {
 	}
 }
 
-func (a *Answer) geminiCandidate(i int, c raw) {
+func (a *Response) geminiCandidate(i int, c raw) {
 	index := int64(i)
 	var content, reason, why, odds raw
 	for name, x := range c.members() {
@@ -134,7 +134,7 @@ func (a *Answer) geminiCandidate(i int, c raw) {
 	a.finish(r, finish)
 }
 
-func (a *Answer) geminiAnswerPart(r *reply, p raw) {
+func (a *Response) geminiAnswerPart(r *reply, p raw) {
 	var text, call, signature raw
 	thought := false
 	for name, x := range p.members() {

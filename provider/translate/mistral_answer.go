@@ -17,7 +17,7 @@ func mistralReason(v raw) (finish string, broken bool) {
 }
 
 // openaiUsage reads usage in OpenAI's form.
-func (a *Answer) openaiUsage(u raw) {
+func (a *Response) openaiUsage(u raw) {
 	for name, v := range u.members() {
 		n, ok := v.whole()
 		switch string(name) {
@@ -49,7 +49,7 @@ func (a *Answer) openaiUsage(u raw) {
 
 // mistralEvent reads a whole answer or a piece of one: they differ in the name
 // of what they hold, message or delta.
-func (a *Answer) mistralEvent(v raw) {
+func (a *Response) mistralEvent(v raw) {
 	var choices raw
 	for name, x := range v.members() {
 		switch string(name) {
@@ -75,7 +75,7 @@ func (a *Answer) mistralEvent(v raw) {
 	}
 }
 
-func (a *Answer) mistralChoice(i int, c raw) {
+func (a *Response) mistralChoice(i int, c raw) {
 	index := int64(i)
 	var said, reason, odds raw
 	for name, x := range c.members() {
@@ -134,7 +134,7 @@ func (a *Answer) mistralChoice(i int, c raw) {
 	a.finish(r, finish)
 }
 
-func (a *Answer) mistralContent(r *reply, v raw) {
+func (a *Response) mistralContent(r *reply, v raw) {
 	a.text(r, v)
 	for _, c := range v.elements() {
 		switch kind := c.get("type").string(); kind {
@@ -156,7 +156,7 @@ func (a *Answer) mistralContent(r *reply, v raw) {
 // mistralCall reads a tool call, which comes whole or in pieces. Pieces are joined by the
 // id that they have, else by their index. A piece with neither belongs to the last call,
 // unless it has a name, which begins a call.
-func (a *Answer) mistralCall(r *reply, c raw) {
+func (a *Response) mistralCall(r *reply, c raw) {
 	id := c.get("id")
 	f := c.get("function")
 	index, indexed := c.get("index").whole()

@@ -15,7 +15,7 @@ const OpenAI = "openai"
 // of it, but for what is shaped like a key, an address or an internal host. What is
 // none (a page of a proxy, another framework's JSON) becomes one. at is where the
 // words are, name by name; nil: where one of the known APIs has them.
-func Error(status int, at []string) *Answer {
+func Error(status int, at []string) *Response {
 	a := Request{Kind: OpenAI}.Answer(status, "", nil, nil)
 	a.at = at
 	return a
@@ -23,7 +23,7 @@ func Error(status int, at []string) *Answer {
 
 // ErrorOf is Error for the other APIs: whatever JSON it is stays as it is, scrubbed
 // alike, and what is none becomes what none says with these words.
-func ErrorOf(status int, none func(message string) []byte) *Answer {
+func ErrorOf(status int, none func(message string) []byte) *Response {
 	a := Error(status, nil)
 	a.none = none
 	return a
@@ -31,14 +31,14 @@ func ErrorOf(status int, none func(message string) []byte) *Answer {
 
 // Lines makes server-sent events of a stream of OpenAI's chunks that is written one
 // value a line (NDJSON). A value with words at the place of errors ends it.
-func Lines(errorAt []string) *Answer {
+func Lines(errorAt []string) *Response {
 	a := Request{Kind: OpenAI, Stream: true}.Answer(200, "text/event-stream", nil, nil)
 	a.lines, a.at, a.stream = true, errorAt, sse.NewLines(maxEvent)
 	return a
 }
 
 // takeValue takes a line of such a stream.
-func (a *Answer) takeValue(line []byte) {
+func (a *Response) takeValue(line []byte) {
 	line = bytes.TrimSpace(line)
 	if len(line) == 0 || a.done {
 		return
@@ -63,7 +63,7 @@ func (a *Answer) takeValue(line []byte) {
 }
 
 // ownError is the error of an OpenAI-format provider, as it goes to the caller.
-func (a *Answer) ownError(body []byte) []byte {
+func (a *Response) ownError(body []byte) []byte {
 	v, ok := parseLoosely(body)
 	if a.none != nil {
 		if !ok || v.kind() != '{' && v.kind() != '[' {

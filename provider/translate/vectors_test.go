@@ -146,13 +146,13 @@ func (v answerVector) play(pieces ...[]byte) (out []byte, told string) {
 	return out, toldBy(a)
 }
 
-func newAnswer(r translate.Request, status int, contentType string) *translate.Answer {
+func newAnswer(r translate.Request, status int, contentType string) *translate.Response {
 	return r.Answer(status, contentType,
 		func() time.Time { return time.Unix(1_700_000_000, 0) },
 		func() string { return "chatcmpl-made" })
 }
 
-func toldBy(a *translate.Answer) string {
+func toldBy(a *translate.Response) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d %s\nmodel %s\n", a.Status(), a.ContentType(), a.Model())
 	if in, out, cached, written, reasoning, known := a.Usage(); known {
