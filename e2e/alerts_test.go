@@ -78,6 +78,7 @@ var firings = []firing{
 	{"AidAuditNotShipped", `aid_audit_lag_seconds`, lasting, "20m"},
 	{"AidAuditOrgStuck", `aid_audit_stuck_orgs`, event, "20m"},
 	{"AidAuditGap", `aid_audit_gaps_total`, event, "12m"},
+	{"AidAuditQuarantined", `aid_audit_quarantined_records`, event, "12m"},
 	{"AidPartitionsFail", `aid_store_partition_failures_total`, event, "12m"},
 	{"AidNodeStale", `aid_xds_client_staleness_seconds`, lasting, "12m"},
 	{"AidConfigurationRejected", `aid_xds_nacks_total`, event, "12m"},

@@ -24,7 +24,7 @@ func TestRestore(t *testing.T) {
 	if len(blocks) != 4 {
 		t.Fatalf("%d blocks of commands: the test knows 4", len(blocks))
 	}
-	backUp, putBack, check, lost := blocks[0][2], blocks[1][2], blocks[2][2], blocks[3][2]
+	backUp, putBack, check, lost := blocks[0][3], blocks[1][3], blocks[2][3], blocks[3][3]
 	dir := e2e.Home(t)
 	home := filepath.Join(dir, ".aid")
 	typed := func(block string) (string, error) {
@@ -42,7 +42,10 @@ func TestRestore(t *testing.T) {
 		}
 		return out
 	}
-	start := func() *e2e.Up { return e2e.Start(t, e2e.Config{Home: home}) }
+	start := func() *e2e.Up {
+		t.Helper()
+		return e2e.Start(t, e2e.Config{Home: home, Args: []string{"--stand-in", "127.0.0.1:0"}})
+	}
 	receipts, err := os.Create(filepath.Join(dir, "receipts.txt"))
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +69,7 @@ func TestRestore(t *testing.T) {
 	}
 
 	up := start()
-	_, key := up.Key(t, up.Agent(t, `{"name":"restored","allowed_models":["demo"]}`), `{"name":"k"}`)
+	_, key := up.Key(t, up.Agent(t, `{"name":"restored","allowed_models":["demo"]}`), `{"name":"k","scopes":["chat:completions"]}`)
 	traffic(up, key, 5)
 	stop(up)
 	must(backUp)
