@@ -161,6 +161,7 @@ func (a *apart) host(t *testing.T, name string) *host {
 	if strings.HasPrefix(name, "control") {
 		h.serves = "https://127.0.0.1:" + serves
 	}
+	xds := "0.0.0.0:" + port()
 	h.replace = strings.NewReplacer(
 		a.etc(), h.etc, "/etc/aid", h.etc,
 		// Two nodes of this machine need two ports: see relay.
@@ -169,7 +170,7 @@ func (a *apart) host(t *testing.T, name string) *host {
 		"/usr/local/bin/aid", e2e.Binary(t), "/usr/local/bin/envoy", envoytest.Path(t),
 		"control.example.com:18000", a.xdsWay.address,
 		// The providers of the tests are on this machine.
-		" --listen-xds 0.0.0.0:18000", " --private-targets 127.0.0.0/8 --listen-xds 0.0.0.0:"+port(), "0.0.0.0:8081", "0.0.0.0:"+serves,
+		" --listen-xds 0.0.0.0:18000", " --private-targets 127.0.0.0/8 --listen-xds "+xds, "0.0.0.0:18000", xds, "0.0.0.0:8081", "0.0.0.0:"+serves,
 		"0.0.0.0:9091", "127.0.0.1:"+status, "0.0.0.0:9092", "127.0.0.1:"+status,
 		"0.0.0.0:8080", "127.0.0.1:8080", "http://127.0.0.1:8080", h.serves,
 	)
