@@ -117,11 +117,15 @@ func (b *Bundle) Version() string { return b.version }
 // Rego is what the enabled policies were compiled to.
 func (b *Bundle) Rego() string { return b.rego }
 
+// InShadow says whether some policy is in shadow, so that there is something to ask
+// Shadow.
+func (b *Bundle) InShadow() bool { return b != nil && b.shadow != nil }
+
 // Shadow is the decision that Decide would make if the policies in shadow were
 // enabled; ok is false if there are none. Its Limits are those of policies in shadow
 // only. They are counted apart: their Key begins with "shadow:".
 func (b *Bundle) Shadow(ctx context.Context, in Input) (d Decision, ok bool) {
-	if b == nil || b.shadow == nil {
+	if !b.InShadow() {
 		return Decision{}, false
 	}
 	d = b.shadow.Decide(ctx, in)
