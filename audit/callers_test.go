@@ -113,7 +113,7 @@ func TestCountsHaveTheirOwnSpace(t *testing.T) {
 		defer w.mu.Unlock()
 		return w.bytesLocked(), w.countBytesLocked()
 	}
-	// Nothing is shipped meanwhile: many rounds, of which only some have room.
+	// Nothing is shipped meanwhile: there are many rounds, and only some have room.
 	for range 200 {
 		w.writeCounts()
 		if _, err := w.Append(t.Context(), "org_a", decided("r", "deny")); err != nil {

@@ -64,7 +64,7 @@ func OpenFolder(dir string) (*Folder, error) {
 // Close lets go of the folder.
 func (f *Folder) Close() {
 	if f.lock != nil {
-		_ = f.lock.Close()
+		_ = f.lock.Close() // closing ends the lock, and nothing was written
 	}
 }
 
@@ -83,7 +83,7 @@ func openFolder(dir string) (f *Folder, err error) {
 		return f, err
 	}
 	if b, err := os.ReadFile(filepath.Join(dir, ackedName)); err == nil {
-		f.Acked, _ = strconv.ParseUint(strings.TrimSpace(string(b)), 10, 63)
+		f.Acked, _ = strconv.ParseUint(strings.TrimSpace(string(b)), 10, 63) // what cannot be read is 0: all counts as not shipped
 	}
 	for _, seg := range segs {
 		s := &FolderSegment{File: filepath.Base(seg.path), Bytes: seg.size, Version: 2, Orgs: map[string]int64{}, Kinds: map[string]int64{}, seg: seg, until: noLimit}

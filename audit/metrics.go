@@ -39,7 +39,7 @@ func newMetrics(w *Writer) *metrics {
 			Name: "aid_audit_batch_records", Help: "Records made durable together.", Buckets: prometheus.ExponentialBuckets(1, 2, 13),
 		}),
 		failures:     counter("write_failures_total", "Segments that could not be written or made durable. Not 0: look at the disk."),
-		dropped:      counter("dropped_total", "Entries that nobody waited for and that could not be kept. Not 0: exchanges are settled as unknown."),
+		dropped:      counter("dropped_total", "Entries without a waiting request that could not be kept. Not 0: exchanges are settled as unknown."),
 		recovered:    counter("recovered_total", "Exchanges that a crash left unsettled, settled as unknown at the start."),
 		truncated:    counter("truncated_bytes_total", "Bytes of a write that a crash cut short, dropped at the start."),
 		shipped:      counter("shipped_records_total", "Records that the control plane has committed."),

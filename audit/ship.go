@@ -519,8 +519,8 @@ func (w *Writer) noteOldest(l *lane, recs []Record) {
 	}
 }
 
-// oldestLocked is when the oldest record that is not shipped was made; zero: there
-// is none.
+// oldestLocked is when the oldest record that is not shipped was made; zero: all are
+// shipped.
 func (w *Writer) oldestLocked() time.Time {
 	t := w.oldest
 	for _, l := range w.lanes {

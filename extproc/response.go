@@ -350,7 +350,7 @@ func (r *response) whole() string {
 	return verdict.OutcomeCompleted
 }
 
-// broken is the outcome of a response that did not, or of which nothing came.
+// broken is the outcome of a response that did not, or that never began.
 func (r *response) broken() string {
 	switch {
 	case r.end.upstream && r.status >= 400:

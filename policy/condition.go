@@ -163,7 +163,7 @@ func (c condition) permitsUnknownHosts() bool {
 	return slices.ContainsFunc(c.parts, condition.permitsUnknownHosts)
 }
 
-// conditions reads an object of conditions, all of which must hold.
+// conditions reads an object of conditions. All of them must hold.
 func (r *reader) conditions(field string, depth int) condition {
 	c := condition{join: all}
 	r.object(field, func(name string) {

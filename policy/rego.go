@@ -239,7 +239,7 @@ func (c condition) alternatives(effect Effect, vars *int) [][]string {
 	}
 }
 
-// compare compares what stands at at: bodies of lines, of which one must hold. Where
+// compare compares what stands at at: bodies of lines. One of them must hold. Where
 // it can be of a type that the operator does not compare, no body holds.
 func (c condition) compare(at string, effect Effect) [][]string {
 	one := func(lines ...string) [][]string {

@@ -110,13 +110,12 @@ func minutes(s string) (int, bool) {
 	if len(s) != 5 || s[2] != ':' {
 		return 0, false
 	}
-	n := 0
 	for i, top := range [...]byte{'2', '9', ':', '5', '9'} {
 		if i != 2 && (s[i] < '0' || s[i] > top) {
 			return 0, false
 		}
 	}
-	n = (int(s[0]-'0')*10+int(s[1]-'0'))*60 + int(s[3]-'0')*10 + int(s[4]-'0')
+	n := (int(s[0]-'0')*10+int(s[1]-'0'))*60 + int(s[3]-'0')*10 + int(s[4]-'0')
 	return n, n <= 24*60
 }
 

@@ -56,7 +56,7 @@ func (h *Header) scan(b []byte) error {
 }
 
 // bound is what stands before an encrypted value: a value moved to another provider,
-// address or name does not open. Whoever changes base_url must give the values again,
+// address or name does not open. A change of base_url must come with the values,
 // as with the credential.
 func bound(p Provider, name string) string {
 	return "ai-identity provider header 1\n" + ClusterName(p) + "\n" + name + "\n"

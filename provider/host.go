@@ -87,7 +87,7 @@ func isNumber(label string) bool {
 }
 
 // addressOf is an IPv4 address in the forms of inet_aton: one to four parts, decimal
-// or hexadecimal, of which the last fills the bytes that remain. A part with a leading
+// or hexadecimal, and the last fills the bytes that remain. A part with a leading
 // zero is octal to some and decimal to others, so the host is unknown.
 func addressOf(host string) string {
 	parts := strings.Split(host, ".")

@@ -75,7 +75,7 @@ const (
 	maxDepth = 64   // of nested arrays and objects
 	maxURLs  = 4096 // in one request
 
-	// What is judged is recorded whole, so nobody can hide a tool behind others. These
+	// What is judged is recorded whole, so a tool cannot be hidden behind others. These
 	// bounds are those of an entry: see audit, and verdict's TestRecordedWhole.
 	maxTool  = 128 // bytes of a tool's name
 	maxTools = 512 // different tools in one request
@@ -96,7 +96,7 @@ const (
 // that hold something judged are printable ASCII, and none of them is a judged
 // name in other letters. What steers a request past the verdict is refused: see
 // steering. What refers to objects that are stored at the provider is refused,
-// since nobody can tell whose they are.
+// since their owner is not known.
 func Parse(ep Endpoint, params Params, contentType, query string, body []byte) (Call, *Error) {
 	c := Call{Endpoint: ep, Params: params, Model: params.Model, Stream: ep.stream}
 	if e := checkQuery(ep, query); e != nil {

@@ -184,7 +184,7 @@ func (x *Client) Org(id string) (verdict.Org, error) {
 }
 
 // Home is the organization whose audit log counts requests of no known caller, or ""
-// if there is none or it was not received yet.
+// if it does not exist or was not received yet.
 func (x *Client) Home() string { return *x.home.Load() }
 
 // Ready is nil if requests can be decided.

@@ -44,7 +44,7 @@ func TestLameDuckEndsEarly(t *testing.T) {
 
 	select {
 	case <-envoys.gone():
-		t.Fatal("nobody has connected yet, and may still")
+		t.Fatal("Envoy has not connected yet, and may still")
 	default:
 	}
 	one, two := dial(), dial()

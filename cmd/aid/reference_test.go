@@ -308,7 +308,7 @@ func (n *noted) metrics(t *testing.T) (all []metric) {
 				kind = "histogram"
 			}
 			if kind == "" {
-				t.Fatalf("of which type is %s?", d)
+				t.Fatalf("the type of %s is not known", d)
 			}
 			name, _ := strconv.Unquote(m[1])
 			help, _ := strconv.Unquote(m[2])

@@ -367,7 +367,7 @@ func reachable(address string) string {
 
 func restarts(name string, n func() int64) prometheus.Collector {
 	return prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "aid_up_restarts_total", Help: "How often a child ended by itself and was started again.",
+		Name: "aid_up_restarts_total", Help: "How often a child ended unasked and was started again.",
 		ConstLabels: prometheus.Labels{"child": name},
 	}, func() float64 { return float64(n()) })
 }
