@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/ai-identity/ai-identity/envoy/envoytest"
+	"github.com/ai-identity/ai-identity/provider"
 )
 
 // Root is the repository's folder.
@@ -357,12 +358,30 @@ func (u *Up) Revoke(t testing.TB, agent, key string) {
 }
 
 // Provider adds an LLM provider from a JSON body, gives it its credential, and
-// answers its id.
+// returns its id. It waits until Envoy has an address of the provider's cluster:
+// until then Envoy replies provider_not_configured, which clients retry.
 func (u *Up) Provider(t testing.TB, body, credential string) string {
 	t.Helper()
-	var p struct{ ID string }
+	var p struct {
+		ID      string
+		BaseURL string `json:"base_url"`
+	}
 	u.Manage(t, http.MethodPost, "/v1/providers", body, http.StatusCreated, &p)
 	u.Manage(t, http.MethodPut, "/v1/providers/"+p.ID+"/credential", fmt.Sprintf(`{"secret":%q}`, credential), http.StatusOK, nil)
+	var me struct {
+		OrgID string `json:"org_id"`
+	}
+	u.Manage(t, http.MethodGet, "/v1/me", "", http.StatusOK, &me)
+	cluster := provider.ClusterName(provider.Provider{OrgID: me.OrgID, ID: p.ID, BaseURL: p.BaseURL})
+	Eventually(t, 30*time.Second, func() error {
+		text := u.Do(t, u.Metrics, http.MethodGet, "/metrics", "", "").Body
+		for line := range strings.Lines(string(text)) {
+			if strings.HasPrefix(line, "envoy_cluster_membership_total{") && strings.Contains(line, cluster) && !strings.HasSuffix(line, " 0\n") {
+				return nil
+			}
+		}
+		return fmt.Errorf("Envoy has no address of provider %s", p.ID)
+	})
 	return p.ID
 }
 
