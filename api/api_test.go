@@ -17,7 +17,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// none is a database and a record that nobody should need.
+// none is a database and an audit log that must not be used.
 type none struct{ t testing.TB }
 
 func (n none) InOrg(context.Context, string, func(pgx.Tx) error) error {

@@ -24,7 +24,7 @@ import (
 //go:embed assets/redoc.standalone.js.gz
 var assets embed.FS
 
-const about = `Agents, their keys, policies, providers and the record.
+const about = `Agents, their keys, policies, providers and the audit log.
 
 Send an organization key as ` + "`Authorization: Bearer aid_org_…`" + `. Lists have ` + "`limit`" + ` and ` + "`after`" + ` and answer
 ` + "`{\"data\": […], \"has_more\": …, \"next\": …}`" + `. A POST with an ` + "`Idempotency-Key`" + ` can be sent again: it answers what it answered
@@ -38,7 +38,7 @@ func (s *Server) description() huma.Config {
 	c.Info.Description = about
 	c.Info.License = &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"}
 	c.OpenAPIPath, c.DocsPath, c.SchemasPath = "", "", ""
-	c.CreateHooks = nil // no $schema in answers
+	c.CreateHooks = nil // no $schema in responses
 	c.Formats = map[string]huma.Format{"application/json": {Marshal: marshal, Unmarshal: unmarshal}, "json": {Marshal: marshal, Unmarshal: unmarshal}}
 	c.DefaultFormat = "application/json"
 	c.Transformers = []huma.Transformer{s.reworded}

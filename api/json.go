@@ -17,7 +17,7 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 )
 
-// marshal writes an answer. Its last byte is a newline, for terminals.
+// marshal writes a response. Its last byte is a newline, for terminals.
 func marshal(w io.Writer, v any) error {
 	if err := json.MarshalWrite(w, v, json.Deterministic(true)); err != nil {
 		return err
@@ -26,9 +26,9 @@ func marshal(w io.Writer, v any) error {
 	return err
 }
 
-// unmarshal reads a body strictly: one value, valid UTF-8, no name twice, no name
-// that v does not have in exactly that case, no NUL, which Postgres cannot hold.
-// The error is a packed fieldProblem and never quotes a value.
+// unmarshal reads a body strictly: one value, valid UTF-8, no name twice, no NUL (which
+// Postgres cannot hold). Each name must be one of v's, in exactly that case. The error is a
+// packed fieldProblem and never quotes a value.
 func unmarshal(b []byte, v any) error {
 	err := json.Unmarshal(b, v, json.RejectUnknownMembers(true))
 	if err == nil {
@@ -114,7 +114,7 @@ func objectOf(v any) (object, error) {
 }
 
 // digest is of an object as the API shows it. It says that something changed, not
-// what: the record is kept for longer than the object may be.
+// what: the audit log is kept for longer than the object may be.
 func digest(v any) (string, error) {
 	if v == nil {
 		return "", nil

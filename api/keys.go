@@ -27,7 +27,7 @@ type Key struct {
 	RevokedAt     *time.Time `json:"revoked_at" doc:"When it was revoked, UTC; null: it was not." example:"2026-03-01T12:00:00Z"`
 }
 
-// MadeKey is the one answer that holds a key.
+// MadeKey is the one response that holds a key.
 type MadeKey struct {
 	Key
 	Secret string `json:"key" doc:"The key. It is shown this once: keep it in a secret store." example:"aid_sk_…"`

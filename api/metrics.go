@@ -37,7 +37,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "aid_api_replays_total", Help: "Requests answered again from their idempotency key.",
 		}),
 	}
-	// Alarms are on rates of these: they must exist before they happen.
+	// Alerts are on rates of these metrics, so they exist from the start.
 	for _, reason := range []string{"missing", "malformed", "wrong_kind", "unknown", "revoked", "expired"} {
 		m.unknown.WithLabelValues(reason)
 	}

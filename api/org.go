@@ -37,7 +37,7 @@ type OrgKey struct {
 	RevokedAt *time.Time `json:"revoked_at" doc:"When it was revoked, UTC; null: it was not." example:"2026-03-01T12:00:00Z"`
 }
 
-// MadeOrgKey is the one answer that holds an organization key.
+// MadeOrgKey is the one response that holds an organization key.
 type MadeOrgKey struct {
 	OrgKey
 	Secret string `json:"key" doc:"The key. It is shown this once: keep it in a secret store." example:"aid_org_…"`
@@ -125,7 +125,7 @@ func revokeOrgKey(ctx context.Context, x *call, in *ByID) (*nothing, error) {
 	case !k.RevokedAt.IsZero():
 		return nil, nil
 	case others == 0 && k.Role == identity.Admin:
-		return nil, &problem{Status: 409, Code: "last_admin_key", Message: "This is the last admin key that works: nobody could manage the organization after it.", Fix: "Create another admin key first."}
+		return nil, &problem{Status: 409, Code: "last_admin_key", Message: "This is the last admin key that works. Without it the organization could not be managed.", Fix: "Create another admin key first."}
 	}
 	if err := identity.RevokeOrgKey(ctx, x.tx, k.ID, x.now); err != nil {
 		return nil, err
@@ -147,7 +147,7 @@ type Node struct {
 	RevokedAt *time.Time `json:"revoked_at" doc:"When it was revoked, UTC; null: it was not." example:"2026-03-01T12:00:00Z"`
 }
 
-// MadeNode is the one answer that holds a node's token.
+// MadeNode is the one response that holds a node's token.
 type MadeNode struct {
 	Node
 	Token string `json:"token,omitzero" doc:"The join token. It is shown this once; a node with a SPIFFE id has none." example:"aid_node_…"`

@@ -19,7 +19,7 @@ const providerID = "prov_"
 // Provider is a provider on the wire, without its credential.
 type Provider struct {
 	ID            string            `json:"id" doc:"Its id." example:"prov_01k0000000abcdefghjkmnpqrs"`
-	Name          string            `json:"name" doc:"What policies and the record call it; unique in the org." example:"openai"`
+	Name          string            `json:"name" doc:"Its name in policies and in the audit log; unique in the org." example:"openai"`
 	Kind          string            `json:"kind" enum:"openai,anthropic,gemini,cohere,mistral,custom" doc:"Which API it speaks." example:"openai"`
 	BaseURL       string            `json:"base_url" doc:"Where its API begins." example:"https://api.openai.com/v1"`
 	Models        []string          `json:"models" nullable:"false" doc:"Names, or patterns in which * stands for anything." example:"gpt-4o"`
@@ -306,7 +306,7 @@ func putCredential(ctx context.Context, x *call, in *struct {
 	}
 	before := providerShown(p)
 	p.HasCredential = true
-	// The record says that it was set, also where there was one before.
+	// The audit log says that it was set, also where there was one before.
 	if err := x.record(ctx, "provider.credential_set", "provider", p.ID, "", before, providerShown(p)); err != nil {
 		return nil, err
 	}

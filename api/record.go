@@ -14,7 +14,7 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 )
 
-// LogEntry is an entry of the record as people read it: its own fields, with its
+// LogEntry is an entry of the audit log as people read it: its own fields, with its
 // place in the chain before them.
 type LogEntry struct{ stored audit.Stored }
 
@@ -47,7 +47,7 @@ func (l LogEntry) Schema(huma.Registry) *huma.Schema {
 	text := func(doc string) *huma.Schema { return &huma.Schema{Type: huma.TypeString, Description: doc} }
 	return &huma.Schema{
 		Type: huma.TypeObject, AdditionalProperties: true,
-		Description: "An entry of the record. docs/audit.md lists the fields of each kind.",
+		Description: "An entry of the audit log. docs/audit.md lists the fields of each kind.",
 		Properties: map[string]*huma.Schema{
 			"seq":         {Type: huma.TypeInteger, Description: "Its number in the org's chain: from 1, without gaps."},
 			"appended_at": {Type: huma.TypeString, Format: "date-time", Description: "When it was appended to the chain."},
@@ -161,7 +161,7 @@ type Usage struct {
 // UsageSum is a sum.
 type UsageSum struct {
 	Requests         int64 `json:"requests" doc:"Requests that ended." example:"120"`
-	Refused          int64 `json:"refused" doc:"Of them, those that were refused." example:"3"`
+	Refused          int64 `json:"refused" doc:"Of them, those that were rejected." example:"3"`
 	InputTokens      int64 `json:"input_tokens" doc:"Tokens of the input, cached ones included." example:"48210"`
 	OutputTokens     int64 `json:"output_tokens" doc:"Tokens of the output, reasoning included." example:"9120"`
 	CachedTokens     int64 `json:"cached_tokens" doc:"Of the input, those that were read from a cache." example:"1200"`
@@ -174,7 +174,7 @@ type UsageSum struct {
 // UsageRow is a sum for a day, provider and model.
 type UsageRow struct {
 	Day      string `json:"day" doc:"UTC." example:"2026-01-31"`
-	Provider string `json:"provider" doc:"Empty for requests that were refused before one was found." example:"openai"`
+	Provider string `json:"provider" doc:"Empty for requests that were rejected before one was found." example:"openai"`
 	Model    string `json:"model" doc:"As asked for." example:"gpt-4o"`
 	UsageSum
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// problem is every answer that is not a success.
+// problem is every response that is not a success.
 type problem struct {
 	Status  int
 	Code    string // one word of a fixed set, for programs
@@ -40,7 +40,7 @@ type refusalDetail struct {
 	Message   string         `json:"message" doc:"What is wrong, for people." example:"name is missing."`
 	Field     string         `json:"field,omitempty" doc:"What is wrong, where it is one thing: a field of the body (allowed_models[2]), a parameter, or a header." example:"name"`
 	Fix       string         `json:"fix,omitempty" doc:"What to do." example:"Give it a text of 1 to 100 characters."`
-	RequestID string         `json:"request_id" doc:"Names this request in the log and in the record. Quote it when you ask for help." example:"req_01k0000000abcdefghjkmnpqrs"`
+	RequestID string         `json:"request_id" doc:"Names this request in the log and in the audit log. Quote it when you ask for help." example:"req_01k0000000abcdefghjkmnpqrs"`
 	Errors    []fieldProblem `json:"errors,omitempty" nullable:"false" doc:"Every field that is wrong, where there are several."`
 }
 
@@ -292,8 +292,8 @@ func parameters(op *huma.Operation) string {
 	return "Leave it out. The parameters are " + strings.Join(names, ", ") + "."
 }
 
-// pack and unpack carry a field's problem through an error that is read by way of
-// its text alone, as huma reads those of a body that does not parse.
+// pack and unpack encode a field's problem in an error's text, because huma passes on only
+// the text of errors in a body that does not parse.
 func pack(f fieldProblem) error {
 	b, err := json.Marshal(f)
 	if err != nil {
@@ -312,7 +312,7 @@ func unpack(message string) (f fieldProblem, ok bool) {
 	return f, true
 }
 
-// invalid refuses what a schema cannot say.
+// invalid rejects what a schema cannot say.
 func invalid(fields ...fieldProblem) *problem {
 	return &problem{Status: http.StatusUnprocessableEntity, Code: "invalid", Message: "The request is not valid.", Fields: fields}
 }
@@ -344,7 +344,7 @@ func notFound(kind, id string) *problem {
 	return &problem{Status: http.StatusNotFound, Code: "not_found", Message: message, Fix: "Check the id, and that the key is of the org that owns it."}
 }
 
-// refused is the one place where an error of the parts below becomes an answer.
+// refused is the one place where an error of the parts below becomes a response.
 // What it does not know is logged and hidden.
 func (s *Server) refused(ctx context.Context, err error) error {
 	var (

@@ -12,10 +12,10 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// replayFor is how long an answer is kept for its idempotency key.
+// replayFor is how long a response is kept for its idempotency key.
 const replayFor = 24 * time.Hour
 
-// replayable is an answer that can be given again.
+// replayable is a response that can be given again.
 type replayable interface{ replayed() }
 
 // once runs fn unless the caller's idempotency key stands for an answer already.
@@ -30,7 +30,7 @@ func once[O any](ctx context.Context, x *call, fn func() (*O, error)) (*O, error
 	}
 	digest := hex.EncodeToString(sum.Sum(nil))
 
-	// Old answers go, a few each time, whoever holds them not being waited for.
+	// Old responses are deleted, a few each time, without waiting for rows that are locked.
 	if _, err := x.tx.Exec(ctx, `
 		DELETE FROM idempotency_keys WHERE org_id = $1 AND (actor, key) IN (
 			SELECT actor, key FROM idempotency_keys WHERE org_id = $1 AND created_at < $2
@@ -87,7 +87,7 @@ func again[O any](ctx context.Context, x *call, digest string) (*O, error) {
 	plain, err := x.c.Sealer.Open(sealed)
 	if err != nil {
 		return nil, &problem{
-			Status: http.StatusConflict, Code: "answer_gone", Message: "This was done, but its answer can no longer be read: the keys that sealed it are gone.",
+			Status: http.StatusConflict, Code: "answer_gone", Message: "This was done, but its response can no longer be read: the keys that encrypted it are gone.",
 			Field: "Idempotency-Key", Fix: "List what there is, and go on from that.",
 		}
 	}

@@ -62,7 +62,7 @@ func (s *Server) guard(r route) func(huma.Context, func(huma.Context)) {
 	}
 }
 
-// identify finds whose key was sent. What cannot be one of our keys is refused for
+// identify finds whose key was sent. What cannot be one of our keys is rejected for
 // its form: it never reaches the database.
 func (s *Server) identify(ctx context.Context, r *http.Request, _ route, c *caller) *problem {
 	headers := r.Header["Authorization"]
@@ -90,7 +90,7 @@ func (s *Server) identify(ctx context.Context, r *http.Request, _ route, c *call
 		return err
 	})
 	if errors.Is(err, identity.ErrNotFound) {
-		return s.unidentified(ctx, r, "unknown", "Nobody has this key.", "Ask an admin of your organization for a new one.")
+		return s.unidentified(ctx, r, "unknown", "This key does not exist.", "Ask an admin of your organization for a new one.")
 	}
 	if err != nil {
 		var p *problem
@@ -99,7 +99,7 @@ func (s *Server) identify(ctx context.Context, r *http.Request, _ route, c *call
 		}
 		return internal()
 	}
-	// Whoever gets here holds the secret, so they may know what became of it.
+	// The caller has the secret, so it may learn the key's state.
 	var inactive *identity.Inactive
 	switch err := c.key.ActiveAt(s.c.Now()); {
 	case err == nil:
@@ -140,7 +140,7 @@ func permit(_ context.Context, _ *http.Request, r route, c *caller) *problem {
 	}
 }
 
-// readQuery refuses what two readers could understand in two ways.
+// readQuery rejects what two readers could understand in two ways.
 func readQuery(_ context.Context, r *http.Request, _ route, c *caller) *problem {
 	q, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {

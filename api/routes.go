@@ -11,8 +11,8 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 )
 
-// route is one row of the table: all that is to be said of an operation, but for
-// the shapes of what goes in and out, which are its handler's types.
+// route is one row of the table: all of an operation except the types of its input and
+// output, which are its handler's.
 type route struct {
 	Method, Path string
 	ID           string // of the operation
@@ -20,7 +20,8 @@ type route struct {
 	Summary      string
 	Description  string
 
-	// Roles are those of which a key must have one. None, and not Public: nobody.
+	// Roles lists the roles that may call it. Without roles it rejects every key, unless it
+	// is Public.
 	Roles []identity.Role
 	// Public rows take no key. They say nothing of any org.
 	Public bool
@@ -50,8 +51,8 @@ var (
 	everyone  = []identity.Role{identity.Admin, identity.Auditor, identity.Reviewer}
 )
 
-// routes is the table. A path that is not in it does not exist; TestRoutes calls
-// each row without a key, with a wrong one, with a wrong role, and from another org.
+// routes is the table. A path that is not in it does not exist. TestRoutes calls each row
+// without a key, with a wrong one, with a wrong role, and from another org.
 func routes() []route {
 	return []route{
 		// Agents
@@ -73,12 +74,12 @@ func routes() []route {
 		serves(route{
 			Method: "PATCH", Path: "/v1/agents/{id}", ID: "update-agent", Tag: tagAgents, Roles: admins,
 			Summary:     "Update an agent",
-			Description: mergePatch + " Suspending an agent (`{\"status\":\"suspended\"}`) refuses its requests and cuts its streams everywhere, within about a second.",
+			Description: mergePatch + " Suspending an agent (`{\"status\":\"suspended\"}`) rejects its requests and cuts its streams everywhere, within about a second.",
 			Example:     `{"status":"suspended"}`,
 		}, updateAgent),
 		serves(route{
 			Method: "DELETE", Path: "/v1/agents/{id}", ID: "delete-agent", Tag: tagAgents, Roles: admins, Status: 204,
-			Summary: "Delete an agent", Description: "Its keys end with it. What it did stays in the record, under its id.",
+			Summary: "Delete an agent", Description: "Its keys end with it. What it did stays in the audit log, under its id.",
 		}, deleteAgent),
 
 		// Keys of agents
@@ -89,7 +90,7 @@ func routes() []route {
 		serves(route{
 			Method: "POST", Path: "/v1/agents/{id}/keys", ID: "create-agent-key", Tag: tagKeys, Roles: admins, Status: 201,
 			Summary:     "Create an agent's key",
-			Description: "The answer holds the key, this once: only its SHA-256 is kept. It works everywhere at once.",
+			Description: "The response holds the key. It is shown once: only its SHA-256 is kept. It works everywhere at once.",
 			Example:     `{"name":"production-key","scopes":["chat:completions","embeddings"],"rate_limit":100,"expires_in_days":90}`,
 		}, createKey),
 		serves(route{
@@ -98,7 +99,7 @@ func routes() []route {
 		}, getKey),
 		serves(route{
 			Method: "DELETE", Path: "/v1/agents/{id}/keys/{key_id}", ID: "revoke-agent-key", Tag: tagKeys, Roles: admins, Status: 204,
-			Summary: "Revoke an agent's key", Description: "It is refused everywhere within about a second, and its streams are cut. Revoking it again changes nothing.",
+			Summary: "Revoke an agent's key", Description: "It is rejected everywhere within about a second, and its streams are cut. Revoking it again changes nothing.",
 		}, revokeKey),
 		serves(route{
 			Method: "POST", Path: "/v1/agents/{id}/keys/{key_id}/rotate", ID: "rotate-agent-key", Tag: tagKeys, Roles: admins, Status: 201,
@@ -107,11 +108,11 @@ func routes() []route {
 			Example:     `{"overlap_hours":24}`,
 		}, rotateKey),
 
-		// The record
+		// The audit log
 		serves(route{
 			Method: "GET", Path: "/v1/agents/{id}/logs", ID: "list-agent-logs", Tag: tagRecord, Roles: auditors,
 			Summary:     "List what an agent did",
-			Description: "Entries of the record that concern the agent, newest first. Each request leaves two: `request.decided` before anything is forwarded, and `request.settled` at its end. No prompt and no answer is ever in them.",
+			Description: "Entries of the audit log about the agent, newest first. Each request leaves two: `request.decided` before anything is forwarded, and `request.settled` at its end. Prompts and responses are never in them.",
 		}, listLogs),
 		serves(route{
 			Method: "GET", Path: "/v1/agents/{id}/usage", ID: "get-agent-usage", Tag: tagRecord, Roles: auditors,
@@ -168,7 +169,7 @@ func routes() []route {
 		serves(route{
 			Method: "PATCH", Path: "/v1/providers/{id}", ID: "update-provider", Tag: tagProviders, Roles: admins,
 			Summary:     "Update a provider",
-			Description: mergePatch + " A credential is bound to the `base_url` that it was given for: changing the URL drops the credential, and the answer says so in `warnings`.",
+			Description: mergePatch + " A credential is bound to the `base_url` that it was given for: changing the URL drops the credential, and the response says so in `warnings`.",
 			Example:     `{"models":["gpt-4o","gpt-4o-mini"]}`,
 		}, updateProvider),
 		serves(route{
@@ -184,7 +185,7 @@ func routes() []route {
 		serves(route{
 			Method: "GET", Path: "/v1/models", ID: "list-models", Tag: tagProviders, Roles: everyone,
 			Summary:     "List models",
-			Description: "The models that your providers name, in OpenAI's format. Of a pattern such as `gpt-*` nobody here knows which models it stands for, so it is not in the list. On the gateway, with an agent's key, the same path lists what that agent may use.",
+			Description: "The models that your providers name, in OpenAI's format. A pattern such as `gpt-*` is not in the list, since its models are not known here. On the gateway, with an agent's key, the same path lists what that agent may use.",
 		}, listModels),
 
 		// The org
@@ -199,7 +200,7 @@ func routes() []route {
 		serves(route{
 			Method: "POST", Path: "/v1/org-keys", ID: "create-org-key", Tag: tagOrg, Roles: admins, Status: 201,
 			Summary:     "Create an organization key",
-			Description: "For people and programs that manage. `admin` may do everything, `auditor` may read everything but organization keys and nodes, `reviewer` may read agents and policies and decide approvals. The answer holds the key, this once.",
+			Description: "For people and programs that manage. `admin` may do everything, `auditor` may read everything but organization keys and nodes, `reviewer` may read agents and policies and decide approvals. The response holds the key. It is shown once.",
 			Example:     `{"name":"ci","role":"auditor","expires_in_days":365}`,
 		}, createOrgKey),
 		serves(route{
@@ -208,7 +209,7 @@ func routes() []route {
 		}, getOrgKey),
 		serves(route{
 			Method: "DELETE", Path: "/v1/org-keys/{id}", ID: "revoke-org-key", Tag: tagOrg, Roles: admins, Status: 204,
-			Summary: "Revoke an organization key", Description: "The last admin key that works cannot be revoked: nobody could manage the org after it.",
+			Summary: "Revoke an organization key", Description: "The last admin key that works cannot be revoked, since the org could not be managed without it.",
 		}, revokeOrgKey),
 		serves(route{
 			Method: "GET", Path: "/v1/nodes", ID: "list-nodes", Tag: tagOrg, Roles: admins,
@@ -240,7 +241,7 @@ func routes() []route {
 		unbuilt("GET", "/v1/attestations/{session_id}", "get-attestation", tagRecord, auditors, "Get a session's signed attestation"),
 		unbuilt("POST", "/v1/compliance/exports", "create-compliance-export", tagCompliance, auditors, "Make an evidence bundle"),
 		unbuilt("GET", "/v1/compliance/exports/{id}", "get-compliance-export", tagCompliance, auditors, "Download an evidence bundle"),
-		unbuilt("POST", "/v1/audit/sinks", "create-audit-sink", tagRecord, admins, "Forward the record to a SIEM"),
+		unbuilt("POST", "/v1/audit/sinks", "create-audit-sink", tagRecord, admins, "Forward the audit log to a SIEM"),
 		unbuilt("GET", "/v1/audit/sinks", "list-audit-sinks", tagRecord, auditors, "List SIEM sinks"),
 		unbuilt("GET", "/.well-known/jwks.json", "get-jwks", tagRecord, nil, "Public keys of attestations"),
 
@@ -291,7 +292,7 @@ func serves[I, O any](r route, fn func(context.Context, *call, *I) (*O, error)) 
 func unbuilt(method, path, id, tag string, roles []identity.Role, summary string) route {
 	r := route{
 		Method: method, Path: path, ID: id, Tag: tag, Roles: roles, Public: roles == nil, Status: http.StatusNotImplemented,
-		Summary: summary, Description: "Promised, and not built in this version: the answer is 501, and nothing is changed.", Unbuilt: summary,
+		Summary: summary, Description: "Promised, and not built in this version: the response is 501, and nothing is changed.", Unbuilt: summary,
 	}
 	r.mount = func(s *Server, r route) {
 		op := s.operation(r)

@@ -152,7 +152,7 @@ func (w *world) want(status int, method, path, body string, headers ...string) r
 	return got
 }
 
-// TestRoutes calls each row of the table without a key, with keys that are none,
+// TestRoutes calls each row of the table without a key, with strings that are not keys,
 // with a role that may not, and for objects of another org.
 func TestRoutes(t *testing.T) {
 	w := serve(t)
@@ -251,7 +251,7 @@ func tagOf(path string) string {
 	return parts[2]
 }
 
-// The life of an agent and its keys, and what the record says of it.
+// The life of an agent and its keys, and what the audit log says of it.
 func TestAgents(t *testing.T) {
 	w := serve(t)
 	made := w.want(201, "POST", "/v1/agents", `{"name":"support-bot","allowed_models":["gpt-4o"],"metadata":{"n":12345678901234567890,"pii":true}}`)
@@ -259,7 +259,7 @@ func TestAgents(t *testing.T) {
 	if !strings.HasPrefix(id, "ag_") || !strings.HasPrefix(made.field("fingerprint").(string), "sha256:") || made.header.Get("Etag") != `"1"` || !strings.Contains(made.body, "12345678901234567890") {
 		t.Errorf("made: %v %s", made.header, made.body)
 	}
-	// A change by who saw an older version is refused, and changes nothing.
+	// A change by who saw an older version is rejected, and changes nothing.
 	w.want(200, "PATCH", "/v1/agents/"+id, `{"team":"support","metadata":{"pii":null}}`, "If-Match", `"1"`)
 	w.want(412, "PATCH", "/v1/agents/"+id, `{"team":"x"}`, "If-Match", `"1"`)
 	got := w.want(200, "GET", "/v1/agents/"+id, "")

@@ -66,9 +66,8 @@ type Config struct {
 	Timeout time.Duration
 }
 
-// Server answers the management API. It has no life of its own: serve it with a
-// http.Server that has a ReadTimeout, since a body is read before anything else
-// is done with a request.
+// Server serves the management API as an http.Handler. Serve it with a http.Server that has
+// a ReadTimeout, since a body is read before the request is handled.
 type Server struct {
 	c       Config
 	mux     *http.ServeMux
@@ -118,8 +117,8 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// ServeHTTP answers one request. Nothing is sent before the answer is complete, so
-// that a failure half way is a whole 500 and not half an answer.
+// ServeHTTP answers one request. Nothing is sent before the response is complete, so
+// that a failure half way is a whole 500 and not half a response.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := s.c.Now()
 	id := s.idFor(r)
@@ -156,17 +155,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.Set("Content-Length", strconv.Itoa(a.body.Len()))
 	}
 	w.WriteHeader(status)
-	_, _ = w.Write(a.body.Bytes()) // the client may be gone; there is nobody to tell
+	_, _ = w.Write(a.body.Bytes()) // the client may be gone
 
 	s.metrics.answered(r, status, s.c.Now().Sub(began))
 	s.c.Log.DebugContext(ctx, "answered", "request", id, "route", r.Pattern, "status", status)
 }
 
-// dispatch finds the row, or says in JSON that there is none. The mux that finds
-// it is the one that serves it: there is no second opinion on what a path is.
+// dispatch finds the row, or returns an error as JSON if no row matches. The same mux finds
+// and serves the row, so a path has only one meaning.
 func (s *Server) dispatch(w *answer, r *http.Request) {
-	// The mux would redirect these to what it takes them for. Nobody who means
-	// well sends them.
+	// The mux would redirect these paths. No well-behaved client sends them.
 	if p := r.URL.Path; p != path.Clean(p) && p != path.Clean(p)+"/" {
 		write(w, requestIDOf(r.Context()), noSuchPath())
 		return

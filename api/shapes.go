@@ -34,12 +34,12 @@ type one[T any] struct {
 	Body T
 }
 
-// made is the answer to a POST. It survives being written down as JSON, since that
+// made is the response to a POST. It survives being written down as JSON, since that
 // is how it is kept for its idempotency key.
 type made[T any] struct {
 	Location string `header:"Location" doc:"Where it is."`
 	ETag     string `header:"ETag" doc:"The version, for a later If-Match."`
-	Replayed string `header:"Idempotency-Replayed" doc:"true if this answer was given before, to the same Idempotency-Key."`
+	Replayed string `header:"Idempotency-Replayed" doc:"true if this response was sent before, to the same Idempotency-Key."`
 	Body     T
 }
 

@@ -46,7 +46,7 @@ func (b *Behind) Error() string {
 // are skipped by failed batches and by other orgs' records.
 const maxJump = 1 << 40
 
-// checkBatch refuses what no sidecar sends, whatever its entries contain.
+// checkBatch rejects what no sidecar sends, whatever its entries contain.
 func checkBatch(b Batch) error {
 	for _, id := range []string{b.Writer, b.Shipper} {
 		if !validID(id) || !strings.HasPrefix(id, "w_") {

@@ -105,8 +105,8 @@ func hasAll(t *testing.T, db *store.DB, org string, receipts []audit.Receipt) (m
 	return missing
 }
 
-// A database that is restored to an older state gets from the sidecar what it lost:
-// all of it if the sidecar kept it, else a gap that the sidecar states.
+// A database that was restored to an older state gets from the sidecar what it lost. It
+// gets all of it if the sidecar kept it; otherwise the sidecar states a gap.
 func TestRestoredDatabase(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -137,8 +137,8 @@ func TestRestoredDatabase(t *testing.T) {
 	}
 }
 
-// Two processes with one writer id, as a VM's snapshot makes them: both copies'
-// records are in the chain, and the one that came later has taken a new id.
+// Two processes have one writer id, as after a snapshot of a VM. The records of both are in
+// the chain, and the one that came later has taken a new id.
 func TestClonedProcess(t *testing.T) {
 	db := storetest.Open(t)
 	org := storetest.Org(t, db)
@@ -208,7 +208,7 @@ func TestAnotherNodesWriter(t *testing.T) {
 	}
 }
 
-// A real settlement takes the place of a recovered "unknown"; usage counts one, and
+// A real completion takes the place of a recovered "unknown"; usage counts one, and
 // figures that no exchange can have count nothing.
 func TestUsageCountsOnce(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)

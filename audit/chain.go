@@ -167,11 +167,10 @@ func (s *sealer) mac(l link) [32]byte {
 	return [32]byte(s.h.Sum(nil))
 }
 
-// KindMalformed is the kind under which a record is in the chain whose entry could
-// not be read, or says that it is another org's or writer's, or that somebody changed
-// something, which no node has to tell. Its bytes are as they
-// came. It is kept because a record must not vanish, and must not keep those
-// behind it from being taken.
+// KindMalformed is the kind of a record that is kept as it came, but not as the entry it
+// claims to be. The entry could not be read, or names another org or writer, or is a
+// change, which no node may report. It is kept because a record must not vanish, and must
+// not block the records behind it.
 const KindMalformed = "malformed"
 
 // columns are what an entry is found by in the database. They say nothing that

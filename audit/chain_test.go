@@ -38,7 +38,7 @@ func chain(t testing.TB, db *store.DB, epochs ...int) *audit.Chain {
 	return c
 }
 
-// records are what a writer recorded: a decision and its settlement, in turn.
+// records are what a writer recorded: a decision and its completion, in turn.
 func records(org, writer string, from, n int) []audit.Record {
 	var out []audit.Record
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -85,8 +85,8 @@ func verify(t testing.TB, db *store.DB, org string, epochs ...int) audit.Report 
 	return r
 }
 
-// Writers ship at the same time to two replicas, and each batch is sent more than
-// once: every record is in the chain once, and no number is missing.
+// Writers ship at the same time to two replicas, and each batch is sent more than once.
+// Every record is in the chain once, and no number is missing.
 func TestExactlyOnce(t *testing.T) {
 	db := storetest.Open(t)
 	org := storetest.Org(t, db)
@@ -173,7 +173,7 @@ func TestRefusedRecords(t *testing.T) {
 	}
 }
 
-// A node says what it judged, and not who changed what: that is for the control plane
+// A node says what it evaluated, and not who changed what: that is for the control plane
 // to say, in the transaction of the change.
 func TestChangesAreNoNodesToTell(t *testing.T) {
 	db := storetest.Open(t)
@@ -237,7 +237,7 @@ func TestTampering(t *testing.T) {
 			if r := verify(t, db, org, 1); r.FirstBad != nil || r.To != 10 {
 				t.Fatalf("before: %+v", r)
 			}
-			// The app role cannot: the record is append-only for it.
+			// The app role cannot: the audit log is append-only for it.
 			err := db.InOrg(context.Background(), org, func(tx pgx.Tx) error {
 				_, err := tx.Exec(context.Background(), c.sql)
 				return err

@@ -33,12 +33,12 @@ type Decided struct {
 	MaxTokens           int64    `json:"max_tokens"`
 	InputTokensEstimate int64    `json:"input_tokens_estimate"`
 	RequestBytes        int64    `json:"request_bytes"`
-	BodyDigest          string   `json:"body_digest"` // "hmac-sha256:" + hex, of the body that was judged
+	BodyDigest          string   `json:"body_digest"` // "hmac-sha256:" + hex, of the body that was evaluated
 	ClientIP            string   `json:"client_ip"`
 	UserAgent           string   `json:"user_agent"`
 
 	Effect        string   `json:"effect"` // "allow" or "deny"
-	Status        int      `json:"status"` // what a refused caller gets; 0 when forwarded
+	Status        int      `json:"status"` // what a rejected caller gets; 0 when forwarded
 	Reasons       []Reason `json:"reasons"`
 	PolicyIDs     []string `json:"policy_ids"`
 	PolicyVersion string   `json:"policy_version"`
@@ -46,7 +46,7 @@ type Decided struct {
 	TraceID       string   `json:"trace_id"`
 
 	// ForwardedDigest is of the bytes that were sent, if they are others than those
-	// that were judged: a translation of them, or with inject_usage. Dropped are the
+	// that were evaluated: a translation of them, or with inject_usage. Dropped are the
 	// fields that a translation left out.
 	ForwardedDigest string   `json:"forwarded_digest"`
 	Dropped         []string `json:"dropped"`
@@ -56,7 +56,7 @@ type Decided struct {
 	Hosts []string `json:"hosts"`
 
 	// What else policy saw, so that the request can be evaluated again (see package
-	// verdict, InputOf). Absent in entries of builds before 2026-11-27.
+	// decision, InputOf). Absent in entries of builds before 2026-11-27.
 	// InputVersion is the version of policy's input document; 0: policy was not asked,
 	// or the entry is of such a build.
 	InputVersion       int64     `json:"input_version"`

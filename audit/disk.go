@@ -8,8 +8,8 @@ import (
 	"syscall"
 )
 
-// disk does what a Writer asks of its directory, one operation at a time, so that
-// a test can let any of them fail: before it was done, or after.
+// disk performs a Writer's operations on its directory, one at a time. So a test can let
+// any of them fail, before it is done or after.
 type disk struct {
 	dir   string
 	fault func(o operation, do func() error) error // nil: none
@@ -127,8 +127,8 @@ func (d disk) free() (int64, error) {
 	return int64(s.Bavail) * int64(s.Bsize), nil
 }
 
-// place puts a complete file at its final name, durably: whoever finds a file of
-// that name finds all of it. It returns the file, open for what is to follow.
+// place puts a complete file at its final name, durably. A reader that finds the name finds
+// the whole file. It returns the file, open for appending.
 func (d disk) place(name string, fill func(f *os.File) error) (*os.File, error) {
 	path := d.path(name)
 	f, err := d.create(path + temporarySuffix)

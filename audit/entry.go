@@ -49,8 +49,8 @@ const (
 	KindSettled = "request.settled"
 )
 
-// OutcomeUnknown is how an exchange ended of which nothing is known: its process
-// died between the decision and the end.
+// OutcomeUnknown is the outcome of an exchange whose end is not known: its process died
+// between the decision and the end.
 const OutcomeUnknown = "unknown"
 
 // Bounds, in bytes of UTF-8 before escaping, and in elements. What is longer is
@@ -305,11 +305,10 @@ func (o *object) strs(name string, ss []string, count, limit int) (omitted int64
 
 const hexDigits = "0123456789abcdef"
 
-// appendString writes s as an ASCII JSON string. All but plain printable ASCII is
-// \u-escaped, so a record can be shown on a terminal or in a page as it is, looks
-// the same in every editor (no bidirectional or invisible characters), and any
-// JSON library that escapes non-ASCII writes the same bytes. Invalid UTF-8
-// becomes U+FFFD.
+// appendString writes s as an ASCII JSON string. Everything except plain printable ASCII is
+// \u-escaped. So a record can be shown on a terminal or in a page as it is, and looks the
+// same in every editor (no bidirectional or invisible characters). Any JSON library that
+// escapes non-ASCII writes the same bytes. Invalid UTF-8 becomes U+FFFD.
 func appendString(b []byte, s string, limit int) []byte {
 	s = bounded(s, limit)
 	b = append(b, '"')
@@ -387,10 +386,10 @@ func (m *Scalars) UnmarshalJSON(b []byte) error {
 // ErrMalformed is what Parse's errors wrap.
 var ErrMalformed = errors.New("malformed audit entry")
 
-// Parse reads what Encode wrote. It is strict: one JSON object, valid UTF-8, no
-// name twice, types as written, version 1. Fields that it does not know are
-// allowed, since a newer build may add some; a kind that it does not know becomes
-// an Other or, if it has an actor, a Changed.
+// Parse reads what Encode wrote. It is strict: one JSON object, valid UTF-8, no name twice,
+// types as written, version 1. Unknown fields are allowed, since a newer build may add
+// some. An entry of an unknown kind becomes a Changed if it has an actor, and otherwise an
+// Other.
 func Parse(b []byte) (Entry, error) {
 	if len(b) > MaxEntryBytes {
 		return nil, fmt.Errorf("%w: %d bytes, the limit is %d", ErrMalformed, len(b), MaxEntryBytes)

@@ -90,8 +90,8 @@ func newMetrics(w *Writer) *metrics {
 			}
 			return float64(n)
 		}),
-		unsettled: gauge("unsettled", "Allowed decisions that have no settlement yet.", func() float64 { return float64(w.unsettled.Load()) }),
-		writable: gauge("writable", "1 if entries are accepted, 0 if requests are refused because they cannot be recorded.", func() float64 {
+		unsettled: gauge("unsettled", "Allowed decisions that have no completion yet.", func() float64 { return float64(w.unsettled.Load()) }),
+		writable: gauge("writable", "1 if entries are accepted, 0 if requests are rejected because they cannot be recorded.", func() float64 {
 			if w.Ready() != nil {
 				return 0
 			}

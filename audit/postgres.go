@@ -28,12 +28,12 @@ type ChainConfig struct {
 
 	Now        func() time.Time      // nil: time.Now
 	Log        *slog.Logger          // nil: nothing is logged
-	Registerer prometheus.Registerer // of aid_audit_chain_…; nil: nobody reads them
+	Registerer prometheus.Registerer // of aid_audit_chain_…; nil: no metrics
 }
 
-// A Chain appends entries to the chains of orgs in Postgres. Any number of them
-// may do so at once: the row of an org's head is locked meanwhile, which is what
-// keeps its sequence without gaps. It is safe for concurrent use.
+// A Chain appends entries to the chains of orgs in Postgres. Several Chains may do so at
+// once: each locks the row of the org's head, so the sequence has no gaps. It is safe for
+// concurrent use.
 type Chain struct {
 	c       ChainConfig
 	metrics *chainMetrics
@@ -65,15 +65,15 @@ var ErrRefused = errors.New("audit records refused")
 // theirs begin with "w_".
 const controlWriter = "control"
 
-// Append appends the records of a batch to the chain of its org, in their order, and
-// returns the sequence number of the last one once all of them are committed: all
-// or none are. Those that are there already change nothing, so a batch may be sent
-// as often as it takes, to any replica.
+// Append appends the records of a batch to the chain of its org, in their order. It returns
+// the sequence number of the last one once all of them are committed, or an error and
+// commits none. Records that are in the chain already change nothing, so a batch may be
+// sent again, to any replica.
 //
-// A batch must follow what the chain has of its writer; else the error is a *Behind.
-// If the chain has other content, or the writer belongs to another node, it wraps
-// ErrFork. If no sidecar sends such a batch, it wraps ErrRefused. An entry that
-// cannot be read is no error: see KindMalformed.
+// A batch must continue what the chain has of its writer, otherwise the error is a *Behind.
+// If the chain has other content, or the writer belongs to another node, it wraps ErrFork.
+// If no sidecar sends such a batch, it wraps ErrRefused. An entry that cannot be read is no
+// error: see KindMalformed.
 func (c *Chain) Append(ctx context.Context, b Batch) (uint64, error) {
 	if len(b.Records) == 0 {
 		return 0, nil
@@ -249,9 +249,9 @@ type Position struct {
 	Seq int64
 }
 
-// Record appends e to the chain of org in the caller's transaction, which has org
-// set: what is changed and that it was changed are there together or not at all.
-// It holds the chain until the transaction ends, so it should come last in it.
+// Record appends e to the chain of org in the caller's transaction, which has org set. So
+// the change and its entry are committed together or not at all. It locks the chain until
+// the transaction ends, so call it last.
 func (c *Chain) Record(ctx context.Context, tx pgx.Tx, org string, e Changed) (Position, error) {
 	b := Stamp(e, org, controlWriter, c.c.Now()).Encode()
 	got, err := Parse(b)
@@ -280,7 +280,7 @@ func (c *Chain) Record(ctx context.Context, tx pgx.Tx, org string, e Changed) (P
 // ---- what was used ----
 
 // UsageDay is what an agent used on a day of one model of one provider. Requests
-// counts settled exchanges; Refused and Unpriced are among them.
+// counts completed exchanges; Rejected and Unpriced are among them.
 type UsageDay struct {
 	AgentID  string
 	Day      time.Time // 00:00 UTC
@@ -302,7 +302,7 @@ type usageKey struct {
 type usage struct {
 	days    map[usageKey]*UsageDay
 	unknown map[decision]usageKey // decisions whose end is "unknown" so far
-	ended   map[decision]bool     // decisions with a real settlement in this batch
+	ended   map[decision]bool     // decisions with a real completion in this batch
 }
 
 // decision is a first entry, by its writer's number.
@@ -314,7 +314,7 @@ type decision struct {
 // maxCount bounds what one exchange may say it used.
 const maxCount = 1e15
 
-// day returns where a settlement counts. An entry's time is the node's word: what
+// day returns where a completion counts. An entry's time is the node's word: what
 // it says of the future counts on the day when it came.
 func (u *usage) day(s Settled, appendedAt time.Time) usageKey {
 	t := s.Time.UTC()
@@ -327,8 +327,8 @@ func (u *usage) day(s Settled, appendedAt time.Time) usageKey {
 	}
 }
 
-// settle counts a settlement once for its decision: a real one takes the place of a
-// recovered "unknown", and an "unknown" after a real one counts nothing.
+// settle counts a completion once for its decision. A real one takes the place of a
+// recovered "unknown". An "unknown" after a real one is not counted.
 func (u *usage) settle(ctx context.Context, tx pgx.Tx, org string, s Settled, appendedAt time.Time, fork bool) error {
 	k, d := u.day(s, appendedAt), decisionOf(s)
 	if d.seq == 0 {
@@ -382,7 +382,7 @@ func decisionOf(s Settled) decision {
 	return d
 }
 
-// settledBefore says whether the chain has a settlement of the request.
+// settledBefore says whether the chain has a completion of the request.
 func settledBefore(ctx context.Context, tx pgx.Tx, org, request string) (ended bool, err error) {
 	err = tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM audit_entries WHERE org_id = $1 AND request_id = $2 AND kind = $3)",
 		org, column(request, maxID), KindSettled).Scan(&ended)
@@ -444,7 +444,7 @@ func (u *usage) add(k usageKey, s Settled, n int64) {
 // outcomeRefused is the outcome of an exchange in which nothing was forwarded.
 const outcomeRefused = "refused"
 
-// queue adds the sums to those in the database, each bounded rather than refused.
+// queue adds the sums to those in the database, each bounded rather than rejected.
 func (u *usage) queue(b *pgx.Batch, org string) {
 	if len(u.days) == 0 {
 		return
@@ -464,8 +464,8 @@ func (u *usage) queue(b *pgx.Batch, org string) {
 	}
 }
 
-// DailyUsage returns what an agent used, or all agents if agent is empty, on the
-// UTC days from that of from to that of to, oldest first. The org is tx's.
+// DailyUsage returns the usage of an agent, or of all agents if agent is empty, per UTC day
+// from the day of from to the day of to, oldest first. The org is tx's.
 func DailyUsage(ctx context.Context, tx pgx.Tx, agent string, from, to time.Time) ([]UsageDay, error) {
 	rows, err := tx.Query(ctx, `
 		SELECT agent_id, day, provider, model, requests, refused, input_tokens, output_tokens, cached_tokens, cache_write_tokens,
@@ -524,7 +524,7 @@ func (s Stored) Parse() (Entry, error) { return Parse(s.Entry) }
 // before a filter by time misses what it wrote.
 const clockSlack = 24 * time.Hour
 
-// Entries returns the entries of tx's org that f wants, by sequence number.
+// Entries returns the entries of tx's org that match f, by sequence number.
 func Entries(ctx context.Context, tx pgx.Tx, f Filter) ([]Stored, error) {
 	var args []any
 	var where strings.Builder

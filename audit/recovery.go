@@ -20,8 +20,8 @@ func (w *Writer) recover() error {
 	if err != nil {
 		return err
 	}
-	// A writer id lives as long as its process: a folder that was copied, or put
-	// back to an older state, never continues under an id that is in use.
+	// A writer id lives as long as its process. So a folder that was copied, or restored to
+	// an older state, never continues under an id that is in use.
 	id, err := newWriterID(w.c.Now(), w.c.Rand)
 	if err != nil {
 		return err
@@ -65,8 +65,8 @@ func (w *Writer) removeTemporary() error {
 	return nil
 }
 
-// readAll checks all segments, oldest first, and returns the decisions that have
-// no settlement: the head of the last one says which there were when it began.
+// readAll checks all segments, oldest first, and returns the decisions without a
+// completion. The head of the last segment lists those from before it.
 func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 	heads := make([]head, len(segs))
 	files := make([]*os.File, len(segs))
@@ -186,17 +186,15 @@ func (w *Writer) writeAcked(n uint64) {
 	}
 }
 
-// cutShort decides whether damage in the last segment is a write that a crash cut
-// short: only that may be dropped, since only of that nobody was told that it is
-// durable. It is the last batch, and a batch is written only once the one before
-// it is durable and its callers may have been told. So if anything of a later
-// batch can be read behind the damage, what is damaged was durable once, and the
+// cutShort decides whether damage in the last segment is a write that a crash cut short.
+// Only such a write may be dropped, because its callers got no success. It is the last
+// batch, since a batch is written only once the one before is durable. So if any record of
+// a later batch can be read behind the damage, the damaged part was durable once, and the
 // disk has lost it.
 //
-// What this cannot tell apart: the very last batch before a crash, written,
-// acknowledged, and then spoiled on the disk, with nothing after it. A segment
-// that was closed or followed by another has no such batch: the next head vouches
-// for the end of it.
+// One case cannot be recognized: the very last batch before a crash was written,
+// acknowledged, and then damaged on the disk, with nothing after it. A segment that was
+// closed or followed by another has no such batch: the next head states where it ends.
 func (w *Writer) cutShort(last *segment, f *os.File, found error) error {
 	if !isDamage(found) {
 		return found
@@ -206,18 +204,18 @@ func (w *Writer) cutShort(last *segment, f *os.File, found error) error {
 		return err
 	}
 	if ok {
-		return fmt.Errorf("%w; the record at byte %d shows that it was durable once", found, proof)
+		return fmt.Errorf("%w; the entry at byte %d shows that it was durable once", found, proof)
 	}
 	w.metrics.truncated.Add(float64(last.size - last.end))
-	w.c.Log.Warn("audit segment ends in a write that was cut short; nobody was told that it is durable",
+	w.c.Log.Warn("audit segment ends in a write that was cut short; it was never reported as durable",
 		"path", last.path, "end", last.end, "bytes", last.size-last.end, "err", found)
 	return nil
 }
 
-// rewrite makes what was read from the last segment durable, in a new file under
-// the same name. That we can read it does not mean that the disk has it: if the
-// earlier process died of a failed fsync, the pages may be in memory only, marked
-// clean, and another fsync of the same file would not write them.
+// rewrite makes what was read from the last segment durable, in a new file under the same
+// name. That we can read it does not mean that the disk has it. If the earlier process died
+// of a failed fsync, the pages may be in memory only and marked clean. Another fsync of the
+// same file would not write them.
 func (w *Writer) rewrite(last *segment) error {
 	old, err := os.Open(last.path)
 	if err != nil {
@@ -236,7 +234,7 @@ func (w *Writer) rewrite(last *segment) error {
 	return f.Close()
 }
 
-// readBook makes the settlements to write for decisions that have none.
+// readBook makes the completions to write for decisions that have none.
 func readBook(open map[uint64]frame) (book, error) {
 	b := newBook()
 	for _, f := range open {
@@ -251,7 +249,7 @@ func readBook(open map[uint64]frame) (book, error) {
 		case Settled: // from a head
 			s = e
 		default:
-			return book{}, fmt.Errorf("record %d is marked as a decision and is none", f.seq)
+			return book{}, fmt.Errorf("record %d is marked as a decision, and its entry is no decision", f.seq)
 		}
 		if s.DecidedWriter == "" {
 			s.DecidedWriter = s.Writer

@@ -351,21 +351,20 @@ func wrongRecord(f frame, seq, batch uint64) string {
 	case f.mark != batch && f.mark != seq:
 		return fmt.Sprintf("record %d says that its batch began with %d", f.seq, f.mark)
 	case (f.kind == kindSettled) != (f.ref != 0) || f.ref >= f.seq:
-		return fmt.Sprintf("record %d settles what it cannot", f.seq)
+		return fmt.Sprintf("record %d completes a decision that does not exist", f.seq)
 	case !validID(f.name) || len(f.body) == 0:
 		return fmt.Sprintf("record %d has no org or no entry", f.seq)
 	}
 	return ""
 }
 
-// acknowledged looks behind the damage in the last segment, where record lost must
-// stand, for proof that it was durable once: a record of a batch that began after
-// it. Without such proof the record belongs to the batch that was being written
-// when the process or the machine died, because only one batch is in flight at a
-// time and the next is written only once it is durable.
+// acknowledged looks behind the damage in the last segment, at record lost, for proof that
+// the record was durable once. The proof is a record of a batch that began after it.
+// Without proof, the record belongs to the batch that was in flight when the process or the
+// machine died. Only one batch is in flight at a time, and the next is written only once it
+// is durable.
 //
-// Entries are ASCII and a frame is not, so nobody can write an entry that reads
-// like a frame.
+// Entries are ASCII and a frame is not, so no entry can read like a frame.
 func acknowledged(path string, f io.ReaderAt, from, size int64, lost uint64) (proof int64, found bool, err error) {
 	b := make([]byte, size-from)
 	if _, err := f.ReadAt(b, from); err != nil && err != io.EOF {
@@ -404,7 +403,7 @@ func listSegments(dir string) ([]*segment, error) {
 		path := filepath.Join(dir, f.Name())
 		first, err := strconv.ParseUint(digits, 10, 64)
 		if err != nil || segmentName(first) != f.Name() {
-			return nil, fmt.Errorf("%s is called like an audit segment and is none", path)
+			return nil, fmt.Errorf("%s is named like an audit segment, and is no segment", path)
 		}
 		info, err := f.Info()
 		if err != nil {

@@ -33,7 +33,7 @@ type Settled struct {
 	CostNanoUSD       int64  `json:"cost_nano_usd"`
 	Priced            bool   `json:"priced"` // false: the cost is not known, which is not 0
 
-	// Lost names what a translated answer had for which the caller's format has no
+	// Lost names what a translated response had for which the caller's format has no
 	// place: "citations".
 	Lost []string `json:"lost"`
 }

@@ -24,13 +24,13 @@ type Shipper interface {
 }
 
 const (
-	// Bounds of what is sent at once. One record may be larger by itself.
+	// Bounds of one shipment. A single record may be larger.
 	maxSendRecords = 512
 	maxSendBytes   = 1 << 20
 
-	// sendInterval is from one shipment that was not full to the next: each is a
-	// transaction of the database, which costs about the same for one record as for
-	// hundreds. What comes first after a quiet time goes at once.
+	// sendInterval is the time between shipments that are not full. Each is a transaction
+	// of the database, which costs about the same for one record as for hundreds. The first
+	// record after a quiet time is sent at once.
 	sendInterval = 100 * time.Millisecond
 
 	// sendDeadline bounds the wait for one batch: a connection that went silent is

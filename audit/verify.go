@@ -14,10 +14,9 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// Report says what Verify found. What it says holds for the entries from From to
-// To. A chain cannot show that its end was cut off together with its head, nor
-// what was done by somebody who has the key: who kept an earlier Report can see
-// whether the chain still has that Head at that To.
+// Report says what Verify found, for the entries from From to To. A chain cannot show that
+// its end was cut off together with its head, nor what was done by someone with the key.
+// Keep an earlier Report to check that the chain still has that Head at that To.
 type Report struct {
 	Org       string    `json:"org"`
 	From      int64     `json:"from"` // sequence numbers that were found right; 0: none
@@ -51,13 +50,15 @@ func (b *Bad) Error() string { return fmt.Sprintf("audit entry %d: %s", b.Seq, b
 // window is how many sequence numbers are read at once.
 const window = 5000
 
-// Verify reads the whole chain of org in order and checks that its sequence begins
-// with 1 and has no gap and no number twice, that each entry's MAC is right and
-// that of the one before is in it, that columns say what entries say, and that
-// the chain ends where its head does. It calls progress now and then with the last
-// sequence number that is right; nil: nobody wants to know.
+// Verify reads the whole chain of org in order and checks:
 //
-// What is wrong is in the Report; the error says why nothing can be said.
+//   - The sequence begins with 1 and has no gap and no number twice.
+//   - Each entry's MAC is right, and includes the MAC before.
+//   - Columns equal what entries say.
+//   - The chain ends where its head says.
+//
+// It calls progress now and then with the last sequence number that is right; nil is
+// allowed. Faults are in the Report. The error is for a check that could not be made.
 func Verify(ctx context.Context, db DB, org string, keys Keys, progress func(seq int64)) (Report, error) {
 	v := verifier{report: Report{Org: org}, keys: keys, progress: progress}
 	for {
@@ -181,7 +182,7 @@ func (v *verifier) check(c *checked) error {
 	case c.seq > want:
 		return bad("it is missing, and %d is there", c.seq)
 	case c.appendedAt.InfinityModifier != pgtype.Finite || c.time.InfinityModifier != pgtype.Finite:
-		return bad("its time is none")
+		return bad("its time is invalid")
 	case !bytes.Equal(c.prev, v.mac):
 		return bad("it does not follow the entry before it")
 	case c.version != 1 && c.version != macVersion || c.version < v.version:
@@ -194,7 +195,7 @@ func (v *verifier) check(c *checked) error {
 	if v.seal == nil || c.epoch != r.Epoch {
 		seal, ok := v.keys.sealer(r.Org, c.epoch)
 		if !ok {
-			return bad("its key is of epoch %d, and there is none", c.epoch)
+			return bad("its key is of epoch %d, which does not exist", c.epoch)
 		}
 		v.seal = seal
 	}

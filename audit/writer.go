@@ -29,23 +29,23 @@ type WriterConfig struct {
 	Rand io.Reader        // of the writer's id and of pauses; nil: crypto/rand
 	Log  *slog.Logger     // nil: nothing is logged
 
-	// Registerer takes the metrics aid_audit_…; nil: nobody reads them.
+	// Registerer registers the metrics aid_audit_…; nil: no metrics.
 	Registerer prometheus.Registerer
 
 	// SegmentBytes is how long a file gets before the next one is begun. 0: 16 MiB.
 	SegmentBytes int64
 	// MaxBacklogBytes is how much all files together may hold before Append
-	// refuses: the control plane has been away for too long. Settlements are
+	// rejects: the control plane has been away for too long. Settlements are
 	// taken even then. 0: 4 GiB. At least two segments.
 	MaxBacklogBytes int64
 	// MinFreeBytes is how much room the disk must have for Append to accept an
-	// entry. What is left is for the settlements of what was accepted, and for
+	// entry. What is left is for the completions of what was accepted, and for
 	// recovery, which writes the last segment again. 0: 64 MiB; negative: none.
 	MinFreeBytes int64
 
-	// KeepAckedBytes is how much of what the control plane has is kept on top, for
-	// a control plane that is restored to an older state: at most keepAcked long.
-	// It never refuses requests. 0: 2 GiB; negative: nothing is kept.
+	// KeepAckedBytes is how many bytes are kept of what the control plane has already. They
+	// are for a control plane that is restored to an older state, and are kept for
+	// keepAcked at most. This never rejects requests. 0: 2 GiB; negative: nothing is kept.
 	KeepAckedBytes int64
 
 	// Resend sends all that is kept, whatever was acknowledged before. The chain drops
@@ -64,16 +64,16 @@ const (
 	// bytes here, and again in the head of every segment that begins meanwhile.
 	maxUnsettled = 1 << 17
 
-	// lingerTime is how long entries that nobody waits for stay in memory, in case
-	// one comes for which somebody does: then one fsync serves both, and no decision
-	// has to wait for the fsync of a settlement. It is also how much more a crash
-	// turns into outcome "unknown". lingerBytes of them are written at once.
+	// lingerTime is how long entries without a waiting caller stay in memory. If an entry
+	// with a waiting caller comes meanwhile, one fsync serves both. So no decision waits
+	// for the fsync of a completion. A crash turns up to lingerTime more into outcome
+	// "unknown". lingerBytes of such entries are written at once.
 	lingerTime  = 20 * time.Millisecond
 	lingerBytes = 256 << 10
 
-	// gatherTime is how long a batch is kept open after one that several waited for:
-	// an fsync takes the processor about 0.1 ms whatever it writes. Whoever is alone
-	// never waits for company.
+	// gatherTime is how long a batch is kept open after one that several callers waited
+	// for. An fsync costs about 0.1 ms of CPU whatever it writes. A single caller never
+	// waits for it.
 	gatherTime = 500 * time.Microsecond
 
 	keepAcked = 24 * time.Hour
@@ -88,19 +88,19 @@ const (
 	maxRetry = 5 * time.Second
 )
 
-// A Writer makes entries durable in the segments of a directory, and ships them
-// from there. It is safe for concurrent use.
+// A Writer makes entries durable in the segments of a directory, and ships them from there.
+// It is safe for concurrent use.
 //
-// When a write or an fsync fails, every caller who waits for it gets an error, and
-// nothing more is written to that file: after a failed fsync the kernel may drop
-// the pages it could not write and report success the next time. The Writer then
-// refuses until it has been able to begin a new segment, which it tries after 0.1 s,
-// then later and later up to every 5 s. The head of that segment says which record
-// was the last durable one, and so takes back whatever of the failed batch did
-// reach the disk. A crash before that head is durable leaves it standing: such an
-// entry was reported as failed and is in the record anyway, if it was allowed with
-// a settlement of outcome "unknown". In both cases its sequence number is never
-// given to another entry.
+// When a write or an fsync fails, every caller that waits for it gets an error, and nothing
+// more is written to that file. After a failed fsync the kernel may drop the pages it could
+// not write, and report success the next time. The Writer then rejects entries until it has
+// begun a new segment. It tries after 0.1 s, then later each time, up to every 5 s.
+//
+// The head of the new segment says which record was the last durable one. So it takes back
+// records of the failed batch that did reach the disk. A crash before that head is durable
+// leaves such a record standing. Its caller got an error, and it is in the audit log
+// anyway. If it was allowed, it has a completion of outcome "unknown". In both cases its
+// sequence number is never given to another entry.
 type Writer struct {
 	c       WriterConfig
 	disk    disk
@@ -112,13 +112,13 @@ type Writer struct {
 	counts  map[countKey]*UnknownCallers
 
 	wake    chan struct{} // there may be a batch to commit
-	linger  *time.Timer   // when it fires, there is one that nobody was in a hurry for
+	linger  *time.Timer   // when it fires, an entry without a waiting caller is due
 	closing chan struct{} // closed by Close
 	ended   chan struct{} // closed by Run when it has ended
 
 	unsettled atomic.Int64 // len(book.bySeq), for those who may not look there
 
-	// Whoever commits owns these: OpenWriter, then Run, then Close.
+	// These belong to the goroutine that commits: OpenWriter, then Run, then Close.
 	next         uint64   // the next sequence number
 	file         *os.File // of the last segment; nil: it failed
 	buf          []byte
@@ -135,7 +135,7 @@ type Writer struct {
 	queued   int64      // bytes in queue
 	failed   error      // why nothing can be written now
 	running  bool
-	stopped  bool // Run has ended: nobody will commit but Close
+	stopped  bool // Run has ended: only Close commits
 	ending   bool // Close was called
 	closed   bool // nothing is accepted any more
 	shipping bool
@@ -174,23 +174,23 @@ type item struct {
 	source Entry  // what entry was made of, in case another writer writes it
 	entry  []byte
 	seq    uint64 // set when it is written
-	waited bool   // somebody waits and will be told if it fails
+	waited bool   // a caller waits, and gets an error if it fails
 	count  bool   // it counts unknown callers, and has space of its own
 
 	allowed *Settled // of a decision to allow: what to write if nothing else comes
-	settled *Settled // of a settlement: itself
+	settled *Settled // of a completion: itself
 }
 
 // size is what it takes in a file, at most.
 func (it item) size() int64 { return frameSum + frameFixed + maxID + int64(len(it.entry)) }
 
-// OpenWriter takes possession of a directory, checks every segment in it, and
-// settles what a crash left unsettled: when it returns, each allowed decision in
-// the directory that has no settlement has one with outcome "unknown", durably.
+// OpenWriter takes possession of a directory, checks every segment in it, and completes
+// what a crash left open. When it returns, each allowed decision without a completion has
+// one with outcome "unknown", durably.
 //
-// It fails if another process has the directory, or if a segment is damaged in a
-// way that a crash does not explain; the error names the file and the byte. It
-// starts no goroutine: nothing is written before Run.
+// It fails if another process has the directory, or if a segment is damaged in a way that a
+// crash does not explain. The error names the file and the byte. It starts no goroutine:
+// nothing is written before Run.
 func OpenWriter(c WriterConfig) (*Writer, error) {
 	if c.Dir == "" {
 		return nil, errors.New("opening audit segments: no directory is named")
@@ -286,11 +286,10 @@ func (w *Writer) Append(ctx context.Context, org string, e Entry) (Receipt, erro
 	return Receipt{Writer: done.writer, Seq: done.seq, Leaf: LeafHash(done.entry)}, nil
 }
 
-// Enqueue writes e for org after everything that was appended before, without
-// anybody waiting for it. If the disk fails, e is kept and written once it works
-// again. It is lost only if the process dies before that, or if more than 64 MiB
-// wait for a disk that does not work: an allowed decision is then settled as
-// "unknown" at the next start.
+// Enqueue writes e for org after everything that was appended before, asynchronously. If
+// the disk fails, e is kept and written once the disk works again. It is lost only if the
+// process dies before that, or if more than 64 MiB wait for a disk that does not work. Then
+// an allowed decision is completed as "unknown" at the next start.
 //
 // It returns at once unless a disk that works cannot keep up with those 64 MiB.
 func (w *Writer) Enqueue(org string, e Entry) {
@@ -304,7 +303,7 @@ func (w *Writer) Enqueue(org string, e Entry) {
 	}
 }
 
-// item encodes e, and refuses what could not be read again.
+// item encodes e, and rejects what could not be read again.
 func (w *Writer) item(org string, e Entry) (item, error) {
 	id := w.ID()
 	e = Stamp(e, org, id, w.c.Now())
@@ -330,7 +329,7 @@ func (w *Writer) item(org string, e Entry) (item, error) {
 	return it, nil
 }
 
-// unknownSettlement is the settlement of a decision of whose end nothing is known.
+// unknownSettlement is the completion of a decision whose end is not known.
 func unknownSettlement(d Decided) Settled {
 	return Settled{
 		Time: d.Time, Org: d.Org, Writer: d.Writer, DecidedWriter: d.Writer, RequestID: d.RequestID, AgentID: d.AgentID, KeyID: d.KeyID,
@@ -387,9 +386,9 @@ func (w *Writer) add(it item) (*batch, int, error) {
 	return b, len(b.items) - 1, nil
 }
 
-// refusalLocked says why it is not taken. Who waits for an entry can refuse the
-// request that it is about; who does not wait tells of what has happened, so that
-// is taken as long as there is anywhere to put it.
+// refusalLocked returns why an entry is not accepted. A caller that waits for an entry can
+// still reject its request. An entry without a waiting caller reports what has happened, so
+// it is accepted as long as there is room.
 func (w *Writer) refusalLocked(it item, full bool) error {
 	switch {
 	case w.closed:
@@ -545,7 +544,7 @@ func (w *Writer) Run(ctx context.Context) error {
 	}
 }
 
-// stop lets nobody wait any more and writes what is left.
+// stop writes what is left, and releases all waiting callers.
 func (w *Writer) stop() {
 	w.writeCounts()
 	w.mu.Lock()
@@ -576,9 +575,8 @@ func (w *Writer) waiting() bool {
 	return len(w.queue) > 0
 }
 
-// Close writes what waits, begins a segment whose head vouches for all before it,
-// and lets go of the directory as soon as Ship has returned too. It may be called
-// again, and does nothing then.
+// Close writes what waits, begins a segment whose head states where all before it end, and
+// releases the directory once Ship has returned too. A second call does nothing.
 func (w *Writer) Close() error {
 	w.mu.Lock()
 	if w.ending {
@@ -610,7 +608,7 @@ func (w *Writer) Close() error {
 		err = errors.Join(err, w.failed)
 	}
 	if n := len(w.queue); n > 0 {
-		err = errors.Join(err, fmt.Errorf("%d batches of settlements are lost: the next start settles their exchanges as %q", n, OutcomeUnknown))
+		err = errors.Join(err, fmt.Errorf("%d batches of completions are lost. The next start completes their exchanges as %q", n, OutcomeUnknown))
 	}
 	w.releaseLocked()
 	if err != nil {
@@ -619,7 +617,7 @@ func (w *Writer) Close() error {
 	return nil
 }
 
-// releaseLocked lets go of the directory if nobody here needs it any more.
+// releaseLocked releases the directory if nothing here uses it any more.
 func (w *Writer) releaseLocked() {
 	if w.closed && !w.shipping && w.lock != nil {
 		_ = w.lock.Close()
@@ -627,8 +625,8 @@ func (w *Writer) releaseLocked() {
 	}
 }
 
-// take returns the next batch, or none if there is none that could be written, or
-// none that is not better written later, unless it must be any.
+// take returns the next batch. It returns nil if nothing can be written, or if what there
+// is should be written later; with any, later does not count.
 func (w *Writer) take(any bool) (b *batch, failed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -644,7 +642,7 @@ func (w *Writer) take(any bool) (b *batch, failed bool) {
 	return b, false
 }
 
-// commit writes b and tells those who wait for it.
+// commit writes b and releases the callers that wait for it.
 func (w *Writer) commit(b *batch) bool {
 	last := w.last()
 	if last.end-last.start >= w.c.SegmentBytes {
@@ -755,8 +753,9 @@ func (w *Writer) write(buf []byte) error {
 	return nil
 }
 
-// fail gives up the file, tells everybody who waits, and keeps what nobody waits
-// for. From now on nothing is accepted until reopen has begun another file.
+// fail gives up the file, returns an error to all waiting callers, and keeps the entries
+// that no caller waits for. From now on nothing is accepted until reopen has begun another
+// file.
 func (w *Writer) fail(b *batch, err error) {
 	w.metrics.failures.Inc()
 	w.c.Log.Error("audit segment cannot be written", "path", w.last().path, "err", err)
@@ -809,7 +808,7 @@ func (w *Writer) reopen() {
 }
 
 // begin makes the next segment and durable, and closes the one before it. Its head
-// carries the decisions that have no settlement yet, so that no older file has to
+// carries the decisions that have no completion yet, so that no older file has to
 // be kept for them.
 func (w *Writer) begin() error {
 	id, prevs, rotate := w.ID(), w.prevs, w.rotate.Load()
@@ -844,7 +843,7 @@ func (w *Writer) begin() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if n := len(w.segs); n > 0 && w.segs[n-1].empty() {
-		// It holds nothing that counts, and the new head says so too: a disk that
+		// It holds nothing that counts, and the new head says the same. So a disk that
 		// fails again and again does not leave a file each time.
 		if old := w.segs[n-1]; old.path == seg.path || w.disk.remove(old.path) == nil {
 			w.segs = w.segs[:n-1]
@@ -855,9 +854,8 @@ func (w *Writer) begin() error {
 	return nil
 }
 
-// leave closes the last segment and gives back what it does not use of its room.
-// All of it is durable, or is known not to be; where it ends, the head of the next
-// one says, so it does not matter whether this succeeds.
+// leave closes the last segment and gives back its unused room. All of the segment is
+// durable, or known not to be. The next head says where it ends, so it may fail.
 func (w *Writer) leave() {
 	if w.file == nil {
 		return
@@ -879,7 +877,7 @@ func (w *Writer) tellLocked() {
 	w.changed = make(chan struct{})
 }
 
-// book holds the allowed decisions that have no settlement: for each the one to
+// book holds the allowed decisions that have no completion: for each the one to
 // write if the process dies.
 type book struct {
 	bySeq     map[uint64]Settled
@@ -910,7 +908,7 @@ func (b *book) close(s Settled) {
 	}
 }
 
-// find returns the decision that a settlement of org is of. One whose caller did
+// find returns the decision that a completion of org is of. One whose caller did
 // not wait for the decision to be durable does not know its number.
 func (b *book) find(org string, settled Settled) (Settled, bool) {
 	seq := settled.DecidedSeq
@@ -931,8 +929,8 @@ func (b *book) undo(changes []change) {
 	}
 }
 
-// newWriterID makes an id in the form of all our ids: 26 characters of base 32, 48
-// bits of now in milliseconds since 1970 and 80 random ones.
+// newWriterID returns a new id in the form of all our ids. It is 26 characters of base 32:
+// 48 bits of now in milliseconds since 1970 and 80 random ones.
 func newWriterID(now time.Time, rand io.Reader) (string, error) {
 	const alphabet = "0123456789abcdefghjkmnpqrstvwxyz"
 	var b [16]byte

@@ -161,8 +161,8 @@ func check(t testing.TB, recs []Record) (unsettled map[string]bool) {
 	return unsettled
 }
 
-// What was appended is there after a restart, in order; what nobody settled is
-// settled as unknown, once.
+// What was appended is there after a restart, in order. What was not completed is completed
+// as unknown, once.
 func TestReopen(t *testing.T) {
 	dir := t.TempDir()
 	w, stop := open(t, dir, nil)
@@ -262,9 +262,9 @@ func TestConcurrent(t *testing.T) {
 	}
 }
 
-// TestDiskFaults lets each operation on the disk fail, before it was done and after.
-// Whoever was told "durable" finds the entry after a restart; a sequence number never
-// stands for two things; and no decision is left without an end.
+// TestDiskFaults lets each operation on the disk fail, before it was done and after. An
+// entry whose Append succeeded is there after a restart. A sequence number never stands for
+// two things, and no decision is left without an end.
 func TestDiskFaults(t *testing.T) {
 	broken := errors.New("input/output error")
 	for _, name := range []string{"create", "write", "sync", "rename", "syncdir"} {
@@ -305,7 +305,7 @@ func TestDiskFaults(t *testing.T) {
 							promised[r.Seq] = r.Leaf
 						}
 					}
-					// The writer comes back by itself.
+					// The writer recovers without a call.
 					for deadline := time.Now().Add(20 * time.Second); ; {
 						r, err := w.Append(context.Background(), "org_1", decided("last", "allow"))
 						if err == nil {
@@ -432,9 +432,9 @@ func TestDamage(t *testing.T) {
 	})
 }
 
-// TestManyKept: what nobody waits for when the disk fails may be more than one batch.
-// All of it is written once the disk works again, and who waits then does not wait
-// behind something for which nobody is in a hurry.
+// TestManyKept: entries without a waiting caller may be more than one batch when the disk
+// fails. All of them are written once the disk works again. A caller that waits then does
+// not wait behind them.
 func TestManyKept(t *testing.T) {
 	var broken atomic.Bool
 	begun, fails := make(chan struct{}), make(chan struct{})
@@ -478,7 +478,7 @@ func TestManyKept(t *testing.T) {
 	}
 }
 
-// A disk that is nearly full is refused before it is full.
+// A disk that is nearly full is rejected before it is full.
 func TestFull(t *testing.T) {
 	w, _ := open(t, t.TempDir(), func(c *WriterConfig) { c.MinFreeBytes = 1 << 60 })
 	if _, err := w.Append(context.Background(), "org_1", decided("r", "allow")); err == nil {
@@ -489,8 +489,8 @@ func TestFull(t *testing.T) {
 	}
 }
 
-// TestKilled kills a process that appends at full speed, again and again. What it was
-// told is durable is there afterwards.
+// TestKilled kills a process that appends at full speed, again and again. Every entry that
+// it got success for is there afterwards.
 func TestKilled(t *testing.T) {
 	if dir := os.Getenv("AID_TEST_KILLED"); dir != "" {
 		victim(t, dir)

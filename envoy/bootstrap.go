@@ -1,10 +1,14 @@
-// Package envoy starts Envoy: the static configuration it boots from, and the
-// process itself. What Envoy serves once it runs comes from package xds.
+// Package envoy starts Envoy: its static configuration, and its process. What Envoy serves
+// once it runs comes from package xds.
 //
-// The bootstrap holds only what must exist before the first answer of the
-// control plane, and what must never change while streams live: the control
-// plane's own cluster, the cluster of extproc (a change over CDS would kill
-// every live stream), the management API's, the limits, and the admin socket.
+// The bootstrap holds what must exist before the first response of the control plane, and
+// what must not change while streams live:
+//
+//   - the clusters of the control plane, the management API and extproc (a change of
+//     extproc's over CDS would end every live stream)
+//   - the limits
+//   - the admin socket
+//
 // An Envoy with this bootstrap and no control plane listens on nothing.
 package envoy
 
@@ -38,7 +42,7 @@ import (
 // The clusters of the bootstrap. What xds builds refers to them by these names.
 const (
 	ClusterXDS     = "aid_xds"     // the control plane: ADS
-	ClusterExtProc = "aid_extproc" // the sidecar that judges
+	ClusterExtProc = "aid_extproc" // the sidecar that evaluates
 	ClusterAPI     = "aid_api"     // the management API, for the gateway's /v1/agents and the like
 )
 
@@ -55,14 +59,14 @@ type Config struct {
 	Admin string // Unix socket of the admin interface; required, never TCP
 
 	MaxConnections int64 // downstream, all listeners together; 0: 50,000
-	MaxHeapBytes   int64 // at 98 % requests are refused, at 95 % memory is given back; 0: 2 GiB
+	MaxHeapBytes   int64 // at 98 % requests are rejected, at 95 % memory is given back; 0: 2 GiB
 	MaxStreams     int64 // exchanges at once; circuit breakers stand at twice that; 0: 50,000
 }
 
-// connectionBuffer is what Envoy holds of a connection to extproc, the API or the
-// control plane. It is a soft limit: a body is larger and passes. It is also how much
-// of a response waits for extproc before Envoy reads no more from the provider; at
-// 17 MiB, 200 slow readers took 2 GiB.
+// connectionBuffer is what Envoy holds of a connection to extproc, the API or the control
+// plane, in bytes. It is a soft limit: a larger body passes. It also bounds how much of a
+// response waits for extproc before Envoy reads no more from the provider. At 17 MiB, 200
+// slow readers took 2 GiB.
 const connectionBuffer = 256 << 10
 
 // Endpoint is where a server listens: a Unix socket, or a host and port.
@@ -154,7 +158,7 @@ func (c Config) validate() error {
 		return errors.New("no admin socket")
 	}
 	for _, path := range []string{c.ExtProc, c.Admin, unixPath(c.XDS.Address), unixPath(c.API.Address)} {
-		// sun_path is 108 bytes with its NUL; Envoy refuses what is longer.
+		// sun_path is 108 bytes with its NUL; Envoy rejects what is longer.
 		if len(path) > 107 {
 			return fmt.Errorf("socket path %q is longer than 107 bytes", path)
 		}
@@ -225,7 +229,7 @@ func (c Config) xds() *clusterv3.Cluster {
 	return cl
 }
 
-// Every exchange holds one stream to extproc for its life, a streamed answer
+// Every exchange holds one stream to extproc for its life, a streamed response
 // too. Envoy's default breakers stop at 1,024.
 func (c Config) extproc() *clusterv3.Cluster {
 	cl := c.cluster(ClusterExtProc, Endpoint{Address: "unix:" + c.ExtProc}, time.Second)
@@ -291,7 +295,7 @@ func (t TLS) socket(host string) *corev3.TransportSocket {
 	}
 	common := &tlsv3.CommonTlsContext{
 		AlpnProtocols: []string{"h2"},
-		// A client of Envoy stops at 1.2 unless told otherwise.
+		// Without this setting Envoy's client side stops at 1.2.
 		TlsParams: &tlsv3.TlsParameters{
 			TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
 			TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
@@ -325,8 +329,8 @@ func sanType(name string) tlsv3.SubjectAltNameMatcher_SanType {
 	return tlsv3.SubjectAltNameMatcher_DNS
 }
 
-// overload refuses connections and requests while memory is still there to
-// answer those in hand.
+// overload rejects connections and requests while memory is still there to
+// answer those in flight.
 func (c Config) overload() *overloadv3.OverloadManager {
 	trigger := func(at float64) []*overloadv3.Trigger {
 		return []*overloadv3.Trigger{{
@@ -369,7 +373,7 @@ func (c Config) overload() *overloadv3.OverloadManager {
 // guard while Envoy runs. It sets no guard to false (hardening L10).
 func runtimeLayers() *bootstrapv3.LayeredRuntime {
 	static := &structpb.Struct{Fields: map[string]*structpb.Value{
-		// Off by default in 1.40: a chunk that two parsers could read differently is refused (L06).
+		// Off by default in 1.40: a chunk that two parsers could read differently is rejected (L06).
 		"envoy.reloadable_features.strict_chunk_parsing": structpb.NewBoolValue(true),
 		// Envoy's default of 100 is for patterns from strangers. Ours is made from the
 		// list of response headers that pass (see ResponseMutations).

@@ -74,10 +74,9 @@ const (
 	UsageEnvoy  = "envoy"  // Envoy; extproc gets the result
 )
 
-// responseHeaders are the only headers of a provider's response that reach the
-// caller. Others are removed: cookies, redirects, CORS, instructions to browsers, the
-// provider's rate limits, the installation's account at the provider, and every name
-// that is reserved for the gateway.
+// responseHeaders are the only headers of a provider's response that reach the caller. All
+// others are removed. Examples are cookies, redirects, CORS, instructions to browsers, the
+// provider's rate limits and account names, and names that are reserved for the gateway.
 var responseHeaders = []string{
 	"content-type", "content-length", "content-encoding", "content-language", "content-disposition", "transfer-encoding",
 	"date", "cache-control", "etag", "vary", "deprecation", "sunset",

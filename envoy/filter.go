@@ -38,9 +38,9 @@ const messageTimeout = 10 * time.Second
 // PeerFormat is the address of the connection itself.
 const PeerFormat = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
 
-// EarlyMutation removes the headers that only the gateway may set, before anything
-// reads them, and sets HeaderPeer. extproc removes the other x-aid-* headers, some
-// of which it reads first.
+// EarlyMutation removes the headers that only the gateway may set, before anything reads
+// them, and sets HeaderPeer. extproc removes the other x-aid-* headers. It reads some of
+// them first.
 func EarlyMutation() *earlyv3.HeaderMutation {
 	return &earlyv3.HeaderMutation{Mutations: []*mutationv3.HeaderMutation{
 		{Action: &mutationv3.HeaderMutation_Remove{Remove: HeaderRoute}},
@@ -65,9 +65,9 @@ func ResponseMutations(further []string) *headerv3.HeaderMutationPerRoute {
 // ReceiptFormat is the receipt that extproc left in the metadata.
 const ReceiptFormat = "%DYNAMIC_METADATA(" + MetadataNamespace + ":" + MetadataReceipt + ")%"
 
-// noneOf is a regular expression for every string that is not one of words. RE2 has
-// no negation, so the expression follows the words' letters: at each place it takes
-// another letter and anything after it, or an end where no word ends.
+// noneOf returns a regular expression that matches every string but words. RE2 has no
+// negation, so the expression follows the words' letters. At each place it takes another
+// letter and anything after it, or an end where no word ends.
 func noneOf(words []string) string {
 	next := map[byte][]string{}
 	ends := false
@@ -169,8 +169,8 @@ func EndLog() *grpclogv3.HttpGrpcAccessLogConfig {
 	}}
 }
 
-// EndLogFilter selects the entries of EndLog by Envoy's response flags: the provider
-// reset the connection, the client did, or a limit of Envoy on either was reached.
+// EndLogFilter selects the entries of EndLog by Envoy's response flags. They say that the
+// provider or the client reset the connection, or that a limit of Envoy was reached.
 func EndLogFilter() *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
 		ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: []string{"UR", "UC", "UF", "UPE", "UT", "UMSDR", "LR", "SI", "DC", "DR", "DPE"}},

@@ -33,8 +33,7 @@ type ProcessConfig struct {
 	Concurrency int
 	// LogLevel is Envoy's own ("warning", "info", "debug", …); empty: "warning".
 	LogLevel string
-	// DrainTimeout is how long live exchanges may go on once Run is told to
-	// stop; 0: 10 s.
+	// DrainTimeout is how long live exchanges may go on when Run stops. 0: 10 s.
 	DrainTimeout time.Duration
 	Log          *slog.Logger
 }
@@ -84,7 +83,7 @@ func (p *Process) Run(ctx context.Context) error {
 // PID is the process id of the running Envoy, 0 while none runs.
 func (p *Process) PID() int { return p.child.PID() }
 
-// Restarts counts how often Envoy ended without being told to.
+// Restarts counts how often Envoy ended before it was stopped.
 func (p *Process) Restarts() int64 { return p.child.Restarts() }
 
 // Tail is the last lines that Envoy printed.
@@ -108,8 +107,8 @@ func (p *Process) line(line string) {
 	p.c.Log.Log(context.Background(), level, at[2], "process", "envoy", "logger", at[1])
 }
 
-// stop closes the listeners, lets live exchanges end, and then ends Envoy:
-// after it nobody can send, so what stands behind it may go.
+// stop closes the listeners, lets live exchanges end, and then ends Envoy. After it no
+// request can arrive, so the servers behind Envoy may stop.
 func (p *Process) stop(ctx context.Context, proc *os.Process) error {
 	drain, cancel := context.WithTimeout(ctx, p.c.DrainTimeout)
 	defer cancel()
@@ -188,7 +187,7 @@ func (a AdminClient) Live(ctx context.Context) error {
 	return err
 }
 
-// ActiveRequests counts the exchanges in hand on all listeners but admin's.
+// ActiveRequests counts the exchanges in flight on all listeners but admin's.
 func (a AdminClient) ActiveRequests(ctx context.Context) (n int64, err error) {
 	body, err := a.Get(ctx, "/stats?filter=^http\\..*\\.downstream_rq_active$")
 	if err != nil {
@@ -218,9 +217,8 @@ func environment() (env []string) {
 	return env
 }
 
-// Find returns the Envoy to use: the one that was asked for, or the one that
-// `make` installed for a program in programDir or the working directory, or the
-// one on PATH.
+// Find returns the Envoy to use: asked, if it is not empty. Else it is the one that `make`
+// installed for a program in programDir or the working directory, or the one on PATH.
 func Find(asked, programDir string) (string, error) {
 	if asked != "" {
 		path, err := exec.LookPath(asked)
@@ -261,7 +259,7 @@ func Version(ctx context.Context, path string) (string, error) {
 	return string(m[1]), nil
 }
 
-// CheckVersion refuses an Envoy that does not fail closed.
+// CheckVersion rejects an Envoy that does not fail closed.
 func CheckVersion(version string) error {
 	have, want := numbers(version), numbers(MinVersion)
 	for i := range want {

@@ -49,7 +49,7 @@ func TestFindSaysWhatToDo(t *testing.T) {
 	}
 }
 
-// static is an Envoy with one listener that answers by itself, and none of ours.
+// static is an Envoy with one listener that responds without extproc.
 func static(admin string, listen int, upstream string) []byte {
 	return fmt.Appendf(nil, `{
 	"node": {"id": "x", "cluster": "x"},
@@ -66,8 +66,8 @@ func static(admin string, listen int, upstream string) []byte {
 	  }}]}]}]}}`, admin, upstream, listen)
 }
 
-// An Envoy that is killed comes back; one that is told to stop lets the
-// exchange in hand end first.
+// An Envoy that is killed is started again. One that is stopped lets the exchange in flight
+// end first.
 func TestProcess(t *testing.T) {
 	path, dir, port := envoytest.Path(t), envoytest.SocketDir(t), envoytest.Port(t)
 	admin, upstream := filepath.Join(dir, "admin.sock"), filepath.Join(dir, "up.sock")
@@ -131,7 +131,7 @@ func TestProcess(t *testing.T) {
 	}()
 	<-arrived
 	cancel()
-	// The listener is closed first: wait for that, then let the answer go.
+	// The listener is closed first: wait for that, then let the response go.
 	for {
 		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {

@@ -23,16 +23,16 @@ type attribute struct {
 	kind     kind
 	min, max int64 // of a number
 
-	// selects says that the attribute is the agent's or the caller's own: an allow
-	// policy governs those for whom its conditions on such attributes are true. An
-	// address and a user agent are not: the next request may have others, and the
-	// client chooses them, so they must not lead out of a policy's reach.
+	// selects says that the attribute is the agent's or the caller's own. An allow policy
+	// governs those for whom its conditions on such attributes are true. An address and a
+	// user agent do not select. The client chooses them for each request, so they must not
+	// lead out of a policy's reach.
 	selects bool
 
 	// address says that it is an address, or may be one, and can be compared with ranges.
 	address bool
 
-	// one says that a text is none of those that the attribute can have, and why.
+	// one returns why the attribute cannot have a string, and what to do; "" if it can.
 	one func(string) (problem, fix string)
 }
 
@@ -52,8 +52,8 @@ const (
 // otherFamily is the family of each tool that has none.
 const otherFamily = "other"
 
-// attributeOf is the attribute with the name that conditions use. Where it is
-// none, fix says what to do.
+// attributeOf returns the attribute with the name that conditions use. If there is no such
+// attribute, fix says what to do.
 func attributeOf(name string) (a attribute, fix string) {
 	switch name {
 	case "agent.id", "agent.name", "agent.team", "agent.environment", "agent.tier":

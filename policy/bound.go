@@ -6,24 +6,24 @@ import (
 	"time"
 )
 
-// maxSteps is how many expressions an evaluation may come to, over and over ones
-// counted each time. A decision takes some forty; one among MaxPolicies allow policies
-// of maxConditions conditions each, all of which hold and none of which an index
-// helps with, takes 800,000.
+// maxSteps is the most expressions that an evaluation may evaluate; one that is evaluated
+// again counts again. A decision takes about forty. The most that documents can reach is
+// 800,000: MaxPolicies allow policies with maxConditions conditions each, all true, without
+// help of an index.
 const maxSteps = 2_000_000
 
-// deadline is how long an evaluation may take that is longer than clockEvery steps. It
-// is for what steps do not see. maxSteps take a second or two, so that it is steps that
-// end what does not end, and not a machine that is busy: the time in which others run
+// deadline is how long an evaluation may take that has more than clockEvery steps. It is
+// for work that steps do not count. maxSteps take a second or two, so an endless evaluation
+// ends by its steps. The deadline is longer, because on a busy machine the time of others
 // counts.
 const (
 	deadline   = 5 * time.Second
 	clockEvery = 1024 // steps; a power of two
 )
 
-// bound ends an evaluation that takes too long. OPA asks Cancelled before each
-// expression that it evaluates, so counting the questions is counting the work; it is
-// all that an ordinary evaluation pays, which never comes to read a clock.
+// bound ends an evaluation that takes too long. OPA calls Cancelled before each expression
+// that it evaluates, so counting the calls counts the work. An ordinary evaluation pays
+// only for that, and never reads a clock.
 //
 // It is OPA's topdown.Cancel, for one evaluation, in its goroutine.
 type bound struct {
@@ -57,5 +57,5 @@ func (b *bound) look() {
 	}
 }
 
-// Cancel is of OPA's interface. Nobody calls it.
+// Cancel is part of OPA's interface. It has no callers.
 func (b *bound) Cancel() { b.err = errTimeout }

@@ -31,10 +31,10 @@ type Bundle struct {
 
 var idForm = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 
-// Compile makes a Bundle of an org's policies, in whatever order they come. All of
-// them are taken or none: a document that this build does not understand is an
-// error that wraps an *Invalid and names the policy. Who gets it must go on with
-// the Bundle it has; a part of a set would decide as nobody wrote it.
+// Compile makes a Bundle of an org's policies, in any order. It takes all of them or none.
+// A document that this build does not understand is an error that wraps an *Invalid and
+// names the policy. The caller must then keep the Bundle it has: a part of a set would
+// decide otherwise than its author meant.
 func Compile(ctx context.Context, ps []Policy) (*Bundle, error) {
 	if len(ps) > MaxPolicies {
 		return nil, fmt.Errorf("policy: %d policies are more than %d", len(ps), MaxPolicies)
@@ -140,7 +140,7 @@ func sorted(ps []Policy) []Policy {
 	return slices.SortedFunc(slices.Values(ps), func(a, b Policy) int { return cmp.Compare(a.ID, b.ID) })
 }
 
-// versionOf is a digest of what tells policies apart; ps is sorted.
+// versionOf returns a digest of what distinguishes policies. ps is sorted.
 func versionOf(ps []Policy) string {
 	h := sha256.New()
 	var n [8]byte
@@ -181,11 +181,11 @@ func (b *Bundle) Decide(ctx context.Context, in Input) Decision {
 	return d
 }
 
-// failed is the decision where there is none.
+// failed is the decision when the evaluation failed.
 func failed(err error, version string) Decision {
-	r := Reason{Code: "policy_error", Message: "The policies could not be evaluated, so the request is refused."}
+	r := Reason{Code: "policy_error", Message: "The policies could not be evaluated, so the request is rejected."}
 	if errors.Is(err, errTimeout) || errors.Is(err, errSteps) {
-		r = Reason{Code: "policy_timeout", Message: "The policies could not be evaluated in time, so the request is refused."}
+		r = Reason{Code: "policy_timeout", Message: "The policies could not be evaluated in time, so the request is rejected."}
 	}
 	return Decision{Reasons: []Reason{r}, PolicyVersion: version, Err: err}
 }

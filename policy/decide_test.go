@@ -72,7 +72,7 @@ func (x table) allow(changes ...change) policy.Decision {
 	return d
 }
 
-// deny wants the code as the first reason.
+// deny requires the code as the first reason.
 func (x table) deny(code string, changes ...change) policy.Decision {
 	x.t.Helper()
 	d := x.decide(changes)
@@ -132,7 +132,7 @@ func TestBaseline(t *testing.T) {
 	x.deny("scope_missing", scopes("embeddings"))
 	x.deny("scope_missing", scopes())
 	x.deny("scope_missing", scopes("chat"))
-	x.deny("scope_missing", scopes("*"), operation("chat.completions", "")) // an operation of no scope is nobody's
+	x.deny("scope_missing", scopes("*"), operation("chat.completions", "")) // no scope includes an unknown operation
 	x.deny("scope_missing", operation("embeddings", "embeddings"))
 
 	// What models there are.
@@ -161,7 +161,7 @@ func TestBaseline(t *testing.T) {
 	})
 	x.allow(func(in *policy.Input) { in.Caller.KeyExpiresAt = time.Date(12026, 1, 1, 0, 0, 0, 0, time.UTC) })
 	x.deny("key_expired", func(in *policy.Input) { in.Request.Time = time.Date(12026, 1, 1, 0, 0, 0, 0, time.UTC) })
-	x.deny("key_expired", func(in *policy.Input) { in.Request.Time = time.Time{} }) // nobody knows whether it has
+	x.deny("key_expired", func(in *policy.Input) { in.Request.Time = time.Time{} }) // an unknown time may be after the expiry
 
 	x.deny("agent_inactive", func(in *policy.Input) { *in = policy.Input{} })
 
@@ -204,7 +204,7 @@ func TestDenyWins(t *testing.T) {
 	x.allow(func(in *policy.Input) { in.Agent.Environment = "dev" })
 	x.allow(func(in *policy.Input) { in.Agent.Environment = "" })
 
-	// All that deny are told, in the order of ids.
+	// All policies that deny are reported, in the order of ids.
 	d = x.deny("policy_denied", hour(3))
 	if want := []string{"pol_b", "pol_c"}; !slices.Equal(d.PolicyIDs, want) || len(d.Reasons) != 2 || d.Reasons[1].Message != `The policy "no-support \"at night\"" denies this request.` {
 		t.Errorf("%+v", d)
@@ -231,12 +231,12 @@ func TestGoverned(t *testing.T) {
 	x.deny("not_permitted", model("big-9"))
 	x.allow(team("lab"), model("big-9"))
 	x.deny("not_permitted", team("lab"))
-	// Nobody's: the baseline.
+	// No policy governs it: the baseline.
 	x.allow(team("sales"))
 	x.allow(team("sales"), model("big-9"))
 	x.allow(team(""), model("big-9"))
 	x.deny("model_not_allowed", team("sales"), model("secret"))
-	// What is asked for in vain of both is told in order.
+	// Every rejected model and tool is reported, in order.
 	if d := x.deny("model_not_allowed", model("secret")); len(d.Reasons) != 2 || d.Reasons[1].Code != "not_permitted" {
 		t.Errorf("%+v", d.Reasons)
 	}
@@ -548,8 +548,8 @@ func TestVersion(t *testing.T) {
 	differs("none", version())
 }
 
-// A set with one policy that this build does not understand is not taken at all:
-// whoever gets it keeps what it has.
+// A set with one policy that this build does not understand is rejected as a whole. The
+// caller keeps what it has.
 func TestCompileTakesAllOrNothing(t *testing.T) {
 	good := policy.Policy{ID: "pol_1", OrgID: "org_1", Version: 1, Document: []byte(`{"name": "x", "effect": "allow", "conditions": {}}`)}
 	newer := policy.Policy{ID: "pol_2", OrgID: "org_1", Version: 1, Document: []byte(`{"name": "y", "effect": "allow", "conditions": {"request.model": {"like": "a*"}}}`)}

@@ -7,13 +7,13 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
-// read turns what decision.rego answers into a Decision. ok is false for an answer
+// read turns what decision.rego answers into a Decision. ok is false for a response
 // that is not exactly of one of its forms:
 //
 //	{"effect": "allow", "allow": {[policy, {"rpm": n}]}, "key_rpm": n}
 //	{"effect": "deny", "refused": {[order, code, message]}, "deny": {policy}, "governs": {[policy]}, "approval": {policy}}
 //
-// OPA orders sets, refusals by their first element and policies by their id, so the
+// OPA orders sets, rejections by their first element and policies by their id, so the
 // same answer always gives the same Decision.
 func (b *Bundle) read(v ast.Value, in *Input) (d Decision, ok bool) {
 	doc, isObject := v.(ast.Object)
@@ -34,7 +34,7 @@ func (b *Bundle) read(v ast.Value, in *Input) (d Decision, ok bool) {
 	return d, ok
 }
 
-// answered holds the members of an answer, which are nil where they are missing.
+// answered holds the members of a response, which are nil where they are missing.
 type answered struct{ effect, allow, rpm, refused, deny, governs, approval ast.Value }
 
 func (a *answered) set(k *ast.Term, v ast.Value) {
@@ -60,7 +60,7 @@ func (b *Bundle) readAllow(d *Decision, a *answered, in *Input) bool {
 	allow, ok := a.allow.(ast.Set)
 	rpm, ok1 := a.rpm.(ast.Number)
 	if !ok || !ok1 || in.Agent.ID == "" || in.Caller.KeyID == "" {
-		return false // nobody to count for, or nobody at all
+		return false // no agent, or no limit to count for
 	}
 	d.Effect = Allow
 	if rpm != "0" && !d.limit("key", "rpm", rpm, KeyCount(in.Caller.KeyID)) {

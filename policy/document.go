@@ -47,7 +47,7 @@ type value struct {
 
 // Check returns nil if document is one that Compile takes, and else an *Invalid.
 // Nothing in a document is ever ignored: what this version does not understand
-// is refused.
+// is rejected.
 //
 // So is a literal with * or ?. In lists of models * stands for any text, but in a
 // condition it stands for itself, and a deny would never match. Compile takes such a

@@ -30,10 +30,9 @@ var (
 	errTimeout = errors.New("not decided in time")
 )
 
-// builtins are OPA's functions that Rego may use here. It is a list of what is
-// allowed and not of what is not, so that what a new OPA brings is not in it: no
-// network, no clock, no randomness, no environment. All of them give the same
-// answer to the same question, in a time that their arguments bound.
+// builtins returns OPA's functions that Rego may use here. It is an allow list, so that a
+// function of a new OPA is not in it: no network, no clock, no randomness, no environment.
+// The result of each depends only on its arguments, which also bound its time.
 func builtins() []string {
 	return []string{
 		"assign", "eq", "equal", "neq", "lt", "lte", "gt", "gte",
@@ -135,9 +134,9 @@ func compile(modules map[string]string) (*compiled, error) {
 	return &compiled{c, parsed}, nil
 }
 
-// inline replaces in module what it refers to as name.rule, where that rule of other
-// is nothing but a value, by the value: most orgs have no deny policy, or no allow
-// policy, and each "deny := set()" would cost as much as a rule that asks something.
+// inline replaces each reference name.rule in module by the rule's value, if that rule of
+// other is nothing but a value. Most orgs have no deny policy, or no allow policy. Without
+// this, each "deny := set()" would cost as much as a rule with conditions.
 func inline(module *ast.Module, name ast.Var, other *ast.Module) error {
 	if module == nil || other == nil {
 		return nil
@@ -219,12 +218,12 @@ func lean(c *ast.Compiler) {
 	c.Modules, c.ModuleTree, c.Graph, c.RewrittenVars = nil, nil, nil, nil
 }
 
-// evaluation is what one evaluation needs and the next can use again. It belongs to
-// one goroutine at a time.
+// evaluation is what one evaluation needs and the next can use again. It belongs to one
+// goroutine at a time.
 //
-// The query is whether the request is allowed. Why, and with which limits, is in the
-// decision document, of which OPA made a result on the way: to have the query answer
-// with it would copy it once more.
+// The query is whether the request is allowed. Reasons and limits are in the decision
+// document. OPA makes a result of that on the way, and returning it from the query would
+// copy it again.
 type evaluation struct {
 	query   *topdown.Query
 	allowed func(topdown.QueryResult) error
@@ -245,7 +244,7 @@ func (e *engine) evaluation() *evaluation {
 		WithStrictBuiltinErrors(true).
 		WithMetrics(metrics.NoOp()).
 		WithRequestMetadata(map[string]any{}).
-		WithTime(time.Unix(0, 1)). // there is no function that tells it
+		WithTime(time.Unix(0, 1)). // no builtin returns it
 		WithCancel(&ev.bound)
 	return ev
 }
@@ -271,7 +270,7 @@ func (e *engine) eval(ctx context.Context, in *Input, read func(allowed bool, do
 	default:
 		err = read(ev.answers == 1, doc.Value)
 	}
-	// After a panic it is not used again: nobody knows what it holds.
+	// After a panic it is not used again, since its state is unknown.
 	ev.results.reset()
 	ev.bound, ev.answers = bound{}, 0
 	e.idle.Put(ev)

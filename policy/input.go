@@ -254,8 +254,8 @@ func (s *section) write(in *Input, members [][2]*ast.Term, terms *[]ast.Term) *a
 	return term(ast.NewObject(members...))
 }
 
-// subject is what of the input is the same for an agent's next request with the same
-// key: as it was given, and as it was written from that.
+// subject is the part of the input that is the same for an agent's next request with the
+// same key: as it was given, and as it was written from that.
 type subject struct {
 	agent    AgentAttrs
 	caller   CallerAttrs
@@ -263,8 +263,8 @@ type subject struct {
 	sections [4]*ast.Term // of those that are fixed
 }
 
-// subject is the subject of in, from the few that are remembered, or written. What is
-// remembered is used only if nothing of it has changed, so nothing need be told to forget.
+// subject returns the subject of in, written now or remembered from before. A remembered
+// one is used only if all of it is equal, so nothing needs to be invalidated.
 func (w *writer) subject(in *Input) *subject {
 	place := &w.subjects[maphash.String(w.seed, in.Caller.KeyID)%uint64(len(w.subjects))]
 	if x := place.Load(); x != nil && x.is(in, w) {
@@ -394,8 +394,8 @@ func someMetadata(m map[string]any, keys []string) ast.Value {
 	return ast.NewObject(members...)
 }
 
-// scalarOf is nil for what is none, for the empty text, and for a number that
-// cannot be compared exactly.
+// scalarOf returns nil for a value that is no scalar, for the empty string, and for a
+// number that cannot be compared exactly.
 func scalarOf(v any) ast.Value {
 	switch v := v.(type) {
 	case string:

@@ -61,7 +61,7 @@ type AgentAttrs struct {
 	Team          string
 	Environment   string
 	Tier          string
-	Status        string         // "active", or the request is refused
+	Status        string         // "active", or the request is rejected
 	AllowedModels []string       // exact, or with "*" for anything; none: no model
 	Metadata      map[string]any // strings, numbers and bools; anything else is missing
 }
@@ -93,7 +93,7 @@ type CallerAttrs struct {
 	KeyScopes        []string // "*" is every scope; none: no scope
 	KeyAllowedModels []string // none: as the agent's
 	KeyExpiresAt     time.Time
-	KeyStatus        string // "active", or the request is refused
+	KeyStatus        string // "active", or the request is rejected
 	KeyRateLimit     int64  // requests per minute; 0: none of the key's own
 	IP               string
 	UserAgent        string
@@ -113,10 +113,13 @@ type Decision struct {
 	// At most maxReasons.
 	Reasons []Reason
 
-	// PolicyIDs names the policies that the effect rests on. Of an allowed request,
-	// those that permit it; of a refused one, those that deny it, and then, if none
-	// permits it, those that govern the agent. Each in the order of ids, and at most
-	// maxPolicyIDs.
+	// PolicyIDs names the policies that the effect rests on:
+	//
+	//   - of an allowed request, those that permit it
+	//   - of a rejected request, those that deny it
+	//   - of a rejected request that no policy permits, then those that govern the agent
+	//
+	// Each list is in the order of ids, and there are at most maxPolicyIDs.
 	PolicyIDs []string
 
 	// PolicyVersion names the set of policies that was asked: "sha256:" + hex.
@@ -124,7 +127,7 @@ type Decision struct {
 
 	// Limits holds all that apply to an allowed request: the key's, then those of
 	// the policies that permit it, in the order of ids. All of them are to be taken,
-	// or the request refused.
+	// or the request rejected.
 	Limits []Limit
 
 	// Err is why there is no decision, where the reason is policy_error or

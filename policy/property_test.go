@@ -210,7 +210,7 @@ func (o asked) there(name string) bool {
 
 // leaf is a comparison. An allow wants every member of a set, and a deny any one;
 // under "not" it is the other way round. Each strange value is read so that the
-// request is refused.
+// request is rejected.
 func (o asked) leaf(name, op string, with any, negated bool) truth {
 	every := o.allow != negated
 	of := func(members []string, one func(string) truth) truth {
@@ -479,7 +479,7 @@ var (
 	}).Filter(func(s string) bool { return policy.Check([]byte(s)) == nil || hasWildcard(s) })
 )
 
-// hasWildcard says whether Check refuses a document only for a literal with a "*".
+// hasWildcard says whether Check rejects a document only for a literal with a "*".
 func hasWildcard(doc string) bool {
 	var invalid *policy.Invalid
 	return errors.As(policy.Check([]byte(doc)), &invalid) && strings.Contains(invalid.Problem, "* or ?")
@@ -744,7 +744,7 @@ func TestComposition(t *testing.T) {
 				}
 			}
 		}
-		// No policy allows what the baseline refuses.
+		// No policy allows what the baseline rejects.
 		if d := decide(another(`{"name": "all", "effect": "allow", "conditions": {}}`)); d.Effect == policy.Allow && len(oracleBaseline(in)) > 0 {
 			t.Fatal("a policy allows what the baseline refuses")
 		}

@@ -30,8 +30,8 @@ func literal(s string) string {
 	return string(append(b, '"'))
 }
 
-// canonical is a number in the one form that numbers are compared in, which is a
-// float64's. ok is false for what is none, and for a whole one beyond maxInt.
+// canonical returns a number in the one form that numbers are compared in, a float64's. ok
+// is false for a string that is no number, and for an integer beyond maxInt.
 func canonical(s string) (_ string, f float64, ok bool) {
 	f, err := strconv.ParseFloat(s, 64)
 	switch {

@@ -64,8 +64,8 @@ func TestGenerated(t *testing.T) {
 	}
 }
 
-// TestRego runs the tests that are written in Rego, and wants each rule of the two
-// modules to have been true in one of them.
+// TestRego runs the tests that are written in Rego. Each rule of the two modules must have
+// been true in one of them.
 func TestRego(t *testing.T) {
 	tests, err := os.ReadFile("baseline_test.rego")
 	if err != nil {
@@ -225,7 +225,7 @@ governs := set()
 	}
 }
 
-// An answer that is not one of decision.rego's denies, as does none.
+// A response that is not one of decision.rego's denies, as does none.
 func TestNoAnswerDenies(t *testing.T) {
 	const none = "deny := set()\napproval := set()\nallow := set()\ngoverns := set()\n"
 	for name, module := range map[string]string{

@@ -10,8 +10,8 @@ import (
 	"github.com/ai-identity/ai-identity/policy"
 )
 
-// TestReloadUnderLoad is B10: while bundles are replaced, every decision is that of
-// exactly one of them, and its version says of which.
+// TestReloadUnderLoad is B10: while bundles are replaced, every decision is that of exactly
+// one of them, and its version names that one.
 func TestReloadUnderLoad(t *testing.T) {
 	const reloads, workers = 100, 4
 	// Bundle i limits team support to i+1 requests, and denies the model "odd" if i is odd.

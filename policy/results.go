@@ -8,10 +8,10 @@ import (
 	"github.com/open-policy-agent/opa/v1/topdown"
 )
 
-// results is what rules came to in one evaluation, by the references to them: a
+// results holds the results of rules in one evaluation, by the references to them: a
 // topdown.VirtualCache. OPA's own makes a map for each element of each reference. A
-// decision has some ten rules, so that looking at all of them is cheaper, and the
-// memory serves the next evaluation too. What is beyond few is kept in OPA's own.
+// decision has about ten rules, so a linear search is cheaper, and the memory serves the
+// next evaluation too. More than few results are kept in OPA's own.
 type results struct {
 	few    []result
 	terms  []*ast.Term // of the references in few
@@ -117,7 +117,7 @@ func (r *results) Keys() (refs []ast.Ref) {
 	return refs
 }
 
-// sameRef compares from the end, since references begin alike: data.aid.policies.…
+// sameRef compares from the end, since references begin alike (data.aid.policies).
 func sameRef(a, b ast.Ref) bool {
 	if len(a) != len(b) {
 		return false

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// What is remembered of a subject is never used for one that is not the same in all
-// that is written: whatever changes, a writer that remembers writes what a new one does.
+// A remembered subject is used only for one that is equal in all that is written. Whatever
+// changes, a writer that remembers writes the same as a new one.
 func TestSubjects(t *testing.T) {
 	for _, module := range []string{
 		`p := input`,
@@ -50,7 +50,7 @@ func TestSubjects(t *testing.T) {
 					*p = p.Add(1)
 				case *[]string:
 					if len(*p) > 0 {
-						(*p)[0] += "x" // where it is: whoever has the slice may write to it
+						(*p)[0] += "x" // in place: a caller may write to its slice
 						check(what)
 					}
 					*p = append(*p, "y")
@@ -93,7 +93,7 @@ func TestMetadataIsWhatIsRead(t *testing.T) {
 			t.Errorf("%s: %s, want %s", module, got, want)
 		}
 	}
-	// As modules were parsed, "input" by itself has another form.
+	// In modules as they were parsed, "input" alone has another form.
 	for _, module := range []string{`p := input`, `p if { x := input; x.agent.id == "y" }`, `p if input[input.agent.id]`, `p if object.get(input, "agent", {}) != {}`,
 		`p if object.get(input.agent, input.agent.id, "") != ""`, `p := input.agent`, `p if { some k; input.agent[k] == 1 }`, `p if count(input) == 7 with input as {}`} {
 		c, err := compile(map[string]string{"m.rego": "package m\n\n" + module})

@@ -47,8 +47,8 @@ const (
 	routesName   = "aid_routes"
 )
 
-// slack is how much larger than the largest body Envoy's buffers are, so that
-// extproc is the one who refuses what is a little too large.
+// slack is how much larger than the largest body Envoy's buffers are. So a body that is a
+// little too large is rejected by extproc.
 const slack = 1 << 20
 
 // Snapshot is what one org's Envoys get.
@@ -106,8 +106,8 @@ func Build(in Input) (*Snapshot, error) {
 }
 
 // Join makes one snapshot of several orgs' for an Envoy that serves all of them. The
-// listener and the routes to the management API are alike in all; a cluster's name is
-// a digest of its org, so that no route of one org leads to another's provider.
+// listener and the routes to the management API are alike in all. A cluster's name is a
+// digest of its org, so no route of one org leads to another's provider.
 func Join(all []*Snapshot) (*Snapshot, error) {
 	if len(all) == 0 || slices.Contains(all, nil) {
 		return nil, errors.New("xds: an org has no configuration for Envoy")

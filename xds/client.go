@@ -28,9 +28,9 @@ import (
 // is known is too old, or too many ask at once.
 var ErrUnavailable = errors.New("the control plane cannot be asked")
 
-// ErrDenied says that the control plane denied this node, by a definite answer: it was
-// revoked, has expired, is not known, or has not the role. Nothing is decided then. It
-// is ErrUnavailable too.
+// ErrDenied says that the control plane denied this node with a definite answer. The node
+// is revoked, expired or unknown, or lacks the role. Nothing is decided then. It is
+// ErrUnavailable too.
 var ErrDenied = fmt.Errorf("%w: it denies this node; give the node a valid token or certificate (`aid node create`)", ErrUnavailable)
 
 // ClientConfig is what a Client needs.
@@ -47,11 +47,11 @@ type ClientConfig struct {
 	// MaxCallers bounds the callers in memory that are not InUse; the longest unused
 	// go first. 0: 100,000.
 	MaxCallers int
-	// InUse, if not nil, says whether something is going on that began with the key.
-	// Then the key is kept, whatever MaxCallers is, so that its end is heard of. It
+	// InUse, if not nil, reports whether a request that began with the key is in flight.
+	// Then the key is kept, whatever MaxCallers is, so that its revocation is received. It
 	// must not block, nor call the client.
 	InUse func(p identity.Presented) bool
-	// Changed, if not nil, is told what the control plane now says of a key that
+	// Changed, if not nil, is called with what the control plane now returns for a key that
 	// was known. It must not block.
 	Changed func(p identity.Presented, c identity.Caller, known bool)
 
@@ -198,9 +198,9 @@ func (x *Client) Ready() error {
 	return nil
 }
 
-// Caller answers the caller who presents p. A known caller is answered
-// from memory; another one is asked for, once for all who want to know. The error
-// wraps verdict.ErrUnknownCaller or ErrUnavailable.
+// Caller returns the caller that presents p. A known caller is returned from memory.
+// Another one is requested, once for all who wait. The error wraps verdict.ErrUnknownCaller
+// or ErrUnavailable.
 func (x *Client) Caller(ctx context.Context, p identity.Presented, peer netip.Addr) (identity.Caller, error) {
 	if err := x.fresh(); err != nil {
 		x.metrics.lookups.WithLabelValues("stale").Inc()
@@ -252,9 +252,9 @@ func (x *Client) requestLocked(p identity.Presented, subscribe bool) {
 	}
 }
 
-// Run keeps what is known up to date until ctx is done. A stream that breaks is
-// opened again, soon and then ever later up to 3 s, each time after a random part
-// of that; what is known stays in between.
+// Run keeps the configuration up to date until ctx is done. A stream that breaks is opened
+// again after pauses that grow up to 3 s, with a random part. Meanwhile the last
+// configuration stays.
 func (x *Client) Run(ctx context.Context) error {
 	const first, last = 50 * time.Millisecond, 3 * time.Second
 	said := false
@@ -286,7 +286,7 @@ func (x *Client) Run(ctx context.Context) error {
 	}
 }
 
-// disconnected fails who waits for an answer that will not come.
+// disconnected fails who waits for a response that will not come.
 func (x *Client) disconnected() {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -66,7 +66,7 @@ func TestInUseIsKept(t *testing.T) {
 	others()
 }
 
-// A client that is stopped while an answer arrives stops.
+// A client that is stopped while a response arrives stops.
 func TestStopsWhileAnswered(t *testing.T) {
 	p := newPlane(t)
 	org := storetest.Org(t, p.db)

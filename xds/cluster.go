@@ -27,7 +27,7 @@ const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 // cluster is where a provider is, and host the name that it is to be called by.
 // There is no limit of ours on how many requests a provider gets: Envoy's default
-// of 1,024 would end streamed answers, which live long.
+// of 1,024 would end streamed responses, which live long.
 func (in Input) cluster(p provider.Provider) (c *clusterv3.Cluster, host string, err error) {
 	if err := provider.Validate(p); err != nil {
 		return nil, "", err

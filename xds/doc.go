@@ -1,5 +1,5 @@
-// Package xds is how configuration travels: what Envoy is told, what extproc is
-// told, and the server and the client of both.
+// Package xds distributes configuration: what Envoy and extproc receive, and the server and
+// the client for both.
 //
 //	build.go, …   Build: an org's providers → listener, routes, clusters; pure
 //	lint.go       Lint: what must hold of every snapshot before it is published
@@ -10,23 +10,24 @@
 //
 // # What a node gets
 //
-// A node authenticates with a join token or a client certificate, and gets the
-// resources of its org and of no other. An org's Envoy configuration, providers,
-// credentials and policies are subscribed to whole; callers one by one, by the
-// SHA-256 of their key. A name that does not exist is answered as removed.
+// A node authenticates with a join token or a client certificate. It receives the resources
+// of its orgs and of no other. An org's Envoy configuration, providers, credentials and
+// policies are wildcard subscriptions. Callers are subscribed to one by one, by the SHA-256
+// of their key. A name that does not exist is answered as removed.
 //
 // # What is published
 //
-// A snapshot that breaks "no verdict, no route" is not published: the last good one
-// stays. Neither is a policy that cannot be compiled. Both are counted and logged.
+// A snapshot without the rule "no decision, no route" is not published, and the last good
+// one stays. The same holds for a policy that cannot be compiled. Both are counted and
+// logged.
 //
-// Order: an Envoy gets new clusters before the routes that lead to them, and loses
-// old ones after. A sidecar gets credentials before providers, and the org itself
-// last, so that it decides from a whole configuration or not at all.
+// Order: an Envoy receives new clusters before the routes that lead to them, and loses old
+// ones after. A sidecar receives credentials before providers, and the org last. So it
+// decides from a whole configuration or not at all.
 //
 // # Why not the caches of go-control-plane
 //
-// Its messages and its types are used, its caches are not: they give no answer
-// about a name that does not exist, and copy what a node holds for each push. A
-// stream here is a loop over "what it should have, less what it was sent".
+// Its messages and its types are used, its caches are not. They give no response about a
+// name that does not exist, and copy what a node holds for each push. A stream here is a
+// loop over "what it should have, minus what it was sent".
 package xds

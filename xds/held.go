@@ -199,7 +199,7 @@ func (h held) org(ctx context.Context, id string, before verdict.Org) (verdict.O
 	return verdict.Org{ID: id, Tier: o.value.GetTier(), DigestKey: o.value.GetDigestKey(), Policies: bundle, Providers: registry}, nil
 }
 
-// change is what Changed is told, after the lock is given back.
+// change is an argument list of Changed, which is called after the lock is released.
 type change struct {
 	p      identity.Presented
 	caller identity.Caller
@@ -259,8 +259,8 @@ func (x *Client) receiveCallers(resp *discoveryv3.DeltaDiscoveryResponse) error 
 	return bad
 }
 
-// forgetLocked notes that nobody has the key, for a while, and unsubscribes from
-// it: junk must not be held at either end.
+// forgetLocked notes for a while that the key does not exist, and unsubscribes from it.
+// Junk must not be held at either end.
 func (x *Client) forgetLocked(p identity.Presented, now time.Time) (told []change) {
 	if _, had := x.callers[p]; had {
 		delete(x.callers, p)
@@ -280,10 +280,10 @@ func (x *Client) forgetLocked(p identity.Presented, now time.Time) (told []chang
 	return told
 }
 
-// makeRoomLocked forgets callers that were not used for long, of a few taken at
-// random each time: near enough to the longest unused, and no list to keep. Who is
-// in use stays: forgotten, nobody would be told that its key was revoked. If all
-// of the few are, the next one to come makes room.
+// makeRoomLocked forgets callers that were not used for long, of a few taken at random each
+// time. That is close to the least recently used, without a list. A caller in use stays:
+// otherwise the revocation of its key would not be received. If all of the few are in use,
+// the next call makes room.
 func (x *Client) makeRoomLocked() {
 	const sample = 32
 	for len(x.callers) > x.c.MaxCallers {

@@ -190,7 +190,7 @@ func (s *appendStream) send(ctx context.Context, b audit.Batch) (*aidv1.AppendRe
 	return s.Recv()
 }
 
-// bearer adds a join token to what is sent. gRPC's own credentials refuse to send
+// bearer adds a join token to what is sent. gRPC's own credentials reject to send
 // one without TLS, which a Unix socket does not need.
 func bearer(ctx context.Context, token string) context.Context {
 	if token == "" {

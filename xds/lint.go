@@ -99,14 +99,14 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 	l.want(h.GetPathWithEscapedSlashesAction() == hcmv3.HttpConnectionManager_REJECT_REQUEST ||
 		h.GetPathWithEscapedSlashesAction() == hcmv3.HttpConnectionManager_KEEP_UNCHANGED, "L06", "escaped slashes are decoded")
 	l.want(h.GetStripAnyHostPort(), "L06", "strip_any_host_port is off")
-	l.want(h.GetSchemeHeaderTransformation().GetMatchUpstream(), "L06", "a provider is told the client's scheme")
+	l.want(h.GetSchemeHeaderTransformation().GetMatchUpstream(), "L06", "the client's scheme is sent to a provider")
 	l.want(h.GetUseRemoteAddress().GetValue(), "L06", "use_remote_address is off: the client would say where it comes from")
 	l.want(h.GetXffNumTrustedHops() == 0 && len(h.GetOriginalIpDetectionExtensions()) == 0, "L06", "x-forwarded-for of clients is believed")
 	l.want(!h.GetPreserveExternalRequestId() && h.GetGenerateRequestId().GetValue(), "L06", "request ids are the client's")
 	l.want(h.GetForwardClientCertDetails() == hcmv3.HttpConnectionManager_SANITIZE_SET, "L06", "x-forwarded-client-cert of clients is believed")
 	l.want(h.GetStreamErrorOnInvalidHttpMessage().GetValue(), "L06", "stream_error_on_invalid_http_message is off")
 	c := h.GetCommonHttpProtocolOptions()
-	l.want(c.GetHeadersWithUnderscoresAction() == corev3.HttpProtocolOptions_REJECT_REQUEST, "L06", "headers with underscores are not refused")
+	l.want(c.GetHeadersWithUnderscoresAction() == corev3.HttpProtocolOptions_REJECT_REQUEST, "L06", "headers with underscores are not rejected")
 	l.want(!h.GetHttpProtocolOptions().GetAcceptHttp_10(), "L06", "HTTP/1.0 is accepted")
 	l.want(!h.GetHttpProtocolOptions().GetAllowChunkedLength(), "L06", "chunked bodies with a content-length are accepted")
 	l.want(len(h.GetUpgradeConfigs()) == 0 && !h.GetHttp2ProtocolOptions().GetAllowConnect(), "L07", "upgrades or CONNECT are on")
@@ -138,7 +138,7 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 	l.want(removed, "L05", "clients may send "+envoy.HeaderRoute)
 }
 
-// replies must name none of what Envoy says of itself, and leave no answer out.
+// replies must name none of what Envoy says of itself, and leave no response out.
 func (l *lint) replies(c *hcmv3.LocalReplyConfig) {
 	ms := c.GetMappers()
 	if len(ms) < 2 || c.GetBodyFormat() != nil {
@@ -180,8 +180,8 @@ func (l *lint) filters(fs []*hcmv3.HttpFilter) {
 	l.want(p.GetGrpcService().GetEnvoyGrpc().GetClusterName() == envoy.ClusterExtProc, "L01", "somebody else than extproc is asked")
 	l.want(!p.GetFailureModeAllow(), "L02", "failure_mode_allow is on")
 	l.want(!p.GetObservabilityMode(), "L02", "observability_mode is on")
-	l.want(!p.GetDisableImmediateResponse(), "L02", "disable_immediate_response is on: refusals would pass")
-	l.want(!p.GetSendBodyWithoutWaitingForHeaderResponse(), "L03", "bodies are sent before the headers are judged")
+	l.want(!p.GetDisableImmediateResponse(), "L02", "disable_immediate_response is on: rejections would pass")
+	l.want(!p.GetSendBodyWithoutWaitingForHeaderResponse(), "L03", "bodies are sent before the headers are evaluated")
 	l.want(p.GetAllowModeOverride() == (len(p.GetAllowedOverrideModes()) > 0), "L03", "any mode may be chosen")
 	for _, m := range p.GetAllowedOverrideModes() {
 		l.want(m.GetRequestBodyMode() == extprocv3.ProcessingMode_BUFFERED && m.GetRequestTrailerMode() == p.GetProcessingMode().GetRequestTrailerMode() &&
@@ -200,7 +200,7 @@ func (l *lint) filters(fs []*hcmv3.HttpFilter) {
 	l.want(!r.GetAllowEnvoy().GetValue() && !r.GetAllowAllRouting().GetValue(), "L04", "x-envoy-* or routing headers may be changed")
 	l.want(p.GetMessageTimeout().AsDuration() >= seconds(5).AsDuration(), "L08", "message_timeout is not set, or too short")
 	l.want(p.GetMaxMessageTimeout().AsDuration() == 0, "L08", "extproc may take longer than message_timeout")
-	l.want(p.GetRouteCacheAction() == extprocv3.ExternalProcessor_DEFAULT, "L05", "the route cache is not cleared by the verdict alone")
+	l.want(p.GetRouteCacheAction() == extprocv3.ExternalProcessor_DEFAULT, "L05", "the route cache is not cleared by the decision alone")
 }
 
 func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clusterv3.Cluster) {
@@ -224,7 +224,7 @@ func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clust
 	l.want(end.GetMatch().GetPrefix() == "/" && len(end.GetMatch().GetHeaders()) == 0 && end.GetRoute().GetCluster() == nowhere &&
 		end.GetRoute().GetClusterNotFoundResponseCode() == routev3.RouteAction_SERVICE_UNAVAILABLE && len(end.GetRoute().GetRequestMirrorPolicies()) == 0, "L05",
 		"what no route matches is not answered 503")
-	l.want(clusters[nowhere] == nil, "L05", "there is a cluster for what has no verdict")
+	l.want(clusters[nowhere] == nil, "L05", "there is a cluster for requests without a decision")
 	reached := map[string]bool{}
 	for i, r := range vh.GetRoutes()[1:last] {
 		a := r.GetRoute()
@@ -250,7 +250,7 @@ func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clust
 	}
 }
 
-// providerRoute must be reached by the verdict, and be judged.
+// providerRoute must be reached by the decision, and be evaluated.
 func (l *lint) providerRoute(r *routev3.Route, cluster string) {
 	hs, read := r.GetMatch().GetHeaders(), false
 	if len(hs) == 2 && hs[1].GetName() == envoy.HeaderAnswer { // it narrows the match
@@ -258,10 +258,10 @@ func (l *lint) providerRoute(r *routev3.Route, cluster string) {
 		l.want(slices.Contains(r.GetRequestHeadersToRemove(), envoy.HeaderAnswer), "L05", envoy.HeaderAnswer+" is sent upstream")
 	}
 	l.want(len(hs) == 1 && hs[0].GetName() == envoy.HeaderRoute && !hs[0].GetInvertMatch() && !hs[0].GetTreatMissingHeaderAsEmpty() &&
-		hs[0].GetStringMatch().GetExact() == cluster && !hs[0].GetStringMatch().GetIgnoreCase(), "L05", "a provider is reached without the verdict for exactly "+cluster)
-	l.want(slices.Contains(r.GetRequestHeadersToRemove(), envoy.HeaderRoute), "L05", "the verdict is sent upstream")
+		hs[0].GetStringMatch().GetExact() == cluster && !hs[0].GetStringMatch().GetIgnoreCase(), "L05", "a provider is reached without the decision for exactly "+cluster)
+	l.want(slices.Contains(r.GetRequestHeadersToRemove(), envoy.HeaderRoute), "L05", "the decision is sent upstream")
 	for _, name := range envoysOwn {
-		l.want(slices.Contains(r.GetRequestHeadersToRemove(), name), "L06", "a provider is told of the client's connection by "+name)
+		l.want(slices.Contains(r.GetRequestHeadersToRemove(), name), "L06", "the client's connection is sent to a provider in "+name)
 	}
 	l.want(len(r.GetRequestHeadersToAdd()) == 0, "L05", "a provider's route adds headers")
 	c := r.GetTypedPerFilterConfig()
@@ -274,7 +274,7 @@ func (l *lint) providerRoute(r *routev3.Route, cluster string) {
 	}
 	l.want(len(r.GetResponseHeadersToAdd()) == 0, "L13", "a provider's route adds response headers, which are removed again")
 	l.want(r.GetRoute().GetHostRewriteLiteral() != "", "L06", "a provider would get the gateway's host")
-	l.want(r.GetRoute().GetTimeout() != nil && r.GetRoute().GetTimeout().AsDuration() == 0, "L08", "a provider's answer is cut after a while")
+	l.want(r.GetRoute().GetTimeout() != nil && r.GetRoute().GetTimeout().AsDuration() == 0, "L08", "a provider's response has a timeout")
 	l.want(r.GetRoute().GetIdleTimeout().AsDuration() >= seconds(60).AsDuration(), "L08", "a provider's route has no idle timeout, or a short one")
 	for _, on := range strings.Split(r.GetRoute().GetRetryPolicy().GetRetryOn(), ",") {
 		switch on {
@@ -314,7 +314,7 @@ func (l *lint) managementRoute(r *routev3.Route) {
 		path = strings.TrimSuffix(prefix, "/")
 		l.want(prefix != path, "L01", "the management path "+prefix+" also stands for what only begins like it")
 	}
-	l.want(slices.Contains(ManagementPaths, path), "L01", fmt.Sprintf("%q goes to the management API and is none of its paths", path))
+	l.want(slices.Contains(ManagementPaths, path), "L01", fmt.Sprintf("%q goes to the management API, which does not have it", path))
 	var disabled extprocv3.ExtProcPerRoute
 	c := r.GetTypedPerFilterConfig()
 	l.want(len(c) == 1 && unpacks(c[envoy.FilterExtProc], &disabled) && disabled.GetDisabled(), "L01", "a management route changes filters in another way")

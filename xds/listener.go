@@ -79,7 +79,7 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 		ServerHeaderTransformation:    hcmv3.HttpConnectionManager_OVERWRITE,
 		ServerName:                    "aid",
 
-		// What two parsers could read differently is refused.
+		// What two parsers could read differently is rejected.
 		StreamErrorOnInvalidHttpMessage: yes(),
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
 			IdleTimeout:                  seconds(900),
@@ -88,7 +88,7 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 		},
 		HttpProtocolOptions: &corev3.Http1ProtocolOptions{
 			AcceptHttp_10: false, AllowChunkedLength: false,
-			EnableTrailers: true, // to be seen, and refused, on both protocols alike
+			EnableTrailers: true, // to be seen, and rejected, on both protocols alike
 		},
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
 			MaxConcurrentStreams:        wrapperspb.UInt32(1000),
@@ -119,7 +119,8 @@ func early() *corev3.TypedExtensionConfig {
 	return &corev3.TypedExtensionConfig{Name: "envoy.http.early_header_mutation.header_mutation", TypedConfig: pack(envoy.EarlyMutation())}
 }
 
-// filters are, with allowed origins, the one that answers browsers, then extproc, if Envoy reads usage its filter for that, and the router.
+// filters are these: CORS, with allowed origins; extproc; Envoy's usage filter, if Envoy
+// reads usage; the router.
 func (in Input) filters() []*hcmv3.HttpFilter {
 	filter := func(name string, config *hcmv3.HttpFilter_TypedConfig) *hcmv3.HttpFilter {
 		return &hcmv3.HttpFilter{Name: name, ConfigType: config}
@@ -144,7 +145,7 @@ func (in Input) filters() []*hcmv3.HttpFilter {
 		})}))
 	}
 	return append(fs, filter("envoy.filters.http.router", &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&routerv3.Router{
-		SuppressEnvoyHeaders: true, // x-envoy-upstream-service-time is nobody's business
+		SuppressEnvoyHeaders: true, // x-envoy-upstream-service-time is not for clients
 	})}))
 }
 

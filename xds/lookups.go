@@ -33,7 +33,7 @@ type lookups struct {
 // lookup is one key, however many requests wait for it.
 type lookup struct {
 	key  identity.Presented
-	done chan struct{} // closed when the answer is in callers or unknown, or err is set
+	done chan struct{} // closed when the response is in callers or unknown, or err is set
 	err  error
 
 	peer    netip.Prefix

@@ -24,7 +24,7 @@ func newServerMetrics(r prometheus.Registerer, nodes func() int) (*serverMetrics
 	}
 	m := &serverMetrics{
 		acks:        counter("acks_total", "Answers that nodes took, by type.", "type"),
-		nacks:       counter("nacks_total", "Answers that nodes refused, by type. Not 0: a node runs on an older configuration.", "type"),
+		nacks:       counter("nacks_total", "Responses that nodes rejected, by type. Not 0: a node runs on an older configuration.", "type"),
 		pushed:      counter("resources_pushed_total", "Resources sent, removals included, by type.", "type"),
 		unpublished: counter("unpublished_total", "Configuration that was not published, by what it was; the last good one stays.", "what"),
 		refused:     plain("refused_total", "Nodes turned away because they did not authenticate."),
@@ -66,12 +66,12 @@ func newClientMetrics(r prometheus.Registerer, callers, lookups func() int, age 
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "aid_xds_client_" + name, Help: help}, value)
 	}
 	m := &clientMetrics{
-		lookups:  counter("lookups_total", "Look-ups of callers, by result.", "result"),
-		rejected: counter("rejected_total", "Answers of the control plane that were refused, by type; what was known before stays.", "type"),
+		lookups:  counter("lookups_total", "Lookups of callers, by result.", "result"),
+		rejected: counter("rejected_total", "Responses of the control plane that were rejected, by type. The last accepted ones stay.", "type"),
 		received: counter("resources_total", "Resources received, removals included, by type.", "type"),
 		evicted:  prometheus.NewCounter(prometheus.CounterOpts{Name: "aid_xds_client_evicted_total", Help: "Callers forgotten to make room."}),
 		first: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "aid_xds_client_first_lookup_seconds", Help: "Time of the first look-up of a key, at the control plane.", Buckets: prometheus.ExponentialBuckets(.0005, 2, 13),
+			Name: "aid_xds_client_first_lookup_seconds", Help: "Time of the first lookup of a key, at the control plane.", Buckets: prometheus.ExponentialBuckets(.0005, 2, 13),
 		}),
 	}
 	for _, k := range kinds {

@@ -23,7 +23,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// What Envoy puts into its answers while it gives them.
+// What Envoy puts into its responses while it gives them.
 const (
 	requestIDNow = "%REQ(X-REQUEST-ID)%"
 	statusNow    = "%RESPONSE_CODE%"
@@ -88,7 +88,7 @@ var replacements = []struct {
 	reply   provider.Error
 }{
 	{statusMatches("401"), "provider_unauthorized", provider.Error{Code: "provider_unauthorized",
-		Message: "The provider refused the gateway's credential. Your key is fine; an administrator must renew the provider's."}},
+		Message: "The provider rejected the gateway's credential. Your key is fine; an administrator must renew the provider's."}},
 	{redirects(), "provider_redirects", provider.Error{Code: "provider_redirects",
 		Message: "The provider sends requests elsewhere, where the gateway does not follow. An administrator must correct its base URL."}},
 	{classMatches("1xx"), "provider_protocol", provider.Error{Code: "provider_protocol",
@@ -144,9 +144,9 @@ func redirects() *matcherv3xds.Matcher_MatcherList_Predicate {
 	}}
 }
 
-// formats are the formats of errors, each with the condition on a path that asks
-// for it: what provider.FormatOf says, in CEL, and a test holds the two equal. The
-// last one is for everything else.
+// formats are the formats of errors, each with the condition on a path that requests it.
+// The condition is provider.FormatOf in CEL, and a test compares the two. The last format
+// is for everything else.
 var formats = []struct {
 	format provider.Format
 	asks   string // of PATH
@@ -158,7 +158,7 @@ var formats = []struct {
 	{provider.FormatOpenAI, ""},
 }
 
-// asks is true where the caller's format is f. After the verdict the path is the
+// asks is true where the caller's format is f. After the decision the path is the
 // provider's; if that asks for another format, extproc has said which one the
 // caller's is. Without a path, since the request's head could not be read, it is
 // true for none.
@@ -213,10 +213,10 @@ func extprocs() *accesslogv3.AccessLogFilter {
 	return cel(`response.code_details.startsWith("` + envoy.DetailsPrefix + `")`)
 }
 
-// replyBody is what provider's Encode makes of e, with what is only known later. A
-// request whose head was refused has no id: then it is null, where Encode would
-// leave it out (Envoy's omit_empty_values would leave out OpenAI's param too).
-// Encode writes an object, always; if it did not, Lint would find the body empty.
+// replyBody is what provider's Encode makes of e, with placeholders for what is only known
+// later. A request whose headers were rejected has no id: then it is null, where Encode
+// would leave it out. (Envoy's omit_empty_values would leave out OpenAI's param too.)
+// Encode always writes an object. Otherwise Lint would find an empty body.
 func replyBody(f provider.Format, e provider.Error) *structpb.Struct {
 	anyStatus := e.Status == 0
 	if anyStatus {

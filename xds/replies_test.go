@@ -18,8 +18,8 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// A real Envoy answers by itself, since there is no extproc: on each path it must
-// choose the format that provider.FormatOf does, and write what Encode would.
+// Without extproc, a real Envoy responds. On each path it must choose the format that
+// provider.FormatOf chooses, and write what Encode would.
 func TestRepliesOfEnvoy(t *testing.T) {
 	dir := envoytest.SocketDir(t)
 	in := input("stream", providers()...)

@@ -175,7 +175,7 @@ func unpackCaller(p identity.Presented, m *aidv1.Caller) (identity.Caller, error
 	return c, nil
 }
 
-// revoked is when a key was revoked of which only that is known.
+// revoked is the time of a revocation whose time is not known.
 var revoked = time.Unix(1, 0).UTC()
 
 func stamp(t time.Time) *timestamppb.Timestamp {

@@ -19,21 +19,21 @@ import (
 
 func uitoa(n uint64) string { return strconv.FormatUint(n, 10) }
 
-// ManagementPaths go to the management API, which asks for credentials of its own
-// kind, and never to a provider: on their routes extproc is off, and the header
-// that leads to providers has been removed from the request. Each stands for
-// itself and for what is below it.
+// ManagementPaths go to the management API and never to a provider. The API requires its
+// own kind of credentials. On these routes extproc is off, and the header that leads to
+// providers has been removed from the request. Each path stands for itself and for all
+// paths below it.
 var ManagementPaths = []string{
 	"/v1/agents", "/v1/policies", "/v1/providers", "/v1/org-keys", "/v1/nodes", "/v1/me", "/v1/audit",
 	"/v1/shadow-agents", "/v1/approvals", "/v1/attestations", "/v1/compliance",
 	"/docs", "/redoc", "/openapi.json", "/openapi.yaml", "/openapi-3.0.json", "/openapi-3.0.yaml", "/schemas", "/.well-known",
 }
 
-// nowhere is the cluster of what has no verdict. It does not exist, so Envoy answers
+// nowhere is the cluster of what has no decision. It does not exist, so Envoy answers
 // 503; the lint keeps every cluster from having this name.
 const nowhere = "no-verdict-no-route"
 
-// routes is the whole table: to providers by the verdict, to the management API by
+// routes is the whole table: to providers by the decision, to the management API by
 // path, and else nowhere.
 func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 	all := append([]*routev3.Route{escapedSlash()}, providers...)
@@ -55,7 +55,7 @@ func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 	}
 	end := ended(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}})
 	if len(in.Origins) > 0 {
-		// The route of each request before its verdict, which is when the filter reads this.
+		// The route of each request before its decision, which is when the filter reads this.
 		// The management API has no such policy.
 		end.TypedPerFilterConfig = map[string]*anypb.Any{envoy.FilterCORS: pack(in.cors())}
 	}
@@ -70,9 +70,9 @@ func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 	}
 }
 
-// ended is a route that leads nowhere. It is no direct response: the bound on a
-// request's body holds only for routes to a cluster (Envoy 1.40), and before the
-// verdict this is the route.
+// ended is a route that leads nowhere. It is no direct response, because the bound on a
+// request's body holds only for routes to a cluster (Envoy 1.40). Before the decision every
+// request has this route.
 func ended(m *routev3.RouteMatch) *routev3.Route {
 	return &routev3.Route{
 		Match: m,
@@ -83,7 +83,7 @@ func ended(m *routev3.RouteMatch) *routev3.Route {
 }
 
 // escapedSlash is the first route: no path with an escaped slash or backslash goes to
-// a provider or to the management API, whatever the verdict. extproc itself answers
+// a provider or to the management API, whatever the decision. extproc itself answers
 // GET /v1/models/{model}, where SDKs write the name "org/model" in this way.
 func escapedSlash() *routev3.Route {
 	return ended(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_SafeRegex{
@@ -103,10 +103,10 @@ func (in Input) cors() *corsv3.CorsPolicy {
 	return p
 }
 
-// envoysOwn are the headers that Envoy itself adds to a request after those of the
-// client's by these names are gone, and that extproc cannot remove: Envoy needs
-// x-forwarded-proto to find a route, and x-envoy-* is closed to extproc. They say
-// who the client is and how it came, which is none of the provider's business.
+// envoysOwn are headers that Envoy adds to a request after the client's headers of these
+// names are removed. extproc cannot remove them: Envoy needs x-forwarded-proto to find a
+// route, and x-envoy-* is closed to extproc. They describe the client and its connection,
+// and must not reach the provider.
 var envoysOwn = []string{"x-forwarded-proto", "x-envoy-external-address", "x-envoy-internal"}
 
 func overwrite(name, value string) *corev3.HeaderValueOption {
@@ -131,10 +131,10 @@ func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*rou
 			Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 				ClusterSpecifier:     &routev3.RouteAction_Cluster{Cluster: cluster},
 				HostRewriteSpecifier: &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: host},
-				Timeout:              seconds(0),   // an answer takes as long as it takes,
+				Timeout:              seconds(0),   // a response takes as long as it takes,
 				IdleTimeout:          seconds(600), // but says something
 				// Only where nothing was sent. The same cluster, so the same
-				// credential; and the request was judged once for all tries.
+				// credential; and the request was evaluated once for all tries.
 				RetryPolicy: &routev3.RetryPolicy{
 					RetryOn: "connect-failure,refused-stream,reset-before-request", NumRetries: wrapperspb.UInt32(2),
 				},
@@ -160,7 +160,7 @@ func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*rou
 		return []*routev3.Route{route("", 0)}
 	}
 	// First the one for answers that extproc reads. Envoy reads no usage there: the
-	// trailers in which it would say so come after the end of a translated answer.
+	// trailers in which it would say so come after the end of a translated response.
 	read := build("", 0, true)
 	read.Match.Headers = append(read.Match.Headers, &routev3.HeaderMatcher{
 		Name: envoy.HeaderAnswer, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true},

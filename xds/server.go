@@ -50,7 +50,8 @@ type ServerConfig struct {
 	// key of its own that is derived from it. Empty: the record has no digests.
 	DigestKey []byte
 
-	// Heartbeat is how often nodes are told that the database answers. 0: 2 s.
+	// Heartbeat is the interval of heartbeats to nodes, sent while the database responds.
+	// 0: 2 s.
 	Heartbeat time.Duration
 	Now       func() time.Time // nil: time.Now
 	Log       *slog.Logger     // nil: slog.Default()
@@ -74,7 +75,7 @@ type Server struct {
 	orgs    map[string]*orgState // those that a node is connected for
 	joined  map[string]joined    // by the orgs' ids
 	streams map[*stream]struct{}
-	synced  bool      // the database's changes are heard of
+	synced  bool      // notifications of the database are received
 	beat    time.Time // the last heartbeat
 }
 
@@ -137,7 +138,7 @@ func (s *Server) connected() int {
 	return len(s.streams)
 }
 
-// Run hears of changes and pushes them until ctx is done.
+// Run receives changes of the database and pushes them until ctx is done.
 func (s *Server) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -370,8 +371,8 @@ func (s *Server) each(org string, fn func(*stream)) {
 	}
 }
 
-// resync reads everything that somebody is connected for anew: what was said while
-// nobody listened is lost.
+// resync reads everything again that a connected node has, because notifications were lost
+// while the connection was down.
 func (s *Server) resync(ctx context.Context) error {
 	s.mu.Lock()
 	var orgs []string
@@ -419,7 +420,7 @@ func (s *Server) heartbeats(ctx context.Context) {
 	}
 }
 
-// identify finds the node that a stream is of, or says why there is none.
+// identify returns the node of a stream, or the reason why it is not known.
 func (s *Server) identify(ctx context.Context) (identity.Node, error) {
 	presented, err := presentedBy(ctx)
 	if err != nil {

@@ -430,7 +430,7 @@ func TestOrg(t *testing.T) {
 	}
 }
 
-// An org's nodes get that org's, and who is nobody gets nothing.
+// An org's nodes get what is that org's, and an unknown node gets nothing.
 func TestIsolation(t *testing.T) {
 	p := newPlane(t)
 	one, two := storetest.Org(t, p.db), storetest.Org(t, p.db)
@@ -444,7 +444,7 @@ func TestIsolation(t *testing.T) {
 	if _, err := x.Org(two); err == nil {
 		t.Error("another org's configuration")
 	}
-	// Records of another org are refused; one's own are taken.
+	// Records of another org are rejected; one's own are taken.
 	ship := xds.NewIngest(p.conn(), token)
 	if _, err := ship.Send(ctx(t), audit.Batch{Writer: "w_1", Records: []audit.Record{{Seq: 1, Org: two, Entry: []byte("{}")}}}); status.Code(errors.Unwrap(err)) != codes.PermissionDenied {
 		t.Errorf("another org's record: %v", err)
@@ -528,7 +528,7 @@ func TestStaleness(t *testing.T) {
 	}
 }
 
-// Keys that nobody has leave nothing behind, and callers are kept up to a number.
+// Unknown keys leave nothing behind, and callers are kept up to a number.
 func TestBounds(t *testing.T) {
 	p := newPlane(t)
 	org := storetest.Org(t, p.db)

@@ -138,8 +138,8 @@ type joined struct {
 	view view
 }
 
-// envoyLocked is the configuration of an Envoy that serves the orgs: one listener,
-// the routes of each org, which differ by their clusters, and their clusters.
+// envoyLocked returns the configuration of an Envoy that serves the orgs. It has one
+// listener, the routes of each org, which differ by their clusters, and their clusters.
 func (s *Server) envoyLocked(ctx context.Context, orgs []*orgState) view {
 	var ids []string
 	var from []*Snapshot

@@ -21,7 +21,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// Bounds of one answer; what is more comes in several.
+// Bounds of one response; what is more comes in several.
 const (
 	maxAnswerResources = 1000
 	maxAnswerBytes     = 2 << 20
@@ -58,7 +58,7 @@ type stream struct {
 	nonce uint64
 }
 
-// subscription is what a stream wants of a type, and what it was sent.
+// subscription is what a stream is subscribed to of a type, and what it was sent.
 type subscription struct {
 	whole    bool
 	names    map[string]struct{}
@@ -142,8 +142,8 @@ func (s *Server) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryServi
 	}
 }
 
-// request takes what a node says: what it wants from now on, and whether it took
-// what it was sent.
+// request handles a node's request: its changed subscriptions, and its ACK or NACK of what
+// it was sent.
 func (st *stream) request(ctx context.Context, req *discoveryv3.DeltaDiscoveryRequest) error {
 	t := req.GetTypeUrl()
 	if d := req.GetErrorDetail(); d != nil {
@@ -182,7 +182,7 @@ func (st *stream) request(ctx context.Context, req *discoveryv3.DeltaDiscoveryRe
 		}
 		sub.names[name] = struct{}{}
 		if !first {
-			delete(sub.sent, name) // who asks again is told again
+			delete(sub.sent, name) // a node that asks again is sent it again
 		}
 		switch {
 		case t != CallerType:

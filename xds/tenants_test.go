@@ -76,9 +76,9 @@ func (p *plane) fetch(token, typeURL string) (*discoveryv3.DeltaDiscoveryRespons
 	return g.Recv()
 }
 
-// One gateway serves several orgs, whose providers have the same ids, names and
-// models: a request's key decides the org, and with it the provider, its cluster and
-// its credential. An org that the gateway does not serve is not there at all.
+// One gateway serves several orgs, whose providers have the same ids, names and models. A
+// request's key decides the org, and with it the provider, its cluster and its credential.
+// An org that the gateway does not serve does not exist for it.
 func TestWrongTenant(t *testing.T) {
 	p := newPlane(t)
 	var orgs []string
@@ -184,8 +184,8 @@ func TestWrongTenant(t *testing.T) {
 	}
 }
 
-// An org that revokes its share of a gateway is not served any more, and the others
-// are; a gateway that gets one more serves it without a restart.
+// An org that revokes its share of a gateway is not served any more, and the others are. A
+// gateway that gets one more org serves it without a restart.
 func TestOrgLeavesGateway(t *testing.T) {
 	p := newPlane(t)
 	one, two := storetest.Org(t, p.db), storetest.Org(t, p.db)

@@ -23,8 +23,8 @@ import (
 func auditCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "audit",
-		Short: "Look after the record",
-		Long:  `audit has what an operator does with the record beside reading it through the API.`,
+		Short: "Verify the audit log",
+		Long:  `audit has the commands for the audit log that the API does not have.`,
 	}
 	cmd.AddCommand(auditVerifyCommand())
 	return cmd
@@ -37,9 +37,7 @@ func auditVerifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Check an organization's chain from its first entry to its last",
-		Long: `verify reads every entry of an organization in order and checks that the sequence
-has no gap, that each entry's HMAC is right over exactly the bytes that are
-stored and the one before, and that the chain ends where its head says.
+		Long: `verify reads every entry of an organization in order, and checks:
 
 It says up to which entry and time it has looked, and exits with 1 at the first
 thing that is wrong, naming its sequence number. An HMAC is no proof against

@@ -15,10 +15,10 @@ func envoyBootstrapCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "envoy-bootstrap",
 		Short: "Print the configuration that an Envoy beside `aid extproc` starts with",
-		Long: `envoy-bootstrap prints, as JSON, what an Envoy is started with that stands beside
-an ` + "`aid extproc`" + `: where the control plane is, where extproc's socket is, limits,
-and an admin interface on a private Unix socket. Everything else, listeners
-included, comes from the control plane: without it this Envoy listens on nothing.
+		Long: `envoy-bootstrap prints the start configuration of an Envoy beside an ` + "`aid extproc`" + `,
+as JSON. It has the addresses of the control plane and of extproc, limits, and an admin
+interface on a private Unix socket. Everything else, listeners included, comes from the
+control plane: without it this Envoy listens on nothing.
 
 A join token has no place in it, since Envoy shows its configuration to every caller of its
 admin interface. With a token, let ` + "`aid extproc --listen-xds`" + ` serve Envoy.`,
@@ -64,7 +64,7 @@ admin interface. With a token, let ` + "`aid extproc --listen-xds`" + ` serve En
 	f.StringVar(&c.API.Address, "api", "", "management API that the gateway passes /v1/agents and the like to: host:port on this machine or unix:/path; empty: none")
 	f.StringVar(&c.Admin, "admin", "/run/aid/envoy.sock", "Unix socket of Envoy's admin interface")
 	f.Int64Var(&c.MaxConnections, "max-connections", 0, "connections of clients at once (default 50000)")
-	f.Int64Var(&c.MaxHeapBytes, "max-heap", 0, "bytes of memory at which requests are refused (default 2147483648)")
+	f.Int64Var(&c.MaxHeapBytes, "max-heap", 0, "bytes of memory at which requests are rejected (default 2147483648)")
 	f.Int64Var(&c.MaxStreams, "max-streams", 0, "exchanges at once, streamed answers included (default 50000)")
 	return cmd
 }

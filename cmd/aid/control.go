@@ -42,12 +42,12 @@ func controlCommand() *cobra.Command {
 Envoy and every ` + "`aid extproc`" + ` over xDS, and appends what the sidecars record to each
 org's chain in Postgres.
 
-Replicas need nothing but the same database and the same key files; any of them
-can serve any node. The schema must be there before: ` + "`aid migrate`" + `.
+Replicas need the same database and the same key files. Each replica can serve
+every node. The schema must be there before: ` + "`aid migrate`" + `.
 
 Nodes authenticate with a join token or a client certificate. On an address that
 others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
-/readyz turns red, nothing new is accepted, and what is in hand ends.`,
+/readyz turns red, nothing new is accepted, and requests in flight end.`,
 		Example: `  # on one machine, behind a Unix socket
   export AID_POSTGRES='postgres://aid_app@/aid?host=/run/postgresql'
   aid control --listen-xds unix:/run/aid/xds.sock --fernet-keys fernet.keys \
@@ -78,7 +78,7 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	f.StringVar(&c.files.ca, "tls-client-ca", "", "PEM `file` of the CA of nodes' certificates (their SPIFFE ids are the nodes' identities)")
 	f.StringVar(&c.fernet, "fernet-keys", "", "`file` with the keys that seal provider credentials, one a line; the first seals, all open")
 	f.StringVar(&c.hmac, "hmac-keys", "", "`file` with the keys of the audit chain, one \"EPOCH HEX\" a line; the newest seals, all verify")
-	f.StringVar(&c.digest, "digest-key", "", "`file` with the hex key of the digests of request bodies in the record")
+	f.StringVar(&c.digest, "digest-key", "", "`file` with the hex key of the digests of request bodies in the audit log")
 	f.StringVar(&c.gateway, "gateway", defaultGateway, "`address` that Envoys listen on for applications")
 	f.StringVar(&c.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
 	f.StringVar(&c.providerCA, "provider-ca", "", "PEM `file` on the Envoys' machines that vouches for providers (default: "+xds.SystemCAs+")")
@@ -298,8 +298,8 @@ func (c *control) xdsServer(secure *tls.Config, control *xds.Server) *grpc.Serve
 	return s
 }
 
-// serveGRPC serves s on l until ctx is done. Streams of xDS never end by
-// themselves: who is connected then is told to go, and cut soon after.
+// serveGRPC serves s on l until ctx is done. Streams of xDS have no end of their own:
+// connected nodes get a GOAWAY, and are cut soon after.
 func serveGRPC(ctx context.Context, l net.Listener, s *grpc.Server) error {
 	failed := make(chan error, 1)
 	go func() { failed <- s.Serve(l) }()
@@ -349,9 +349,9 @@ func openStore(ctx context.Context, url string, connections int32, reg prometheu
 	return db, nil
 }
 
-// waitForStore is openStore that waits while the database is away, as it is when both
-// are started together. What a later try cannot mend ends it: a wrong URL or password,
-// a role that may do too much, a schema that is too old.
+// waitForStore is openStore that waits while the database cannot be reached, as when both
+// are started together. An error that a later try cannot change ends the wait: a wrong URL
+// or password, a role with too many rights, a schema that is too old.
 func waitForStore(ctx context.Context, url string, connections int32, reg prometheus.Registerer, log *slog.Logger) (*store.DB, error) {
 	const pause, repeat = time.Second, 30 * time.Second
 	said := time.Time{}

@@ -38,8 +38,8 @@ type writerFunc func([]byte)
 
 func (f writerFunc) Write(b []byte) (int, error) { f(b); return len(b), nil }
 
-// When the partitions of the next months cannot be made, it is an error in the log, a
-// metric that was there before, and an answer of /readyz.
+// If the partitions of the next months cannot be made, the log has an error, /readyz
+// reports it, and a metric that exists from the start counts it.
 func TestPartitionsFailLoudly(t *testing.T) {
 	db := storetest.Open(t)
 	var log strings.Builder

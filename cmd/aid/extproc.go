@@ -35,14 +35,14 @@ func extprocCommand() *cobra.Command {
 	s := &sidecar{}
 	cmd := &cobra.Command{
 		Use:   "extproc",
-		Short: "Run the sidecar beside Envoy that judges each request",
-		Long: `extproc answers Envoy's external processing filter: it identifies the agent,
-decides, writes the decision down durably, and only then lets Envoy forward.
+		Short: "Run the sidecar beside Envoy that evaluates each request",
+		Long: `extproc serves Envoy's external processing filter. It identifies the agent, decides,
+records the decision durably, and only then lets Envoy forward.
 
-It knows no database. Policies, providers and the keys in use come from the
-control plane (--xds) and stay in memory; what it records waits in --segments
-until the control plane has it. Without a control plane it goes on with what it
-knows for --max-staleness, then refuses everything.
+It uses no database. Policies, providers and the keys in use come from the control
+plane (--xds) and stay in memory. What it records waits in --segments until the
+control plane has it. Without a control plane it continues with what it has for
+--max-staleness, then rejects every request.
 
 /readyz is green once a request sent to --gateway-url came here through Envoy. On
 SIGTERM /readyz turns red and requests are served on for --lame-duck, so that a load
@@ -51,8 +51,8 @@ progress may end within --drain, and the audit log is flushed and shipped. The w
 --lame-duck ends early when Envoy has closed its connections. A second signal skips
 --lame-duck and --drain, and a third ends the process at once.
 
-Keep --segments on a disk that survives this process: what is there and not yet
-shipped is the record.`,
+Keep --segments on a disk that survives this process. It is the only copy of entries
+that are not yet shipped.`,
 		Example: `  # in a pod, beside Envoy
   aid extproc --xds aid-control.aid.svc:18000 --tls-ca /run/tls/ca.pem --tls-cert /run/tls/tls.crt \
       --tls-key /run/tls/tls.key --segments /var/lib/aid --gateway-url http://127.0.0.1:8080
@@ -80,8 +80,8 @@ shipped is the record.`,
 	f.StringVar(&s.serverName, "tls-server-name", "", "name that the control plane's certificate carries (default: the host of --xds)")
 	f.StringVar(&s.files.cert, "tls-cert", "", "PEM `file` of this node's client certificate")
 	f.StringVar(&s.files.key, "tls-key", "", "PEM `file` of its key")
-	f.StringVar(&s.segments, "segments", "", "`folder` for the record on its way to the control plane; durable, and of this sidecar alone")
-	f.Int64Var(&s.maxBacklog, "max-backlog", 4<<30, "`bytes` of segments at which requests are refused: nothing is forwarded that cannot be recorded")
+	f.StringVar(&s.segments, "segments", "", "`folder` for audit entries on their way to the control plane; durable, and of this sidecar alone")
+	f.Int64Var(&s.maxBacklog, "max-backlog", 4<<30, "`bytes` of segments at which requests are rejected: nothing is forwarded that cannot be recorded")
 	f.Int64Var(&s.keepAcked, "keep-acked", 2<<30, "`bytes` of segments to keep on top once the control plane has them, for 24h, in case its database is restored (negative: none)")
 	f.Int64Var(&s.minFree, "min-free", 64<<20, "free `bytes` on that disk below which requests are refused")
 	f.StringVar(&s.gatewayURL, "gateway-url", "", "`URL` of the Envoy that this sidecar judges for; /readyz sends a request through it (default: /readyz does not know whether Envoy asks us)")
@@ -121,16 +121,16 @@ type sidecar struct {
 	log *slog.Logger
 }
 
-// check refuses what cannot be meant.
+// check rejects what cannot be meant.
 func (s *sidecar) check() error {
 	if err := extproc.CheckDomains(s.domains); err != nil {
 		return usagef("--domains: %v", err)
 	}
 	switch {
 	case s.xds == "":
-		return usagef("--xds: say where the control plane is, such as control.example.com:18000 or unix:/run/aid/xds.sock")
+		return usagef("--xds is required: the address of the control plane, such as control.example.com:18000 or unix:/run/aid/xds.sock")
 	case s.segments == "":
-		return usagef("--segments: name a folder for the record, on a disk that survives this process, such as /var/lib/aid/segments")
+		return usagef("--segments is required: a folder for the audit log, on a disk that survives this process, such as /var/lib/aid/segments")
 	case s.maxBody <= 0:
 		return usagef("--max-body %d: want a number of bytes above 0", s.maxBody)
 	case s.maxWaiting < 4*s.maxBody:
@@ -142,7 +142,7 @@ func (s *sidecar) check() error {
 	case s.maxStreams <= 0:
 		return usagef("--max-streams %d: want a number above 0", s.maxStreams)
 	case !local(s.listen):
-		return usagef("--listen %s: others could reach it, and it trusts whoever speaks to it: use unix:/path or 127.0.0.1", s.listen)
+		return usagef("--listen %s: this address can be reached from other machines, and every client is trusted. Use unix:/path or 127.0.0.1", s.listen)
 	case s.envoyXDS != "" && !strings.HasPrefix(s.envoyXDS, "unix:"):
 		return usagef("--listen-xds %s: every process of this machine could reach it: use unix:/path in a folder that only Envoy and we may enter", s.envoyXDS)
 	case s.files.ca == "" && !local(s.xds):
@@ -164,9 +164,9 @@ func (s *sidecar) run(ctx context.Context) error {
 	if s.nodeID == "" {
 		s.nodeID, _ = os.Hostname()
 	}
-	// The live heap is a few MB, so that by Go's rule (collect when it has doubled)
-	// the collector would run all the time. Memory that nobody touches is not
-	// resident, and counts as live: it gives a constant room instead.
+	// The live heap is a few MB. By Go's rule (collect when it has doubled) the collector
+	// would run all the time. Unused memory is not resident and counts as live, so this
+	// adds constant room.
 	room := make([]byte, 16<<20)
 	defer runtime.KeepAlive(room)
 
@@ -213,7 +213,7 @@ func (s *sidecar) run(ctx context.Context) error {
 		return writer.Ship(shipping, xds.NewIngest(conn, ""))
 	})
 
-	var server *extproc.Server // made below; nobody calls Changed or InUse before Run
+	var server *extproc.Server // made below; Changed and InUse are called only by Run
 	client, err := xds.NewClient(xds.ClientConfig{
 		Conn: conn, NodeID: s.nodeID, MaxStaleness: s.maxStaleness, MaxCallers: s.maxCallers,
 		InUse:   func(p identity.Presented) bool { return server.InUse(p) },
@@ -291,7 +291,7 @@ func (s *sidecar) end(ctx context.Context, ready *readiness, server *extproc.Ser
 	last, cancel := context.WithTimeout(ctx, s.shipLast)
 	defer cancel()
 	if err := writer.WaitShipped(last); err != nil {
-		s.log.Warn("part of the record waits here for the next start", "segments", s.segments, "err", err)
+		s.log.Warn("part of the audit log waits here for the next start", "segments", s.segments, "err", err)
 	}
 }
 
@@ -342,8 +342,8 @@ func (s *sidecar) server(handler extprocv3.ExternalProcessorServer, more ...grpc
 		// than the limit by what was read at once. No message is rejected for its size.
 		grpc.MaxRecvMsgSize(maxMessage(s.maxBody)), grpc.MaxSendMsgSize(maxMessage(s.maxBody)),
 		grpc.MaxConcurrentStreams(uint32(s.maxStreams)+1000),
-		// Small, so that Envoy stops reading a response that is not taken here: what waits
-		// for extproc is otherwise bounded only by the limit for request bodies.
+		// Small, so that Envoy stops reading a response that is not taken here. Otherwise
+		// only the limit for request bodies bounds what waits for extproc.
 		grpc.InitialWindowSize(256<<10), grpc.InitialConnWindowSize(16<<20),
 		grpc.ReadBufferSize(64<<10), grpc.WriteBufferSize(64<<10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
@@ -353,7 +353,7 @@ func (s *sidecar) server(handler extprocv3.ExternalProcessorServer, more ...grpc
 	return g
 }
 
-// ready says whether requests are judged: we can record, we know what to decide
+// ready says whether requests are evaluated: we can record, we know what to decide
 // by, and a request that enters at Envoy arrives here.
 func (s *sidecar) ready(server *extproc.Server, client *xds.Client, writer *audit.Writer) check {
 	gateway := &http.Client{
@@ -377,7 +377,7 @@ func (s *sidecar) ready(server *extproc.Server, client *xds.Client, writer *audi
 			}
 		}
 		if age, ok := client.Staleness(); ok && age > staleAfter {
-			return stillReady(fmt.Sprintf("control plane: its last answer is %v old; requests are refused from %v on (--max-staleness)", age.Round(time.Second), s.maxStaleness))
+			return stillReady(fmt.Sprintf("control plane: its last answer is %v old; requests are rejected from %v on (--max-staleness)", age.Round(time.Second), s.maxStaleness))
 		}
 		return nil
 	}
@@ -387,7 +387,7 @@ func (s *sidecar) ready(server *extproc.Server, client *xds.Client, writer *audi
 // heartbeats.
 const staleAfter = 15 * time.Second
 
-// canary sends a request to Envoy and wants to see it arrive here.
+// canary sends a request to Envoy and returns nil if it arrives here.
 func canary(ctx context.Context, gateway *http.Client, url string, server *extproc.Server) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()

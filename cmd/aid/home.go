@@ -175,7 +175,7 @@ func (h *home) writeEndpoints(e endpoints) error {
 	return writeFile(h.path("endpoints.json"), append(b, '\n'), 0o644)
 }
 
-// writeFile writes whole files only: whoever reads path sees the old or the new.
+// writeFile replaces a file in one step: a reader of path sees the old or the new content.
 func writeFile(path string, b []byte, mode fs.FileMode) error {
 	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode)
 	if err != nil {

@@ -10,14 +10,14 @@ import (
 	"time"
 )
 
-// life holds what lives, in the order in which it was started, and ends it in
-// the reverse order: what depends on something ends before it does. Each part
-// has a context of its own, for exactly that reason.
+// life holds the running parts in the order of their start, and ends them in the reverse
+// order. So a part ends before what it depends on. Each part has a context of its own for
+// this.
 type life struct {
 	log   *slog.Logger
 	mu    sync.Mutex
 	parts []part
-	ended chan error // the first part that ended without being told to
+	ended chan error // the first part that ended before it was stopped
 }
 
 type part struct {

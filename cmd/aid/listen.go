@@ -185,7 +185,7 @@ func certificates(text []byte) (all [][]byte) {
 	}
 }
 
-// serveHTTP serves h on l until ctx is done, and then lets requests in hand end
+// serveHTTP serves h on l until ctx is done, and then lets requests in flight end
 // for a few seconds. No timeout is left at "none".
 func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	s := &http.Server{

@@ -1,14 +1,14 @@
-// Command aid identifies AI agents, decides what they may ask of LLM
-// providers, writes that down, and lets Envoy forward it.
+// Command aid identifies AI agents, evaluates their requests to LLM providers by policy,
+// records each decision, and lets Envoy forward what is allowed.
 //
 //	aid up        everything on this machine: the newcomer's way, and the single host's
 //	aid control   the control plane: management API, xDS, audit ingest
-//	aid extproc   the sidecar beside Envoy that judges each request
+//	aid extproc   the sidecar beside Envoy that evaluates each request
 //	aid migrate   brings the database's schema up to date, before a rollout
 //
-// This is the only package that reads flags and the environment, the only one
-// that sees all others, and the one that decides the order of death. There is a
-// file for each subcommand, and each wires by hand what it needs.
+// This is the only package that reads flags and the environment, the only one that imports
+// all others, and the one that decides the order of shutdown. There is a file for each
+// subcommand, and each wires by hand what it needs.
 package main
 
 import (
@@ -75,9 +75,9 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "aid",
 		Short: "Identity, policy and a record for AI agents, in front of any LLM provider",
-		Long: `aid knows which AI agent sends each request to an LLM provider, decides whether
-it may, writes that down so that it can be proved later, and only then lets
-Envoy forward it.
+		Long: `aid identifies the AI agent behind each request to an LLM provider, and decides by
+policy whether the request is allowed. It records the decision so that it can be
+proved later, and only then lets Envoy forward the request.
 
 New here? Start everything on this machine and follow what it prints:
 

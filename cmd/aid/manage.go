@@ -23,9 +23,9 @@ import (
 	"github.com/ai-identity/ai-identity/store"
 )
 
-// manage is what the commands share that change the database themselves, and not
-// through the API: they exist for what comes before the first org key. What they
-// change is in the org's record like everything else.
+// manage is what commands share that change the database directly, not through the API.
+// They are for what comes before the first org key. Their changes are in the org's audit
+// log like all others.
 type manage struct {
 	postgres, hmac, org, home string
 

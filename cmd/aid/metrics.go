@@ -33,8 +33,8 @@ type stillReady string
 
 func (s stillReady) Error() string { return string(s) }
 
-// status is what every process of ours serves beside its work: /metrics,
-// /healthz (this process answers) and /readyz (it can do its work, or why not).
+// status is what each of our processes serves beside its work: /metrics, /healthz (this
+// process responds) and /readyz (it can do its work, or the reason why not).
 func status(metrics http.Handler, ready check) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
@@ -58,8 +58,8 @@ func status(metrics http.Handler, ready check) http.Handler {
 	return mux
 }
 
-// profiled adds Go's profiles under /debug/pprof/ to what a status server serves, if
-// that was asked for: they tell of this process's insides, and cost while taken.
+// profiled adds Go's profiles under /debug/pprof/ to what a status server serves, if on.
+// They show the insides of this process, and cost CPU while they run.
 func profiled(h http.Handler, on bool) http.Handler {
 	if !on {
 		return h
@@ -138,7 +138,7 @@ func gathered(reg *prometheus.Registry) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// remember keeps a check's answer for a while, so that being asked often costs
+// remember keeps a check's response for a while, so that being asked often costs
 // nothing, and asks once where many ask at the same moment.
 func remember(d time.Duration, c check) check {
 	var mu sync.Mutex
@@ -263,9 +263,9 @@ func label(name, value string) *dto.LabelPair { return &dto.LabelPair{Name: &nam
 
 func ptr[T any](v T) *T { return &v }
 
-// envoyMetrics are those of Envoy's that an operator of ours looks at: what
-// happens downstream and upstream, and the counters of ext_proc, of which some
-// must stay 0 (design: failure_mode_allowed, spurious_msgs_received, …).
+// envoyMetrics are Envoy's metrics for our operators: traffic downstream and upstream, and
+// the counters of ext_proc. Some of those must stay 0 (design: failure_mode_allowed,
+// spurious_msgs_received, …).
 var envoyMetrics = regexp.MustCompile(`^envoy_(http_(downstream_(rq|cx)|ext_proc|no_route|passthrough)|ext_proc|cluster_(upstream_(rq|cx)|ext_proc|circuit|membership)|control_plane|cluster_manager|listener_(manager|downstream)|overload|server_(uptime|live|version|memory|concurrency|total_connections|worker)|runtime_load)`)
 
 // filtered keeps of Envoy's thousands of metrics those that envoyMetrics names.

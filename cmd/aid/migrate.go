@@ -16,15 +16,14 @@ func migrateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Bring the database's schema up to date, before a rollout",
-		Long: `migrate runs the migrations that the database does not have yet, under a lock, and
-says what it does. Run it as the owner before servers of a new version start:
-they refuse a schema that is too old, and work with one that is newer.
+		Long: `migrate runs the missing migrations of the database, under a lock, and prints each. Run
+it as the owner before servers of a new version start. They reject a schema that is
+too old, and work with one that is newer.
 
-With --provision it first makes the roles aid_owner, aid_app and aid_auditor and
-the database, as an administrator, and then migrates as the owner; run again, it
-changes only what is missing.
-Passwords come from files: without one a role has none, and gets in only as
-the server's own rules let it (peer, a certificate).`,
+With --provision it first makes the database and the roles aid_owner, aid_app and
+aid_auditor, as an administrator. Then it migrates as the owner. A second run changes
+only what is missing. Passwords come from files. A role without a password file has no
+password: it can connect only as the server's rules allow (peer, a certificate).`,
 		Example: `  # once, as an administrator
   export AID_POSTGRES='postgres://postgres@db.example.com/postgres?sslmode=verify-full&passfile=admin.pgpass'
   aid migrate --provision --database aid --owner-password-file owner.pw --app-password-file app.pw

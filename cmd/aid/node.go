@@ -17,10 +17,9 @@ func nodeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "node",
 		Short: "Say which Envoys and sidecars may fetch an organization's configuration",
-		Long: `node manages the machines that enforce: each Envoy and each ` + "`aid extproc`" + ` presents
-a join token or a certificate to the control plane, and gets what its
-organization is entitled to, credentials included. One that is not known gets
-nothing.`,
+		Long: `node manages the machines that enforce. Each Envoy and each ` + "`aid extproc`" + ` presents a
+join token or a certificate to the control plane. It receives the configuration of its
+organizations, credentials included. An unknown node receives nothing.`,
 	}
 	cmd.AddCommand(nodeCreateCommand(), nodeListCommand(), nodeRevokeCommand())
 	return cmd

@@ -19,9 +19,9 @@ func orgCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "org",
 		Short: "Make an organization, and the keys that manage it",
-		Long: `org makes what must be there before anybody can use the management API: an
+		Long: `org makes what the management API needs before its first use: an
 organization and its first key. Everything else is done with that key through
-the API. ` + "`aid up`" + ` does this by itself for its organization "default".`,
+the API. ` + "`aid up`" + ` does this for its organization "default".`,
 	}
 	key := &cobra.Command{Use: "key", Short: "Keys that manage an organization"}
 	key.AddCommand(orgKeyCreateCommand())

@@ -28,9 +28,9 @@ var defaultOrg = identity.Org{ID: "org_default", Name: "default"}
 // joinToken is what the sidecar and Envoy of `aid up` show to the control plane.
 type joinToken struct{ file, secret string }
 
-// settle makes what must be there before anything is served: the organization,
-// its first key, the node that this machine is, and the providers of --providers.
-// What is there already is left alone, so that a second start changes nothing.
+// settle makes what must exist before anything is served: the organization, its first key,
+// this machine's node, and the providers of --providers. What exists is left alone, so a
+// second start changes nothing.
 func (u *up) settle(ctx context.Context, at database) (joinToken, error) {
 	var none joinToken
 	// Only the owner may make organizations.
@@ -128,7 +128,7 @@ type settler struct {
 	now    time.Time
 }
 
-// bootstrap is who `aid up` is in the record.
+// bootstrap is who `aid up` is in the audit log.
 var bootstrap = audit.Actor{Kind: "bootstrap", ID: "aid-up"}
 
 func (s settler) org(ctx context.Context) error {
@@ -147,9 +147,9 @@ func (s settler) org(ctx context.Context) error {
 	})
 }
 
-// kept returns the secret of a file, or makes one there. The file comes first and
-// its row second: if we die between the two, the next start finds the file and
-// makes the row; the other way round the secret would be lost.
+// kept returns the secret of a file, or makes one there. The file is written before its
+// row: if we die in between, the next start finds the file and makes the row. In the other
+// order the secret would be lost.
 func kept(file string, kind identity.Kind) (secret string, hash [32]byte, err error) {
 	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
 		secret, _, err := identity.Mint(kind, rand.Reader)
@@ -272,8 +272,8 @@ func (s settler) providers(ctx context.Context, file string) error {
 	return nil
 }
 
-// model is one that a provider serves, for the first request that we print: the
-// stand-in's, or one that is named in full, or a known one that a pattern allows.
+// model returns a model for the first request that we print. It is the stand-in's, or one
+// that is named in full, or a known one that a pattern allows.
 func (s settler) model(ctx context.Context) (model string, err error) {
 	if s.standIn != "" {
 		return standInModel, nil

@@ -12,11 +12,11 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 )
 
-// tracing is switched on by the standard variables alone: with
-// OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT) set and OTEL_SDK_DISABLED
-// not true, spans go there; the exporter and the sampler read the other OTEL_*
-// themselves. Otherwise it returns nil: no spans, and traceparent is passed on
-// all the same. stop sends what is left.
+// tracing is set by the standard variables only. Spans are sent to
+// OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT), if that is set and OTEL_SDK_DISABLED
+// is not true. The exporter and the sampler read the other OTEL_* variables. Otherwise tp
+// is nil: there are no spans, and traceparent is still passed on. stop sends the remaining
+// spans.
 func tracing(ctx context.Context, service string) (tp *sdktrace.TracerProvider, stop func(), err error) {
 	on := os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" || os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") != ""
 	if !on || os.Getenv("OTEL_SDK_DISABLED") == "true" || os.Getenv("OTEL_TRACES_EXPORTER") == "none" {

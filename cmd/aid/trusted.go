@@ -26,12 +26,12 @@ const maxFile = 4 << 20
 // secret that others can read:
 //
 //   - The file is a regular file of ours or of root's, and so is each link to it.
-//   - Nobody else may write it.
+//   - No other user may write it.
 //   - A secret of ours has at most mode 0600. One of root's has at most mode 0640, since
-//     Kubernetes and systemd hand secrets over like that.
+//     Kubernetes and systemd pass on secrets like that.
 //
-// The checks are made on the open file, so that it cannot be exchanged after them. No
-// error quotes the file.
+// The checks are made on the open file, so that it cannot be exchanged after them. No error
+// quotes the file.
 func readTrusted(path string, who audience) ([]byte, error) {
 	if link, err := os.Lstat(path); err != nil {
 		return nil, err

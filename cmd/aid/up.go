@@ -39,16 +39,15 @@ func upCommand() *cobra.Command {
 		Use:   "up",
 		Short: "Run everything on this machine: Postgres, control plane, sidecar, Envoy",
 		Long: `up runs the whole product on this machine, as the same processes and over the same
-sockets as in production: an embedded Postgres (or yours, with --postgres), the
-control plane, the sidecar that judges requests, and a real Envoy. They are
-supervised, started again if they die, and die with it.
+sockets as in production. These are an embedded Postgres (or yours, with --postgres),
+the control plane, the sidecar that evaluates requests, and a real Envoy. They are
+supervised: they are started again if they end, and end with up.
 
 State is in one folder (--home). The first time, an organization "default" is
 made there and its key written to org.key: that key manages agents and keys.
 
-When everything works, proved by a request that went through Envoy and was seen
-by the sidecar, up writes endpoints.json into the folder and prints "ready" as its last
-line on stdout. Progress and the log are on stderr. Ctrl-C stops everything
+up is ready when a request of its own has gone through Envoy and the sidecar. Then it
+writes endpoints.json into the folder and prints "ready" as its last line on stdout. Progress and the log are on stderr. Ctrl-C stops everything
 in order; a second one stops it at once.`,
 		Example: `  # with a provider, whose key is in a variable
   cat > providers.yaml <<END
@@ -107,7 +106,7 @@ in order; a second one stops it at once.`,
 	f.Int64Var(&u.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
 	f.DurationVar(&u.maxStaleness, "max-staleness", 10*time.Minute, "how long the sidecar goes on deciding without the control plane")
 	f.IntVar(&u.concurrency, "envoy-concurrency", 0, "worker threads of Envoy (default: one for each CPU)")
-	f.DurationVar(&u.drain, "drain", 10*time.Second, "how long requests in hand may go on when stopping")
+	f.DurationVar(&u.drain, "drain", 10*time.Second, "how long requests in flight may go on when stopping")
 	f.BoolVar(&u.pprof, "pprof", false, "let the control plane and the sidecar serve Go's profiles on their sockets in the folder's run/")
 	return cmd
 }
@@ -136,10 +135,10 @@ type up struct {
 	children []*process.Child // changed under mu, by the goroutine of run alone
 	stopping atomic.Bool
 
-	postgresRestarts func() int64 // of the embedded one; nil: there is none
+	postgresRestarts func() int64 // of the embedded Postgres; nil: another one is used
 }
 
-// say tells the person at the terminal what is being done.
+// say prints progress for the person at the terminal.
 func (u *up) say(format string, args ...any) {
 	fmt.Fprintf(u.errs, "aid: "+format+"\n", args...)
 }
@@ -405,7 +404,7 @@ func (u *up) child(ctx context.Context, self, name string, env map[string]string
 	u.life.start(ctx, name, c.Run)
 }
 
-// ready is nil only if a request that enters at the gateway is judged: the
+// ready returns nil only if a request that enters at the gateway is evaluated. The
 // sidecar's own readiness sends one through Envoy and waits for it to arrive.
 func (u *up) ready(ctx context.Context) error {
 	if u.stopping.Load() {
@@ -431,10 +430,10 @@ func (u *up) ready(ctx context.Context) error {
 }
 
 func (u *up) waitReady(ctx context.Context) error {
-	return u.until(ctx, "a request through Envoy to be judged", 60*time.Second, u.ready)
+	return u.until(ctx, "a request through Envoy to be evaluated", 60*time.Second, u.ready)
 }
 
-// until asks until the answer is nil. It gives up when limit is over, when a
+// until asks until the response is nil. It gives up when limit is over, when a
 // part of us has failed, or when a child dies again and again.
 func (u *up) until(ctx context.Context, what string, limit time.Duration, ask check) error {
 	deadline := time.NewTimer(limit)
@@ -483,7 +482,7 @@ func (u *up) allMetrics(reg *prometheus.Registry) http.Handler {
 	)
 }
 
-// next tells a newcomer what to do now.
+// next prints the next steps for a newcomer.
 func (u *up) next(e endpoints, took time.Duration) {
 	u.say("ready after %.1f s", took.Seconds())
 	fmt.Fprintf(u.errs, `
@@ -494,7 +493,7 @@ func (u *up) next(e endpoints, took time.Duration) {
 
 `, e.Gateway, e.Gateway, u.home.path("org.key"), e.API, e.API, e.Metrics)
 	if u.model == "" {
-		fmt.Fprintf(u.errs, "  No provider has a model yet: give them with --providers (`aid up --help` shows a file), or try --stand-in 127.0.0.1:8089.\n\n")
+		fmt.Fprintf(u.errs, "  No provider has a model yet. Set --providers (`aid up --help` shows a file), or try --stand-in 127.0.0.1:8089.\n\n")
 		return
 	}
 	// A test runs these lines as they are printed.

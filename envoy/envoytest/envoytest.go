@@ -21,9 +21,9 @@ import (
 	"github.com/ai-identity/ai-identity/envoy"
 )
 
-// Path returns the real Envoy: AID_ENVOY, the one that `make setup` installed,
-// or the one on PATH. Without one the test is skipped, except in CI, where that
-// is a failure: there a skipped test would be a promise nobody kept.
+// Path returns the real Envoy: AID_ENVOY, the one that `make setup` installed, or the one
+// on PATH. Without one the test is skipped. In CI it fails, since a skipped test would
+// prove nothing.
 func Path(t testing.TB) string {
 	t.Helper()
 	_, file, _, _ := runtime.Caller(0)
@@ -61,9 +61,9 @@ type Envoy struct {
 // PID is Envoy's process id.
 func (e *Envoy) PID() int { return e.proc.PID() }
 
-// Start runs Envoy until the test ends. It returns when Envoy answers on its
-// admin socket; whether it is live, which may depend on a control plane that the
-// test has yet to start, is asked with Live.
+// Start runs Envoy until the test ends. It returns when Envoy responds on its admin socket.
+// Use Live to find out whether it is live, which may depend on a control plane that the
+// test starts later.
 func Start(t testing.TB, c Config) *Envoy {
 	t.Helper()
 	path := Path(t)
