@@ -14,9 +14,9 @@ import (
 	"github.com/ai-identity/ai-identity/extproc"
 )
 
-// BenchmarkExchange is one answered chat completion, without gRPC and Envoy: what
-// is left is ours to make faster. "memory" keeps no record, so that it shows what
-// the processor does; "disk" has the real one.
+// BenchmarkExchange is one complete chat completion without gRPC and Envoy, so it measures
+// our own code. "memory" stores no audit entries: it shows the cost of the processor.
+// "disk" stores them as production does.
 func BenchmarkExchange(b *testing.B) {
 	b.Run("memory", func(b *testing.B) { benchmarkExchange(b, nowhere{}) })
 	b.Run("disk", func(b *testing.B) {
@@ -57,8 +57,8 @@ func benchmarkExchange(b *testing.B, r extproc.Recorder) {
 	})
 }
 
-// scripted is Envoy's end of a stream: it sends the next message when the one
-// before is answered.
+// scripted is Envoy's end of a stream. It sends the next message after the reply to the
+// last one.
 type scripted struct {
 	grpc.ServerStream
 	ctx    context.Context
@@ -78,7 +78,7 @@ func (s *scripted) Recv() (*extprocv3.ProcessingRequest, error) {
 
 func (s *scripted) Send(*extprocv3.ProcessingResponse) error { return nil }
 
-// nowhere is a recorder that encodes and forgets.
+// nowhere is a recorder that encodes entries and drops them.
 type nowhere struct{}
 
 func (nowhere) Append(_ context.Context, org string, e audit.Entry) (audit.Receipt, error) {

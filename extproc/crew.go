@@ -2,24 +2,24 @@ package extproc
 
 import "time"
 
-// crew runs exchanges on goroutines that are used again. The evaluation of policy
-// needs a deep stack, and growing a new one for each exchange took a sixth of all
-// CPU time (docs/performance.md).
+// crew is a pool of goroutines that run exchanges. The evaluation of policy needs a deep
+// stack. Growing a new stack for each exchange took a sixth of all CPU time
+// (docs/performance.md).
 type crew struct {
 	work chan func()
-	idle chan struct{} // holds a token for each that waits for work
+	idle chan struct{} // holds a token for each idle goroutine
 }
 
 const (
-	// maxIdle bounds the goroutines that wait for the next exchange, each with a
-	// stack of some 32 KiB; idleTime is for how long they do.
+	// maxIdle bounds the idle goroutines, each with a stack of some 32 KiB. A goroutine
+	// ends after idleTime without work.
 	maxIdle  = 64
 	idleTime = 10 * time.Second
 )
 
 func newCrew() *crew { return &crew{work: make(chan func()), idle: make(chan struct{}, maxIdle)} }
 
-// do runs f, at once and elsewhere.
+// do runs f on another goroutine, without waiting.
 func (c *crew) do(f func()) {
 	select {
 	case c.work <- f:

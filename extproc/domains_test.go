@@ -8,8 +8,8 @@ import (
 	"github.com/ai-identity/ai-identity/extproc"
 )
 
-// A host counts for policy only if it is one of the configured domains, and then no
-// other host is served.
+// Policy uses a host only if it is one of the configured domains. If there are domains,
+// other hosts are rejected.
 func TestDomains(t *testing.T) {
 	policies := []string{`{"name":"one-host","effect":"allow","conditions":{"request.host":{"in":["gateway.test","a.corp.test"]}}}`}
 	for _, c := range []struct {

@@ -9,10 +9,10 @@ import (
 	logv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 )
 
-// Envoy closes the ext_proc stream in the same way when the client leaves and when the
-// provider breaks off in the middle of a response, and sends no message for either
-// (measured, 1.40). Its access log has the difference. The log comes to the same
-// socket, only for requests that ended abnormally: see envoy.EndLog.
+// The client may leave, or the provider may break off in the middle of a response. Envoy
+// 1.40 closes the ext_proc stream in the same way in both cases, and sends no message.
+// Its access log has the difference. The log comes to the same socket, only for requests
+// that ended abnormally. envoy.EndLog configures it.
 
 // end is how Envoy reports the end of a request that ended abnormally.
 type end struct {
@@ -21,15 +21,15 @@ type end struct {
 	status     int  // what the client got, 0 if no headers reached it
 }
 
-// ends passes what Envoy reports to the exchanges that it is about.
+// ends delivers Envoy's reports to the exchanges they are about.
 type ends struct {
 	mu      sync.Mutex
-	pending map[string]chan end // by request id, of exchanges that were forwarded
+	pending map[string]chan end // by request id, for forwarded exchanges
 }
 
 func newEnds() *ends { return &ends{pending: make(map[string]chan end)} }
 
-// expect makes a report on the request be kept, until forget.
+// expect keeps a report on the request, until forget.
 func (e *ends) expect(id string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -51,7 +51,7 @@ func (e *ends) report(id string, how end) {
 	}
 }
 
-// wait returns what Envoy reports of the request, or the zero end if no report comes in
+// wait returns Envoy's report on the request. It returns the zero end if no report comes in
 // time.
 func (e *ends) wait(ctx context.Context, id string, timeout time.Duration) end {
 	e.mu.Lock()
@@ -70,8 +70,8 @@ func (e *ends) wait(ctx context.Context, id string, timeout time.Duration) end {
 	}
 }
 
-// StreamAccessLogs takes Envoy's access log of the requests that ended abnormally. Of
-// an entry only the request's id, the flags and the status are read. It ends when the
+// StreamAccessLogs receives Envoy's access log of the requests that ended abnormally. It
+// reads only the request's id, the flags and the status of an entry. It ends when the
 // server has drained.
 func (s *Server) StreamAccessLogs(stream logv3.AccessLogService_StreamAccessLogsServer) error {
 	ended := make(chan error, 1)

@@ -36,8 +36,7 @@ import (
 	"github.com/ai-identity/ai-identity/verdict"
 )
 
-// providerKey is the credential of the provider in tests. It must reach the
-// provider and nobody else.
+// providerKey is the credential of the provider in tests. Only the provider may receive it.
 const providerKey = "sk-provider-0123456789abcdef"
 
 // world is one org with one agent, one key and one provider, behind a real
@@ -55,7 +54,7 @@ type world struct {
 	logs   *lockedBuffer
 }
 
-// options change the world before it begins.
+// options change the world before it starts.
 type options struct {
 	agent     func(*identity.Agent)
 	caller    func(*identity.Key)
@@ -144,7 +143,7 @@ func serve(t testing.TB, o options) *world {
 	return w
 }
 
-// directory is a control plane that a test changes as it likes.
+// directory is a control plane that tests can change.
 type directory struct {
 	mu      sync.Mutex
 	callers map[identity.Presented]identity.Caller
@@ -186,13 +185,13 @@ func (d *directory) Org(id string) (verdict.Org, error) {
 	return d.org, nil
 }
 
-// recorder keeps entries in memory. fail, if set, says of each entry whether it
-// is kept and what the caller is told.
+// recorder keeps entries in memory. fail, if set, returns for each entry whether it is
+// kept, and the error of Append.
 type recorder struct {
 	mu      sync.Mutex
 	entries []entry
 	fail    func(kind string) (keep bool, err error)
-	settled chan struct{} // if not nil, gets one for each settlement
+	settled chan struct{} // if not nil, receives once for each completion
 }
 
 type entry struct {
@@ -241,7 +240,7 @@ func (r *recorder) all() []entry {
 	return slices.Clone(r.entries)
 }
 
-// clock moves by a millisecond each time it is looked at.
+// clock advances by a millisecond with each reading.
 type clock struct {
 	mu  sync.Mutex
 	now time.Time
@@ -284,7 +283,7 @@ func (l *lockedBuffer) String() string {
 
 // ---- Envoy's side ----
 
-// message is a request or an answer, as a test writes it.
+// message is a request or a response, as a test writes it.
 type message struct {
 	headers [][2]string // pseudo-headers included
 	body    []byte
@@ -300,16 +299,16 @@ func (m message) get(name string) string {
 	return ""
 }
 
-// outcome is what a play came to.
+// outcome is the result of a play.
 type outcome struct {
 	upstream *message // what the provider gets; nil: nothing
 	client   *message // what the client gets
 	err      error    // how the stream ended; nil: cleanly
 }
 
-// play does what Envoy does with one request, by the protocol and with the
-// processing mode that xds configures. answer is what the provider says, in the
-// pieces in which it comes; nil: it never answers, and the client goes.
+// play does what Envoy does with one request, by the protocol and with the processing mode
+// that xds configures. answer is the provider's response, and pieces are its chunks. If
+// answer is nil the provider never responds, and the client leaves.
 func (w *world) play(ctx context.Context, req message, answer *message, pieces [][]byte) outcome {
 	w.t.Helper()
 	var out outcome
@@ -372,7 +371,7 @@ func (w *world) play(ctx context.Context, req message, answer *message, pieces [
 		}
 	}
 	if up.get("x-aid-route") == "" || !common.GetClearRouteCache() {
-		// No verdict, no route: Envoy's own 503.
+		// Without a decision there is no route: this is Envoy's own 503.
 		out.client = &message{headers: [][2]string{{":status", "503"}}, body: []byte("no route")}
 		return finish()
 	}
@@ -442,8 +441,8 @@ func immediate(t testing.TB, i *extprocv3.ImmediateResponse) *message {
 	return &message{headers: mutate(t, hs, i.GetHeaders()), body: i.GetBody()}
 }
 
-// mutate does to headers what Envoy does with mutation_rules of
-// disallow_is_error: it removes, then sets.
+// mutate changes headers as Envoy does with mutation_rules of disallow_is_error: it
+// removes, then sets.
 func mutate(t testing.TB, hs [][2]string, m *extprocv3.HeaderMutation) [][2]string {
 	t.Helper()
 	hs = slices.Clone(hs)
@@ -503,19 +502,19 @@ func (m message) and(kv ...string) message {
 
 var okBody = []byte(`{"id":"c1","object":"chat.completion","model":"small-2026","choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":3,"total_tokens":12}}`)
 
-// ok is an ordinary answer, in one piece.
+// ok is an ordinary response in one chunk.
 func ok() (*message, [][]byte) {
 	return &message{headers: [][2]string{{":status", "200"}, {"content-type", "application/json"}}, hasBody: true}, [][]byte{okBody}
 }
 
-// settlements waits for n settlements and returns the record.
+// entries waits for all exchanges to complete and returns the audit log.
 func (w *world) entries() []entry {
 	w.t.Helper()
 	w.idle()
 	return w.record.all()
 }
 
-// idle waits until every exchange has settled.
+// idle waits until every exchange has completed.
 func (w *world) idle() {
 	w.t.Helper()
 	for deadline := time.After(10 * time.Second); w.server.Live() > 0; {

@@ -29,24 +29,24 @@ import (
 	"github.com/ai-identity/ai-identity/verdict"
 )
 
-// state is how far an exchange has come. Messages may only come in this order.
+// state is the progress of an exchange. Messages may only come in this order.
 type state uint8
 
 const (
-	fresh     state = iota // nothing came yet
-	waiting                // headers came, a body must; there is no verdict
-	forwarded              // the verdict is "allow", recorded, and told to Envoy
-	answering              // the provider answers
-	ended                  // refused, answered from here, or answered to the end
-	bypassed               // Envoy answered by itself before the verdict; the request goes nowhere
+	fresh     state = iota // no message came yet
+	waiting                // the headers came, and the body must follow; there is no decision yet
+	forwarded              // the decision is "allow", it is recorded, and Envoy has it
+	answering              // the provider's response has begun
+	ended                  // rejected, answered by us, or answered to the end
+	bypassed               // Envoy answered before the decision; the request is not forwarded
 )
 
 func (s state) String() string {
 	return [...]string{"fresh", "waiting", "forwarded", "answering", "ended", "bypassed"}[s]
 }
 
-// exchange is one request and its answer. Only the goroutine in run touches it,
-// except for handle.
+// exchange is one request and its response. It belongs to the goroutine in run, except for
+// handle.
 type exchange struct {
 	s      *Server
 	handle handle
@@ -56,11 +56,11 @@ type exchange struct {
 	began       time.Time
 	req         request
 	place       *place
-	answeredCut chan struct{} // closed when Process has answered in run's place
-	wholeBody   bool          // Envoy said that it sends request bodies whole
+	answeredCut chan struct{} // closed when Process has answered instead of run
+	wholeBody   bool          // Envoy declared that it buffers request bodies
 	span        span
 	otel        trace.Span // nil: no tracer
-	known       bool       // caller and org are set: refusals are recorded
+	known       bool       // caller and org are set: rejections are recorded
 	presented   identity.Presented
 	caller      identity.Caller
 	org         verdict.Org
@@ -71,17 +71,17 @@ type exchange struct {
 	phaseBegan time.Time
 
 	// record
-	effect    policy.Effect // the decision that is on disk; Deny until then, and after a cut
+	effect    policy.Effect // the decision on disk; Deny until it is there, and after a cut
 	receipt   audit.Receipt
-	attempted bool // an entry was given to the recorder
-	recorded  bool // and is durable
-	inDoubt   bool // or may be: nobody waited long enough to know
+	attempted bool // an entry was passed to the recorder
+	recorded  bool // the entry is durable
+	inDoubt   bool // the entry may be durable: the wait for the recorder timed out
 
 	// follow, inspect
 	response response
 
 	// settle
-	outcome string // set by whoever knows; else found out from how the stream ended
+	outcome string // set where it is known; otherwise derived from how the stream ended
 	settled bool
 	logged  bool // the error was logged when it happened
 }
@@ -92,7 +92,7 @@ func (s *Server) newExchange() *exchange {
 	return x
 }
 
-// answer gives the one reply that each message gets.
+// answer returns the one reply to each message.
 func (x *exchange) answer(ctx context.Context, req *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
 	if req.GetObservabilityMode() {
 		return nil, x.disorder("observability_mode")
@@ -115,11 +115,11 @@ func (x *exchange) answer(ctx context.Context, req *extprocv3.ProcessingRequest)
 	}
 }
 
-// disorder is the answer to a message that our configuration of Envoy never
-// causes: an error, so that nothing goes on.
+// disorder is the reply to a message that our configuration of Envoy never causes. It is an
+// error, so that the request does not continue.
 func (x *exchange) disorder(message string) error {
 	x.s.metrics.protocol.WithLabelValues(message).Inc()
-	return status.Errorf(codes.FailedPrecondition, "ext_proc: %s does not belong here (exchange is %s)", message, x.state)
+	return status.Errorf(codes.FailedPrecondition, "ext_proc: message %s is out of order (the exchange is %s)", message, x.state)
 }
 
 // ---- request headers ----
@@ -138,7 +138,7 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 	x.req.MaxBody = x.s.c.MaxBody
 	x.req.verifyHost(x.s.c.Domains)
 	if x.req.canary != "" && x.s.sawCanary(x.req.canary) {
-		return x.answerCanary(), nil // and no span: it is nobody's exchange
+		return x.answerCanary(), nil // no span: a canary belongs to no caller
 	}
 	if err := x.startSpan(ctx); err != nil {
 		return nil, err
@@ -155,14 +155,14 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 		if unserved := x.req.unserved(); unserved != nil && refused.Status == http.StatusUnauthorized {
 			refused = unserved
 		}
-		// No org is known, so there is no record that this could be written to.
+		// Without an org there is no audit log to write this to.
 		return x.refuse(refused), nil
 	}
 	if refused == nil {
 		refused = x.req.headersAlone()
 	}
 	if refused != nil || x.req.endOfStream {
-		// There is no more to come, or no more is needed.
+		// The request is complete, or its headers are enough.
 		return x.judge(ctx, nil, refused)
 	}
 	if refused := x.enterGuard(); refused != nil {
@@ -176,11 +176,11 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 	return reply, nil
 }
 
-// modes reads what Envoy's filter is configured to send; it says so in the first
-// message. A body that does not come whole cannot be judged.
+// modes verifies the modes that Envoy's filter declares in its first message. A body that
+// does not come in one piece cannot be evaluated.
 func (x *exchange) modes(c *extprocv3.ProtocolConfiguration) error {
 	if c == nil {
-		return nil // then a body must say itself that it is complete
+		return nil // then each body must declare that it is complete
 	}
 	x.wholeBody = c.GetRequestBodyMode() == filterv3.ProcessingMode_BUFFERED
 	x.response.reading = readingOf(c)
@@ -210,7 +210,7 @@ func (x *exchange) startSpan(ctx context.Context) error {
 	}
 	x.req.TraceID = x.span.traceID()
 	if x.req.ID == "" {
-		// Envoy makes the id; without one from it, it is ours. Never the client's.
+		// Envoy makes the id. Without one, it is made here. It never comes from the client.
 		var b [16]byte
 		if _, err := io.ReadFull(x.s.c.Rand, b[:]); err != nil {
 			return fmt.Errorf("making a request id: %w", err)
@@ -220,7 +220,7 @@ func (x *exchange) startSpan(ctx context.Context) error {
 	return nil
 }
 
-// answerCanary shows /readyz that its request came here through Envoy.
+// answerCanary replies to the request of /readyz, which shows that it came through Envoy.
 func (x *exchange) answerCanary() *extprocv3.ProcessingResponse {
 	x.state, x.outcome, x.response.status = ended, outcomeCanary, http.StatusNoContent
 	m := newMutation(1)
@@ -228,8 +228,8 @@ func (x *exchange) answerCanary() *extprocv3.ProcessingResponse {
 	return respond(x.response.status, m, nil, envoy.DetailsPrefix+"canary")
 }
 
-// identify finds out who asks. It returns why not, and sets known as soon as
-// the caller's org is known, which is before anything is held against them.
+// identify finds the caller. Without a caller it returns the reason. known is set as soon
+// as the caller's org is known, before the caller can be rejected.
 func (x *exchange) identify(ctx context.Context) *provider.Error {
 	if x.req.unidentified != nil {
 		return x.req.unidentified
@@ -237,9 +237,9 @@ func (x *exchange) identify(ctx context.Context) *provider.Error {
 	if x.req.secrets == 0 {
 		return unauthenticated("missing_api_key", "No API key was sent. Send an agent key (aid_sk_…) as \"Authorization: Bearer …\".")
 	}
-	// The form and the checksum cost nothing, so that junk reaches no directory.
+	// The form and the checksum are verified first, so that malformed keys cause no lookup.
 	kind, hash, err := identity.Parse(x.req.secret)
-	x.req.secret = "" // nobody needs it any more
+	x.req.secret = "" // it is not needed any more
 	switch {
 	case err != nil:
 		return unauthenticated("invalid_api_key", "The API key is not an AI Identity key: check that all of it was copied. Agent keys begin with aid_sk_.")
@@ -250,16 +250,16 @@ func (x *exchange) identify(ctx context.Context) *provider.Error {
 	}
 
 	x.presented = identity.PresentedKey(hash)
-	x.s.live.key(&x.handle, x.presented) // before the lookup, so that no revocation falls between
+	x.s.live.key(&x.handle, x.presented) // before the lookup, so that a revocation in between finds it
 	if refused := x.lookUp(ctx); refused != nil {
 		return refused
 	}
 	return verdict.Inactive(x.caller, x.s.c.Now())
 }
 
-// lookUp finds the caller and what its org decides by, as they are now. It is done
-// again when the body is here: that may take minutes, in which what the caller may
-// do can have become less.
+// lookUp finds the caller, and the policies and providers of its org, as they are now. It
+// runs again when the body has arrived. That may take minutes, and the caller's permissions
+// may have been reduced in that time.
 func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 	ctx, cancel := context.WithTimeout(ctx, x.s.c.IdentifyTimeout)
 	defer cancel()
@@ -278,21 +278,21 @@ func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 	}
 	x.caller, x.known = caller, true
 
-	// From here on every refusal is recorded in this org.
+	// From here on every rejection is recorded in this org.
 	x.org.ID = caller.Agent.OrgID
 	org, err := x.s.c.Directory.Org(caller.Agent.OrgID)
 	if err != nil || org.Policies == nil || org.Providers == nil {
-		x.s.c.Log.WarnContext(ctx, "org cannot be decided for", "exchange", x.req.ID, "agent", caller.Agent.ID, "err", err)
+		x.s.c.Log.WarnContext(ctx, "policies and providers of the org are not available", "exchange", x.req.ID, "agent", caller.Agent.ID, "err", err)
 		return verdict.Unavailable("policy_unavailable", "Policies are not available right now. Try again shortly.")
 	}
-	x.org = org // one snapshot for all of the decision, and to the end of the exchange
+	x.org = org // one snapshot for the whole exchange
 	x.org.ID, x.org.Limiter, x.org.Phase = caller.Agent.OrgID, x.s.c.Limiter, x.phase
 	return nil
 }
 
-// enterGuard takes a place for the body, or returns the reason for the rejection. A request over
-// its key's rate is rejected here too, before anything is buffered for it; it is
-// counted only once, with the decision.
+// enterGuard reserves a place for the body, or returns the reason for the rejection. A
+// request over its key's rate is rejected here too, before anything is buffered for it. It
+// counts against the rate only once, with the decision.
 func (x *exchange) enterGuard() *provider.Error {
 	if v, full := x.org.Full(x.caller); full {
 		x.verdict = v
@@ -300,7 +300,7 @@ func (x *exchange) enterGuard() *provider.Error {
 	}
 	bytes := x.req.ContentLength
 	if bytes < 0 {
-		bytes = x.s.c.MaxBody // chunked: it may become as large as any
+		bytes = x.s.c.MaxBody // chunked: it may be as large as the limit
 	}
 	place, why := x.s.guard.enter(&x.handle, x.caller.Key.ID, x.caller.Agent.ID, bytes)
 	switch why {
@@ -330,21 +330,21 @@ func (x *exchange) requestBody(ctx context.Context, m *extprocv3.HttpBody) (*ext
 	}
 	if !m.GetEndOfStream() {
 		if !x.wholeBody {
-			// A piece of a body. There is nothing in it that could be judged.
+			// This is one chunk of a body. It cannot be evaluated.
 			return nil, x.disorder("partial_request_body")
 		}
-		// In BUFFERED mode the body is whole; what follows are trailers. No
-		// client of an LLM sends any, and nobody could judge them.
+		// In BUFFERED mode the body is complete, and trailers follow. No client of an LLM
+		// sends trailers, and policy cannot evaluate them.
 		return x.judge(ctx, nil, verdict.Refuse(http.StatusBadRequest, "trailers_not_accepted", "Requests with trailers are not accepted."))
 	}
 	x.s.guard.arrived(x.place, int64(len(m.GetBody())))
 	return x.judge(ctx, m.GetBody(), x.lookUp(ctx))
 }
 
-// judge takes the complete request, or what is already known against it, through
-// the rest of the request's phases. It is called once for an exchange.
+// judge runs the other phases of the request. Its input is the complete request, or the
+// reason to reject it. It is called once for each exchange.
 func (x *exchange) judge(ctx context.Context, body []byte, refused *provider.Error) (*extprocv3.ProcessingResponse, error) {
-	defer x.s.guard.leave(x.place) // the body goes on to the provider, or nowhere
+	defer x.s.guard.leave(x.place) // the body is forwarded or dropped
 	began := x.s.c.Now()
 	x.req.Time = verdict.Instant(began)
 	if refused != nil {
@@ -355,14 +355,14 @@ func (x *exchange) judge(ctx context.Context, body []byte, refused *provider.Err
 		}
 		return nil, x.verdict.Err
 	}
-	// Allowed or not, it is written down before the caller or Envoy learns of it.
+	// The decision is recorded before it is enforced, whether it is allow or deny.
 	if err := x.fault("record"); err != nil {
 		return nil, err
 	}
 	recording := x.s.c.Now()
 	if err := x.record(ctx); err != nil {
 		x.s.metrics.audit.Inc()
-		x.s.c.Log.ErrorContext(ctx, "decision not recorded, refusing", "exchange", x.req.ID, "agent", x.caller.Agent.ID, "err", err)
+		x.s.c.Log.ErrorContext(ctx, "decision not recorded, request rejected", "exchange", x.req.ID, "agent", x.caller.Agent.ID, "err", err)
 		x.outcome = outcomeUnrecorded
 		return x.refuse(verdict.Unavailable("audit_unavailable", "The decision could not be recorded, so nothing was forwarded. Try again shortly.")), nil
 	}
@@ -381,14 +381,15 @@ func (x *exchange) judge(ctx context.Context, body []byte, refused *provider.Err
 	}
 	x.handle.forwarded.Store(true)
 	if reason := x.handle.cutReason(); reason != "" {
-		// Revoked while we decided. The entry says "allow", and the settlement that it was cut.
+		// The key was revoked during the decision. The decision entry has "allow"; the
+		// completion entry has the cut.
 		x.outcome, x.effect = verdict.OutcomeCut, policy.Deny
 		return x.refuse(verdict.Revoked(reason)), nil
 	}
 	return x.enforce(), nil
 }
 
-// evaluate waits for its turn and sets the verdict.
+// evaluate waits for its turn and sets the decision.
 func (x *exchange) evaluate(ctx context.Context, body []byte) {
 	wait, cancel := context.WithTimeout(ctx, x.s.c.IdentifyTimeout)
 	defer cancel()
@@ -403,11 +404,11 @@ func (x *exchange) evaluate(ctx context.Context, body []byte) {
 	r.Body, r.ReadsAnswer, r.Cut = body, x.response.reading.here(), x.handle.cutReason()
 	x.verdict = x.org.Judge(ctx, x.caller, r)
 	if err := x.verdict.Decision.Err; err != nil {
-		x.s.c.Log.WarnContext(ctx, "no decision, refusing", "exchange", x.req.ID, "agent", x.caller.Agent.ID, "policies", x.verdict.Decision.PolicyVersion, "err", err)
+		x.s.c.Log.WarnContext(ctx, "no decision, request rejected", "exchange", x.req.ID, "agent", x.caller.Agent.ID, "policies", x.verdict.Decision.PolicyVersion, "err", err)
 	}
 }
 
-// phase is called as each phase of the evaluation begins, and with "" at its end.
+// phase is called at the beginning of each phase of the evaluation, and with "" at its end.
 func (x *exchange) phase(name string) error {
 	now := x.s.c.Now()
 	if x.evaluating != "" {
@@ -420,8 +421,8 @@ func (x *exchange) phase(name string) error {
 	return x.fault(name)
 }
 
-// record writes the decision down and returns nil only once it is durable. It
-// waits also when the client has gone, since the entry may be on disk by then.
+// record writes the decision and returns nil only once it is durable. It waits even if the
+// client has gone, since the entry may be on disk by then.
 func (x *exchange) record(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.s.c.RecordTimeout)
 	defer cancel()
@@ -438,7 +439,7 @@ func (x *exchange) record(ctx context.Context) error {
 	return nil
 }
 
-// enforce tells Envoy where the request goes, as whom, and with which bytes.
+// enforce sends Envoy the route, the caller's identity and the bytes to forward.
 func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 	x.state = forwarded
 	x.response.follow(x.org.Providers)
@@ -447,27 +448,27 @@ func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 	for name, value := range f.Set {
 		m.header(lower(name), value)
 	}
-	// What the provider's configuration set above, these lines set again: none
-	// of them is its to choose.
-	m.header(envoy.HeaderRoute, f.Cluster) // the only way to a provider
+	// These lines replace what the provider's configuration set above, which must not
+	// choose any of them.
+	m.header(envoy.HeaderRoute, f.Cluster) // without it there is no route to a provider
 	if f.Path != x.req.target {
 		m.header(":path", f.Path)
 	}
-	m.header("accept-encoding", "identity") // a compressed answer cannot be read
+	m.header("accept-encoding", "identity") // a compressed response cannot be read
 	m.header(envoy.HeaderRequestID, x.req.ID)
 	m.header(envoy.HeaderAgentID, x.caller.Agent.ID)
 	m.header(envoy.HeaderAgentFingerprint, x.caller.Agent.Fingerprint)
 	m.header("traceparent", x.span.String())
 	if x.response.reading == requested {
-		m.header(envoy.HeaderAnswer, "read") // to a route where Envoy does not read it too
+		m.header(envoy.HeaderAnswer, "read") // selects a route on which Envoy does not read it too
 	}
 
-	// Only what is there is removed: each name costs Envoy a look through all.
+	// Only headers that are present are removed: Envoy searches all headers for each name.
 	m.remove = make([]string, 0, len(x.req.remove)+len(f.Remove)+1)
 	for _, names := range [...][]string{x.req.remove, f.Remove} {
 		for _, name := range names {
-			// Envoy removes before it sets, but a header that is both is a thing to
-			// get wrong.
+			// Envoy removes before it sets. The result must not depend on that order, so no
+			// header is in both lists.
 			if !m.sets(name) {
 				m.remove = append(m.remove, name)
 			}
@@ -475,7 +476,7 @@ func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 	}
 	body := f.Body
 	if body == nil && len(x.req.Encodings) > 0 {
-		body = x.verdict.Call.Body // decoded: what was judged, not what came
+		body = x.verdict.Call.Body // decoded: the bytes that were evaluated
 	}
 	if body != nil {
 		m.remove = append(m.remove, "content-encoding")
@@ -498,7 +499,7 @@ func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 	return reply
 }
 
-// answerLocally gives an answer that needs no provider.
+// answerLocally responds without a provider.
 func (x *exchange) answerLocally() *extprocv3.ProcessingResponse {
 	x.state, x.outcome, x.response.status = ended, verdict.OutcomeCompleted, http.StatusOK
 	x.response.bytes = int64(len(x.verdict.Local))
@@ -508,7 +509,7 @@ func (x *exchange) answerLocally() *extprocv3.ProcessingResponse {
 	return respond(http.StatusOK, m, x.verdict.Local, envoy.DetailsPrefix+"local")
 }
 
-// refuse answers the client in the format of the API that it called.
+// refuse rejects the request in the format of the API that the client called.
 func (x *exchange) refuse(e *provider.Error) *extprocv3.ProcessingResponse {
 	x.state, x.response.status = ended, e.Status
 	if x.outcome == "" {
@@ -532,11 +533,11 @@ func (x *exchange) refuse(e *provider.Error) *extprocv3.ProcessingResponse {
 	return respond(e.Status, m, x.req.Format.Encode(e, x.req.ID, x.policyID()), envoy.DetailsPrefix+e.Code)
 }
 
-// ours sets the headers that every answer of a governed request has.
+// ours sets the headers that every response to a governed request has.
 func (x *exchange) ours(m *mutation) {
 	m.header(envoy.HeaderRequestID, x.req.ID)
 	if x.req.Format == provider.FormatAnthropic {
-		m.header("request-id", x.req.ID) // where Anthropic's SDKs read it
+		m.header("request-id", x.req.ID) // Anthropic's SDKs read the id from this header
 	}
 	m.header(envoy.HeaderDecision, x.effect.String())
 	if x.recorded {
@@ -549,7 +550,7 @@ func (x *exchange) ours(m *mutation) {
 	}
 }
 
-// ---- after the verdict ----
+// ---- after the decision ----
 
 func (x *exchange) requestTrailers(m *extprocv3.HttpTrailers) (*extprocv3.ProcessingResponse, error) {
 	if err := x.fault("trailers"); err != nil {
@@ -561,17 +562,18 @@ func (x *exchange) requestTrailers(m *extprocv3.HttpTrailers) (*extprocv3.Proces
 	return dropRequestTrailers(m), nil
 }
 
-// responseHeaders follows an answer of the provider's, or of Envoy's in its place.
+// responseHeaders processes the headers of the provider's response, or of Envoy's own.
 func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
 	switch x.state {
 	case forwarded:
 	case fresh, waiting:
-		// Before the verdict the only answer is Envoy's own: a failed upgrade,
-		// a body over its buffer. It may pass; the request may not, from here on.
+		// Before the decision the only response is Envoy's own: a failed upgrade, or a body
+		// over its buffer. It passes to the client. From here on the request cannot be
+		// forwarded.
 		x.state, x.response.status = bypassed, statusOf(m)
 		return followHeaders(nil), nil
 	case ended:
-		return followHeaders(nil), nil // our own refusal comes by; it is counted already
+		return followHeaders(nil), nil // this is our own rejection; it is counted already
 	default:
 		return nil, x.disorder("response_headers")
 	}
@@ -585,7 +587,7 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	return x.followed(reply, rejected, nil)
 }
 
-// followed is the reply to a message of the response, as the response's follower has it.
+// followed returns the reply of response to a message, or the rejection in its place.
 func (x *exchange) followed(reply *extprocv3.ProcessingResponse, rejected *provider.Error, err error) (*extprocv3.ProcessingResponse, error) {
 	if x.response.over {
 		x.state = ended
@@ -602,7 +604,7 @@ func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingRes
 	case answering:
 	case ended, bypassed:
 		if x.response.reading == buffered {
-			return nil, x.disorder("response_body") // it came whole already
+			return nil, x.disorder("response_body") // its body came complete already
 		}
 		return passBody(), nil
 	default:
@@ -636,9 +638,9 @@ func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.Pr
 
 // ---- stream end ----
 
-// settle writes down how the exchange ended and what it cost, exactly once, and
-// for every way to end: answered, refused, hung up, reset, cut, panicked. err is
-// what run ends with. ctx outlives the client.
+// settle records how the exchange ended and what it cost, exactly once. It does so for
+// every end: answered, rejected, client gone, reset, cut, panic. err is the error that run
+// returns. ctx outlives the client.
 func (x *exchange) settle(ctx context.Context, err error) {
 	if x.settled {
 		return
@@ -665,17 +667,17 @@ func (x *exchange) settle(ctx context.Context, err error) {
 			"agent", x.caller.Agent.ID, "model", x.verdict.Call.Model, "provider", x.verdict.Provider.Name, "receipt", x.receipt.String(), "err", err)
 	}
 	if !x.known {
-		return // no org, no record
+		return // no org, so no audit log
 	}
 	if !x.attempted {
-		// The request ended before there was anything to decide. Nothing was
-		// forwarded, and the attempt is in the record like any other.
+		// The request ended before there was anything to decide. Nothing was forwarded, and
+		// the attempt is recorded like any other.
 		code := "request_incomplete"
 		switch {
 		case outcome == verdict.OutcomeFailed:
 			code = "internal_error"
 		case x.response.status == http.StatusRequestEntityTooLarge:
-			code = "request_too_large" // Envoy's buffer was full first
+			code = "request_too_large" // Envoy's buffer was full
 		}
 		if x.verdict.Time.IsZero() {
 			x.verdict.Time = verdict.Instant(x.s.c.Now())
@@ -690,18 +692,18 @@ func (x *exchange) settle(ctx context.Context, err error) {
 		x.settleLimits(ctx)
 	}
 	if !x.recorded && !x.inDoubt {
-		return // it is certain that there is no first entry
+		return // the decision entry certainly does not exist
 	}
 	if outcome == outcomeUnrecorded {
-		outcome = verdict.OutcomeRefused // it may be recorded after all, and was refused all the same
+		outcome = verdict.OutcomeRefused // the entry may exist, and the request was rejected in any case
 	}
 	ending := x.response.ending(outcome)
 	ending.DecidedSeq = x.receipt.Seq
 	x.s.c.Recorder.Enqueue(x.org.ID, x.verdict.Settled(x.caller, &x.req.Request, ending, x.effect == policy.Allow, x.s.c.Pricer))
 }
 
-// settleLimits gives back what a request took that went nowhere, or replaces it by
-// what it used.
+// settleLimits releases what was reserved for a request that was not forwarded. For other
+// requests it replaces the reservation by the actual use.
 func (x *exchange) settleLimits(ctx context.Context) {
 	if x.effect != policy.Allow {
 		x.s.c.Limiter.Release(ctx, x.req.ID, x.verdict.Reserved)
@@ -710,43 +712,42 @@ func (x *exchange) settleLimits(ctx context.Context) {
 	x.s.c.Limiter.Settle(ctx, x.req.ID, x.verdict.Reserved, budget.Used{Tokens: x.response.usage.InputTokens + x.response.usage.OutputTokens})
 }
 
-// settleFault runs the test's fault, which must not keep the settlement from
-// being written.
+// settleFault runs the test's fault, which must not prevent the completion entry.
 func (x *exchange) settleFault() {
 	defer func() { _ = recover() }()
 	_ = x.fault("settle")
 }
 
-// These outcomes are only counted: no settlement has them.
+// These outcomes are only counted. No completion entry has them.
 const (
 	outcomeCanary     = "canary"
 	outcomeUnrecorded = "unrecorded"
 )
 
-// howItEnded names the end of an exchange; err is how its stream ended.
+// howItEnded returns the outcome of an exchange. err is how its stream ended.
 func (x *exchange) howItEnded(err error) string {
 	here := x.response.reading.here()
 	switch {
 	case x.outcome != "":
 		return x.outcome
 	case x.state == forwarded && !here && overWell(err):
-		// Envoy reads the answer, and has said nothing of one: no usage was in it,
-		// or it broke off, or there was none. That is not known here.
+		// Envoy reads the response, and sent no usage. The response may have been without
+		// usage, broken off, or missing: that is not known here.
 		return audit.OutcomeUnknown
 	case x.state == ended && x.response.came, x.state == answering && !here && overWell(err):
 		return x.response.whole()
 	case x.handle.cutReason() != "":
 		return verdict.OutcomeCut
 	case x.state == bypassed:
-		return verdict.OutcomeRefused // by Envoy itself
+		return verdict.OutcomeRefused // Envoy rejected it
 	case !over(err):
 		return verdict.OutcomeFailed
 	}
 	return x.response.broken()
 }
 
-// over says whether err is Envoy ending the stream, and overWell whether it did so
-// in good order.
+// over reports whether err means that Envoy ended the stream. overWell reports whether
+// Envoy ended it cleanly.
 func over(err error) bool {
 	return err == nil || errors.Is(err, errClosedEarly) || status.Code(err) == codes.Canceled || errors.Is(err, context.Canceled)
 }
@@ -768,7 +769,7 @@ func (x *exchange) endSpan(outcome string) {
 	x.otel.End()
 }
 
-// fault is where tests break an exchange.
+// fault lets tests break an exchange at a phase.
 func (x *exchange) fault(phase string) error {
 	if x.s.c.fault == nil {
 		return nil

@@ -3,10 +3,10 @@ package extproc
 // ErrCloseStream is for tests: see Config.fault.
 var ErrCloseStream = errCloseStream
 
-// SetFault breaks the server's exchanges as f says.
+// SetFault breaks the server's exchanges with f.
 func SetFault(c *Config, f func(phase string) error) { c.fault = f }
 
-// Phases are the names that a fault is called with, in order.
+// Phases are the names passed to a fault, in order.
 func Phases() []string {
 	return []string{"headers", "identify", "body", "parse", "decide", "record", "enforce", "follow", "inspect", "trailers", "settle"}
 }

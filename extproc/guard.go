@@ -5,23 +5,23 @@ import (
 	"sync"
 )
 
-// A request whose body has not arrived costs Envoy the body's memory, and costs the
-// sender almost nothing. So a place is taken at the headers, before any memory is:
-// each place counts the bytes that may still come, for the key, for the agent and
-// for the whole process. It is given back with the verdict.
+// A request whose body has not arrived costs Envoy the body's memory, and costs the sender
+// almost nothing. So a place is reserved at the headers, before any memory is. Each place
+// counts the bytes that may still come: for the key, for the agent and for the whole
+// process. It is released with the decision.
 
-// WaitLimits bound the requests that wait for their bodies, and the bytes that the
-// bodies may have: as declared, or Config.MaxBody where a request does not declare
-// it. Zero fields take the defaults. Envoy's heap must be well above Bytes (see
+// WaitLimits bound the requests that wait for their bodies, and the bytes of those bodies.
+// A body counts as declared, or as Config.MaxBody if the request does not declare its
+// length. Zero fields take the defaults. Envoy's heap must be well above Bytes (see
 // docs/operations.md, Limits).
 type WaitLimits struct {
-	Bytes      int64 // in all; 0: 512 MiB
-	AgentBytes int64 // of one agent; 0: half of Bytes
-	KeyBytes   int64 // of one key; 0: a quarter of Bytes
+	Bytes      int64 // in total; 0: 512 MiB
+	AgentBytes int64 // for one agent; 0: half of Bytes
+	KeyBytes   int64 // for one key; 0: a quarter of Bytes
 
-	Requests int // in all; 0: 8192
-	PerAgent int // of one agent; 0: 512
-	PerKey   int // of one key; 0: 256
+	Requests int // in total; 0: 8192
+	PerAgent int // for one agent; 0: 512
+	PerKey   int // for one key; 0: 256
 }
 
 func (l WaitLimits) withDefaults() WaitLimits {
@@ -34,45 +34,45 @@ func (l WaitLimits) withDefaults() WaitLimits {
 	return l
 }
 
-// guard counts the requests that wait. It is safe for concurrent use.
+// guard counts the waiting requests. It is safe for concurrent use.
 type guard struct {
 	limits WaitLimits
 
 	mu     sync.Mutex
 	all    load
 	keys   map[string]*load
-	agents map[string]*load // these know their places, so that the heaviest can be found
+	agents map[string]*load // with their places, to find the heaviest
 }
 
-// load is what one key, one agent or all of them hold.
+// load is what one key, one agent or the process holds.
 type load struct {
 	requests int
 	bytes    int64
-	places   map[*place]struct{} // of agents only
+	places   map[*place]struct{} // for agents only
 }
 
-// place is one request that waits. A nil place is not counted.
+// place is one waiting request. A nil place is not counted.
 type place struct {
 	h          *handle
 	key, agent string
 	bytes      int64
-	gone       bool // given back, or taken away for another caller
+	gone       bool // released, or evicted for another caller
 }
 
 func newGuard(l WaitLimits) *guard {
 	return &guard{limits: l.withDefaults(), keys: map[string]*load{}, agents: map[string]*load{}}
 }
 
-// wait results: why a request gets no place.
+// The reasons why enter returns no place.
 const (
 	admitted = ""
 	tooMany  = "too_many_waiting" // the key or the agent holds too many already
-	noRoom   = "overloaded"       // the process does, and this caller is the heaviest
+	noRoom   = "overloaded"       // the process holds too many, and this caller's agent is the heaviest
 )
 
-// enter takes a place for a request whose body has at most that many bytes. When the
-// process has no room, the largest place of the heaviest agent is taken away and its
-// request ordered to end; if this caller's agent is the heaviest, it gets no place.
+// enter reserves a place for a request whose body has at most that many bytes. When the
+// process has no room, the largest place of the heaviest agent is evicted and its request
+// is cut. A caller of the heaviest agent gets no place.
 func (g *guard) enter(h *handle, key, agent string, bytes int64) (*place, string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -104,7 +104,7 @@ func (g *guard) enter(h *handle, key, agent string, bytes int64) (*place, string
 	return p, admitted
 }
 
-// heaviest is the agent with the most bytes, and of equals with the most requests.
+// heaviest is the agent with the most bytes, and among equals with the most requests.
 func (g *guard) heaviest() (most *load) {
 	for _, l := range g.agents {
 		if most == nil || l.bytes > most.bytes || l.bytes == most.bytes && l.requests > most.requests {
@@ -114,7 +114,7 @@ func (g *guard) heaviest() (most *load) {
 	return most
 }
 
-// evictLocked takes the largest place of an agent away.
+// evictLocked removes the largest place of an agent.
 func (g *guard) evictLocked(l *load) {
 	var largest *place
 	for p := range l.places {
@@ -126,7 +126,7 @@ func (g *guard) evictLocked(l *load) {
 	largest.h.cut(noRoom)
 }
 
-// arrived replaces what a request might have sent by what it has sent.
+// arrived replaces the declared length of a body by its actual length.
 func (g *guard) arrived(p *place, bytes int64) {
 	if p == nil {
 		return
@@ -142,7 +142,7 @@ func (g *guard) arrived(p *place, bytes int64) {
 	p.bytes = bytes
 }
 
-// leave gives a place back. It may be called again.
+// leave releases a place. Repeated calls have no effect.
 func (g *guard) leave(p *place) {
 	if p == nil {
 		return
@@ -171,7 +171,7 @@ func (g *guard) leaveLocked(p *place) {
 	}
 }
 
-// held is what all places hold, for metrics.
+// held returns what all places hold, for metrics.
 func (g *guard) held() (requests int, bytes int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

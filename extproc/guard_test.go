@@ -33,7 +33,7 @@ func TestGuard(t *testing.T) {
 		t.Errorf("%d places of %d bytes", n, bytes)
 	}
 	g.arrived(second, 5)
-	g.arrived(second, 50) // more than declared: Envoy does not pass that on
+	g.arrived(second, 50) // more than declared: Envoy never passes that on
 	g.leave(second)
 	g.leave(second)
 	if n, bytes := g.held(); n != 2 || bytes != 50 {
@@ -47,7 +47,7 @@ func TestGuard(t *testing.T) {
 	enter("k7", "a5", 0, tooMany) // the agent's requests
 }
 
-// One who holds the most is not helped by taking from others.
+// The agent that holds the most gets nothing by eviction of others.
 func TestGuardHeaviestGetsNothing(t *testing.T) {
 	g := newGuard(WaitLimits{Bytes: 100, AgentBytes: 90, KeyBytes: 90})
 	light := newHandle()
@@ -58,7 +58,8 @@ func TestGuardHeaviestGetsNothing(t *testing.T) {
 	}
 }
 
-// Whatever comes and goes: no limit is exceeded, nothing is lost or counted twice.
+// For every sequence of events, no limit is exceeded, and no place is lost or counted
+// twice.
 func TestGuardAddsUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := WaitLimits{Bytes: 100, AgentBytes: 60, KeyBytes: 40, Requests: 8, PerAgent: 5, PerKey: 3}

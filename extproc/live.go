@@ -8,27 +8,28 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 )
 
-// live is the set of exchanges in progress. It admits them, finds those of a key
-// that is revoked, and knows when all are gone.
+// live is the set of exchanges in progress. It admits them, finds the exchanges of a
+// revoked key, and reports when none is left.
 type live struct {
 	mu       sync.Mutex
 	draining bool
 	all      map[*handle]struct{}
-	byKey    map[identity.Presented]map[*handle]struct{} // subset of all: those past identify
+	byKey    map[identity.Presented]map[*handle]struct{} // the members of all that are past identify
 	empty    chan struct{}                               // closed when draining and all is empty
 }
 
-// handle is how others reach an exchange: they may only order it cut.
+// handle is the part of an exchange that other goroutines use. They can only cut the
+// exchange.
 type handle struct {
 	once   sync.Once
 	cutCh  chan struct{} // closed by cut
 	reason atomic.Pointer[string]
 
-	// forwarded is set before the last look at reason: whoever cuts sees it, or the
-	// exchange sees that it is cut.
+	// forwarded is set before reason is read for the last time. So either cut finds
+	// forwarded set, or the exchange finds the reason.
 	forwarded atomic.Bool
 
-	// turn says who answers Envoy: see waits.
+	// turn is the goroutine that replies to Envoy: see waits.
 	turn atomic.Int32
 
 	// Guarded by live.mu.
@@ -36,16 +37,17 @@ type handle struct {
 	keyed bool
 }
 
-// The values of handle.turn. An exchange that waits for its body may be answered by
-// Process, when it is cut; the goroutine that owns it is blocked in Recv then, and
-// takes the exchange back, or finds it taken, before it touches anything.
+// The values of handle.turn. Process may answer an exchange that waits for its body, when
+// the exchange is cut. The goroutine that owns the exchange is blocked in Recv at that
+// time. Before it touches anything, it takes the exchange back or finds that Process has
+// it.
 const (
 	turnOwner   int32 = iota // the goroutine in run
-	turnWaiting              // it waits for the body: the goroutine that swaps this value owns the exchange
+	turnWaiting              // it waits for the body; the goroutine that swaps this value owns the exchange
 	turnProcess              // Process answered, and the exchange has ended
 )
 
-// cut orders the exchange to end now. The first reason stays.
+// cut orders the exchange to end now. Only the first reason is kept.
 func (h *handle) cut(reason string) {
 	h.once.Do(func() {
 		h.reason.Store(&reason)
@@ -83,8 +85,8 @@ func (l *live) enter(h *handle, limit int) (draining, full bool) {
 	return false, false
 }
 
-// key files h under what it presents. It must be called before
-// the key is looked up: a revocation that arrives between the two then finds h.
+// key indexes h by its key. It must be called before the key is looked up, so that a
+// revocation in between finds h.
 func (l *live) key(h *handle, p identity.Presented) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -97,7 +99,7 @@ func (l *live) key(h *handle, p identity.Presented) {
 	m[h] = struct{}{}
 }
 
-// leave removes h. The exchange has settled.
+// leave removes h. The exchange is complete.
 func (l *live) leave(h *handle) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -119,7 +121,7 @@ func (l *live) leave(h *handle) {
 	}
 }
 
-// cutKey ends every exchange of one key and says how many there were.
+// cutKey ends every exchange of one key and returns their number.
 func (l *live) cutKey(p identity.Presented, reason string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -129,7 +131,7 @@ func (l *live) cutKey(p identity.Presented, reason string) int {
 	return len(l.byKey[p])
 }
 
-// has says whether an exchange of the key is in progress.
+// has reports whether an exchange of the key is in progress.
 func (l *live) has(p identity.Presented) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -150,7 +152,7 @@ func (l *live) size() int {
 	return len(l.all)
 }
 
-// drain refuses newcomers from now on and waits until everybody has left.
+// drain rejects new exchanges from now on and waits until all others have left.
 func (l *live) drain(ctx context.Context) error {
 	l.mu.Lock()
 	if !l.draining {

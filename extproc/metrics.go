@@ -8,14 +8,14 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// metrics counts exchanges. No label takes a value from a request: models, paths
-// and agents are in the record, not here.
+// metrics counts exchanges. No label takes a value from a request: models, paths and agents
+// are in the audit log.
 type metrics struct {
 	exchanges  *prometheus.CounterVec // by how they ended
-	refusals   *prometheus.CounterVec // by the code that the caller saw
+	refusals   *prometheus.CounterVec // by the code that the caller got
 	turnedAway *prometheus.CounterVec // before they began
 	cuts       *prometheus.CounterVec
-	protocol   *prometheus.CounterVec // messages of Envoy that make no sense here
+	protocol   *prometheus.CounterVec // messages from Envoy that are out of order
 	panics     prometheus.Counter
 	audit      prometheus.Counter
 	leaks      prometheus.Counter
@@ -24,7 +24,7 @@ type metrics struct {
 	phases     map[string]prometheus.Observer
 }
 
-// phaseBuckets go from a phase that did nothing to one that ran into a timeout.
+// phaseBuckets cover a phase without work and a phase that reached its timeout.
 var phaseBuckets = []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .5, 1, 5}
 
 func newMetrics(r prometheus.Registerer, live func() int, waiting func() (int, int64)) (*metrics, error) {
@@ -32,16 +32,16 @@ func newMetrics(r prometheus.Registerer, live func() int, waiting func() (int, i
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "aid_extproc_" + name, Help: help}, labels)
 	}
 	exchanges := counter("exchanges_total", "Exchanges that ended, by outcome.", "outcome")
-	refusals := counter("refusals_total", "Requests that were refused, by code.", "code")
+	refusals := counter("refusals_total", "Requests that were rejected, by code.", "code")
 	turnedAway := counter("turned_away_total", "Exchanges that were not begun, by reason.", "reason")
 	cuts := counter("cuts_total", "Exchanges that were cut off, by reason.", "reason")
-	protocol := counter("protocol_errors_total", "Messages from Envoy that our configuration does not ask for, by message.", "message")
+	protocol := counter("protocol_errors_total", "Messages from Envoy that its configuration should not cause, by message.", "message")
 	tokens := counter("tokens_total", "Tokens that providers reported, by kind.", "kind")
-	panics := counter("panics_total", "Exchanges that ended in a panic. Not 0: a bug.")
+	panics := counter("panics_total", "Exchanges that ended in a panic. A value above 0 is a bug.")
 	auditFailures := counter("record_failures_total", "Decisions that could not be recorded, each answered 503.")
-	leaks := counter("credential_echoes_total", "Answers in which a provider's credential was found and blanked.")
+	leaks := counter("credential_echoes_total", "Responses in which a provider's credential was found and overwritten.")
 	decision := prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: "aid_extproc_decision_seconds", Help: "From the complete request to the verdict, the durable record included.", Buckets: phaseBuckets,
+		Name: "aid_extproc_decision_seconds", Help: "Time from the complete request to the decision, including the durable audit entry.", Buckets: phaseBuckets,
 	})
 	phases := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "aid_extproc_phase_seconds", Help: "Time in each phase of the request.", Buckets: phaseBuckets,
@@ -64,7 +64,7 @@ func newMetrics(r prometheus.Registerer, live func() int, waiting func() (int, i
 	for _, p := range []string{"identify", "parse", "decide", "record"} {
 		m.phases[p] = phases.WithLabelValues(p)
 	}
-	// Alarms are on rates of these: they must exist before they happen.
+	// Alerts are on rates of these series, so they must exist before the first event.
 	for _, r := range []string{"draining", "full"} {
 		turnedAway.WithLabelValues(r)
 	}

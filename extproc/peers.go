@@ -6,12 +6,11 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// A request that names no known caller belongs to no organization, so it leaves no
-// entry of its own: otherwise a client without a key could buy an fsync with each
-// request. It is counted instead, by cause.
+// A request without a known caller belongs to no organization, so it has no audit entry.
+// Otherwise a client without a key could cause an fsync with each request. It is counted
+// instead, by cause.
 
-// Causes that the rejection's code does not tell apart. For every other rejection
-// the cause is its code.
+// Causes that share one code. For every other rejection the cause is its code.
 const (
 	causeMalformed = "malformed_api_key" // not a whole key, or a key of another kind
 	causeUnknown   = "unknown_api_key"   // a well-formed key that no agent of the node's organizations has

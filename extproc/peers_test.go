@@ -14,9 +14,9 @@ import (
 	"github.com/ai-identity/ai-identity/xds"
 )
 
-// A request that names no known caller is counted by its cause and its connection's
-// address, and leaves no entry. One of a known caller leaves its entries, and is not
-// counted, whatever is wrong with it.
+// A request without a known caller is counted by its cause and its connection's address,
+// and has no audit entry. A request of a known caller has its entries and is not counted,
+// for every error in it.
 func TestUnknownCallers(t *testing.T) {
 	var mu sync.Mutex
 	var counted []string

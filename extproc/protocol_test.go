@@ -50,7 +50,7 @@ func (w *world) messageOf(letter byte) *extprocv3.ProcessingRequest {
 	case 'H':
 		return headers(true)
 	case 'g':
-		return headers(false) // of an Envoy that does not say its modes
+		return headers(false) // of an Envoy that does not declare its modes
 	case 'o':
 		m := headers(false)
 		m.ProtocolConfig = modes()
@@ -89,8 +89,8 @@ func (w *world) messageOf(letter byte) *extprocv3.ProcessingRequest {
 	return nil
 }
 
-// converse sends the messages of word in order, as long as they are answered, and
-// says whether the request was let through, and how the stream ended.
+// converse sends the messages of word in order, as long as they get replies. It returns
+// whether the request was allowed, and how the stream ended.
 func (w *world) converse(ctx context.Context, word string) (allowed bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -108,7 +108,7 @@ func (w *world) converse(ctx context.Context, word string) (allowed bool, err er
 		}
 		resp, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			return allowed, nil // closed cleanly, half way
+			return allowed, nil // closed cleanly, before the end
 		}
 		if err != nil {
 			return allowed, err
@@ -120,7 +120,7 @@ func (w *world) converse(ctx context.Context, word string) (allowed bool, err er
 				}
 			}
 			if c.GetClearRouteCache() && !allowed {
-				w.t.Errorf("%s: the route was cleared without a verdict", word)
+				w.t.Errorf("%s: the route was cleared without a decision", word)
 			}
 		}
 	}
@@ -134,8 +134,8 @@ func (w *world) converse(ctx context.Context, word string) (allowed bool, err er
 	return allowed, err
 }
 
-// TestOrder says for each order of messages whether it may let a request through,
-// and whether the stream may end cleanly.
+// TestOrder has for each order of messages whether the request may be allowed, and whether
+// the stream may end cleanly.
 func TestOrder(t *testing.T) {
 	const clean, unclean = true, false
 	for _, c := range []struct {
@@ -147,7 +147,7 @@ func TestOrder(t *testing.T) {
 		{"", false, unclean, ""},
 		{"h", false, unclean, "decided:deny settled:client_closed"},
 		{"hb", true, unclean, "decided:allow settled:client_closed"},
-		{"gb", true, unclean, "decided:allow settled:unknown"}, // Envoy sends nothing of the answer but its usage, and closes when it is over
+		{"gb", true, unclean, "decided:allow settled:unknown"}, // Envoy sends only the usage of the response, and closes when it is over
 		{"hbr", true, unclean, "decided:allow settled:broken_off"},
 		{"hbrp", true, unclean, "decided:allow settled:broken_off"},
 		{"hbrpP", true, clean, "decided:allow settled:completed"},
@@ -157,8 +157,8 @@ func TestOrder(t *testing.T) {
 		{"hbrpPP", true, clean, "decided:allow settled:completed"},
 		{"hb5P", true, clean, "decided:allow settled:provider_error"},
 
-		{"hB", false, clean, "decided:deny settled:refused"},  // whole, and trailers follow
-		{"gB", false, unclean, "decided:deny settled:failed"}, // a piece
+		{"hB", false, clean, "decided:deny settled:refused"},  // whole, with trailers
+		{"gB", false, unclean, "decided:deny settled:failed"}, // one chunk
 		{"he", false, clean, "decided:deny settled:refused"},
 		{"H", false, clean, "decided:deny settled:refused"}, // POST without a body
 
@@ -181,7 +181,7 @@ func TestOrder(t *testing.T) {
 		{"hbrb", true, unclean, "decided:allow settled:failed"},
 		{"hbrpPb", true, unclean, "decided:allow settled:completed"},
 
-		// Envoy answers by itself: 413, a failed upgrade. Nothing follows.
+		// Envoy answers before the decision: 413, or a failed upgrade. Nothing follows.
 		{"h5P", false, unclean, "decided:deny settled:refused"},
 		{"h5Pb", false, unclean, "decided:deny settled:refused"},
 		{"5P", false, unclean, ""},
@@ -199,7 +199,7 @@ func TestOrder(t *testing.T) {
 		if got := kinds(w.entries()); got != c.record {
 			t.Errorf("%q: record is %q, want %q", c.word, got, c.record)
 		}
-		// What broke off has cost something; what it would have cost is not known.
+		// A response that broke off has a cost, which is not known.
 		for _, e := range w.entries() {
 			if got, want := strings.Contains(e.json, `"priced":true`), strings.Contains(e.json, `"outcome":"completed"`); got != want {
 				t.Errorf("%q: %s", c.word, e.json)
@@ -208,16 +208,15 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-// flat charges the same for everything, and always knows.
+// flat has one price for everything.
 type flat struct{}
 
 func (flat) Cost(provider.Provider, string, string, provider.Usage, time.Time) (int64, bool) {
 	return 7, true
 }
 
-// FuzzOrder sends messages in any order. Whatever comes, a request is let through
-// only after a recorded decision to allow it, each decision has one settlement,
-// and nothing panics.
+// FuzzOrder sends messages in any order. A request is allowed only after a recorded
+// decision to allow it. Each decision has one completion entry, and nothing panics.
 func FuzzOrder(f *testing.F) {
 	for _, s := range []string{"hbrpP", "Hb", "hB", "rhb", "hbrb", "hhbb", "h5Pb", "zb", "hbTP", "gbr", "ohb"} {
 		f.Add(s)
@@ -246,9 +245,9 @@ func FuzzOrder(f *testing.F) {
 	})
 }
 
-// TestFaults breaks the handler at each phase in each way. Before the verdict
-// nothing is let through, and only the deliberate clean close is one; in every
-// case each decision has exactly one settlement.
+// TestFaults breaks the handler at each phase in each way. Before the decision nothing is
+// allowed, and only the deliberate clean close is clean. Each decision has exactly one
+// completion entry.
 func TestFaults(t *testing.T) {
 	for _, phase := range extproc.Phases() {
 		for _, what := range []string{"panics", "returns an error", "closes the stream"} {
@@ -276,9 +275,9 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestRecordFirst holds the recorder: nothing may be sent before it returns.
+// TestRecordFirst blocks the recorder: nothing may be sent before it returns.
 func TestRecordFirst(t *testing.T) {
-	for _, word := range []string{"hb", "he"} { // allowed, and refused
+	for _, word := range []string{"hb", "he"} { // allowed, and rejected
 		w := serve(t, options{})
 		entered, release := make(chan struct{}), make(chan struct{})
 		w.record.fail = func(string) (bool, error) {
@@ -317,8 +316,8 @@ func TestRecordFirst(t *testing.T) {
 	}
 }
 
-// TestJudgedAsOfTheVerdict takes from an agent, while its request's body is still on its
-// way, what it had when the headers came: the decision is of when it falls.
+// TestJudgedAsOfTheVerdict removes permissions of an agent between a request's headers and
+// its body. The permissions at the time of the decision count.
 func TestJudgedAsOfTheVerdict(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(d *directory)
@@ -365,8 +364,8 @@ func TestJudgedAsOfTheVerdict(t *testing.T) {
 	}
 }
 
-// TestRecordInDoubt waits for a record too briefly to know whether it is on disk: the
-// caller is refused, and if the entry is there, so is what came of it.
+// TestRecordInDoubt stops waiting for a decision entry before it is known to be on disk.
+// The request is rejected. If the entry is there, its completion entry is too.
 func TestRecordInDoubt(t *testing.T) {
 	w := serve(t, options{config: func(c *extproc.Config) { c.RecordTimeout = time.Nanosecond }})
 	answer, pieces := ok()
@@ -383,7 +382,7 @@ func TestRecordInDoubt(t *testing.T) {
 	}
 }
 
-// TestCut revokes a key in the middle of an answer.
+// TestCut revokes a key in the middle of a response.
 func TestCut(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -450,8 +449,8 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// TestCutBeforeVerdict revokes a key while its request is decided: the last look
-// is after the record.
+// TestCutBeforeVerdict revokes a key while its request is decided. The cut is checked once
+// more after the decision is recorded.
 func TestCutBeforeVerdict(t *testing.T) {
 	for _, phase := range []string{"identify", "body", "parse", "decide", "record", "enforce"} {
 		var w *world
@@ -505,7 +504,7 @@ func TestDrain(t *testing.T) {
 	drained := make(chan error, 1)
 	go func() { drained <- w.server.Drain(deadline) }()
 
-	// A newcomer gets 503 with Retry-After, and never a clean close without an answer.
+	// A new exchange gets 503 with Retry-After, and never a clean close without a response.
 	for {
 		late, err := w.client.Process(ctx)
 		if err != nil {
@@ -520,14 +519,14 @@ func TestDrain(t *testing.T) {
 		}
 		got := resp.GetImmediateResponse()
 		if got == nil {
-			continue // it came before Drain did
+			continue // it came before Drain began
 		}
 		if got.GetStatus().GetCode() != 503 || !strings.Contains(string(got.GetBody()), "shutting_down") || !strings.Contains(got.GetHeaders().String(), "retry-after") {
 			t.Errorf("newcomer got %v", got)
 		}
 		break
 	}
-	// One that is in progress is answered to its end.
+	// An exchange in progress is answered to its end.
 	if err := finishes.Send(w.messageOf('P')); err != nil {
 		t.Fatal(err)
 	}
@@ -545,7 +544,7 @@ func TestDrain(t *testing.T) {
 	if _, err := stays.Recv(); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("cut with %v", err)
 	}
-	// One that waits for its body is answered, since nothing of it went anywhere.
+	// An exchange that waits for its body is answered, since none of it was forwarded.
 	resp, err := waits.Recv()
 	if got := resp.GetImmediateResponse(); err != nil || got.GetStatus().GetCode() != 503 || !strings.Contains(string(got.GetBody()), "shutting_down") {
 		t.Errorf("the one that waits got %v, %v", resp, err)
@@ -561,7 +560,7 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// TestFull refuses the exchange that is one too many.
+// TestFull rejects the exchange above the limit.
 func TestFull(t *testing.T) {
 	w := serve(t, options{config: func(c *extproc.Config) { c.MaxStreams = 1 }})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -589,7 +588,7 @@ func TestFull(t *testing.T) {
 	}
 }
 
-// TestBusy lets requests wait for their turn to decide, but not for ever.
+// TestBusy lets requests wait for their turn to decide, with a time limit.
 func TestBusy(t *testing.T) {
 	entered, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
@@ -618,7 +617,7 @@ func TestBusy(t *testing.T) {
 	<-done
 }
 
-// TestCanary: only a registered nonce is answered, once anybody can.
+// TestCanary: only a registered nonce gets 204.
 func TestCanary(t *testing.T) {
 	w := serve(t, options{})
 	nonce, seen, forget, err := w.server.Canary()
@@ -648,7 +647,7 @@ func TestCanary(t *testing.T) {
 	}
 }
 
-// TestClientGone hangs up at every step. The record is as complete as ever.
+// TestClientGone closes the connection at every step. The audit log is always complete.
 func TestClientGone(t *testing.T) {
 	for _, word := range []string{"h", "hb", "hbr", "hbrp"} {
 		w := serve(t, options{})
@@ -666,7 +665,8 @@ func TestClientGone(t *testing.T) {
 			}
 		}
 		cancel()
-		// Once a response has begun, Envoy does not say who closed the connection.
+		// After a response has begun, Envoy does not report which side closed the
+		// connection.
 		want := "settled:client_closed"
 		if strings.Contains(word, "r") {
 			want = "settled:broken_off"
@@ -677,22 +677,22 @@ func TestClientGone(t *testing.T) {
 	}
 }
 
-// asking is a body that asks for an answer, streamed or not.
+// asking is a chat request for a response, streamed or not.
 func asking(stream bool) *extprocv3.ProcessingRequest {
 	body := fmt.Sprintf(`{"model":"small","stream":%t,"messages":[{"role":"user","content":"hello"}]}`, stream)
 	return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestBody{
 		RequestBody: &extprocv3.HttpBody{Body: []byte(body), EndOfStream: true}}}
 }
 
-// TestTranslatedTrailers: a translated answer ends with its body. What would still have
-// to be said behind trailers cuts it, so that it does not look whole; and what is in
-// trailers is no more the caller's business than what is in headers.
+// TestTranslatedTrailers: a translated response ends with its body. If a translation has
+// output left when trailers come, the response is cut, so that it does not look complete.
+// Trailers pass the same filter as headers.
 func TestTranslatedTrailers(t *testing.T) {
 	const gemini = `data: {"candidates":[{"content":{"parts":[{"text":"hi"}]},"finishReason":"STOP","index":0}]}` + "\n\n"
 	const anthropic = `{"id":"m","type":"message","role":"assistant","model":"m","content":[{"type":"text","text":"hi"}],"stop_reason":"end_turn","usage":{"input_tokens":1,"output_tokens":1}}`
 	for _, c := range []struct {
 		kind, contentType, body string
-		messages                string // after the headers: p a piece, t trailers
+		messages                string // after the headers: p a chunk, t trailers
 		fails                   bool
 	}{
 		{"gemini", "text/event-stream", gemini, "pt", true},
@@ -742,8 +742,8 @@ func TestTranslatedTrailers(t *testing.T) {
 	}
 }
 
-// TestTranslatedClientGone: a client that hangs up in the middle of a translated stream
-// has its usage settled, as far as the provider had said it.
+// TestTranslatedClientGone: a client closes its connection in the middle of a translated
+// stream. The completion entry has the usage that the provider had sent.
 func TestTranslatedClientGone(t *testing.T) {
 	p := provider.Provider{ID: "prov_two", OrgID: "org_acme", Name: "two", Kind: "anthropic", BaseURL: "http://127.0.0.1:1", Models: []string{"*"},
 		Credential: provider.NewSecret(providerKey), HasCredential: true}
@@ -777,8 +777,8 @@ func TestTranslatedClientGone(t *testing.T) {
 	}
 }
 
-// A request that waits for its body is answered at once when its caller may no longer
-// ask, and not only when the body comes.
+// A request that waits for its body is rejected at once when its caller loses access. It
+// does not wait for the body.
 func TestWaitingIsAnswered(t *testing.T) {
 	for code, change := range map[string]func(*identity.Caller){
 		"key_revoked":     func(c *identity.Caller) { c.Key.RevokedAt = c.Key.CreatedAt },
@@ -799,7 +799,7 @@ func TestWaitingIsAnswered(t *testing.T) {
 			caller := w.dir.callers[w.hash]
 			change(&caller)
 			w.server.CallerChanged(w.hash, caller, true)
-			resp, err := stream.Recv() // nothing was sent for it
+			resp, err := stream.Recv() // nothing was sent before it
 			if err != nil || !strings.Contains(string(resp.GetImmediateResponse().GetBody()), code) {
 				t.Fatalf("%v, %v", resp, err)
 			}
@@ -814,8 +814,8 @@ func TestWaitingIsAnswered(t *testing.T) {
 	}
 }
 
-// However an order to end meets a body that arrives: one verdict, one settlement,
-// and what was revoked before is not let through.
+// A cut may come at the same time as a body. There is one decision and one completion, and
+// a request is not allowed after its key was revoked.
 func TestCutMeetsBody(t *testing.T) {
 	for range 100 {
 		w := serve(t, options{})
@@ -836,7 +836,7 @@ func TestCutMeetsBody(t *testing.T) {
 	}
 }
 
-// Places are taken before a body is, and given back with the verdict.
+// A place is reserved before its body is received, and released with the decision.
 func TestWaitLimits(t *testing.T) {
 	w := serve(t, options{config: func(c *extproc.Config) { c.Waiting = extproc.WaitLimits{PerKey: 2} }})
 	ctx, cancel := context.WithCancel(t.Context())

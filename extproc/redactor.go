@@ -15,25 +15,31 @@ import (
 )
 
 const (
-	// minSecret is the shortest secret that is searched for in responses. A shorter
-	// one would be found in ordinary words.
+	// minSecret is the shortest secret that is searched for in responses. Shorter secrets
+	// would match ordinary words.
 	minSecret = 8
 	// maxEscapes is how many levels of escapes are removed: JSON text in a JSON string
 	// in a tool's arguments has three.
 	maxEscapes = 3
 )
 
-// redactor overwrites the provider's secrets in its response. A server that returns
-// its request, in an error or for debugging, would give them to every caller.
+// redactor overwrites the provider's secrets in its response. A server may return its
+// request, in an error or for debugging. Without the redactor every caller would get the
+// secrets.
 //
-// Each secret is searched for in these forms: as it is, in base64 (both alphabets, at
-// each of the three alignments), in hex, and in UTF-16 and UTF-32. Each character of a
-// form may be escaped as in JSON, in a URL or in HTML, up to maxEscapes levels deep.
-// Line breaks inside of a form are passed over, as in base64 of mail.
+// Each secret is searched for in these forms:
+//
+//   - as it is
+//   - in base64: both alphabets, at each of the three alignments
+//   - in hex
+//   - in UTF-16 and UTF-32
+//
+// Each character of a form may be escaped as in JSON, in a URL or in HTML, up to maxEscapes
+// levels deep. Line breaks inside a form are skipped, as in base64 of mail.
 type redactor struct {
 	*patterns        // nil: there is nothing to redact
 	held      []byte // the end of the input, which may be the beginning of a form
-	start     []byte // of the response, to see what it is
+	start     []byte // of the response, to detect its format
 }
 
 // patterns are what a redactor searches for. They never change.
@@ -44,17 +50,17 @@ type patterns struct {
 	longest int // length of the longest form
 	first   [256]bool
 	within  [256]bool // bytes of forms
-	tail    [256]bool // bytes of forms, and of what may escape them
-	joins   [256]bool // bytes of forms, and the first and the last of what may escape them
+	tail    [256]bool // bytes of forms, and of their escapes
+	joins   [256]bool // bytes of forms, and the first and the last bytes of their escapes
 
-	// skip has, for two bytes, how far behind them the end of the next window may be,
-	// as in Wu and Manber's search for many patterns at once.
+	// skip has, for two bytes, the distance to the earliest end of the next window. The
+	// method is Wu and Manber's search for many patterns at once.
 	skip [1 << 10]uint8
 }
 
 func block(one, two byte) int { return (int(one)<<4 ^ int(two)) & (1<<10 - 1) }
 
-// newPatterns searches for the secrets that are long enough. It is nil if there are
+// newPatterns returns the patterns of the secrets that are long enough, or nil if there are
 // none.
 func newPatterns(secrets []string) *patterns {
 	p := &patterns{secrets: secrets, window: 64}
@@ -64,7 +70,8 @@ func newPatterns(secrets []string) *patterns {
 		}
 		p.add([]byte(s))
 		for shift := range 3 {
-			// Of base64, only the characters that do not depend on what surrounds the secret.
+			// From base64, only the characters that do not depend on the bytes around the
+			// secret.
 			text := base64.RawStdEncoding.EncodeToString(append(make([]byte, shift), s...))
 			text = text[[...]int{0, 2, 3}[shift] : (shift+len(s))*8/6]
 			if len(text) >= minSecret {
@@ -160,14 +167,13 @@ func (p *patterns) has(b []byte) bool {
 	return plain >= 0 || escaped >= 0
 }
 
-// holds reports whether something is held back. After the last chunk it is lost.
+// holds reports whether bytes are held back. After the last chunk they are lost.
 func (r *redactor) holds() bool { return len(r.held) > 0 }
 
-// pass returns what may go on of the next chunk, with secrets overwritten. Lengths are
-// kept, so that content-length stays true. What may be the beginning of a secret is
-// held back for the next chunk, unless end says that this is the last. Otherwise a
-// server that chooses where its response is cut could send all of it but one byte. b is
-// not changed.
+// pass returns the part of the next chunk that may continue, with secrets overwritten.
+// Lengths are kept, so that content-length stays true. Bytes that may begin a secret are
+// held back for the next chunk, unless end marks the last one. Otherwise a server could
+// split its response so that all bytes of a secret except one pass. b is not changed.
 func (r *redactor) pass(b []byte, end bool) (out []byte, blanked bool) {
 	if r.patterns == nil {
 		return b, false
@@ -238,13 +244,13 @@ func (p *patterns) escaped(b []byte, after int) (from, to int) {
 	return -1, 0
 }
 
-// maxBreak is the longest line break that is passed over, with the spaces after it.
+// maxBreak is the longest line break that is skipped, with the spaces after it.
 const maxBreak = 32
 
-// breaks are the line breaks that were taken out of a text.
-type breaks []struct{ before, length int } // the place in the text that is left, and all bytes taken out up to there
+// breaks are the line breaks that were removed from a text.
+type breaks []struct{ before, length int } // the offset in the remaining text, and the sum of all bytes removed up to there
 
-// at is where the byte at i of the text that is left was.
+// at returns the original offset of byte i of the remaining text.
 func (b breaks) at(i int) int {
 	n, _ := slices.BinarySearchFunc(b, i, func(x struct{ before, length int }, i int) int {
 		if x.before <= i {
@@ -258,9 +264,9 @@ func (b breaks) at(i int) int {
 	return i + b[n-1].length
 }
 
-// unwrapped returns b without the line breaks that stand between two characters of
-// forms: "\n", "\r", and both escaped, with the spaces after them. taken is nil if
-// there are none, and nothing is allocated then.
+// unwrapped returns b without the line breaks between two characters of forms. These are
+// "\n" and "\r", plain or escaped, with the spaces after them. Without such breaks taken is
+// nil, and nothing is allocated.
 func (p *patterns) unwrapped(b []byte) (text []byte, taken breaks) {
 	from, length := 0, 0
 	for i := 0; i < len(b); {
@@ -283,9 +289,9 @@ func (p *patterns) unwrapped(b []byte) (text []byte, taken breaks) {
 	return append(text, b[from:]...), taken
 }
 
-// lineBreak returns where the line breaks and spaces end that begin at b[i]. isBreak
-// says that they are more than spaces, and not an empty line, which ends an event. What
-// the end of b cuts off may be one.
+// lineBreak returns where the line breaks and spaces that begin at b[i] end. isBreak
+// reports whether they are more than spaces. An empty line is no break, since it ends an
+// event. A break that the end of b cuts off counts as one.
 func lineBreak(b []byte, i int) (end int, isBreak bool) {
 	const field = "data:" // before each line of an event's data
 	for lines := 0; i < len(b); {
@@ -315,11 +321,11 @@ func lineBreak(b []byte, i int) (end int, isBreak bool) {
 			return i, isBreak
 		}
 	}
-	return i, true // more of it may follow
+	return i, true // the rest may be in the next chunk
 }
 
-// relevant reports whether b escapes any character that forms have. Most events have
-// line breaks and quotes only, and are not looked at further.
+// relevant reports whether b escapes any character that forms have. Most events escape only
+// line breaks and quotes, and are not searched further.
 func (p *patterns) relevant(b []byte) bool {
 	if bytes.IndexByte(b, '\\') < 0 && bytes.IndexByte(b, '%') < 0 && bytes.IndexByte(b, '&') < 0 {
 		return false
@@ -337,7 +343,7 @@ func (p *patterns) relevant(b []byte) bool {
 	return false
 }
 
-// begins returns where the end of b may be the beginning of a form, or len(b).
+// begins returns where the end of b may begin a form, or len(b).
 func (p *patterns) begins(b []byte) int {
 	window := p.longest - 1
 	// A character that is escaped at three levels, each "\uXXXX", has 6·6·6 bytes.
@@ -361,9 +367,9 @@ func (p *patterns) begins(b []byte) int {
 	return len(b)
 }
 
-// match reports where form ends that begins at b[i], or 0. open says that b ended
-// before it was clear. Every way to read an escape is tried: a form may itself have
-// characters that look like one.
+// match returns where the form that begins at b[i] ends, or 0. open reports that b ended
+// before this was clear. Every way to read an escape is tried, since a form may have
+// characters that look like an escape.
 func match(b []byte, i int, form []byte) (end int, open bool) {
 	var one, other [16]int
 	at, next := append(one[:0], i), other[:0]
@@ -405,11 +411,11 @@ func insert(list []int, n int) []int {
 	return append(list, n)
 }
 
-// escapes reports whether an escape may begin with c.
+// escapes reports whether c may begin an escape.
 func escapes(c byte) bool { return c == '\\' || c == '%' || c == '&' }
 
-// unescape reads the character at b[i] with up to depth levels of escapes removed, and
-// returns where the next one begins. next is 0 if b ends inside of it.
+// unescape reads the character at b[i] with up to depth levels of escapes removed. next is
+// where the next character begins, or 0 if b ends inside this one.
 func unescape(b []byte, i, depth int) (c rune, next int) {
 	if i >= len(b) {
 		return 0, 0
@@ -461,7 +467,7 @@ func unescape(b []byte, i, depth int) (c rune, next int) {
 	return c, next
 }
 
-// hexAt reads digits hexadecimal digits, or those in braces. If there are none, the
+// hexAt reads a number of hexadecimal digits, or the digits in braces. Without digits, the
 // character is instead, and the next one begins at plain.
 func hexAt(b []byte, i, depth, digits int, instead rune, plain int) (c rune, next int) {
 	braces := false
@@ -492,15 +498,15 @@ func hexAt(b []byte, i, depth, digits int, instead rune, plain int) (c rune, nex
 	return c, i
 }
 
-// providerIn names a provider in a snapshot of an organization's providers.
+// providerIn is a provider in a snapshot of an organization's providers.
 type providerIn struct {
 	snapshot weak.Pointer[provider.Registry]
 	id       string
 }
 
-// patternsOf returns what to search for in responses of the provider. Those of its last
-// request are used again if its secrets are the same. They are forgotten with the
-// snapshot that has the provider, so that no secret of a deleted provider stays.
+// patternsOf returns what to search for in responses of the provider. The patterns of its
+// last request are used again if its secrets are the same. They are freed with the
+// provider's snapshot, so that no secret of a deleted provider stays in memory.
 func (s *Server) patternsOf(snapshot *provider.Registry, id string, secrets []string) *patterns {
 	slices.Sort(secrets)
 	secrets = slices.Compact(secrets)
@@ -517,8 +523,8 @@ func (s *Server) patternsOf(snapshot *provider.Registry, id string, secrets []st
 	return p
 }
 
-// unreadable says why a response may not pass that nobody could search for secrets, or
-// nothing. Its encoding was not requested; its charset would spell a secret otherwise.
+// unreadable returns why a response cannot be searched for secrets and must not pass, or
+// "". Either its encoding was not requested, or secrets have other bytes in its charset.
 func unreadable(encoding, contentType string) string {
 	for e := range strings.SplitSeq(encoding, ",") {
 		if e = strings.ToLower(strings.TrimSpace(e)); e != "" && e != "identity" {
@@ -553,9 +559,9 @@ var compressed = [][]byte{
 	{0x78, 0x01}, {0x78, 0x5e}, {0x78, 0x9c}, {0x78, 0xda},
 }
 
-// disguised reports whether the response is in an encoding that its headers do not
-// name: no search would find a secret in it. b is the next chunk. Only what begins as
-// JSON or as an event stream does passes as such.
+// disguised reports whether the response is in an encoding that its headers do not name. A
+// search would find no secret in it. b is the next chunk. A response passes as JSON or as
+// an event stream only if it begins like one.
 func (r *redactor) disguised(b []byte, kind form) bool {
 	const most = 5 // the longest of compressed
 	if r.patterns == nil || len(r.start) >= most {
@@ -584,7 +590,7 @@ func (r *redactor) disguised(b []byte, kind form) bool {
 	return false
 }
 
-// form is what a response's content type names.
+// form is the kind of content that a response's content type declares.
 type form uint8
 
 const (

@@ -46,7 +46,7 @@ func wrapped(s string, n int, line string) string {
 	return b.String() + s
 }
 
-// spellings are ways in which a response may have the secret.
+// spellings are the forms in which a response may contain the secret.
 func spellings(secret string) map[string]string {
 	all := map[string]string{
 		"raw":             secret,
@@ -97,7 +97,7 @@ func spellings(secret string) map[string]string {
 	return all
 }
 
-// redacted is text after it came in these pieces.
+// redacted returns text after redaction, when it arrives in these chunks.
 func redacted(t *testing.T, text string, pieces ...string) string {
 	t.Helper()
 	r := newRedactor()
@@ -116,8 +116,8 @@ func redacted(t *testing.T, text string, pieces ...string) string {
 	return string(got)
 }
 
-// TestRedactorSpellings: the secret is found in every spelling, wherever the response
-// is cut, and everything around it passes.
+// TestRedactorSpellings: the secret is found in every spelling, for every split of the
+// response, and everything around it passes.
 func TestRedactorSpellings(t *testing.T) {
 	for name, spelled := range spellings(testSecret) {
 		t.Run(name, func(t *testing.T) {
@@ -198,7 +198,8 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// FuzzRedactor: where the response is cut changes nothing, and the secret never passes.
+// FuzzRedactor: the result does not depend on the split of the response, and the secret
+// never passes.
 func FuzzRedactor(f *testing.F) {
 	for _, spelled := range spellings(testSecret) {
 		f.Add([]byte("x"+spelled+"y"), uint8(3))
@@ -242,8 +243,8 @@ func BenchmarkRedactor(b *testing.B) {
 	})
 }
 
-// TestRedactorDisguised: a response that is compressed and does not say so is found by its
-// first bytes, however it is cut.
+// TestRedactorDisguised: a compressed response without content-encoding is detected by its
+// first bytes, for every split.
 func TestRedactorDisguised(t *testing.T) {
 	for _, c := range []struct {
 		body, kind string

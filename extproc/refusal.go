@@ -14,7 +14,7 @@ func unauthenticated(code, message string) *provider.Error {
 	return verdict.Refuse(http.StatusUnauthorized, code, message)
 }
 
-// policyID is the policy that a refusal rests on, or "".
+// policyID is the policy that caused a rejection, or "".
 func (x *exchange) policyID() string {
 	if x.effect == policy.Allow {
 		return ""
@@ -22,7 +22,8 @@ func (x *exchange) policyID() string {
 	return x.verdict.PolicyID()
 }
 
-// listed is a list for a header: bounded, and it says so.
+// listed joins names for a header. A long list is cut, and ends with the number of omitted
+// names.
 func listed(names []string) string {
 	const most = 2 << 10
 	out := ""
@@ -38,8 +39,8 @@ func listed(names []string) string {
 	return out
 }
 
-// levelOf makes only what somebody should look at loud, and only once: what was logged
-// as an error when it happened is not an error again at the end.
+// levelOf returns the log level of an outcome. Only failures are errors. A failure that was
+// already logged as an error when it happened is not logged as an error again.
 func (x *exchange) levelOf(outcome string) slog.Level {
 	switch outcome {
 	case verdict.OutcomeFailed:

@@ -10,12 +10,12 @@ import (
 	"github.com/ai-identity/ai-identity/envoy"
 )
 
-// This file builds every message for Envoy, and nothing else does.
+// Only this file builds messages for Envoy.
 //
-// Exactly one reply for each message. The default action on a header appends, so
-// that a credential would be sent beside the client's: each header here is
-// overwritten. Changes to headers in a reply to a body count only in BUFFERED
-// mode, where a changed body needs its exact content-length.
+// Each message gets exactly one reply. The default action on a header appends, which would
+// send a credential beside the client's. So each header here is overwritten. Changes to
+// headers in a reply to a body count only in BUFFERED mode, where a changed body needs its
+// exact content-length.
 
 // mutation collects changes to headers.
 type mutation struct {
@@ -33,7 +33,7 @@ func newMutation(n int) *mutation {
 	return &mutation{set: make([]*corev3.HeaderValueOption, 0, n), slab: make([]headerSlot, n)}
 }
 
-// header sets name to value whatever it was.
+// header sets name to value and replaces any other value.
 func (m *mutation) header(name, value string) {
 	if len(m.slab) == 0 {
 		m.slab = make([]headerSlot, 4)
@@ -46,7 +46,7 @@ func (m *mutation) header(name, value string) {
 	m.set = append(m.set, &s.option)
 }
 
-// sets says whether m sets name.
+// sets reports whether m sets name.
 func (m *mutation) sets(name string) bool {
 	for _, o := range m.set {
 		if o.GetHeader().GetKey() == name {
@@ -63,26 +63,26 @@ func (m *mutation) message() *extprocv3.HeaderMutation {
 	return &extprocv3.HeaderMutation{SetHeaders: m.set, RemoveHeaders: m.remove}
 }
 
-// waitForBody lets the headers wait for the verdict on the body. It enforces
-// nothing: without the verdict's route header there is no route.
+// waitForBody keeps the headers in Envoy until the decision on the body. It enforces
+// nothing: without the route header of the decision there is no route.
 func waitForBody() *extprocv3.ProcessingResponse {
 	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestHeaders{
 		RequestHeaders: &extprocv3.HeadersResponse{},
 	}}
 }
 
-// forwardHeaders is the verdict "allow" on a request without a body.
+// forwardHeaders is the decision "allow" for a request without a body.
 func forwardHeaders(m *mutation) *extprocv3.ProcessingResponse {
 	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestHeaders{
 		RequestHeaders: &extprocv3.HeadersResponse{Response: &extprocv3.CommonResponse{
 			HeaderMutation:  m.message(),
-			ClearRouteCache: true, // the route that was found before the verdict is the 503
+			ClearRouteCache: true, // the route that was found before the decision is the 503
 		}},
 	}}
 }
 
-// forwardBody is the verdict "allow" on a request with a body. A nil body is
-// forwarded as it came; else m must hold its content-length.
+// forwardBody is the decision "allow" for a request with a body. With a nil body, the
+// original body is forwarded. Otherwise m must hold the body's content-length.
 func forwardBody(m *mutation, body []byte) *extprocv3.ProcessingResponse {
 	r := &extprocv3.CommonResponse{HeaderMutation: m.message(), ClearRouteCache: true}
 	if body != nil {
@@ -93,10 +93,9 @@ func forwardBody(m *mutation, body []byte) *extprocv3.ProcessingResponse {
 	}}
 }
 
-// telling leaves with Envoy what it needs by itself (see package xds): the receipt,
-// for its route to show where the answer's headers do not come by here, and the
-// caller's format, for its own answers where the provider's path does not tell it.
-// Either may be empty.
+// telling stores in Envoy's metadata what Envoy needs for responses that do not come here
+// (see package xds). Its route adds the receipt to such responses. Its own error responses
+// need the caller's format, if the provider's path does not show it. Either may be empty.
 func telling(r *extprocv3.ProcessingResponse, receipt, format string) *extprocv3.ProcessingResponse {
 	fields := map[string]*structpb.Value{}
 	for name, value := range map[string]string{envoy.MetadataReceipt: receipt, envoy.MetadataFormat: format} {
@@ -110,21 +109,21 @@ func telling(r *extprocv3.ProcessingResponse, receipt, format string) *extprocv3
 	return r
 }
 
-// dropRequestTrailers removes every trailer: nobody judged them.
+// dropRequestTrailers removes every trailer, since policy did not evaluate them.
 func dropRequestTrailers(m *extprocv3.HttpTrailers) *extprocv3.ProcessingResponse {
 	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestTrailers{
 		RequestTrailers: &extprocv3.TrailersResponse{HeaderMutation: &extprocv3.HeaderMutation{RemoveHeaders: names(m.GetTrailers())}},
 	}}
 }
 
-// respond answers the client from here. Nothing is forwarded, or nothing more.
+// respond sends the client a response from here. Nothing more is forwarded.
 func respond(status int, m *mutation, body []byte, details string) *extprocv3.ProcessingResponse {
 	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ImmediateResponse{
 		ImmediateResponse: &extprocv3.ImmediateResponse{
 			Status:  &typev3.HttpStatus{Code: typev3.StatusCode(status)},
 			Headers: m.message(),
 			Body:    body,
-			Details: details, // into Envoy's access log: a code, never a value
+			Details: details, // for Envoy's access log: a code, never a value
 		},
 	}}
 }
@@ -135,27 +134,27 @@ func followHeaders(m *mutation) *extprocv3.ProcessingResponse {
 	}}
 }
 
-// readingAnswer has Envoy send us the answer, where its configuration does not.
+// readingAnswer has Envoy send the response here, where its configuration does not.
 func readingAnswer(r *extprocv3.ProcessingResponse) *extprocv3.ProcessingResponse {
 	r.ModeOverride = envoy.AnswerMode(filterv3.ProcessingMode_STREAMED)
 	return r
 }
 
-// wholeAnswer has Envoy send us the answer's body in one piece, and hold its headers
-// back until then.
+// wholeAnswer has Envoy buffer the response's body, send it in one message, and hold the
+// headers back until then.
 func wholeAnswer(r *extprocv3.ProcessingResponse) *extprocv3.ProcessingResponse {
 	r.ModeOverride = envoy.AnswerMode(filterv3.ProcessingMode_BUFFERED)
 	return r
 }
 
-// passBody lets a piece of the answer through as it is, without sending it back.
+// passBody passes a chunk of the response unchanged, without sending it back.
 func passBody() *extprocv3.ProcessingResponse {
 	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseBody{
 		ResponseBody: &extprocv3.BodyResponse{},
 	}}
 }
 
-// replaceBody puts b in the place of a piece of the answer.
+// replaceBody replaces a chunk of the response by b.
 func replaceBody(b []byte) *extprocv3.ProcessingResponse {
 	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseBody{
 		ResponseBody: &extprocv3.BodyResponse{Response: &extprocv3.CommonResponse{
@@ -164,15 +163,14 @@ func replaceBody(b []byte) *extprocv3.ProcessingResponse {
 	}}
 }
 
-// replaceWhole puts b in the place of the answer's body, which came in one piece; m
-// holds its content-length.
+// replaceWhole replaces the buffered body of the response by b. m holds its content-length.
 func replaceWhole(m *mutation, b []byte) *extprocv3.ProcessingResponse {
 	r := replaceBody(b)
 	r.GetResponseBody().GetResponse().HeaderMutation = m.message()
 	return r
 }
 
-// passTrailers lets the answer's trailers through, less those to remove.
+// passTrailers passes the response's trailers without those to remove.
 func passTrailers(remove []string) *extprocv3.ProcessingResponse {
 	r := &extprocv3.TrailersResponse{}
 	if len(remove) > 0 {

@@ -18,7 +18,7 @@ import (
 	"github.com/ai-identity/ai-identity/verdict"
 )
 
-// request is what the headers say, read once.
+// request is what was read from the headers.
 type request struct {
 	verdict.Request
 
@@ -26,23 +26,23 @@ type request struct {
 	traceparent string
 	canary      string
 	endOfStream bool
-	// secret is the one credential; secrets counts different ones.
+	// secret is the one credential. secrets is the number of different credentials.
 	secret  string
 	secrets int
-	// remove is the headers that no provider must see.
+	// remove lists the headers that no provider must receive.
 	remove []string
-	// wrong is the first error in the headers, for any caller; nil without an error.
-	// A doubt about the credential is unidentified: it is refused before a caller is
-	// looked up.
+	// wrong is the first error in the headers, for any caller, or nil. unidentified is the
+	// first error in the credentials: it rejects the request before a caller is looked up.
 	wrong        *provider.Error
 	unidentified *provider.Error
 }
 
-// mode is how the request came: the caller addressed us, and was not intercepted.
+// mode is how the request arrived: the caller addressed the gateway, and was not
+// intercepted.
 const mode = "gateway"
 
-// carriers are the headers in which an agent may send its key. Each SDK has its
-// own: OpenAI and most others, Anthropic, Azure, Gemini.
+// carrier reports whether an agent may send its key in the header. Each SDK has its own:
+// OpenAI and most others, Anthropic, Azure, Gemini.
 func carrier(name string) bool {
 	switch name {
 	case "authorization", "x-api-key", "api-key", "x-goog-api-key":
@@ -51,8 +51,8 @@ func carrier(name string) bool {
 	return false
 }
 
-// single says whether a header must not be repeated, and whether a comma in it is
-// a repetition too: Envoy joins the lines of some headers before we see them.
+// single reports whether a header must not be repeated, and whether a comma in it counts as
+// a repetition. Envoy joins the lines of some headers before they come here.
 func single(name string) (single, comma bool) {
 	switch name {
 	case ":method", ":path", ":authority", ":scheme", "host", "content-length", "transfer-encoding", envoy.HeaderRequestID, envoy.HeaderCanary, envoy.HeaderPeer:
@@ -60,18 +60,18 @@ func single(name string) (single, comma bool) {
 	case "content-type":
 		return true, true
 	case "content-encoding", "traceparent", "upgrade":
-		return true, false // "gzip, gzip" is for Decode to refuse
+		return true, false // "gzip, gzip" is rejected by Decode
 	}
 	return carrier(name), carrier(name)
 }
 
-// readRequest reads the headers message. It never fails: what is wrong is noted,
-// so that a caller who can be identified gets a recorded refusal.
+// readRequest reads the headers message. It never fails. Errors are kept, so that the
+// rejection of a caller who can be identified is recorded.
 func readRequest(m *extprocv3.HttpHeaders) request {
 	r := request{Request: verdict.Request{Mode: mode, ContentLength: -1}, endOfStream: m.GetEndOfStream()}
 	headers := m.GetHeaders().GetHeaders()
 	r.remove = make([]string, 0, 8)
-	seen := make([]string, 0, 18) // the single headers so far; there are 18 of them
+	seen := make([]string, 0, 18) // the single headers so far; there are 18
 	for _, h := range headers {
 		name := lower(h.GetKey())
 		raw := h.GetRawValue()
@@ -167,7 +167,7 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 	if identity.SecretInURL(r.Path) || identity.SecretInURL(r.Query) {
 		r.problem(verdict.Misplaced("the URL"))
 	}
-	// A path that is rejected for what is encoded in it is still that API's.
+	// A path that is rejected for an encoded character still belongs to that API.
 	plain, _, _ := strings.Cut(r.Path, "%")
 	r.Format = provider.FormatOf(plain)
 	return r
@@ -185,7 +185,7 @@ func (r *request) verifyHost(domains []string) {
 	}
 }
 
-// headersAlone is what the headers show to be wrong, whatever the body holds.
+// headersAlone returns the error that the headers show for every body, or nil.
 func (r *request) headersAlone() *provider.Error {
 	if r.wrong != nil {
 		return r.wrong
@@ -193,7 +193,7 @@ func (r *request) headersAlone() *provider.Error {
 	return r.Match()
 }
 
-// unserved rejects a path that is served with no key, or returns nil.
+// unserved rejects a path that is not served for any key, or returns nil.
 func (r *request) unserved() *provider.Error {
 	if _, _, served := provider.Match(r.Method, r.Path); served || r.wrong != nil {
 		return nil
@@ -213,8 +213,8 @@ func (r *request) doubt(p *provider.Error) {
 	}
 }
 
-// credential notes the key that a carrier holds. An empty one is none: some SDKs
-// always send their header.
+// credential adds the key in a carrier. An empty one is skipped: some SDKs always send
+// their header.
 func (r *request) credential(name string, raw []byte) {
 	v := string(raw)
 	if name == "authorization" {
@@ -234,9 +234,9 @@ func (r *request) credential(name string, raw []byte) {
 	}
 }
 
-// hostForm says whether s is a host and nothing more: policies compare it and the
-// record tells it, so it has one spelling, without user, port or path. An IPv6
-// address is in brackets.
+// hostForm reports whether s is a host and nothing more: no user, port or path. Policies
+// compare it and the audit log has it, so it has one spelling. An IPv6 address is in
+// brackets.
 func hostForm(s string) bool {
 	if a, ok := strings.CutPrefix(s, "["); ok {
 		a, ok = strings.CutSuffix(a, "]")
@@ -254,7 +254,7 @@ func hostForm(s string) bool {
 	return s != "" && len(s) <= 253
 }
 
-// lower is strings.ToLower for names that are lower-case already, as Envoy's are.
+// lower is strings.ToLower, fast for names that are lower-case already, as Envoy's are.
 func lower(s string) string {
 	for i := range len(s) {
 		if 'A' <= s[i] && s[i] <= 'Z' {
@@ -264,16 +264,16 @@ func lower(s string) string {
 	return s
 }
 
-// span is the place of an exchange in a trace, as traceparent says it
-// (https://www.w3.org/TR/trace-context/#traceparent-header).
+// span is the position of an exchange in a trace, as in the header traceparent. The
+// specification https://www.w3.org/TR/trace-context/#traceparent-header defines its fields.
 type span struct {
 	trace [16]byte
 	id    [8]byte
 	flags byte
 }
 
-// parseTraceparent takes version 00 and, as the specification asks, the same
-// prefix of later versions.
+// parseTraceparent accepts version 00, and the same prefix of later versions, as the
+// specification requires.
 func parseTraceparent(s string) (span, bool) {
 	if len(s) < 55 || s[2] != '-' || s[35] != '-' || s[52] != '-' || s[:2] == "ff" || (len(s) > 55 && (s[:2] == "00" || s[55] != '-')) || lower(s) != s {
 		return span{}, false
@@ -292,7 +292,7 @@ func parseTraceparent(s string) (span, bool) {
 	return sp, sp.trace != [16]byte{} && sp.id != [8]byte{}
 }
 
-// next is the span under parent, in parent's trace or else in a new one.
+// nextSpan returns a span below parent, in parent's trace or in a new one.
 func nextSpan(parent span, known bool, rand io.Reader) (span, error) {
 	sp := parent
 	if !known {

@@ -7,8 +7,8 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 )
 
-// TestHosts: policies and the record get one spelling of a host, and what is more
-// than a host, or none, is refused.
+// TestHosts: policies and the audit log get one spelling of a host. A request without a
+// host, or with more than a host, is rejected.
 func TestHosts(t *testing.T) {
 	for sent, want := range map[string]string{
 		"gateway.test": "gateway.test", "Gateway.TEST": "gateway.test", "10.0.0.1": "10.0.0.1", "localhost": "localhost",

@@ -19,20 +19,22 @@ import (
 	"github.com/ai-identity/ai-identity/verdict"
 )
 
-// reading is who reads a response's body, and how it arrives. It is decided with the
-// request's headers, when Envoy can be asked for the body for the last time. The
-// response's headers change it in two cases: to buffered for a response that is
-// translated and not streamed, and to byEnvoy for Envoy's own response.
+// reading is the place where a response's body is read, and how it arrives. It is decided
+// with the request's headers: that is the last time when Envoy can be asked for the body.
+// The response's headers change it in two cases:
+//
+//   - to buffered, for a response that is translated and not streamed
+//   - to byEnvoy, for Envoy's own response
 type reading uint8
 
 const (
 	byEnvoy    reading = iota // Envoy reads the usage and sends it with the trailers; the body does not come here
 	configured                // Envoy's configuration sends the body of every response here
-	requested                 // it does not, and this exchange requested the body
-	buffered                  // the body comes in one chunk, before the headers go on
+	requested                 // Envoy's configuration does not, and this exchange requested the body
+	buffered                  // the body comes in one chunk, before the headers continue
 )
 
-// readingOf is who reads responses by Envoy's configuration.
+// readingOf returns where responses are read by Envoy's configuration.
 func readingOf(c *extprocv3.ProtocolConfiguration) reading {
 	if c.GetResponseBodyMode() == filterv3.ProcessingMode_NONE {
 		return byEnvoy
@@ -40,8 +42,9 @@ func readingOf(c *extprocv3.ProtocolConfiguration) reading {
 	return configured
 }
 
-// forEndpoint is who reads the response of an endpoint. Whether it must be translated is
-// known with the model, in the request's body, so it is enough that it may have to be.
+// forEndpoint returns where the response of an endpoint is read. Whether it must be
+// translated depends on the model, which is in the request's body. So the body is requested
+// if translation is possible.
 func (r reading) forEndpoint(p *provider.Registry, ep provider.Endpoint) reading {
 	if r == byEnvoy && p.Reads(ep) {
 		return requested
@@ -52,9 +55,9 @@ func (r reading) forEndpoint(p *provider.Registry, ep provider.Endpoint) reading
 // here reports whether the body comes here.
 func (r reading) here() bool { return r != byEnvoy }
 
-// response follows one response to its end: it removes what must not reach the caller,
-// reads usage, translates, and knows how the response ended. The exchange gives it
-// Envoy's messages, and only the exchange's goroutine touches it.
+// response processes one response to its end. It removes what must not reach the caller,
+// reads usage, translates, and determines the outcome. It belongs to the exchange's
+// goroutine, which passes it Envoy's messages.
 type response struct {
 	s       *Server
 	verdict *verdict.Verdict // of the exchange
@@ -63,39 +66,39 @@ type response struct {
 
 	reading reading
 	redact  redactor
-	form    form                     // by its headers
+	form    form                     // from its headers
 	reader  *provider.ResponseReader // nil: its body is not read
-	came    bool                     // its headers did
-	over    bool                     // all of it came, or it was replaced
+	came    bool                     // its headers came
+	over    bool                     // it is complete, or it was replaced
 	outcome string                   // set where it is known before the end
 
-	status     int // what the caller got, as far as known
+	status     int // what the client got, as far as known
 	firstByte  time.Duration
 	bytes      int64
 	providerID string // the provider's own id of the request
-	retryAfter string // the provider's
-	service    string // how the provider processed it, from a header
+	retryAfter string // from the provider
+	service    string // the provider's service tier, from a header
 	usage      provider.Usage
 	model      string
-	lost       []string // by translation
-	end        end      // what Envoy reports of a response that did not end
+	lost       []string // what translation could not keep
+	end        end      // Envoy's report on a response that did not end
 }
 
-// follow begins with the request that is forwarded: what its provider must not return is
-// searched for from here on.
+// follow is called when the request is forwarded. It sets what the response is searched
+// for.
 func (r *response) follow(snapshot *provider.Registry) {
 	p, f := &r.verdict.Provider, &r.verdict.Forward
 	r.s.ends.expect(r.req.ID) // the report may come before the response's headers
 	r.redact.patterns = r.s.patternsOf(snapshot, p.ID, append(f.Sent, p.Credential.Reveal()))
 }
 
-// headers takes the headers of the provider's response, or of Envoy's in its place. out
-// has what every response gets. rejected is what the caller gets instead.
+// headers processes the headers of the provider's response, or of Envoy's own. out has the
+// headers that every response gets. rejected replaces the response.
 func (r *response) headers(m *extprocv3.HttpHeaders, req *extprocv3.ProcessingRequest, out *mutation) (reply *extprocv3.ProcessingResponse, rejected *provider.Error) {
 	r.came, r.status, r.firstByte = true, statusOf(m), r.s.c.Now().Sub(r.began)
 	ofProvider := true
 	if details := attributeOf(req, envoy.AttributeDetails); details != "" && details != "via_upstream" {
-		// Envoy answers in the provider's place: it was not reached, or broke off.
+		// Envoy responds instead of the provider, which was not reached or broke off.
 		r.outcome, r.reading, ofProvider = verdict.OutcomeUpstreamReset, byEnvoy, false
 	}
 
@@ -131,7 +134,7 @@ func (r *response) headers(m *extprocv3.HttpHeaders, req *extprocv3.ProcessingRe
 		}
 	}
 	if why := unreadable(encoding, contentType); why != "" && ofProvider && !m.GetEndOfStream() {
-		// It could hold the credential, and no search for it would find it.
+		// It could contain the credential in a form that the search does not find.
 		return nil, r.unusable("provider_encoding", "The provider sent a response in "+why+". An administrator must correct the provider.")
 	}
 	r.form = formOf(contentType)
@@ -157,28 +160,28 @@ func (r *response) unusableStatus() *provider.Error {
 	case r.status == http.StatusUnauthorized:
 		// The caller's key is valid. The provider rejects the gateway's, and its error
 		// may quote it.
-		return r.unusable("provider_unauthorized", "The provider refused the gateway's credential. Your key is fine; an administrator must renew the provider's.")
+		return r.unusable("provider_unauthorized", "The provider rejected the gateway's credential. Your key is valid. An administrator must renew the provider's credential.")
 	case r.status >= 300 && r.status < 400 && r.status != http.StatusNotModified:
-		// A client that follows it leaves the gateway, with the prompt and with its key:
-		// HTTP clients remove only "authorization".
-		return r.unusable("provider_redirects", "The provider sends requests elsewhere, where the gateway does not follow. An administrator must correct its base URL.")
+		// A client that follows the redirect leaves the gateway with the prompt and its
+		// key: HTTP clients remove only "authorization".
+		return r.unusable("provider_redirects", "The provider sent a redirect, which the gateway does not follow. An administrator must correct the provider's base URL.")
 	case r.status < http.StatusOK:
-		// 101, which was not requested: what follows would be in another protocol. Envoy
-		// keeps the other 1xx.
-		return r.unusable("provider_protocol", "The provider did not answer in HTTP. Try again, or tell an administrator.")
+		// Only 101 comes here, which was not requested: the bytes after it would be in
+		// another protocol. Envoy keeps the other 1xx.
+		return r.unusable("provider_protocol", "The provider did not respond in HTTP. Try again, or contact an administrator.")
 	}
 	return nil
 }
 
-// unusable is what the caller gets in the place of a response that must not reach it.
+// unusable returns the error that replaces a response that must not reach the caller.
 func (r *response) unusable(code, message string) *provider.Error {
 	r.outcome = verdict.OutcomeProviderError
 	return verdict.Refuse(http.StatusBadGateway, code, message)
 }
 
-// translate begins a response that is said in the caller's words. One that is not
-// streamed is buffered, since its status is certain at its end only. It must fit into
-// Envoy's buffer: length is what its headers say, if they do.
+// translate begins a translated response. A response that is not streamed is buffered,
+// since its status is certain only at its end. It must fit into Envoy's buffer. length is
+// its content-length, or 0.
 func (r *response) translate(out *mutation, length int64) (*extprocv3.ProcessingResponse, *provider.Error) {
 	t := r.reader.Translated()
 	out.header("content-type", t.ContentType())
@@ -192,7 +195,7 @@ func (r *response) translate(out *mutation, length int64) (*extprocv3.Processing
 		r.status = t.Status()
 		return respond(r.status, out, body, envoy.DetailsPrefix+"translated"), nil
 	case !t.Streamed() && length > r.s.c.MaxBody:
-		return nil, r.unusable("answer_too_large", fmt.Sprintf("The provider's answer is larger than %d bytes. Ask for less, or for a stream.", r.s.c.MaxBody))
+		return nil, r.unusable("answer_too_large", fmt.Sprintf("The provider's response is larger than %d bytes. Request a shorter response or a stream.", r.s.c.MaxBody))
 	}
 	out.remove = append(out.remove, "content-length", "content-encoding", "content-md5", "digest", "etag", "trailer", "location")
 	if t.Streamed() {
@@ -202,13 +205,14 @@ func (r *response) translate(out *mutation, length int64) (*extprocv3.Processing
 	return wholeAnswer(followHeaders(out)), nil
 }
 
-// id is the id of a response to which the provider gave none.
+// id is the id of a response that has none from the provider.
 func (r *response) id() string { return "chatcmpl-" + strings.ReplaceAll(r.req.ID, "-", "") }
 
-// body takes the next chunk of the body as it passes by.
+// body processes the next chunk of the body.
 func (r *response) body(b []byte, end bool) (reply *extprocv3.ProcessingResponse, rejected *provider.Error, err error) {
 	if r.redact.disguised(b, r.form) {
-		// It is compressed and does not say so: 502, or cut off if its headers have gone on.
+		// The body is compressed and its headers do not declare that. The reply is 502, or
+		// a cut if the headers have continued.
 		r.outcome = verdict.OutcomeProviderError
 		if r.reading == buffered {
 			return nil, r.unusable("provider_encoding", "The provider sent a compressed response without saying so. An administrator must correct the provider."), nil
@@ -237,7 +241,7 @@ func (r *response) body(b []byte, end bool) (reply *extprocv3.ProcessingResponse
 	return passBody(), nil, nil
 }
 
-// finish is what the headers of a buffered response say that only its end could tell.
+// finish returns the headers of a buffered response that depend on its end.
 func (r *response) finish(length int) *mutation {
 	t := r.reader.Translated()
 	m := newMutation(3)
@@ -264,25 +268,25 @@ func (r *response) strip(m *extprocv3.HttpTrailers) (remove []string) {
 }
 
 // trailers ends the response. With "usage: envoy" they are the only message after the
-// verdict, and carry what Envoy read. Not ok: it had to be translated, and was not.
+// decision, and have the usage that Envoy read. ok is false if the response had to be
+// translated and was not.
 func (r *response) trailers(req *extprocv3.ProcessingRequest) (ok bool, err error) {
 	r.usageOfEnvoy(req)
 	if n := numberOf(req, envoy.AttributeStatus); n != 0 && r.status == 0 {
 		r.status, r.came = n, true
 	}
 	if r.reader != nil {
-		// Every byte has passed already; this only tells the reader so. What a
-		// translation would still say has no place behind trailers, and a response
-		// that lacks it must not look whole.
+		// Every byte has passed already. This only ends the reader. Output of a translation
+		// cannot follow trailers, and a response that lacks it must not look complete.
 		if out, _ := r.reader.Chunk(nil, true); len(out) > 0 && r.reader.Translated() != nil {
 			r.outcome = verdict.OutcomeCut
-			return true, status.Error(codes.Aborted, "ext_proc: cut: trailers after a translated answer")
+			return true, status.Error(codes.Aborted, "ext_proc: cut: trailers after a translated response")
 		}
 	} else if r.verdict.Forward.Translated() && r.outcome == "" {
 		return false, nil
 	}
 	if r.redact.holds() {
-		// What was held back has no place behind trailers.
+		// The held bytes cannot follow trailers.
 		r.outcome = verdict.OutcomeCut
 		return true, status.Error(codes.Aborted, "ext_proc: cut: trailers after what may be a credential")
 	}
@@ -290,7 +294,7 @@ func (r *response) trailers(req *extprocv3.ProcessingRequest) (ok bool, err erro
 	return true, nil
 }
 
-// usageOfEnvoy takes the figures that Envoy's ai_protocol_manager published.
+// usageOfEnvoy reads the figures that Envoy's ai_protocol_manager published.
 func (r *response) usageOfEnvoy(req *extprocv3.ProcessingRequest) {
 	typed := req.GetMetadataContext().GetTypedFilterMetadata()[envoy.UsageNamespace]
 	if typed == nil {
@@ -313,7 +317,7 @@ func (r *response) usageOfEnvoy(req *extprocv3.ProcessingRequest) {
 	}
 }
 
-// said is what a provider says, as it may stand in the audit log.
+// said returns a text of the provider in the form that the audit log may have.
 func (r *response) said(s string, n int) string {
 	if r.redact.in([]byte(s)) {
 		return "[redacted]"
@@ -321,14 +325,14 @@ func (r *response) said(s string, n int) string {
 	return provider.Clip(s, n)
 }
 
-// awaitEnd waits for Envoy's report of a response that did not end.
+// awaitEnd waits for Envoy's report on a response that did not end.
 func (r *response) awaitEnd(ctx context.Context) {
 	if r.end = r.s.ends.wait(ctx, r.req.ID, r.s.c.EndTimeout); r.end.upstream && r.end.status != 0 {
-		r.status = r.end.status // Envoy answers 502 where the client did not have the headers yet
+		r.status = r.end.status // Envoy sent 502 if the client did not have the headers yet
 	}
 }
 
-// read takes what the reader read. No more of the response comes.
+// read takes the reader's results. No more of the response comes.
 func (r *response) read() {
 	if r.reader == nil {
 		return
@@ -339,7 +343,7 @@ func (r *response) read() {
 	}
 }
 
-// whole is the outcome of a response that came to its end.
+// whole is the outcome of a complete response.
 func (r *response) whole() string {
 	switch {
 	case r.status >= 400 || r.reader != nil && r.reader.Failed():
@@ -350,27 +354,27 @@ func (r *response) whole() string {
 	return verdict.OutcomeCompleted
 }
 
-// broken is the outcome of a response that did not, or that never began.
+// broken is the outcome of a response that did not end or did not begin.
 func (r *response) broken() string {
 	switch {
 	case r.end.upstream && r.status >= 400:
-		return verdict.OutcomeUpstreamReset // that was Envoy's status, in the provider's place
+		return verdict.OutcomeUpstreamReset // the status is Envoy's own
 	case r.reader != nil && r.reader.Failed():
 		return verdict.OutcomeProviderError
 	case r.reader != nil && r.status < 400 && r.reader.Ended() && !r.redact.holds():
-		return verdict.OutcomeCompleted // the client has all of it, and did not wait for the connection's end
+		return verdict.OutcomeCompleted // the client has all of it, and closed before the connection's end
 	case r.end.upstream:
 		return verdict.OutcomeUpstreamReset
 	case r.end.downstream:
 		return verdict.OutcomeClientClosed
 	case r.came:
-		return verdict.OutcomeBrokenOff // without Envoy's report it is not known who broke it off
+		return verdict.OutcomeBrokenOff // without Envoy's report it is not known which side broke it off
 	default:
-		return verdict.OutcomeClientClosed // Envoy itself answers where the provider breaks off before its response
+		return verdict.OutcomeClientClosed // if the provider breaks off before its response, Envoy itself responds
 	}
 }
 
-// ending is what the audit log has of the response.
+// ending returns what the audit log has of the response.
 func (r *response) ending(outcome string) verdict.Ending {
 	return verdict.Ending{
 		Time: r.s.c.Now(), Began: r.began, Outcome: outcome, Status: r.status,
@@ -379,7 +383,7 @@ func (r *response) ending(outcome string) verdict.Ending {
 	}
 }
 
-// statusOf is the status of a response, or 0.
+// statusOf returns the status of a response, or 0.
 func statusOf(m *extprocv3.HttpHeaders) int {
 	for _, h := range m.GetHeaders().GetHeaders() {
 		if h.GetKey() == ":status" {
@@ -390,8 +394,8 @@ func statusOf(m *extprocv3.HttpHeaders) int {
 	return 0
 }
 
-// attributeOf is an attribute that Envoy may be configured to send with a message,
-// or "".
+// attributeOf returns an attribute that Envoy may be configured to send with a message, or
+// "".
 func attributeOf(req *extprocv3.ProcessingRequest, name string) string {
 	for _, a := range req.GetAttributes() {
 		if v, ok := a.GetFields()[name]; ok {
@@ -401,7 +405,7 @@ func attributeOf(req *extprocv3.ProcessingRequest, name string) string {
 	return ""
 }
 
-// numberOf is attributeOf for a number, or 0.
+// numberOf is attributeOf for a number. It returns 0 without one.
 func numberOf(req *extprocv3.ProcessingRequest, name string) int {
 	for _, a := range req.GetAttributes() {
 		if v, ok := a.GetFields()[name]; ok {

@@ -10,8 +10,8 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// TestReading: who reads a response depends on Envoy's configuration and on whether the
-// organization has a provider whose responses to this endpoint may need translation.
+// TestReading: two things decide where a response is read. They are Envoy's configuration,
+// and whether the organization has a provider for which the endpoint is translated.
 func TestReading(t *testing.T) {
 	registry := func(kind string) *provider.Registry {
 		p := provider.Provider{ID: "prov_1", OrgID: "org_1", Name: "one", Kind: kind, BaseURL: "https://h.example", Models: []string{"m"}}

@@ -25,8 +25,8 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the wants of testdata/*.txt")
 
-// TestScripts plays testdata/*.txt. Each is one exchange, to be read by somebody
-// who does not read Go:
+// TestScripts plays testdata/*.txt. Each is one exchange, written for readers who do not
+// read Go:
 //
 //	caller            JSON that changes the agent or the key: {"agent": {…}, "key": {…}}
 //	provider          JSON of the provider that has every model, in the place of the one of kind openai: {"kind": …, "settings": {…}}
@@ -40,8 +40,8 @@ var update = flag.Bool("update", false, "rewrite the wants of testdata/*.txt")
 //	want client       what the client gets, or how the stream ended
 //	want audit        the entries, in order
 //
-// Lines that every exchange has alike (ids of time, user agent) are left out of no
-// want: what is not shown is not tested.
+// Each want is complete, even with lines that are alike in every exchange (ids of time,
+// user agent). A line that is not shown is not tested.
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -141,7 +141,7 @@ func script(t *testing.T, file string) {
 	}
 	got := map[string]string{"want upstream": render(out.upstream), "want client": client, "want audit": record.String()}
 
-	// Whatever a script is about, these hold.
+	// These hold for every script.
 	for what, s := range map[string]string{"client": got["want client"], "record": got["want audit"], "log": w.logs.String()} {
 		if strings.Contains(s, providerKey) {
 			t.Errorf("the provider's key is in the %s", what)
@@ -210,7 +210,7 @@ func unmarshal(t *testing.T, text string, v any) {
 	}
 }
 
-// parseMessage reads a request ("POST /path") or an answer ("200").
+// parseMessage reads a request ("POST /path") or a response ("200").
 func parseMessage(t *testing.T, w *world, text string, request bool) message {
 	t.Helper()
 	text = strings.NewReplacer("$KEY", w.key, "$ORGKEY", w.orgKey, "$PROVIDERKEY", providerKey).Replace(text)

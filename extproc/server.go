@@ -29,34 +29,33 @@ import (
 	"github.com/ai-identity/ai-identity/verdict"
 )
 
-// A Directory knows callers and orgs. It must be safe for concurrent use, and
-// what it returns must never change afterwards: an exchange decides from one
-// Org to its end.
+// A Directory finds callers and orgs. It must be safe for concurrent use. Its results must
+// never change afterwards: an exchange uses one Org from its decision to its end.
 type Directory interface {
-	// Caller returns who presents that. The error wraps verdict.ErrUnknownCaller if
-	// no caller does. Any other error means that it is not known now (stale,
-	// unreachable), and the request is answered 503. The peer is the other end of
-	// the connection, so that one peer's lookups do not delay those of others.
+	// Caller returns the caller with the key. The error wraps verdict.ErrUnknownCaller if
+	// no caller has it. Any other error means that this is not known now (stale, unreachable),
+	// and the response is 503. The peer is the other end of the connection, so that one
+	// peer's lookups do not delay those of others.
 	Caller(ctx context.Context, p identity.Presented, peer netip.Addr) (identity.Caller, error)
-	// Org returns what decides for the org, or an error if that is not known
-	// well enough to decide (never received, or stale).
+	// Org returns the policies and providers of the org. It returns an error if they were
+	// never received, or are stale.
 	Org(id string) (verdict.Org, error)
 }
 
-// A Recorder keeps the record. It must be safe for concurrent use.
+// A Recorder writes the audit log. It must be safe for concurrent use.
 type Recorder interface {
 	// Append returns nil only once e is durable.
 	Append(ctx context.Context, org string, e audit.Entry) (audit.Receipt, error)
-	// Enqueue keeps e without anybody waiting for it.
+	// Enqueue writes e asynchronously.
 	Enqueue(org string, e audit.Entry)
 }
 
-// errCloseStream, returned by Config.fault, makes Process return nil at that phase:
-// the clean close that Envoy takes for "go on without me". Tests show with it that
-// even this forwards nothing.
+// errCloseStream, returned by Config.fault, makes Process return nil at that phase. Envoy
+// continues without ext_proc after such a clean close. With it tests show that even this
+// forwards nothing.
 var errCloseStream = errors.New("fault: close the stream cleanly")
 
-// Config is what a Server needs.
+// Config configures a Server.
 type Config struct {
 	Directory Directory
 	Recorder  Recorder
@@ -64,52 +63,52 @@ type Config struct {
 	Pricer    verdict.Pricer // nil: no cost is known
 
 	Now  func() time.Time // nil: time.Now
-	Rand io.Reader        // of ids that must not collide; nil: crypto/rand
+	Rand io.Reader        // for ids that must not collide; nil: crypto/rand
 	Log  *slog.Logger     // nil: slog.Default()
-	// Registerer takes the metrics. Nil: they are counted and not shown.
+	// Registerer registers the metrics. Nil: they are counted and not exported.
 	Registerer prometheus.Registerer
-	// Tracer makes one span for each exchange. Nil: none, and traceparent is
-	// continued all the same.
+	// Tracer makes one span for each exchange. Nil: no spans, and traceparent is still
+	// continued.
 	Tracer trace.TracerProvider
 
-	// Unknown counts a request that named no known caller. It is called for every such
-	// request, so it must be quick. Nil: they are counted in the metrics only.
+	// Unknown counts a request without a known caller. It is called for each such request,
+	// so it must be fast. Nil: they are counted in the metrics only.
 	Unknown func(cause string, peer netip.Addr)
 
-	// Domains are the hosts by which clients call the gateway, in lower case and without
-	// a port; "*.example.com" stands for every name below example.com. Requests for other
-	// hosts are rejected with 421. Empty: every host is accepted, and policy sees none.
+	// Domains are the hosts by which clients call the gateway, in lower case and without a
+	// port. "*.example.com" stands for every name below example.com. Requests for other
+	// hosts are rejected with 421. Empty: every host is accepted, and policy gets no host.
 	Domains []string
-	// MaxBody bounds a request's body, encoded and decoded. 0: 16 MiB. Envoy's
-	// buffer and the gRPC server's receive limit must be above it.
+	// MaxBody bounds a request's body, encoded and decoded. 0: 16 MiB. Envoy's buffer and
+	// the gRPC server's receive limit must be larger.
 	MaxBody int64
-	// MaxStreams bounds the live exchanges; a streamed answer is one for its whole
-	// life. More are refused with an error, which Envoy answers 500. 0: 20,000.
+	// MaxStreams bounds the live exchanges. A streamed response is one for its whole life.
+	// Further exchanges are rejected with 503. 0: 20,000.
 	MaxStreams int
-	// MaxDeciding bounds the exchanges that parse and decide at the same moment:
-	// it is work for the CPU, and policy has a deadline, so that a crowd must wait
-	// here and not inside an evaluation. 0: 4 for each CPU.
+	// MaxDeciding bounds the exchanges that parse and decide at the same time, which needs
+	// CPU. The evaluation of policy has a deadline. So under load exchanges must wait here
+	// and not inside an evaluation. 0: 4 for each CPU.
 	MaxDeciding int
 	// Waiting bounds the requests that wait for their bodies.
 	Waiting WaitLimits
-	// IdentifyTimeout bounds the look-up of a key that was not seen before, and the
-	// wait for a turn to decide. 0: 3 s.
+	// IdentifyTimeout bounds the lookup of a key that was not used before, and the wait for
+	// a turn to decide. 0: 3 s.
 	IdentifyTimeout time.Duration
-	// RecordTimeout bounds the wait for the record, which goes on when the
-	// client has hung up. 0: 5 s. With IdentifyTimeout it must stay under
-	// Envoy's message_timeout.
+	// RecordTimeout bounds the wait for the audit log, which continues when the client has
+	// gone. 0: 5 s. The sum with IdentifyTimeout must be below Envoy's message_timeout.
 	RecordTimeout time.Duration
 	// EndTimeout bounds the wait for Envoy's access log of a request that ended
 	// abnormally. The wait delays the completion entry only. 0: no wait.
 	EndTimeout time.Duration
 
-	// fault is set by tests of this package only. It is called on the exchange's
-	// goroutine as each phase begins: it may return an error, which ends the
-	// exchange, panic, or block.
+	// fault is set only by tests of this package. It is called on the exchange's goroutine
+	// at the beginning of each phase. It may panic, block, or return an error, which ends
+	// the exchange.
 	fault func(phase string) error
 }
 
-// Server answers Envoy. Register it with a gRPC server; it has no life of its own.
+// Server implements Envoy's ext_proc service. Register it with a gRPC server, which runs
+// it.
 type Server struct {
 	extprocv3.UnimplementedExternalProcessorServer
 	logv3.UnimplementedAccessLogServiceServer
@@ -121,9 +120,9 @@ type Server struct {
 	crew     *crew
 	guard    *guard
 	ends     *ends
-	deciding chan struct{} // holds a token for each exchange that decides
+	deciding chan struct{} // holds a token for each exchange that is being decided
 
-	patterns sync.Map // of a provider's id: *patterns
+	patterns sync.Map // *patterns by a provider's id
 
 	mu       sync.Mutex
 	canaries map[string]*canary
@@ -133,7 +132,7 @@ type Server struct {
 func CheckDomains(domains []string) error {
 	for _, d := range domains {
 		if !hostForm(strings.TrimPrefix(d, "*.")) {
-			return fmt.Errorf("domain %q: want a host in lower case and without a port, such as ai.example.com or *.example.com", d)
+			return fmt.Errorf("domain %q is not valid. Use a host in lower case and without a port, such as ai.example.com or *.example.com", d)
 		}
 	}
 	return nil
@@ -191,7 +190,7 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// Process serves one exchange. It only waits; see the package comment.
+// Process serves one exchange. It only waits: see the package comment.
 func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
 	x := s.newExchange()
 	if draining, full := s.live.enter(&x.handle, s.c.MaxStreams); draining {
@@ -199,7 +198,7 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 		return x.turnAway(stream, verdict.Revoked(reasonShutdown))
 	} else if full {
 		s.metrics.turnedAway.WithLabelValues("full").Inc()
-		return x.turnAway(stream, verdict.Unavailable("gateway_overloaded", "The gateway has as many requests as it takes. Try again shortly."))
+		return x.turnAway(stream, verdict.Unavailable("gateway_overloaded", "The gateway has reached its limit of concurrent requests. Try again shortly."))
 	}
 	ended := make(chan error, 1)
 	s.crew.do(func() { ended <- x.run(stream) })
@@ -209,15 +208,15 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 	case <-x.handle.cutCh:
 	}
 	if x.handle.turn.CompareAndSwap(turnWaiting, turnProcess) {
-		// It waits for a body, which may take minutes. It is answered now.
+		// It waits for a body, which may take minutes. It is rejected now.
 		defer close(x.answeredCut)
 		return x.answerWaiting(stream.Context(), stream)
 	}
 	if !x.handle.forwarded.Load() && x.handle.cutReason() != reasonShutdown {
-		return <-ended // it is refused, in words, when its verdict is due
+		return <-ended // it is rejected with a reason when its decision is due
 	}
-	// Envoy answers an error in the middle of an answer by cutting it off. run sees
-	// its stream end and settles.
+	// In the middle of a response, Envoy cuts the response when it gets an error. run finds
+	// its stream ended and completes the exchange.
 	return status.Error(codes.Aborted, "ext_proc: cut: "+x.handle.cutReason())
 }
 
@@ -239,29 +238,29 @@ func (x *exchange) turnAway(stream extprocv3.ExternalProcessor_ProcessServer, e 
 	return nil
 }
 
-// run owns the exchange from its first message to its settlement. It returns
-// nil only for an exchange that was answered to its end.
+// run owns the exchange from its first message to its completion. It returns nil only for
+// an exchange that was answered to its end.
 func (x *exchange) run(stream extprocv3.ExternalProcessor_ProcessServer) (err error) {
 	ctx := stream.Context()
-	defer x.s.live.leave(&x.handle) // last: whoever drains waits for the settlement
+	defer x.s.live.leave(&x.handle) // last, since Drain waits for the completion
 	defer func() {
 		if p := recover(); p != nil {
 			err = x.panicked(ctx, p, debug.Stack())
 		}
-		// The client may be gone; its record must not be.
+		// The client may be gone. The completion is recorded in any case.
 		x.settle(context.WithoutCancel(ctx), err)
 		switch {
 		case errors.Is(err, errCloseStream):
 			err = nil
 		case err == nil && x.state != ended:
-			err = status.Error(codes.Internal, "ext_proc: ended without an answer")
+			err = status.Error(codes.Internal, "ext_proc: ended without a response")
 		}
 	}()
 	for {
 		if x.state == waiting {
 			x.handle.turn.Store(turnWaiting)
 			if x.handle.cutReason() != "" && x.handle.turn.CompareAndSwap(turnWaiting, turnOwner) {
-				// The order came before it could be seen that this exchange waits.
+				// The cut came before it was visible that this exchange waits.
 				if err := x.answerWaiting(ctx, stream); err != nil {
 					return err
 				}
@@ -269,7 +268,7 @@ func (x *exchange) run(stream extprocv3.ExternalProcessor_ProcessServer) (err er
 		}
 		req, err := stream.Recv()
 		if x.handle.turn.Load() != turnOwner && !x.handle.turn.CompareAndSwap(turnWaiting, turnOwner) {
-			<-x.answeredCut // Process has the exchange, and gives it back ended
+			<-x.answeredCut // Process owns the exchange, and returns it ended
 			x.handle.turn.Store(turnOwner)
 		}
 		if err != nil {
@@ -277,7 +276,7 @@ func (x *exchange) run(stream extprocv3.ExternalProcessor_ProcessServer) (err er
 				return nil
 			}
 			if errors.Is(err, io.EOF) {
-				// Never nil: that is what a clean close means to Envoy.
+				// Never nil, which is a clean close for Envoy.
 				return errClosedEarly
 			}
 			return err
@@ -292,8 +291,8 @@ func (x *exchange) run(stream extprocv3.ExternalProcessor_ProcessServer) (err er
 	}
 }
 
-// answerWaiting rejects an exchange that waits for its body, for the reason that it
-// was cut for. Envoy takes an immediate response at any time before the verdict.
+// answerWaiting rejects an exchange that waits for its body, with the reason of its cut.
+// Envoy accepts an immediate response at any time before the decision.
 func (x *exchange) answerWaiting(ctx context.Context, stream extprocv3.ExternalProcessor_ProcessServer) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -310,11 +309,11 @@ func (x *exchange) answerWaiting(ctx context.Context, stream extprocv3.ExternalP
 	return nil
 }
 
-// errClosedEarly is how an exchange ends whose stream Envoy closed half way.
+// errClosedEarly is the end of an exchange whose stream Envoy closed before its response.
 var errClosedEarly = status.Error(codes.Aborted, "ext_proc: stream closed before the exchange ended")
 
-// panicked turns a panic into the error that it is to Envoy. The value may hold
-// anything, a prompt included, so only what the runtime says is logged.
+// panicked turns a panic into an error for Envoy. The panic's value may contain anything,
+// even a prompt, so only the runtime's texts are logged.
 func (x *exchange) panicked(ctx context.Context, p any, stack []byte) error {
 	what := fmt.Sprintf("%T", p)
 	if re, ok := p.(runtime.Error); ok {
@@ -326,9 +325,9 @@ func (x *exchange) panicked(ctx context.Context, p any, stack []byte) error {
 	return status.Error(codes.Internal, "ext_proc: internal error")
 }
 
-// CallerChanged tells what a Directory now says of a key: a caller, or with
-// known false, nobody. If the key may no longer be used, its exchanges in
-// progress are cut.
+// CallerChanged is called when a Directory has a new state of a key: its caller, or with
+// known false that it has none. If the key may no longer be used, its exchanges in progress
+// are cut.
 func (s *Server) CallerChanged(p identity.Presented, caller identity.Caller, known bool) {
 	reason := "key_unknown"
 	if known {
@@ -344,15 +343,14 @@ func (s *Server) CallerChanged(p identity.Presented, caller identity.Caller, kno
 	}
 }
 
-// InUse says whether an exchange of the key is in progress. It is so from before
-// the Directory is asked for the key to after the exchange has settled: a Directory
-// that keeps what is in use hears of every end of it.
+// InUse reports whether an exchange of the key is in progress. It is true from before the
+// Directory is asked for the key until the exchange is complete. So a Directory that keeps
+// the keys in use receives every revocation of them.
 func (s *Server) InUse(p identity.Presented) bool { return s.live.has(p) }
 
-// Drain rejects new exchanges with 503 and waits for those in progress to
-// end and settle. Those that are left when ctx is done are cut, and waited for
-// until their settlement is handed to the recorder. Stop the gRPC server, and
-// then the recorder, after it.
+// Drain rejects new exchanges with 503 and waits for those in progress to complete. When
+// ctx is done it cuts the rest, and waits until their completion entries are passed to the
+// recorder. Stop the gRPC server after it, and then the recorder.
 func (s *Server) Drain(ctx context.Context) error {
 	err := s.live.drain(ctx)
 	if err == nil {
@@ -364,15 +362,15 @@ func (s *Server) Drain(ctx context.Context) error {
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.c.RecordTimeout+time.Second)
 	defer cancel()
 	if s.live.drain(last) != nil {
-		return fmt.Errorf("draining: %d exchanges did not settle", s.live.size())
+		return fmt.Errorf("draining: %d exchanges did not complete", s.live.size())
 	}
 	return fmt.Errorf("draining: %d exchanges were cut: %w", n, err)
 }
 
-// reasonShutdown is why exchanges are cut that did not end in time.
+// reasonShutdown is the reason of a cut for exchanges that did not end in time.
 const reasonShutdown = "shutdown"
 
-// Live says how many exchanges are in progress.
+// Live returns the number of exchanges in progress.
 func (s *Server) Live() int { return s.live.size() }
 
 type canary struct {
@@ -380,8 +378,8 @@ type canary struct {
 	seen chan struct{}
 }
 
-// Canary registers a nonce and returns it with a channel that is closed once an
-// exchange has carried it here. Forget must be called when nobody waits any more.
+// Canary registers a nonce. It returns the nonce, and a channel that is closed once an
+// exchange had the nonce. Forget must be called when the wait is over.
 func (s *Server) Canary() (nonce string, seen <-chan struct{}, forget func(), err error) {
 	var b [16]byte
 	if _, err := io.ReadFull(s.c.Rand, b[:]); err != nil {
@@ -399,11 +397,11 @@ func (s *Server) Canary() (nonce string, seen <-chan struct{}, forget func(), er
 	}, nil
 }
 
-// sawCanary says whether nonce is registered, and if so that it came.
+// sawCanary reports whether nonce is registered, and if so closes its channel.
 func (s *Server) sawCanary(nonce string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// Every registered nonce is compared in constant time; there are one or two.
+	// Every registered nonce is compared in constant time. There are one or two.
 	var found *canary
 	for n, c := range s.canaries {
 		if subtle.ConstantTimeCompare([]byte(n), []byte(nonce)) == 1 {

@@ -10,7 +10,7 @@ import (
 	"github.com/ai-identity/ai-identity/policy"
 )
 
-// Where there is no decision the log says why, once, and the caller does not learn it.
+// If there is no decision, the log has the reason once, and the caller does not get it.
 func TestNoDecisionIsLogged(t *testing.T) {
 	w := serve(t, options{})
 	w.dir.org.Policies = new(policy.Bundle)
@@ -21,13 +21,12 @@ func TestNoDecisionIsLogged(t *testing.T) {
 		t.Errorf("the client was told:\n%s", client)
 	}
 	logs := w.logs.String()
-	if strings.Count(logs, "no decision, refusing") != 1 || !strings.Contains(logs, `level=WARN msg="no decision, refusing"`) || !strings.Contains(logs, `err="no policies"`) {
+	if strings.Count(logs, "no decision, request rejected") != 1 || !strings.Contains(logs, `level=WARN msg="no decision, request rejected"`) || !strings.Contains(logs, `err="no policies"`) {
 		t.Errorf("logged:\n%s", logs)
 	}
 }
 
-// A request that fails has one line that is loud, and no second one at its end.
-// (FAULTS P13)
+// A request that fails has one ERROR line, and no second one at its end. (FAULTS P13)
 func TestOneErrorLine(t *testing.T) {
 	for _, c := range []struct {
 		name string
