@@ -90,9 +90,9 @@ var replacements = []struct {
 	{statusMatches("401"), "provider_unauthorized", provider.Error{Code: "provider_unauthorized",
 		Message: "The provider rejected the gateway's credential. Your key is fine; an administrator must renew the provider's."}},
 	{redirects(), "provider_redirects", provider.Error{Code: "provider_redirects",
-		Message: "The provider sends requests elsewhere, where the gateway does not follow. An administrator must correct its base URL."}},
+		Message: "The provider sent a redirect, which the gateway does not follow. An administrator must correct the provider's base URL."}},
 	{classMatches("1xx"), "provider_protocol", provider.Error{Code: "provider_protocol",
-		Message: "The provider did not answer in HTTP. Try again, or tell an administrator."}},
+		Message: "The provider did not respond in HTTP. Try again, or contact an administrator."}},
 }
 
 // replaced has Envoy give its own response, 502, in place of one in replacements. The
