@@ -73,6 +73,11 @@ type Decided struct {
 	SessionID          string    `json:"session_id"` // of the caller's choice
 	BodyBytes          int64     `json:"body_bytes"` // of the decoded body; RequestBytes are as received
 
+	// What is held under USD caps until the request is completed: one amount, held in the
+	// count of each cap in Limits. 0: no cap applies, or the request costs nothing.
+	ReservedNanoUSD int64  `json:"reserved_nano_usd"`
+	PriceVersion    string `json:"price_version"` // names the price lists that the amount was made from
+
 	// What the decision would be if the policies in shadow were enforced. ShadowEffect
 	// is "" if the org has none, or policy was not asked.
 	ShadowEffect    string   `json:"shadow_effect"`
@@ -95,11 +100,21 @@ type Reason struct {
 	PolicyID string `json:"policy_id,omitempty"`
 }
 
-// Limit is a limit that applied.
+// Limit is a limit that applied. Entries of builds before 2026-11-27 have the first three
+// members only.
 type Limit struct {
 	Source string `json:"source"` // "key" or a policy's id
-	Name   string `json:"name"`   // "rpm"
-	Value  int64  `json:"value"`
+	Name   string `json:"name"`   // Limit, as entries had it before
+	Value  int64  `json:"value"`  // Max, as entries had it before
+
+	PolicyID string `json:"policy_id"` // the policy that sets it; empty: the key does
+	Limit    string `json:"limit"`     // "rpm", "tpm", "concurrent", "max_tokens", "daily_usd_cap", "monthly_usd_cap"
+	Per      string `json:"per"`       // what it counts for: "agent", "key", "policy", "org", an attribute, or two joined with "+"
+	Subject  string `json:"subject"`   // the value of Per for this request
+	Counter  string `json:"counter"`   // the full name of the count, the period included; empty: it counts nothing
+	Period   string `json:"period"`    // of a cap: "2026-11" or "2026-11-27", in the org's time zone
+	Max      int64  `json:"max"`       // requests, tokens, or nano-dollars
+	Left     int64  `json:"left"`      // what it had left after this decision; below 0: it is in debt
 }
 
 func (e Decided) Head() Head {
@@ -148,6 +163,14 @@ func (e Decided) Encode() []byte {
 			o.must("source", l.Source, maxID)
 			o.must("name", l.Name, maxWord)
 			o.always("value", l.Value)
+			o.str("policy_id", l.PolicyID, maxID)
+			o.str("limit", l.Limit, maxWord)
+			o.str("per", l.Per, maxName)
+			o.str("subject", l.Subject, maxName)
+			o.str("counter", l.Counter, maxCounter)
+			o.str("period", l.Period, maxWord)
+			o.always("max", l.Max)
+			o.always("left", l.Left)
 			o.close('}')
 		}
 		o.close(']')
@@ -170,6 +193,8 @@ func (e Decided) Encode() []byte {
 	o.str("org_tier", e.OrgTier, maxName)
 	o.str("session_id", e.SessionID, maxName)
 	o.num("body_bytes", e.BodyBytes)
+	o.num("reserved_nano_usd", e.ReservedNanoUSD)
+	o.str("price_version", e.PriceVersion, maxID)
 	o.str("shadow_effect", e.ShadowEffect, maxWord)
 	e.Omitted += o.reasons("shadow_reasons", e.ShadowReasons)
 	e.Omitted += o.strs("shadow_policy_ids", e.ShadowPolicyIDs, maxIDs, maxID)

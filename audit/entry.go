@@ -67,7 +67,8 @@ const (
 	maxDropped = 128 // what was left out has no effect
 	maxReasons = 32
 	maxIDs     = 64
-	maxLimits  = 32
+	maxLimits  = 64 // a request with more is rejected
+	maxCounter = 1024
 	maxFields  = 128
 	maxModels  = 200 // as many as an agent or a key may have
 

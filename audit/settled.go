@@ -33,10 +33,26 @@ type Settled struct {
 	CostNanoUSD       int64  `json:"cost_nano_usd"`
 	Priced            bool   `json:"priced"` // false: the cost is not known, which is not 0
 
+	// What is charged under USD caps, to the counts that the first entry names. It differs
+	// from CostNanoUSD where the cost is not known. ChargeBasis says where the charge comes
+	// from; it is empty if the first entry reserved nothing.
+	ChargedNanoUSD int64  `json:"charged_nano_usd"`
+	ChargeBasis    string `json:"charge_basis"`
+	Overrun        bool   `json:"overrun"` // the charge is above what was reserved
+
 	// Lost names what a translated response had for which the caller's format has no
 	// place: "citations".
 	Lost []string `json:"lost"`
 }
+
+// The values of Settled.ChargeBasis.
+const (
+	BasisNothing     = "nothing_sent"   // the request was not sent to the provider
+	BasisError       = "provider_error" // the provider answered with an error, and without usage
+	BasisUsage       = "usage"          // the usage that the provider reports, at its price
+	BasisSeen        = "seen"           // a response that broke off: what is known to have been used
+	BasisReservation = "reservation"    // what was used is not known: all that was reserved
+)
 
 // Usage is what the provider says it used.
 type Usage struct {
@@ -84,6 +100,9 @@ func (e Settled) Encode() []byte {
 	o.num("cost_nano_usd", e.CostNanoUSD)
 	o.key("priced")
 	o.b = strconv.AppendBool(o.b, e.Priced)
+	o.num("charged_nano_usd", e.ChargedNanoUSD)
+	o.str("charge_basis", e.ChargeBasis, maxWord)
+	o.flag("overrun", e.Overrun)
 	o.strs("lost", e.Lost, maxIDs, maxWord)
 	return o.end()
 }
@@ -97,6 +116,7 @@ func (e Settled) unbelievable() string {
 	}{
 		{"input_tokens", e.Usage.InputTokens}, {"output_tokens", e.Usage.OutputTokens}, {"cached_tokens", e.Usage.CachedTokens},
 		{"cache_write_tokens", e.Usage.CacheWriteTokens}, {"reasoning_tokens", e.Usage.ReasoningTokens}, {"cost_nano_usd", e.CostNanoUSD},
+		{"charged_nano_usd", e.ChargedNanoUSD},
 	} {
 		if f.n < 0 || f.n > maxCount {
 			return f.name

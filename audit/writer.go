@@ -329,12 +329,18 @@ func (w *Writer) item(org string, e Entry) (item, error) {
 	return it, nil
 }
 
-// unknownSettlement is the completion of a decision whose end is not known.
+// unknownSettlement is the completion of a decision whose end is not known. It charges all
+// that was reserved.
 func unknownSettlement(d Decided) Settled {
-	return Settled{
+	s := Settled{
 		Time: d.Time, Org: d.Org, Writer: d.Writer, DecidedWriter: d.Writer, RequestID: d.RequestID, AgentID: d.AgentID, KeyID: d.KeyID,
 		Provider: d.Provider, Model: d.Model, Outcome: OutcomeUnknown, Usage: Usage{Source: "absent"},
+		ChargedNanoUSD: d.ReservedNanoUSD,
 	}
+	if d.ReservedNanoUSD != 0 {
+		s.ChargeBasis = BasisReservation
+	}
+	return s
 }
 
 // effectAllow is the effect of a decision after which something is forwarded.

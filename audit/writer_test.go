@@ -168,7 +168,9 @@ func TestReopen(t *testing.T) {
 	w, stop := open(t, dir, nil)
 	var last Receipt
 	for i := range 20 {
-		r, err := w.Append(context.Background(), "org_1", decided(fmt.Sprintf("r%d", i), "allow"))
+		d := decided(fmt.Sprintf("r%d", i), "allow")
+		d.ReservedNanoUSD = 500
+		r, err := w.Append(context.Background(), "org_1", d)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,6 +206,9 @@ func TestReopen(t *testing.T) {
 			want = id
 			if !strings.Contains(string(r.Entry), `"decided_writer":"`+last.Writer+`"`) {
 				t.Errorf("it does not name the writer of its decision: %s", r.Entry)
+			}
+			if !strings.Contains(string(r.Entry), `"charged_nano_usd":500,"charge_basis":"reservation"`) {
+				t.Errorf("it does not charge what its decision reserved: %s", r.Entry)
 			}
 		}
 		if !strings.Contains(string(r.Entry), `"writer":"`+want+`"`) {

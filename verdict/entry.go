@@ -54,7 +54,9 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 		d.Reasons = append(d.Reasons, audit.Reason{Code: refused.Code})
 	}
 	for _, l := range v.Decision.Limits {
-		d.Limits = append(d.Limits, audit.Limit{Source: l.Source, Name: l.Name, Value: l.Value})
+		d.Limits = append(d.Limits, audit.Limit{
+			Source: l.Source, Name: l.Name, Value: l.Value, Limit: l.Name, Max: l.Value, Counter: l.Key,
+		})
 	}
 	return d
 }
