@@ -113,10 +113,14 @@ type compiled struct {
 	parsed map[string]*ast.Module
 }
 
-// compile compiles modules, by name, under our capabilities.
-func compile(modules map[string]string) (*compiled, error) {
+// ours are the modules that are the same for each org, parsed once.
+var ours = sync.OnceValues(func() (map[string]*ast.Module, error) {
+	return parseModules(map[string]string{"baseline.rego": baselineRego, "decision.rego": decisionRego})
+})
+
+func parseModules(modules map[string]string) (map[string]*ast.Module, error) {
 	caps := capabilities()
-	parsed := make(map[string]*ast.Module, len(modules))
+	parsed := make(map[string]*ast.Module, len(modules)+2)
 	for name, text := range modules {
 		m, err := ast.ParseModuleWithOpts(name, text, ast.ParserOptions{Capabilities: caps, RegoVersion: ast.RegoV1})
 		if err != nil {
@@ -124,6 +128,36 @@ func compile(modules map[string]string) (*compiled, error) {
 		}
 		parsed[name] = m
 	}
+	return parsed, nil
+}
+
+// compile compiles modules, by name, under our capabilities.
+func compile(modules map[string]string) (*compiled, error) {
+	parsed, err := parseModules(modules)
+	if err != nil {
+		return nil, err
+	}
+	return compileParsed(parsed)
+}
+
+// compileWithOurs compiles an org's policies with the modules that are the same for each org.
+func compileWithOurs(policies string) (*compiled, error) {
+	parsed, err := parseModules(map[string]string{"policies.rego": policies})
+	if err != nil {
+		return nil, err
+	}
+	fixed, err := ours()
+	if err != nil {
+		return nil, err
+	}
+	for name, m := range fixed {
+		parsed[name] = m.Copy() // compiling changes a module
+	}
+	return compileParsed(parsed)
+}
+
+func compileParsed(parsed map[string]*ast.Module) (*compiled, error) {
+	caps := capabilities()
 	if err := inline(parsed["decision.rego"], "policies", parsed["policies.rego"]); err != nil {
 		return nil, fmt.Errorf("compiling Rego: %w", err)
 	}
@@ -180,7 +214,7 @@ type engine struct {
 }
 
 func newEngine(policies string) (*engine, error) {
-	c, err := compile(map[string]string{"baseline.rego": baselineRego, "decision.rego": decisionRego, "policies.rego": policies})
+	c, err := compileWithOurs(policies)
 	if err != nil {
 		return nil, err
 	}

@@ -22,12 +22,16 @@ func TestReloadUnderLoad(t *testing.T) {
 		}
 		return bundle(t, docs...)
 	}
+	// They are compiled before they are swapped: the swaps are what is tested.
+	var bundles []*policy.Bundle
+	for i := range reloads + 1 {
+		bundles = append(bundles, build(i))
+	}
 	var current atomic.Pointer[policy.Bundle]
 	var versions sync.Map // version → i
 	publish := func(i int) {
-		b := build(i)
-		versions.Store(b.Version(), i)
-		current.Store(b)
+		versions.Store(bundles[i].Version(), i)
+		current.Store(bundles[i])
 	}
 	publish(0)
 

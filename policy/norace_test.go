@@ -1,0 +1,6 @@
+//go:build !race
+
+package policy_test
+
+// racing says whether the race detector is built in.
+const racing = false
