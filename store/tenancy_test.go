@@ -30,6 +30,10 @@ var tables = []struct{ name, columns, values string }{
 	{"audit_heads", "org_id, seq, mac", "$1, 7, $2::text::bytea"},
 	{"audit_writers", "org_id, writer, writer_seq", "$1, $2, 7"},
 	{"audit_entries", "org_id, seq, time, kind, agent_id, writer, writer_seq, entry, epoch, prev_mac, mac", "$1, 7, now(), 'k', $2, $2, 7, $2::text::bytea, 1, '', ''"},
+	{"budget_counts", "org_id, counter, period", "$1, $2, $2"},
+	{"budget_reservations", "org_id, writer, writer_seq, request_id, limits, reserved_nano_usd, opened_at", "$1, $2, 7, $2, to_jsonb($2::text), 7, now()"},
+	{"budget_events", "org_id, counter, period, threshold, max_nano_usd, charged_nano_usd, at", "$1, $2, $2, 50, 7, 7, now()"},
+	{"sidecars", "org_id, node_id, writer, seen_at", "$1, $2, $2, now()"},
 	{"usage_daily", "org_id, agent_id, day, provider, model", "$1, $2, '2026-07-01', $2, $2"},
 }
 

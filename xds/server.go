@@ -39,6 +39,7 @@ type ServerConfig struct {
 	DB       *store.DB
 	Sealer   *provider.Sealer // opens the credentials that are pushed to nodes
 	Appender Appender
+	Ledger   Ledger // of sums of USD caps
 
 	Gateway string           // host:port that Envoys listen on for applications
 	Usage   string           // "stream" or "envoy": who reads usage from answers
@@ -63,13 +64,15 @@ type ServerConfig struct {
 type Server struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	aidv1.UnimplementedIngestServer
+	aidv1.UnimplementedBudgetsServer
 
-	c       ServerConfig
-	metrics *serverMetrics
-	missing missing       // callers that are known not to be there
-	turns   chan struct{} // holds a token for each reading of callers
-	reading sync.Mutex    // held while an org's configuration is read and published
-	changes *queue        // what is to be read again
+	c        ServerConfig
+	metrics  *serverMetrics
+	missing  missing       // callers that are known not to be there
+	turns    chan struct{} // holds a token for each reading of callers
+	counting chan struct{} // holds a token for each reading of counts
+	reading  sync.Mutex    // held while an org's configuration is read and published
+	changes  *queue        // what is to be read again
 
 	mu      sync.Mutex
 	orgs    map[string]*orgState // those that a node is connected for
@@ -90,8 +93,8 @@ type orgState struct {
 
 // NewServer returns a server. Run must run for it to serve anything.
 func NewServer(c ServerConfig) (*Server, error) {
-	if c.DB == nil || c.Sealer == nil || c.Appender == nil {
-		return nil, errors.New("xds needs a DB, a Sealer and an Appender")
+	if c.DB == nil || c.Sealer == nil || c.Appender == nil || c.Ledger == nil {
+		return nil, errors.New("xds needs a DB, a Sealer, an Appender and a Ledger")
 	}
 	if c.Heartbeat == 0 {
 		c.Heartbeat = 2 * time.Second
@@ -102,7 +105,7 @@ func NewServer(c ServerConfig) (*Server, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	s := &Server{c: c, orgs: make(map[string]*orgState), joined: make(map[string]joined), streams: make(map[*stream]struct{}), turns: make(chan struct{}, readsAtOnce), changes: newQueue()}
+	s := &Server{c: c, orgs: make(map[string]*orgState), joined: make(map[string]joined), streams: make(map[*stream]struct{}), turns: make(chan struct{}, readsAtOnce), counting: make(chan struct{}, countsAtOnce), changes: newQueue()}
 	var err error
 	if s.metrics, err = newServerMetrics(c.Registerer, s.connected); err != nil {
 		return nil, fmt.Errorf("registering xds's metrics: %w", err)
@@ -110,10 +113,11 @@ func NewServer(c ServerConfig) (*Server, error) {
 	return s, nil
 }
 
-// Register adds ADS and the audit ingest to a gRPC server.
+// Register adds ADS, the audit ingest and the lookup of sums to a gRPC server.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(r, s)
 	aidv1.RegisterIngestServer(r, s)
+	aidv1.RegisterBudgetsServer(r, s)
 }
 
 // Ready is nil if changes in the database are received, and every credential of the

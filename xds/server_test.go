@@ -9,6 +9,7 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -41,6 +42,7 @@ type plane struct {
 	sealer *provider.Sealer
 	server *xds.Server
 	taken  *taken
+	chain  *audit.Chain
 	conn   func() *grpc.ClientConn
 	stop   func() // the gRPC server, and with it every stream
 	serve  func()
@@ -73,8 +75,15 @@ func newPlane(t testing.TB) *plane {
 	if p.sealer, err = provider.NewSealer([]string{"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="}); err != nil {
 		t.Fatal(err)
 	}
+	keys, err := audit.ParseKeys([]string{"1 " + strings.Repeat("ab", 32)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.chain, err = audit.NewChain(audit.ChainConfig{DB: p.db, Keys: keys}); err != nil {
+		t.Fatal(err)
+	}
 	p.server, err = xds.NewServer(xds.ServerConfig{
-		DB: p.db, Sealer: p.sealer, Appender: p.taken, Targets: private, Gateway: "127.0.0.1:8080", Usage: "stream", MaxBody: 1 << 20,
+		DB: p.db, Sealer: p.sealer, Appender: p.taken, Ledger: p.chain, Targets: private, Gateway: "127.0.0.1:8080", Usage: "stream", MaxBody: 1 << 20,
 		DigestKey: []byte("digest"), Heartbeat: 20 * time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {

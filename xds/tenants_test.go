@@ -159,6 +159,24 @@ func TestWrongTenant(t *testing.T) {
 		t.Error("an org that the node does not serve is there")
 	}
 
+	// Sums of counts have the same names in every org.
+	for i, org := range orgs {
+		p.charged(org, "same", int64(i+1))
+	}
+	budgets := xds.NewBudgets(p.conn(), token)
+	for i, org := range orgs {
+		got, err := budgets.Counts(ctx(t), audit.CountsRequest{Org: org, Writer: "w_1", Names: []audit.CountName{{Counter: "same", Period: "2026-11"}}})
+		if org == foreign {
+			if !errors.Is(err, xds.ErrDenied) || len(got.Counts) != 0 || got.Sidecars != 0 {
+				t.Errorf("the sums of another org: %+v, %v", got, err)
+			}
+			continue
+		}
+		if err != nil || got.Counts[0].ChargedNanoUSD != int64(i+1) || got.Sidecars != 1 {
+			t.Errorf("the sums of %s: %+v, %v", org, got, err)
+		}
+	}
+
 	// A node may append for its orgs, and nothing of a batch that has another one.
 	ship := xds.NewIngest(p.conn(), token)
 	entry := []byte("{}")

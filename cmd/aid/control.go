@@ -215,7 +215,7 @@ func (c *control) run(ctx context.Context) error {
 	life.start(ctx, "housekeeping", months.run)
 
 	control, err := xds.NewServer(xds.ServerConfig{
-		Targets: targets, DB: db, Sealer: sealer, Appender: chain, Gateway: c.gateway, Usage: c.usage, MaxBody: c.maxBody, Origins: c.origins,
+		Targets: targets, DB: db, Sealer: sealer, Appender: chain, Ledger: chain, Gateway: c.gateway, Usage: c.usage, MaxBody: c.maxBody, Origins: c.origins,
 		CAFile: c.providerCA, DigestKey: digest, Log: c.log, Registerer: reg,
 	})
 	if err != nil {

@@ -354,7 +354,7 @@ func TestMetricReference(t *testing.T) {
 	chain, err := audit.NewChain(audit.ChainConfig{DB: db, Keys: keys, Log: quiet, Registerer: control})
 	must(err)
 	newHousekeeping(db, control, quiet)
-	_, err = xds.NewServer(xds.ServerConfig{DB: db, Sealer: sealer, Appender: chain, Log: quiet, Registerer: control})
+	_, err = xds.NewServer(xds.ServerConfig{DB: db, Sealer: sealer, Appender: chain, Ledger: chain, Log: quiet, Registerer: control})
 	must(err)
 	_, err = api.New(api.Config{DB: db, Chain: chain, Sealer: sealer, Log: quiet, Registerer: control})
 	must(err)
