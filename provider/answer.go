@@ -12,50 +12,50 @@ import (
 	"github.com/ai-identity/ai-identity/provider/translate"
 )
 
-// ResponseReader reads usage and model from a provider's answer as it passes by, in
-// whatever pieces it comes, and holds next to nothing of it: a whole answer of 20 MB
-// and an event of 20 MB cost as much memory as small ones. It is for one goroutine.
+// ResponseReader reads usage and model from a provider's response as it passes, for every
+// split into chunks. It stores almost nothing of the response: its memory does not grow
+// with the size of a response or an event. It is for one goroutine.
 type ResponseReader struct {
-	translated *translate.Response // nil: the answer passes as it is. The rest is how the provider's words are read
+	translated *translate.Response // nil: the response passes unchanged. The other fields read the provider's format
 
 	scan  scanner
 	usage Usage
 	model string
 
-	service string // as Usage has it, where it is beside the usage and not in it
+	service string // as in Usage, where it is beside the usage and not in it
 
-	complete bool   // the format's own end came
-	choices  int64  // that have not ended
-	failed   bool   // or an error in its place
-	start    []byte // the beginning of an event's data
+	complete bool   // the end that the format defines came
+	choices  int64  // the number of choices that have not ended
+	failed   bool   // an error came instead of the end
+	start    []byte // the first bytes of an event's data
 
 	form   form
 	stream sse.Reader // of events
 
-	// With inject_usage, an event is held until its end, when it is clear whether
-	// it is the one that only we asked for.
+	// With inject_usage, an event is held until its end. Only then it is clear whether it
+	// is the one that only the gateway requested.
 	drop  bool
 	held  []byte
-	loose bool // the event is too long to be that one, and passes as it comes
+	loose bool // the event is too long to be that one, and passes as it arrives
 	found bool // it has usage
-	out   bool // the event before was taken out
+	out   bool // the last event was removed
 }
 
-// form is how an answer is written.
+// form is the framing of a response.
 type form uint8
 
 const (
-	unclear form = iota // no content-type says it: the first byte does
+	unclear form = iota // no content-type names it: the first byte decides
 	whole               // one JSON value, or several one after another
 	events              // server-sent events
-	closed              // nothing is read
+	closed              // it is not read
 )
 
-// maxHeld is the longest an event with nothing but usage in it can be.
+// maxHeld is the maximum length of an event with nothing but usage in it.
 const maxHeld = 64 << 10
 
-// NewResponseReader reads the answer to a call. status and contentType are the answer's.
-// Figures are read from answers that are not errors.
+// NewResponseReader returns a reader of the response to a call. status and contentType are
+// the response's. Figures are read only from responses that are not errors.
 func NewResponseReader(c Call, p Provider, status int, contentType string) *ResponseReader {
 	reads := c.Endpoint.reads
 	custom := p.custom()
@@ -83,9 +83,9 @@ func NewResponseReader(c Call, p Provider, status int, contentType string) *Resp
 	return a
 }
 
-// reader reads an answer in the words of an API.
+// reader returns a reader for the responses of an API.
 func reader(reads *reading, status int, contentType string) *ResponseReader {
-	a := &ResponseReader{usage: Usage{Source: "absent"}, stream: sse.New(maxStart, sse.Unlimited)} // it passes, and only its beginning is kept
+	a := &ResponseReader{usage: Usage{Source: "absent"}, stream: sse.New(maxStart, sse.Unlimited)} // the stream passes, and only the first bytes of each event are kept
 	if reads == nil || reads.root == nil || status < 200 || status > 299 {
 		a.form = closed
 		return a
@@ -101,7 +101,7 @@ func reader(reads *reading, status int, contentType string) *ResponseReader {
 	return a
 }
 
-// Usage is what has been read so far.
+// Usage returns what has been read so far.
 func (a *ResponseReader) Usage() Usage {
 	u := a.usage
 	if u.Service == "" && u.Source != "absent" {
@@ -110,9 +110,9 @@ func (a *ResponseReader) Usage() Usage {
 	return u
 }
 
-// Complete says whether the answer came to the end that its format has: "[DONE]" or a
-// reason to finish, message_stop, the last bracket of JSON. A connection that ends
-// before that broke off, however it ended. A format without one is always complete.
+// Complete reports whether the response reached the end that its format defines. That is
+// "[DONE]" or a finish reason, message_stop, or the last bracket of JSON. A response whose
+// connection ends earlier broke off. A format without such an end is always complete.
 func (a *ResponseReader) Complete() bool {
 	switch {
 	case a.translated != nil:
@@ -127,8 +127,8 @@ func (a *ResponseReader) Complete() bool {
 	return false
 }
 
-// Ended says that the end came that the format has in the text itself. It is false
-// for a format that only the connection ends.
+// Ended reports whether the end that the format defines in its text was read. It is false
+// for a format whose end is the connection's end.
 func (a *ResponseReader) Ended() bool {
 	if a.translated != nil {
 		return a.translated.Complete()
@@ -138,14 +138,15 @@ func (a *ResponseReader) Ended() bool {
 
 func isDone(data []byte) bool { return string(bytes.TrimSpace(data)) == "[DONE]" }
 
-// maxStart is how much is kept of an event's type, and of its data, to know what it is.
+// maxStart is the number of bytes that are kept of an event's type and data, to identify
+// the event.
 const maxStart = 16
 
-// Model is the first model that the answer names, "" if it names none.
+// Model is the first model that the response names, or "" if it names no model.
 func (a *ResponseReader) Model() string { return a.model }
 
-// Chunk takes the next piece; end says that it is the last. If replaced, out goes
-// to the client in its place. b is not kept and not changed.
+// Chunk processes the next chunk. end marks the last one. If replaced is true, the client
+// gets out instead of b. b is not kept and not changed.
 func (a *ResponseReader) Chunk(b []byte, end bool) (out []byte, replaced bool) {
 	if a.translated == nil && a.form == events && a.drop {
 		return a.filter(b, end), true
@@ -157,7 +158,7 @@ func (a *ResponseReader) Chunk(b []byte, end bool) (out []byte, replaced bool) {
 	return nil, false
 }
 
-// read takes the next piece as the provider wrote it.
+// read processes the next chunk in the provider's format.
 func (a *ResponseReader) read(b []byte) {
 	if a.form == unclear {
 		switch firstByte(b) {
@@ -180,12 +181,12 @@ func (a *ResponseReader) read(b []byte) {
 	}
 }
 
-// event reads b up to the end of an event, or to its own end. It returns how far that
-// is and what is there. An event that the stream breaks off in is read too: the client's
-// parser may drop it, and the provider has charged for it.
+// event reads b up to the end of an event, or to the end of b. It returns the number of
+// bytes read and what is there. An event in which the stream breaks off is read too: the
+// client's parser may drop it, but the provider has charged for it.
 func (a *ResponseReader) event(b []byte) (n int, at sse.Kind) {
 	if data, n := a.stream.Whole(b); n > 0 && a.model != "" && !a.scan.reads.says(data) && firstByte(data) != '[' { // it may be "[DONE]"
-		return n, sse.End // it is not taken apart: it says nothing new
+		return n, sse.End // it has nothing new, so it is not parsed
 	}
 	for n < len(b) {
 		p, read := a.stream.Next(b[n:])
@@ -208,8 +209,8 @@ func (a *ResponseReader) event(b []byte) (n int, at sse.Kind) {
 	return n, sse.More
 }
 
-// filter passes whole events on, all but the one with nothing but usage in it, for
-// which the client did not ask.
+// filter passes complete events, except the event with only usage in it, which the client
+// did not request.
 func (a *ResponseReader) filter(b []byte, end bool) []byte {
 	out := make([]byte, 0, len(a.held)+len(b))
 	for len(b) > 0 {
@@ -245,7 +246,7 @@ func (a *ResponseReader) filter(b []byte, end bool) []byte {
 	return out
 }
 
-// onlyUsage says whether an event is a chunk of a chat completion without choices.
+// onlyUsage reports whether an event is a chunk of a chat completion without choices.
 func onlyUsage(event []byte) bool {
 	var x struct {
 		Choices []jsontext.Value `json:"choices"`
@@ -255,7 +256,7 @@ func onlyUsage(event []byte) bool {
 	return ok && json.Unmarshal(bytes.TrimSpace(data), &x, lenient) == nil && x.Usage != nil && len(x.Choices) == 0
 }
 
-// took is called by the scanner for each value that is looked for.
+// took is called by the scanner for each value that it was configured to find.
 func (a *ResponseReader) took(w want, raw []byte) {
 	switch w {
 	case wantModel:
@@ -267,9 +268,9 @@ func (a *ResponseReader) took(w want, raw []byte) {
 		}
 	case wantService:
 		if b, err := jsontext.AppendUnquote(nil, raw); err == nil {
-			a.service = clean(string(b)) // the last one: "auto" comes first in a stream
+			a.service = clean(string(b)) // the last value counts: "auto" comes first in a stream
 		}
-	case wantType: // compared as written, as names are
+	case wantType: // compared without unescaping, as names are
 		word := string(bytes.Trim(raw, `"`))
 		a.complete = a.complete || slices.Contains(a.scan.reads.types, word)
 		a.failed = a.failed || word == "error" || word == "response.failed"
@@ -283,7 +284,7 @@ func (a *ResponseReader) took(w want, raw []byte) {
 		if a.choices--; a.choices <= 0 {
 			a.complete = true
 		}
-		// Mistral finishes with "error", Cohere with "ERROR" or "ERROR_TOXIC".
+		// Mistral's finish reason is "error"; Cohere's are "ERROR" and "ERROR_TOXIC".
 		a.failed = a.failed || strings.HasPrefix(strings.ToLower(string(b)), "error")
 	case wantUsage:
 		if a.scan.reads.usage(raw, &a.usage) {

@@ -13,8 +13,8 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// vector is a file of testdata/answers: a request, what a provider answers, and
-// what is to be read from it.
+// vector is a file of testdata/answers: a request, a provider's response, and the values to
+// read from it.
 type vector struct {
 	call        provider.Call
 	contentType string
@@ -71,7 +71,7 @@ func said(a *provider.ResponseReader) string {
 	return out
 }
 
-// in reads an answer that comes in the pieces.
+// in reads a response that arrives in these chunks.
 func in(t testing.TB, v vector, pieces ...[]byte) string {
 	t.Helper()
 	a := provider.NewResponseReader(v.call, provider.Provider{}, 200, v.contentType)
@@ -107,8 +107,8 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// TestAnswerLines: LF, CR LF and CR end lines. A byte order mark is skipped. A
-// content-type is not needed.
+// TestAnswerLines: LF, CR LF and CR end lines. A byte order mark is skipped. A content-type
+// is not needed.
 func TestAnswerLines(t *testing.T) {
 	for name, v := range vectors(t) {
 		if !strings.HasPrefix(v.contentType, "text/event-stream") {
@@ -145,7 +145,7 @@ func TestAnswerErrors(t *testing.T) {
 			t.Errorf("%d: %s", status, a.Usage().Source)
 		}
 	}
-	// No call, no endpoint: nothing is read, and nothing breaks.
+	// Without a call and an endpoint nothing is read, and there is no panic.
 	a := provider.NewResponseReader(provider.Call{}, provider.Provider{}, 200, v.contentType)
 	a.Chunk(v.body, true)
 	if a.Usage() != (provider.Usage{Source: "absent"}) || a.Model() != "" {
@@ -153,8 +153,7 @@ func TestAnswerErrors(t *testing.T) {
 	}
 }
 
-// TestAnswerMemory: what is large passes by and is not kept, and what comes after
-// it is read.
+// TestAnswerMemory: large values pass and are not kept, and values after them are read.
 func TestAnswerMemory(t *testing.T) {
 	call := parsed(t, chat, `{"model":"m","stream":true,"messages":[]}`)
 	piece := bytes.Repeat([]byte("iVBORw0KGgo="), 1<<20/12)
@@ -183,9 +182,8 @@ func TestAnswerMemory(t *testing.T) {
 	}
 }
 
-// TestInjectedUsage: with inject_usage, usage is asked for where the client did not
-// ask, and the event that answers it does not reach the client, wherever it is
-// split.
+// TestInjectedUsage: with inject_usage, usage is requested if the client did not request
+// it. The client does not get the event with it, for every split.
 func TestInjectedUsage(t *testing.T) {
 	p := provider.Provider{ID: "prov_1", OrgID: "org_1", Name: "one", Kind: "openai", BaseURL: "http://h.example/v1", Models: []string{"m"}, Settings: []byte(`{"inject_usage":true}`)}
 	p.Cluster = provider.ClusterName(p)
@@ -219,7 +217,8 @@ event: x
 				t.Fatalf("forwarded %s", f.Body)
 			}
 			if f.Body != nil {
-				// What is sent asks for usage, and is otherwise what was judged.
+				// The request that is sent asks for usage. Otherwise it has the evaluated
+				// content.
 				again := parsed(t, chat, string(f.Body))
 				if !bytes.Contains(f.Body, []byte(`"include_usage":true`)) || again.Model != call.Model || !again.Stream {
 					t.Errorf("%s", f.Body)
@@ -272,15 +271,14 @@ event: x
 	if got != len(long) {
 		t.Errorf("%d bytes of %d passed", got, len(long))
 	}
-	// A whole answer is not touched.
+	// A response that is not streamed is not changed.
 	a = provider.NewResponseReader(call, p, 200, "application/json")
 	if out, replaced := a.Chunk([]byte(`{"choices":[],"usage":{"prompt_tokens":1}}`), true); replaced || a.Usage().InputTokens != 1 {
 		t.Errorf("%q", out)
 	}
 }
 
-// FuzzAnswer: where an answer is split changes nothing, of what is read and of what
-// is passed on.
+// FuzzAnswer: the split of a response changes neither what is read nor what is passed on.
 func FuzzAnswer(f *testing.F) {
 	endpoints := []string{chat, responses, messages, generate, "/v2/chat"}
 	bodies := []string{`{"model":"m","stream":true}`, `{"model":"m","stream":true}`, `{"model":"m","stream":true}`, `{"contents":[]}`, `{"model":"m","stream":true}`}
@@ -330,8 +328,8 @@ func FuzzAnswer(f *testing.F) {
 	})
 }
 
-// What Anthropic compacts is charged beside the figures, which leave it out: then they
-// are not what is charged.
+// Anthropic charges compaction in addition to the figures. So the charge differs from the
+// figures.
 func TestCompactionIsCharged(t *testing.T) {
 	ep, params, _ := provider.Match("POST", messages)
 	for iterations, want := range map[string]bool{

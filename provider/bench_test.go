@@ -58,8 +58,8 @@ func BenchmarkParse(b *testing.B) {
 	})
 }
 
-// BenchmarkForwardTranslated is the second half of a translated request: the translation, and
-// the parsing of its result.
+// BenchmarkForwardTranslated is the second half of a translated request: the translation,
+// and the parsing of its result.
 func BenchmarkForwardTranslated(b *testing.B) {
 	ep, params, _ := provider.Match("POST", "/v1/chat/completions")
 	for _, n := range []int{1 << 10, 100 << 10, 2 << 20} {

@@ -9,10 +9,10 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// endings are answers of each format, and how each one ended.
+// endings are responses in each format, with the way in which each one ended.
 var endings = []struct {
 	name, path, request, contentType, body string
-	want                                   string // complete, failed, or neither: it broke off
+	want                                   string // complete, failed, or "": it broke off
 }{
 	{"done", chat, `{"model":"m","stream":true,"messages":[]}`, "text/event-stream", "data: {\"model\":\"m\",\"choices\":[{\"delta\":{}}]}\n\ndata: [DONE]\n\n", "complete"},
 	{"finish reason", chat, `{"model":"m","stream":true,"messages":[]}`, "text/event-stream", "data: {\"model\":\"m\"}\n\ndata: {\"choices\":[{\"finish_reason\":\"stop\"}]}\n\n", "complete"},
@@ -51,7 +51,7 @@ var endings = []struct {
 	{"message-end of an error", "/v2/chat", `{"model":"m","stream":true,"messages":[]}`, "text/event-stream", "data: {\"type\":\"message-end\",\"delta\":{\"finish_reason\":\"ERROR\"}}\n\n", "complete failed"},
 }
 
-// ending says how an answer ended that came in these pieces.
+// ending returns how a response ended that arrived in these chunks.
 func ending(c provider.Call, contentType string, pieces ...[]byte) string {
 	a := provider.NewResponseReader(c, provider.Provider{}, 200, contentType)
 	for i, p := range pieces {
@@ -67,8 +67,8 @@ func ending(c provider.Call, contentType string, pieces ...[]byte) string {
 	return strings.Join(words, " ")
 }
 
-// TestAnswerEnds: each format has its own end. Where the answer is cut into chunks
-// changes nothing, nor how its lines end.
+// TestAnswerEnds: each format has its own end. The split into chunks and the line endings
+// change nothing.
 func TestAnswerEnds(t *testing.T) {
 	for _, c := range endings {
 		t.Run(c.name, func(t *testing.T) {
@@ -91,7 +91,7 @@ func TestAnswerEnds(t *testing.T) {
 	}
 }
 
-// FuzzAnswerEnds: where an answer is cut into chunks changes nothing that is read of it.
+// FuzzAnswerEnds: the split into chunks does not change what is read.
 func FuzzAnswerEnds(f *testing.F) {
 	for i, c := range endings {
 		f.Add(uint8(i), []byte(c.body), uint8(i))
@@ -121,8 +121,8 @@ func FuzzAnswerEnds(f *testing.F) {
 	})
 }
 
-// TestAnswerTotals: figures that contradict each other have no price, and reasoning
-// that is counted apart is added.
+// TestAnswerTotals: contradictory figures have no price, and reasoning that is counted
+// separately is added.
 func TestAnswerTotals(t *testing.T) {
 	for _, c := range []struct {
 		usage       string

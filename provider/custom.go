@@ -10,23 +10,23 @@ import (
 	"github.com/ai-identity/ai-identity/provider/translate"
 )
 
-// CustomAnswer says how the answers of a provider of kind custom differ from
-// OpenAI's. Places are JSON pointers (RFC 6901) into an answer that is not streamed,
-// and into each event of one that is: "/meta/tokens/in".
+// CustomAnswer describes how the responses of a provider of kind custom differ from
+// OpenAI's. Its JSON pointers (RFC 6901), such as "/meta/tokens/in", apply to a response
+// that is not streamed, and to each event of a stream.
 type CustomAnswer struct {
-	Model string       `json:"model,omitempty" yaml:"model"` // who answered; absent: /model
-	Usage *CustomUsage `json:"usage,omitempty" yaml:"usage"` // absent: where OpenAI has it
-	Error string       `json:"error,omitempty" yaml:"error"` // what went wrong, in words; absent: where OpenAI and others have it
+	Model string       `json:"model,omitempty" yaml:"model"` // the model that responded; absent: /model
+	Usage *CustomUsage `json:"usage,omitempty" yaml:"usage"` // absent: as in OpenAI's API
+	Error string       `json:"error,omitempty" yaml:"error"` // the error message; absent: as in OpenAI's and other APIs
 
-	// Stream is how a streamed answer is written: "sse" or "ndjson", whatever its
-	// content-type says; or "none": a request for one is refused. NDJSON becomes
-	// server-sent events, which is what the caller asked for. Absent: as the
-	// content-type says, and unchanged.
+	// Stream is the framing of a streamed response. "sse" and "ndjson" count more than its
+	// content-type. With "none" requests for a stream are rejected. NDJSON becomes
+	// server-sent events, as the caller requested. Absent: as the content-type declares,
+	// and unchanged.
 	Stream string `json:"stream,omitempty" yaml:"stream"`
 }
 
-// CustomUsage says where the counts are. One that is absent is not known. Of a stream
-// the last of each counts.
+// CustomUsage has the places of the counts. An absent count is not known. In a stream, the
+// last value of each count is used.
 type CustomUsage struct {
 	Input      string `json:"input,omitempty" yaml:"input"`
 	Output     string `json:"output,omitempty" yaml:"output"`
@@ -35,8 +35,8 @@ type CustomUsage struct {
 	Reasoning  string `json:"reasoning,omitempty" yaml:"reasoning"`
 }
 
-// pointer takes a JSON pointer apart. It may lead through objects only, as deep as a
-// scanner looks.
+// pointer splits a JSON pointer. It may lead through objects only, at most as deep as a
+// scanner can search.
 func pointer(field, s string) ([]string, error) {
 	rest, ok := strings.CutPrefix(s, "/")
 	if !ok {
@@ -58,7 +58,7 @@ func pointer(field, s string) ([]string, error) {
 	return names, nil
 }
 
-// reading is where the answers hold usage and model. The error names the field.
+// reading returns where the responses have usage and model. The error names the field.
 func (c *CustomAnswer) reading() (*reading, error) {
 	r := &reading{usage: openAIReading.usage}
 	add := func(field, at string, w want) error {
@@ -90,7 +90,7 @@ func (c *CustomAnswer) reading() (*reading, error) {
 			}
 		}
 		if len(r.marked) == 0 {
-			return nil, &Invalid{"settings.answer.usage", "it must say where at least one count is"}
+			return nil, &Invalid{"settings.answer.usage", "it must have the place of at least one count"}
 		}
 	} else if err := add("usage", "/usage", wantUsage); err != nil {
 		return nil, err
@@ -105,7 +105,7 @@ func (c *CustomAnswer) reading() (*reading, error) {
 	return r, nil
 }
 
-// add puts what is wanted under the names, and says whether there was room.
+// add adds a value to find under the names. It reports whether there was room.
 func (p *place) add(names []string, w want) bool {
 	i := slices.IndexFunc(*p, func(m member) bool { return m.name == names[0] })
 	switch {
@@ -137,7 +137,7 @@ func (c *CustomAnswer) validate() error {
 	return &Invalid{"settings.answer.stream", "it must be sse, ndjson or none"}
 }
 
-// custom is how p's answers differ from OpenAI's, or nil.
+// custom returns how p's responses differ from OpenAI's, or nil.
 func (p Provider) custom() *ready {
 	r := p.ready
 	if r == nil {
@@ -149,21 +149,21 @@ func (p Provider) custom() *ready {
 	return r
 }
 
-// Reads says whether the answer to a call of p's must be read here: it may have to be
-// said in other words, or holds its usage where nobody else looks.
+// Reads reports whether the response to a call of p must be read here. That is so if it may
+// have to be translated, or has its usage in a place that Envoy does not read.
 func (p Provider) Reads(ep Endpoint) bool {
 	return slices.Contains(ep.Translated, p.Kind) || slices.Contains(ep.Kinds, p.Kind) && p.custom() != nil
 }
 
-// noStream is the refusal of a streamed answer that the provider does not have.
+// noStream rejects a request for a stream, which the provider does not support.
 func noStream() *Error {
 	return &Error{Status: http.StatusUnprocessableEntity, Type: invalidRequest, Code: "unsupported_by_provider", Param: "stream",
-		Message: "stream cannot be carried to this model's provider: its answers are not streamed."}
+		Message: "This model's provider does not support stream. Send the request without it."}
 }
 
-// NewError reads an error of a provider that speaks the caller's format itself: what
-// must not leave the gateway is taken out, and what is no such error becomes one, in
-// which the request has our id.
+// NewError reads an error of a provider with the caller's own format. It removes what must
+// not leave the gateway, and replaces a body in another format by an error. The error has
+// the gateway's request id.
 func (p Provider) NewError(f Format, status int, requestID string) *ResponseReader {
 	if f != FormatOpenAI {
 		return &ResponseReader{usage: Usage{Source: "absent"}, form: closed, translated: translate.ErrorOf(status, func(message string) []byte {

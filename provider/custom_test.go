@@ -8,7 +8,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// customProvider is one whose answers are not OpenAI's in every place.
+// customProvider is a provider whose responses differ from OpenAI's in some places.
 func customProvider(t testing.TB, settings string) provider.Provider {
 	t.Helper()
 	p := prov("a", "custom", "*")
@@ -19,15 +19,15 @@ func customProvider(t testing.TB, settings string) provider.Provider {
 	return registry(t, p).Providers()[0]
 }
 
-// TestCustomAnswer: usage and model are read where the settings say, whole, streamed
-// and cut anywhere.
+// TestCustomAnswer: usage and model are read in the places of the settings, for whole and
+// streamed responses and every split.
 func TestCustomAnswer(t *testing.T) {
 	const places = `"model":"/meta/served~1by","usage":{"input":"/meta/tokens/in","output":"/meta/tokens/out","cached":"/meta/tokens/cached","reasoning":"/thought"}`
 	const event1, event2 = `{"choices":[{"delta":{"content":"hi"}}],"meta":{"served/by":"m-7","tokens":{"in":9,"out":1}}}`,
 		`{"choices":[],"meta":{"tokens":{"in":9,"out":5, "cached":4}},"thought":2.0,"in":77}`
 	want := provider.Usage{InputTokens: 9, OutputTokens: 5, CachedTokens: 4, ReasoningTokens: 2, Source: "provider"}
 	for _, c := range []struct {
-		name, stream, contentType, body, out string // out: what the client gets, if it is other bytes
+		name, stream, contentType, body, out string // out: what the client gets, if it differs
 	}{
 		{"whole", "", "application/json", `{"meta":{"x":[{"in":5}],"served/by":"m-7","tokens":{"in":9,"out":5,"cached":4}},"thought":2,"choices":[]}`, ""},
 		{"events", "", "text/event-stream", "data: " + event1 + "\n\ndata: " + event2 + "\n\ndata: [DONE]\n\n", ""},
@@ -53,7 +53,7 @@ func TestCustomAnswer(t *testing.T) {
 	}
 }
 
-// TestCustomDefaults: what the settings do not say is as OpenAI has it.
+// TestCustomDefaults: fields without settings are as in OpenAI's API.
 func TestCustomDefaults(t *testing.T) {
 	p := customProvider(t, `{"answer":{"error":"/fault/reason"}}`)
 	a := provider.NewResponseReader(parsed(t, chat, `{"model":"m","messages":[]}`), p, 200, "application/json")
@@ -63,7 +63,8 @@ func TestCustomDefaults(t *testing.T) {
 	}
 }
 
-// TestCustomError: an error's words are where the settings say, and become OpenAI's.
+// TestCustomError: the error message is read in the place of the settings, and becomes an
+// error of OpenAI's format.
 func TestCustomError(t *testing.T) {
 	p := customProvider(t, `{"answer":{"error":"/fault/reason","stream":"ndjson"}}`)
 	a := p.NewError(provider.FormatOpenAI, 429, "")
@@ -71,7 +72,7 @@ func TestCustomError(t *testing.T) {
 	if string(out) != `{"error":{"message":"slow down, says [host]","type":"rate_limit_error","param":null,"code":null}}` || !a.Failed() || a.Usage().Source != "absent" {
 		t.Errorf("%s %+v", out, a.Usage())
 	}
-	// In the middle of a stream it ends it, without [DONE].
+	// An error ends a stream, without [DONE].
 	a = provider.NewResponseReader(parsed(t, chat, `{"model":"m","stream":true,"messages":[]}`), p, 200, "application/x-ndjson")
 	out, _ = a.Chunk([]byte("{\"choices\":[]}\n{\"fault\":{\"reason\":\"gone\"}}\n{\"choices\":[]}\n"), true)
 	if want := "data: {\"choices\":[]}\n\ndata: {\"error\":{\"message\":\"gone\",\"type\":\"server_error\",\"param\":null,\"code\":null}}\n\n"; string(out) != want || !a.Failed() {
@@ -108,7 +109,7 @@ func TestCustomForward(t *testing.T) {
 	}
 }
 
-// FuzzCustomAnswer: cutting an answer anywhere changes nothing.
+// FuzzCustomAnswer: the split of a response changes nothing.
 func FuzzCustomAnswer(f *testing.F) {
 	f.Add([]byte("{\"m\":\"x\",\"n\":{\"in\":3,\"out\":4}}\n{\"n\":{\"in\":5}}\n"), uint16(9))
 	f.Add([]byte("{\"e\":\"bad\"}\n\n[1]\n"), uint16(3))

@@ -14,14 +14,17 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Decode undoes a body's content-encoding, which agents use for large prompts:
-// gzip (and x-gzip), br and zstd, one of them. identity is none. The result has at
-// most max bytes, and no more than about that is ever held: 413 if it would. Any
-// other encoding is 415, deflate among them, which half of the world takes for
-// another format than the other half. A body that is not what it says is 400: cut
-// short, followed by something, or of several parts, of which decoders disagree
-// whether they all count; so is one that says that it is plain and begins like one
-// of the others.
+// Decode removes a body's content-encoding, which agents use for large prompts: one of gzip
+// (and x-gzip), br and zstd. identity means no encoding. The result has at most max bytes,
+// and no more than about that is ever in memory. A larger body is rejected with 413.
+//
+// Any other encoding is rejected with 415. So is deflate, which clients and servers use for
+// two different formats. A body is rejected with 400 if
+//
+//   - it is not in the encoding that the header declares
+//   - it is cut short
+//   - it has bytes after its end, or several parts, on which decoders disagree
+//   - it is declared as plain and begins like an encoded one
 func Decode(encodings []string, body []byte, max int64) ([]byte, *Error) {
 	if len(encodings) > 1 {
 		return nil, unsupportedEncoding("The request has more than one content-encoding. Send one.")
@@ -36,7 +39,7 @@ func Decode(encodings []string, body []byte, max int64) ([]byte, *Error) {
 			return nil, tooLarge(max)
 		}
 		if magic := compressed(body); magic != "" {
-			return nil, bad("mislabelled_body", "", "The body looks like "+magic+", and the content-encoding header does not say so.")
+			return nil, bad("mislabelled_body", "", "The body looks like "+magic+", and the content-encoding header does not declare that.")
 		}
 		return body, nil
 	case "gzip", "x-gzip":
@@ -48,7 +51,7 @@ func Decode(encodings []string, body []byte, max int64) ([]byte, *Error) {
 	}
 	switch strings.ToLower(name) {
 	case "identity", "gzip", "x-gzip", "br", "zstd":
-		return nil, bad("invalid_encoding", "", "Write the content-encoding in lower case: not everybody takes it otherwise.")
+		return nil, bad("invalid_encoding", "", "Write the content-encoding in lower case: not every server accepts other spellings.")
 	}
 	return nil, unsupportedEncoding("The content-encoding is not one of gzip, br, zstd and identity.")
 }
@@ -62,8 +65,8 @@ func tooLarge(max int64) *Error {
 		Message: fmt.Sprintf("The request is larger than %d bytes.", max)}
 }
 
-// compressed names the encoding that a body's first bytes are of, or "". Brotli has
-// no such mark. No JSON begins like this.
+// compressed returns the encoding that a body's first bytes identify, or "". Brotli has no
+// such bytes. JSON never begins like this.
 func compressed(b []byte) string {
 	switch {
 	case bytes.HasPrefix(b, []byte{0x1f, 0x8b}):
@@ -102,8 +105,8 @@ func unbrotli(body []byte, max int64) ([]byte, *Error) {
 }
 
 func unzstd(body []byte, max int64) ([]byte, *Error) {
-	// A frame says how large it gets and how much of it a decoder must remember. A
-	// lie is found out, and the truth may already be too much.
+	// A frame declares its decompressed size and the memory that a decoder needs. A wrong
+	// declaration is detected, and a correct one may already be too large.
 	var h zstd.Header
 	if err := h.Decode(body); err != nil || h.Skippable || !oneFrame(h, body) {
 		return nil, garbled("zstd")
@@ -114,8 +117,8 @@ func unzstd(body []byte, max int64) ([]byte, *Error) {
 	r, _ := zstds.Get().(*zstd.Decoder)
 	if r == nil {
 		var err error
-		// One goroutine. The windows of frames in a single segment are their
-		// content, whose size has been looked at already.
+		// One goroutine. The window of a frame in a single segment is its content, whose
+		// size was verified above.
 		r, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(1<<29))
 		if err != nil {
 			return nil, garbled("zstd")
@@ -128,19 +131,19 @@ func unzstd(body []byte, max int64) ([]byte, *Error) {
 	}
 	size := guess(body)
 	if h.HasFCS {
-		size = min(size, int64(h.FrameContentSize)) + 1 // and one to see that it ends
+		size = min(size, int64(h.FrameContentSize)) + 1 // one more byte, to detect that it ends
 	}
 	out, e := drained(r, src, size, max, "zstd")
-	_ = r.Reset(nil) // lets go of the body
+	_ = r.Reset(nil) // releases the body
 	return out, e
 }
 
-// maxWindow is how far back a frame may refer: what RFC 8878 recommends that
-// decoders support.
+// maxWindow is the largest distance of a reference in a frame: the value that RFC 8878
+// recommends for decoders.
 const maxWindow = 8 << 20
 
-// oneFrame says whether body is a single zstd frame, to its last byte (RFC 8878,
-// section 3.1.1).
+// oneFrame reports whether body is a single zstd frame, to its last byte (RFC 8878, section
+// 3.1.1).
 func oneFrame(h zstd.Header, body []byte) bool {
 	at := h.HeaderSize
 	for last := false; !last; {
@@ -168,11 +171,11 @@ func oneFrame(h zstd.Header, body []byte) bool {
 	return at == len(body)
 }
 
-// guess is how large a body may get, for the first allocation: text is compressed
-// to a fifth or so, and who sends little gets little.
+// guess is the size of the first allocation for a body. Compression reduces text to about a
+// fifth. A short body gets a small allocation.
 func guess(body []byte) int64 { return int64(len(body))*5 + 512 }
 
-// drained reads r to its end, and wants src to end there too.
+// drained reads r to its end, where src must end too.
 func drained(r io.Reader, src *bytes.Reader, size, max int64, name string) ([]byte, *Error) {
 	out := make([]byte, 0, min(size, max+1))
 	for {
@@ -183,7 +186,7 @@ func drained(r io.Reader, src *bytes.Reader, size, max int64, name string) ([]by
 			return nil, tooLarge(max)
 		case errors.Is(err, io.EOF):
 			if src.Len() > 0 {
-				return nil, bad("invalid_encoding", "", "Something follows the end of the "+name+" data.")
+				return nil, bad("invalid_encoding", "", "There are more bytes after the end of the "+name+" data.")
 			}
 			return out, nil
 		case err != nil:
@@ -198,8 +201,8 @@ func drained(r io.Reader, src *bytes.Reader, size, max int64, name string) ([]by
 }
 
 func garbled(name string) *Error {
-	return bad("invalid_encoding", "", "The body is not valid "+name+", which its content-encoding says it is.")
+	return bad("invalid_encoding", "", "The body is not valid "+name+", which its content-encoding declares.")
 }
 
-// Decoders are large, and most requests are not compressed.
+// Decoders are large, and most requests are not compressed, so decoders are reused.
 var gzips, brotlis, zstds sync.Pool

@@ -55,7 +55,7 @@ func zstded(t testing.TB, plain []byte, opts ...zstd.EOption) []byte {
 	return w.EncodeAll(plain, nil)
 }
 
-// streamed is zstd that does not say how large it gets.
+// streamed returns zstd data without its decompressed size.
 func streamed(t testing.TB, plain []byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -110,7 +110,7 @@ func TestDecodeRefuses(t *testing.T) {
 	large := bytes.Repeat([]byte(`{"model":"m"}`), maxBody/10)
 	skippable := []byte{0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 'a', 'b', 'c', 'd'}
 	lie := bytes.Clone(zstded(t, bytes.Repeat([]byte("a"), 1000), zstd.WithSingleSegment(true)))
-	lie[5], lie[6] = 0, 0 // the frame says 256 bytes
+	lie[5], lie[6] = 0, 0 // the frame declares 256 bytes
 	join := func(bs ...[]byte) []byte { return bytes.Join(bs, nil) }
 	for _, c := range []struct {
 		name      string
@@ -173,7 +173,7 @@ func TestDecodeRefuses(t *testing.T) {
 			t.Errorf("%s: %d bytes, %v", c.name, len(got), e)
 		}
 	}
-	// Cut anywhere.
+	// Cut at every byte.
 	long := []byte(`{"model":"m","x":"` + base64.StdEncoding.EncodeToString(large[:5000]) + `"}`)
 	for name, packed := range map[string][]byte{"gzip": gzipped(t, long), "br": brotlied(t, long), "zstd": zstded(t, long)} {
 		for n := range len(packed) {
@@ -184,8 +184,8 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
-// TestBombs: however small a body is that would become large, no more than the
-// limit is held for it, nor afterwards.
+// TestBombs: for a small body that would become large, memory stays below the limit, and it
+// is released.
 func TestBombs(t *testing.T) {
 	const size = 64 << 20
 	zeros := make([]byte, size)
@@ -193,9 +193,9 @@ func TestBombs(t *testing.T) {
 		if len(bomb) > size/500 {
 			t.Fatalf("%s: %d bytes are no bomb", name, len(bomb))
 		}
-		// All that was ever allocated: the windows are pooled, and buffers double. The
-		// race detector has pools forget one thing in four, at random, so it is the
-		// least of some rounds that counts; a window that is not pooled is in all of them.
+		// This counts all allocations: the windows are pooled, and buffers double. With the
+		// race detector, pools drop one value in four at random, so the minimum of some
+		// rounds counts. A window that is not pooled is in all rounds.
 		least := uint64(math.MaxUint64)
 		for range 6 {
 			runtime.GC()
@@ -218,7 +218,7 @@ func TestBombs(t *testing.T) {
 	}
 }
 
-// FuzzDecode: whatever comes is bounded, and the same every time.
+// FuzzDecode: the result is bounded, and the same every time.
 func FuzzDecode(f *testing.F) {
 	plain := []byte(`{"model":"m","messages":[]}`)
 	f.Add(0, gzipped(f, plain))
@@ -238,7 +238,7 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("%s: %d bytes, %v", name, len(got), e)
 		}
 		if e == nil && name == "zstd" {
-			// The one who wrote the library reads the same.
+			// The library's own reader returns the same.
 			d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1))
 			if err != nil {
 				t.Fatal(err)

@@ -1,34 +1,35 @@
-// Package provider knows the wire formats of LLM APIs: what a request asks for,
-// where it goes and as whom, and what an answer says it used.
+// Package provider implements the wire formats of LLM APIs: the content of a request, its
+// destination and credential, and the usage in a response.
 //
-//	Match     method and path        → Endpoint, or nothing: what is not in the table is refused
+//	Match     method and path        → Endpoint; a path that is not in the table is rejected
 //	Decode    content-encoding, body → the plain body, bounded
-//	Parse     endpoint, plain body   → Call: what is judged
+//	Parse     endpoint, plain body   → Call: the input of the decision
 //	Resolve   Call                   → Provider, of a Registry
 //	Forward   Provider, Call         → cluster, path, headers: what is sent
-//	NewResponseReader Call, Provider         → reads usage from the answer as it passes by
+//	NewResponseReader Call, Provider         → reads usage from the response as it passes
 //
-// Where the provider has another format than the caller, Forward says the request in
-// its words, and Forward.NewResponseReader its answer in the caller's: see translated.go and
-// package translate.
+// If the provider has another format than the caller, Forward translates the request, and
+// Forward.NewResponseReader translates the response back: see translated.go and package
+// translate.
 //
-// # What is judged is what is sent
+// # The bytes evaluated are the bytes sent
 //
-// Call.Body is the very slice that was parsed, and nothing is serialised again:
-// key order of schemas and the digits of numbers survive. So the parser has to
-// see what every other parser would see. It takes strict JSON only (RFC 8259 with
-// the uniqueness of RFC 7493; see parse.go for the whole list) and, in each object
-// that holds a field which is judged, no key that another parser might take for
-// that field: not "Model", not "model\u0000", not in other letters that look or
-// normalise alike. In those objects every name is plain ASCII, as in every API
-// here; elsewhere (schemas, arguments, metadata) anything goes that is JSON.
+// Call.Body is the slice that was parsed. It is never serialized again, so the order of
+// keys in schemas and the digits of numbers are kept. Therefore the parser must read a body
+// as every other parser would. It accepts strict JSON only: RFC 8259 with the uniqueness of
+// RFC 7493 (see parse.go for the whole list).
 //
-// Two things change the body. A translation is made of the same bytes and of nothing
-// else. And one setting of a provider's, off unless somebody turns it on, asks for
-// usage: inject_usage. See Settings and Forward.
+// Objects with an evaluated field may not have a key that another parser could take for
+// that field. Examples are "Model", "model\u0000", and letters that look or normalize
+// alike. In those objects every name is plain ASCII, as in every API here. Other objects
+// (schemas, arguments, metadata) may be any JSON.
 //
-// # What is not here
+// Two things change the body. A translation is made from the same bytes and from nothing
+// else. The setting inject_usage, which is off by default, requests usage. See Settings and
+// Forward.
 //
-// No lookups, no clocks, no environment: everything is a function of its
-// arguments, but for postgres.go, whose functions take a transaction.
+// # Dependencies
+//
+// The package has no lookups, clocks or environment. Every function depends only on its
+// arguments. The functions in postgres.go take a transaction.
 package provider

@@ -8,60 +8,60 @@ import (
 	"strings"
 )
 
-// Kinds of provider: which API it speaks.
+// Kinds of provider: the API that it has.
 const (
-	KindOpenAI    = "openai" // and what is compatible: Azure's v1 API, vLLM, …
+	KindOpenAI    = "openai" // and compatible servers: Azure's v1 API, vLLM, …
 	KindAnthropic = "anthropic"
 	KindGemini    = "gemini"
 	KindCohere    = "cohere"
 	KindMistral   = "mistral"
-	KindCustom    = "custom" // any server that takes OpenAI's formats; see Settings
+	KindCustom    = "custom" // any server that accepts OpenAI's formats; see Settings
 )
 
-// Kinds are all kinds, in the order in which people are shown them.
+// Kinds are all kinds, in the order of lists for people.
 func Kinds() []string {
 	return []string{KindOpenAI, KindAnthropic, KindGemini, KindCohere, KindMistral, KindCustom}
 }
 
-// Endpoint is one row of the table of what is served.
+// Endpoint is one row of the table of endpoints.
 type Endpoint struct {
 	Method    string
 	Path      string // a template: {version} is one of v1, v1beta, v1alpha; {model} is a model's name
-	Operation string // as policy and the record name it: "chat.completions"
-	Scope     string // that a key must have: "chat:completions"
-	Format    Format // of its requests, answers and errors
+	Operation string // as in policy and in the audit log: "chat.completions"
+	Scope     string // which a key must have: "chat:completions"
+	Format    Format // of its requests, responses and errors
 
-	// Kinds are the kinds of provider that speak this format themselves. None:
-	// the endpoint is answered from here.
+	// Kinds are the kinds of provider that have this format. Empty: the gateway responds
+	// itself.
 	Kinds []string
 
-	// Translated are the kinds that serve it all the same: what is asked is said in
-	// their own words, and their answer in the caller's (see package translate). A
-	// kind that is in both is told apart by the client: see OwnClient.
+	// Translated are the kinds that serve the endpoint by translation of request and
+	// response (see package translate). If a kind is in both lists, the client decides: see
+	// OwnClient.
 	Translated []string
 
-	// Bills says whether a provider charges for a call. See Charges.
+	// Bills reports whether a provider charges for a call. See Charges.
 	Bills bool
 
-	model string   // that a request without one asks for; "": it must name one
+	model string   // the model of a request without one; "": a model is required
 	free  []string // kinds that do not charge although others do
 	query []string // the only query parameters, as "name=value"
 
 	// listQuery are query parameters that are accepted with any value and have no effect.
-	// Only an endpoint that is answered here has them: what is forwarded has query.
+	// Only an endpoint that the gateway answers has them. A forwarded endpoint has query.
 	listQuery []string
 
-	body   *shape   // what is judged in the body; nil: there is no body
-	stream bool     // it is a stream whatever the body says
-	reads  *reading // where the answer holds usage and model
+	body   *shape   // the evaluated members of the body; nil: there is no body
+	stream bool     // the response is a stream for every body
+	reads  *reading // where the response has usage and model
 }
 
-// Charges says whether a provider of the kind charges for a call. OpenAI moderates for
-// nothing, Mistral does not.
+// Charges reports whether a provider of the kind charges for a call. OpenAI does not charge
+// for moderation; Mistral does.
 func (e Endpoint) Charges(kind string) bool { return e.Bills && !slices.Contains(e.free, kind) }
 
-// ScopeOf is the scope that a key needs for an operation, "" for an unknown one. All
-// endpoints of one operation need the same.
+// ScopeOf is the scope that a key needs for an operation, or "" for an unknown one. All
+// endpoints of one operation need the same scope.
 func ScopeOf(operation string) string {
 	for i := range endpoints {
 		if endpoints[i].Operation == operation {
@@ -79,7 +79,7 @@ type Params struct {
 
 // endpoints is the table. It is never changed.
 var endpoints = closeEndpoints(vocabularies, []Endpoint{
-	// OpenAI. Mistral and any number of servers speak some of it too.
+	// OpenAI. Mistral and many servers have some of these endpoints too.
 	{Method: "POST", Path: "/v1/chat/completions", Operation: "chat.completions", Scope: "chat:completions", Format: FormatOpenAI,
 		Kinds: []string{KindOpenAI, KindMistral, KindCustom}, Translated: []string{KindAnthropic, KindGemini, KindCohere, KindMistral},
 		Bills: true, body: &chatBody, reads: &openAIReading},
@@ -99,13 +99,14 @@ var endpoints = closeEndpoints(vocabularies, []Endpoint{
 	{Method: "GET", Path: "/{version}/models", Operation: "models.list", Scope: "models", Format: FormatGemini, query: []string{"alt=json"}, listQuery: modelsQuery},
 	{Method: "GET", Path: geminiModelPath, Operation: "models.get", Scope: "models", Format: FormatGemini, query: []string{"alt=json"}},
 
-	// Anthropic. Its SDK adds beta=true for what is in beta.
+	// Anthropic. Its SDK adds beta=true for features in beta.
 	{Method: "POST", Path: "/v1/messages", Operation: "messages", Scope: "messages", Format: FormatAnthropic,
 		Kinds: []string{KindAnthropic}, Bills: true, query: anthropicBeta, body: &messagesBody, reads: &anthropicReading},
 	{Method: "POST", Path: "/v1/messages/count_tokens", Operation: "messages.count_tokens", Scope: "messages", Format: FormatAnthropic,
 		Kinds: []string{KindAnthropic}, query: anthropicBeta, body: &messagesBody, reads: &nothingReading},
 
-	// Gemini. The model is in the path, and so is whether the answer is a stream.
+	// Gemini. The path has the model, and the method decides whether the response is a
+	// stream.
 	{Method: "POST", Path: "/{version}/models/{model}:generateContent", Operation: "generate_content", Scope: "generate", Format: FormatGemini,
 		Kinds: []string{KindGemini}, Bills: true, query: []string{"alt=json"}, body: &generateBody, reads: &geminiReading},
 	{Method: "POST", Path: "/{version}/models/{model}:streamGenerateContent", Operation: "generate_content", Scope: "generate", Format: FormatGemini,
@@ -140,15 +141,16 @@ var endpoints = closeEndpoints(vocabularies, []Endpoint{
 var modelsQuery = []string{"limit", "before_id", "after_id", "pageSize", "pageToken", "page_size", "page_token", "endpoint", "default_only", "provider", "model",
 	"queryBase", "filter"}
 
-// anthropicBeta is what versions of Anthropic's SDK send for beta features. Those before
-// 0.42 name the feature; the header anthropic-beta names it in all versions.
+// anthropicBeta are the query parameters that versions of Anthropic's SDK send for beta
+// features. Versions before 0.42 name the feature. The header anthropic-beta names it in
+// all versions.
 var anthropicBeta = []string{"beta=true", "beta=prompt_caching", "beta=tools"}
 
-// versions are what {version} stands for.
+// versions are the values of {version}.
 var versions = []string{"v1", "v1beta", "v1alpha"}
 
-// Scopes are what a key may be allowed, sorted. "*" for all of them is not among
-// them.
+// Scopes are the scopes that a key may have, sorted. They do not include "*", which stands
+// for all of them.
 func Scopes() []string {
 	var out []string
 	for _, e := range endpoints {
@@ -163,9 +165,9 @@ func Scopes() []string {
 // Endpoints is a copy of the table, for docs and tests.
 func Endpoints() []Endpoint { return slices.Clone(endpoints) }
 
-// Match finds the endpoint of a request. path is as received, without the query.
-// It must be in the one form that has no other spelling: see pathProblem. Where
-// there is no endpoint, Unserved says why.
+// Match finds the endpoint of a request. path is as received, without the query. It must be
+// in the one form that has no other spelling: see pathProblem. Without an endpoint,
+// Unserved returns the reason.
 //
 // One other spelling is accepted: a model's name in GET /v1/models/{model} may be
 // percent-encoded, as the SDKs of OpenAI and Anthropic write "meta-llama%2FLlama-3". That
@@ -173,7 +175,7 @@ func Endpoints() []Endpoint { return slices.Clone(endpoints) }
 func Match(method, path string) (Endpoint, Params, bool) {
 	if encoded, ok := strings.CutPrefix(path, "/v1/models/"); ok && method == http.MethodGet && strings.Contains(encoded, "%") {
 		if name, err := url.PathUnescape(encoded); err == nil {
-			path = "/v1/models/" + name // pathProblem refuses what is encoded twice
+			path = "/v1/models/" + name // pathProblem rejects a path that is encoded twice
 		}
 	}
 	if pathProblem(path) != "" {
@@ -199,7 +201,7 @@ func (e Endpoint) match(path string) (Params, bool) {
 	return p, ok
 }
 
-// geminiModelPath begins every path of Gemini's.
+// geminiModelPath is the beginning of every path of Gemini's.
 const geminiModelPath = "/{version}/models/{model}"
 
 // matchPath matches a path with a template.
@@ -244,7 +246,7 @@ func matchPath(template, path string) (Params, bool) {
 	}
 }
 
-// fill is a template's path for its parameters: what matchPath took apart.
+// fill returns a template's path with its parameters. It reverses matchPath.
 func (p Params) fill(template string) string {
 	if !strings.Contains(template, "{") {
 		return template
@@ -252,10 +254,10 @@ func (p Params) fill(template string) string {
 	return strings.NewReplacer("{version}", p.Version, "{model}", p.Model).Replace(template)
 }
 
-// pathProblem says what is wrong with the spelling of a path, or "". A path that
-// passes is read alike by everybody: nothing in it is decoded, merged, resolved or
-// cut off anywhere. Percent-encoding is refused altogether, since every path of
-// the table, models' names included, can be written without.
+// pathProblem returns what is wrong with the spelling of a path, or "". Every server reads
+// a path without problems alike: no part of it can be decoded, merged, resolved or cut off.
+// Percent-encoding is rejected completely, since every path of the table and every model's
+// name can be written without it.
 func pathProblem(path string) string {
 	if path == "" || path[0] != '/' {
 		return "it must begin with a slash"
@@ -282,7 +284,7 @@ func pathProblem(path string) string {
 			}
 		case c == '%':
 			return "it must not be percent-encoded"
-		case strings.IndexByte("-._~:@!$&'()*+,=", c) >= 0: // RFC 3986 pchar, but for ";"
+		case strings.IndexByte("-._~:@!$&'()*+,=", c) >= 0: // pchar of RFC 3986, without ";"
 		default:
 			return "it has a character that no endpoint has"
 		}
@@ -290,9 +292,10 @@ func pathProblem(path string) string {
 	return ""
 }
 
-// geminiMethod says whether a path ends in one of Google's methods, as
-// ":generateContent": letters only, lower case first, with an upper-case letter. A colon
-// alone does not tell: OpenAI's fine-tuned models have it, as "ft:gpt-4o:acme::7p4lURel".
+// geminiMethod reports whether a path ends in one of Google's methods, such as
+// ":generateContent". A method has letters only, begins with a lower-case letter and has an
+// upper-case one. A colon alone is not enough: OpenAI's fine-tuned models have one, as
+// "ft:gpt-4o:acme::7p4lURel".
 func geminiMethod(path string) bool {
 	i := strings.LastIndexByte(path, ':')
 	if i < 0 || strings.HasPrefix(path, "/v1/models/ft:") {
@@ -311,8 +314,8 @@ func geminiMethod(path string) bool {
 	return upper
 }
 
-// FormatOf is the format in which somebody who asks for the path expects an
-// error, also if there is no such endpoint.
+// FormatOf returns the format in which a client of the path expects an error, even if there
+// is no such endpoint.
 func FormatOf(path string) Format {
 	switch {
 	case path == "/v1/messages", strings.HasPrefix(path, "/v1/messages/"), path == "/v1/complete":
@@ -329,11 +332,11 @@ func FormatOf(path string) Format {
 	}
 }
 
-// Unserved returns the error for a request that Match does not know: its path is
-// not in normal form (400), its method is wrong (405), or there is no such
-// endpoint (404), with a reason of its own for those that people expect. It names the
-// path, and the nearest one that is served. The table is no secret, so a caller
-// without a key may have this error too.
+// Unserved returns the error for a request that Match does not find. The status is 400 for a
+// path that is not in normal form, 405 for a wrong method, and 404 for an unknown endpoint.
+// Endpoints that callers often expect have reasons of their own. The error names the path
+// and the nearest served path. The table is public, so a caller without a key may get this
+// error too.
 func Unserved(method, path string) *Error {
 	hint := ""
 	if near := nearest(method, path); near != "" {
@@ -354,16 +357,16 @@ func Unserved(method, path string) *Error {
 	first, after, _ := strings.Cut(rest, "/")
 	switch {
 	case first == "batches", strings.HasPrefix(after, "batches"), strings.HasSuffix(path, ":batchGenerateContent"), strings.HasSuffix(path, ":asyncBatchEmbedContent"), first == "embed-jobs":
-		e.Message = "Batches are not available here: their requests are in a file that nobody has judged. Send each request by itself."
+		e.Message = "Batches are not available here, since policy cannot evaluate the requests in their file. Send each request separately."
 	case first == "responses" && (after == "input_tokens" || after == "compact"):
 		e.Message = "Counting tokens and compacting are not available for responses. Send the request to /v1/responses."
 	case first == "files", first == "uploads", first == "datasets":
-		e.Message = "Files are not available here: what is stored at the provider is not governed. Put the content into the request."
+		e.Message = "Files are not available here, since content that is stored at the provider is not governed. Put the content into the request."
 	case first == "realtime", first == "live", strings.HasSuffix(path, ":bidiGenerateContent"):
 		e.Message = "Realtime sessions are not available here: the model can change in the middle of one. Use a plain HTTP request."
 	case slices.Contains([]string{"assistants", "threads", "vector_stores", "conversations", "containers", "prompts", "evals", "agents", "cachedContents", "fileSearchStores", "tunedModels", "skills"}, first),
 		first == "responses" && after != "", first == "chat" && strings.HasPrefix(after, "completions/"):
-		e.Message = "Objects that are stored at the provider are not available here: nobody can tell whose they are. Send the whole conversation with each request."
+		e.Message = "Objects that are stored at the provider are not available here: their owner is not known. Send the whole conversation with each request."
 	case first == "fine_tuning", first == "fine-tunes", first == "finetuning":
 		e.Message = "Fine-tuning is not available here."
 	case first == "audio", first == "images", first == "videos":
@@ -377,7 +380,7 @@ func Unserved(method, path string) *Error {
 	return e
 }
 
-// preflight is what the scripts of a web page need to know.
+// preflight returns advice for the scripts of a web page.
 func preflight(method string) string {
 	if method != http.MethodOptions {
 		return ""
@@ -385,7 +388,7 @@ func preflight(method string) string {
 	return " Scripts of web pages may call this gateway only from the origins in its setting --cors-origins."
 }
 
-// quoted is a path for a message: at most 100 bytes of it, and in ASCII.
+// quoted returns a path for a message: at most 100 bytes of it, and in ASCII.
 func quoted(path string) string {
 	const most = 100
 	if len(path) > most {
@@ -394,9 +397,12 @@ func quoted(path string) string {
 	return strconv.QuoteToASCII(path)
 }
 
-// nearest is the method and path that a caller most likely meant, or "". Mistakes of
-// callers are a base URL without /v1, with /v1 twice or with the path of another
-// gateway, another version, and a letter too many or too few.
+// nearest returns the method and path that a caller most likely meant, or "". It finds
+// these mistakes:
+//
+//   - a base URL without /v1, with /v1 twice or with the path of another gateway
+//   - another version
+//   - one letter too many or too few
 func nearest(method, path string) string {
 	if len(path) > 1024 || strings.ContainsAny(path, "%\\;") {
 		return ""
@@ -418,7 +424,7 @@ func nearest(method, path string) string {
 	return ""
 }
 
-// servedAt is a path with the method that it is served with, or "". The caller's own
+// servedAt returns a path with the method for which it is served, or "". The caller's own
 // method is preferred.
 func servedAt(method, path string) string {
 	if pathProblem(path) != "" {
@@ -436,7 +442,7 @@ func servedAt(method, path string) string {
 	return with + " " + strings.Trim(quoted(path), `"`)
 }
 
-// oneEdit returns whether a becomes b by one letter that is added, removed or changed.
+// oneEdit reports whether a becomes b by one letter that is added, removed or changed.
 func oneEdit(a, b string) bool {
 	if len(a) > len(b) {
 		a, b = b, a

@@ -12,13 +12,12 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// filled is a path of the endpoint's.
+// filled returns a path of the endpoint.
 func filled(ep provider.Endpoint) string {
 	return strings.NewReplacer("{version}", "v1beta", "{model}", "some-model").Replace(ep.Path)
 }
 
-// TestTable: every row is found by its own path, is complete, and nothing else is
-// found.
+// TestTable: every row is found by its own path and is complete. No other path is found.
 func TestTable(t *testing.T) {
 	seen := map[string]bool{}
 	for _, want := range provider.Endpoints() {
@@ -89,8 +88,8 @@ func TestModelsInPaths(t *testing.T) {
 	}
 }
 
-// TestPaths spells each path in every way that some server takes for the same.
-// None of them is served, and the answer says why.
+// TestPaths spells each path in every way that some server reads as the same path. None of
+// them is served, and the error has the reason.
 func TestPaths(t *testing.T) {
 	n := 0
 	refused := func(p string) {
@@ -129,7 +128,7 @@ func TestPaths(t *testing.T) {
 	}
 }
 
-// TestUnserved says the reason for what people expect to be there.
+// TestUnserved checks the reasons for endpoints that callers often expect.
 func TestUnserved(t *testing.T) {
 	for _, c := range []struct {
 		method, path string
@@ -157,7 +156,7 @@ func TestUnserved(t *testing.T) {
 	}
 }
 
-// The mistakes of SDK users end with the endpoint that they meant.
+// After a mistake of an SDK user, the error ends with the endpoint that the user meant.
 func TestNearestEndpoint(t *testing.T) {
 	for path, want := range map[string]string{
 		"/chat/completions": "POST /v1/chat/completions", "/v1/v1/chat/completions": "POST /v1/chat/completions", "/v1/v1/messages": "POST /v1/messages",
@@ -179,7 +178,7 @@ func TestNearestEndpoint(t *testing.T) {
 			t.Errorf("%s is not named: %s", path, e.Message)
 		}
 	}
-	// No byte of a path does anything in a terminal or a log.
+	// A path in a message has no byte with an effect in a terminal or a log.
 	for _, path := range []string{"/\x1b[31m", "/\u202e/x", "/\xff\x00", "/" + strings.Repeat("é", 300)} {
 		e := provider.Unserved("POST", path)
 		for _, r := range e.Message {
@@ -221,7 +220,7 @@ func FuzzMatch(f *testing.F) {
 		if ep.Method != method {
 			t.Fatal(ep.Method)
 		}
-		if local(ep) && strings.Contains(p, "%") { // a model's name, encoded; the name itself has one spelling
+		if local(ep) && strings.Contains(p, "%") { // a model's name, encoded; the name has one spelling
 			if p = strings.NewReplacer("{model}", params.Model).Replace(ep.Path); strings.Contains(p, "%") {
 				t.Fatalf("%q is encoded twice", p)
 			}
@@ -255,7 +254,7 @@ func TestCharges(t *testing.T) {
 	}
 }
 
-// An operation is one thing: whichever endpoint it is asked at, it needs one scope.
+// An operation needs the same scope at every endpoint.
 func TestOneScopeForAnOperation(t *testing.T) {
 	for _, e := range provider.Endpoints() {
 		if got := provider.ScopeOf(e.Operation); got != e.Scope {

@@ -8,22 +8,22 @@ import (
 	"time"
 )
 
-// Error is a refusal, as the caller of an API gets it.
+// Error is a rejection, as the caller of an API gets it.
 type Error struct {
-	Status  int    // of HTTP
+	Status  int    // the HTTP status
 	Type    string // OpenAI's: "invalid_request_error", …
-	Code    string // a word of ours that programs may branch on: "model_not_found"
+	Code    string // our identifier for programs: "model_not_found"
 	Message string // for people. It may quote a name from the request, never a secret.
-	Param   string // the field that is at fault, as "messages[2].content"; may be empty
+	Param   string // the field with the error, as "messages[2].content"; may be empty
 
-	// RetryAfter is when trying again makes sense; 0: not said.
+	// RetryAfter is the time after which to try again; 0: not known.
 	RetryAfter time.Duration
 }
 
 // Error is for logs.
 func (e *Error) Error() string { return strconv.Itoa(e.Status) + " " + e.Code + ": " + e.Message }
 
-// Final says whether the same request would be rejected again. The SDKs of OpenAI and
+// Final reports whether the same request would be rejected again. The SDKs of OpenAI and
 // Anthropic, and Claude Code, stop their retries at "x-should-retry: false".
 func (e *Error) Final() bool {
 	switch e.Status {
@@ -37,7 +37,7 @@ func (e *Error) Final() bool {
 
 const invalidRequest = "invalid_request_error"
 
-// bad is a 400.
+// bad returns an error with status 400.
 func bad(code, param, message string) *Error {
 	return &Error{Status: http.StatusBadRequest, Type: invalidRequest, Code: code, Param: param, Message: message}
 }
@@ -45,7 +45,7 @@ func bad(code, param, message string) *Error {
 // Format is a family of requests, answers and errors.
 type Format uint8
 
-// The formats. The zero value is what most clients understand.
+// The formats. The zero value is the one that most clients understand.
 const (
 	FormatOpenAI Format = iota
 	FormatAnthropic
@@ -62,8 +62,8 @@ func (f Format) String() string {
 	return "unknown"
 }
 
-// Encode writes e as the API of the format writes its errors, so that its SDKs
-// raise the exception that they have for it. requestID and policyID may be empty.
+// Encode writes e in the format's own error type, so that its SDKs raise the matching
+// exception. requestID and policyID may be empty.
 //
 // The shapes are those of the public documentation:
 // https://platform.openai.com/docs/guides/error-codes,
@@ -101,7 +101,7 @@ func (f Format) Encode(e *Error, requestID, policyID string) []byte {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil { // strings and numbers only: it cannot be
+	if err := enc.Encode(v); err != nil { // strings and numbers only: no error is possible
 		return []byte(`{"error":{"message":"internal error","type":"api_error","code":"internal_error","param":null}}`)
 	}
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
@@ -141,9 +141,9 @@ type anthropicDetails struct {
 	Unsupported []string `json:"unsupported"`
 }
 
-// noThread are the words on which Anthropic's SDKs go on without a thread: their
-// tool runners ask the provider to keep the conversation unless it says that it
-// cannot, and then send the whole of it, which can be judged (anthropic 2.14, lib/threads).
+// noThread is the error on which Anthropic's SDKs continue without a thread. Their tool
+// runners ask the provider to keep the conversation. On this error they send the whole
+// conversation instead, which policy can evaluate (anthropic 2.14, lib/threads).
 func noThread(e *Error) *anthropicDetails {
 	if e.Code != codeStored || e.Param != "thread" {
 		return nil

@@ -12,7 +12,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// TestEncode shows one error in each API's own words.
+// TestEncode shows one error in each API's format.
 func TestEncode(t *testing.T) {
 	e := &provider.Error{Status: 403, Type: "permission_error", Code: "model_not_allowed", Message: `No "x" </script>` + "\n", Param: "model", RetryAfter: 1500 * time.Millisecond}
 	for _, c := range []struct {
@@ -35,7 +35,7 @@ func TestEncode(t *testing.T) {
 	}
 }
 
-// The SDKs are not to repeat what will be rejected again.
+// The SDKs must not repeat a request that would be rejected again.
 func TestFinal(t *testing.T) {
 	for _, status := range []int{400, 401, 403, 404, 405, 413, 415, 422} {
 		if e := (&provider.Error{Status: status}); !e.Final() {
@@ -52,8 +52,8 @@ func TestFinal(t *testing.T) {
 	}
 }
 
-// TestEncodeNoThread: Anthropic's SDKs read error.details to learn that they have to
-// send the whole conversation.
+// TestEncodeNoThread: Anthropic's SDKs read error.details, and then send the whole
+// conversation.
 func TestEncodeNoThread(t *testing.T) {
 	ep, params, _ := provider.Match("POST", "/v1/messages")
 	_, e := provider.Parse(ep, params, "application/json", "beta=true", []byte(`{"model":"m","max_tokens":1,"messages":[],"thread":{"type":"create"}}`))
@@ -76,7 +76,7 @@ func TestEncodeNoThread(t *testing.T) {
 	}
 }
 
-// TestEncodeStatuses: each status has the word that the API has for it, and any
+// TestEncodeStatuses: each status has the error type that the API defines for it, and every
 // message is a string.
 func TestEncodeStatuses(t *testing.T) {
 	anthropic := map[int]string{400: "invalid_request_error", 401: "authentication_error", 402: "billing_error", 403: "permission_error", 404: "not_found_error", 405: "invalid_request_error",

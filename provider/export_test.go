@@ -1,4 +1,4 @@
 package provider
 
-// HostOf is for tests of what is outside.
+// HostOf is for the tests in package provider_test.
 var HostOf = hostOf

@@ -5,9 +5,8 @@ import (
 	"strings"
 )
 
-// families are the tools that providers run, by what they do. A tool belongs to a
-// family if its name is one of these, or is one of these with "_" and more behind it
-// (a version).
+// families are the tools that providers run, by what they do. A tool belongs to a family if
+// its name is one of these, with or without "_" and a version after it.
 var families = []struct {
 	name    string
 	members []string
@@ -21,9 +20,9 @@ var families = []struct {
 	{"image_generation", []string{"image_generation", "image_gen"}},
 }
 
-// ToolFamilies are the families of tools, sorted, each once; other says that a tool
-// has none. It depends on the names only: a function that is named like a provider's tool counts as one. Each exchange is
-// so decided again from its record as it was decided.
+// ToolFamilies returns the families of tools, sorted and without duplicates. other reports
+// whether a tool has no family. Only names count: a function with the name of a provider's
+// tool counts as that tool. So the families can be derived again from an audit entry.
 func ToolFamilies(tools []string) (families []string, other bool) {
 	for _, tool := range tools {
 		switch f := family(tool); {
@@ -37,8 +36,8 @@ func ToolFamilies(tools []string) (families []string, other bool) {
 	return families, other
 }
 
-// family is "" for a tool of no family. Prefixes of gateways ("openrouter:web_search"),
-// the marks between words and the case of letters change nothing.
+// family is "" for a tool without a family. Prefixes of gateways ("openrouter:web_search"),
+// the marks between words and the case of letters are ignored.
 func family(tool string) string {
 	if strings.HasPrefix(tool, "mcp:") {
 		return ""
@@ -56,8 +55,8 @@ func family(tool string) string {
 	return found
 }
 
-// canonicalType says whether s is the type of a tool or an item in the one spelling
-// that every server takes alike.
+// canonicalType reports whether s is the type of a tool or an item in the one spelling that
+// every server accepts.
 func canonicalType(s []byte) bool {
 	for _, c := range s {
 		switch {

@@ -13,40 +13,41 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// What a request body may have is an allow-list. It has three sources:
+// The members that a request body may have are an allow-list. It has three sources:
 //
 //   - fields.json: the members in the types of the official SDKs. tools/fields.py
 //     writes it, and a test compares it with the SDKs that are installed.
 //   - flavors: the documented additions of servers that speak OpenAI's API.
-//   - the shapes (shapes.go): the members that are judged.
+//   - the shapes (shapes.go): the members that are evaluated.
 //
-// A member that none of them has is rejected by its name, unless the provider's
+// A member in none of the sources is rejected by its name, unless the provider's
 // settings.pass_fields lists it. A value of null counts as absent.
 //
 //go:embed fields.json
 var fieldsJSON []byte
 
-// dialects is a set of APIs, as bits: which of them have a member.
+// dialects is a set of APIs, as bits: those that have a member.
 type dialects uint64
 
-// extra is a member of a body that not every provider takes.
+// extra is a member of a body that not every provider accepts.
 type extra struct {
 	path string   // "top_k", "messages.content.frames", "input.type=new_call"
-	of   dialects // the dialects that document it; 0: none does
+	of   dialects // the dialects that document it; 0: no dialect
 }
 
-// flavor is a server that speaks OpenAI's API and documents members of its own.
+// flavor is a server with OpenAI's API that documents members of its own.
 type flavor struct {
 	name   string
 	fields string // of chat completions, completions and responses; nested ones with dots
 }
 
-// sampling is what most self-hosted servers take beside OpenAI's parameters.
+// sampling are the members that most self-hosted servers accept beside OpenAI's.
 const sampling = "top_k min_p repetition_penalty length_penalty stop_token_ids ignore_eos min_tokens skip_special_tokens " +
 	"include_stop_str_in_output spaces_between_special_tokens chat_template_kwargs continue_final_message add_generation_prompt echo stream_options.continuous_usage_stats "
 
-// flavors are the values of settings.flavor. None of the members here chooses a
-// model, a server, a tool or something stored: those are in shapes.go.
+// flavors are the values of settings.flavor with their members. Members that select a
+// model, a server, a tool or a stored object are not here, but in the file shapes.go
+// instead.
 var flavors = []flavor{
 	{"openai", ""},
 	{"mistral", "random_seed safe_prompt prompt_mode min_tokens repetition_penalty top_k messages.prefix " +
@@ -78,8 +79,8 @@ var flavors = []flavor{
 	{"tgi", "top_k repetition_penalty typical_p do_sample truncate watermark decoder_input_details"},
 }
 
-// clients are members that SDKs and agents send to every server: what they got in an
-// answer and send back, marks for caches, and notes about themselves.
+// clients are members that SDKs and agents send to every server: members of a response that
+// they send back, cache markers, and notes about themselves.
 var clients = map[string]string{
 	"/v1/chat/completions": "messages.parsed messages.reasoning_content messages.reasoning messages.reasoning_text messages.reasoning_opaque messages.reasoning_details " +
 		"messages.thinking_blocks messages.extra_content messages.provider_specific_fields messages.cache_control messages.images messages.id messages.weight messages.phase " +
@@ -106,15 +107,15 @@ var clients = map[string]string{
 
 const geminiClients = "generationConfig._responseJsonSchema"
 
-// opaque are members whose value is a document of its own: nothing in it is looked
-// into, and anything may stand there.
+// opaque are members whose value is a separate document. It is not inspected, and may have
+// any content.
 var opaque = []string{"cache_control", "metadata", "labels", "responseSchema", "_responseJsonSchema", "parameters", "response", "user_location", "location", "logprobs", "annotations", "citations", "tool_choice"}
 
-// native are the dialects that are not a matter of settings: the API that the
-// endpoint is of, and what clients send to all of them.
+// native are the dialects that do not depend on settings: the endpoint's own API, and what
+// clients send to all APIs.
 var native = []string{"openai", "anthropic", "gemini", "cohere", "clients"}
 
-// bitOf is the dialect of a flavor's name; native ones have 0.
+// bitOf returns the bit of a flavor's name. Native dialects have 0.
 func bitOf(name string) dialects {
 	if slices.Contains(native, name) {
 		return 0
@@ -135,10 +136,10 @@ func Flavors() []string {
 type vocabulary struct {
 	Items []string                     `json:"items"` // the types of items of Responses
 	Roots map[string]map[string]string `json:"roots"` // endpoint, API: the type of the body
-	Types map[string]map[string]string `json:"types"` // type, member: the member's type, "" for a value that is not looked into
+	Types map[string]map[string]string `json:"types"` // type, member: the member's type, "" for a value that is not inspected
 
-	shapes map[string]*shape // made so far, by what they are made of
-	judged map[string]action // judged members, by their path
+	shapes map[string]*shape // the shapes that were made, by their parts
+	judged map[string]action // evaluated members, by their path
 }
 
 // readVocabulary reads the tables. They are part of the program: it panics.
@@ -183,7 +184,7 @@ func (v *vocabulary) add(api, endpoint, fields string) {
 	}
 }
 
-// close gives each endpoint the members that its body may have.
+// closeEndpoints gives each endpoint the members that its body may have.
 func closeEndpoints(v *vocabulary, table []Endpoint) []Endpoint {
 	for i, e := range table {
 		if e.body == nil {
@@ -193,14 +194,14 @@ func closeEndpoints(v *vocabulary, table []Endpoint) []Endpoint {
 		for _, api := range slices.Sorted(maps.Keys(v.Roots[e.Path])) {
 			types = append(types, v.Roots[e.Path][api])
 		}
-		clear(v.shapes) // a path in a message is one of the endpoint's
+		clear(v.shapes) // a path in a message is relative to the endpoint
 		table[i].body = v.shape(e.body, types, "", e.Format == FormatGemini)
 	}
 	return table
 }
 
-// shape is hand's rules with the members of types, and nothing else. where is its
-// path. both: members have two spellings (see both).
+// shape returns hand's rules with the members of types, and nothing else. where is its
+// path. With both, members have two spellings: see the function both.
 func (v *vocabulary) shape(hand *shape, types []string, where string, both bool) *shape {
 	key := fmt.Sprintf("%p %q", hand, types)
 	if s := v.shapes[key]; s != nil {
@@ -212,7 +213,7 @@ func (v *vocabulary) shape(hand *shape, types []string, where string, both bool)
 	if hand != nil {
 		maps.Copy(fields, hand.fields)
 	}
-	kinds := map[string][]string{} // member: its types
+	kinds := map[string][]string{} // the types of each member
 	of := map[string]dialects{}
 	always := map[string]bool{}
 	for _, t := range types {
@@ -287,10 +288,10 @@ func join2(where, name string) string {
 	return where + "." + name
 }
 
-// maxExtras bounds the members of a body that not every provider takes.
+// maxExtras bounds the members of a body that not every provider accepts.
 const maxExtras = 64
 
-// extra notes a member that not every provider takes.
+// extra adds a member that not every provider accepts.
 func (p *walker) extra(path string, of dialects) *Error {
 	if slices.ContainsFunc(p.extras, func(x extra) bool { return x.path == path }) {
 		return nil
@@ -302,7 +303,8 @@ func (p *walker) extra(path string, of dialects) *Error {
 	return nil
 }
 
-// takes says what the provider does not take of a call's body, or nil.
+// takes returns an error for a part of a call's body that the provider does not accept, or
+// nil.
 func (r *ready) takes(p Provider, c Call) *Error {
 	for _, x := range c.extras {
 		if x.of&r.dialects != 0 || slices.Contains(r.settings.PassFields, x.path) {
@@ -332,9 +334,9 @@ func namesOf(of dialects) (names []string) {
 	return names
 }
 
-// dialectsOf are the dialects that a provider speaks beside its endpoints' own.
-// Without a flavor, a server that is not OpenAI's or Azure's own may have all of
-// them: their members are documented, and none of them chooses anything.
+// dialectsOf returns the dialects of a provider beside its endpoints' own. Without a
+// flavor, a server that is not OpenAI's or Azure's own may have all of them. Their members
+// are documented, and none of them selects a model, a server or a tool.
 func dialectsOf(kind, flavor, host string) dialects {
 	switch {
 	case kind == KindMistral:
@@ -350,10 +352,10 @@ func dialectsOf(kind, flavor, host string) dialects {
 	}
 }
 
-// passable says why a path cannot be in settings.pass_fields, or "".
+// passable returns why a path cannot be in settings.pass_fields, or "".
 func passable(path string) string {
 	if !fieldName.MatchString(path) {
-		return "it must be the name of a field as an error states it, such as top_k or messages.frames"
+		return "it must be the name of a field as an error shows it, such as top_k or messages.frames"
 	}
 	member, _, _ := strings.Cut(path, "=")
 	name := member[strings.LastIndexByte(member, '.')+1:]
@@ -366,8 +368,8 @@ func passable(path string) string {
 	return ""
 }
 
-// The item types of Responses, and what an item with an id must hold: without it, it
-// only names something that is stored at the provider.
+// The item types of Responses, and the members that make an item with an id complete.
+// Without them the item only refers to an object that is stored at the provider.
 var itemTypes = map[string]uint64{
 	"message": hasContent, "function_call": hasName, "function_call_output": hasOutput, "custom_tool_call": hasName, "custom_tool_call_output": hasOutput,
 	"reasoning": hasEncrypted | hasContent, "compaction": hasEncrypted, "compaction_trigger": hasType, "context_compaction": hasEncrypted, "compaction_summary": hasEncrypted,
@@ -377,7 +379,7 @@ var itemTypes = map[string]uint64{
 	"mcp_list_tools": hasTools, "mcp_call": hasName, "mcp_approval_request": hasName, "mcp_approval_response": hasApproval,
 	"tool_search_call": hasArguments, "tool_search_output": hasTools, "additional_tools": hasTools,
 	"program": hasCode, "program_output": hasResult | hasOutput, "configuration_update": hasType,
-	"item_reference": 0, // refused before it comes here
+	"item_reference": 0, // it is rejected earlier
 }
 
 const (
@@ -398,14 +400,14 @@ const (
 	hasID
 )
 
-// holds are the members of an item that make it whole.
+// holds are the members that make an item complete.
 var holds = map[string]uint64{
 	"content": hasContent, "name": hasName, "output": hasOutput, "encrypted_content": hasEncrypted, "action": hasAction, "actions": hasAction,
 	"results": hasResults, "code": hasCode, "result": hasResult, "operation": hasOperation, "tools": hasTools, "approve": hasApproval,
 	"arguments": hasArguments, "status": hasStatus, "type": hasType, "id": hasID,
 }
 
-// emptyValue says whether a JSON value holds nothing.
+// emptyValue reports whether a JSON value has no content.
 func emptyValue(raw []byte) bool {
 	s := strings.Trim(string(raw[:min(len(raw), 256)]), " \t\r\n:")
 	if len(raw) > 256 && strings.Trim(s, "[{ \t\r\n") != "" {
@@ -420,8 +422,8 @@ func emptyValue(raw []byte) bool {
 	return false
 }
 
-// saysAnything says whether content holds more than labels: a string that is not
-// empty, besides the type, the id and the status of a part. It stops at the first.
+// saysAnything reports whether content has more than labels: a non-empty string that is not
+// the type, the id or the status of a part. It stops at the first.
 func saysAnything(raw []byte) bool {
 	i := bytes.IndexByte(raw, ':') // between the name and the value
 	d := jsontext.NewDecoder(bytes.NewReader(raw[i+1:]))

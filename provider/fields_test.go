@@ -12,7 +12,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// ask parses a body and asks a provider of the kind and settings to take it.
+// ask parses a body and forwards it to a provider of the kind with the settings.
 func ask(t *testing.T, kind, base, settings, path, body string, headers ...string) (provider.Forward, *provider.Error) {
 	t.Helper()
 	p := provider.Provider{ID: "prov_1", OrgID: "org_1", Name: "one", Kind: kind, BaseURL: base, Models: []string{"*"}}
@@ -47,7 +47,7 @@ func TestFields(t *testing.T) {
 		kind, base, settings, path, body string
 		code, param                      string // "": it is forwarded
 	}{
-		// What the servers of OpenAI's API document.
+		// Members that servers with OpenAI's API document.
 		{"custom", near, "", chatPath, `"top_k":1,"min_p":0.1,"repetition_penalty":1.1,"guided_json":{"x":1},"chat_template_kwargs":{"a":{"url":"b"}}`, "", ""},
 		{"openai", near, `{"flavor":"vllm"}`, chatPath, `"top_k":1,"min_p":0.1,"structured_outputs":{"json":{}}`, "", ""},
 		{"openai", near, `{"flavor":"groq"}`, chatPath, `"top_k":1`, "unknown_field", "top_k"},
@@ -57,7 +57,7 @@ func TestFields(t *testing.T) {
 		{"mistral", "https://api.mistral.ai", "", chatPath, `"safe_prompt":true,"random_seed":1`, "", ""},
 		{"openai", openAI, "", chatPath, `"safe_prompt":true`, "unknown_field", "safe_prompt"},
 
-		// What is not known, at every depth; null is no value.
+		// Unknown members, at every depth; null counts as absent.
 		{"openai", near, "", chatPath, `"brand_new":1`, "unknown_field", "brand_new"},
 		{"openai", near, "", chatPath, `"brand_new":null`, "", ""},
 		{"openai", near, `{"pass_fields":["brand_new"]}`, chatPath, `"brand_new":{"model":"x"}`, "", ""},
@@ -68,7 +68,7 @@ func TestFields(t *testing.T) {
 		{"openai", near, "", chatPath, `"tools":[{"type":"function","function":{"name":"f","parameters":{"any":1}},"endpoint":"x"}]`, "unknown_field", "tools.endpoint"},
 		{"openai", near, "", chatPath, `"metadata":{"whatever":"x"},"stream_options":{"include_usage":true}`, "", ""},
 
-		// What chooses a model, server, tool or something stored.
+		// Members that select a model, server, tool or stored object.
 		{"openai", near, "", chatPath, `"user_config":{"model_list":[]}`, "unsupported_parameter", "user_config"},
 		{"openai", near, "", chatPath, `"draft_model":"x"`, "unsupported_parameter", "draft_model"},
 		{"mistral", "https://api.mistral.ai", "", chatPath, `"guardrails":[{"moderation_llm_v1":{"model_name":"x"}}]`, "unsupported_parameter", "guardrails"},
@@ -88,7 +88,7 @@ func TestFields(t *testing.T) {
 		{"openai", near, "", "/v1/completions", `"stream_options":{"x":1}`, "unknown_field", "stream_options.x"},
 		{"cohere", "https://api.cohere.com", "", "/v2/chat", `"connectors":[{"id":"web"}]`, "unknown_field", "connectors"},
 
-		// Items of Responses that only name something stored, and kinds of items.
+		// Items of Responses that only refer to a stored object, and kinds of items.
 		{"openai", openAI, "", responsesPath, `"input":[{"type":"reasoning","id":"rs_x","summary":[]}]`, "stored_object", "input"},
 		{"openai", openAI, "", responsesPath, `"input":[{"type":"reasoning","id":"rs_x","summary":[],"encrypted_content":""}]`, "stored_object", "input"},
 		{"openai", openAI, "", responsesPath, `"input":[{"type":"reasoning","id":"rs_x","summary":[],"encrypted_content":"gAAA"}]`, "", ""},
@@ -122,12 +122,12 @@ func TestFields(t *testing.T) {
 	}
 }
 
-// free are members in which anything may stand: what a tool's schema, its arguments or
-// notes hold chooses nothing.
+// free are members with any content: the content of a tool's schema, its arguments or notes
+// selects nothing.
 var free = []string{"schema", "parameters", "input_schema", "metadata", "args", "response", "input", "cache_control", "tool_choice", "chat_template_kwargs",
 	"responseSchema", "logit_bias", "client_metadata", "user_location", "annotations", "citations"}
 
-// A member that nothing has is noticed in every object of a body, but in free ones.
+// An unknown member is found in every object of a body, except in free ones.
 func TestUnknownEverywhere(t *testing.T) {
 	for _, row := range []struct{ kind, base, path, body string }{
 		{"custom", near, chatPath, `{"model":"m","metadata":{"a":"b"},"messages":[{"role":"user","content":[{"type":"text","text":"x","cache_control":{"type":"ephemeral"}},
@@ -205,7 +205,7 @@ func TestFieldsThatSearch(t *testing.T) {
 	}
 }
 
-// The SDKs that are installed have no field that this build does not know.
+// The installed SDKs have no field that is not in fields.json.
 func TestFieldsAreTheSDKs(t *testing.T) {
 	python := os.Getenv("AID_SDK_PYTHON")
 	if python == "" {
@@ -304,7 +304,7 @@ func TestPassSettings(t *testing.T) {
 	}
 }
 
-// The docs list the flavors that there are.
+// The docs list all flavors.
 func TestFlavorsInDocs(t *testing.T) {
 	docs, err := os.ReadFile("../docs/providers.md")
 	if err != nil {

@@ -9,27 +9,27 @@ import (
 	"github.com/ai-identity/ai-identity/provider/internal/strict"
 )
 
-// FileProvider is a provider as a file for `aid up --providers` has it.
+// FileProvider is a provider in a file for `aid up --providers`.
 type FileProvider struct {
 	Provider
 	Credential FileCredential
 }
 
-// FileCredential says where a credential is. At most one of its fields is set; none
-// is for a provider that needs no credential.
+// FileCredential is the place of a credential. At most one of its fields is set. A provider
+// that needs no credential has no field set.
 type FileCredential struct {
-	Env    string // name of a variable
-	File   string // path of a file that holds it and nothing else
-	Secret Secret // itself
+	Env    string // name of an environment variable
+	File   string // path of a file that contains only the credential
+	Secret Secret // the credential
 }
 
-// Read finds the credential, "" if there is none to find.
+// Read returns the credential, or "" without one.
 func (c FileCredential) Read(lookup func(string) (string, bool), file func(string) (string, error)) (string, error) {
 	switch {
 	case c.Env != "":
 		v, ok := lookup(c.Env)
 		if !ok || strings.TrimSpace(v) == "" {
-			return "", &Invalid{"credential.env", "the variable " + c.Env + " is not set; export it before"}
+			return "", &Invalid{"credential.env", "the variable " + c.Env + " is not set. Export it first"}
 		}
 		return strings.TrimSpace(v), nil
 	case c.File != "":
@@ -42,18 +42,18 @@ func (c FileCredential) Read(lookup func(string) (string, bool), file func(strin
 	return c.Secret.Reveal(), nil
 }
 
-// Warnings are what is valid and can hardly be meant.
+// Warnings are about settings that are valid and probably a mistake.
 func (p FileProvider) Warnings() (all []string) {
 	if len(p.Models) == 0 {
 		all = append(all, "it has no models, so no request reaches it by its model: list them, such as models: [\"gpt-*\"]")
 	}
 	if c := p.Credential; c.Env == "" && c.File == "" && c.Secret.Reveal() == "" && !p.needsNone() {
-		all = append(all, "it has no credential: requests to it are rejected until one is set, with credential: {env: VARIABLE} or through the API")
+		all = append(all, "it has no credential. Requests to it are rejected until one is set with credential: {env: VARIABLE} or through the API")
 	}
 	return all
 }
 
-// inFile is what the YAML holds.
+// inFile is the content of the YAML.
 type inFile struct {
 	Providers []struct {
 		Name       string            `yaml:"name"`
@@ -71,9 +71,8 @@ type inFile struct {
 	} `yaml:"providers"`
 }
 
-// LoadFile reads a file of providers, strictly: a field that is not known, or is
-// there twice, is an error with its line. No error quotes a value: it may be a
-// secret.
+// LoadFile reads a file of providers, strictly: an unknown or repeated field is an error
+// with its line. Errors never quote a value, since it may be a secret.
 func LoadFile(text []byte) ([]FileProvider, error) {
 	var f inFile
 	err := strict.Decode(text, &f, "providers", "`aid up --help`")
@@ -100,7 +99,7 @@ func LoadFile(text []byte) ([]FileProvider, error) {
 			return nil, wrong(invalid)
 		}
 		if seen[p.Name] {
-			return nil, wrong(&Invalid{"name", "another provider of the file has it"})
+			return nil, wrong(&Invalid{"name", "another provider in the file has the same name"})
 		}
 		seen[p.Name] = true
 		c := p.Credential
@@ -114,7 +113,7 @@ func LoadFile(text []byte) ([]FileProvider, error) {
 			return nil, wrong(&Invalid{"credential", "give one of env, file and secret"})
 		}
 		if (Provider{Settings: fp.Settings}).needsNone() && n > 0 {
-			return nil, wrong(&Invalid{"credential", "settings.auth says that there is none"})
+			return nil, wrong(&Invalid{"credential", "settings.auth has type none, so remove the credential"})
 		}
 		fp.Credential = FileCredential{Env: c.Env, File: c.File, Secret: NewSecret(c.Secret)}
 		out = append(out, fp)

@@ -60,7 +60,7 @@ inline gemini https://generativelanguage.googleapis.com [] [] map[]  env= file= 
 	}
 }
 
-// TestLoadFileErrors: each mistake is told with its line, and no secret with it.
+// TestLoadFileErrors: each error has its line and no secret.
 func TestLoadFileErrors(t *testing.T) {
 	const good = "providers:\n- name: a\n  kind: openai\n  base_url: https://a.example/v1\n"
 	for _, c := range []struct{ name, text, want string }{
@@ -77,15 +77,15 @@ func TestLoadFileErrors(t *testing.T) {
 		{"a tag", "providers: !!float 1\n", "line 1: anchors, aliases and tags are not taken here"},
 		{"tabs", good + "\tmodels: []\n", "line "},
 		{"a kind that is not one", "providers:\n- name: a\n  kind: azure\n  base_url: https://a.example\n", "line 3: kind: it must be one of openai,"},
-		{"a URL that is not one", "providers:\n- name: a\n  kind: openai\n  base_url: https://u:hunter2@a.example\n", "line 4: base_url: it must not hold a user"},
+		{"a URL that is not one", "providers:\n- name: a\n  kind: openai\n  base_url: https://u:hunter2@a.example\n", "line 4: base_url: it must not have a user"},
 		{"no URL", "providers:\n- kind: openai\n  name: a\n", "line 2: base_url: it is missing"},
 		{"no name", "providers:\n- kind: openai\n  base_url: https://a.example\n", "line 2: name: "},
 		{"a header", good + "  headers:\n    x-ok: a\n    authorization: Bearer hunter2\n", "line 7: headers.authorization: this header carries credentials"},
 		{"a model", good + "  models:\n  - a\n  - 'b c'\n", "models[1]: it must be visible ASCII"},
 		{"a setting", good + "  settings:\n    auth:\n      type: digest\n", "line 7: settings.auth.type: it must be bearer,"},
 		{"two credentials", good + "  credential: {env: A, secret: hunter2}\n", "line 5: credential: give one of"},
-		{"a credential for nobody", good + "  settings: {auth: {type: none}}\n  credential: {env: A}\n", "line 6: credential: settings.auth says"},
-		{"a name twice", good + "- name: a\n  kind: openai\n  base_url: https://b.example\n", "line 5: name: another provider of the file has it"},
+		{"a credential for nobody", good + "  settings: {auth: {type: none}}\n  credential: {env: A}\n", "line 6: credential: settings.auth has type none"},
+		{"a name twice", good + "- name: a\n  kind: openai\n  base_url: https://b.example\n", "line 5: name: another provider in the file has the same name"},
 		{"two documents", good + "---\n" + good, "more than one document"},
 		{"too long", strings.Repeat("#", 1<<20+1), "more than 1048576 bytes"},
 	} {
@@ -126,7 +126,8 @@ func TestCredentialRead(t *testing.T) {
 	}
 }
 
-// FuzzLoadFile: a file is taken whole or not at all, and no error says the secret.
+// FuzzLoadFile: a file is accepted completely or not at all, and no error contains the
+// secret.
 func FuzzLoadFile(f *testing.F) {
 	f.Add("providers:\n- name: a\n  kind: openai\n  base_url: https://a.example/v1\n  credential: {secret: hunter2hunter2}\n")
 	f.Add("providers:\n- {name: a, kind: custom, base_url: 'http://h', settings: {auth: {type: query, name: k}}}\n")
@@ -157,7 +158,7 @@ func FuzzLoadFile(f *testing.F) {
 	})
 }
 
-// TestLoadDocs: every file of providers that the docs show is one.
+// TestLoadDocs: every providers file in the docs is valid.
 func TestLoadDocs(t *testing.T) {
 	text, err := os.ReadFile("../docs/providers.md")
 	if err != nil {
@@ -181,8 +182,8 @@ func TestLoadDocs(t *testing.T) {
 	}
 }
 
-// A mistake in the file says its line, what was expected and what was found, and quotes
-// no value.
+// The error for a mistake in the file has its line, what was expected and what was found,
+// and no value.
 func TestFileMistakes(t *testing.T) {
 	for text, want := range map[string]string{
 		"- name: a\n  kind: openai\n": "line 1: expected a mapping (name: value), found a list",

@@ -11,35 +11,35 @@ import (
 	"github.com/ai-identity/ai-identity/provider/translate"
 )
 
-// Forward is what is done to a request that may pass.
+// Forward is how an allowed request is sent.
 type Forward struct {
-	Cluster string            // the only place it may go
+	Cluster string            // the only destination
 	Path    string            // with the query
 	Set     map[string]string // headers, names in lower case; the credential is among them
-	Body    []byte            // nil: the call's own, as it was judged
-	Sent    []string          // what must not come back, as it is sent: forms of the credential, headers and parameters that may be secret
+	Body    []byte            // nil: the call's own, as it was evaluated
+	Sent    []string          // values that must not come back: forms of the credential, and headers and parameters that may be secret
 
-	// Remove are headers of the request that do not go to this provider: see HeaderOf.
+	// Remove are headers of the request that this provider does not get: see HeaderOf.
 	Remove []string
 
-	translation *translate.Request // nil: the provider speaks the caller's format
+	translation *translate.Request // nil: the provider has the caller's format
 }
 
-// serves says whether p can answer the endpoint, in its own words or by translation.
+// serves reports whether p can serve the endpoint, natively or by translation.
 func (p Provider) serves(ep Endpoint) bool {
 	return slices.Contains(ep.Kinds, p.Kind) || slices.Contains(ep.Translated, p.Kind)
 }
 
-// Forward says where a call goes and as whom. path and query are as received; the
-// path that is sent is made from the endpoint and the call's parameters, which is
-// what was judged. The credential is bound to the cluster: a provider whose
-// Cluster is not its ClusterName gets none.
+// Forward returns a call's destination and credential. path and query are as received. The
+// path that is sent is made from the endpoint and the call's parameters, which were
+// evaluated. The credential is bound to the cluster: a provider whose Cluster is not its
+// ClusterName gets no credential.
 func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 	if !p.serves(c.Endpoint) {
 		return Forward{}, bad("unsupported_endpoint", "model", "This model's provider is of kind "+p.Kind+", which does not serve "+c.Endpoint.Operation+".")
 	}
 	if c.Params.fill(c.Endpoint.Path) != path {
-		return Forward{}, bad("invalid_path", "", "The path is not the one that was judged.")
+		return Forward{}, bad("invalid_path", "", "The path is not the one that was evaluated.")
 	}
 	s, up, e := p.prepared()
 	if e != nil {
@@ -62,7 +62,7 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 			return Forward{}, e
 		}
 		f.Body = f.translation.Body
-		path, q, _ = strings.Cut(f.translation.Path, "?") // the caller's query is empty: OpenAI's endpoints have none
+		path, q, _ = strings.Cut(f.translation.Path, "?") // the caller's query is empty: OpenAI's endpoints have no parameters
 		if e := c.covers(path, q, f.translation); e != nil {
 			return Forward{}, e
 		}
@@ -82,16 +82,16 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 	}
 	prefix := up.PathPrefix
 	if last := lastSegment(prefix); f.translation != nil && isVersion(last) && p.Kind != KindGemini {
-		prefix = strings.TrimSuffix(prefix, "/"+last) // the words are of the version that the translation says
+		prefix = strings.TrimSuffix(prefix, "/"+last) // the format is the one of the translation's version
 	}
 	f.Path = upstreamPath(p.Kind, prefix, c.Endpoint.Path, path, s.Paths)
 	if strings.Contains(f.Path, "{model}") {
-		// Of settings.paths: nothing else has braces.
-		// A slash leads elsewhere in the path, so whoever set up the provider must have
-		// written the name, and not a pattern that it fits.
+		// From settings.paths: other paths have no braces. A slash changes the segments of
+		// the path. So the provider's list must have the exact name, and not a pattern that
+		// matches it.
 		astray := strings.Contains(c.Model, "/") && !slices.Contains(p.Models, c.Model)
 		if f.Path = strings.ReplaceAll(f.Path, "{model}", c.Model); astray || pathProblem(f.Path) != "" {
-			return Forward{}, bad("invalid_model", "model", "The model's name cannot stand in its provider's path.")
+			return Forward{}, bad("invalid_model", "model", "The model's name cannot be part of its provider's path.")
 		}
 	}
 	for name, h := range p.Headers {
@@ -117,7 +117,7 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 	secret := p.Credential.Reveal()
 	if auth.Type != "none" && secret != "" {
 		if !headerValue(secret) {
-			return Forward{}, misconfigured("its credential has characters that no header may have")
+			return Forward{}, misconfigured("its credential has characters that are not allowed in a header")
 		}
 		switch auth.Type {
 		case "bearer":
@@ -144,14 +144,14 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 	return f, nil
 }
 
-// misconfigured is ours to mend. 503, so that nobody takes it for their key's
-// fault.
+// misconfigured is an error that an administrator must correct. It is 503, so that callers
+// do not blame their key.
 func misconfigured(why string) *Error {
 	return &Error{Status: http.StatusServiceUnavailable, Type: "api_error", Code: "provider_misconfigured",
 		Message: "The provider of this model cannot be used: " + why + ". An administrator must correct it."}
 }
 
-// defaultAuth is how each kind takes its credential.
+// defaultAuth is how each kind expects its credential.
 func defaultAuth(kind string) *Auth {
 	switch kind {
 	case KindAnthropic:
@@ -165,15 +165,15 @@ func defaultAuth(kind string) *Auth {
 
 // upstreamPath is the path of a request at the provider.
 //
-// For the kinds openai and custom a base URL means what it means to OpenAI's
-// SDKs: it holds the version, and what follows "/v1" in our path comes after it.
+// For the kinds openai and custom a base URL has the same meaning as in OpenAI's SDKs. It
+// includes the version, and the part of our path after "/v1" is appended to it.
 //
 //	https://api.openai.com/v1     /v1/chat/completions → /v1/chat/completions
 //	https://x.example/openai/v1   /v1/chat/completions → /openai/v1/chat/completions
 //	https://x.example             /v1/chat/completions → /v1/chat/completions
 //
-// For the others it means what it means to theirs: it ends before the version. A
-// version at its end takes the place of the client's.
+// For the other kinds it has the same meaning as in their SDKs. It ends before the version.
+// A version at its end replaces the client's.
 //
 //	https://api.anthropic.com     /v1/messages         → /v1/messages
 //	https://x.example/anthropic   /v1/messages         → /anthropic/v1/messages
@@ -193,13 +193,13 @@ func upstreamPath(kind, prefix, template, path string, paths map[string]string) 
 	}
 }
 
-// isVersion says whether a path's segment is a version: "v1", "v1beta", "v4".
+// isVersion reports whether a path's segment is a version: "v1", "v1beta", "v4".
 func isVersion(s string) bool {
 	return len(s) > 1 && len(s) < 10 && s[0] == 'v' && '0' <= s[1] && s[1] <= '9'
 }
 
-// PublicQuery reports whether a parameter of settings.query holds no secret. The value of
-// any other, such as a signature, is not shown, and is overwritten in responses.
+// PublicQuery reports whether a parameter of settings.query is known to be no secret. The
+// value of any other, such as a signature, is not shown, and is overwritten in responses.
 func PublicQuery(name string) bool {
 	switch strings.ToLower(name) {
 	case "api-version", "apiversion", "version", "v", "alt", "region", "location", "project", "deployment", "model":
@@ -234,14 +234,14 @@ func sortedKeys(m map[string]string) []string {
 	return keys
 }
 
-// wantsInjection says whether usage of this call would stay unknown, and nobody has
-// said that it should.
+// wantsInjection reports whether the usage of this call would stay unknown, although the
+// client did not exclude it.
 func (c Call) wantsInjection() bool {
 	return c.Endpoint.Operation == "chat.completions" && c.Stream && !c.usageSaid
 }
 
-// withUsage is the body with stream_options.include_usage set. Not a byte of the
-// rest is changed.
+// withUsage returns the body with stream_options.include_usage set. All other bytes are
+// unchanged.
 func (c Call) withUsage() []byte {
 	const member = `"include_usage":true`
 	at, insert := c.optionsAt+1, member
@@ -258,7 +258,7 @@ func (c Call) withUsage() []byte {
 	return append(out, c.Body[at:]...)
 }
 
-// firstByte is the first byte of b that is not white space, or 0.
+// firstByte returns the first byte of b that is not white space, or 0.
 func firstByte(b []byte) byte {
 	for _, c := range b {
 		if c != ' ' && c != '\t' && c != '\r' && c != '\n' {

@@ -10,7 +10,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// forward sends a call to a provider, in the words of a request line.
+// forward sends a call to a provider, for the path and query of a request.
 func forward(t testing.TB, p provider.Provider, path, query string) (provider.Forward, *provider.Error) {
 	t.Helper()
 	ep, params, ok := provider.Match("POST", path)
@@ -21,7 +21,7 @@ func forward(t testing.TB, p provider.Provider, path, query string) (provider.Fo
 	if e != nil {
 		t.Fatal(e)
 	}
-	call.Own = true // Mistral's own words; what is translated has tests of its own
+	call.Own = true // Mistral's own format; translation has separate tests
 	return p.Forward(call, path, query)
 }
 
@@ -107,8 +107,7 @@ func TestForwardAs(t *testing.T) {
 	}
 }
 
-// TestForwardRefuses: a credential goes to the address that it was given for, or
-// nowhere.
+// TestForwardRefuses: a credential is sent only to the address for which it was set.
 func TestForwardRefuses(t *testing.T) {
 	for name, change := range map[string]func(*provider.Provider){
 		"another address":           func(p *provider.Provider) { p.BaseURL = "https://evil.example/v1" },
@@ -153,7 +152,7 @@ func TestForwardRefuses(t *testing.T) {
 	}
 }
 
-// TestForwardNotShared: what a request may change is its own.
+// TestForwardNotShared: a request's changes do not affect another request.
 func TestForwardNotShared(t *testing.T) {
 	p := registry(t, prov("a", "openai", "m")).Providers()[0]
 	p.Headers = provider.Headers(map[string]string{"x-team": "blue"})
@@ -165,8 +164,8 @@ func TestForwardNotShared(t *testing.T) {
 	}
 }
 
-// TestForwardSent: what may be a secret in the query is known to be sent, in its own form
-// and in the one of a query.
+// TestForwardSent: possible secrets in the query are in Sent, plain and as the query
+// encodes them.
 func TestForwardSent(t *testing.T) {
 	p := provider.Provider{ID: "p", Name: "p", Kind: "openai", BaseURL: "https://p.example/v1", HasCredential: true, Credential: provider.NewSecret("se+cret/0123"),
 		Settings: []byte(`{"auth":{"type":"query","name":"k"},"query":{"api-version":"2026-01-01","sig":"signature-0123"}}`)}

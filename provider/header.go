@@ -8,10 +8,10 @@ import (
 	"strings"
 )
 
-// A Header is sent with every request to a provider. Its value may be a secret: it is
-// encrypted at rest and shown to no user. The zero Header has no value.
+// A Header is sent with every request to a provider. Its value may be a secret. It is
+// encrypted at rest and never shown to users. The zero Header has no value.
 type Header struct {
-	value  Secret // empty until it is opened
+	value  Secret // empty until it is decrypted
 	sealed string // as it is stored; empty if it is not yet encrypted
 }
 
@@ -27,13 +27,13 @@ func Headers(m map[string]string) map[string]Header {
 	return out
 }
 
-// Redacted is shown in the place of a header's value.
+// Redacted is shown instead of a header's value.
 const Redacted = redacted
 
 // Sealed reports whether the header is encrypted as it is stored.
 func (h Header) Sealed() bool { return h.sealed != "" }
 
-// storedHeader is a header in the database. Until schema 6 it was its value, a string.
+// storedHeader is a header in the database. Until schema 6 it was the value, as a string.
 type storedHeader struct {
 	Sealed string `json:"sealed"`
 }
@@ -55,14 +55,14 @@ func (h *Header) scan(b []byte) error {
 	return nil
 }
 
-// bound is what stands before an encrypted value: a value moved to another provider,
-// address or name does not open. A change of base_url must come with the values,
-// as with the credential.
+// bound is the authenticated data of an encrypted value. A value that is moved to another
+// provider, address or name cannot be decrypted. A change of base_url must come with the
+// values, as with the credential.
 func bound(p Provider, name string) string {
 	return "ai-identity provider header 1\n" + ClusterName(p) + "\n" + name + "\n"
 }
 
-// sealHeaders returns p's headers as they are stored. Those that are encrypted already
+// sealHeaders returns p's headers as they are stored. Headers that are encrypted already
 // are not encrypted again.
 func (p Provider) sealHeaders(s *Sealer) (string, error) {
 	out := make(map[string]storedHeader, len(p.Headers))
@@ -110,16 +110,16 @@ func (p Provider) HeaderValues() map[string]string {
 	return out
 }
 
-// harmlessHeaders are the headers whose values are known to be no secrets. Responses may
-// contain them. Others pass with settings.public_headers.
+// harmlessHeaders are the headers whose values are known not to be secrets. Responses may
+// contain them. With settings.public_headers other values pass too.
 var harmlessHeaders = map[string]bool{
 	"accept": true, "accept-language": true, "user-agent": true, "http-referer": true, "x-title": true, "x-openrouter-title": true, "x-openrouter-categories": true,
 	"openai-beta": true, "openai-organization": true, "openai-project": true, "openai-version": true, "anthropic-version": true, "anthropic-beta": true,
 	"x-goog-user-project": true, "x-goog-api-client": true, "x-client-name": true, "x-app": true, "x-hf-bill-to": true, "version": true,
 }
 
-// secretsIn returns the parts of a header's value that must not come back: all of it,
-// what follows its scheme, and the password of a scheme Basic.
+// secretsIn returns the parts of a header's value that must not come back. They are the
+// whole value, the part after its scheme, and the password of the scheme Basic.
 func secretsIn(value string) []string {
 	out := []string{value}
 	scheme, rest, ok := strings.Cut(value, " ")

@@ -14,7 +14,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// A header's value is encrypted for one provider, address and name, and prints nowhere.
+// A header's value is encrypted for one provider, address and name, and is never printed.
 func TestHeadersAtRest(t *testing.T) {
 	w := open(t)
 	p := stored(w.a, "prov_1", "one")
@@ -41,7 +41,7 @@ func TestHeadersAtRest(t *testing.T) {
 	if _, err := read().OpenHeaders(sealer(t, fernetKey(2))); !errors.Is(err, provider.ErrUnreadable) {
 		t.Error(err)
 	}
-	// A change that leaves the headers alone needs no key that opens them.
+	// A change that does not set the headers needs no key that decrypts them.
 	w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error {
 		kept := read()
 		kept.Models = []string{"m"}
@@ -51,7 +51,7 @@ func TestHeadersAtRest(t *testing.T) {
 	if got, err := read().OpenHeaders(testSealer); err != nil || got.HeaderValues()["x-team"] != "canary-2" {
 		t.Error(got.HeaderValues(), err)
 	}
-	// Values under each other's names, and at another address, do not open.
+	// Values under another name, or at another address, cannot be decrypted.
 	swap(`UPDATE providers SET headers = jsonb_build_object('x-team', headers->'private-token', 'private-token', headers->'x-team')`)
 	if _, err := read().OpenHeaders(testSealer); !errors.Is(err, provider.ErrUnreadable) {
 		t.Error(err)
@@ -112,8 +112,8 @@ func TestForwardSentHeaders(t *testing.T) {
 	}
 }
 
-// Rotation of the key: all values get the first key, once, and what cannot be opened
-// changes nothing.
+// Rotation of the key: all values are encrypted with the first key, once. If a value cannot
+// be decrypted, nothing is changed.
 func TestReseal(t *testing.T) {
 	w := open(t)
 	p := stored(w.a, "prov_1", "one")

@@ -5,25 +5,25 @@ import (
 	"strings"
 )
 
-// headerUse says when a header of a request goes on to the provider.
+// headerUse is the rule for a header of a request.
 type headerUse uint8
 
 const (
-	unknownHeader headerUse = iota // dropped and named, unless pass_headers lists it
-	neverHeader                    // dropped: a caller's key, the connection's, a proxy's or ours
-	strayHeader                    // dropped and named: a credential under another name, or it chooses something
-	anyHeader                      // goes on whatever the API
-	openAIHeader                   // goes on in OpenAI's format
+	unknownHeader headerUse = iota // dropped and listed, unless pass_headers has it
+	neverHeader                    // dropped: a caller's key, a header of the connection or of a proxy, or an internal one
+	strayHeader                    // dropped and listed: it has a credential or selects something
+	anyHeader                      // passes in every API
+	openAIHeader                   // passes in OpenAI's format
 	anthropicHeader
 	geminiHeader
 	cohereHeader
 	mistralHeader
 )
 
-// headerUses is what is known of headers; prefixes are in useOf. docs/providers.md
-// shows it (see What passes).
+// headerUses are the rules for known headers; prefixes are in useOf. docs/providers.md
+// shows them (see What passes).
 var headerUses = map[string]headerUse{
-	// HTTP, and what Envoy needs. extproc replaces some of them.
+	// HTTP, and headers that Envoy needs. extproc replaces some of them.
 	":method": anyHeader, ":path": anyHeader, ":authority": anyHeader, ":scheme": anyHeader, "host": anyHeader,
 	"accept": anyHeader, "accept-language": anyHeader, "accept-encoding": anyHeader, "content-type": anyHeader, "content-length": anyHeader, "content-encoding": anyHeader,
 	"transfer-encoding": anyHeader, "user-agent": anyHeader, "x-request-id": anyHeader, "traceparent": anyHeader, "x-forwarded-proto": anyHeader,
@@ -36,21 +36,21 @@ var headerUses = map[string]headerUse{
 	"x-goog-api-client": geminiHeader, "x-server-timeout": geminiHeader, "x-goog-ext-timeout": geminiHeader,
 	"x-client-name": cohereHeader,
 
-	// Credentials, and what chooses whose bill it is.
+	// Credentials, and headers that select the account to bill.
 	"authorization": neverHeader, "x-api-key": neverHeader, "api-key": neverHeader, "x-goog-api-key": neverHeader, "xi-api-key": neverHeader,
 	"x-auth-token": strayHeader, "x-amz-security-token": strayHeader, "private-token": strayHeader, "job-token": strayHeader, "deploy-token": strayHeader,
 	"cookie": neverHeader, "cookie2": neverHeader,
 	"openai-organization": strayHeader, "openai-project": strayHeader, "anthropic-workspace-id": strayHeader, "anthropic-user-profile-id": strayHeader,
 	"x-goog-user-project": strayHeader, "x-hf-bill-to": strayHeader,
-	// What chooses a model or server.
+	// Headers that select a model or server.
 	"x-vertex-ai-llm-request-type": strayHeader, "x-vertex-ai-llm-shared-request-type": strayHeader, "azureml-model-deployment": strayHeader,
 	"x-ai-eg-model": strayHeader, "x-goog-request-params": strayHeader, "x-model": strayHeader, "x-model-provider-id": strayHeader, "x-target-url": strayHeader,
 	"anthropic-dangerous-direct-browser-access": neverHeader,
-	// What changes which part of an answer comes, or whether one comes at all.
+	// Headers that select a part of a response, or make it conditional.
 	"x-goog-fieldmask": strayHeader, "x-goog-field-mask": strayHeader, "if-none-match": strayHeader, "if-match": strayHeader, "if-modified-since": strayHeader,
 	"if-unmodified-since": strayHeader, "if-range": strayHeader, "range": strayHeader, "prefer": strayHeader, "idempotency-key": strayHeader,
 	"x-idempotency-key": strayHeader, "cache-control": neverHeader, "pragma": neverHeader,
-	// Of the connection and of proxies.
+	// Headers of the connection and of proxies.
 	"connection": neverHeader, "proxy-connection": neverHeader, "keep-alive": neverHeader, "te": neverHeader, "trailer": neverHeader, "upgrade": neverHeader,
 	"expect": neverHeader, "http2-settings": neverHeader, "forwarded": neverHeader, "via": neverHeader, "x-real-ip": neverHeader, "x-client-ip": neverHeader,
 	"x-cluster-client-ip": neverHeader, "true-client-ip": neverHeader, "fastly-client-ip": neverHeader, "x-original-url": neverHeader, "x-original-uri": neverHeader,
@@ -59,23 +59,23 @@ var headerUses = map[string]headerUse{
 	"priority": neverHeader,
 }
 
-// neverPrefixes begin the names of headers of ours and of proxies; strayPrefixes those
-// from which clouds and other gateways take orders.
+// neverPrefixes are the prefixes of internal headers and of proxies' headers. strayPrefixes
+// are those of headers that control clouds and other gateways.
 var (
 	neverPrefixes = []string{"x-aid-", "x-agent-", "x-envoy-", "x-forwarded-", "x-b3-", "cf-", "sec-", "proxy-", "x-ms-client-", "access-control-"}
 	strayPrefixes = []string{"x-ms-oai-", "x-goog-iam-", "x-goog-authenticated-", "x-litellm-", "x-portkey-", "helicone-", "x-ai-eg-"}
 )
 
-// useOf is what is done with a header. name is in lower case.
+// useOf returns the rule for a header. name is in lower case.
 func useOf(name string) headerUse {
 	if u, ok := headerUses[name]; ok {
 		return u
 	}
 	if strings.HasPrefix(name, "x-stainless-") || strings.HasPrefix(name, ":") {
-		return anyHeader // what OpenAI's and Anthropic's SDKs say of themselves
+		return anyHeader // OpenAI's and Anthropic's SDKs describe themselves with it
 	}
 	if strings.HasPrefix(name, "x-fern-") {
-		return cohereHeader // what Cohere's SDK says of itself
+		return cohereHeader // Cohere's SDK describes itself with it
 	}
 	for _, p := range neverPrefixes {
 		if strings.HasPrefix(name, p) {
@@ -93,7 +93,8 @@ func useOf(name string) headerUse {
 	return unknownHeader
 }
 
-// secretName says that a header is called a credential. It is one to some server.
+// secretName reports whether the name of a header means a credential. Some server may use
+// it as one.
 func secretName(name string) bool {
 	for _, s := range []string{"authorization", "-api-key", "-apikey", "-auth-token", "-access-token", "-token", "-secret", "-credential", "-credentials", "-password", "-session-key"} {
 		if strings.HasSuffix(name, s) {
@@ -103,22 +104,24 @@ func secretName(name string) bool {
 	return strings.Contains(name, "secret") || strings.Contains(name, "password") || name == "apikey" || name == "token"
 }
 
-// A HeaderFate is what becomes of a request's header.
+// A HeaderFate is how a request's header is processed.
 type HeaderFate uint8
 
 const (
-	// HeaderChosen goes on if it belongs to the format of the endpoint, and is not
-	// translated, or if the provider's settings.pass_headers lists it.
+	// HeaderChosen is forwarded if the provider's settings.pass_headers lists it. It is also
+	// forwarded if it belongs to the endpoint's format and the request is not translated.
 	HeaderChosen HeaderFate = iota
-	HeaderHidden            // it never goes on
-	HeaderKept              // it goes on
+	HeaderHidden            // it is never forwarded
+	HeaderKept              // it is forwarded
 )
 
-// HeaderOf is what becomes of a header of a request. name is in lower case. x-envoy-*
-// is kept because Envoy's mutation rules do not let it be removed here: the listener
-// has removed the client's, and the route removes what Envoy has added since (see
-// xds). x-forwarded-proto is kept because Envoy finds no route without it; the route
-// removes it. x-request-id and traceparent are replaced.
+// HeaderOf returns how a request's header is processed. name is in lower case. Three kinds
+// of header are special:
+//
+//   - x-envoy-* is kept, since Envoy's mutation rules do not allow its removal here. The
+//     listener removes the client's, and the route removes what Envoy has added (see xds).
+//   - x-forwarded-proto is kept, since Envoy finds no route without it. The route removes it.
+//   - x-request-id and traceparent are replaced.
 func HeaderOf(name string) HeaderFate {
 	switch useOf(name) {
 	case anyHeader:
@@ -133,7 +136,7 @@ func HeaderOf(name string) HeaderFate {
 	}
 }
 
-// drops are the chosen headers of a call that do not go to p.
+// drops returns the chosen headers of a call that p does not get.
 func (p Provider) drops(c Call, s Settings) []string {
 	if len(c.Headers) == 0 {
 		return nil
@@ -167,14 +170,14 @@ func headerUseOf(f Format) headerUse {
 	}
 }
 
-// passableResponseHeader says why a name cannot be in settings.pass_response_headers,
-// or "". Cookies, credentials, redirects and instructions to browsers never pass.
+// passableResponseHeader returns why a name cannot be in settings.pass_response_headers, or
+// "". Cookies, credentials, redirects and instructions to browsers never pass.
 func passableResponseHeader(name string) string {
 	switch {
 	case !headerName.MatchString(name) || len(name) > 64:
 		return "it must be a header's name in lower case: letters, digits and hyphens, at most 64"
 	case reservedHeader(name):
-		return "this header is Envoy's, HTTP's or ours"
+		return "this header is reserved for Envoy, HTTP or the gateway"
 	case credentialHeader(name), secretName(name):
 		return "this header carries credentials, and never leaves"
 	}
@@ -190,7 +193,7 @@ func passableResponseHeader(name string) string {
 	return ""
 }
 
-// publicHeader says why a name cannot be in settings.public_headers, or "".
+// publicHeader returns why a name cannot be in settings.public_headers, or "".
 func publicHeader(name string) string {
 	if !headerName.MatchString(name) {
 		return "it must be a header's name in lower case: letters, digits and hyphens"
@@ -198,17 +201,17 @@ func publicHeader(name string) string {
 	return ""
 }
 
-// passableHeader says why a name cannot be in settings.pass_headers, or "".
+// passableHeader returns why a name cannot be in settings.pass_headers, or "".
 func passableHeader(name string) string {
 	switch {
 	case !headerName.MatchString(name) && name != "session_id" && name != "conversation_id":
 		return "it must be a header's name in lower case: letters, digits and hyphens"
 	case reservedHeader(name):
-		return "this header is Envoy's, HTTP's or ours"
+		return "this header is reserved for Envoy, HTTP or the gateway"
 	case credentialHeader(name), secretName(name):
-		return "this header carries credentials: the provider's is given as its credential, and callers' never leave"
+		return "this header carries credentials. Set the provider's with its credential; callers' credentials are never forwarded"
 	case useOf(name) == neverHeader, useOf(name) == strayHeader:
-		return "this header chooses a server, a model, an account or the form of the answer, and never passes"
+		return "this header chooses a server, a model, an account or the format of the response, and never passes"
 	case useOf(name) == anyHeader:
 		return "this header passes already"
 	}

@@ -7,18 +7,18 @@ import (
 	"strings"
 )
 
-// unknownHost stands for a host that is not certain. Policies treat it as every
-// host that a deny names, and as none that an allow names.
+// unknownHost stands for a host that is not certain. For a policy that denies hosts it
+// matches every host. For a policy that allows hosts it matches no host.
 const unknownHost = "unknown"
 
-// hostOf is the host that every client connects to for the URL s, in lower case, or
+// hostOf returns the host that every client connects to for the URL s, in lower case, or
 // unknownHost. An address is in its canonical form: "0x7f.1" and "[::ffff:127.0.0.1]"
-// are "127.0.0.1".
+// become "127.0.0.1".
 //
-// Parsers of URLs differ, and which one a provider has is not known. So only what all
-// of them read alike has a host: http or https, "//" right behind, and an authority of
-// RFC 3986 without user info, percent-encoding and characters beyond ASCII. There is no
-// backslash, blank or control character anywhere in s.
+// Parsers of URLs differ, and the provider's parser is not known. So a URL has a known host
+// only if all parsers agree on it. It is http or https with "//" after it, and an authority
+// of RFC 3986. The authority has no user info, no percent-encoding and only ASCII. s has no
+// backslash, blank or control character.
 func hostOf(s string) string {
 	scheme, rest, _ := strings.Cut(s, ":")
 	if !strings.EqualFold(scheme, "https") && !strings.EqualFold(scheme, "http") {
@@ -36,7 +36,8 @@ func hostOf(s string) string {
 	authority := rest
 	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
 		authority = rest[:i]
-		// Some end the authority at "/" only, and take what is before "@" for user info.
+		// Some parsers end the authority only at "/", and read text before "@" as user
+		// info.
 		if rest[i] != '/' && strings.IndexByte(rest[i:], '@') >= 0 {
 			return unknownHost
 		}
@@ -44,8 +45,8 @@ func hostOf(s string) string {
 	return hostOfAuthority(authority)
 }
 
-// hostOfAuthority reads host and port. Everything but names, addresses and digits of
-// a port is unknown.
+// hostOfAuthority reads host and port. Without a name or an address and the digits of a
+// port the host is unknown.
 func hostOfAuthority(authority string) string {
 	if inner, ok := strings.CutPrefix(authority, "["); ok {
 		inner, port, ok := strings.Cut(inner, "]")
@@ -77,8 +78,8 @@ func isPort(s string) bool {
 	return err == nil && n <= 65535
 }
 
-// isNumber says whether a host whose last label is s is an IPv4 address or nothing
-// (https://url.spec.whatwg.org/#ends-in-a-number-checker).
+// isNumber reports whether a host with this last label can only be an IPv4 address. The
+// rule is https://url.spec.whatwg.org/#ends-in-a-number-checker in the URL standard.
 func isNumber(label string) bool {
 	if strings.HasPrefix(label, "0x") {
 		return true
@@ -86,9 +87,9 @@ func isNumber(label string) bool {
 	return label != "" && strings.Trim(label, "0123456789") == ""
 }
 
-// addressOf is an IPv4 address in the forms of inet_aton: one to four parts, decimal
-// or hexadecimal, and the last fills the bytes that remain. A part with a leading
-// zero is octal to some and decimal to others, so the host is unknown.
+// addressOf reads an IPv4 address in the forms of inet_aton: one to four parts, decimal or
+// hexadecimal. The last part fills the remaining bytes. A part with a leading zero is octal
+// for some parsers and decimal for others, so the host is unknown.
 func addressOf(host string) string {
 	parts := strings.Split(host, ".")
 	if len(parts) > 4 {
@@ -115,13 +116,13 @@ func addressOf(host string) string {
 	return netip.AddrFrom4([4]byte{byte(address >> 24), byte(address >> 16), byte(address >> 8), byte(address)}).String()
 }
 
-// isDataURL says whether text is the thing itself and not where it is.
+// isDataURL reports whether text is a data: URL, which has the content itself.
 func isDataURL(text []byte) bool {
 	text = bytes.TrimLeft(text, " \t\r\n")
 	return len(text) >= 5 && bytes.EqualFold(text[:5], []byte("data:"))
 }
 
-// isBase64 says whether all of text is base64, in either alphabet, with line breaks.
+// isBase64 reports whether all of text is base64, in either alphabet, with line breaks.
 func isBase64(text []byte) bool {
 	for _, c := range text {
 		if !base64Bytes[c] {

@@ -18,7 +18,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// hosts are URLs and what is recorded for them.
+// hosts are URLs and the hosts that are recorded for them.
 var hosts = []struct{ url, host string }{
 	{"https://good.example", "good.example"},
 	{"HTTPS://Good.Example:443/a?b#c", "good.example"},
@@ -41,7 +41,7 @@ var hosts = []struct{ url, host string }{
 	{"http://[0:0::1]/", "::1"},
 	{"http://[::ffff:169.254.169.254]/", "169.254.169.254"},
 	{"http://[::ffff:a9fe:a9fe]/", "169.254.169.254"},
-	{"http://0177.0.0.1/", "unknown"}, // 127.0.0.1 to most, 177.0.0.1 to Java
+	{"http://0177.0.0.1/", "unknown"}, // 127.0.0.1 for most parsers, 177.0.0.1 for Java
 	{"http://256.0.0.1/", "unknown"},
 	{"http://4294967296/", "unknown"},
 	{"http://1.2.3.4.5/", "unknown"},
@@ -94,13 +94,13 @@ func TestHostOf(t *testing.T) {
 	}
 }
 
-// connects is the host that a client connects to whose parser says host.
+// connects is the host that a client connects to if its parser returns host.
 func connects(host string) string {
 	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
 	if ip, err := netip.ParseAddr(host); err == nil {
 		return ip.Unmap().String()
 	}
-	// What inet_aton takes is an address to getaddrinfo, and so to most.
+	// Text that inet_aton accepts is an address for getaddrinfo, and so for most clients.
 	parts := strings.Split(host, ".")
 	var address uint64
 	for i, part := range parts {
@@ -177,7 +177,7 @@ func (p *parser) read(t testing.TB, urls []string) []map[string]*string {
 	return out
 }
 
-// otherParsers are those of Python and Node that are here.
+// otherParsers are the installed parsers of Python and Node.
 func otherParsers(t testing.TB) []*parser {
 	t.Helper()
 	var ps []*parser
@@ -197,7 +197,7 @@ func otherParsers(t testing.TB) []*parser {
 	return ps
 }
 
-// readAlike checks that a client connects to the host that is recorded, if a host is.
+// readAlike checks that a client connects to the recorded host, if it is known.
 func readAlike(t testing.TB, ps []*parser, urls []string) (known int) {
 	t.Helper()
 	check := func(u, parser, host string) {
@@ -225,7 +225,7 @@ func readAlike(t testing.TB, ps []*parser, urls []string) (known int) {
 	return known
 }
 
-// madeURL puts a URL together of pieces that parsers disagree about.
+// madeURL builds a URL from pieces on which parsers disagree.
 func madeURL(r *rand.Rand) string {
 	pieces := []string{"good.example", "evil.example", "127.0.0.1", "0x7f", "0177", "1", "2130706433", "[::1]", "[::ffff:1.2.3.4]", "[", "]", "xn--a", "xn--bcher-kva", "ü", "。", "／", "＠",
 		"@", ":", "/", "//", "\\", "?", "#", ".", "..", "%40", "%2f", "%00", "%", "\t", "\n", "\r", " ", "\u00a0", "\u00ad", "\u200b", "\x00", "\x7f", ":80", ":0", ":65536", "user:pass@", ";", ",", "&", "=", "_", "-", "~", "!", "$", "'", "(", "*", "+", "|", "^", "`", "{", "\"", "<", "a", "A", "0", "ß", "K", "ſ", "http:", "https://"}
@@ -246,8 +246,8 @@ func madeURL(r *rand.Rand) string {
 	return b.String()
 }
 
-// TestHostsReadAlike holds the recorded host against five parsers of URLs. AID_URLS is
-// how many URLs are made.
+// TestHostsReadAlike compares the recorded host with five parsers of URLs. AID_URLS is the
+// number of URLs.
 func TestHostsReadAlike(t *testing.T) {
 	n := 20_000
 	if s := os.Getenv("AID_URLS"); s != "" {
@@ -279,7 +279,7 @@ func TestHostsReadAlike(t *testing.T) {
 	}
 }
 
-// FuzzHostOf looks for a URL that a client reads otherwise.
+// FuzzHostOf searches for a URL that a client reads differently.
 func FuzzHostOf(f *testing.F) {
 	for _, c := range hosts {
 		f.Add(c.url)

@@ -5,12 +5,12 @@ import (
 	"strings"
 )
 
-// ModelsFormat is the format in which somebody who asks for models wants them.
-// Five APIs have them at /v1/models; what the SDKs of four of them always send tells
-// which. has says whether the request has a header.
+// ModelsFormat returns the format in which a client expects the list of models. Five APIs
+// have it at /v1/models. The SDKs of four of them always send headers that identify them.
+// has reports whether the request has a header.
 func ModelsFormat(ep Endpoint, has func(header string) bool, userAgent string) Format {
 	switch {
-	case ep.Format != FormatOpenAI: // the path says it
+	case ep.Format != FormatOpenAI: // the path decides
 		return ep.Format
 	case has("anthropic-version"):
 		return FormatAnthropic
@@ -25,8 +25,8 @@ func ModelsFormat(ep Endpoint, has func(header string) bool, userAgent string) F
 	}
 }
 
-// EncodeModels writes a list of models as the API of the format does. Of a model no
-// more is known here than who has it: times are zero and names are their ids.
+// EncodeModels writes a list of models in the format. Only the ids and the owners of models
+// are known here. So times are zero, and the names are the ids.
 //
 // Sources: https://platform.openai.com/docs/api-reference/models,
 // https://docs.anthropic.com/en/api/models-list, https://ai.google.dev/api/models,
@@ -68,7 +68,7 @@ func (f Format) model(m Model) any {
 		return geminiModel{Name: "models/" + m.ID, DisplayName: m.ID}
 	case FormatCohere:
 		return cohereModel{Name: m.ID}
-	case FormatMistral: // whose SDK insists on a type and capabilities
+	case FormatMistral: // whose SDK requires a type and capabilities
 		return mistralModel{openAIModel{ID: m.ID, Object: "model", OwnedBy: m.OwnedBy}, "base", struct{}{}}
 	default:
 		return openAIModel{ID: m.ID, Object: "model", OwnedBy: m.OwnedBy}
@@ -92,7 +92,7 @@ type anthropicModel struct {
 	Type        string `json:"type"`
 	ID          string `json:"id"`
 	DisplayName string `json:"display_name"`
-	CreatedAt   string `json:"created_at"` // the epoch, as the API's reference has it for what is not known
+	CreatedAt   string `json:"created_at"` // the epoch, as the API's reference defines for an unknown time
 	Lifecycle   string `json:"lifecycle"`
 }
 

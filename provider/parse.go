@@ -14,59 +14,58 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Call is a request as it is judged.
+// Call is the part of a request that policy evaluates.
 type Call struct {
 	Endpoint Endpoint
 	Params   Params
 
 	Model  string // as the client wrote it, without "models/" before it
-	Stream bool   // the answer is asked for in pieces
+	Stream bool   // the client requests a stream
 
-	// MaxTokens is the most tokens that the answer may have, as the client says;
-	// 0: it does not say. Of several fields that say it, the largest counts.
+	// MaxTokens is the client's limit for the tokens of the response; 0: no limit. If
+	// several fields have a limit, the largest counts.
 	MaxTokens int64
 
-	// Choices is how many responses in one the client asks for; 0: it does not say.
+	// Choices is the number of responses in one that the client requests; 0: not given.
 	Choices int64
 
-	// InputTokensEstimate is how many tokens the input has, at a guess that is
-	// seldom too low: a token for every 3 bytes of the body, and 1,600 for each
-	// image, sound or document in it, whatever its size. English has 4 bytes to
-	// a token, code and other alphabets about 3.
+	// InputTokensEstimate is an estimate of the input's tokens that is seldom too low. It
+	// has one token for every 3 bytes of the body, and 1,600 for each image, audio file or
+	// document of any size. English has 4 bytes to a token; code and other alphabets have
+	// about 3.
 	InputTokensEstimate int64
 
-	// Tools are the tools that the exchange involves as far as the request tells,
-	// sorted, none twice: those that are offered to the model, and those that
-	// were called in the conversation so far. A function is known by its name, a
-	// tool of the provider's own by its type without the date ("web_search"; in
-	// Gemini, "google_search"), an MCP server as "mcp:" and its label.
+	// Tools are the tools of the request, sorted and without duplicates: those offered to
+	// the model, and those already called in the conversation. A function has its own name.
+	// A tool that the provider runs has its type without the date ("web_search"; for
+	// Gemini, "google_search"). An MCP server has "mcp:" and its label.
 	Tools []string
 
-	// Hosts are the hosts of the URLs that the provider is asked to fetch or
-	// call: images, files, MCP servers. Sorted, none twice, lower case; one that
-	// cannot be made out is "unknown".
+	// Hosts are the hosts of the URLs that the provider fetches or calls: images, files,
+	// MCP servers. They are in lower case, sorted and without duplicates. A host that is
+	// not certain is "unknown".
 	Hosts []string
 
-	// Body is what was parsed, and what is forwarded or translated; nil for none.
+	// Body is the bytes that were parsed, which are forwarded or translated; nil: no body.
 	Body []byte
 
-	// Own: it comes from a client that speaks the provider's own format where the
-	// path does not say so. The caller of Parse sets it: see OwnClient.
+	// Own reports a client with the provider's own format, on a path that does not show it.
+	// The caller of Parse sets it: see OwnClient.
 	Own bool
 
-	// Headers are the names of the request's headers that go on only to a provider that
-	// takes them: see HeaderOf. The caller of Parse sets it.
+	// Headers are the names of the request's headers that are forwarded only to a provider
+	// that accepts them: see HeaderOf. The caller of Parse sets it.
 	Headers []string
 
-	// extras are the members of the body that not every provider takes: see takes.
+	// extras are the members of the body that not every provider accepts: see takes.
 	extras []extra
 
-	// foldered: the body has "models/" before the model's name, which Gemini's API
-	// takes off. Model is the name without it.
+	// foldered: the body has "models/" before the model's name, which Gemini's API removes.
+	// Model is the name without it.
 	foldered bool
 
-	// usageSaid: the client says whether it wants usage in the stream. optionsAt
-	// is where stream_options' object begins in Body, 0 if there is none.
+	// usageSaid: the client decided whether the stream has usage. optionsAt is the offset
+	// in Body of the object of stream_options, or 0.
 	usageSaid bool
 	optionsAt int
 }
@@ -75,8 +74,8 @@ const (
 	maxDepth = 64   // of nested arrays and objects
 	maxURLs  = 4096 // in one request
 
-	// What is judged is recorded whole, so a tool cannot be hidden behind others. These
-	// bounds are those of an entry: see audit, and verdict's TestRecordedWhole.
+	// Everything evaluated is recorded completely, so a tool cannot be hidden behind
+	// others. These limits are those of an audit entry. TestRecordedWhole compares them.
 	maxTool  = 128 // bytes of a tool's name
 	maxTools = 512 // different tools in one request
 	maxHosts = 256 // different hosts of URLs in one request
@@ -86,17 +85,17 @@ const (
 	maxNumber  = 1 << 53 // integers are exact up to here in every parser
 )
 
-// Parse judges the form of a request and finds out what it asks for. body is
-// plain: see Decode. query is without the question mark.
+// Parse validates the form of a request and returns what policy evaluates. body is plain:
+// see Decode. query is without the question mark.
 //
-// The body must be one JSON object in UTF-8, with nothing but white space around
-// it: no name twice in an object, no lone surrogates, at most 64 deep, no byte
-// order mark. What is judged must have its type: max_tokens an integer without
-// fraction and exponent, up to 2^53; stream true, false or null. Names in objects
-// that hold something judged are printable ASCII, and none of them is a judged
-// name in other letters. What steers a request past the verdict is refused: see
-// steering. What refers to objects that are stored at the provider is refused,
-// since their owner is not known.
+// The body must be one JSON object in UTF-8, with only white space around it. It has no
+// repeated names in an object, no lone surrogates, no byte order mark, and at most 64
+// levels. Evaluated members must have the right type. max_tokens is an integer without
+// fraction and exponent, up to 2^53. stream is true, false or null. In objects with an
+// evaluated member, names are printable ASCII and do not resemble an evaluated name.
+//
+// Members that change the request's destination are rejected: see steering. So are
+// references to objects that are stored at the provider, since their owner is not known.
 func Parse(ep Endpoint, params Params, contentType, query string, body []byte) (Call, *Error) {
 	c := Call{Endpoint: ep, Params: params, Model: params.Model, Stream: ep.stream}
 	if e := checkQuery(ep, query); e != nil {
@@ -133,9 +132,9 @@ func Parse(ep Endpoint, params Params, contentType, query string, body []byte) (
 	}
 	if len(p.hosts) > 0 {
 		slices.Sort(p.hosts)
-		c.Hosts = slices.Clone(slices.Compact(p.hosts)) // p's belong to the pool
+		c.Hosts = slices.Clone(slices.Compact(p.hosts)) // p's slice is reused
 		if len(c.Hosts) > maxHosts {
-			return Call{}, bad("too_many_urls", "", "The request has URLs of more than "+strconv.Itoa(maxHosts)+" different hosts. So many are not recorded, and what is not recorded is not forwarded.")
+			return Call{}, bad("too_many_urls", "", "The request has URLs of more than "+strconv.Itoa(maxHosts)+" different hosts. That is more than an audit entry can hold, so the request is not forwarded.")
 		}
 	}
 	c.extras = slices.Clone(p.extras)
@@ -143,8 +142,8 @@ func Parse(ep Endpoint, params Params, contentType, query string, body []byte) (
 	return c, nil
 }
 
-// jsonType accepts application/json in any case, alone or with charset=utf-8, and no
-// other media type.
+// jsonType accepts application/json in any case, alone or with charset=utf-8, and no other
+// media type.
 func jsonType(s string) bool {
 	const media = "application/json"
 	if len(s) < len(media) || !strings.EqualFold(s[:len(media)], media) {
@@ -164,8 +163,7 @@ func jsonType(s string) bool {
 	return false
 }
 
-// checkQuery lets pass only what the endpoint has. What passes is forwarded as it
-// stands.
+// checkQuery accepts only the parameters of the endpoint. They are forwarded unchanged.
 func checkQuery(ep Endpoint, query string) *Error {
 	if query == "" {
 		return nil
@@ -186,13 +184,13 @@ func checkQuery(ep Endpoint, query string) *Error {
 		case credentialQuery(name):
 			return bad("misplaced_credential", shown, "The query carries a credential. Send it as \"Authorization: Bearer …\" only, and rotate it: URLs are kept in logs.")
 		default:
-			return bad("unknown_query_parameter", shown, "This endpoint does not take this query parameter, or not with this value.")
+			return bad("unknown_query_parameter", shown, "This endpoint does not accept this query parameter, or not with this value.")
 		}
 	}
 	return nil
 }
 
-// walker goes through one body once.
+// walker reads one body once.
 type walker struct {
 	buf  bytes.Buffer // the decoder reads from it in place
 	d    *jsontext.Decoder
@@ -200,14 +198,14 @@ type walker struct {
 
 	tools     map[string]struct{}
 	hosts     []string
-	blobs     int64  // images and the like
-	blobBytes int64  // and their bytes
+	blobs     int64  // images and other files
+	blobBytes int64  // the bytes of the blobs
 	text      []byte // a string without its escapes
 	body      []byte
 	extras    []extra
 }
 
-// walkers are kept: a decoder is 1 KB and its tables of names grow.
+// walkers are reused: a decoder has 1 KB, and its tables of names grow.
 var walkers = sync.Pool{New: func() any { return &walker{d: new(jsontext.Decoder), tools: map[string]struct{}{}} }}
 
 func (p *walker) begin(body []byte, c *Call) {
@@ -216,7 +214,7 @@ func (p *walker) begin(body []byte, c *Call) {
 	p.call, p.body = c, body
 }
 
-// release keeps nothing of the request.
+// release removes all data of the request.
 func (p *walker) release() {
 	p.buf = bytes.Buffer{}
 	p.d.Reset(&p.buf)
@@ -241,13 +239,12 @@ func (p *walker) root(s *shape) *Error {
 		return e
 	}
 	if _, err := p.d.ReadToken(); !errors.Is(err, io.EOF) {
-		return bad("invalid_json", "", "There is something after the JSON object.")
+		return bad("invalid_json", "", "There is text after the JSON object.")
 	}
 	return nil
 }
 
-// object walks the object that comes next. in is the name of the field that holds
-// it, for messages.
+// object reads the next object. in is the name of the field with the object, for messages.
 func (p *walker) object(s *shape, in string, depth int) *Error {
 	if depth > maxDepth {
 		return tooDeep()
@@ -257,17 +254,17 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 	}
 	var o struct {
 		seen   uint64 // bits of rules
-		isTool bool   // the role says that a tool speaks
-		name   string // who speaks
-		kind   bool   // it says what it is, by type or role
+		isTool bool   // the role is a tool
+		name   string // of the author
+		kind   bool   // it has a type or role
 
-		pictured, picture bool // it is a picture that was made before; and here it is
-		mcp, labelled     bool // it is an MCP server or of one; and has a name
+		isImage, hasImage bool // it is an image that was generated before; it contains the image
+		mcp, labelled     bool // it is an MCP server or part of one; it has a name
 
 		item string // its type, as an item of Responses
-		held uint64 // which of holds are there and not empty
+		held uint64 // the members in holds that are present and not empty
 
-		content []byte // what it holds, with the colon before it
+		content []byte // with the colon before it
 	}
 	o.mcp = s.needsLabel
 	for p.d.PeekKind() == '"' {
@@ -290,7 +287,7 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 		from := int(p.d.InputOffset())
 		if r.is != 0 {
 			if o.seen&r.is != 0 {
-				return bad("repeated_field", field, "The body has \""+field+"\" in both of its spellings.")
+				return bad("repeated_field", field, "The body has both spellings of \""+field+"\".")
 			}
 			o.seen |= r.is
 		}
@@ -314,17 +311,17 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 				return mustBe(err, field, "a string")
 			}
 			o.kind = o.kind || len(s) > 0
-			o.pictured = string(s) == "image_generation_call"
+			o.isImage = string(s) == "image_generation_call"
 			o.item = string(s)
 			if e := p.item(s, field); e != nil {
 				return e
 			}
-		case picture:
-			s, err := p.d.ReadValue() // of other items it is text, and counts as that
+		case image:
+			s, err := p.d.ReadValue() // for other items it is text
 			if err != nil {
 				return syntax(err)
 			}
-			o.picture = len(s) > len(`""`) && s[0] == '"'
+			o.hasImage = len(s) > len(`""`) && s[0] == '"'
 		case toolType:
 			s, err := p.str()
 			if err != nil {
@@ -366,7 +363,7 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 	}
 	if s.items {
 		if o.item == "" {
-			o.item = "message" // without a type it is one, by its role
+			o.item = "message" // an item without a type is a message, by its role
 		}
 		if o.held&hasID != 0 && o.held&hasContent != 0 && !saysAnything(o.content) {
 			o.held &^= hasContent
@@ -380,7 +377,7 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 			return e
 		}
 	}
-	if s.needsKind && !o.kind || o.pictured && !o.picture {
+	if s.needsKind && !o.kind || o.isImage && !o.hasImage {
 		return isStored(in)
 	}
 	if o.mcp && !o.labelled {
@@ -389,13 +386,13 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 	return nil
 }
 
-// value judges the value that comes next.
+// value evaluates the next value.
 func (p *walker) value(r rule, field string, depth int) *Error {
 	switch r.do {
 	case pass:
 		return p.skip(depth)
 	case refuse:
-		return bad("unsupported_parameter", field, "The parameter \""+field+"\" is not accepted here: it would decide where the request goes, or past what was judged.")
+		return bad("unsupported_parameter", field, "The parameter \""+field+"\" is not accepted here: it could change the request's destination, or the model or tools that policy evaluated.")
 	case stored, noTrue, second:
 		return p.notStored(r.do, field)
 	case model, pathModel:
@@ -464,11 +461,10 @@ func (p *walker) value(r rule, field string, depth int) *Error {
 	case choice:
 		return p.choice(r, field, depth)
 	}
-	return bad("invalid_json", field, "\""+field+"\" cannot be judged.")
+	return bad("invalid_json", field, "\""+field+"\" cannot be evaluated.")
 }
 
-// choice judges what the client says of the choice of tools: one of a few words, a
-// tool, or some tools.
+// choice evaluates the client's choice of tools: a keyword, a tool, or several tools.
 func (p *walker) choice(r rule, field string, depth int) *Error {
 	if p.d.PeekKind() != '"' {
 		return p.walk(r, field, depth)
@@ -484,7 +480,7 @@ func (p *walker) choice(r rule, field string, depth int) *Error {
 	return p.tool(s, field)
 }
 
-// toolType notes a tool of the provider's own. Others are known by name or label.
+// toolType adds a tool that the provider runs. Other tools have a name or label.
 func (p *walker) toolType(s []byte, field string) *Error {
 	switch string(s) {
 	case "", "function", "custom", "mcp", "mcp_toolset", "namespace",
@@ -498,10 +494,10 @@ func (p *walker) toolType(s []byte, field string) *Error {
 }
 
 func oddType(field string) *Error {
-	return bad("invalid_type", field, "\""+field+"\" is not written as the API writes types: in lower case, as in \"web_search\".")
+	return bad("invalid_type", field, "\""+field+"\" has a type that is not in lower case, as in \"web_search\".")
 }
 
-// unknown is a member that the shape does not name, or not in these bytes.
+// unknown processes a member that the shape does not name, or not in these bytes.
 func (p *walker) unknown(s *shape, raw []byte) (rule, error) {
 	name := raw[1 : len(raw)-1]
 	if bytes.IndexByte(name, '\\') >= 0 {
@@ -511,18 +507,18 @@ func (p *walker) unknown(s *shape, raw []byte) (rule, error) {
 		}
 		p.text, name = b, b
 		if r, ok := s.fields[string(name)]; ok {
-			return r, nil // "mo\u0064el" is "model" to everybody
+			return r, nil // "mo\u0064el" is "model" for every parser
 		}
 	}
 	for _, c := range name {
 		if c < ' ' || c > '~' {
-			return rule{}, bad("invalid_field_name", "", "A field's name has a character that no field of this API has: the names are plain ASCII.")
+			return rule{}, bad("invalid_field_name", "", "A field's name has a character that is not allowed: the names of this API are plain ASCII.")
 		}
 	}
-	var short [64]byte // longer than every judged name
+	var short [64]byte // longer than every evaluated name
 	if len(name) <= len(short) {
 		if known, ok := s.folded[string(appendFolded(short[:0], name))]; ok {
-			return rule{}, bad("ambiguous_field_name", known, "A field's name is too much like \""+known+"\": some servers would take it for that. Use \""+known+"\".")
+			return rule{}, bad("ambiguous_field_name", known, "A field's name is too similar to \""+known+"\": some servers would read it as that field. Use \""+known+"\".")
 		}
 	}
 	if s.keysAreTools {
@@ -530,7 +526,7 @@ func (p *walker) unknown(s *shape, raw []byte) (rule, error) {
 			return rule{}, e
 		}
 	}
-	if s.closed && p.d.PeekKind() != 'n' { // null is no value
+	if s.closed && p.d.PeekKind() != 'n' { // null counts as absent
 		if e := p.extra(join2(s.where, string(name)), 0); e != nil {
 			return rule{}, e
 		}
@@ -538,8 +534,8 @@ func (p *walker) unknown(s *shape, raw []byte) (rule, error) {
 	return rule{}, nil
 }
 
-// wholeItem judges an item by its type: one that has an id must hold what it is of,
-// since else it only names something that is stored at the provider.
+// wholeItem evaluates an item by its type. An item with an id must have its content:
+// otherwise it only refers to an object that is stored at the provider.
 func (p *walker) wholeItem(typ string, held uint64, in string) *Error {
 	need, known := itemTypes[typ]
 	switch {
@@ -547,13 +543,13 @@ func (p *walker) wholeItem(typ string, held uint64, in string) *Error {
 		return p.extra("input.type="+typ, 0)
 	case held&hasID != 0 && held&need == 0:
 		e := isStored(in)
-		e.Message += " This one is of type \"" + typ + "\" and has an id, but not its content. With reasoning: ask for it with \"include\": [\"reasoning.encrypted_content\"] and \"store\": false."
+		e.Message += " This one is of type \"" + typ + "\" and has an id, but not its content. For reasoning, request it with \"include\": [\"reasoning.encrypted_content\"] and \"store\": false."
 		return e
 	}
 	return nil
 }
 
-// skip passes over a value, which must be JSON and not too deep.
+// skip reads a value, which must be JSON and not too deep.
 func (p *walker) skip(depth int) *Error {
 	if k := p.d.PeekKind(); k != '{' && k != '[' {
 		if err := p.d.SkipValue(); err != nil {
@@ -571,7 +567,7 @@ func (p *walker) skip(depth int) *Error {
 	return nil
 }
 
-// nesting is how deep the arrays and objects of a valid value go.
+// nesting is the depth of the arrays and objects in a valid value.
 func nesting(v []byte) (deepest int) {
 	depth := 0
 	for i := 0; i < len(v); i++ {
@@ -585,7 +581,7 @@ func nesting(v []byte) (deepest int) {
 			for {
 				n := bytes.IndexByte(v[i+1:], '"')
 				if n < 0 {
-					return deepest // not valid, and not here to be judged
+					return deepest // an invalid value is rejected elsewhere
 				}
 				end := i + 1 + n
 				escaped := false
@@ -602,9 +598,8 @@ func nesting(v []byte) (deepest int) {
 	return deepest
 }
 
-// walk judges an object, or every object of an array. What a string stands for is
-// the rule's to say; any other value is refused, since it would be read by a server
-// in a way that is not known here.
+// walk evaluates an object, or every object of an array. The rule defines the meaning of a
+// string. Any other value is rejected, since it is not known how a server reads it.
 func (p *walker) walk(r rule, field string, depth int) *Error {
 	switch p.d.PeekKind() {
 	case '{':
@@ -612,7 +607,7 @@ func (p *walker) walk(r rule, field string, depth int) *Error {
 	case '[':
 		return p.each(depth, func() *Error {
 			if p.d.PeekKind() == '"' && r.in.needsKind {
-				return isStored(field) // not text: an element is an item or the id of one
+				return isStored(field) // a string in the list could be the id of an item
 			}
 			return p.walk(r, field, depth+1)
 		})
@@ -638,7 +633,7 @@ func (p *walker) walk(r rule, field string, depth int) *Error {
 	return bad("invalid_type", field, "\""+field+"\" must be "+what+".")
 }
 
-// each reads the array that comes next and calls element before each element.
+// each reads the next array and calls element before each element.
 func (p *walker) each(depth int, element func() *Error) *Error {
 	if depth+1 > maxDepth {
 		return tooDeep()
@@ -657,8 +652,8 @@ func (p *walker) each(depth int, element func() *Error) *Error {
 	return nil
 }
 
-// str reads a string, which is good until the next one; null is empty. Anything
-// else is errType.
+// str reads a string, which is valid until the next read. null is empty. For any other type
+// the error is errType.
 func (p *walker) str() ([]byte, error) {
 	switch p.d.PeekKind() {
 	case '"':
@@ -691,7 +686,7 @@ func (p *walker) model(do action, s string) *Error {
 		return nil
 	}
 	if s == "" {
-		return nil // said to be missing at the end
+		return nil // the error comes at the end
 	}
 	s, p.call.foldered = strings.CutPrefix(s, "models/")
 	if problem := modelProblem(s); problem != "" {
@@ -701,8 +696,8 @@ func (p *walker) model(do action, s string) *Error {
 	return nil
 }
 
-// tokens takes digits only: 100.0 and 1e2 are integers to some parsers and not to
-// others.
+// tokens accepts digits only: some parsers read 100.0 and 1e2 as integers, and others do
+// not.
 func (p *walker) tokens(field string) *Error {
 	if p.d.PeekKind() == 'n' {
 		return p.skip(0)
@@ -719,7 +714,7 @@ func (p *walker) tokens(field string) *Error {
 	return nil
 }
 
-// tool notes a tool.
+// tool adds a tool.
 func (p *walker) tool(name []byte, field string) *Error {
 	switch {
 	case len(name) == 0:
@@ -731,7 +726,7 @@ func (p *walker) tool(name []byte, field string) *Error {
 		return nil
 	}
 	if len(p.tools) >= maxTools {
-		return bad("too_many_tools", field, "The request involves more than "+strconv.Itoa(maxTools)+" different tools. So many are not recorded, and what is not recorded is not forwarded.")
+		return bad("too_many_tools", field, "The request involves more than "+strconv.Itoa(maxTools)+" different tools. That is more than an audit entry can hold, so the request is not forwarded.")
 	}
 	for _, c := range name {
 		if c < ' ' || c == 0x7f {
@@ -742,8 +737,8 @@ func (p *walker) tool(name []byte, field string) *Error {
 	return nil
 }
 
-// item judges the type of an item of a conversation: some are calls of the
-// provider's own tools, one stands for something stored.
+// item evaluates the type of an item of a conversation. Some items are calls of tools that
+// the provider runs. One type is a reference to a stored item.
 func (p *walker) item(typ []byte, field string) *Error {
 	if string(typ) == "item_reference" {
 		e := isStored("item_reference")
@@ -760,8 +755,8 @@ func (p *walker) item(typ []byte, field string) *Error {
 	return p.tool(name, field)
 }
 
-// undated takes the date from the type of a tool: "web_search_20250305" is
-// "web_search", and so is "web_search_2025_08_26".
+// undated removes the date from the type of a tool: "web_search_20250305" and
+// "web_search_2025_08_26" become "web_search".
 func undated(s []byte) []byte {
 	end := len(s)
 	for end > 0 && (s[end-1] == '_' || '0' <= s[end-1] && s[end-1] <= '9') {
@@ -773,13 +768,13 @@ func undated(s []byte) []byte {
 	return s[:end]
 }
 
-// notStored refuses a member that refers to something stored, unless it is empty.
+// notStored rejects a member that refers to a stored object, unless it is empty.
 func (p *walker) notStored(do action, field string) *Error {
 	switch k := p.d.PeekKind(); {
 	case k == 'n', do == noTrue && k == 'f':
 		return p.skip(0)
 	case do != noTrue || k == 't':
-		// An empty list refers to nothing.
+		// An empty list is no reference.
 		raw, err := p.d.ReadValue()
 		if err != nil {
 			return syntax(err)
@@ -788,7 +783,7 @@ func (p *walker) notStored(do action, field string) *Error {
 			return nil
 		}
 		if do == second {
-			return bad("unsupported_parameter", field, "What names a model of its own beside the request's is not accepted: that model would not be judged.")
+			return bad("unsupported_parameter", field, "A second model beside the request's is not accepted, since policy does not evaluate it.")
 		}
 		return isStored(field)
 	default:
@@ -799,11 +794,10 @@ func (p *walker) notStored(do action, field string) *Error {
 const codeStored = "stored_object"
 
 func isStored(field string) *Error {
-	return bad(codeStored, field, "\""+field+"\" refers to something that is stored or run at the provider apart from this request. Nobody can tell whose it is or what it does, so it is not accepted: put everything into the request.")
+	return bad(codeStored, field, "\""+field+"\" refers to something that is stored or run at the provider apart from this request. Its owner and its effect are not known, so it is not accepted. Put everything into the request.")
 }
 
-// link notes the host of a URL: a string, an object with "url", or an array of
-// these.
+// link adds the host of a URL: a string, an object with "url", or an array of these.
 func (p *walker) link(s *shape, field string, depth int) *Error {
 	switch p.d.PeekKind() {
 	case '{':
@@ -820,7 +814,7 @@ func (p *walker) link(s *shape, field string, depth int) *Error {
 	if e != nil || len(text) == 0 {
 		return e
 	}
-	p.blobs++ // whatever is fetched is read
+	p.blobs++ // the model reads what is fetched
 	if isDataURL(text) {
 		p.blobBytes += n
 		return nil
@@ -828,8 +822,8 @@ func (p *walker) link(s *shape, field string, depth int) *Error {
 	return p.host(text, field)
 }
 
-// data judges a string that holds a file itself: a data: URL, or base64. Any other
-// string is a URL to some servers, and is judged as one.
+// data evaluates a string that has a file: a data: URL, or base64. Any other string is a
+// URL for some servers, so it is evaluated as a URL.
 func (p *walker) data(field string) *Error {
 	if p.d.PeekKind() == 'n' {
 		return p.skip(0)
@@ -846,8 +840,8 @@ func (p *walker) data(field string) *Error {
 	return p.host(text, field)
 }
 
-// long reads a string that may be megabytes, and says how many bytes of the body it
-// takes. The string is good until the next one.
+// long reads a string that may have megabytes, and returns its length in the body. The
+// string is valid until the next read.
 func (p *walker) long(field, what string) (text []byte, n int64, e *Error) {
 	if k := p.d.PeekKind(); k != '"' && k != 0 {
 		return nil, 0, bad("invalid_type", field, "\""+field+"\" must be "+what+".")
@@ -865,14 +859,14 @@ func (p *walker) long(field, what string) (text []byte, n int64, e *Error) {
 	return p.text, int64(len(raw)), nil
 }
 
-// host notes the host of a URL that the provider is asked to fetch.
+// host adds the host of a URL that the provider fetches.
 func (p *walker) host(url []byte, field string) *Error {
 	h := hostOf(string(url))
 	if strings.HasSuffix(h, "generativelanguage.googleapis.com") || strings.HasPrefix(h, "generativelanguage.") {
-		return isStored(field) // a file that somebody uploaded
+		return isStored(field) // an uploaded file
 	}
 	if h == unknownHost && snake(field) == "file_uri" {
-		return isStored(field) // "files/…", "gs://…": the same, by its name, or perhaps
+		return isStored(field) // "files/…", "gs://…": an uploaded file, or possibly one
 	}
 	if len(p.hosts) >= maxURLs {
 		return bad("too_many_urls", field, "The request has more than "+strconv.Itoa(maxURLs)+" URLs.")
@@ -881,10 +875,10 @@ func (p *walker) host(url []byte, field string) *Error {
 	return nil
 }
 
-// options looks for include_usage in stream_options.
+// options searches stream_options for include_usage.
 func (p *walker) options(s *shape, field string, depth int) *Error {
 	if p.d.PeekKind() != '{' {
-		p.call.usageSaid = true // null, or something for the provider to refuse
+		p.call.usageSaid = true // null, or a value that the provider rejects
 		return p.skip(depth)
 	}
 	from := int(p.d.InputOffset())
@@ -901,7 +895,7 @@ func tooDeep() *Error {
 	return bad("invalid_json", "", "The body is nested more than "+strconv.Itoa(maxDepth)+" deep.")
 }
 
-// asError is for an *Error that came as an error.
+// asError converts an error that is an *Error.
 func asError(err error) *Error {
 	var e *Error
 	if errors.As(err, &e) {
@@ -917,20 +911,20 @@ func mustBe(err error, field, what string) *Error {
 	return asError(err)
 }
 
-// syntax says where the body is not strict JSON, and quotes nothing of it but a
-// name that is there twice.
+// syntax returns where the body is not strict JSON. It quotes nothing from the body except
+// a repeated name.
 func syntax(err error) *Error {
 	var s *jsontext.SyntacticError
 	if !errors.As(err, &s) {
-		return bad("invalid_json", "", "The body ends before its JSON object does.")
+		return bad("invalid_json", "", "The body ends inside its JSON object.")
 	}
 	at := " at byte " + strconv.FormatInt(s.ByteOffset, 10) + "."
 	switch {
 	case errors.Is(err, jsontext.ErrDuplicateName):
 		name := Clip(s.JSONPointer.LastToken(), 64)
-		return bad("repeated_field", name, "The body has the field "+strconv.Quote(name)+" twice"+at+" Parsers disagree on which one counts.")
+		return bad("repeated_field", name, "The body has the field "+strconv.Quote(name)+" twice"+at+" Parsers differ in the one that they use.")
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return bad("invalid_json", "", "The body ends before its JSON object does.")
+		return bad("invalid_json", "", "The body ends inside its JSON object.")
 	case s.Err != nil && strings.Contains(s.Err.Error(), "UTF-8"):
 		return bad("invalid_json", "", "The body is not valid UTF-8"+at)
 	}

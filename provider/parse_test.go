@@ -14,7 +14,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// parsed is the call that a body is taken for.
+// parsed returns the call of a body.
 func parsed(t testing.TB, path, body string) provider.Call {
 	t.Helper()
 	c, e := parse(t, path, body)
@@ -40,8 +40,7 @@ const (
 	generate  = "/v1beta/models/gemini-2.5-pro:generateContent"
 )
 
-// TestParse shows what is found out about requests as the documentation of each
-// API has them.
+// TestParse shows the calls of requests from the documentation of each API.
 func TestParse(t *testing.T) {
 	type want struct {
 		Model     string
@@ -100,7 +99,7 @@ func TestParse(t *testing.T) {
 			want{Model: "m", Tools: []string{"crm", "delete", "found", "mcp:t", "ns", "tunnel_1"}}},
 		{"messages, tools that come later", messages, `{"model":"c","max_tokens":1,"messages":[{"role":"system","content":[{"type":"tool_addition","tool":{"type":"tool_definition","definition":{"name":"f","input_schema":{}}}},{"type":"tool_addition","tool":{"type":"mcp_tool_reference","server_name":"s","name":"g"}}]},{"role":"user","content":[{"type":"compaction","content":"x","tool_changes":[{"type":"tool_addition","tool":{"type":"tool_definition","definition":{"type":"bash_20250124","name":"bash"}}}]},{"type":"mcp_tool_listing","server_name":"l","tools":[{"name":"h"}]}]}]}`,
 			want{Model: "c", MaxTokens: 1, Tools: []string{"bash", "f", "g", "h", "mcp:l", "mcp:s"}}},
-		{"a picture of before", responses, `{"model":"m","input":[{"type":"image_generation_call","id":"ig_1","status":"completed","result":"AAAA"}]}`, want{Model: "m", Tools: []string{"image_generation"}}},
+		{"an image of before", responses, `{"model":"m","input":[{"type":"image_generation_call","id":"ig_1","status":"completed","result":"AAAA"}]}`, want{Model: "m", Tools: []string{"image_generation"}}},
 		{"messages", messages, `{"model":"claude-sonnet-4-5","max_tokens":1024,"stream":true,"messages":[{"role":"user","content":"Hello"}],"system":[{"type":"text","text":"x","cache_control":{"type":"ephemeral"}}]}`, want{Model: "claude-sonnet-4-5", Stream: true, MaxTokens: 1024}},
 		{"messages, tools", messages, `{"model":"c","max_tokens":1,"tools":[{"name":"f","input_schema":{}},{"type":"custom","name":"g"},{"type":"web_search_20250305","name":"web_search"},{"type":"text_editor_20250728","name":"str_replace_based_edit_tool"},{"type":"mcp_toolset","mcp_server_name":"s"}],"mcp_servers":[{"type":"url","name":"s","url":"https://mcp.example/sse"}],"messages":[{"role":"assistant","content":[{"type":"tool_use","id":"1","name":"h","input":{"name":"no"}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"1","content":[{"type":"image","source":{"type":"url","url":"https://pics.example/1"}},{"type":"image","source":{"type":"base64","media_type":"image/png","data":"AAAA"}}]}]}]}`,
 			want{Model: "c", MaxTokens: 1, Tools: []string{"f", "g", "h", "mcp:s", "str_replace_based_edit_tool", "text_editor", "web_search"}, Hosts: []string{"mcp.example", "pics.example"}}},
@@ -137,8 +136,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestParseRefuses has a line for each way in which a body may mean two things, or
-// go past the verdict.
+// TestParseRefuses has a line for each way in which a body may have two meanings, or avoid
+// the evaluation.
 func TestParseRefuses(t *testing.T) {
 	deep := func(n int) string { return strings.Repeat("[", n) + strings.Repeat("]", n) }
 	for _, c := range []struct {
@@ -254,8 +253,8 @@ func TestParseRefuses(t *testing.T) {
 		{"an answer that is fetched later", chat, `{"model":"m","deferred":true}`, "stored_object"},
 		{"a container of a tool that comes later", responses, `{"model":"m","input":[{"type":"additional_tools","role":"developer","tools":[{"type":"code_interpreter","container":"cntr_1"}]}]}`, "stored_object"},
 		{"a container of a call", responses, `{"model":"m","input":[{"type":"shell_call","call_id":"1","action":{"commands":[]},"environment":{"type":"container_reference","container_id":"cntr_1"}}]}`, "stored_object"},
-		{"a picture by its id", responses, `{"model":"m","input":[{"type":"image_generation_call","id":"ig_1"}]}`, "stored_object"},
-		{"a picture by its id and nothing", responses, `{"model":"m","input":[{"result":"","type":"image_generation_call","id":"ig_1"}]}`, "stored_object"},
+		{"an image by its id", responses, `{"model":"m","input":[{"type":"image_generation_call","id":"ig_1"}]}`, "stored_object"},
+		{"an image by its id and nothing", responses, `{"model":"m","input":[{"result":"","type":"image_generation_call","id":"ig_1"}]}`, "stored_object"},
 		{"an uploaded file by its name", generate, `{"contents":[{"parts":[{"fileData":{"fileUri":"files/1"}}]}]}`, "stored_object"},
 		{"a file in a bucket", generate, `{"contents":[{"parts":[{"fileData":{"fileUri":"gs://bucket/x"}}]}]}`, "stored_object"},
 		{"an item that is a string", responses, `{"model":"m","input":["msg_1"]}`, "stored_object"},
@@ -313,8 +312,8 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-// TestSteering says of every field that steers that it is refused wherever there
-// is a body, whatever its value is, and that the refusal names it.
+// TestSteering: every field that changes the destination is rejected in every body with
+// every value, and the error names the field.
 func TestSteering(t *testing.T) {
 	fields := strings.Fields(`api_base base_url api_key api_type api_version custom_llm_provider extra_headers extra_body headers fallbacks
 		models model_list model_id engine deployment_id provider route proxy mock_response litellm_params azure_ad_token aws_access_key_id vertex_project organization lora_path kv_transfer_params bootstrap_host`)
@@ -400,7 +399,7 @@ func TestQuery(t *testing.T) {
 		}
 	}
 	for _, c := range []struct{ path, body, model, message string }{
-		{"/v1/moderations", `{"input":"a"}`, "omni-moderation-latest", ""}, // what OpenAI documents for a request without a model
+		{"/v1/moderations", `{"input":"a"}`, "omni-moderation-latest", ""}, // OpenAI's documented default
 		{"/v1/moderations", `{"input":"a","model":"m"}`, "m", ""},
 		{"/v1/chat/completions", `{"messages":[]}`, "", `Set "model"`},
 		{"/v1/responses", `{"model":"m","input":[{"type":"item_reference","id":"rs_1"}]}`, "", `Send "store": false`},
@@ -434,7 +433,7 @@ func TestQuery(t *testing.T) {
 	}
 }
 
-// TestEstimate: what is not text does not count as text.
+// TestEstimate: content that is not text does not count as text.
 func TestEstimate(t *testing.T) {
 	text := strings.Repeat("a", 30_000)
 	if got := parsed(t, chat, `{"model":"m","messages":[{"role":"user","content":"`+text+`"}]}`).InputTokensEstimate; got < 10_000 || got > 10_100 {
@@ -449,12 +448,12 @@ func TestEstimate(t *testing.T) {
 		"/v1/ocr": `{"model":"m","document":{"type":"document_url","document_url":"data:application/pdf;base64,` + blob + `"}}`,
 	} {
 		if got := parsed(t, path, body).InputTokensEstimate; got < 1600 || got > 1750 {
-			t.Errorf("%s: a picture is %d tokens", path, got)
+			t.Errorf("%s: an image is %d tokens", path, got)
 		}
 	}
 }
 
-// TestNothingIsKept: a walker comes back from the pool without what it saw.
+// TestNothingIsKept: a walker from the pool has no data of its last request.
 func TestNothingIsKept(t *testing.T) {
 	for range 100 {
 		a := parsed(t, chat, `{"model":"a","max_tokens":5,"stream":true,"tools":[{"function":{"name":"x"}}],"messages":[{"role":"user","content":[{"image_url":{"url":"https://h.example"}}]}]}`)
@@ -468,7 +467,8 @@ func TestNothingIsKept(t *testing.T) {
 	}
 }
 
-// TestErrorsDoNotQuote: a body may hold a secret anywhere, and messages go far.
+// TestErrorsDoNotQuote: a body may have a secret anywhere, and errors are copied to many
+// places.
 func TestErrorsDoNotQuote(t *testing.T) {
 	const secret = "hunter2hunter2"
 	for _, body := range []string{
@@ -481,8 +481,7 @@ func TestErrorsDoNotQuote(t *testing.T) {
 	}
 }
 
-// FuzzParse holds what is accepted against encoding/json, and against what must be
-// true of it.
+// FuzzParse compares accepted bodies with encoding/json, and checks their invariants.
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{
 		`{"model":"m","stream":true,"max_tokens":5,"messages":[{"role":"user","content":"x"}],"tools":[{"function":{"name":"f"}}]}`,
@@ -508,8 +507,8 @@ func FuzzParse(f *testing.F) {
 		if err := d.Decode(&m); err != nil {
 			t.Fatalf("accepted what encoding/json does not: %v", err)
 		}
-		// encoding/json matches names without case and takes the last: it must not
-		// matter.
+		// encoding/json matches names without case and uses the last one. That must make no
+		// difference.
 		var s struct {
 			Model     string
 			Stream    *bool
@@ -518,7 +517,7 @@ func FuzzParse(f *testing.F) {
 			Tools     []struct{ Function, Custom struct{ Name string } }
 		}
 		if err := json.Unmarshal([]byte(body), &s); err != nil {
-			if !strings.Contains(err.Error(), "tools") { // an object where a list belongs is the provider's to refuse
+			if !strings.Contains(err.Error(), "tools") { // an object instead of a list is rejected by the provider
 				t.Fatalf("%v", err)
 			}
 		}
@@ -561,9 +560,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// TestTypes puts a value of each JSON type at each place that is judged. None passes
-// without a trace: it is refused, or something is noted, unless the place takes text or
-// a file there.
+// TestTypes puts a value of each JSON type at each evaluated place. The value is rejected,
+// or something is added to the call, unless the place accepts text or a file.
 func TestTypes(t *testing.T) {
 	message := func(part string) string { return `{"model":"m","messages":[{"role":"user","content":[` + part + `]}]}` }
 	turn := func(block string) string {
@@ -571,7 +569,7 @@ func TestTypes(t *testing.T) {
 	}
 	part := func(part string) string { return `{"contents":[{"parts":[` + part + `]}]}` }
 	item := func(item string) string { return `{"model":"m","input":[` + item + `]}` }
-	for _, c := range []struct{ path, body, quiet string }{ // quiet are the types that hold nothing there: string, array, object
+	for _, c := range []struct{ path, body, quiet string }{ // quiet are the types without an effect there: string, array, object
 		{chat, `{"model":"m","messages":?}`, "[]{}"},
 		{chat, `{"model":"m","messages":[{"role":"user","content":?}]}`, `"[]{}`},
 		{chat, message(`{"image_url":?}`), "[]{}"},
@@ -651,7 +649,7 @@ func TestTypes(t *testing.T) {
 	}
 }
 
-// TestToolNames: a tool has one name, and a deny on its family reaches it.
+// TestToolNames: a tool has one name, and a deny on its family matches it.
 func TestToolNames(t *testing.T) {
 	for _, c := range []struct{ path, body, families string }{
 		{responses, `{"model":"m","input":"x","tools":[{"type":"web_search_preview"}]}`, "[web_search]"},
@@ -682,7 +680,7 @@ func TestToolNames(t *testing.T) {
 	}
 }
 
-// TestModelName: "models/x" is the model x, under which it is judged and sent.
+// TestModelName: "models/x" is the model x, which is evaluated and sent.
 func TestModelName(t *testing.T) {
 	call := parsed(t, chat, `{"model":"models/gemini-2.5-pro","messages":[{"role":"user","content":"x"}]}`)
 	if call.Model != "gemini-2.5-pro" {

@@ -11,27 +11,27 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Providers are in the table providers, their sealed credentials in
-// provider_credentials. Each query is in a transaction whose org is set, and sees
-// that org's only.
+// Providers are in the table providers, and their encrypted credentials in
+// provider_credentials. Each query runs in a transaction with an org set, and reads only
+// that org's rows.
 
 var (
-	// ErrNotFound says that the org has no such provider, or it no credential.
+	// ErrNotFound means that the org has no such provider, or the provider no credential.
 	ErrNotFound = errors.New("no such provider")
-	// ErrConflict says that the provider has changed since it was read.
+	// ErrConflict means that the provider has changed since it was read.
 	ErrConflict = errors.New("the provider was changed in the meantime")
-	// ErrNameTaken says that another provider of the org has the name.
+	// ErrNameTaken means that another provider of the org has the name.
 	ErrNameTaken = errors.New("another provider has this name")
 )
 
-// MaxProviders is how many providers an org may have.
+// MaxProviders is the maximum number of providers in an org.
 const MaxProviders = 1000
 
 // Credential is a provider's credential as it is stored.
 type Credential struct {
 	ProviderID string
-	Cluster    string // the ClusterName that it was given for
-	Sealed     string // by a Sealer
+	Cluster    string // the ClusterName for which it was set
+	Sealed     string // encrypted by a Sealer
 	UpdatedAt  time.Time
 }
 
@@ -40,7 +40,7 @@ const columns = `p.id, p.org_id, p.name, p.kind, p.base_url, p.models, p.hosts, 
 
 func scan(row pgx.CollectableRow) (p Provider, err error) {
 	var headers, settings []byte
-	var cluster string // that the credential was given for
+	var cluster string // the cluster of the credential
 	err = row.Scan(&p.ID, &p.OrgID, &p.Name, &p.Kind, &p.BaseURL, &p.Models, &p.Hosts, &headers, &settings, &p.Version, &p.CreatedAt, &p.UpdatedAt, &p.Place, &cluster)
 	if err != nil {
 		return p, err
@@ -78,7 +78,7 @@ func doing(err error, what string) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// stored are the columns that need another form.
+// stored returns the columns that need another form.
 func (p Provider) stored(s *Sealer) (models, hosts []string, headers, settings string, err error) {
 	models, hosts, settings = p.Models, p.Hosts, "{}"
 	if models == nil {
@@ -94,8 +94,8 @@ func (p Provider) stored(s *Sealer) (models, hosts []string, headers, settings s
 	return models, hosts, headers, settings, err
 }
 
-// Insert stores a new provider, which must have passed Validate. s encrypts the values
-// of its headers. A name that is taken: ErrNameTaken.
+// Insert stores a new provider, which must have passed Validate. s encrypts the values of
+// its headers. If the name is in use, the error is ErrNameTaken.
 func Insert(ctx context.Context, tx pgx.Tx, s *Sealer, p Provider) error {
 	models, hosts, headers, settings, err := p.stored(s)
 	if err == nil {
@@ -106,7 +106,7 @@ func Insert(ctx context.Context, tx pgx.Tx, s *Sealer, p Provider) error {
 	return doing(err, "storing a provider")
 }
 
-// ByID is one provider, without its credential, or ErrNotFound.
+// ByID returns one provider, without its credential, or ErrNotFound.
 func ByID(ctx context.Context, tx pgx.Tx, id string) (Provider, error) {
 	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM providers p WHERE p.org_id = aid_org() AND p.id = $1`, id)
 	if err != nil {
@@ -116,7 +116,8 @@ func ByID(ctx context.Context, tx pgx.Tx, id string) (Provider, error) {
 	return p, doing(err, "reading a provider")
 }
 
-// List is all of the org's providers, without their credentials, in the order of their places.
+// List returns all providers of the org, without their credentials, in the order of their
+// places.
 func List(ctx context.Context, tx pgx.Tx) ([]Provider, error) {
 	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM providers p WHERE p.org_id = aid_org() ORDER BY p.place, p.id LIMIT $1`, MaxProviders+1)
 	if err != nil {
@@ -126,10 +127,10 @@ func List(ctx context.Context, tx pgx.Tx) ([]Provider, error) {
 	return ps, doing(err, "listing providers")
 }
 
-// Update replaces what people give of a provider if the stored version is still
-// p.Version, and answers it as it is then. Else: ErrConflict or ErrNotFound. A
-// credential that was given for another base URL stays, and is not used until it
-// is given again. Neither are the values of headers that were encrypted for it.
+// Update stores the fields that users set, if the stored version is still p.Version, and
+// returns the new state. Otherwise the error is ErrConflict or ErrNotFound. A credential
+// for another base URL is kept, and is not used until it is set again. The same holds for
+// the values of encrypted headers.
 func Update(ctx context.Context, tx pgx.Tx, s *Sealer, p Provider) (Provider, error) {
 	models, hosts, headers, settings, err := p.stored(s)
 	if err != nil {
@@ -148,7 +149,7 @@ func Update(ctx context.Context, tx pgx.Tx, s *Sealer, p Provider) (Provider, er
 	return next, err
 }
 
-// Delete removes a provider and its credential, or says ErrNotFound.
+// Delete removes a provider and its credential, or returns ErrNotFound.
 func Delete(ctx context.Context, tx pgx.Tx, id string) error {
 	tag, err := tx.Exec(ctx, `DELETE FROM providers WHERE org_id = aid_org() AND id = $1`, id)
 	if err == nil && tag.RowsAffected() == 0 {
@@ -157,7 +158,7 @@ func Delete(ctx context.Context, tx pgx.Tx, id string) error {
 	return doing(err, "removing a provider")
 }
 
-// PutCredential stores a provider's credential in the place of the one before.
+// PutCredential stores a provider's credential and replaces the previous one.
 func PutCredential(ctx context.Context, tx pgx.Tx, c Credential) error {
 	_, err := tx.Exec(ctx, `INSERT INTO provider_credentials (org_id, provider_id, cluster, sealed, updated_at) VALUES (aid_org(), $1, $2, $3, $4)
 		ON CONFLICT (org_id, provider_id) DO UPDATE SET cluster = excluded.cluster, sealed = excluded.sealed, updated_at = excluded.updated_at`,
@@ -165,7 +166,7 @@ func PutCredential(ctx context.Context, tx pgx.Tx, c Credential) error {
 	return doing(err, "storing a credential")
 }
 
-// DeleteCredential removes a provider's credential, or says ErrNotFound.
+// DeleteCredential removes a provider's credential, or returns ErrNotFound.
 func DeleteCredential(ctx context.Context, tx pgx.Tx, id string) error {
 	tag, err := tx.Exec(ctx, `DELETE FROM provider_credentials WHERE org_id = aid_org() AND provider_id = $1`, id)
 	if err == nil && tag.RowsAffected() == 0 {
@@ -174,7 +175,7 @@ func DeleteCredential(ctx context.Context, tx pgx.Tx, id string) error {
 	return doing(err, "removing a credential")
 }
 
-// Credentials are all of the org's credentials, sealed.
+// Credentials returns all credentials of the org, encrypted.
 func Credentials(ctx context.Context, tx pgx.Tx) ([]Credential, error) {
 	rows, err := tx.Query(ctx, `SELECT provider_id, cluster, sealed, updated_at FROM provider_credentials WHERE org_id = aid_org() ORDER BY provider_id`)
 	if err != nil {
@@ -187,9 +188,9 @@ func Credentials(ctx context.Context, tx pgx.Tx) ([]Credential, error) {
 	return cs, doing(err, "reading credentials")
 }
 
-// Reseal encrypts the credential and the header values of a provider again, with s' first
-// key, and returns how many there were that did not have it. With an error, which is
-// ErrUnreadable if a value cannot be opened, nothing must be committed.
+// Reseal encrypts the credential and the header values of a provider again with s' first
+// key. It returns the number of values that were encrypted with another key. Do not commit
+// after an error. The error is ErrUnreadable if a value cannot be decrypted.
 func Reseal(ctx context.Context, tx pgx.Tx, s *Sealer, id string) (n int, err error) {
 	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM providers p WHERE p.org_id = aid_org() AND p.id = $1 FOR UPDATE OF p`, id)
 	if err != nil {

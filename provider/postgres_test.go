@@ -20,8 +20,8 @@ import (
 
 var noon = time.Date(2026, 7, 1, 12, 0, 0, 123000, time.UTC)
 
-// world is two orgs in one database: what the one does, the other neither sees nor
-// can undo.
+// world is two orgs in one database: one org can neither read nor change the rows of the
+// other.
 type world struct {
 	t    *testing.T
 	db   *store.DB
@@ -47,8 +47,8 @@ func (w *world) in(org string, want error, fn func(ctx context.Context, tx pgx.T
 	}
 }
 
-// both runs fn in the first org, where it must succeed, after it found nothing in the
-// other.
+// both runs fn in the other org, where it must find nothing, and then in the first org,
+// where it must succeed.
 func (w *world) both(what string, fn func(ctx context.Context, tx pgx.Tx) error) {
 	w.t.Helper()
 	if err := w.try(w.b, fn); !errors.Is(err, provider.ErrNotFound) {
@@ -68,7 +68,7 @@ func stored(org, id, name string) provider.Provider {
 
 var testSealer, _ = provider.NewSealer([]string{fernetKey(1)})
 
-// same compares what is stored; a Secret is compared by what it holds.
+// same compares stored providers. Secrets are compared by their values.
 func same(t *testing.T, want, got provider.Provider) {
 	t.Helper()
 	want.Cluster = provider.ClusterName(want)
@@ -87,7 +87,7 @@ func TestPostgres(t *testing.T) {
 	want := stored(w.a, "prov_1", "one")
 	w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error { return provider.Insert(ctx, tx, testSealer, want) })
 
-	// Another org may have the same id and name; nobody writes into another org.
+	// Another org may have the same id and name. No org can write into another.
 	w.in(w.b, nil, func(ctx context.Context, tx pgx.Tx) error {
 		p := stored(w.b, "prov_2", "one")
 		p.Models, p.Hosts, p.Headers, p.Settings = nil, nil, nil, nil
@@ -115,7 +115,7 @@ func TestPostgres(t *testing.T) {
 		return provider.Insert(ctx, tx, testSealer, stored(w.a, "prov_4", "one"))
 	})
 
-	// Changes count from the version that was read.
+	// An update needs the version that was read.
 	change := want
 	change.Name, change.Models, change.Settings, change.UpdatedAt = "renamed", []string{"o1"}, nil, noon.Add(time.Hour)
 	w.both("Update", func(ctx context.Context, tx pgx.Tx) error {
@@ -159,7 +159,7 @@ func TestPostgres(t *testing.T) {
 	})
 }
 
-// TestPostgresCredentials: a credential is for the address that it was given for.
+// TestPostgresCredentials: a credential is valid only for the address for which it was set.
 func TestPostgresCredentials(t *testing.T) {
 	w := open(t)
 	p := stored(w.a, "prov_1", "one")
@@ -202,7 +202,7 @@ func TestPostgresCredentials(t *testing.T) {
 		t.Errorf("another org sees %+v", got)
 	}
 
-	// Somebody points the provider elsewhere: it has no credential there.
+	// The provider gets another address: it has no credential there.
 	moved := p
 	moved.BaseURL = "https://evil.example/v1"
 	w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error {
@@ -217,7 +217,7 @@ func TestPostgresCredentials(t *testing.T) {
 	w.both("DeleteCredential", func(ctx context.Context, tx pgx.Tx) error { return provider.DeleteCredential(ctx, tx, p.ID) })
 	w.in(w.a, provider.ErrNotFound, func(ctx context.Context, tx pgx.Tx) error { return provider.DeleteCredential(ctx, tx, p.ID) })
 
-	// It goes with its provider.
+	// It is deleted with its provider.
 	w.in(w.a, nil, func(ctx context.Context, tx pgx.Tx) error {
 		if err := provider.PutCredential(ctx, tx, c); err != nil {
 			return err
@@ -227,7 +227,7 @@ func TestPostgresCredentials(t *testing.T) {
 	if got := all(w.a); len(got) != 0 {
 		t.Errorf("left behind: %+v", got)
 	}
-	// Names are values, whatever is in them.
+	// Names are query parameters, for every content.
 	for _, id := range []string{"' OR 1=1 --", "$1", strings.Repeat("x", 10_000), "\u202e"} {
 		w.in(w.a, provider.ErrNotFound, func(ctx context.Context, tx pgx.Tx) error { _, err := provider.ByID(ctx, tx, id); return err })
 	}

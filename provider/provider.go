@@ -20,47 +20,47 @@ import (
 	"github.com/ai-identity/ai-identity/provider/internal/strict"
 )
 
-// Provider is where an org's requests may go.
+// Provider is a destination of an org's requests.
 type Provider struct {
 	ID    string // "prov_…"
 	OrgID string
-	Name  string // unique in the org; what policies and the record call it
+	Name  string // unique in the org; used by policies and the audit log
 	Kind  string // one of Kinds
 
-	// BaseURL is where the provider's API begins. For kinds openai and custom it
-	// is what OpenAI's SDKs call by this name: with the version, if there is a
-	// path at all ("https://api.openai.com/v1"). See upstreamPath.
+	// BaseURL is the beginning of the provider's API. For kinds openai and custom it has the
+	// same meaning as base_url in OpenAI's SDKs. If it has a path, it includes the version,
+	// as in https://api.openai.com/v1 (see upstreamPath).
 	BaseURL string
 
-	Models []string // names, or globs in which "*" stands for anything
-	Hosts  []string // names under which applications reach it directly (egress)
+	Models []string // names, or globs in which "*" matches any text
+	Hosts  []string // names under which applications connect to it directly (egress)
 
 	Headers  map[string]Header // sent with every request; names in lower case
 	Settings json.RawMessage   // a Settings; empty for none
 
-	Cluster       string // ClusterName of this
-	Credential    Secret // empty unless this is where requests are forwarded
+	Cluster       string // ClusterName of this provider
+	Credential    Secret // set only where requests are forwarded
 	HasCredential bool
 
-	Version   int64 // counts changes; the ETag
+	Version   int64 // counts changes; used for the ETag
 	CreatedAt time.Time
 	UpdatedAt time.Time
-	Place     int64 `json:"-"` // where it stands in lists: Postgres gives it, in the order of the commits
+	Place     int64 `json:"-"` // its position in lists: Postgres sets it, in the order of the commits
 
 	ready *ready // set by NewRegistry
 }
 
-// ready is what every request needs of a provider, worked out once.
+// ready is what every request needs of a provider, computed once.
 type ready struct {
 	settings Settings
 	upstream Upstream
-	reading  *reading // with settings.answer: where its answers hold usage and model
-	errorAt  []string // and their errors' words
-	dialects dialects // the members of bodies that it takes beside its API's own
-	err      *Error   // it cannot be used
+	reading  *reading // with settings.answer: where its responses have usage and model
+	errorAt  []string // the place of an error's message
+	dialects dialects // the members of bodies that it accepts beside its API's own
+	err      *Error   // the reason why it cannot be used
 }
 
-// prepared is p.ready, or made now.
+// prepared returns p.ready, or computes it.
 func (p Provider) prepared() (Settings, Upstream, *Error) {
 	r := p.ready
 	if r == nil {
@@ -69,7 +69,7 @@ func (p Provider) prepared() (Settings, Upstream, *Error) {
 	return r.settings, r.upstream, r.err
 }
 
-// needsNone says whether the provider is called without a credential.
+// needsNone reports whether the provider is called without a credential.
 func (p Provider) needsNone() bool {
 	s, err := ParseSettings(p.Settings)
 	return err == nil && s.Auth != nil && s.Auth.Type == "none"
@@ -88,7 +88,7 @@ func (p Provider) prepare() *ready {
 			r.err = misconfigured("its settings cannot be read")
 			return r
 		}
-		r.reading, _ = a.reading() // it is valid
+		r.reading, _ = a.reading() // it was validated
 		if a.Error != "" {
 			r.errorAt, _ = pointer("", a.Error)
 		}
@@ -104,55 +104,55 @@ func (p Provider) prepare() *ready {
 	return r
 }
 
-// Settings are what a provider's Settings hold. Every field may be absent. A
-// field that this build does not know is refused, never ignored.
+// Settings is the content of a provider's Settings. Every field may be absent. An unknown
+// field is rejected, never ignored.
 type Settings struct {
-	// Auth is how the credential is sent; absent: as the kind does it.
+	// Auth is how the credential is sent; absent: the kind's way.
 	Auth *Auth `json:"auth,omitempty" yaml:"auth"`
 
 	// Query is added to every request's query: {"api-version": "2026-01-01"}.
 	Query map[string]string `json:"query,omitempty" yaml:"query"`
 
-	// Paths says where a provider of kind custom has an endpoint that is not
-	// where OpenAI has it: {"/v1/chat/completions": "/api/chat"}. The value
-	// comes after the base URL's path; {model} in it is the model's name.
+	// Paths maps an endpoint to its path at a provider of kind custom, if it differs from
+	// OpenAI's: {"/v1/chat/completions": "/api/chat"}. The path is appended to the base
+	// URL's path. {model} in it is replaced by the model's name.
 	Paths map[string]string `json:"paths,omitempty" yaml:"paths"`
 
-	// Answer says how the answers of a provider of kind custom differ from OpenAI's.
+	// Answer describes how the responses of a provider of kind custom differ from OpenAI's.
 	Answer *CustomAnswer `json:"answer,omitempty" yaml:"answer"`
 
-	// InjectUsage asks for usage in streamed chat completions where the client
-	// does not say whether it wants it, and takes the event that holds it out of
-	// the answer again. It is the one change to a body that was judged, and so is
-	// off unless it is wanted: without it, the usage of such an answer is recorded
-	// as "absent". Where Envoy reads usage ("usage: envoy"), nobody takes the event
-	// out: clients get one more event, without choices.
+	// InjectUsage requests usage in streamed chat completions where the client does not
+	// decide, and removes the event with the usage from the response. Of all settings only
+	// this one changes a body that was evaluated, so it is off by default. Without it, such
+	// a response has the usage "absent" in the audit log. Where Envoy reads usage, the
+	// event is not removed: clients get one more event, without choices.
 	InjectUsage bool `json:"inject_usage,omitempty" yaml:"inject_usage"`
 
-	// Drop is what is left out of a translated request where this provider does not
-	// support it, and listed in the response's x-aid-dropped and in the audit log: "hints",
-	// fields that change no response; "all"; or "none". Anything else is rejected with
+	// Drop selects the fields that a translated request leaves out if this provider does not
+	// support them. "hints" are fields that change no response; "all" and "none" are the
+	// other values. The response's
+	// x-aid-dropped and the audit log list them. Other unsupported fields are rejected with
 	// 422. Empty: hints.
 	Drop string `json:"drop,omitempty" yaml:"drop"`
 
 	// DropUnsupported is the older spelling of drop: all.
 	DropUnsupported bool `json:"drop_unsupported,omitempty" yaml:"drop_unsupported"`
 
-	// MaxTokens is max_tokens of a translated request that says none, where the
-	// provider requires it (kind anthropic). 0: 8192.
+	// MaxTokens is max_tokens for a translated request that has none, where the provider
+	// requires it (kind anthropic). 0: 8192.
 	MaxTokens int64 `json:"max_tokens,omitempty" yaml:"max_tokens"`
 
-	// InputType is input_type of translated embeddings that say none, where the
-	// provider requires it (kind cohere). Empty: search_document.
+	// InputType is input_type for translated embeddings that have none, where the provider
+	// requires it (kind cohere). Empty: search_document.
 	InputType string `json:"input_type,omitempty" yaml:"input_type"`
 
-	// Flavor is the server that speaks OpenAI's API (kinds openai and custom): one of
-	// Flavors. Its documented fields pass. Empty: OpenAI's own where base_url is
-	// OpenAI's or Azure's, and those of all flavors elsewhere.
+	// Flavor is the software of a server with OpenAI's API (kinds openai and custom): one
+	// of Flavors. Its documented fields pass. Empty: OpenAI's own if base_url is OpenAI's
+	// or Azure's, and those of all flavors for other servers.
 	Flavor string `json:"flavor,omitempty" yaml:"flavor"`
 
-	// PassFields are further fields of request bodies that pass, by their path as an
-	// error states it: "top_k", "messages.frames". Their values are not looked into.
+	// PassFields are further fields of request bodies that pass, by their path as an error
+	// shows it: "top_k", "messages.frames". Their values are not inspected.
 	PassFields []string `json:"pass_fields,omitempty" yaml:"pass_fields"`
 
 	// PassHeaders are further request headers that pass, in lower case. Others that no
@@ -168,14 +168,14 @@ type Settings struct {
 	PublicHeaders []string `json:"public_headers,omitempty" yaml:"public_headers"`
 }
 
-// Auth is a way to send a credential.
+// Auth describes how a credential is sent.
 type Auth struct {
 	Type string `json:"type" yaml:"type"`                     // bearer, header, query, basic or none
 	Name string `json:"name,omitempty" yaml:"name"`           // of the header or query parameter
 	User string `json:"user,omitempty" yaml:"user,omitempty"` // of basic; the credential is the password
 }
 
-// ParseSettings reads a provider's Settings. nil and "{}" are none.
+// ParseSettings reads a provider's Settings. For nil and "{}" they are empty.
 func ParseSettings(b []byte) (Settings, error) {
 	var s Settings
 	if len(b) == 0 {
@@ -187,14 +187,14 @@ func ParseSettings(b []byte) (Settings, error) {
 		return Settings{}, &Invalid{"settings", strings.TrimPrefix(err.Error(), "json: ")}
 	}
 	if d.More() {
-		return Settings{}, &Invalid{"settings", "there is something after the object"}
+		return Settings{}, &Invalid{"settings", "there is text after the object"}
 	}
 	return s, nil
 }
 
-// ClusterName names the Envoy cluster of a provider: "provider-" and 32 hex
-// digits, a digest of org, id and base URL. A credential is bound to it, so that
-// whoever changes the URL has to give the credential again.
+// ClusterName is the name of a provider's Envoy cluster: "provider-" and 32 hex digits, a
+// digest of org, id and base URL. A credential is bound to it. So a change of the URL
+// requires the credential again.
 func ClusterName(p Provider) string {
 	h := sha256.New()
 	for _, s := range []string{"ai-identity provider cluster 1", p.OrgID, p.ID, p.BaseURL} {
@@ -210,11 +210,11 @@ func ClusterName(p Provider) string {
 type Upstream struct {
 	Host       string // a name or an IP address, without brackets
 	Port       uint16
-	TLS        bool   // then Host is what the certificate must be for
-	PathPrefix string // of the base URL: "" or "/openai/v1", never with a slash at the end
+	TLS        bool   // the certificate must be for Host
+	PathPrefix string // from the base URL: "" or "/openai/v1", never with a slash at the end
 }
 
-// Upstream takes the base URL apart. The error names the field.
+// Upstream parses the base URL. The error names the field.
 func (p Provider) Upstream() (Upstream, error) {
 	u, err := parseBaseURL(p.BaseURL)
 	if err != nil {
@@ -242,11 +242,11 @@ func parseBaseURL(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
 	switch {
 	case err != nil:
-		return nil, &Invalid{field, "it is not a URL"} // the error would quote it, and it may hold a password
+		return nil, &Invalid{field, "it is not a URL"} // the library's error would quote it, and it may contain a password
 	case u.Scheme != "https" && u.Scheme != "http":
 		return nil, &Invalid{field, "it must begin with https:// or http://"}
 	case u.User != nil:
-		return nil, &Invalid{field, "it must not hold a user or password; give them as the credential"}
+		return nil, &Invalid{field, "it must not have a user or password. Set them as the credential"}
 	case u.RawQuery != "" || u.ForceQuery:
 		return nil, &Invalid{field, "it must not have a query; see settings.query"}
 	case u.Fragment != "" || strings.Contains(s, "#"):
@@ -255,9 +255,9 @@ func parseBaseURL(s string) (*url.URL, error) {
 		return nil, &Invalid{field, "it has no valid host"}
 	}
 	if a, err := netip.ParseAddr(u.Hostname()); err != nil && numericHost(u.Hostname()) {
-		return nil, &Invalid{field, "its host is an address in another spelling: write it as four decimal numbers, such as 192.0.2.1"}
+		return nil, &Invalid{field, "its host is an address in an unusual spelling. Write it as four decimal numbers, such as 192.0.2.1"}
 	} else if err == nil && a.Is4In6() {
-		return nil, &Invalid{field, "its host is IPv4 inside of IPv6: write " + a.Unmap().String()}
+		return nil, &Invalid{field, "its host is an IPv4 address in IPv6 form. Write " + a.Unmap().String()}
 	}
 	if p := strings.TrimSuffix(u.EscapedPath(), "/"); p != "" {
 		if problem := pathProblem(p); problem != "" {
@@ -267,7 +267,7 @@ func parseBaseURL(s string) (*url.URL, error) {
 	return u, nil
 }
 
-// hostName says whether s is a DNS name or an IP address.
+// hostName reports whether s is a DNS name or an IP address.
 func hostName(s string) bool {
 	if _, err := netip.ParseAddr(s); err == nil {
 		return !strings.Contains(s, "%")
@@ -292,21 +292,19 @@ var (
 	queryValue   = regexp.MustCompile(`^[A-Za-z0-9._~:-]{0,256}$`)
 )
 
-// Invalid is what is wrong with a provider that somebody wants to add.
+// Invalid is an error in a provider that a user sets.
 type Invalid struct {
 	Field   string // as in the API and the file: "base_url", "headers.x-team", "models[2]"
-	Problem string // begins in lower case and says what to do
+	Problem string // begins in lower case and has the action to take
 }
 
 func (e *Invalid) Error() string { return e.Field + ": " + e.Problem }
 
-// Validate says what is wrong with p, as an *Invalid, or nil. It looks at what
-// people give (name, kind, base_url, models, hosts, headers, settings), not at
-// what we add.
+// Validate returns what is wrong with p, as an *Invalid, or nil. It checks the fields that
+// users set: name, kind, base_url, models, hosts, headers and settings.
 //
-// http is allowed, for servers on the same machine or network and for stand-ins:
-// whoever writes http:// for a host out in the world sends a credential in the
-// clear.
+// http is allowed, for servers on the same machine or private network and for test servers.
+// With http:// to a public host, the credential is sent in the clear.
 func Validate(p Provider) error {
 	if !providerName.MatchString(p.Name) {
 		return &Invalid{"name", "it must be 1 to 64 letters, digits, dots, underscores and hyphens, and begin with a letter or digit"}
@@ -324,7 +322,7 @@ func Validate(p Provider) error {
 			return &Invalid{field, problem}
 		}
 		if seen[m] {
-			return &Invalid{field, "it is there twice"}
+			return &Invalid{field, "it is repeated"}
 		}
 		seen[m] = true
 	}
@@ -335,7 +333,7 @@ func Validate(p Provider) error {
 			return &Invalid{field, "it must be a host name in lower case, without scheme, port or path"}
 		}
 		if seen[h] {
-			return &Invalid{field, "it is there twice"}
+			return &Invalid{field, "it is repeated"}
 		}
 		seen[h] = true
 	}
@@ -350,9 +348,9 @@ func Validate(p Provider) error {
 		case credentialHeader(name):
 			return &Invalid{field, "this header carries credentials; give it as the credential, with settings.auth if need be"}
 		case reservedHeader(name):
-			return &Invalid{field, "this header is not the provider's to set"}
+			return &Invalid{field, "a provider cannot set this header"}
 		case value == redacted:
-			return &Invalid{field, "it has no value yet to keep: give its value"}
+			return &Invalid{field, "it has no stored value to keep. Set its value"}
 		case len(value) > 4096 || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f || r > 0x7e }):
 			return &Invalid{field, "the value must be at most 4096 characters of printable ASCII"}
 		}
@@ -373,7 +371,7 @@ func (s Settings) validate(kind string) error {
 			}
 		case "header":
 			if !headerName.MatchString(a.Name) || reservedHeader(a.Name) || a.User != "" {
-				return &Invalid{"settings.auth.name", "it must be the name of a header, in lower case, that is free to use"}
+				return &Invalid{"settings.auth.name", "it must be the name of a header, in lower case, that is not reserved"}
 			}
 		case "query":
 			if !queryName.MatchString(a.Name) || a.User != "" {
@@ -414,14 +412,14 @@ func (s Settings) validate(kind string) error {
 			return err
 		}
 		if s.InjectUsage && (s.Answer.Usage != nil || s.Answer.Stream == "ndjson") {
-			return &Invalid{"settings.inject_usage", "settings.answer says that its answers are not OpenAI's"}
+			return &Invalid{"settings.inject_usage", "it needs OpenAI's responses, and settings.answer declares others"}
 		}
 	}
 	if s.InjectUsage && kind != KindOpenAI && kind != KindCustom {
-		return &Invalid{"settings.inject_usage", "kind " + kind + " sends usage by itself"}
+		return &Invalid{"settings.inject_usage", "kind " + kind + " always sends usage"}
 	}
 	if !slices.Contains([]string{"", "none", "hints", "all"}, s.Drop) || s.DropUnsupported && s.Drop != "" {
-		return &Invalid{"settings.drop", "it is none, hints or all, without drop_unsupported, which is the older spelling of all"}
+		return &Invalid{"settings.drop", "it must be none, hints or all. Remove drop_unsupported, which is the older spelling of all"}
 	}
 	if s.Drop != "" && (kind == KindOpenAI || kind == KindCustom) {
 		return &Invalid{"settings.drop", "nothing is translated for kind " + kind}
@@ -464,7 +462,7 @@ func (s Settings) validate(kind string) error {
 // maxPass bounds pass_fields and pass_headers.
 const maxPass = 64
 
-// maxPassResponse bounds pass_response_headers: Envoy gets them as one expression.
+// maxPassResponse bounds pass_response_headers, which Envoy gets as one expression.
 const maxPassResponse = 16
 
 // PassesToCaller returns the names in settings.pass_response_headers.
@@ -473,7 +471,7 @@ func (p Provider) PassesToCaller() []string {
 	return s.PassResponseHeaders
 }
 
-// passList checks a list of names that pass. problem says why a name cannot.
+// passList checks a list of names that pass. problem returns why a name cannot pass.
 func passList(field string, names []string, problem func(string) string) error {
 	if len(names) > maxPass {
 		return &Invalid{field, "it has more than 64 names"}
@@ -484,13 +482,13 @@ func passList(field string, names []string, problem func(string) string) error {
 			return &Invalid{field, p}
 		}
 		if slices.Contains(names[:i], name) {
-			return &Invalid{field, "it is there twice"}
+			return &Invalid{field, "it is repeated"}
 		}
 	}
 	return nil
 }
 
-// credentialHeader says whether a header carries credentials, by its name.
+// credentialHeader reports whether a header carries credentials, by its name.
 func credentialHeader(name string) bool {
 	switch name {
 	case "authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key", "xi-api-key", "x-auth-token", "x-amz-security-token", "cookie":
@@ -499,7 +497,7 @@ func credentialHeader(name string) bool {
 	return false
 }
 
-// reservedHeader says whether a header is Envoy's, HTTP's or ours.
+// reservedHeader reports whether a header belongs to Envoy, HTTP or the gateway.
 func reservedHeader(name string) bool {
 	switch name {
 	case "host", "content-length", "content-type", "content-encoding", "transfer-encoding", "te", "trailer", "connection", "keep-alive", "upgrade",
@@ -515,8 +513,8 @@ func reservedHeader(name string) bool {
 	return false
 }
 
-// credentialQuery says whether a query parameter carries credentials, by its
-// name in lower case.
+// credentialQuery reports whether a query parameter carries credentials, by its name in
+// lower case.
 func credentialQuery(name string) bool {
 	switch strings.Map(func(r rune) rune {
 		if r == '-' || r == '_' || r == '.' {
@@ -530,8 +528,8 @@ func credentialQuery(name string) bool {
 	return false
 }
 
-// modelProblem says what is wrong with a model's name, or "". A name is visible
-// ASCII: what looks like another name, or is trimmed into one, is none.
+// modelProblem returns what is wrong with a model's name, or "". A name is visible ASCII.
+// Other names could look like another name, or become one when they are trimmed.
 func modelProblem(s string) string {
 	switch {
 	case s == "":
@@ -547,10 +545,10 @@ func modelProblem(s string) string {
 	return ""
 }
 
-// Secret is a credential that does not show itself: not in logs, not in JSON, not
-// with %v or %#v.
+// Secret is a credential that is never printed: not in logs, not in JSON, not with %v or
+// %#v.
 type Secret struct {
-	// A function, since formatting by reflection does not look into one.
+	// It is a function, since formatting by reflection does not read one.
 	reveal func() string
 }
 
@@ -562,7 +560,7 @@ func NewSecret(s string) Secret {
 	return Secret{reveal: func() string { return s }}
 }
 
-// Reveal is the secret itself, "" if there is none.
+// Reveal returns the secret, or "" without one.
 func (s Secret) Reveal() string {
 	if s.reveal == nil {
 		return ""
@@ -579,31 +577,31 @@ func (s Secret) String() string {
 	return redacted
 }
 
-// GoString is for %#v.
+// GoString implements %#v.
 func (s Secret) GoString() string { return "provider.Secret{" + s.String() + "}" }
 
-// Format answers every verb alike.
+// Format prints the same for every verb.
 func (s Secret) Format(f fmt.State, verb rune) {
 	text := s.String()
 	if verb == 'v' && f.Flag('#') {
 		text = s.GoString()
 	}
-	_, _ = f.Write([]byte(text)) // fmt keeps no error of a writer's
+	_, _ = f.Write([]byte(text)) // fmt ignores a writer's error
 }
 
-// LogValue is for slog.
+// LogValue implements slog.LogValuer.
 func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 
-// MarshalText makes JSON, YAML and XML say the same.
+// MarshalText redacts in JSON, YAML and XML.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // MarshalJSON redacts.
 func (s Secret) MarshalJSON() ([]byte, error) { return json.Marshal(s.String()) }
 
-// ErrUnreadable is what a sealed secret that cannot be opened is.
-var ErrUnreadable = errors.New("sealed with another key, or altered")
+// ErrUnreadable means that an encrypted secret cannot be decrypted.
+var ErrUnreadable = errors.New("encrypted with another key, or altered")
 
-// Clip bounds text of a client or a provider to n bytes of valid UTF-8.
+// Clip shortens text of a client or a provider to n bytes of valid UTF-8.
 func Clip(s string, n int) string {
 	if len(s) > n {
 		s = s[:n]

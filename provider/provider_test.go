@@ -115,13 +115,13 @@ func TestClusterName(t *testing.T) {
 			t.Errorf("%s: %s", what, name)
 		}
 	}
-	// It is stored with credentials: it must never change.
+	// It is stored with credentials, so it must never change.
 	if got := provider.ClusterName(provider.Provider{OrgID: "org_default", ID: "prov_1", BaseURL: "https://api.openai.com/v1"}); got != "provider-6fa704f2df6f2b94cb7c1379a166c2cd" {
 		t.Error(got)
 	}
 }
 
-// TestSecret prints a secret in every way there is.
+// TestSecret prints a secret in every way.
 func TestSecret(t *testing.T) {
 	const text = "sk-hunter2hunter2"
 	s := provider.NewSecret(text)
@@ -139,7 +139,7 @@ func TestSecret(t *testing.T) {
 			fmt.Fprintf(&out, verb+"\n", v)
 		}
 		for _, marshal := range []func(any) ([]byte, error){json.Marshal, xml.Marshal, yaml.Marshal} {
-			b, _ := marshal(v) // some of it cannot be marshalled, and must not say why
+			b, _ := marshal(v) // some of it cannot be marshalled, and the error must not have it
 			out.Write(b)
 		}
 		var b bytes.Buffer

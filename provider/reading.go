@@ -8,58 +8,57 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Usage is what an answer says it used. Tokens of the input include those that were
-// read from and written to a cache, whatever the API calls which; tokens of the
-// output include those of reasoning.
+// Usage is the usage in a response. Input tokens include those read from a cache and
+// written to a cache, in every API. Output tokens include those of reasoning.
 type Usage struct {
 	InputTokens      int64
 	OutputTokens     int64
-	CachedTokens     int64  // of the input: read from a cache
-	CacheWriteTokens int64  // of the input: written to one
-	ReasoningTokens  int64  // of the output
-	Source           string // "provider", or "absent": then the rest is not known, which is not 0
+	CachedTokens     int64  // input read from a cache
+	CacheWriteTokens int64  // input written to a cache
+	ReasoningTokens  int64  // part of the output
+	Source           string // "provider", or "absent": then the other fields are not known
 
-	// What prices may depend on besides, as far as the API says it.
-	LongWriteTokens int64  // of CacheWriteTokens: kept for an hour
-	InputMedia      Media  // of the input
-	CachedMedia     Media  // of CachedTokens
-	OutputMedia     Media  // of the output
-	Service         string // how it was processed, in lower case: "flex", "priority", …; "" is not said
-	Billed          Billed // what is charged, where the API says that apart
-	Coarse          bool   // whoever read the usage does not read these
+	// Further values that prices may depend on, as far as the API returns them.
+	LongWriteTokens int64  // part of CacheWriteTokens: kept for an hour
+	InputMedia      Media  // in the input
+	CachedMedia     Media  // in CachedTokens
+	OutputMedia     Media  // in the output
+	Service         string // the service tier, in lower case: "flex", "priority", …; "" if not known
+	Billed          Billed // what is charged, if the API returns that separately
+	Coarse          bool   // these further values were not read
 
-	// Contradicts says that the figures contradict each other, so that no cost is known.
+	// Contradicts means that the figures contradict each other, so no cost is known.
 	Contradicts bool
 }
 
-// Billed is what a provider charges for, where that is not what was used.
+// Billed is what a provider charges for, if that differs from the usage.
 type Billed struct {
-	Said                      bool // false: what was used is charged
+	Said                      bool // false: the usage is charged
 	InputTokens, OutputTokens int64
-	More                      bool // and something that is not counted in tokens: images, searches
+	More                      bool // something that is not counted in tokens is also charged: images, searches
 }
 
-// Media says how many of some tokens are of what kind. What is not said is 0.
+// Media counts tokens by kind. A kind that is not in the response is 0.
 type Media struct{ Text, Audio, Image, Video int64 }
 
-// reading says where an API's answers hold usage and model. A whole answer and an
-// event of a stream are read alike: each API has the names in one place only.
+// reading is where an API's responses have usage and model. A whole response and an event
+// of a stream are read alike, since each API has the names in one place only.
 type reading struct {
 	root   place
-	marked [][]byte                        // an event without any of these says nothing of usage
-	usage  func(raw []byte, u *Usage) bool // adds what a usage object says; false: nothing
-	types  []string                        // of events that end a stream
-	ends   bool                            // a stream has an end of its own, without which it broke off
+	marked [][]byte                        // an event without any of these has no usage
+	usage  func(raw []byte, u *Usage) bool // adds the figures of a usage object; false: it has none
+	types  []string                        // types of events that end a stream
+	ends   bool                            // a stream has a final event; without it the stream broke off
 }
 
-// finishes is what ends a choice, under the name that an API has for it.
+// finishes is the member that ends a choice, under the name that an API has for it.
 func finishes(list, name string) member {
 	return member{name: list, in: place{{name: name, want: wantFinish}}}
 }
 
-// settle holds the figures against the total that was said with them, if one was.
-// Some servers count reasoning apart from the output: then only the sum of all three is
-// the total. Any other difference is a contradiction.
+// settle compares the figures with the total, if there is one. Some servers count reasoning
+// separately from the output: then the total is the sum of all three. Any other difference
+// is a contradiction.
 func (u *Usage) settle(total int64) {
 	switch sum := u.InputTokens + u.OutputTokens; {
 	case total == 0 || total == sum:
@@ -73,8 +72,8 @@ func (u *Usage) settle(total int64) {
 	}
 }
 
-// says is whether v may hold usage, or end the answer. A null says nothing: a client
-// that requests usage from OpenAI gets that with every event before the last.
+// says reports whether v may have usage, or the end of the response. A null does not count:
+// OpenAI sends it with every event before the last, if the client requests usage.
 func (r *reading) says(v []byte) bool {
 	for _, m := range r.marked {
 		for rest := v; ; {
@@ -92,11 +91,11 @@ func (r *reading) says(v []byte) bool {
 	return false
 }
 
-// lenient is how a provider's words are read: it is not our client, and what it
-// says decides nothing.
+// lenient are the options for a provider's JSON. It is not the client's, and no decision
+// depends on it.
 var lenient = json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 
-// figure is a count, which some write as 12.0.
+// figure is a count. Some servers write 12.0.
 type figure float64
 
 func (f figure) count() int64 {
@@ -106,7 +105,7 @@ func (f figure) count() int64 {
 	return 0
 }
 
-// clean is a provider's word for how it processed a request, or "".
+// clean returns the service tier in a provider's response, or "".
 func clean(word any) string {
 	s, _ := word.(string)
 	return Clip(strings.ToLower(s), 64)
@@ -115,9 +114,9 @@ func clean(word any) string {
 var nothingReading reading
 
 // https://platform.openai.com/docs/api-reference/chat/object, …/chat-streaming,
-// …/completions/object and …/embeddings/create; Mistral's are the same. A stream
-// has usage once, at the end, or with every event, cumulative: the last counts.
-// x_groq is where Groq has it in a stream.
+// …/completions/object and …/embeddings/create; Mistral's are the same. A stream has usage
+// once, at the end, or cumulative with every event: the last counts. x_groq is the place in
+// Groq's streams.
 var openAIReading = reading{
 	root: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}, {name: "service_tier", want: wantService},
 		{name: "x_groq", in: place{{name: "usage", want: wantUsage}}},
@@ -156,7 +155,7 @@ var openAIReading = reading{
 }
 
 // https://platform.openai.com/docs/api-reference/responses/object and
-// …/responses-streaming: events hold the whole response, the last one with usage.
+// …/responses-streaming: events have the whole response, the last one with usage.
 var responsesReading = reading{
 	root: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}, {name: "service_tier", want: wantService},
 		{name: "type", want: wantType}, {name: "error", want: wantError},
@@ -188,11 +187,11 @@ var responsesReading = reading{
 	},
 }
 
-// https://docs.anthropic.com/en/api/messages and …/messages-streaming. Figures of a
-// stream are cumulative: message_start has the input's, message_delta the output's
-// and perhaps the input's again, so the last of each counts and none is added up.
-// input_tokens leaves out what was read from or written to a cache. A request that was
-// sped up, or processed in one country, costs more: that is in Service.
+// https://docs.anthropic.com/en/api/messages and …/messages-streaming. Figures of a stream
+// are cumulative. message_start has the input's, and message_delta has the output's and
+// sometimes the input's again. So the last value of each counts and none is added up.
+// input_tokens does not include tokens read from or written to a cache. A faster request,
+// or one processed in one country, costs more: Service has that.
 var anthropicReading = reading{
 	root: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage},
 		{name: "message", in: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}}},
@@ -212,7 +211,7 @@ var anthropicReading = reading{
 			OutputMore struct {
 				Thinking *figure `json:"thinking_tokens"`
 			} `json:"output_tokens_details"`
-			Tier  any `json:"service_tier"` // a string; anything, so that no other type costs us the figures
+			Tier  any `json:"service_tier"` // a string; another type must not lose the figures
 			Speed any `json:"speed"`
 			Geo   any `json:"inference_geo"`
 			Parts any `json:"iterations"`
@@ -234,7 +233,7 @@ var anthropicReading = reading{
 		u.Source = "provider"
 		if parts, ok := x.Parts.([]any); ok {
 			for _, part := range parts {
-				// A compaction is charged, and left out of the figures.
+				// A compaction is charged, and is not in the figures.
 				one, _ := part.(map[string]any)
 				u.Billed.More = u.Billed.More || one["type"] != "message"
 			}
@@ -253,8 +252,8 @@ var anthropicReading = reading{
 }
 
 // https://ai.google.dev/api/generate-content#UsageMetadata. Figures of a stream are
-// cumulative, and the last event has them all. Candidates leave out thoughts. Pages of
-// documents are counted, and charged, as images.
+// cumulative, and the last event has them all. The figure of candidates does not include
+// thoughts. Pages of documents are counted and charged as images.
 var geminiReading = reading{
 	root: place{{name: "modelVersion", want: wantModel}, {name: "usageMetadata", want: wantUsage}, {name: "error", want: wantError},
 		finishes("candidates", "finishReason"), {name: "promptFeedback", in: place{{name: "blockReason", want: wantBlock}}}},
@@ -280,7 +279,7 @@ var geminiReading = reading{
 			CachedTokens: x.Cached.count(), ReasoningTokens: x.Thoughts.count(), Source: "provider",
 			InputMedia: x.PromptBy.sum(), CachedMedia: x.CachedBy.sum(), OutputMedia: x.CandidatesBy.sum()}
 		if total := x.Total.count(); total != 0 && total != u.InputTokens+u.OutputTokens {
-			u.Contradicts = true // thoughts are always counted apart
+			u.Contradicts = true // thoughts are always counted separately
 		}
 		return true
 	},
@@ -309,9 +308,9 @@ func (m media) sum() (out Media) {
 }
 
 // https://docs.cohere.com/v2/reference/chat, …/chat-stream (message-end), …/embed and
-// …/rerank. tokens is what the model saw, billed_units what is paid for, which is far
-// less of a short prompt; usage is the first where it is there. A rerank is paid by the
-// search and has no tokens.
+// …/rerank. tokens counts what the model read. billed_units counts what is charged, which
+// is far less for a short prompt. usage is taken from tokens if it is there. A rerank is
+// charged by the search and has no tokens.
 var cohereReading = reading{
 	root: place{{name: "usage", want: wantUsage}, {name: "meta", want: wantUsage},
 		{name: "delta", in: place{{name: "usage", want: wantUsage}, {name: "finish_reason", want: wantFinish}, {name: "error", want: wantError}}},

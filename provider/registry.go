@@ -8,24 +8,23 @@ import (
 	"strings"
 )
 
-// Registry finds the provider of a model. It does not change: a new list of
-// providers is a new Registry.
+// Registry finds the provider of a model. It never changes: a new list of providers is a
+// new Registry.
 //
-// Which one it is, if several have the model:
+// If several providers have the model, the order is:
 //
-//  1. Only providers that can serve the endpoint count: those of its kinds, and
-//     those that it is translated for.
-//  2. A provider that lists the model by its exact name comes before one that has
-//     a glob for it.
-//  3. Of globs, the one with the longest text before its first "*" wins, then the
+//  1. Only providers that can serve the endpoint count: natively or by translation.
+//  2. A provider that lists the model by its exact name comes before one with a matching
+//     glob.
+//  3. Among globs, the one with the longest text before its first "*" wins, then the
 //     longer one, then the one that sorts first.
-//  4. Of providers that are still equal, one that speaks the endpoint's format
-//     itself comes before one that it is translated for, and then the one whose
-//     name sorts first.
+//  4. Among equal providers, one with the endpoint's format comes before one with
+//     translation.
+//  5. Among equal providers, the one whose name sorts first wins.
 //
-// A model is known by the name that its provider has for it and by no other:
-// "openai/gpt-4o" is a model of that name, not a model of the provider "openai".
-// So what policy allows is one string, and it is the one that is sent.
+// A model has only the name that its provider has for it. So policy and the forwarded
+// request have the same string. "openai/gpt-4o" is a model of that name, not a model of the
+// provider "openai".
 type Registry struct {
 	providers []Provider // by name
 	exact     map[string][]int
@@ -34,24 +33,23 @@ type Registry struct {
 	matches   Matcher
 }
 
-// Matcher says whether a pattern with "*" matches a model's name. It is policy.Matches:
-// lists of agents, keys and providers have one meaning, and policy owns it, since a
-// list is what the baseline decides by.
+// Matcher reports whether a pattern with "*" matches a model's name. It is policy.Matches.
+// Lists of agents, keys and providers must have one meaning, and policy defines it.
 type Matcher func(pattern, model string) bool
 
 type glob struct {
 	pattern string
 	prefix  int // bytes before the first "*"
-	at      int // in providers
+	at      int // index in providers
 }
 
-// Model is a model that is listed.
+// Model is a model in a list.
 type Model struct {
 	ID      string
 	OwnedBy string // the provider's name
 }
 
-// NewRegistry takes the providers of one org. Two with one name are an error.
+// NewRegistry returns a registry of one org's providers. Repeated names are an error.
 func NewRegistry(providers []Provider, matches Matcher) (*Registry, error) {
 	r := &Registry{providers: slices.Clone(providers), exact: map[string][]int{}, reads: map[string]bool{}, matches: matches}
 	slices.SortStableFunc(r.providers, func(a, b Provider) int { return cmp.Compare(a.Name, b.Name) })
@@ -80,8 +78,8 @@ func NewRegistry(providers []Provider, matches Matcher) (*Registry, error) {
 	return r, nil
 }
 
-// Resolve finds the provider that the call goes to: 404 if no provider has the
-// model, 400 if one has but does not serve the endpoint.
+// Resolve finds the provider for the call. The error is 404 if no provider has the model,
+// and 400 if one has it but does not serve the endpoint.
 func (r *Registry) Resolve(c Call) (Provider, *Error) {
 	known, best := "", -1
 	for _, i := range r.exact[c.Model] {
@@ -122,12 +120,12 @@ func (r *Registry) Resolve(c Call) (Provider, *Error) {
 		Message: "No provider here has the model \"" + Clip(c.Model, 128) + "\"."}
 }
 
-// Reads says whether the answer of one of the providers would have to be read here:
-// see Provider.Reads.
+// Reads is Provider.Reads for any of the providers: it reports whether a response to the
+// endpoint may have to be read here.
 func (r *Registry) Reads(ep Endpoint) bool { return r.reads[ep.Path] }
 
-// ByHost finds the provider that is reached directly under the host, which is a
-// name in lower case. An exact name comes before a wildcard.
+// ByHost finds the provider of a host, a name in lower case that applications connect to
+// directly. An exact name comes before a wildcard.
 func (r *Registry) ByHost(host string) (Provider, bool) {
 	for _, p := range r.providers {
 		if slices.Contains(p.Hosts, host) {
@@ -144,14 +142,13 @@ func (r *Registry) ByHost(host string) (Provider, bool) {
 	return Provider{}, false
 }
 
-// Providers are all of them, by name.
+// Providers returns all providers, by name.
 func (r *Registry) Providers() []Provider { return slices.Clone(r.providers) }
 
-// Models lists the models that providers have by their exact names and that may
-// allows, sorted, each once, as its first provider's; and of names, which are a
-// caller's, those that a provider's glob matches. A glob is no model and is not
-// listed: what it stands for is known to the provider only. It can be used all
-// the same.
+// Models lists models, sorted and without duplicates, each with its first provider. It has
+// the models that providers list by exact names and that may allows. Of names, which come
+// from a caller, it has those that match a provider's glob. A glob itself is not listed,
+// since only the provider knows its models. Those models can be used in any case.
 func (r *Registry) Models(may func(string) bool, names ...string) []Model {
 	var out []Model
 	for m, at := range r.exact {

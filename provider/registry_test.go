@@ -10,7 +10,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// prov is a provider as a registry gets it. Models are separated by spaces.
+// prov returns a provider for a registry. Models are separated by spaces.
 func prov(name, kind, models string) provider.Provider {
 	p := provider.Provider{ID: "prov_" + name, OrgID: "org_1", Name: name, Kind: kind, BaseURL: "https://" + name + ".example/v1", Models: strings.Fields(models),
 		Credential: provider.NewSecret("secret-of-" + name), HasCredential: true}
@@ -45,22 +45,22 @@ func TestResolve(t *testing.T) {
 		{chat, "gpt-4-turbo", "alpha"},   // gpt-4* before gpt-*
 		{chat, "gpt-3.5", "zeta"},        // gpt-* before *
 		{chat, "o1-mini", "beta"},        // *-mini is longer than *
-		{chat, "shared", "alpha"},        // two exact ones: by name
+		{chat, "shared", "alpha"},        // two exact matches: by name
 		{chat, "axbyc", "beta"},          //
 		{chat, "axby", "alpha"},          // *
 		{chat, "claude-3", "anthro"},     // by translation
 		{chat, "claude-exact", "anthro"}, //
-		{chat, "same", "yota"},           // both have it by name: the one that speaks the format itself
+		{chat, "same", "yota"},           // both have the exact name: the provider without translation
 		{chat, "same-1", "yota"},         // both have the pattern
 		{chat, "gemini-2.5-pro", "gem"},  //
-		{chat, "GPT-4o", "alpha"},        // names have case
-		{chat, "gpt-4o ", "alpha"},       // Parse lets none of these come here
-		{chat, "openai/gpt-4o", "alpha"}, // no provider is named in a model
+		{chat, "GPT-4o", "alpha"},        // names are case-sensitive
+		{chat, "gpt-4o ", "alpha"},       // Parse rejects such names earlier
+		{chat, "openai/gpt-4o", "alpha"}, // a model's name has no provider
 		{chat, "zeta/gpt-4o", "alpha"},   //
-		{messages, "shared", "anthro"},   // the others do not speak that
+		{messages, "shared", "anthro"},   // the others do not have that format
 		{messages, "claude-exact", "anthro"},
 		{messages, "gpt-4o", "400 unsupported_endpoint"},
-		{messages, "nothing", "400 unsupported_endpoint"}, // alpha says that it has everything
+		{messages, "nothing", "400 unsupported_endpoint"}, // alpha matches every name
 		{generate, "gemini-2.5-pro", "gem"},
 		{"/v1/fim/completions", "codestral-1", "mis"},
 		{"/v2/chat", "command-a", "co"},
@@ -95,7 +95,7 @@ func TestModels(t *testing.T) {
 	if got != "[{claude a} {m1 b} {shared a}]" {
 		t.Error(got)
 	}
-	// What a caller may use by name is listed where a glob has it.
+	// A model that a caller may use by name is listed if a glob matches it.
 	got = fmt.Sprint(r.Models(func(string) bool { return true }, "glob-1", "m1", "glob-*", "other"))
 	if got != "[{claude a} {glob-1 b} {m1 b} {m2 b} {other a} {shared a}]" {
 		t.Error(got)
@@ -103,7 +103,7 @@ func TestModels(t *testing.T) {
 	if n := len(registry(t).Models(func(string) bool { return true })); n != 0 {
 		t.Error(n)
 	}
-	// What was given is not held: changing it changes nothing.
+	// The list that was passed is not kept: changing it changes nothing.
 	ps := []provider.Provider{prov("a", "openai", "m")}
 	r = registry(t, ps...)
 	ps[0].Name = "changed"

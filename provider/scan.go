@@ -2,29 +2,28 @@ package provider
 
 import "bytes"
 
-// scanner goes through JSON text in pieces and hands out the values at the few
-// places where something is looked for. It keeps no text but those values, up to
-// maxTaken bytes each. It does not check that the text is valid: a provider's words
-// decide nothing here, and the client's parser is the one that must like them.
+// scanner reads JSON text in chunks and extracts the values at a few places. It stores only
+// those values, up to maxTaken bytes each. It does not verify that the text is valid: no
+// decision depends on a provider's response, and the client's parser must read it.
 //
-// Names are compared as written: no API escapes the letters of its own.
+// Names are compared without unescaping: no API escapes the letters of its names.
 type scanner struct {
 	reads *reading
 	out   *ResponseReader
 
 	state   scanState
-	stack   [maxPlaces]open // objects and arrays that are looked into, outermost first
+	stack   [maxPlaces]open // objects and arrays that are searched, outermost first
 	depth   int             // of stack
-	name    [maxWanted]byte // the name that is being read
-	named   int             // its length; too long for name: it is none of ours
-	escaped bool            // the byte before was a backslash
-	next    *member         // what is looked for in the value that comes; nil: nothing
+	name    [maxWanted]byte // the current name
+	named   int             // its length; a name that is too long for the array matches nothing
+	escaped bool            // the last byte was a backslash
+	next    *member         // the member to find in the next value; nil: nothing
 
 	outer bool // there is an array around everything, in which each object is a text
-	whole bool // a text has ended, and no other began
+	whole bool // a text has ended, and no other has begun
 
-	// Of a value that is passed over or taken.
-	nested int  // arrays and objects that are open in it
+	// The state of a value that is skipped or extracted.
+	nested int  // the arrays and objects that are open in it
 	quoted bool // inside a string
 	taking bool
 	taken  []byte
@@ -34,7 +33,7 @@ type scanState uint8
 
 const (
 	atValue  scanState = iota // before a value
-	atName                    // in an object that is looked into: before a name or the end
+	atName                    // in an object that is searched: before a name or the end
 	inName                    // in the name
 	atColon                   // after it
 	inString                  // in a value that is a string
@@ -44,21 +43,21 @@ const (
 
 const (
 	maxPlaces = 4
-	maxWanted = 32       // bytes of the longest name that is looked for
-	maxTaken  = 16 << 10 // bytes of the longest value that is taken
+	maxWanted = 32       // the maximum length of a name to find
+	maxTaken  = 16 << 10 // the maximum length of an extracted value
 )
 
-// open is an object or array that is looked into. Each object in an array is looked
-// into as the array's own place.
+// open is an object or array that is searched. Each object in an array is searched like the
+// array's own place.
 type open struct {
 	place *place
 	array bool
 }
 
-// place is an object in which something is looked for.
+// place is an object in which values are searched.
 type place []member
 
-// member is what is looked for in an object.
+// member is a value to find in an object.
 type member struct {
 	name string
 	want want
@@ -68,33 +67,33 @@ type member struct {
 type want uint8
 
 const (
-	wantInside  want = iota // the value is an object in which to look on
+	wantInside  want = iota // the value is an object to search in
 	wantModel               // a string
 	wantUsage               // an object
 	wantService             // a string
-	wantInput               // a number, and so are the rest
+	wantInput               // a number, like the others below
 	wantOutput
 	wantCached
 	wantCacheWrite
 	wantReasoning
 )
 
-// These say how an answer ended, and are seen where the value begins or ends.
+// These mark the end of a response, and are detected where the value begins or ends.
 const (
-	wantError  want = 100 + iota // anything but null: the answer is an error
-	wantFinish                   // a string: why a choice ended
-	wantBlock                    // a string: why there are no choices
-	wantType                     // a string: which event it is
+	wantError  want = 100 + iota // anything except null: the response is an error
+	wantFinish                   // a string: the reason why a choice ended
+	wantBlock                    // a string: the reason why there are no choices
+	wantType                     // a string: the type of the event
 )
 
 func (s *scanner) begin(r *reading, out *ResponseReader) { s.reads, s.out = r, out }
 
-// reset makes ready for the next text, also in the middle of one.
+// reset prepares for the next text, even in the middle of one.
 func (s *scanner) reset() {
 	s.state, s.depth, s.next, s.outer, s.taking, s.whole = atValue, 0, nil, false, false, false
 }
 
-// feed takes the next piece of the text.
+// feed processes the next chunk of the text.
 func (s *scanner) feed(b []byte) {
 	for i := 0; i < len(b); {
 		switch s.state {
@@ -148,7 +147,7 @@ func (s *scanner) feed(b []byte) {
 	}
 }
 
-// wanted is what is looked for under the name that was read.
+// wanted returns the member to find under the name that was read.
 func (s *scanner) wanted() *member {
 	if s.named > len(s.name) {
 		return nil
@@ -162,7 +161,7 @@ func (s *scanner) wanted() *member {
 	return nil
 }
 
-// valueBegins decides what to do with a value by its first byte.
+// valueBegins selects the state for a value by its first byte.
 func (s *scanner) valueBegins(c byte) {
 	in := s.inside()
 	switch {
@@ -170,7 +169,7 @@ func (s *scanner) valueBegins(c byte) {
 		s.leave()
 		return
 	case c == '[' && s.depth == 0 && !s.outer:
-		// A stream of Gemini's that was not asked for as events is one array.
+		// A stream of Gemini's that was not requested as events is one array.
 		s.outer = true
 		return
 	case (c == '{' || c == '[' && s.next != nil) && in != nil && s.depth < len(s.stack):
@@ -202,7 +201,7 @@ func (s *scanner) valueBegins(c byte) {
 	}
 }
 
-// valueEnds hands out the value, if it was looked for, and goes on behind it.
+// valueEnds returns the value, if it was searched for, and continues behind it.
 func (s *scanner) valueEnds() {
 	if s.taking {
 		s.taking = false
@@ -211,8 +210,7 @@ func (s *scanner) valueEnds() {
 	s.goOn()
 }
 
-// leave goes out of an object that was looked into, or of the array around
-// everything.
+// leave ends an object that was searched, or the array around everything.
 func (s *scanner) leave() {
 	if s.depth == 0 {
 		s.outer, s.whole = false, true
@@ -232,7 +230,7 @@ func (s *scanner) goOn() {
 	}
 }
 
-// inside is the object that the value is to be looked into as.
+// inside returns the place for a value that is searched.
 func (s *scanner) inside() *place {
 	switch {
 	case s.depth == 0:
@@ -245,7 +243,7 @@ func (s *scanner) inside() *place {
 	return nil
 }
 
-// value passes over what belongs to the value that has begun.
+// value skips the bytes of the current value.
 func (s *scanner) value(b []byte) (n int, ended bool) {
 	switch s.state {
 	case inString:
@@ -278,8 +276,8 @@ func (s *scanner) value(b []byte) (n int, ended bool) {
 	return n, false
 }
 
-// inString passes over the rest of a string, up to and with its closing quote.
-// quoted says afterwards whether it goes on.
+// inString skips the rest of a string, including its closing quote. quoted reports
+// afterwards whether the string continues.
 func (s *scanner) inString(b []byte) int {
 	i := 0
 	if s.escaped && len(b) > 0 {
@@ -292,8 +290,8 @@ func (s *scanner) inString(b []byte) int {
 		if n < 0 {
 			end = len(b)
 		}
-		// A quote after an odd number of backslashes is part of the string, and so
-		// is whatever the next piece begins with.
+		// A quote after an odd number of backslashes is part of the string. The same holds
+		// for the first byte of the next chunk.
 		odd := false
 		for j := end - 1; j >= i && b[j] == '\\'; j-- {
 			odd = !odd

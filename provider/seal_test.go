@@ -33,7 +33,7 @@ func TestSealer(t *testing.T) {
 		if again == sealed {
 			t.Error("sealed twice alike")
 		}
-		// Rotation: the new sealer opens the old one's, not the other way round.
+		// Rotation: the new sealer decrypts the old one's tokens, and not the reverse.
 		if b, err := newer.Open(sealed); err != nil || string(b) != secret {
 			t.Errorf("%q: %q %v", secret, b, err)
 		}
@@ -64,8 +64,8 @@ func TestSealerKeys(t *testing.T) {
 	}
 }
 
-// TestFernet opens a token of the specification's
-// (https://github.com/fernet/spec/blob/master/verify.json).
+// TestFernet decrypts a token of https://github.com/fernet/spec/blob/master/verify.json in
+// the specification.
 func TestFernet(t *testing.T) {
 	s := sealer(t, "cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4=")
 	b, err := s.Open("gAAAAAAdwJ6wAAECAwQFBgcICQoLDA0ODy021cpGVWKZ_eEwCGM4BLLF_5CV9dOPmrhuVUPgJobwOz7JcbmrR64jVmpU4IwqDA==")

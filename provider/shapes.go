@@ -2,69 +2,69 @@ package provider
 
 import "strings"
 
-// A shape says which members of an object are judged, and how. The shapes below
-// name what is judged; fields.go adds what is known and rejects the rest.
+// A shape defines which members of an object are evaluated, and how. The shapes below name
+// the evaluated members. fields.go adds the known members and rejects the rest.
 type shape struct {
 	fields map[string]rule
-	folded map[string]string // fold of the judged names → the name
+	folded map[string]string // folded evaluated names → the names
 
-	keysAreTools bool // each member is a tool of the provider's own, by its name (Gemini)
-	needsKind    bool // an object without "type" and "role" is a reference to something stored (Responses)
-	needsLabel   bool // it is an MCP server: without a name nothing could be judged
-	items        bool // it is an item of Responses: its type says what makes it whole
+	keysAreTools bool // each member is a tool of the provider, by its name (Gemini)
+	needsKind    bool // an object without "type" and "role" is a reference to a stored object (Responses)
+	needsLabel   bool // it is an MCP server, which policy knows by its name only
+	items        bool // it is an item of Responses: its type defines when it is complete
 
-	closed bool   // members that it does not name are noted, and rejected unless the provider takes them
+	closed bool   // other members are collected, and rejected unless the provider accepts them
 	where  string // its path in the body, for messages
 }
 
-// rule is what is done with the value of a member.
+// rule is how the value of a member is evaluated.
 type rule struct {
 	do   action
-	in   *shape   // of do walk, and of the object that do link may find
-	is   uint64   // a bit: two members with the same one are the same field (Gemini takes two spellings)
-	str  str      // of do walk: what a string stands for
-	name string   // of the member; set by newShape
-	of   dialects // the dialects that have the member; 0: it is taken everywhere
+	in   *shape   // for walk, and for the object that link may find
+	is   uint64   // a bit: two members with the same one are the same field (Gemini accepts two spellings)
+	str  str      // for walk: the meaning of a string
+	name string   // the member's name; set by newShape
+	of   dialects // the dialects that have the member; 0: every provider accepts it
 }
 
-// str is what a string stands for where an object is walked. The zero str is refused.
+// str is the meaning of a string where an object is expected. The zero str is rejected.
 type str uint8
 
 const (
 	isText str = iota + 1 // text, which is not evaluated
 	isURL                 // a URL that the provider fetches
 	isData                // a file: base64, a data: URL, or a URL that the provider fetches
-	isFree                // nothing that is judged, and neither is a number or a truth value: the member is walked only to know its own members
+	isFree                // not evaluated, nor is a number or boolean: the member is walked only to check its own members
 )
 
 type action uint8
 
 const (
-	pass      action = iota // known and not judged
-	refuse                  // it steers where the request goes, as whom, or around what is judged
-	stored                  // it refers to something that is stored at the provider
-	second                  // a second model, which nobody judged
-	noTrue                  // true is refused as stored is; false and null are not
+	pass      action = iota // known and not evaluated
+	refuse                  // it could change the destination, the credential, or what is evaluated
+	stored                  // it refers to an object that is stored at the provider
+	second                  // a second model, which policy does not evaluate
+	noTrue                  // true is rejected like stored; false and null are not
 	model                   // the model
-	pathModel               // must be the model of the path, if it is there
-	stream                  // whether the answer is a stream
-	tokens                  // the most tokens that the answer may have
-	choices                 // how many responses the answer may have
-	walk                    // an object, or an array of objects: judged by in; a string is what str says
-	inline                  // as walk; a string would be the id of something stored
+	pathModel               // must be the model of the path, if it is present
+	stream                  // whether the response is a stream
+	tokens                  // the maximum number of tokens in the response
+	choices                 // the number of responses
+	walk                    // an object, or an array of objects, evaluated by in; str defines a string
+	inline                  // like walk; a string would be the id of a stored object
 	tool                    // a string: the name of a tool
 	toolType                // a string: the type of a tool; built-in ones are known by it
 	callType                // a string: the type of an item, "web_search_call"
 	label                   // a string: the name of an MCP server, which must have one
-	picture                 // a string of base64; without it, an item of type image_generation_call is the id of a picture
-	role                    // a string: who speaks
-	speaker                 // a string: who speaks in particular, a tool if role says so
+	image                   // a string of base64; without it, an item of type image_generation_call is the id of an image
+	role                    // a string: the role of the author
+	speaker                 // a string: the name of the author, which is a tool if role is a tool
 	link                    // a URL that the provider fetches: a string, or an object with "url"
-	blob                    // a file itself, in a string: base64 or a data: URL; else it is judged as a link
-	marks                   // the member's presence offers the tool that the member is named for
+	blob                    // a file in a string: base64 or a data: URL; otherwise it is evaluated as a link
+	marks                   // if the member is present, it offers the tool with the member's name
 	options                 // stream_options
-	switches                // any value but null and false offers the tool web_search
-	choice                  // of the tools: a word for all or none of them, or as walk
+	switches                // any value except null and false offers the tool web_search
+	choice                  // of the tools: a keyword for all or none of them, or like walk
 )
 
 func newShape(fields map[string]rule) shape {
@@ -79,7 +79,7 @@ func newShape(fields map[string]rule) shape {
 	return s
 }
 
-// with adds fields to a copy.
+// with returns a copy with more fields.
 func with(fields map[string]rule, more ...map[string]rule) map[string]rule {
 	out := map[string]rule{}
 	for _, m := range append([]map[string]rule{fields}, more...) {
@@ -90,7 +90,7 @@ func with(fields map[string]rule, more ...map[string]rule) map[string]rule {
 	return out
 }
 
-// appendFolded appends what a careless parser may make of a name in plain ASCII:
+// appendFolded appends the form in which a lenient parser may read a plain ASCII name: in
 // lower case, and without the marks between words.
 func appendFolded(b, name []byte) []byte {
 	for _, c := range name {
@@ -105,9 +105,9 @@ func appendFolded(b, name []byte) []byte {
 	return b
 }
 
-// steering are members of a body that some server between us and the model acts
-// on: they name another server, another credential, another model, or headers
-// (LiteLLM, OpenRouter and others; CVE-2024-6587).
+// steering are members of a body that servers between the gateway and the model act on.
+// They name another server, another credential, another model, or headers (LiteLLM,
+// OpenRouter and others; CVE-2024-6587).
 var steering = map[string]rule{
 	"api_base": {do: refuse}, "base_url": {do: refuse}, "api_key": {do: refuse}, "api_type": {do: refuse}, "api_version": {do: refuse},
 	"endpoint_url": {do: refuse}, "organization": {do: refuse}, "custom_llm_provider": {do: refuse}, "llm_provider": {do: refuse}, "provider": {do: refuse},
@@ -125,20 +125,20 @@ var steering = map[string]rule{
 	"logits_processors": {do: refuse}, "custom_logit_processor": {do: refuse}, // code that the server runs
 	"enable_search": {do: switches}, "search_options": {do: switches}, "search_settings": {do: switches}, "search_mode": {do: switches}, // they search the web
 	"preset": {do: refuse}, "compound_custom": {do: refuse}, "safety_model": {do: second}, // other models, by name or stored (OpenRouter, Groq, Together)
-	"data_sources": {do: stored},                                                           // indexes and servers that Azure asks with credentials of its own
-	"lora_path":    {do: refuse}, "lora_request": {do: refuse}, "adapter_id": {do: refuse}, // another model, in effect (SGLang, TGI)
+	"data_sources": {do: stored},                                                           // indexes and servers that Azure calls with other credentials
+	"lora_path":    {do: refuse}, "lora_request": {do: refuse}, "adapter_id": {do: refuse}, // these select another model (SGLang, TGI)
 	"kv_transfer_params": {do: refuse}, "bootstrap_host": {do: refuse}, "bootstrap_port": {do: refuse}, "bootstrap_room": {do: refuse}, // another server (vLLM, SGLang)
 }
 
 // ---- OpenAI, Mistral and Cohere: chat completions ----
 
-// functionShape is the inner object of a tool or of a call of one.
+// functionShape is the inner object of a tool or of a tool call.
 var functionShape = newShape(map[string]rule{"name": {do: tool}})
 
-// toolShape is an element of "tools", also of Responses and of Anthropic, where
-// the name is not in an inner object, and of what adds tools in the middle of a
-// conversation. Some hold tools themselves. A tool that names a model would run one
-// that nobody judged.
+// toolShape is an element of "tools" in several APIs. In Responses and Anthropic's API the
+// name is not in an inner object. It is also an element that adds tools in the middle of a
+// conversation. Some tools contain tools. A tool with a model would run a model that policy
+// does not evaluate.
 var toolShape = func() shape {
 	tools := &shape{}
 	*tools = newShape(map[string]rule{
@@ -152,7 +152,7 @@ var toolShape = func() shape {
 	return *tools
 }()
 
-// modelShape is a part of a request that may name a model of its own.
+// modelShape is a part of a request that may have a second model.
 var modelShape = newShape(map[string]rule{"model": {do: second}})
 
 var containerShape = newShape(map[string]rule{"file_ids": {do: stored}, "container_id": {do: stored}, "id": {do: stored}, "skills": {do: stored}})
@@ -161,7 +161,7 @@ var urlShape = newShape(map[string]rule{"url": {do: link}, "file_id": {do: store
 
 var dataShape = newShape(map[string]rule{"data": {do: blob}, "file_data": {do: blob}, "file_id": {do: stored}, "url": {do: link}})
 
-// partShape is a part of a message's content: text, image, file, sound.
+// partShape is a part of a message's content: text, image, file, audio.
 var partShape = newShape(map[string]rule{
 	"image_url": {do: link, in: &urlShape}, "video_url": {do: link, in: &urlShape}, "audio_url": {do: link, in: &urlShape},
 	"document_url": {do: link, in: &urlShape}, "file_url": {do: link, in: &urlShape}, "video": {do: link, in: &urlShape}, "image": {do: link, in: &urlShape},
@@ -175,11 +175,11 @@ var messageShape = newShape(map[string]rule{
 	"tool_calls": {do: walk, in: &callShape}, "function_call": {do: walk, in: &functionShape}, "audio": {do: walk, in: &spokenShape},
 })
 
-// spokenShape is an answer in sound that the provider gave before, by its id.
+// spokenShape is an earlier audio response of the provider, by its id.
 var spokenShape = newShape(map[string]rule{"id": {do: stored}})
 
-// choiceShape is tool_choice where it is an object: of a tool, or of some. Its type is
-// that of a tool, or a word for how to choose (see walker.toolType).
+// choiceShape is tool_choice as an object: one tool, or several. Its type is the type of a
+// tool, or a keyword (see walker.toolType).
 var choiceShape = func() shape {
 	s := &shape{}
 	*s = newShape(map[string]rule{
@@ -196,7 +196,7 @@ var chatBody = newShape(with(steering, map[string]rule{
 	"moderation": {do: walk, in: &modelShape}, "deferred": {do: noTrue}, "guardrails": {do: second}, "mcp_servers": {do: refuse}, "audio": {do: walk, in: &voiceShape},
 }))
 
-// voiceShape is how an answer in sound is to be: a voice of one's own is stored.
+// voiceShape configures an audio response. A custom voice is a stored object.
 var voiceShape = newShape(map[string]rule{"voice": {do: walk, in: &spokenShape, str: isText}})
 
 var completionsBody = newShape(with(steering, map[string]rule{
@@ -217,7 +217,7 @@ var itemShape = func() shape {
 	s := newShape(map[string]rule{
 		"type": {do: callType}, "role": {do: role}, "name": {do: tool}, "content": {do: walk, in: &partShape, str: isText}, "output": {do: walk, in: &partShape, str: isText},
 		"server_label": {do: label}, "server_url": {do: link}, "tools": {do: walk, in: &toolShape}, "container_id": {do: stored}, "file_id": {do: stored},
-		"environment": {do: inline, in: &containerShape}, "result": {do: picture},
+		"environment": {do: inline, in: &containerShape}, "result": {do: image},
 	})
 	s.needsKind, s.items = true, true
 	return s
@@ -231,13 +231,12 @@ var responsesBody = newShape(with(steering, map[string]rule{
 	"prompt_cache_options": {do: walk, in: &comparedShape},
 }))
 
-// comparedShape is a part that may name an earlier answer.
+// comparedShape is a part that may refer to an earlier response.
 var comparedShape = newShape(map[string]rule{"comparison_response_id": {do: stored}, "previous_message_id": {do: stored}})
 
 // ---- Anthropic: messages ----
 
-// blockShape is a block of content. Those with a name are calls of tools; some
-// hold blocks themselves.
+// blockShape is a block of content. Blocks with a name are tool calls. Some contain blocks.
 var blockShape = func() *shape {
 	block := &shape{}
 	source := newShape(map[string]rule{"url": {do: link}, "data": {do: blob}, "file_id": {do: stored}, "content": {do: walk, in: block, str: isText}})
@@ -248,7 +247,7 @@ var blockShape = func() *shape {
 	return block
 }()
 
-// changeShape is a tool that is offered, or no more, from a block on.
+// changeShape adds or removes a tool, beginning with a block.
 var changeShape = newShape(map[string]rule{"name": {do: tool}, "server_name": {do: label}, "definition": {do: walk, in: &toolShape}})
 
 var turnShape = newShape(map[string]rule{"role": {do: role}, "content": {do: walk, in: blockShape, str: isText}})
@@ -268,8 +267,8 @@ var messagesBody = newShape(with(steering, map[string]rule{
 
 // ---- Gemini ----
 
-// both gives each field its two spellings: Google's JSON takes lowerCamelCase and
-// the names of the .proto (https://protobuf.dev/programming-guides/json/).
+// both gives each field its two spellings: Google's JSON accepts lowerCamelCase and the
+// names of the .proto (https://protobuf.dev/programming-guides/json/).
 func both(fields map[string]rule) map[string]rule {
 	out := map[string]rule{}
 	bit := uint64(1)
@@ -316,11 +315,11 @@ var (
 	}()
 	geminiSearchShape = newShape(both(map[string]rule{"fileSearchStoreNames": {do: stored}, "ragResources": {do: stored}}))
 
-	// geminiAuthShape is a tool that may come with a credential of its own.
+	// geminiAuthShape is a tool that may have its own credential.
 	geminiAuthShape = newShape(both(map[string]rule{"authConfig": {do: refuse}, "apiKey": {do: refuse}, "customConfigs": {do: refuse}}))
 
-	// geminiToolShape: what is not declared here is a tool of Google's own, which
-	// is known by the member's name: "google_search" for googleSearch.
+	// geminiToolShape: a tool that is not declared here is run by Google. Its name is the
+	// member's: "google_search" for googleSearch.
 	geminiToolShape = func() shape {
 		s := newShape(both(map[string]rule{
 			"functionDeclarations": {do: walk, in: &functionShape}, "mcpServers": {do: walk, in: &geminiMCPShape},
@@ -331,7 +330,7 @@ var (
 		return s
 	}()
 
-	// The configs are Vertex AI's: they choose another model.
+	// The configs are Vertex AI's: they select another model.
 	generationShape = newShape(both(map[string]rule{"maxOutputTokens": {do: tokens}, "candidateCount": {do: choices},
 		"routingConfig": {do: refuse}, "modelConfig": {do: refuse}, "modelSelectionConfig": {do: refuse}}))
 

@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// Targets says which addresses providers may have. The zero Targets allows what is
-// public: neither loopback nor a private, link-local, metadata or reserved address.
+// Targets defines which addresses providers may have. The zero Targets allows public
+// addresses only: no loopback, private, link-local, metadata or reserved address.
 type Targets struct {
-	Private []netip.Prefix   // addresses that are not public, and allowed
+	Private []netip.Prefix   // addresses that are not public and are allowed
 	Own     []netip.AddrPort // our own listeners, which are never allowed
 }
 
@@ -30,9 +30,9 @@ func ParseTargets(list []string) (Targets, error) {
 	return t, nil
 }
 
-// Public are the ranges that hold public addresses, and Special the ranges in them that
-// are not public (IANA's registries of special-purpose addresses, and the addresses of
-// clouds' metadata services). Envoy gets both: see xds.
+// Public are the ranges with public addresses. Special are the ranges in them that are not
+// public: IANA's registries of special-purpose addresses, and the addresses of clouds'
+// metadata services. Envoy gets both: see xds.
 var (
 	Public  = prefixes("0.0.0.0/0", "2000::/3", nat64.String())
 	Special = special()
@@ -46,7 +46,7 @@ var (
 	sixTo = netip.MustParsePrefix("2002::/16")
 )
 
-// special has each IPv4 range also as IPv6 embeds it: by NAT64 and by 6to4.
+// special also has each IPv4 range as IPv6 embeds it: by NAT64 and by 6to4.
 func special() []netip.Prefix {
 	all := slices.Concat(special4, special6)
 	for _, p := range special4 {
@@ -72,8 +72,8 @@ func inAny(a netip.Addr, ps []netip.Prefix) bool {
 	return slices.ContainsFunc(ps, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// Allows reports whether a provider may be at the address and port. IPv4 that is mapped
-// into IPv6 counts as IPv4: a kernel connects to it as such.
+// Allows reports whether a provider may be at the address and port. An IPv4 address in IPv6
+// form counts as IPv4, since a kernel connects to it as such.
 func (t Targets) Allows(a netip.Addr, port uint16) bool {
 	a = a.Unmap()
 	if !a.IsValid() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
@@ -87,14 +87,14 @@ func (t Targets) Allows(a netip.Addr, port uint16) bool {
 	return inAny(a, t.Private) || inAny(a, Public) && !inAny(a, Special)
 }
 
-// OwnPort is a port of ours at some addresses.
+// OwnPort is one of our ports at some addresses.
 type OwnPort struct {
 	Prefix netip.Prefix
 	Port   uint16
 }
 
-// OwnPrefixes are our own listeners: those on loopback or on all addresses are reached by
-// each address of loopback.
+// OwnPrefixes returns our own listeners. A listener on loopback or on all addresses can be
+// reached by each address of loopback.
 func (t Targets) OwnPrefixes() (out []OwnPort) {
 	for _, o := range t.Own {
 		a := o.Addr().Unmap()
@@ -110,8 +110,8 @@ func (t Targets) OwnPrefixes() (out []OwnPort) {
 }
 
 // Check returns what is wrong with the provider's base_url as an *Invalid, or nil. A name
-// is allowed unless it is known to be private: the address that it stands for is checked
-// by Envoy, when it connects.
+// is allowed unless it is known to be private. Envoy checks the address of the name when it
+// connects.
 func (t Targets) Check(p Provider) error {
 	up, err := p.Upstream()
 	if err != nil {
@@ -138,7 +138,7 @@ func (t Targets) Check(p Provider) error {
 	return nil
 }
 
-// localName reports whether a name stands for this machine (RFC 6761).
+// localName reports whether a name means this machine (RFC 6761).
 func localName(host string) bool {
 	return host == "localhost" || strings.HasSuffix(host, ".localhost") || host == "localhost.localdomain" || host == "ip6-localhost" || host == "ip6-loopback"
 }
@@ -153,8 +153,8 @@ func metadataName(host string) bool {
 	return strings.HasSuffix(host, ".metadata.google.internal") || host == "metadata.google.internal" || host == "metadata.goog" || strings.HasSuffix(host, ".metadata.goog")
 }
 
-// numericHost reports whether a name is an address in another spelling to some resolver:
-// its last label is a number in decimal, octal or hex (WHATWG's rule).
+// numericHost reports whether some resolver reads the name as an address: its last label is
+// a number in decimal, octal or hex (WHATWG's rule).
 func numericHost(host string) bool {
 	last := host[strings.LastIndexByte(host, '.')+1:]
 	if last == "" {

@@ -7,8 +7,8 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// No spelling of an address that is not public gets past the check, and each can be
-// allowed by name.
+// The check rejects every spelling of an address that is not public. Each address can be
+// allowed.
 func TestTargets(t *testing.T) {
 	check := func(targets provider.Targets, base string) error {
 		p := prov("a", "openai", "m")
@@ -19,7 +19,8 @@ func TestTargets(t *testing.T) {
 		return targets.Check(p)
 	}
 	for _, host := range []string{
-		// Loopback, private, link-local and metadata, in the spellings that resolvers take.
+		// Loopback, private, link-local and metadata addresses, in the spellings of
+		// resolvers.
 		"127.0.0.1", "127.1", "127.0.1", "0177.0.0.1", "0x7f.0.0.1", "0x7f000001", "2130706433", "017700000001", "127.255.255.254", "127.0.0.1.", "127.0.0.0x1", "0",
 		"0.0.0.0", "10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.0.1", "100.64.0.1", "100.100.100.200", "169.254.169.254", "169.254.170.2", "2852039166", "0xa9fea9fe",
 		"0251.0376.0251.0376", "169.254.43518", "192.0.0.192", "168.63.129.16", "198.18.0.1", "192.0.2.1", "224.0.0.1", "255.255.255.255", "240.0.0.1",

@@ -12,21 +12,21 @@ import (
 	"github.com/ai-identity/ai-identity/provider/translate"
 )
 
-// This file is where OpenAI's chat completions and embeddings are said in another
-// provider's words; package translate knows the words.
+// This file translates OpenAI's chat completions and embeddings for providers with other
+// formats. Package translate implements the formats.
 
-// translates says whether p serves the call by translation. Mistral's own client
-// has the same path for its own format, which passes as it is.
+// translates reports whether p serves the call by translation. Mistral's own client has the
+// same path for its own format, which passes unchanged.
 func (p Provider) translates(c Call) bool {
 	return slices.Contains(c.Endpoint.Translated, p.Kind) && !(c.Own && slices.Contains(c.Endpoint.Kinds, p.Kind))
 }
 
-// OwnClient says whether a request comes from the client that speaks a provider's
-// own format under a path that OpenAI has too: Mistral's. It decides in which words
-// the request is read at the provider, and nothing else: both are judged alike.
+// OwnClient reports whether the client uses a provider's own format under a path that
+// OpenAI has too: Mistral's. It selects only the format in which the provider reads the
+// request. Both formats are evaluated alike.
 func OwnClient(userAgent string) bool { return strings.HasPrefix(userAgent, "mistral-client-") }
 
-// translated is the request in p's own words, made of the bytes that were judged.
+// translated is the request in p's format, made from the evaluated bytes.
 func (p Provider) translated(c Call, s Settings, up Upstream) (*translate.Request, *Error) {
 	o := translate.Options{Drop: s.drop(), DefaultMaxTokens: s.MaxTokens, EmbeddingInputType: s.InputType}
 	if last := lastSegment(up.PathPrefix); p.Kind == KindGemini && isVersion(last) {
@@ -48,11 +48,11 @@ func (p Provider) translated(c Call, s Settings, up Upstream) (*translate.Reques
 	case errors.As(err, &invalid):
 		return nil, bad("invalid_request", Clip(invalid.Field, 256), Clip(invalid.Error(), 1024)+".")
 	default:
-		return nil, bad("invalid_request", "", "The request cannot be said to the model's provider.")
+		return nil, bad("invalid_request", "", "The request cannot be translated for the model's provider.")
 	}
 }
 
-// drop is what may be left out of a translated request.
+// drop is the set of fields that a translated request may leave out.
 func (s Settings) drop() translate.Drop {
 	switch {
 	case s.Drop == "all" || s.DropUnsupported:
@@ -63,10 +63,10 @@ func (s Settings) drop() translate.Drop {
 	return translate.DropHints
 }
 
-// covers rejects a translated request that asks for something that was not judged. It
-// is read again, with the parser of the endpoint that it goes to: what a translator
-// understands differently from the parser of the caller's format shows here, and
-// not at the provider. This costs a second pass over the body.
+// covers rejects a translated request that asks for something that was not evaluated. The
+// request is parsed again, with the parser of the provider's endpoint. So a difference
+// between the translator and the first parser is found here, and not at the provider. This
+// costs a second pass over the body.
 func (c Call) covers(path, query string, r *translate.Request) *Error {
 	ep, params, ok := Match(http.MethodPost, path)
 	if !ok {
@@ -78,7 +78,7 @@ func (c Call) covers(path, query string, r *translate.Request) *Error {
 		return e
 	}
 	if r.AsJSON() && slices.Equal(sent.Tools, []string{translate.JSONTool}) {
-		sent.Tools = nil // the caller has none: it is how JSON is asked for
+		sent.Tools = nil // the caller has no tools: the translation uses one to request JSON
 	}
 	what := ""
 	switch {
@@ -100,14 +100,14 @@ func (c Call) covers(path, query string, r *translate.Request) *Error {
 	return bad("ambiguous_request", "", "In the format of the model's provider this request would ask for "+what+" than the one that was evaluated. It is not forwarded.")
 }
 
-// unfolded rejects "models/" before the name of a model where it would be sent: some
-// servers take it off and others do not, so that the name that was evaluated and the one
-// that is called could differ.
+// unfolded rejects "models/" before the name of a model that would be forwarded. Some
+// servers remove it and others do not, so the evaluated model and the called one could
+// differ.
 func unfolded() *Error {
 	return bad("invalid_model", "model", "Write the model's name without \"models/\" before it.")
 }
 
-// within says whether all of some are in all, which is sorted.
+// within reports whether all of some are in all, which is sorted.
 func within(some, all []string) bool {
 	for _, s := range some {
 		if _, ok := slices.BinarySearch(all, s); !ok {
@@ -117,17 +117,17 @@ func within(some, all []string) bool {
 	return true
 }
 
-// lastSegment is what follows the last slash of a path.
+// lastSegment returns the text after the last slash of a path.
 func lastSegment(path string) string { return path[strings.LastIndexByte(path, '/')+1:] }
 
-// Translated says whether the body and the answer are in other words than the
-// caller's. Then the answer has to be read with NewResponseReader of f.
+// Translated reports whether the provider's format differs from the caller's. Then the
+// response must be read with NewResponseReader of f.
 func (f Forward) Translated() bool { return f.translation != nil }
 
-// Dropped are the parts of the request that are left out on the way: fields that the
-// provider cannot carry (settings.drop), and headers that it does not take, as
-// "header:NAME". A name that is not made as names are is only counted: this goes
-// into a header and into the audit log.
+// Dropped lists the parts of the request that are not forwarded. These are fields that the
+// provider does not support (see Settings.Drop), and headers that it does not accept, as
+// "header:NAME". A name with unusual characters is only counted, since the list goes into a header and
+// into the audit log.
 func (f Forward) Dropped() []string {
 	var out []string
 	odd := 0
@@ -153,14 +153,13 @@ func (f Forward) Dropped() []string {
 	return out
 }
 
-// fieldPath is how the way to a field is written: "messages[2].content[0].input_audio".
+// fieldPath matches the path of a field: "messages[2].content[0].input_audio".
 var fieldPath = regexp.MustCompile(`^[A-Za-z0-9_.\[\]-]{1,120}$`)
 
-// NewResponseReader reads the answer to a request that was translated and says it in the
-// caller's words. status and contentType are the provider's; now and id are asked
-// for what the provider does not say: when, and an id for the answer. What was used
-// is read from the provider's own words, as for its own clients: they say more of
-// what is billed than the caller's format has a place for.
+// NewResponseReader returns a reader that translates the response to a translated request.
+// status and contentType are the provider's. now and id supply the time and the id if the
+// response has none. Usage is read from the provider's format, as for its own clients: it
+// has more billing details than the caller's format.
 func (f Forward) NewResponseReader(status int, contentType string, now func() time.Time, id func() string) *ResponseReader {
 	path, _, _ := strings.Cut(f.translation.Path, "?")
 	own, _, _ := Match(http.MethodPost, path) // TestForwardTranslated: there is one
@@ -169,12 +168,12 @@ func (f Forward) NewResponseReader(status int, contentType string, now func() ti
 	return a
 }
 
-// Failed says that an answer is an error, or ends in one, whatever its status is.
+// Failed reports whether a response is an error, or ends in one, for every status.
 func (a *ResponseReader) Failed() bool {
 	return a.failed || a.translated != nil && a.translated.Failed()
 }
 
-// Lost names what a translated answer had that the caller's format has no place for.
+// Lost lists the parts of a translated response that the caller's format does not support.
 func (a *ResponseReader) Lost() []string {
 	if a.translated == nil {
 		return nil
@@ -182,6 +181,6 @@ func (a *ResponseReader) Lost() []string {
 	return a.translated.Lost()
 }
 
-// Translated is the translator of the answer, nil if it passes in the words that
-// it came in.
+// Translated returns the translator of the response, or nil if the response passes
+// unchanged.
 func (a *ResponseReader) Translated() *translate.Response { return a.translated }

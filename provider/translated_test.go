@@ -20,8 +20,8 @@ import (
 
 const embeddings = "/v1/embeddings"
 
-// TestForwardTranslated: where a translated request goes, as whom, and that its
-// bytes are made of those that were judged.
+// TestForwardTranslated checks the destination and the credential of a translated request.
+// Its bytes must come from the evaluated ones.
 func TestForwardTranslated(t *testing.T) {
 	for _, c := range []struct{ kind, base, endpoint, body, path, headers string }{
 		{"anthropic", "https://api.anthropic.com", chat, ``, "/v1/messages",
@@ -72,7 +72,7 @@ func TestForwardTranslated(t *testing.T) {
 	}
 }
 
-// TestForwardOwn: Mistral's client speaks Mistral's words, and they pass as they are.
+// TestForwardOwn: requests of Mistral's client have Mistral's format, and pass unchanged.
 func TestForwardOwn(t *testing.T) {
 	p := prov("a", "mistral", "m")
 	call := parsed(t, chat, `{"model":"m","seed":1,"safe_prompt":true,"messages":[{"role":"user","content":"hello"}]}`)
@@ -93,8 +93,8 @@ func TestForwardOwn(t *testing.T) {
 	}
 }
 
-// TestForwardUnsupported: what cannot be carried is refused by its name, or left
-// out and listed; what is no request is 400.
+// TestForwardUnsupported: an unsupported field is rejected by its name, or left out and
+// listed. An invalid request is rejected with 400.
 func TestForwardUnsupported(t *testing.T) {
 	const body = `{"model":"m","seed":1,"logit_bias":{"1":2},"odd \"name\"":1,"messages":[{"role":"user","content":"hello"}]}`
 	p := prov("a", "anthropic", "m")
@@ -146,14 +146,14 @@ func TestAnswerTranslated(t *testing.T) {
 		t.Errorf("%s", out)
 	}
 	want := provider.Usage{InputTokens: 9, OutputTokens: 2, Source: "provider", Billed: provider.Billed{Said: true, InputTokens: 3, OutputTokens: 2}}
-	if u := a.Usage(); u != want || a.Model() != "" { // Cohere does not say which model it was
+	if u := a.Usage(); u != want || a.Model() != "" { // Cohere does not return the model
 		t.Errorf("%+v %s", u, a.Model())
 	}
 }
 
-// TestTranslatedUsage: what is recorded and charged is read from the provider's own
-// words; it is what the caller is told in the caller's words, too, in every answer
-// that package translate is tested with, however it is cut.
+// TestTranslatedUsage: usage is recorded and charged from the provider's format. The caller
+// gets the same figures in its own format. This holds for every response in the tests of
+// package translate, and for every split.
 func TestTranslatedUsage(t *testing.T) {
 	known := 0
 	for _, kind := range []string{"anthropic", "gemini", "cohere", "mistral"} {
@@ -207,9 +207,8 @@ func TestTranslatedUsage(t *testing.T) {
 	}
 }
 
-// judgedAlike checks that what a provider gets asks for what was judged: read by the
-// parser of the provider's own endpoint, it is the same model, stream or not, the same
-// tools and as many tokens.
+// judgedAlike checks that a provider gets the evaluated content. The parser of the
+// provider's endpoint must find the same model, stream, tools and tokens.
 func judgedAlike(t *testing.T, path string, body []byte) {
 	t.Helper()
 	ep, params, _ := provider.Match("POST", path)
@@ -253,7 +252,7 @@ func judgedAlike(t *testing.T, path string, body []byte) {
 				t.Fatalf("%s: up to %d tokens were judged, %d are asked for", kind, call.MaxTokens, sent.MaxTokens)
 			}
 			for _, tool := range sent.Tools {
-				if tool != translate.JSONTool && !slices.Contains(call.Tools, tool) { // that one is the gateway's own
+				if tool != translate.JSONTool && !slices.Contains(call.Tools, tool) { // that tool is the gateway's own
 					t.Fatalf("%s: the tools %q were judged, and %q are sent\n%s\n%s", kind, call.Tools, sent.Tools, body, f.Body)
 				}
 			}
@@ -266,8 +265,8 @@ func judgedAlike(t *testing.T, path string, body []byte) {
 	}
 }
 
-// TestForwardCovers: what a translated request asks of the provider was judged, or it
-// is refused.
+// TestForwardCovers: a translated request is rejected if it asks the provider for something
+// that was not evaluated.
 func TestForwardCovers(t *testing.T) {
 	const file = `{"model":"m","max_tokens":5,"messages":[{"role":"user","content":[{"type":"text","text":"x"},{"type":"file","file":{"filename":"a.pdf","file_data":%q}}]}]}`
 	for _, c := range []struct{ kind, url, hosts, code string }{
@@ -294,7 +293,7 @@ func TestForwardCovers(t *testing.T) {
 		if e != nil {
 			continue
 		}
-		// Had the judge not seen the host, the request would go nowhere.
+		// A request whose host was not evaluated is rejected.
 		call.Hosts = nil
 		p := prov("a", c.kind, "m")
 		p.Settings = []byte(`{"drop_unsupported":true}`)
@@ -317,7 +316,7 @@ func TestForwardCovers(t *testing.T) {
 	}
 }
 
-// requestsOf are the requests that package translate is tested with.
+// requestsOf returns the requests in the tests of package translate.
 func requestsOf(t testing.TB, folder string) [][]byte {
 	t.Helper()
 	files, err := filepath.Glob("translate/testdata/" + folder + "/*.txt")
@@ -348,7 +347,8 @@ func TestJudgedAlike(t *testing.T) {
 	}
 }
 
-// FuzzJudgedAlike looks for a request of which something else is sent than was judged.
+// FuzzJudgedAlike searches for a request that is sent with other content than was
+// evaluated.
 func FuzzJudgedAlike(f *testing.F) {
 	for _, body := range requestsOf(f, "chat") {
 		f.Add(false, body)
