@@ -5,38 +5,38 @@ import (
 	"strings"
 )
 
-// kind is what an attribute's value is.
+// kind is the type of an attribute's value.
 type kind uint8
 
 const (
 	text    kind = iota + 1
 	number       // an integer from min to max
 	truth        // true or false
-	texts        // a set of texts: the condition is about its members
-	scopes       // texts in which "*" is every member
-	mixed        // text, number or truth, as the agent's owner chose
-	instant      // a time, compared with a span
+	texts        // a set of strings; the condition compares its members
+	scopes       // a set of strings in which "*" stands for every member
+	mixed        // a string, a number or a boolean, as the agent's owner set it
+	instant      // a time; it is compared with a span
 )
 
-// attribute is something that conditions may be about.
+// attribute is an attribute that conditions can compare.
 type attribute struct {
 	kind     kind
 	min, max int64 // of a number
 
-	// selects says that the attribute is the agent's or the caller's own. An allow policy
-	// governs those for whom its conditions on such attributes are true. An address and a
-	// user agent do not select. The client chooses them for each request, so they must not
-	// lead out of a policy's reach.
+	// selects is true for attributes of the agent and of its key. If the conditions of an
+	// allow policy on such attributes are true, the policy governs the caller. An address
+	// and a user agent do not select: the client chooses them for each request, and could
+	// so avoid a policy.
 	selects bool
 
-	// address says that it is an address, or may be one, and can be compared with ranges.
+	// address is true if the value can be an address, so that cidr applies to it.
 	address bool
 
-	// one returns why the attribute cannot have a string, and what to do; "" if it can.
+	// one returns why a string is not a valid value, and how to fix it. It returns "" for a valid one.
 	one func(string) (problem, fix string)
 }
 
-// maxInt is the greatest integer that no other number is rounded to.
+// maxInt is the greatest integer that a float64 represents without ambiguity.
 const maxInt = 1<<53 - 1
 
 const metadata = "agent.metadata."
@@ -95,9 +95,9 @@ func attributeOf(name string) (a attribute, fix string) {
 	case "request.tools":
 		return attribute{}, `write "request.tool": it stands for every tool of the request`
 	case "request.url_hosts":
-		return attribute{}, `write "request.url_host": it stands for every host that the provider is asked to fetch from or to call`
+		return attribute{}, `write "request.url_host": it stands for every host that the request has the provider fetch from or call`
 	case "caller.spiffe_id", "caller.service_account", "spend.month_usd", "spend.day_usd":
-		return attribute{}, "not built yet in this version"
+		return attribute{}, "this version does not support it"
 	}
 	if key, ok := strings.CutPrefix(name, metadata); ok {
 		if key == "" {
@@ -105,7 +105,7 @@ func attributeOf(name string) (a attribute, fix string) {
 		}
 		return attribute{kind: mixed, selects: true}, ""
 	}
-	return attribute{}, nearest(name, attributeNames, "see docs/policy.md for the attributes that there are")
+	return attribute{}, nearest(name, attributeNames, "docs/policy.md lists the attributes")
 }
 
 // attributeNames are the names that attributeOf knows, for suggestions.
@@ -117,7 +117,7 @@ var attributeNames = []string{
 	"request.tool", "tool.family", urlHost, "any", "all", "not",
 }
 
-// nearest suggests the name that was most likely meant. If none is near: otherwise.
+// nearest suggests the name with the fewest edits. If no name is similar, it returns otherwise.
 func nearest(name string, names []string, otherwise string) string {
 	if len(name) > 64 {
 		return otherwise
@@ -134,7 +134,7 @@ func nearest(name string, names []string, otherwise string) string {
 	return "did you mean " + quote(best) + "? " + otherwise
 }
 
-// edits is the Levenshtein distance of two short texts, in bytes.
+// edits returns the Levenshtein distance of two short strings, in bytes.
 func edits(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
@@ -166,8 +166,8 @@ func oneOf(values ...string) func(string) (string, string) {
 	}
 }
 
-// address is for texts that must be an IP address as we write it, since another
-// spelling of it would never match.
+// address checks that a string is an IP address in canonical form. Another spelling would
+// never match.
 func address(s string) (problem, fix string) {
 	if _, err := netip.ParsePrefix(s); err == nil {
 		return "is a range of addresses", `write {"cidr": ` + quote(s) + "}"
@@ -182,8 +182,8 @@ func address(s string) (problem, fix string) {
 	return "", ""
 }
 
-// host is for texts that must be a host as we write it: a name in lower case, or an
-// address in canonical form. Another spelling would never match.
+// host checks that a string is a name in lower case or an address in canonical form.
+// Another spelling would never match.
 func host(s string) (problem, fix string) {
 	if ip, err := netip.ParseAddr(s); err == nil {
 		if ip.Zone() != "" {
@@ -204,8 +204,8 @@ func host(s string) (problem, fix string) {
 	return "", ""
 }
 
-// sectionOf is the object of the input document that the attribute is a member of, and
-// its name there, both in Rego.
+// sectionOf returns the object of the input document that has the attribute, and the
+// attribute's name in it, both in Rego.
 func sectionOf(name string) (section, member string) {
 	if key, ok := strings.CutPrefix(name, metadata); ok {
 		return "input.agent.metadata", literal(key)
@@ -214,7 +214,7 @@ func sectionOf(name string) (section, member string) {
 	return "input." + section, literal(member)
 }
 
-// ref is the attribute in Rego.
+// ref returns the reference to the attribute in Rego.
 func ref(name string) string {
 	if key, ok := strings.CutPrefix(name, metadata); ok {
 		return "input.agent.metadata[" + literal(key) + "]"

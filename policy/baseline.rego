@@ -1,17 +1,16 @@
-# The baseline: what binds every request of every agent, whatever policies say.
+# The baseline applies to every request of every agent, in addition to policies.
 #
-# ok is the whole of it, and is written so that what is missing refuses: each line
-# needs a condition that holds. refused says the same for people, and is only asked
-# for when ok does not hold. (ok has lines where it could have names of rules, and says
-# "== true" where a name alone would do: a rule costs 2 µs, a line less than 1, and of
-# lines an equality the least.)
+# ok is the complete rule. A missing attribute denies, since each line needs a condition
+# that holds. refused has the same conditions with messages. It is evaluated only if ok does
+# not hold. (For speed, ok has few references to rules, each with "== true": a rule costs
+# 2 µs, a line less than 1 µs, and an equality is the cheapest line.)
 package aid.baseline
 
 ok if {
 	input.agent.status == "active"
 	input.caller.key_status == "active"
 
-	# Times are of fixed width and in UTC: their order as text is their order.
+	# Times have a fixed width and are in UTC, so they sort as text.
 	input.request.time < input.caller.key_expires_at
 
 	scoped == true
@@ -20,7 +19,7 @@ ok if {
 
 scoped if input.request.scope in input.caller.key_scopes
 
-# The scope "*" is every scope. Scopes are no patterns otherwise.
+# The scope "*" is every scope. No other scope is a pattern.
 scoped if {
 	input.request.scope
 	"*" in input.caller.key_scopes
@@ -31,11 +30,11 @@ model_allowed if {
 	aid.glob(input.caller.key_allowed_models, input.request.model)
 }
 
-# Which models there are is answered here, with those that the caller may use.
+# This product lists the models itself, and lists only those that the caller may use.
 model_allowed if input.request.operation in {"models.list", "models.get"}
 
-# refused holds what stands against the request: where in the order to tell it, a
-# code (docs/policy.md lists them), and a message for the caller.
+# refused has the reasons to deny the request: a position in their order, a code
+# (docs/policy.md lists them), and a message for the caller.
 
 refused contains [10, "agent_suspended", "This agent is suspended."] if input.agent.status == "suspended"
 
@@ -59,8 +58,8 @@ refused contains [31, "model_not_allowed", "The API key's allowed_models do not 
 	not key_model
 }
 
-# "not" before a rule holds if the rule is undefined. Before a function it does not,
-# if an argument is: so each of these has a name.
+# "not" before a rule holds if the rule is undefined. "not" before a function does not hold
+# if an argument is undefined. So each condition is a rule with a name.
 
 agent_known if input.agent.status in {"active", "suspended"}
 

@@ -1,4 +1,4 @@
-# Tests of baseline.rego and decision.rego, for somebody who reads Rego and not Go.
+# Tests of baseline.rego and decision.rego, for readers of Rego who do not read Go.
 # `go test` runs them (TestRego) against the policies below.
 package aid.baseline_test
 
@@ -31,7 +31,7 @@ test_ok if baseline.ok with input as request
 
 test_nothing_stands_against_what_is_ok if count(baseline.refused) == 0 with input as request
 
-# Whatever is missing refuses, and says so.
+# A missing attribute denies, with its reason.
 test_missing if {
 	every field in [
 		["agent", "status"], ["agent", "allowed_models"], ["request", "scope"], ["request", "model"], ["request", "time"],
@@ -49,7 +49,7 @@ test_no_input if {
 	codes == {"agent_inactive", "key_inactive", "key_expired", "scope_missing", "model_not_allowed"} with input as {}
 }
 
-# So does what has another type.
+# An attribute of another type denies, too.
 test_other_types if {
 	every field in [
 		["agent", "status"], ["agent", "allowed_models"], ["request", "scope"], ["request", "model"],
@@ -135,7 +135,7 @@ test_an_approval_is_required if {
 	d == {"effect": "deny", "refused": none, "deny": none, "governs": none, "approval": {"pol_c"}}
 }
 
-# An approval is not asked for where it could not help.
+# An approval is not required if it could not help.
 test_no_approval_of_what_is_denied if {
 	d := decision.decision with input as request
 		with data.aid.policies.approval as {"pol_c"}

@@ -9,7 +9,7 @@ import (
 	"github.com/ai-identity/ai-identity/policy"
 )
 
-// set makes n policies; document is given the number of each.
+// set makes n policies. document receives the number of each.
 func set(n int, document func(int) string) []policy.Policy {
 	ps := make([]policy.Policy, n)
 	for i := range ps {
@@ -61,7 +61,7 @@ func BenchmarkDecide(b *testing.B) {
 	}
 }
 
-// BenchmarkDecideForMany is the baseline for more callers than are remembered.
+// BenchmarkDecideForMany decides with the baseline for more callers than the cache holds.
 func BenchmarkDecideForMany(b *testing.B) {
 	bundle, err := policy.Compile(context.Background(), nil)
 	if err != nil {
@@ -94,8 +94,8 @@ func BenchmarkCompile(b *testing.B) {
 	}
 }
 
-// processorTime reports the time on processors beside that on the wall, which other
-// processes of the machine lengthen.
+// processorTime reports the processor time beside the elapsed time, which grows with other
+// processes on the machine.
 func processorTime(b *testing.B) func() {
 	used := func() int64 {
 		var u syscall.Rusage

@@ -6,16 +6,15 @@ import (
 	"time"
 )
 
-// maxSteps is the most expressions that an evaluation may evaluate; one that is evaluated
-// again counts again. A decision takes about forty. The most that documents can reach is
-// 800,000: MaxPolicies allow policies with maxConditions conditions each, all true, without
-// help of an index.
+// maxSteps is the limit of expressions for one evaluation. An expression that is evaluated
+// twice counts twice. A decision takes about 40. Documents can reach at most 800,000, with
+// MaxPolicies allow policies of maxConditions conditions each, all true and not indexed.
 const maxSteps = 2_000_000
 
-// deadline is how long an evaluation may take that has more than clockEvery steps. It is
-// for work that steps do not count. maxSteps take a second or two, so an endless evaluation
-// ends by its steps. The deadline is longer, because on a busy machine the time of others
-// counts.
+// deadline limits the time of an evaluation with more than clockEvery steps. It bounds the
+// work that steps do not count. maxSteps take one or two seconds, so an endless evaluation
+// reaches that limit first. The deadline is longer, because on a busy machine an evaluation
+// waits for a processor.
 const (
 	deadline   = 5 * time.Second
 	clockEvery = 1024 // steps; a power of two
@@ -31,10 +30,10 @@ type bound struct {
 	ctx   context.Context
 	steps int
 	until time.Time
-	err   error // why it was ended, for good
+	err   error // why it was ended; it stays set
 }
 
-// Cancelled counts a step and says whether the evaluation must end.
+// Cancelled counts a step and reports whether the evaluation must end.
 func (b *bound) Cancelled() bool {
 	if b.steps++; b.steps%clockEvery == 0 || b.steps > b.e.steps {
 		b.look()
@@ -42,7 +41,7 @@ func (b *bound) Cancelled() bool {
 	return b.err != nil
 }
 
-// look is what Cancelled does seldom.
+// look checks the context and the deadline, which Cancelled does only every clockEvery steps.
 func (b *bound) look() {
 	switch {
 	case b.err != nil:

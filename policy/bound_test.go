@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// endless are policies whose evaluation takes 8^10 times some steps.
+// endless returns policies that take more than 8^10 steps to evaluate.
 const endless = `package aid.policies
 
 deny contains "pol_a" if {
@@ -36,17 +36,17 @@ func wantTimeout(t *testing.T, d Decision, err error) {
 	}
 }
 
-// An evaluation ends after so many steps, however fast the machine is.
+// An evaluation ends after a fixed number of steps on every machine.
 func TestSteps(t *testing.T) {
 	b := broken(t, endless)
 	if b.engine.steps != 2_000_000 || b.engine.deadline != 5*time.Second {
-		t.Errorf("%d steps, %s: docs/policy.md says otherwise", b.engine.steps, b.engine.deadline)
+		t.Errorf("%d steps, %s: docs/policy.md has other figures", b.engine.steps, b.engine.deadline)
 	}
-	b.engine.steps = 50_000 // as it would be later on, and sooner
+	b.engine.steps = 50_000 // so that the test takes less time
 	b.engine.now = func() time.Time { return time.Unix(1e9, 0) }
 	wantTimeout(t, b.Decide(context.Background(), active()), errSteps)
 
-	// The same question takes the same steps each time.
+	// The same input takes the same number of steps each time.
 	least := func(b *Bundle) int {
 		for n := range 200 {
 			b.engine.steps = n
@@ -73,11 +73,11 @@ func TestSteps(t *testing.T) {
 		}
 	}
 	if n > 40 {
-		t.Errorf("an ordinary decision takes %d steps: docs/policy.md says some forty", n)
+		t.Errorf("an ordinary decision takes %d steps: docs/policy.md has about 40", n)
 	}
 }
 
-// What steps do not see, a clock does, and who asked may stop asking.
+// The deadline bounds work that steps do not count, and the caller can cancel.
 func TestStepsTakeTooLong(t *testing.T) {
 	b := broken(t, endless)
 	at := time.Unix(1e9, 0)

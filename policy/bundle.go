@@ -31,10 +31,9 @@ type Bundle struct {
 
 var idForm = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 
-// Compile makes a Bundle of an org's policies, in any order. It takes all of them or none.
-// A document that this build does not understand is an error that wraps an *Invalid and
-// names the policy. The caller must then keep the Bundle it has: a part of a set would
-// decide otherwise than its author meant.
+// Compile makes a Bundle of all of an org's policies, in any order. If this build does not
+// support one of the documents, the error wraps an *Invalid and names the policy. The
+// caller must then keep the Bundle that it has, since a part of a set decides differently.
 func Compile(ctx context.Context, ps []Policy) (*Bundle, error) {
 	if len(ps) > MaxPolicies {
 		return nil, fmt.Errorf("policy: %d policies are more than %d", len(ps), MaxPolicies)
@@ -47,11 +46,11 @@ func Compile(ctx context.Context, ps []Policy) (*Bundle, error) {
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("policy: compiling: %w", ctx.Err())
 		case !idForm.MatchString(p.ID):
-			return nil, fmt.Errorf("policy: %q is not a policy's id", p.ID)
+			return nil, fmt.Errorf("policy: %q is not the id of a policy", p.ID)
 		case i > 0 && p.ID == ids[i-1]:
-			return nil, fmt.Errorf("policy: %s stands twice", p.ID)
+			return nil, fmt.Errorf("policy: %s is in the set twice", p.ID)
 		case p.OrgID == "" || i > 0 && p.OrgID != b.org:
-			return nil, fmt.Errorf("policy: %s is of org %q, among those of %q", p.ID, p.OrgID, b.org)
+			return nil, fmt.Errorf("policy: %s belongs to org %q, and the set belongs to %q", p.ID, p.OrgID, b.org)
 		}
 		d, err := parse(p.Document)
 		if err != nil {
@@ -96,8 +95,8 @@ func engineOf(ids []string, ds []document, states ...State) (string, *engine, er
 	return rego, e, nil
 }
 
-// Of says whether the Bundle was compiled from exactly these policies, in whatever
-// order they come, so that nobody need compile them again. Of nil is false.
+// Of reports whether the Bundle was compiled from exactly these policies, in any order.
+// The caller then need not compile them again. A nil Bundle returns false.
 func (b *Bundle) Of(ps []Policy) bool {
 	if b == nil || b.engine == nil {
 		return false
@@ -110,20 +109,18 @@ func (b *Bundle) Of(ps []Policy) bool {
 	return (len(ps) > 0 || b.org == "") && versionOf(sorted(ps)) == b.version
 }
 
-// Version names the set of policies: "sha256:" + hex. The same policies, in
-// whatever order, give the same.
+// Version names the set of policies: "sha256:" + hex. It does not depend on their order.
 func (b *Bundle) Version() string { return b.version }
 
-// Rego is what the enabled policies were compiled to.
+// Rego returns the module that the enabled policies were compiled to.
 func (b *Bundle) Rego() string { return b.rego }
 
-// InShadow says whether some policy is in shadow, so that there is something to ask
-// Shadow.
+// InShadow reports whether a policy is in shadow, so that Shadow has a decision.
 func (b *Bundle) InShadow() bool { return b != nil && b.shadow != nil }
 
-// Shadow is the decision that Decide would make if the policies in shadow were
-// enabled; ok is false if there are none. Its Limits are those of policies in shadow
-// only. They are counted apart: their Key begins with "shadow:".
+// Shadow returns the decision that Decide would make if the policies in shadow were
+// enabled. If no policy is in shadow, ok is false. Its Limits are only those of policies in
+// shadow. They are counted separately: their Key begins with "shadow:".
 func (b *Bundle) Shadow(ctx context.Context, in Input) (d Decision, ok bool) {
 	if !b.InShadow() {
 		return Decision{}, false
@@ -158,20 +155,20 @@ func versionOf(ps []Policy) string {
 	return "sha256:" + hex.EncodeToString(h.Sum(nil))
 }
 
-// Decide says whether the request may be made. Whatever goes wrong on the way
-// denies, with the reason policy_error or policy_timeout, and says why in Err.
+// Decide decides about a request. An error denies, with the reason policy_error or
+// policy_timeout, and is in Err.
 func (b *Bundle) Decide(ctx context.Context, in Input) Decision {
 	if b == nil || b.engine == nil {
 		return failed(errors.New("no policies"), "")
 	}
 	if b.org != "" && in.Org.ID != b.org {
-		return failed(errors.New("another org's policies"), b.version)
+		return failed(errors.New("the policies belong to another org"), b.version)
 	}
 	var d Decision
 	if err := b.engine.eval(ctx, &in, func(allowed bool, doc ast.Value) error {
 		var ok bool
 		if d, ok = b.read(doc, &in); !ok || allowed != (d.Effect == Allow) {
-			return errors.New("not a decision")
+			return errors.New("the result is not a decision")
 		}
 		return nil
 	}); err != nil {

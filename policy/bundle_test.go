@@ -10,7 +10,7 @@ import (
 	"github.com/ai-identity/ai-identity/policy"
 )
 
-// A Bundle is of the policies that it was compiled from, and of no others.
+// Of is true only for the policies that a Bundle was compiled from.
 func TestOf(t *testing.T) {
 	ps := set(3, func(i int) string { return fmt.Sprintf(`{"name": "p%d", "effect": "deny", "conditions": {}}`, i) })
 	b, err := policy.Compile(context.Background(), ps)
@@ -54,7 +54,7 @@ func TestOf(t *testing.T) {
 	}
 }
 
-// A Bundle is asked by many at once, who share what is remembered of their callers.
+// Many goroutines use a Bundle at once, and share its cache of subjects.
 func TestDecideAtOnce(t *testing.T) {
 	b := bundle(t,
 		`{"name": "scopes", "effect": "allow", "conditions": {"caller.key_scopes": {"in": ["chat:completions", "other"]}, "agent.metadata.level": {"between": [1, 5]}}}`,

@@ -11,19 +11,21 @@ import (
 	"strings"
 )
 
-// join is how a condition is made of others.
+// join is how a condition combines its parts.
 type join uint8
 
 const (
 	all  join = iota // every part holds; with no parts it always holds
 	some             // "any": at least one part holds
-	not              // its one part is false, which is more than that it does not hold
+	not              // its only part is false; an unknown part is not enough
 	leaf             // it has no parts: it compares an attribute
 )
 
-// condition is a tree of comparisons. Its value is true, false or unknown, after
-// Kleene's logic: a comparison of a missing attribute is unknown, the negation of
-// unknown is unknown, and a policy applies only if its conditions are true.
+// condition is a tree of comparisons. Its value is true, false or unknown (Kleene's logic):
+//
+//   - A comparison of a missing attribute is unknown.
+//   - The negation of unknown is unknown.
+//   - A policy applies only if its conditions are true.
 type condition struct {
 	join  join
 	parts []condition
@@ -38,8 +40,8 @@ type comparison struct {
 	name      string
 	attribute attribute
 	op        operator
-	values    []value // sorted; of between the lowest and the highest, in this order
-	span      span    // of opWithin
+	values    []value // sorted; for between: the lowest, then the highest
+	span      span    // for opWithin
 }
 
 // operator is an operator of a comparison. A literal alone is opIn with one value.
@@ -57,11 +59,11 @@ const (
 	opGlob
 	opCIDR
 	opExists
-	opWithin // of request.time
+	opWithin // for request.time
 )
 
-// operators are the operators by their names in documents. An operator that is the
-// negation of another says so.
+// operators are the operators by their names in documents. An operator that negates another
+// has that one's op, and negated.
 var operators = map[string]struct {
 	op      operator
 	negated bool
@@ -74,10 +76,10 @@ var operators = map[string]struct {
 	"exists": {opExists, false, false},
 }
 
-// names of operators and joins that people are told.
+// operatorNames lists the operators in error messages.
 const operatorNames = "eq, ne, in, not_in, between, gt, gte, lt, lte, prefix, suffix, glob, cidr or exists"
 
-// fits says whether an attribute can be compared with op, and if not, what to write.
+// fits returns "" if the attribute can be compared with op, and else what to write.
 func (a attribute) fits(op operator) (fix string) {
 	switch {
 	case a.kind == instant:
@@ -86,22 +88,22 @@ func (a attribute) fits(op operator) (fix string) {
 		return ""
 	case op == opBetween || op == opGreater || op == opGreaterEqual || op == opLess || op == opLessEqual:
 		if a.kind != number && a.kind != mixed {
-			return "it is about numbers, and this attribute is not one; write a literal or in"
+			return "it compares numbers, and this attribute is not a number; write a literal or in"
 		}
 	case op == opCIDR:
 		if !a.address {
-			return "it is about addresses: caller.ip and request.url_host"
+			return "use it with caller.ip or request.url_host, which are addresses"
 		}
 	case a.kind == number || a.kind == truth:
-		return "it is about text, and this attribute is not text"
+		return "it compares text, and this attribute is not text"
 	case a.address && a.kind == text:
 		return "write cidr for a range of addresses"
 	}
 	return ""
 }
 
-// normal is c with negations only at its leaves, and the leaves in an order of their
-// own. negated says that c stands under an odd number of negations.
+// normal returns c with negations only at its leaves, and with the leaves sorted. negated is
+// true if c is inside an odd number of negations.
 func (c condition) normal(negated bool) condition {
 	switch c.join {
 	case leaf:
@@ -131,8 +133,8 @@ func (c condition) normal(negated bool) condition {
 	return n
 }
 
-// selecting is c as far as it says whom an allow policy governs: a comparison of what
-// is not the agent's or the caller's own may hold for the next request.
+// selecting returns the part of c that selects the callers that an allow policy governs.
+// A comparison of another attribute may hold for the next request, so it counts as true.
 func (c condition) selecting() condition {
 	if c.join == leaf {
 		if c.attribute.selects {
@@ -154,8 +156,7 @@ func (c condition) selecting() condition {
 	return n
 }
 
-// permitsUnknownHosts says whether a comparison lists the host that is not certain as
-// one that is wanted.
+// permitsUnknownHosts reports whether a comparison permits unknownHost.
 func (c condition) permitsUnknownHosts() bool {
 	if c.join == leaf {
 		return c.name == urlHost && !c.negated && c.op == opIn && slices.ContainsFunc(c.values, func(v value) bool { return v.str == unknownHost })
@@ -176,9 +177,9 @@ func (r *reader) conditions(field string, depth int) condition {
 		a, fix := attributeOf(name)
 		switch {
 		case a.kind == 0:
-			r.fail(at, "is not an attribute that conditions can be about", fix)
+			r.fail(at, "is not an attribute for conditions", fix)
 		case len(name) > len(metadata)+maxText:
-			r.fail(at, fmt.Sprintf("has %d bytes", len(name)), fmt.Sprintf("at most %d are taken", len(metadata)+maxText))
+			r.fail(at, fmt.Sprintf("has %d bytes", len(name)), fmt.Sprintf("write at most %d", len(metadata)+maxText))
 		case r.comparisons == maxConditions:
 			r.fail(at, fmt.Sprintf("is one condition more than %d", maxConditions), "use several policies")
 		default:
@@ -192,10 +193,10 @@ func (r *reader) conditions(field string, depth int) condition {
 	return c
 }
 
-// joined reads what stands under any, all or not.
+// joined reads the parts of any, all or not.
 func (r *reader) joined(field, name string, depth int) condition {
 	if depth > maxDepth {
-		r.fail(field, fmt.Sprintf("stands deeper than %d", maxDepth), "use several policies")
+		r.fail(field, fmt.Sprintf("is nested deeper than %d", maxDepth), "use several policies")
 		return condition{}
 	}
 	if name == "not" {
@@ -248,7 +249,7 @@ func (r *reader) comparison(field, name string, a attribute) condition {
 	return c
 }
 
-// operator reads what an operator compares with.
+// operator reads the values of an operator.
 func (r *reader) operator(field, name string, c *condition) {
 	at := field + "." + excerpt(name)
 	o, ok := operators[name]
@@ -267,7 +268,7 @@ func (r *reader) operator(field, name string, c *condition) {
 	case c.op == opExists:
 		v := r.literal(at)
 		if r.err == nil && v.kind != truth {
-			r.fail(at, "is not true or false", "write true if the attribute must be there, false if it must be missing")
+			r.fail(at, "is not true or false", "write true if the attribute must be present, false if it must be missing")
 		}
 		c.negated = v.rego == "false"
 	case o.list:
@@ -290,7 +291,7 @@ func (r *reader) operator(field, name string, c *condition) {
 	}
 }
 
-// pattern reads what prefix, suffix, glob and cidr compare with.
+// pattern reads a value of prefix, suffix, glob or cidr.
 func (r *reader) pattern(field string, op operator) value {
 	v := r.literal(field)
 	if r.err != nil {
@@ -317,7 +318,7 @@ func (r *reader) pattern(field string, op operator) value {
 
 func (r *reader) list(field string, a attribute, one func(at string) value) (vs []value) {
 	if a.kind == truth {
-		r.fail(field, "is about true or false", "write true or false, or leave the condition out")
+		r.fail(field, "compares true or false with a list", "write true or false, or leave the condition out")
 	}
 	if !r.enter(field, '[', "a list") {
 		return nil
@@ -354,7 +355,7 @@ func (r *reader) between(field string, c *condition) {
 		}
 	}
 	if r.err == nil && len(vs) != 2 {
-		r.fail(field, "has not two values", "write [lowest, highest]; both belong to it")
+		r.fail(field, "does not have two values", "write [lowest, highest]; both are included")
 		return
 	}
 	r.token()
@@ -365,16 +366,16 @@ func (r *reader) between(field string, c *condition) {
 		fix := "write the lower one first"
 		switch c.name {
 		case "request.hour_utc":
-			fix += `; for a span over midnight write "request.time": {"between": ["22:00", "02:00"]}, or list the values: {"in": [22, 23, 0, 1]}`
+			fix += `; for hours across midnight write "request.time": {"between": ["22:00", "02:00"]}, or list the values: {"in": [22, 23, 0, 1]}`
 		case "request.weekday_utc":
-			fix += `; for a span over its end list the values: {"in": [6, 7, 1]}`
+			fix += `; for days across Sunday list the values: {"in": [6, 7, 1]}`
 		}
-		r.fail(field, "goes from the higher to the lower", fix)
+		r.fail(field, "has the higher value first", fix)
 	}
 	c.values = vs
 }
 
-// of reads a literal that the attribute can have.
+// of reads a literal that is a valid value of the attribute.
 func (r *reader) of(field string, a attribute) value {
 	v := r.literal(field)
 	if r.err != nil {

@@ -47,7 +47,7 @@ func bundle(t testing.TB, documents ...string) *policy.Bundle {
 	return b
 }
 
-// table is a Bundle and what it is asked.
+// table is a Bundle and a request that each case changes.
 type table struct {
 	t *testing.T
 	b *policy.Bundle
@@ -82,7 +82,7 @@ func (x table) deny(code string, changes ...change) policy.Decision {
 	case len(d.Reasons) == 0 || d.Reasons[0].Code != code || d.Reasons[0].Message == "":
 		x.t.Errorf("reasons %+v, want %s first", d.Reasons, code)
 	case len(d.Limits) != 0:
-		x.t.Errorf("limits of a refused request: %+v", d.Limits)
+		x.t.Errorf("limits of a denied request: %+v", d.Limits)
 	}
 	return d
 }
@@ -135,9 +135,9 @@ func TestBaseline(t *testing.T) {
 	x.deny("scope_missing", scopes("*"), operation("chat.completions", "")) // no scope includes an unknown operation
 	x.deny("scope_missing", operation("embeddings", "embeddings"))
 
-	// What models there are.
+	// The lists of models.
 	x.allow(operation("models.list", "models"), model(""))
-	x.allow(operation("models.get", "models"), model("secret")) // who answers it says 404
+	x.allow(operation("models.get", "models"), model("secret")) // the response is 404 later
 	x.deny("scope_missing", operation("models.list", "models"), scopes("chat:completions"))
 
 	// State.
@@ -165,7 +165,7 @@ func TestBaseline(t *testing.T) {
 
 	x.deny("agent_inactive", func(in *policy.Input) { *in = policy.Input{} })
 
-	// The first reason is who it is, then the key, then what is asked.
+	// Reasons are in this order: the agent, the key, the request.
 	d := x.deny("agent_suspended", status("suspended"), keyStatus("revoked"), expires(0), scopes(), model("secret"), keyModels("other"))
 	var codes []string
 	for _, r := range d.Reasons {
@@ -231,7 +231,7 @@ func TestGoverned(t *testing.T) {
 	x.deny("not_permitted", model("big-9"))
 	x.allow(team("lab"), model("big-9"))
 	x.deny("not_permitted", team("lab"))
-	// No policy governs it: the baseline.
+	// No policy governs the agent, so the baseline decides.
 	x.allow(team("sales"))
 	x.allow(team("sales"), model("big-9"))
 	x.allow(team(""), model("big-9"))
@@ -242,7 +242,7 @@ func TestGoverned(t *testing.T) {
 	}
 }
 
-// An allow policy of no agent governs all of them.
+// An allow policy that selects no agent governs every agent.
 func TestGovernsAll(t *testing.T) {
 	x := table{t, bundle(t, `{"name": "small-only", "effect": "allow", "conditions": {"request.model": "small"}}`)}
 	x.allow()
@@ -250,7 +250,7 @@ func TestGovernsAll(t *testing.T) {
 	x.deny("not_permitted", model("big-1"))
 }
 
-// Keys may be governed apart from their agent.
+// A policy can govern a key and not its agent.
 func TestGovernedByCaller(t *testing.T) {
 	x := table{t, bundle(t, `{"name": "ci-key", "effect": "allow", "conditions": {"caller.key_id": "key_ci", "request.model": "small"}}`)}
 	ci := func(in *policy.Input) { in.Caller.KeyID = "key_ci" }
@@ -265,8 +265,8 @@ func TestGovernedByCaller(t *testing.T) {
 	x.allow(scopes("chat:completions"), model("big-1"))
 }
 
-// An address and a user agent are the request's: sending others must not lead out
-// of a policy's reach.
+// An address and a user agent are attributes of the request. A client that changes them must
+// not avoid a policy.
 func TestClientCannotLeaveGovernance(t *testing.T) {
 	x := table{t, bundle(t, `{"name": "from-the-office", "effect": "allow", "conditions": {"caller.ip": "203.0.113.9", "caller.user_agent": "curl/8"}}`)}
 	x.allow()
@@ -275,7 +275,7 @@ func TestClientCannotLeaveGovernance(t *testing.T) {
 	x.deny("not_permitted", func(in *policy.Input) { in.Caller.UserAgent = "" })
 }
 
-// Where a provider is sent to fetch from or to call is a set, as tools are.
+// The hosts that a provider would fetch or call are a set, as tools are.
 func TestURLHosts(t *testing.T) {
 	both := table{t, bundle(t, `{"name": "tools-and-hosts", "effect": "deny", "conditions": {"request.tool": "fetch", "request.url_host": "img.example"}}`)}
 	hosts := func(s ...string) change { return func(in *policy.Input) { in.Request.URLHosts = s } }
@@ -305,7 +305,7 @@ func TestTools(t *testing.T) {
 	x.deny("not_permitted", tools("crm.read", "crm.write"))
 	x.deny("not_permitted", tools("crm.read", ""))
 
-	// Two policies do not add up to a permission: one must permit all.
+	// Two policies do not permit together: one policy must permit the whole request.
 	x = table{t, bundle(t,
 		`{"name": "a", "effect": "allow", "conditions": {"request.tool": "a"}}`,
 		`{"name": "b", "effect": "allow", "conditions": {"request.tool": "b"}}`)}
@@ -323,7 +323,7 @@ func TestTools(t *testing.T) {
 }
 
 func TestConditions(t *testing.T) {
-	// Each condition stands alone in a deny policy: what it matches is denied.
+	// Each condition is alone in a deny policy, and requests that match are denied.
 	only := func(condition string) table {
 		return table{t, bundle(t, `{"name": "it", "effect": "deny", "conditions": {`+condition+`}}`)}
 	}
@@ -365,11 +365,11 @@ func TestConditions(t *testing.T) {
 	allows(`"request.bytes": 401`)
 	denies(`"request.input_tokens_estimate": {"between": [12, 12]}`)
 	allows(`"request.input_tokens_estimate": {"between": [13, 99]}`)
-	allows(`"request.max_tokens": {"between": [0, 9007199254740991]}`) // none is asked for: missing
+	allows(`"request.max_tokens": {"between": [0, 9007199254740991]}`) // the request sets none: missing
 	denies(`"request.max_tokens": {"between": [1001, 9007199254740991]}`, func(in *policy.Input) { in.Request.MaxTokens = 1001 })
 	denies(`"request.max_tokens": {"between": [1001, 9007199254740991]}`, func(in *policy.Input) { in.Request.MaxTokens = math.MaxInt64 })
 
-	// Both ends belong to it, to the end of the hour.
+	// Both ends are included, the last hour until its end.
 	for h, in := range map[int]bool{0: false, 12: false, 13: true, 20: true, 23: true} {
 		if in {
 			denies(`"request.hour_utc": {"between": [13, 23]}`, hour(h))
@@ -382,16 +382,16 @@ func TestConditions(t *testing.T) {
 	denies(`"request.weekday_utc": {"between": [6, 7]}`, day(4)) // Saturday
 	denies(`"request.weekday_utc": 7`, day(5))                   // Sunday
 	allows(`"request.weekday_utc": {"between": [6, 7]}`, day(6)) // Monday
-	denies(`"request.hour_utc": 23`, func(in *policy.Input) {    // of UTC, wherever the clock stands
+	denies(`"request.hour_utc": 23`, func(in *policy.Input) {    // in UTC, in every time zone
 		in.Request.Time = time.Date(2026, 7, 2, 1, 0, 0, 0, time.FixedZone("east", 2*3600))
 	})
 
-	// Bools are never missing.
+	// Booleans are never missing.
 	denies(`"request.stream": false`)
 	allows(`"request.stream": true`)
 	denies(`"request.stream": true`, func(in *policy.Input) { in.Request.Stream = true })
 
-	// Metadata: the type must match, too.
+	// Metadata: the type must match as well.
 	denies(`"agent.metadata.level": 3`)
 	denies(`"agent.metadata.level": 3.0`)
 	allows(`"agent.metadata.level": "3"`)
@@ -402,7 +402,7 @@ func TestConditions(t *testing.T) {
 	denies(`"agent.metadata.share": 0.5`)
 	denies(`"agent.metadata.share": {"between": [0.25, 0.75]}`)
 	denies(`"agent.metadata.level": {"in": ["a", 3, true]}`)
-	allows(`"agent.metadata.region": {"between": [-1000, 1000]}`) // text is no number
+	allows(`"agent.metadata.region": {"between": [-1000, 1000]}`) // text is not a number
 	allows(`"agent.metadata.pii": {"between": [-1000, 1000]}`)
 	allows(`"agent.metadata.nothing": {"between": [-1000, 1000]}`)
 	allows(`"agent.metadata.nothing": "x"`)
@@ -422,7 +422,7 @@ func TestConditions(t *testing.T) {
 	allows(`"agent.team": "support", "request.model": "small", "request.stream": true`)
 	denies(``)
 
-	// Text is compared byte by byte, whatever is in it.
+	// Text is compared byte by byte.
 	for _, s := range []string{`"`, `\`, "a\nb", "`", "x\" == \"x", "\u0000", "\ufeff", "é", "e\u0301", "\u2028", "😀", "*", "input.agent.team", `","b`, "${x}", "{x}", "%s"} {
 		b, err := json.Marshal(s)
 		if err != nil {
@@ -461,7 +461,7 @@ func TestLimits(t *testing.T) {
 	if d := (table{t, bundle(t)}).allow(); len(d.Limits) != 0 || len(d.PolicyIDs) != 0 {
 		t.Errorf("%+v", d)
 	}
-	// One that makes no sense is passed on, and nothing can be taken from it.
+	// A negative limit is passed on, and permits no request.
 	if d := x.allow(rate(-1)); d.Limits[0].Value != -1 {
 		t.Errorf("%+v", d.Limits)
 	}
@@ -548,8 +548,8 @@ func TestVersion(t *testing.T) {
 	differs("none", version())
 }
 
-// A set with one policy that this build does not understand is rejected as a whole. The
-// caller keeps what it has.
+// A set with one policy that this build does not support is rejected as a whole. The
+// caller keeps its Bundle.
 func TestCompileTakesAllOrNothing(t *testing.T) {
 	good := policy.Policy{ID: "pol_1", OrgID: "org_1", Version: 1, Document: []byte(`{"name": "x", "effect": "allow", "conditions": {}}`)}
 	newer := policy.Policy{ID: "pol_2", OrgID: "org_1", Version: 1, Document: []byte(`{"name": "y", "effect": "allow", "conditions": {"request.model": {"like": "a*"}}}`)}
@@ -584,7 +584,7 @@ func TestCompileTakesAllOrNothing(t *testing.T) {
 	}
 }
 
-// Compile keeps nothing of its argument.
+// Compile keeps no reference to its argument.
 func TestCompileCopies(t *testing.T) {
 	doc := []byte(`{"name": "x", "effect": "deny", "conditions": {"request.model": "small"}}`)
 	ps := []policy.Policy{{ID: "pol_2", OrgID: "org_1", Document: doc}, {ID: "pol_1", OrgID: "org_1", Document: []byte(`{"name": "y", "effect": "allow", "conditions": {}}`)}}

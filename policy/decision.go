@@ -7,14 +7,14 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
-// read turns what decision.rego answers into a Decision. ok is false for a response
-// that is not exactly of one of its forms:
+// read converts the result of decision.rego to a Decision. ok is false for a result that
+// does not have exactly one of these forms:
 //
 //	{"effect": "allow", "allow": {[policy, {"rpm": n}]}, "key_rpm": n}
 //	{"effect": "deny", "refused": {[order, code, message]}, "deny": {policy}, "governs": {[policy]}, "approval": {policy}}
 //
-// OPA orders sets, rejections by their first element and policies by their id, so the
-// same answer always gives the same Decision.
+// OPA sorts sets: rejections by their first element and policies by their id. So the same
+// result always gives the same Decision.
 func (b *Bundle) read(v ast.Value, in *Input) (d Decision, ok bool) {
 	doc, isObject := v.(ast.Object)
 	if !isObject {
@@ -34,7 +34,7 @@ func (b *Bundle) read(v ast.Value, in *Input) (d Decision, ok bool) {
 	return d, ok
 }
 
-// answered holds the members of a response, which are nil where they are missing.
+// answered holds the members of a result. A missing member is nil.
 type answered struct{ effect, allow, rpm, refused, deny, governs, approval ast.Value }
 
 func (a *answered) set(k *ast.Term, v ast.Value) {
@@ -60,7 +60,7 @@ func (b *Bundle) readAllow(d *Decision, a *answered, in *Input) bool {
 	allow, ok := a.allow.(ast.Set)
 	rpm, ok1 := a.rpm.(ast.Number)
 	if !ok || !ok1 || in.Agent.ID == "" || in.Caller.KeyID == "" {
-		return false // no agent, or no limit to count for
+		return false // there is no agent or no key to count for
 	}
 	d.Effect = Allow
 	if rpm != "0" && !d.limit("key", "rpm", rpm, KeyCount(in.Caller.KeyID)) {
@@ -84,7 +84,7 @@ func (b *Bundle) readAllow(d *Decision, a *answered, in *Input) bool {
 	})
 }
 
-// KeyCount is Limit.Key of a key's own rate.
+// KeyCount returns Limit.Key for a key's own rate.
 func KeyCount(keyID string) string { return "key:" + keyID }
 
 func (b *Bundle) readDeny(d *Decision, a *answered) bool {
@@ -157,7 +157,7 @@ func (d *Decision) matters(policy string) {
 	}
 }
 
-// limit adds a limit. One that this build could not enforce must not be lost.
+// limit adds a limit. It returns false for one that this build cannot enforce.
 func (d *Decision) limit(source, name string, v ast.Value, counted string) bool {
 	n, ok := v.(ast.Number)
 	if !ok || name != "rpm" {

@@ -1,4 +1,4 @@
-# How the baseline and an org's policies compose. Order never matters.
+# How the baseline and an org's policies compose. The order of policies has no effect.
 package aid.decision
 
 import data.aid.baseline
@@ -8,7 +8,7 @@ decision := {
 	"effect": "allow",
 	"allow": policies.allow,
 
-	# What is counted for the key itself; 0 is nothing.
+	# The key's own rate limit; 0 is no limit.
 	"key_rpm": object.get(input.caller, "key_rate_limit", 0),
 } if {
 	baseline.ok == true
@@ -17,7 +17,7 @@ decision := {
 	count(policies.deny) == 0
 	permitted == true
 
-	# What a person must approve waits for that person.
+	# A request that requires approval is denied.
 	count(policies.approval) == 0
 } else := {
 	"effect": "deny",
@@ -27,10 +27,10 @@ decision := {
 	"approval": approval,
 }
 
-# An agent that no allow policy selects may do what the baseline lets it.
+# An agent that no allow policy selects may do what the baseline allows.
 permitted if count(policies.governs) == 0
 
-# One that some select may do only what one of them permits.
+# An agent that allow policies select may do only what one of them permits.
 permitted if count(policies.allow) != 0
 
 default refused := set()
@@ -43,7 +43,7 @@ governs := policies.governs if not permitted
 
 default approval := set()
 
-# Asked only if nothing else stands against the request: an approval would not help.
+# Only if there is no other reason to deny, since an approval would not help then.
 approval := policies.approval if {
 	baseline.ok == true
 	count(policies.deny) == 0

@@ -1,14 +1,16 @@
 // Package policy decides whether an agent may send a request.
 //
-// OPA makes every decision. It evaluates three parts together, once for each request: the
-// baseline (baseline.rego), how policies compose (decision.rego), and the policies, which
-// Compile turns from documents into Rego. This package writes the input, reads the
-// decision, and denies whenever a decision is missing.
+// OPA makes every decision. Once for each request, it evaluates three modules together:
 //
-//	Check     is this document one that we understand, whole?
+//   - The baseline is baseline.rego.
+//   - The composition of policies is decision.rego.
+//   - The policies are documents, which Compile converts to Rego.
+//
+// This package writes the input and reads the decision. If a decision is missing, it denies.
+//
+//	Check     validates a document
 //	Compile   an org's policies → Bundle, immutable
 //	Decide    Input → Decision; Deny is the zero value
 //
-// What is here is a published contract: docs/policy.md. It is the only package that imports
-// OPA.
+// The published contract is docs/policy.md. No other package imports OPA.
 package policy

@@ -15,26 +15,26 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Bounds of a document. They are documented: docs/policy.md.
+// Limits of a document. docs/policy.md has them.
 const (
 	maxDocument   = 64 << 10 // bytes
 	maxName       = 128      // bytes
-	maxConditions = 32       // comparisons, at whatever depth
-	maxDepth      = 8        // of any, all and not in one another
+	maxConditions = 32       // comparisons, at all depths together
+	maxDepth      = 8        // levels of any, all and not
 	maxList       = 256      // members of an "in"
 	maxText       = 1024     // bytes of a literal, or of a metadata key
 	maxRPM        = 1_000_000_000
 	maxApproval   = 86_400 // seconds
 )
 
-// document is a policy that we understand, whole.
+// document is a validated policy document.
 type document struct {
 	name       string
 	effect     Effect
 	state      State
-	conditions condition // what must hold; of negations only those of leaves are left
+	conditions condition // as normal returns them
 	rpm        int64     // 0: none
-	wildcard   *Invalid  // of reader
+	wildcard   *Invalid  // from reader
 }
 
 // value is a literal of a condition.
@@ -45,13 +45,12 @@ type value struct {
 	num  float64 // of a number
 }
 
-// Check returns nil if document is one that Compile takes, and else an *Invalid.
-// Nothing in a document is ever ignored: what this version does not understand
-// is rejected.
+// Check validates a document that a client sends. An error is an *Invalid. Nothing in a
+// document is ignored: a field that this version does not support is rejected.
 //
-// So is a literal with * or ?. In lists of models * stands for any text, but in a
-// condition it stands for itself, and a deny would never match. Compile takes such a
-// document: one may have been stored before.
+// A literal with * or ? is also rejected. In lists of models * stands for any text, but in
+// a condition it stands for itself, and a deny would never match. Compile accepts such a
+// document, because an earlier version may have stored it.
 func Check(document []byte) error {
 	d, err := parse(document)
 	if err == nil && d.wildcard != nil {
@@ -60,7 +59,7 @@ func Check(document []byte) error {
 	return err
 }
 
-// reader reads a document strictly. Its first problem is in err, after which its
+// reader reads a document strictly. The first problem is in err. After a problem its
 // methods do nothing.
 type reader struct {
 	dec         *jsontext.Decoder
@@ -77,14 +76,14 @@ func (r *reader) fail(field, problem, fix string) {
 
 func parse(b []byte) (document, error) {
 	if len(b) > maxDocument {
-		return document{}, &Invalid{Problem: fmt.Sprintf("has %d bytes", len(b)), Fix: fmt.Sprintf("at most %d are taken", maxDocument)}
+		return document{}, &Invalid{Problem: fmt.Sprintf("has %d bytes", len(b)), Fix: fmt.Sprintf("send at most %d", maxDocument)}
 	}
 	r := &reader{dec: jsontext.NewDecoder(bytes.NewReader(b))}
 	d := r.document()
 	d.state = cmp.Or(d.state, Enabled)
 	if r.err == nil {
 		if _, err := r.dec.ReadToken(); !errors.Is(err, io.EOF) {
-			r.fail("", "has something after its end", "send one JSON object")
+			r.fail("", "continues after its end", "send one JSON object")
 		}
 	}
 	if r.err != nil {
@@ -112,9 +111,9 @@ func (r *reader) document() (d document) {
 		case "approval":
 			r.approval()
 		case "rego":
-			r.fail(name, "is not understood", "not built yet in this version; write conditions")
+			r.fail(name, "is not understood", "this version does not support it; write conditions")
 		case "priority":
-			r.fail(name, "is not understood", "leave it out: the order of policies never matters, any deny wins")
+			r.fail(name, "is not understood", "leave it out: the order of policies has no effect, and any deny wins")
 		default:
 			r.fail(excerpt(name), "is not a field of a policy", nearest(name, documentFields, "the fields are "+strings.Join(documentFields, ", ")))
 		}
@@ -125,7 +124,7 @@ func (r *reader) document() (d document) {
 	for _, f := range [...][2]string{
 		{"name", "give the policy a name"},
 		{"effect", effects},
-		{"conditions", "write {} if the policy is for every request"},
+		{"conditions", "write {} for a policy that applies to every request"},
 	} {
 		if !seen[f[0]] {
 			r.fail(f[0], "is missing", f[1])
@@ -136,16 +135,16 @@ func (r *reader) document() (d document) {
 	}
 	switch {
 	case seen["limits"] && d.effect != Allow:
-		r.fail("limits", "belong to what is allowed", "leave them out of this policy")
+		r.fail("limits", "are only for the effect allow", "leave them out of this policy")
 	case seen["approval"] && d.effect != requireApproval:
-		r.fail("approval", "belongs to what requires an approval", "leave it out, or write the effect require_approval")
+		r.fail("approval", "is only for the effect require_approval", "leave it out, or write the effect require_approval")
 	case !seen["approval"] && d.effect == requireApproval:
 		r.fail("approval", "is missing", `write {"reviewer_team": "…", "timeout_seconds": 900, "on_timeout": "deny"}`)
 	}
 	return d
 }
 
-// object calls member for each member's name, with the decoder before its value.
+// object calls member with each member's name. The decoder is then before the value.
 func (r *reader) object(field string, member func(name string)) {
 	if !r.enter(field, '{', "a JSON object") {
 		return
@@ -158,7 +157,7 @@ func (r *reader) object(field string, member func(name string)) {
 	r.token()
 }
 
-// enter reads the token that opens a value of the kind.
+// enter reads the opening token of an object or a list.
 func (r *reader) enter(field string, k jsontext.Kind, what string) bool {
 	if got := r.dec.PeekKind(); r.err == nil && got != k && got != 0 {
 		r.fail(field, "is "+spelled(got), "write "+what)
@@ -227,9 +226,9 @@ func (r *reader) name() string {
 	case strings.TrimSpace(s) == "":
 		r.fail("name", "is empty", "give the policy a name")
 	case len(s) > maxName:
-		r.fail("name", fmt.Sprintf("has %d bytes", len(s)), fmt.Sprintf("at most %d are taken", maxName))
+		r.fail("name", fmt.Sprintf("has %d bytes", len(s)), fmt.Sprintf("write at most %d", maxName))
 	case strings.ContainsFunc(s, func(c rune) bool { return !unicode.IsPrint(c) }):
-		r.fail("name", "has characters that cannot be shown", "use printable ones")
+		r.fail("name", "has characters that are not printable", "use printable ones")
 	}
 	return s
 }
@@ -261,8 +260,8 @@ func (r *reader) state() State {
 	return s
 }
 
-// approval reads who is asked to approve. It is stored for the version that asks;
-// this one denies.
+// approval reads the settings of require_approval. They are stored for a version that
+// supports approvals; this version denies.
 func (r *reader) approval() {
 	team := false
 	r.object("approval", func(name string) {
@@ -282,7 +281,7 @@ func (r *reader) approval() {
 			}
 		case "on_timeout":
 			if s := r.text(field, "deny"); r.err == nil && s != "deny" {
-				r.fail(field, "is "+quote(excerpt(s)), "write deny: a request that waited too long is never let through")
+				r.fail(field, "is "+quote(excerpt(s)), "write deny: a request is never allowed because it waited too long")
 			}
 		default:
 			r.fail(field, "is not a field of an approval", nearest(name, []string{"reviewer_team", "timeout_seconds", "on_timeout"}, "the fields are reviewer_team, timeout_seconds and on_timeout"))
@@ -304,9 +303,9 @@ func (r *reader) limits() (rpm int64) {
 			}
 			rpm = int64(v.num)
 		case "tpm", "concurrent", "daily_usd_cap", "monthly_usd_cap", "max_tokens":
-			r.fail(field, "is not enforced by this version", "not built yet in this version; the one limit is rpm")
+			r.fail(field, "is not enforced by this version", "the only limit of this version is rpm")
 		default:
-			r.fail(field, "is not a limit", "the one limit of this version is rpm")
+			r.fail(field, "is not a limit", "the only limit of this version is rpm")
 		}
 	})
 	return rpm
@@ -335,14 +334,14 @@ func (r *reader) literal(field string) value {
 	s := t.String()
 	switch {
 	case s == "":
-		r.fail(field, "is empty text", "an attribute that is empty is missing, and no condition on it is true; leave the condition out")
+		r.fail(field, "is empty text", "leave the condition out: an empty attribute is missing, and no condition on it is true")
 	case len(s) > maxText:
-		r.fail(field, fmt.Sprintf("has %d bytes", len(s)), fmt.Sprintf("at most %d are taken", maxText))
+		r.fail(field, fmt.Sprintf("has %d bytes", len(s)), fmt.Sprintf("write at most %d", maxText))
 	}
 	return value{kind: text, rego: literal(s), str: s}
 }
 
-// excerpt bounds what of a document goes into a message.
+// excerpt shortens a part of a document for a message.
 func excerpt(s string) string {
 	const most = 64
 	if len(s) <= most {

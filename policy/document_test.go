@@ -20,7 +20,7 @@ func TestCheckTakes(t *testing.T) {
 		`{"name": "x", "effect": "allow", "conditions": {"agent.metadata.a b.c": {"in": ["x", 1, true, "x"]}}}`,
 		`{"name": "x", "effect": "allow", "conditions": {"caller.ip": {"in": ["203.0.113.9", "2001:db8::1"]}}}`,
 		`{"name": "x", "effect": "allow", "conditions": {"request.bytes": {"between": [0, 9007199254740991]}}}`,
-		// The product's example, without the cap that is not built yet.
+		// The example of the product's description, without the cap, which is not built.
 		`{"name": "support-agents-read-only-crm", "effect": "allow", "conditions": {"agent.team": "support", "agent.environment": "prod",
 		  "request.tool": {"in": ["crm.read", "kb.search"]}, "request.hour_utc": {"between": [13, 23]}}, "limits": {"rpm": 60}}`,
 	} {
@@ -45,7 +45,7 @@ func TestCheckRefuses(t *testing.T) {
 		}
 		return strings.TrimSuffix(b.String(), ",")
 	}
-	const notBuilt = "not built yet in this version"
+	const notBuilt = "this version does not support it"
 	for _, c := range []struct{ doc, field, says string }{
 		// Not one JSON object, strictly.
 		{``, "", "ends too early"},
@@ -85,8 +85,8 @@ func TestCheckRefuses(t *testing.T) {
 		{`{"name": "x", "effect": "allow", "conditions": {}, "priority": 1}`, "priority", "leave it out"},
 		{`{"name": 7, "effect": "allow", "conditions": {}}`, "name", "is a number"},
 		{`{"name": " ", "effect": "allow", "conditions": {}}`, "name", "is empty"},
-		{`{"name": "a\nb", "effect": "allow", "conditions": {}}`, "name", "cannot be shown"},
-		{`{"name": "a\u202eb", "effect": "allow", "conditions": {}}`, "name", "cannot be shown"},
+		{`{"name": "a\nb", "effect": "allow", "conditions": {}}`, "name", "not printable"},
+		{`{"name": "a\u202eb", "effect": "allow", "conditions": {}}`, "name", "not printable"},
 		{`{"name": "` + strings.Repeat("n", 129) + `", "effect": "allow", "conditions": {}}`, "name", "129 bytes"},
 		{`{"name": "x", "effect": "require_approval", "conditions": {}}`, "approval", "is missing"},
 		{`{"name": "x", "effect": "Allow", "conditions": {}}`, "effect", "write allow, deny"},
@@ -105,8 +105,8 @@ func TestCheckRefuses(t *testing.T) {
 		{limits(`{"rpm": 1000000001}`), "limits.rpm", "1000000000"},
 		{limits(`{"rpm": "60"}`), "limits.rpm", "integer"},
 		{limits(`{"rpm": {"in": [1]}}`), "limits.rpm", "is an object"},
-		{limits(`{"rpm": 60, "monthly_usd_cap": 500}`), "limits.monthly_usd_cap", notBuilt},
-		{limits(`{"tpm": 1}`), "limits.tpm", notBuilt},
+		{limits(`{"rpm": 60, "monthly_usd_cap": 500}`), "limits.monthly_usd_cap", "the only limit"},
+		{limits(`{"tpm": 1}`), "limits.tpm", "the only limit"},
 		{limits(`{"rps": 1}`), "limits.rps", "is not a limit"},
 		{`{"name": "x", "effect": "deny", "conditions": {}, "limits": {"rpm": 1}}`, "limits", "leave them out"},
 		{`{"name": "x", "limits": {}, "effect": "deny", "conditions": {}}`, "limits", "leave them out"},
@@ -141,10 +141,10 @@ func TestCheckRefuses(t *testing.T) {
 		{cond(`"agent.team": {"prefix": ""}`), "conditions.agent.team.prefix", "is empty"},
 		{cond(`"agent.team": {"glob": []}`), "conditions.agent.team.glob", "never true"},
 		{cond(`"agent.team": {"not_in": []}`), "conditions.agent.team.not_in", "is empty"},
-		{cond(`"agent.team": {"gt": 1}`), "conditions.agent.team.gt", "about numbers"},
+		{cond(`"agent.team": {"gt": 1}`), "conditions.agent.team.gt", "compares numbers"},
 		{cond(`"agent.metadata.x": {"gt": "a"}`), "conditions.agent.metadata.x.gt", "is not a number"},
-		{cond(`"request.bytes": {"prefix": "1"}`), "conditions.request.bytes.prefix", "about text"},
-		{cond(`"request.stream": {"gte": 1}`), "conditions.request.stream.gte", "about numbers"},
+		{cond(`"request.bytes": {"prefix": "1"}`), "conditions.request.bytes.prefix", "compares text"},
+		{cond(`"request.stream": {"gte": 1}`), "conditions.request.stream.gte", "compares numbers"},
 		{cond(`"agent.team": {"exists": "yes"}`), "conditions.agent.team.exists", "write true"},
 		{cond(`"agent.team": {"cidr": "10.0.0.0/8"}`), "conditions.agent.team.cidr", "caller.ip"},
 		{cond(`"caller.ip": {"cidr": "10.0.0.1"}`), "conditions.caller.ip.cidr", "10.0.0.0/8"},
@@ -152,10 +152,10 @@ func TestCheckRefuses(t *testing.T) {
 		{cond(`"caller.ip": {"cidr": "::ffff:10.0.0.0/104"}`), "conditions.caller.ip.cidr", "IPv4"},
 		{cond(`"caller.ip": {"prefix": "10."}`), "conditions.caller.ip.prefix", "write cidr"},
 		{cond(`"request.time": "22:00"`), "conditions.request.time", "is text"},
-		{cond(`"request.time": {}`), "conditions.request.time", "says no time"},
-		{cond(`"request.time": {"zone": "Europe/Berlin"}`), "conditions.request.time", "says no time"},
+		{cond(`"request.time": {}`), "conditions.request.time", "has no hours"},
+		{cond(`"request.time": {"zone": "Europe/Berlin"}`), "conditions.request.time", "has no hours"},
 		{cond(`"request.time": {"between": ["22:00"]}`), "conditions.request.time.between", "two values"},
-		{cond(`"request.time": {"between": ["22:00", "22:00"]}`), "conditions.request.time.between", "ends when it begins"},
+		{cond(`"request.time": {"between": ["22:00", "22:00"]}`), "conditions.request.time.between", "begins and ends"},
 		{cond(`"request.time": {"between": ["24:00", "06:00"]}`), "conditions.request.time.between[0]", "time of day"},
 		{cond(`"request.time": {"between": ["8:00", "18:00"]}`), "conditions.request.time.between[0]", "time of day"},
 		{cond(`"request.time": {"between": [8, 18]}`), "conditions.request.time.between[0]", "time of day"},
@@ -175,7 +175,7 @@ func TestCheckRefuses(t *testing.T) {
 		{cond(`"agent.team": {"in": ["a", ["b"]]}`), "conditions.agent.team.in[1]", "is a list"},
 		{cond(`"agent.team": {"in": ["a", null]}`), "conditions.agent.team.in[1]", "is null"},
 		{cond(`"agent.team": {"in": [` + list(257) + `]}`), "conditions.agent.team.in[256]", "more than 256"},
-		{cond(`"agent.team": {"between": [1, 2]}`), "conditions.agent.team.between", "is about numbers"},
+		{cond(`"agent.team": {"between": [1, 2]}`), "conditions.agent.team.between", "compares numbers"},
 		{cond(`"request.stream": {"in": [true]}`), "conditions.request.stream.in", "write true or false"},
 		{cond(`"request.hour_utc": {"between": [1]}`), "conditions.request.hour_utc.between", "two values"},
 		{cond(`"request.hour_utc": {"between": [1, 2, 3]}`), "conditions.request.hour_utc.between", "two values"},

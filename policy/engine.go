@@ -23,11 +23,11 @@ var baselineRego string
 //go:embed decision.rego
 var decisionRego string
 
-// Why an evaluation was ended. errSteps does not depend on the machine or on what else
-// it does: the same question to the same policies takes as many steps everywhere.
+// Reasons for which an evaluation ends early. errSteps does not depend on the machine or
+// its load: the same input to the same policies takes the same number of steps.
 var (
-	errSteps   = fmt.Errorf("not decided in %d steps", maxSteps)
-	errTimeout = errors.New("not decided in time")
+	errSteps   = fmt.Errorf("no decision within %d steps", maxSteps)
+	errTimeout = errors.New("no decision in time")
 )
 
 // builtins returns OPA's functions that Rego may use here. It is an allow list, so that a
@@ -41,11 +41,11 @@ func builtins() []string {
 	}
 }
 
-// functions are the functions of our own that Rego may use here:
+// functions are this package's functions for Rego:
 //
 //	aid.glob(patterns, text)  whether a pattern matches, as Matches says
-//	aid.wild(patterns, text)  the same, but "*" stands for any characters at all
-//	aid.cidr(ranges, text)    whether a range has the address; undefined for what is not one
+//	aid.wild(patterns, text)  the same, but "*" also stands for characters that join names
+//	aid.cidr(ranges, text)    whether a range has the address; undefined if text is no address
 //	aid.within(span, time)    whether a span of request.time has the time
 func functions() map[string]*topdown.Builtin {
 	lists := func(name string, f topdown.BuiltinFunc) *topdown.Builtin {
@@ -61,8 +61,8 @@ func functions() map[string]*topdown.Builtin {
 	return fs
 }
 
-// anyOf is a function that says whether one of a list of texts matches a text. What is
-// not text is matched by nothing and matches nothing.
+// anyOf returns a function that reports whether one of a list of patterns matches a string.
+// A value of another type does not match.
 func anyOf(match func(pattern, s string) bool) topdown.BuiltinFunc {
 	return func(_ topdown.BuiltinContext, args []*ast.Term, found func(*ast.Term) error) error {
 		patterns, ok := args[0].Value.(*ast.Array)
@@ -94,7 +94,7 @@ func cidrOf(_ topdown.BuiltinContext, args []*ast.Term, found func(*ast.Term) er
 	})))
 }
 
-// capabilities is what the compiler lets modules do.
+// capabilities returns the functions and the network access that modules may use.
 func capabilities() *ast.Capabilities {
 	c := ast.CapabilitiesForThisVersion()
 	allowed := builtins()
@@ -103,17 +103,17 @@ func capabilities() *ast.Capabilities {
 		c.Builtins = append(c.Builtins, f.Decl)
 	}
 	slices.SortFunc(c.Builtins, func(a, b *ast.Builtin) int { return cmp.Compare(a.Name, b.Name) })
-	c.AllowNet = []string{} // no host, which is not the same as nil
+	c.AllowNet = []string{} // no host; nil would allow every host
 	return c
 }
 
-// compiled is modules compiled, and as they were parsed.
+// compiled has modules in their compiled and in their parsed form.
 type compiled struct {
 	*ast.Compiler
 	parsed map[string]*ast.Module
 }
 
-// ours are the modules that are the same for each org, parsed once.
+// ours returns the modules that are the same for each org. They are parsed once.
 var ours = sync.OnceValues(func() (map[string]*ast.Module, error) {
 	return parseModules(map[string]string{"baseline.rego": baselineRego, "decision.rego": decisionRego})
 })
@@ -169,8 +169,8 @@ func compileParsed(parsed map[string]*ast.Module) (*compiled, error) {
 }
 
 // inline replaces each reference name.rule in module by the rule's value, if that rule of
-// other is nothing but a value. Most orgs have no deny policy, or no allow policy. Without
-// this, each "deny := set()" would cost as much as a rule with conditions.
+// other is a constant. Most orgs have no deny policy, or no allow policy. Without inline,
+// each "deny := set()" would cost as much as a rule with conditions.
 func inline(module *ast.Module, name ast.Var, other *ast.Module) error {
 	if module == nil || other == nil {
 		return nil
@@ -199,8 +199,7 @@ func inline(module *ast.Module, name ast.Var, other *ast.Module) error {
 	return err
 }
 
-// engine evaluates compiled modules. What it decides by never changes, and it is safe
-// for concurrent use.
+// engine evaluates compiled modules. It never changes and is safe for concurrent use.
 type engine struct {
 	compiler *ast.Compiler
 	query    ast.Body
@@ -237,9 +236,8 @@ func newEngine(policies string) (*engine, error) {
 	return e, nil
 }
 
-// lean drops what a compiler holds for compiling and for tools, and evaluation has no
-// use for: a quarter of all. Of places in the text those of rules and expressions stay,
-// which errors name.
+// lean removes the data of a compiler that evaluation does not use, about a quarter. The
+// locations of rules and expressions stay, because errors name them.
 func lean(c *ast.Compiler) {
 	for _, m := range c.Modules {
 		ast.WalkTerms(m, func(t *ast.Term) bool {
@@ -252,18 +250,17 @@ func lean(c *ast.Compiler) {
 	c.Modules, c.ModuleTree, c.Graph, c.RewrittenVars = nil, nil, nil, nil
 }
 
-// evaluation is what one evaluation needs and the next can use again. It belongs to one
-// goroutine at a time.
+// evaluation has the memory of one evaluation, which the next one uses again. It belongs to
+// one goroutine at a time.
 //
 // The query is whether the request is allowed. Reasons and limits are in the decision
-// document. OPA makes a result of that on the way, and returning it from the query would
-// copy it again.
+// document, which OPA evaluates for the query. Returning it from the query would copy it.
 type evaluation struct {
 	query   *topdown.Query
 	allowed func(topdown.QueryResult) error
 	bound   bound
 	results results
-	answers int // that it is allowed
+	answers int // results that allow the request
 }
 
 func (e *engine) evaluation() *evaluation {
@@ -278,14 +275,14 @@ func (e *engine) evaluation() *evaluation {
 		WithStrictBuiltinErrors(true).
 		WithMetrics(metrics.NoOp()).
 		WithRequestMetadata(map[string]any{}).
-		WithTime(time.Unix(0, 1)). // no builtin returns it
+		WithTime(time.Unix(0, 1)). // no allowed builtin returns it
 		WithCancel(&ev.bound)
 	return ev
 }
 
-// eval calls read with whether the request is allowed and the decision document, which
-// is gone when read returns. Undefined is an error, like any other failure of an
-// evaluation; errors of functions are, too, and not merely undefined.
+// eval calls read with whether the request is allowed and with the decision document. The
+// document is only valid until read returns. An undefined decision and the error of a
+// function are errors, as is every other failure of an evaluation.
 func (e *engine) eval(ctx context.Context, in *Input, read func(allowed bool, doc ast.Value) error) error {
 	if ctx.Err() != nil {
 		return errTimeout
@@ -296,11 +293,11 @@ func (e *engine) eval(ctx context.Context, in *Input, read func(allowed bool, do
 	doc, _ := ev.results.Get(e.decision)
 	switch {
 	case ev.bound.err != nil:
-		err = ev.bound.err // even if it ended just then
+		err = ev.bound.err // also if the evaluation ended at that moment
 	case err != nil:
 		err = fmt.Errorf("evaluating: %w", err)
 	case doc == nil || ev.answers > 1:
-		err = fmt.Errorf("evaluating: no decision, %d answers", ev.answers)
+		err = fmt.Errorf("evaluating: no decision, %d results", ev.answers)
 	default:
 		err = read(ev.answers == 1, doc.Value)
 	}

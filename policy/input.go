@@ -12,21 +12,21 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
-// timeLayout has as many characters for every instant, so that times in UTC are in
-// order as text. never is when a key expires that does not.
+// timeLayout gives every instant the same number of characters, so that times in UTC sort
+// as text. never is the expiry of a key that does not expire.
 const (
 	timeLayout = "2006-01-02T15:04:05.000000000Z"
 	never      = "9999-12-31T23:59:59.999999999Z"
 )
 
-// field is a member of the input document: where it stands, and its value, which is
-// nil where it is missing.
+// field is a member of the input document: its section, its name and its value. The value
+// is nil if the member is missing.
 type field struct {
 	section, name string
 	value         func(*Input) ast.Value
 }
 
-// inputFields is the input document of docs/policy.md.
+// inputFields are the fields of the input document in docs/policy.md.
 func inputFields() []field {
 	return []field{
 		{"agent", "id", func(in *Input) ast.Value { return textOf(in.Agent.ID) }},
@@ -95,12 +95,12 @@ func inputFields() []field {
 	}
 }
 
-// writer writes input documents with the fields that some rule reads. A field that
-// no rule reads changes no decision, and costs as much as one that is read.
+// writer writes input documents with the fields that a rule reads. A field that no rule
+// reads changes no decision, and would cost as much as another.
 type writer struct {
 	sections []section
-	texts    int      // fields and sections, to make room for
-	metadata []string // the keys of agent.metadata that are read; nil: all
+	texts    int      // number of terms to allocate for fields and sections
+	metadata []string // the keys of agent.metadata that rules read; nil: all
 	seed     maphash.Seed
 	subjects [256]atomic.Pointer[subject]
 }
@@ -108,7 +108,7 @@ type writer struct {
 type section struct {
 	key    *ast.Term
 	fields []keyed
-	fixed  bool // a subject's
+	fixed  bool // part of a subject
 }
 
 type keyed struct {
@@ -148,13 +148,13 @@ func writerFor(modules map[string]*ast.Module) *writer {
 	return w
 }
 
-// reads finds the fields that modules read, as "agent.team", and the keys of
-// agent.metadata, which are nil if all of it may be read. all means that some rule
-// reads a section as a whole, or a field that only evaluation can name. Modules may be
-// as they were parsed, or as they were compiled, in which more is read as a whole.
+// reads returns the fields that modules read, as "agent.team", and the keys of
+// agent.metadata. The keys are nil if a rule may read any key. all is true if a rule reads
+// a whole section, or a field whose name only evaluation computes. Modules may be parsed or
+// compiled; compiled ones read more whole sections.
 func reads(modules map[string]*ast.Module) (read map[string]bool, metadata []string, all bool) {
 	read = map[string]bool{}
-	whole := false // metadata is read
+	whole := false // a rule reads all of metadata
 	ref := func(r ast.Ref) {
 		if len(r) < 3 {
 			all = true
@@ -183,7 +183,7 @@ func reads(modules map[string]*ast.Module) (read map[string]bool, metadata []str
 	v = ast.NewGenericVisitor(func(x any) bool {
 		switch x := x.(type) {
 		case ast.Call:
-			// object.get(input.caller, "ip", …) reads a field, and not its section.
+			// object.get(input.caller, "ip", …) reads a field, not the section.
 			function, ok := x[0].Value.(ast.Ref)
 			if !ok || len(x) != 4 || !function.Equal(ast.ObjectGet.Ref()) {
 				return false
@@ -206,7 +206,7 @@ func reads(modules map[string]*ast.Module) (read map[string]bool, metadata []str
 			}
 			return true
 		case ast.Var:
-			all = all || x.Equal(ast.InputRootDocument.Value) // all of it, as parsed
+			all = all || x.Equal(ast.InputRootDocument.Value) // the whole input, in parsed modules
 		}
 		return false
 	})
@@ -224,12 +224,12 @@ func reads(modules map[string]*ast.Module) (read map[string]bool, metadata []str
 	return read, metadata, all
 }
 
-// document is the input document.
+// document returns the input document.
 func (w *writer) document(in *Input) *ast.Term {
 	x := w.subject(in)
 	var all [4][2]*ast.Term
 	var room [32][2]*ast.Term
-	terms := make([]ast.Term, 0, w.texts) // one piece of memory for all
+	terms := make([]ast.Term, 0, w.texts) // one allocation for all of them
 	for i := range w.sections {
 		s := &w.sections[i]
 		all[i] = [2]*ast.Term{s.key, x.sections[i]}
@@ -240,7 +240,7 @@ func (w *writer) document(in *Input) *ast.Term {
 	return ast.ObjectTerm(all[:len(w.sections)]...)
 }
 
-// write writes the section into terms, which has room.
+// write appends the section to terms, which has the capacity.
 func (s *section) write(in *Input, members [][2]*ast.Term, terms *[]ast.Term) *ast.Term {
 	term := func(v ast.Value) *ast.Term {
 		*terms = append(*terms, ast.Term{Value: v})
@@ -255,16 +255,16 @@ func (s *section) write(in *Input, members [][2]*ast.Term, terms *[]ast.Term) *a
 }
 
 // subject is the part of the input that is the same for an agent's next request with the
-// same key: as it was given, and as it was written from that.
+// same key. It has the attributes and the sections that were written from them.
 type subject struct {
 	agent    AgentAttrs
 	caller   CallerAttrs
 	org      OrgAttrs
-	sections [4]*ast.Term // of those that are fixed
+	sections [4]*ast.Term // the fixed sections
 }
 
-// subject returns the subject of in, written now or remembered from before. A remembered
-// one is used only if all of it is equal, so nothing needs to be invalidated.
+// subject returns the subject of in, either new or from the cache. A cached subject is used
+// only if all of its attributes are equal, so the cache needs no invalidation.
 func (w *writer) subject(in *Input) *subject {
 	place := &w.subjects[maphash.String(w.seed, in.Caller.KeyID)%uint64(len(w.subjects))]
 	if x := place.Load(); x != nil && x.is(in, w) {
@@ -292,7 +292,7 @@ func (w *writer) subject(in *Input) *subject {
 	return x
 }
 
-// is says whether x is in's subject, and was written from the same as in has.
+// is reports whether x was written from the attributes that in has.
 func (x *subject) is(in *Input, w *writer) bool {
 	a, b := &x.agent, &in.Agent
 	c, d := &x.caller, &in.Caller
@@ -303,7 +303,7 @@ func (x *subject) is(in *Input, w *writer) bool {
 }
 
 func (w *writer) sameMetadata(a, b map[string]any) bool {
-	if w.metadata != nil { // none or some
+	if w.metadata != nil { // rules read no key or only these
 		for _, k := range w.metadata {
 			if !sameScalar(a[k], b[k]) {
 				return false
@@ -339,7 +339,7 @@ func textsOf(ss []string) ast.Value {
 	return ast.NewArray(list...)
 }
 
-// families are the families of the tools, and otherFamily if a tool has none.
+// families returns the families of the tools. It includes otherFamily if a tool has none.
 func families(r *RequestAttrs) []string {
 	if !r.ToolsOther {
 		return r.ToolFamilies
@@ -349,7 +349,7 @@ func families(r *RequestAttrs) []string {
 
 func numberOf(n int64) ast.Value { return ast.InternedTerm(n).Value }
 
-// amount keeps an absurd one within reach of conditions, which end at maxInt.
+// amount limits n to maxInt, the highest value that conditions compare.
 func amount(n int64) int64 { return min(n, maxInt) }
 
 func numberUnless0(n int64) ast.Value {
@@ -372,7 +372,7 @@ func timeOf(t time.Time) ast.Value {
 	return ast.String(t.Format(timeLayout))
 }
 
-// metadataOf takes strings, numbers and bools. Whatever else there is, is missing.
+// metadataOf returns the strings, numbers and booleans of m. Other values are left out.
 func metadataOf(m map[string]any) ast.Value {
 	members := make([][2]*ast.Term, 0, len(m))
 	for k, v := range m {
@@ -394,7 +394,7 @@ func someMetadata(m map[string]any, keys []string) ast.Value {
 	return ast.NewObject(members...)
 }
 
-// scalarOf returns nil for a value that is no scalar, for the empty string, and for a
+// scalarOf returns nil for a value that is not a scalar, for the empty string, and for a
 // number that cannot be compared exactly.
 func scalarOf(v any) ast.Value {
 	switch v := v.(type) {

@@ -14,20 +14,20 @@ type Policy struct {
 	Document  []byte // JSON: the body of POST /v1/policies, as it was written
 	CreatedAt time.Time
 	UpdatedAt time.Time
-	Place     int64 // where it stands in lists: Postgres gives it, in the order of the commits
+	Place     int64 // its position in lists; Postgres assigns it, in the order of the commits
 }
 
-// Effect is what a decision says. The zero value denies.
+// Effect is the effect of a decision or a policy. The zero value denies.
 type Effect uint8
 
 const (
 	Deny Effect = iota
 	Allow
 
-	requireApproval // of a document only: until a person can approve, it denies
+	requireApproval // only in documents; this version denies such a request
 )
 
-// State says whether a policy is enforced. Enabled is what a document without a state has.
+// State sets whether a policy is enforced. A document without a state is Enabled.
 type State string
 
 const (
@@ -36,7 +36,7 @@ const (
 	Shadow   State = "shadow"   // evaluated and recorded, and not enforced
 )
 
-// String is the effect as documents, records and headers spell it.
+// String returns the effect as documents, audit entries and headers spell it.
 func (e Effect) String() string {
 	if e == Allow {
 		return "allow"
@@ -44,9 +44,9 @@ func (e Effect) String() string {
 	return "deny"
 }
 
-// Input is what a decision is made from: the input document of docs/policy.md, in
-// Go. A zero field is an attribute that is missing, and no condition on a missing
-// attribute is true. Bools, and numbers other than MaxTokens, are never missing.
+// Input is the input document of docs/policy.md in Go. A zero field is a missing attribute,
+// and no condition on a missing attribute is true. Booleans, and numbers other than
+// MaxTokens, are never missing.
 type Input struct {
 	Agent   AgentAttrs
 	Request RequestAttrs
@@ -54,24 +54,24 @@ type Input struct {
 	Org     OrgAttrs
 }
 
-// AgentAttrs says who asks.
+// AgentAttrs are the attributes of the agent that sends the request.
 type AgentAttrs struct {
 	ID            string
 	Name          string
 	Team          string
 	Environment   string
 	Tier          string
-	Status        string         // "active", or the request is rejected
-	AllowedModels []string       // exact, or with "*" for anything; none: no model
-	Metadata      map[string]any // strings, numbers and bools; anything else is missing
+	Status        string         // any other than "active" is rejected
+	AllowedModels []string       // exact names, or patterns with "*"; empty: no model
+	Metadata      map[string]any // strings, numbers and booleans; other values count as missing
 }
 
-// RequestAttrs says what is asked for.
+// RequestAttrs are the attributes of the request.
 type RequestAttrs struct {
 	Operation           string // "chat.completions", …
-	Scope               string // that a key needs for it: "chat:completions", …
+	Scope               string // the scope that the key must have: "chat:completions", …
 	Provider            string // its name
-	Model               string // as asked for
+	Model               string // as the client requests it
 	Mode                string // "gateway" or "egress"
 	Host                string
 	Path                string
@@ -79,41 +79,41 @@ type RequestAttrs struct {
 	MaxTokens           int64 // 0: the request sets none
 	InputTokensEstimate int64
 	Bytes               int64
-	Tools               []string  // every tool that the exchange involves
-	ToolFamilies        []string  // the families of Tools, which a deny on a tool may name
-	ToolsOther          bool      // some of Tools has no family
+	Tools               []string  // every tool that the request involves
+	ToolFamilies        []string  // the families of Tools; a deny on a tool may name a family
+	ToolsOther          bool      // a tool has no family
 	SessionID           string    // as the caller states it
-	URLHosts            []string  // every host of a URL that the provider is to fetch or to call
-	Time                time.Time // when it is decided
+	URLHosts            []string  // every host of a URL that the provider would fetch or call
+	Time                time.Time // the time of the decision
 }
 
-// CallerAttrs says with what, and from where.
+// CallerAttrs are the attributes of the API key and of the connection.
 type CallerAttrs struct {
 	KeyID            string
-	KeyScopes        []string // "*" is every scope; none: no scope
-	KeyAllowedModels []string // none: as the agent's
+	KeyScopes        []string // "*" is every scope; empty: no scope
+	KeyAllowedModels []string // empty: the agent's
 	KeyExpiresAt     time.Time
-	KeyStatus        string // "active", or the request is rejected
-	KeyRateLimit     int64  // requests per minute; 0: none of the key's own
+	KeyStatus        string // any other than "active" is rejected
+	KeyRateLimit     int64  // requests per minute; 0: the key has no limit
 	IP               string
 	UserAgent        string
 }
 
-// OrgAttrs says for whom.
+// OrgAttrs are the attributes of the org.
 type OrgAttrs struct {
 	ID   string
 	Tier string
 }
 
-// Decision is what Decide says. The zero value denies.
+// Decision is the result of Decide. The zero value denies.
 type Decision struct {
 	Effect Effect
 
-	// Reasons says why not, the one to tell the caller first; empty for Allow.
-	// At most maxReasons.
+	// Reasons are why the request is denied; empty for Allow. The first one goes to the
+	// caller. There are at most maxReasons.
 	Reasons []Reason
 
-	// PolicyIDs names the policies that the effect rests on:
+	// PolicyIDs names the policies that decided:
 	//
 	//   - of an allowed request, those that permit it
 	//   - of a rejected request, those that deny it
@@ -122,16 +122,16 @@ type Decision struct {
 	// Each list is in the order of ids, and there are at most maxPolicyIDs.
 	PolicyIDs []string
 
-	// PolicyVersion names the set of policies that was asked: "sha256:" + hex.
+	// PolicyVersion names the set of policies that was evaluated: "sha256:" + hex.
 	PolicyVersion string
 
-	// Limits holds all that apply to an allowed request: the key's, then those of
-	// the policies that permit it, in the order of ids. All of them are to be taken,
-	// or the request rejected.
+	// Limits are the limits of an allowed request: the key's, then those of the policies
+	// that permit it, in the order of ids. If one of them is used up, the caller must
+	// reject the request.
 	Limits []Limit
 
-	// Err is why there is no decision, where the reason is policy_error or
-	// policy_timeout. It is for a log, and not for the caller.
+	// Err is the cause of policy_error or policy_timeout. It is for the log only, and does
+	// not go to the caller.
 	Err error
 }
 
@@ -140,11 +140,11 @@ const (
 	maxPolicyIDs = 32
 )
 
-// Reason is one thing that stands against a request.
+// Reason is one reason why a request is denied.
 type Reason struct {
 	Code     string // docs/policy.md lists them
-	Message  string // for the caller; it quotes nothing of the request
-	PolicyID string // if a policy is the reason
+	Message  string // for the caller; it does not quote the request
+	PolicyID string // the policy that denies; empty for the baseline
 }
 
 // Limit is a limit that applies to a request.
@@ -152,10 +152,10 @@ type Limit struct {
 	Source string // "key", or the id of the policy that sets it
 	Name   string // "rpm"
 	Value  int64  // requests per minute
-	Key    string // what is counted: "key:KEY" or "policy:POLICY:agent:AGENT"
+	Key    string // the name of the counter: "key:KEY" or "policy:POLICY:agent:AGENT"
 }
 
-// Invalid says what is wrong with a document, and what to do about it.
+// Invalid is what is wrong with a document, and how to fix it.
 type Invalid struct {
 	Field   string // "conditions.request.tool.in[2]"; empty: the document as a whole
 	Problem string // "is a number, and the attribute is text"

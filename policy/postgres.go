@@ -9,16 +9,16 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Policies are in the table policies. Each query is in a transaction whose org is
-// set, and sees that org's only. After an error other than ErrNotFound and
-// ErrConflict, Postgres takes nothing more in that transaction.
+// Policies are in the table policies. Each query runs in a transaction with the org set,
+// and reads only that org's rows. After an error other than ErrNotFound and ErrConflict,
+// Postgres rejects every other statement of the transaction.
 
 var (
-	// ErrNotFound says that the org has no such policy.
+	// ErrNotFound means that the org has no such policy.
 	ErrNotFound = errors.New("no such policy")
-	// ErrConflict says that the policy has changed since it was read.
+	// ErrConflict means that the policy has changed since it was read.
 	ErrConflict = errors.New("the policy was changed in the meantime")
-	// ErrNameTaken says that another policy of the org has the name.
+	// ErrNameTaken means that another policy of the org has the name.
 	ErrNameTaken = errors.New("another policy has this name")
 )
 
@@ -44,15 +44,15 @@ func doing(err error, what string) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// Insert stores a new policy, whose document must have passed Check. A name that
-// is taken: ErrNameTaken.
+// Insert stores a new policy. Its document must have passed Check. If another policy has
+// the name, the error is ErrNameTaken.
 func Insert(ctx context.Context, tx pgx.Tx, p Policy) error {
 	_, err := tx.Exec(ctx, `INSERT INTO policies (id, org_id, name, version, document, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
 		p.ID, p.OrgID, p.Name, p.Version, string(p.Document), p.CreatedAt, p.UpdatedAt)
 	return doing(err, "storing a policy")
 }
 
-// ByID is one policy, or ErrNotFound.
+// ByID returns a policy, or ErrNotFound.
 func ByID(ctx context.Context, tx pgx.Tx, id string) (Policy, error) {
 	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM policies WHERE org_id = aid_org() AND id = $1`, id)
 	if err != nil {
@@ -62,8 +62,8 @@ func ByID(ctx context.Context, tx pgx.Tx, id string) (Policy, error) {
 	return p, doing(err, "reading a policy")
 }
 
-// List is at most limit policies in the order of their places, those after the place
-// and the id. 0 and "" are before the first.
+// List returns at most limit policies after the place and the id, in the order of their
+// places. 0 and "" are before the first.
 func List(ctx context.Context, tx pgx.Tx, place int64, id string, limit int) ([]Policy, error) {
 	rows, err := tx.Query(ctx, `SELECT `+columns+` FROM policies WHERE org_id = aid_org() AND (place, id) > ($1, $2) ORDER BY place, id LIMIT $3`, place, id, limit)
 	if err != nil {
@@ -73,13 +73,13 @@ func List(ctx context.Context, tx pgx.Tx, place int64, id string, limit int) ([]
 	return ps, doing(err, "listing policies")
 }
 
-// All is every policy of the org, for those who decide by them.
+// All returns every policy of the org.
 func All(ctx context.Context, tx pgx.Tx) ([]Policy, error) {
 	return List(ctx, tx, 0, "", MaxPolicies+1)
 }
 
-// Update replaces name and document if the stored version is still p.Version, and
-// answers the policy as it is then. Else: ErrConflict or ErrNotFound.
+// Update replaces name and document if the stored version is still p.Version, and returns
+// the new policy. Otherwise the error is ErrConflict or ErrNotFound.
 func Update(ctx context.Context, tx pgx.Tx, p Policy) (Policy, error) {
 	rows, err := tx.Query(ctx, `UPDATE policies SET name = $3, document = $4, version = version + 1, updated_at = $5
 		WHERE org_id = aid_org() AND id = $1 AND version = $2 RETURNING `+columns, p.ID, p.Version, p.Name, string(p.Document), p.UpdatedAt)
@@ -96,7 +96,7 @@ func Update(ctx context.Context, tx pgx.Tx, p Policy) (Policy, error) {
 	return next, doing(err, "changing a policy")
 }
 
-// Delete removes a policy, or says ErrNotFound.
+// Delete removes a policy, or returns ErrNotFound.
 func Delete(ctx context.Context, tx pgx.Tx, id string) error {
 	tag, err := tx.Exec(ctx, `DELETE FROM policies WHERE org_id = aid_org() AND id = $1`, id)
 	if err == nil && tag.RowsAffected() == 0 {

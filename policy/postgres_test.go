@@ -13,9 +13,7 @@ import (
 	"github.com/ai-identity/ai-identity/store/storetest"
 )
 
-// TestPostgres tells the life of an org's policies, beside another org that sees
-// nothing of it.
-// placed leaves out the place in lists, which Postgres gives.
+// placed leaves out the place in lists, which Postgres assigns.
 var placed = cmp.FilterPath(func(p cmp.Path) bool { return p.Last().String() == ".Place" }, cmp.Ignore())
 
 func TestPostgres(t *testing.T) {
@@ -29,7 +27,7 @@ func TestPostgres(t *testing.T) {
 		}
 	}
 	now := time.Date(2026, 7, 1, 14, 30, 0, 123456000, time.UTC)
-	// As it was written: spaces and escapes are kept, since the version is of the bytes.
+	// Spaces and escapes are kept, since the version is a digest of the bytes.
 	document := []byte(" {\"name\": \"a\", \"effect\": \"deny\",\n\"conditions\": {\"agent.team\": \"\\u0000\\u00e9\"}}\n")
 	a := policy.Policy{ID: "pol_a", OrgID: org, Name: "a", Version: 1, Document: document, CreatedAt: now, UpdatedAt: now}
 	b := policy.Policy{ID: "pol_b", OrgID: org, Name: "b", Version: 1, Document: []byte(`{"name": "b", "effect": "allow", "conditions": {}}`), CreatedAt: now, UpdatedAt: now}
@@ -89,7 +87,7 @@ func TestPostgres(t *testing.T) {
 	list(org, "pol_b", 10, a)
 	list(org, "pol_a", 10)
 
-	// A change is made to the version that was read, or not at all.
+	// A change to another version than the stored one is rejected.
 	later := now.Add(time.Hour)
 	update := func(p policy.Policy, want policy.Policy) func(context.Context, pgx.Tx) error {
 		return func(ctx context.Context, tx pgx.Tx) error {
@@ -117,7 +115,7 @@ func TestPostgres(t *testing.T) {
 	in(org, policy.ErrNameTaken, update(taken, taken))
 	in(org, policy.ErrNotFound, update(policy.Policy{ID: "pol_none", Version: 1}, a))
 
-	// What is stored is what is decided by.
+	// The stored policies decide.
 	in(org, nil, func(ctx context.Context, tx pgx.Tx) error {
 		all, err := policy.All(ctx, tx)
 		if err != nil {

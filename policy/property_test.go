@@ -21,9 +21,9 @@ import (
 	"github.com/ai-identity/ai-identity/policy"
 )
 
-// ---- what the contract says, once more and without OPA ----
+// ---- the contract, implemented a second time and without OPA ----
 
-// plainPolicy is a policy as the oracle reads it.
+// plainPolicy is a policy for the oracle.
 type plainPolicy struct {
 	ID         string `json:"-"`
 	Effect     string
@@ -32,8 +32,8 @@ type plainPolicy struct {
 	Limits     struct{ RPM int64 }
 }
 
-// plain reads policies for the oracle, in the order of their ids. It is called once for
-// many inputs: reading JSON took most of the property test's time.
+// plain parses policies for the oracle, in the order of their ids. It is called once for many
+// inputs, since parsing JSON took most of the property test's time.
 func plain(ps []policy.Policy) []plainPolicy {
 	ps = slices.SortedFunc(slices.Values(ps), func(a, b policy.Policy) int { return strings.Compare(a.ID, b.ID) })
 	out := make([]plainPolicy, len(ps))
@@ -46,7 +46,7 @@ func plain(ps []policy.Policy) []plainPolicy {
 	return out
 }
 
-// oracle decides as docs/policy.md says, in the plainest Go.
+// oracle decides as docs/policy.md describes, in simple Go.
 func oracle(ps []plainPolicy, in policy.Input) (effect policy.Effect, codes, ids []string, limits []policy.Limit) {
 	codes = oracleBaseline(in)
 	var denies, allows, governs, approvals []string
@@ -150,15 +150,15 @@ func truthOf(b bool) truth {
 	return no
 }
 
-// asked is a request that conditions are asked about.
+// asked is a request for which conditions are evaluated.
 type asked struct {
 	in    policy.Input
 	allow bool // the policy's effect
-	maybe bool // what is not agent.* or caller.key_* may hold, and may not
+	maybe bool // the value of attributes other than agent.* and caller.key_* is open
 }
 
-// object is the conjunction of an object's conditions, under an odd number of
-// negations or not.
+// object returns the conjunction of an object's conditions. negated is true inside an odd
+// number of negations.
 func (o asked) object(conditions map[string]any, negated bool) truth {
 	t := yes
 	for name, c := range conditions {
@@ -223,9 +223,8 @@ func (o asked) there(name string) bool {
 	return v != nil && v != ""
 }
 
-// leaf is a comparison. An allow wants every member of a set, and a deny any one;
-// under "not" it is the other way round. Each strange value is read so that the
-// request is rejected.
+// leaf evaluates a comparison. An allow needs every member of a set, and a deny needs one.
+// Inside "not" it is the reverse. For each invalid value the request is rejected.
 func (o asked) leaf(name, op string, with any, negated bool) truth {
 	every := o.allow != negated
 	of := func(members []string, one func(string) truth) truth {
@@ -290,8 +289,8 @@ func (o asked) leaf(name, op string, with any, negated bool) truth {
 	return one(v)
 }
 
-// compared compares one value, which is a string, a float64 or a bool. strict is how a
-// "*" is read: as Matches does, or as any text at all.
+// compared compares one value, which is a string, a float64 or a bool. If strict is set, a
+// "*" matches as in Matches; otherwise it matches any text.
 func compared(op string, with, v any, strict bool) truth {
 	list, isList := with.([]any)
 	if !isList {
@@ -359,7 +358,7 @@ func oraclePlainGlob(p, s string) bool {
 	}
 }
 
-// oracleSpan looks at the clock of a wall in the zone.
+// oracleSpan compares the local time in the zone.
 func oracleSpan(span map[string]any, at time.Time) bool {
 	zone, _ := span["zone"].(string)
 	l, err := time.LoadLocation(zone)
@@ -463,7 +462,7 @@ func oracleAttribute(name string, in policy.Input) any {
 	panic("no attribute " + name)
 }
 
-// ---- policies and requests, from few words, so that they meet often ----
+// ---- policies and requests of few different words, so that they match often ----
 
 var (
 	wordGen  = rapid.SampledFrom([]string{"a", "b", "c", "*", "a*", "a:*", "a\"b", "é"})
@@ -494,13 +493,13 @@ var (
 	}).Filter(func(s string) bool { return policy.Check([]byte(s)) == nil || hasWildcard(s) })
 )
 
-// hasWildcard says whether Check rejects a document only for a literal with a "*".
+// hasWildcard reports whether Check rejects a document only for a literal with a "*".
 func hasWildcard(doc string) bool {
 	var invalid *policy.Invalid
 	return errors.As(policy.Check([]byte(doc)), &invalid) && strings.Contains(invalid.Problem, "* or ?")
 }
 
-// drawConditions draws an object of conditions. Deep in it there is at least one.
+// drawConditions draws an object of conditions with at least one comparison.
 func drawConditions(t *rapid.T, depth, most int) map[string]any {
 	conditions := map[string]any{}
 	for range rapid.IntRange(min(depth, 1), most).Draw(t, "conditions") {
@@ -526,7 +525,7 @@ func drawConditions(t *rapid.T, depth, most int) map[string]any {
 	return conditions
 }
 
-// drawComparison draws an attribute and what it is compared with.
+// drawComparison draws an attribute, an operator and values.
 func drawComparison(t *rapid.T) (string, any) {
 	list := func(literal func() any) (list []any) {
 		for range rapid.IntRange(1, 3).Draw(t, "members") {
@@ -669,7 +668,7 @@ func compiled(t testing.TB, ps []policy.Policy) *policy.Bundle {
 	return b
 }
 
-// same holds a decision against the oracle's.
+// same compares a decision with the oracle's.
 func same(ps []plainPolicy, in policy.Input, d policy.Decision) string {
 	effect, codes, ids, limits := oracle(ps, in)
 	var got []string
@@ -699,7 +698,7 @@ func TestMain(m *testing.M) {
 	m.Run()
 }
 
-// With -rapid.checks=100, which is the default, some 200,000 policies meet requests.
+// With -rapid.checks=100, the default, about 200,000 pairs of a policy and a request are evaluated.
 func TestDecisionsAreTheContracts(t *testing.T) {
 	allowed, refused, pairs := 0, 0, 0
 	rapid.Check(t, func(rt *rapid.T) {
@@ -735,7 +734,7 @@ func TestDecisionsAreTheContracts(t *testing.T) {
 	})
 	t.Logf("%d policies met requests: %d allowed, %d rejected", pairs, allowed, refused)
 	if !racing && (allowed < 100 || refused < 100 || pairs < 100_000) {
-		t.Errorf("%d allowed, %d rejected, %d policies: the requests drawn show too little", allowed, refused, pairs)
+		t.Errorf("%d allowed, %d rejected, %d policies: there are too few of one kind", allowed, refused, pairs)
 	}
 }
 
@@ -756,7 +755,7 @@ func TestComposition(t *testing.T) {
 		}
 		before := decide(ps)
 
-		// In whatever order they come.
+		// In every order.
 		if diff := cmp.Diff(before, decide(rapid.Permutation(ps).Draw(t, "order"))); diff != "" {
 			t.Fatalf("order matters:\n%s", diff)
 		}
@@ -764,7 +763,7 @@ func TestComposition(t *testing.T) {
 			return decide(append(slices.Clone(ps), policy.Policy{ID: rapid.SampledFrom([]string{"pol_", "pol_z"}).Draw(t, "id"), OrgID: "org_1", Document: []byte(document)}))
 		}
 		switch rapid.IntRange(0, 2).Draw(t, "another") {
-		case 0: // Another deny allows nothing.
+		case 0: // One more deny policy does not allow a request.
 			deny := rapid.Custom(func(t *rapid.T) string {
 				return strings.Replace(strings.Replace(documents.Draw(t, "document"), `"effect":"allow"`, `"effect":"deny"`, 1), `"limits"`, `"_"`, 1)
 			}).Filter(func(s string) bool { return policy.Check([]byte(s)) == nil }).Draw(t, "deny")
@@ -792,8 +791,8 @@ func TestComposition(t *testing.T) {
 	})
 }
 
-// FuzzCheck: Check never panics, what it takes compiles, and what compiles decides
-// as the contract says.
+// FuzzCheck: Check never panics. A document that passes Check compiles and decides as the
+// contract describes.
 func FuzzCheck(f *testing.F) {
 	for _, s := range []string{
 		`{"name": "x", "effect": "allow", "conditions": {}}`,
@@ -815,7 +814,7 @@ func FuzzCheck(f *testing.F) {
 		in.Agent.Team, in.Request.Model, in.Request.Tools = team, model, []string{model}
 		in.Agent.Metadata = map[string]any{"k": n, team: model}
 		if n != n || n-n != 0 || n > 1<<52 || n < -1<<52 {
-			delete(in.Agent.Metadata, "k") // the oracle is too plain for it
+			delete(in.Agent.Metadata, "k") // the oracle does not support it
 		}
 		if diff := same(plain(ps), in, b.Decide(context.Background(), in)); diff != "" {
 			t.Errorf("%s (-contract +OPA):\n%s\n%s", doc, diff, b.Rego())

@@ -9,8 +9,8 @@ import (
 	"unicode/utf16"
 )
 
-// literal is s as a string of Rego. All of it is ASCII, so that nothing in a
-// document can be anything but a string.
+// literal returns s as a string of Rego. It is all ASCII and escaped, so that text of a
+// document is never Rego code.
 func literal(s string) string {
 	b := make([]byte, 0, len(s)+2)
 	b = append(b, '"')
@@ -30,15 +30,15 @@ func literal(s string) string {
 	return string(append(b, '"'))
 }
 
-// canonical returns a number in the one form that numbers are compared in, a float64's. ok
-// is false for a string that is no number, and for an integer beyond maxInt.
+// canonical returns a number in the form of a float64, in which all numbers are compared. ok
+// is false for a string that is not a number, and for an integer beyond maxInt.
 func canonical(s string) (_ string, f float64, ok bool) {
 	f, err := strconv.ParseFloat(s, 64)
 	switch {
 	case err != nil || math.IsNaN(f) || math.IsInf(f, 0):
 		return "", 0, false
 	case f == 0:
-		return "0", 0, true // and not -0
+		return "0", 0, true // instead of -0
 	case f == math.Trunc(f) && math.Abs(f) <= maxInt:
 		return strconv.FormatFloat(f, 'f', -1, 64), f, true
 	case f == math.Trunc(f):
@@ -47,26 +47,26 @@ func canonical(s string) (_ string, f float64, ok bool) {
 	return strconv.FormatFloat(f, 'g', -1, 64), f, true
 }
 
-// maxBodies is how many bodies a rule gets for the alternatives of "any". OPA indexes
-// each body. Beyond it, an "any" becomes a rule of its own, which is not indexed.
+// maxBodies is the most bodies of a rule for the alternatives of "any". OPA indexes each
+// body. With more alternatives, an "any" becomes a separate rule without an index.
 const maxBodies = 16
 
 // generator writes policies in Rego.
 type generator struct {
-	helpers strings.Builder // rules for what has too many alternatives
+	helpers strings.Builder // rules for conditions with more than maxBodies alternatives
 	helper  int
 }
 
-// generate writes an org's policies in Rego. ids[i] is the id of ds[i]; the same
-// policies in the same order give the same text.
+// generate returns an org's policies in Rego. ids[i] is the id of ds[i]. The same policies
+// in the same order give the same text.
 //
 //	deny      ids of the policies that deny the request
-//	approval  ids of those for which a person must approve it
-//	allow     those that permit it, with their limits
+//	approval  ids of the policies that require approval of the request
+//	allow     the policies that permit the request, with their limits
 //	governs   lists of ids of the allow policies that select the agent and its caller
 //
-// Policies that select alike share a rule of governs, since most orgs have many
-// policies for few kinds of agents.
+// Policies with the same selection share a rule of governs, since most orgs have many
+// policies for few groups of agents.
 func generate(ids []string, ds []document) string {
 	var g generator
 	var deny, approval, allow, governs strings.Builder
@@ -98,7 +98,7 @@ func generate(ids []string, ds []document) string {
 	for _, s := range selectors {
 		rules(&governs, "governs contains ["+strings.Join(selected[s], ", ")+"]", bodies[s])
 	}
-	// A set without a rule would be undefined, and what is undefined denies.
+	// A set without a rule would be undefined, and an undefined set denies.
 	if deny.Len() == 0 {
 		deny.WriteString("\ndeny := set()\n")
 	}
@@ -111,7 +111,7 @@ func generate(ids []string, ds []document) string {
 	return "package aid.policies\n" + deny.String() + approval.String() + allow.String() + governs.String() + g.helpers.String()
 }
 
-// rules writes a rule for each body. No body at all is a rule that never holds.
+// rules writes a rule for each body. Without a body it writes nothing, so the rule never holds.
 func rules(b *strings.Builder, head string, bodies []string) {
 	for _, body := range bodies {
 		if body == "" {
@@ -122,8 +122,8 @@ func rules(b *strings.Builder, head string, bodies []string) {
 	}
 }
 
-// bodies are the bodies of rules that hold where the condition does, for a policy that
-// reads sets as effect does: an allow needs every member, a deny any one.
+// bodies returns the bodies of rules for the condition of a policy with this effect. An
+// allow needs every member of a set, and a deny needs one.
 func (g *generator) bodies(c condition, effect Effect) []string {
 	vars := 0
 	var out []string
@@ -137,8 +137,8 @@ func (g *generator) bodies(c condition, effect Effect) []string {
 	return out
 }
 
-// alternatives is the condition as bodies of lines. vars counts the names that are
-// taken for members of sets.
+// alternatives returns the condition as bodies of lines. One body must hold. vars counts
+// the variables for members of sets.
 func (g *generator) alternatives(c condition, effect Effect, vars *int) [][]string {
 	switch c.join {
 	case leaf:
@@ -170,7 +170,7 @@ func (g *generator) alternatives(c condition, effect Effect, vars *int) [][]stri
 	return out
 }
 
-// named writes a rule with these bodies and returns its name.
+// named writes a helper rule with these bodies and returns its name.
 func (g *generator) named(bodies [][]string) string {
 	g.helper++
 	name := "any_" + strconv.Itoa(g.helper)
@@ -184,8 +184,8 @@ func (g *generator) named(bodies [][]string) string {
 	return name
 }
 
-// alternatives is a leaf in Rego. It holds only if the attribute is there, but for
-// exists. A negated leaf holds where the comparison is false.
+// alternatives returns a leaf in Rego. It holds only if the attribute is present; exists is
+// the exception. A negated leaf holds if the comparison is false.
 func (c condition) alternatives(effect Effect, vars *int) [][]string {
 	at := ref(c.name)
 	one := func(lines ...string) [][]string { return [][]string{lines} }
@@ -208,7 +208,7 @@ func (c condition) alternatives(effect Effect, vars *int) [][]string {
 	if *vars > 1 {
 		member += "_" + strconv.Itoa(*vars)
 	}
-	lines := c.compare(member, effect)[0] // between alone has more, and is not for sets
+	lines := c.compare(member, effect)[0] // only between has more bodies, and it is not for sets
 	every := func(more ...string) [][]string {
 		return one("every " + member + " in " + at + " { " + strings.Join(append(more, lines...), "; ") + " }")
 	}
@@ -220,8 +220,7 @@ func (c condition) alternatives(effect Effect, vars *int) [][]string {
 	case c.attribute.kind == scopes:
 		return [][]string{{`"*" in ` + at}, append([]string{"some " + member + " in " + at}, lines...)}
 	case c.name == "request.tool" && c.negated == (effect == Allow):
-		// What must not be used must not be used by another name, so the families of
-		// the tools count as tools.
+		// A denied tool must not be used by another name, so families count as tools.
 		at = "input.request.tool_names"
 	}
 	switch {
@@ -230,7 +229,7 @@ func (c condition) alternatives(effect Effect, vars *int) [][]string {
 	case effect == Allow:
 		return every()
 	case c.name == urlHost && c.op == opIn && !c.negated:
-		// A host that is not certain may be any: a deny must not be escaped by it.
+		// A host that is not certain may be any host, so a deny applies to it.
 		return one("some "+member+" in "+at, is(member, append([]value{{rego: literal(unknownHost)}}, c.values...)))
 	case c.name == urlHost:
 		return [][]string{{literal(unknownHost) + " in " + at}, append([]string{"some " + member + " in " + at}, lines...)}
@@ -239,14 +238,14 @@ func (c condition) alternatives(effect Effect, vars *int) [][]string {
 	}
 }
 
-// compare compares what stands at at: bodies of lines. One of them must hold. Where
-// it can be of a type that the operator does not compare, no body holds.
+// compare returns bodies of lines that compare the value at at. One body must hold. For a
+// value of a type that the operator does not compare, no body holds.
 func (c condition) compare(at string, effect Effect) [][]string {
 	one := func(lines ...string) [][]string {
 		if c.attribute.kind == mixed && c.op != opIn {
 			is := "is_string"
 			if c.op >= opBetween && c.op <= opLessEqual {
-				is = "is_number" // Rego orders values of different types, too
+				is = "is_number" // Rego also orders values of different types
 			}
 			lines = append([]string{is + "(" + at + ")"}, lines...)
 		}
@@ -298,8 +297,8 @@ func (c condition) compare(at string, effect Effect) [][]string {
 		}
 		return call(many + "(" + at + ", " + listOf(c.values) + ")")
 	case opGlob:
-		// Where a "*" could stand for one of the characters that join names, the reading
-		// is taken that rejects more.
+		// A "*" could stand for a character that joins names. Of the two functions, the
+		// one that rejects more is called.
 		if c.negated == (effect == Allow) {
 			return call("aid.wild(" + listOf(c.values) + ", " + at + ")")
 		}
@@ -309,7 +308,7 @@ func (c condition) compare(at string, effect Effect) [][]string {
 	case opWithin:
 		return call("aid.within(" + c.span.rego() + ", " + at + ")")
 	}
-	return nil // no body, so that it never holds
+	return nil // without a body the condition never holds
 }
 
 func is(at string, vs []value) string {

@@ -19,7 +19,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the wants of testdata")
 
-// TestGenerated holds what documents are compiled to against testdata/generated.txt.
+// TestGenerated compares the generated Rego with testdata/generated.txt.
 func TestGenerated(t *testing.T) {
 	const file = "testdata/generated.txt"
 	ar, err := txtar.ParseFile(file)
@@ -71,7 +71,7 @@ func TestRego(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Tests may use all of OPA; what they test may not.
+	// Tests may use all functions of OPA; the modules that they test may not.
 	caps := ast.CapabilitiesForThisVersion()
 	for _, f := range functions() {
 		caps.Builtins = append(caps.Builtins, f.Decl)
@@ -108,7 +108,7 @@ func TestRego(t *testing.T) {
 			rs, err := topdown.NewQuery(query).WithCompiler(c).WithStore(store).WithTransaction(txn).
 				WithBuiltins(functions()).WithStrictBuiltinErrors(true).WithQueryTracer(held).Run(ctx)
 			if err != nil || len(rs) != 1 {
-				t.Errorf("%s: %d answers, %v", r.Location, len(rs), err)
+				t.Errorf("%s: %d results, %v", r.Location, len(rs), err)
 			}
 		})
 	}
@@ -135,8 +135,8 @@ func (h heldRules) TraceEvent(e topdown.Event) {
 	}
 }
 
-// TestRestrictedFunctions: what could reach outside, or give two answers to one
-// question, is not there for the compiler that Compile uses.
+// TestRestrictedFunctions: the compiler rejects functions that reach outside, and functions
+// with different results for the same arguments.
 func TestRestrictedFunctions(t *testing.T) {
 	for _, expr := range []string{
 		`http.send({"method": "GET", "url": "http://169.254.169.254/"}).status_code == 200`,
@@ -162,9 +162,9 @@ func TestRestrictedFunctions(t *testing.T) {
 		}
 	}
 	if _, err := compile(map[string]string{"m.rego": "package m\n\np if count(input.agent) == 0\n"}); err != nil {
-		t.Errorf("what is allowed: %v", err)
+		t.Errorf("the allowed functions: %v", err)
 	}
-	// No function that is there is one of those that OPA says give different answers.
+	// OPA marks no allowed function as nondeterministic.
 	for _, b := range capabilities().Builtins {
 		if b.Nondeterministic {
 			t.Errorf("%s is not deterministic", b.Name)
@@ -194,7 +194,7 @@ func active() Input {
 	}
 }
 
-// An evaluation that does not end is ended, and denies.
+// An endless evaluation is stopped, and denies.
 func TestDeadline(t *testing.T) {
 	b := broken(t, `package aid.policies
 
@@ -225,7 +225,7 @@ governs := set()
 	}
 }
 
-// A response that is not one of decision.rego's denies, as does none.
+// A result that decision.rego cannot have denies, and a missing result denies.
 func TestNoAnswerDenies(t *testing.T) {
 	const none = "deny := set()\napproval := set()\nallow := set()\ngoverns := set()\n"
 	for name, module := range map[string]string{
@@ -250,7 +250,7 @@ func TestNoAnswerDenies(t *testing.T) {
 		}
 	}
 	if d := broken(t, "package aid.policies\n\n"+none).Decide(context.Background(), active()); d.Effect != Allow {
-		t.Errorf("what is not broken: %+v", d)
+		t.Errorf("the module that is not broken: %+v", d)
 	}
 	for name, v := range map[string]string{
 		"nothing":           `null`,
@@ -274,7 +274,7 @@ func TestNoAnswerDenies(t *testing.T) {
 	}
 }
 
-// The input has what some rule reads, and all of it where that cannot be known.
+// The input has the fields that rules read. If they are not known, it has all fields.
 func TestInputIsWhatIsRead(t *testing.T) {
 	write := func(module string) string {
 		c, err := compile(map[string]string{"m.rego": "package m\n\n" + module})
@@ -303,7 +303,7 @@ func TestInputIsWhatIsRead(t *testing.T) {
 			t.Errorf("%s.%s is missing", f.section, f.name)
 		}
 	}
-	// Every attribute that a condition can be about is in the document.
+	// Every attribute for conditions is in the document.
 	known := map[string]bool{}
 	for _, f := range inputFields() {
 		known[f.section+"."+f.name] = true
@@ -316,7 +316,7 @@ func TestInputIsWhatIsRead(t *testing.T) {
 	}
 }
 
-// The page for authors shows a document that is taken, and the input as it is.
+// The documents in docs/policy.md pass Check, and its input is the real input.
 func TestDocs(t *testing.T) {
 	page, err := os.ReadFile("../docs/policy.md")
 	if err != nil {
@@ -353,7 +353,7 @@ func TestDocs(t *testing.T) {
 		Org:    OrgAttrs{ID: "org_1", Tier: "pro"},
 	})
 	if want := ast.MustParseTerm(between("Rego sees:\n\n```json\n", "```")); got.Value.Compare(want.Value) != 0 {
-		t.Errorf("the page has\n%s\nand the input is\n%s", want, got)
+		t.Errorf("docs/policy.md has\n%s\nand the input is\n%s", want, got)
 	}
 }
 
@@ -377,7 +377,7 @@ func TestGlob(t *testing.T) {
 	}
 }
 
-// FuzzGlob holds glob against the definition, which takes exponential time.
+// FuzzGlob compares Matches with its definition, which takes exponential time.
 func FuzzGlob(f *testing.F) {
 	f.Add("a*b*c", "aXbYc")
 	f.Add("ab*ba", "aba")

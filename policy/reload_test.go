@@ -10,8 +10,8 @@ import (
 	"github.com/ai-identity/ai-identity/policy"
 )
 
-// TestReloadUnderLoad is B10: while bundles are replaced, every decision is that of exactly
-// one of them, and its version names that one.
+// TestReloadUnderLoad: while bundles are replaced, every decision comes from exactly one of
+// them, and its version names that one.
 func TestReloadUnderLoad(t *testing.T) {
 	const reloads, workers = 100, 4
 	// Bundle i limits team support to i+1 requests, and denies the model "odd" if i is odd.
@@ -71,7 +71,7 @@ func TestReloadUnderLoad(t *testing.T) {
 		before := decided.Load()
 		publish(i)
 		for decided.Load() == before && !t.Failed() {
-			// At least one decision falls after each publication.
+			// At least one decision follows each publication.
 			current.Load().Decide(context.Background(), request())
 		}
 	}

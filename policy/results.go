@@ -8,14 +8,14 @@ import (
 	"github.com/open-policy-agent/opa/v1/topdown"
 )
 
-// results holds the results of rules in one evaluation, by the references to them: a
-// topdown.VirtualCache. OPA's own makes a map for each element of each reference. A
-// decision has about ten rules, so a linear search is cheaper, and the memory serves the
-// next evaluation too. More than few results are kept in OPA's own.
+// results is a topdown.VirtualCache: it holds the results of rules in one evaluation by
+// their references. OPA's own cache makes a map for each element of each reference. A
+// decision has about ten rules, so a linear search is cheaper, and the next evaluation uses
+// the memory again. If there are more than few holds, OPA's own cache takes over.
 type results struct {
 	few    []result
 	terms  []*ast.Term // of the references in few
-	frames []int       // where in few each frame begins but the first; "with" begins one
+	frames []int       // where in few each frame after the first begins; "with" begins one
 	many   topdown.VirtualCache
 }
 
@@ -29,14 +29,14 @@ const (
 	fewTerms   = 8 * fewResults
 )
 
-// reset forgets everything, and keeps nothing alive.
+// reset removes all results and references to them.
 func (r *results) reset() {
 	clear(r.few)
 	clear(r.terms)
 	r.few, r.terms, r.frames, r.many = r.few[:0], r.terms[:0], r.frames[:0], nil
 }
 
-// frame is the part of few that can be seen.
+// frame returns the visible part of few.
 func (r *results) frame() []result {
 	if n := len(r.frames); n > 0 {
 		return r.few[r.frames[n-1]:]
@@ -44,7 +44,7 @@ func (r *results) frame() []result {
 	return r.few
 }
 
-// Get returns a result: nil and true if it is undefined, nil and false if it is not known.
+// Get returns a result. It is nil and true if undefined, and nil and false if not evaluated yet.
 func (r *results) Get(ref ast.Ref) (*ast.Term, bool) {
 	frame := r.frame()
 	for i := range frame {
@@ -58,7 +58,7 @@ func (r *results) Get(ref ast.Ref) (*ast.Term, bool) {
 	return nil, false
 }
 
-// Put keeps a result. OPA uses the memory of ref again, so it is copied.
+// Put stores a result. OPA uses the memory of ref again, so ref is copied.
 func (r *results) Put(ref ast.Ref, term *ast.Term) {
 	frame := r.frame()
 	for i := range frame {
@@ -85,7 +85,7 @@ func (r *results) Put(ref ast.Ref, term *ast.Term) {
 	r.few = append(r.few, result{r.terms[from:len(r.terms):len(r.terms)], term})
 }
 
-// Push begins a frame, in which nothing is known.
+// Push begins an empty frame.
 func (r *results) Push() {
 	r.frames = append(r.frames, len(r.few))
 	if r.many != nil {
@@ -93,7 +93,7 @@ func (r *results) Push() {
 	}
 }
 
-// Pop ends the frame, and forgets what it holds.
+// Pop ends the frame and removes its results.
 func (r *results) Pop() {
 	n := len(r.frames) - 1
 	from := r.frames[n]
@@ -104,7 +104,7 @@ func (r *results) Pop() {
 	}
 }
 
-// Keys are the references with a value in the frame.
+// Keys returns the references with a value in the frame.
 func (r *results) Keys() (refs []ast.Ref) {
 	for _, x := range r.frame() {
 		if x.term != nil {
@@ -117,7 +117,7 @@ func (r *results) Keys() (refs []ast.Ref) {
 	return refs
 }
 
-// sameRef compares from the end, since references begin alike (data.aid.policies).
+// sameRef compares from the end, since references have the same prefix (data.aid.policies).
 func sameRef(a, b ast.Ref) bool {
 	if len(a) != len(b) {
 		return false
@@ -130,8 +130,8 @@ func sameRef(a, b ast.Ref) bool {
 	return true
 }
 
-// noData is the store and the cache of an evaluation that has no data but what rules
-// make. What OPA does with a store beside reading is not there, and panics.
+// noData is the store and the cache of an evaluation. It is empty, since all data comes
+// from rules. Its only methods are for reading; others panic.
 type noData struct{ storage.Store }
 
 func (noData) Read(_ context.Context, _ storage.Transaction, at storage.Path) (any, error) {

@@ -9,7 +9,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// results answers as OPA's own cache does, whatever is asked in whatever order.
+// results returns the same as OPA's own cache, for every sequence of calls.
 func TestResultsAreOPAs(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ours, opas := &results{}, topdown.NewVirtualCache()
@@ -34,10 +34,10 @@ func TestResultsAreOPAs(t *testing.T) {
 			case 2, 3, 4, 5:
 				known, undefined := opas.Get(scratch)
 				if undefined {
-					break // it does not become defined
+					break // OPA never defines it later
 				}
 				var v *ast.Term
-				if known != nil || rapid.IntRange(0, 4).Draw(t, "undefined?") > 0 { // nor undefined
+				if known != nil || rapid.IntRange(0, 4).Draw(t, "undefined?") > 0 { // an undefined one stays undefined
 					v = ast.InternedTerm(rapid.IntRange(0, 9).Draw(t, "value"))
 				}
 				ours.Put(scratch, v)
@@ -54,7 +54,7 @@ func TestResultsAreOPAs(t *testing.T) {
 		}
 		ours.reset()
 		if len(ours.Keys()) != 0 || cap(ours.few) > fewResults || cap(ours.terms) > fewTerms {
-			t.Fatal("something is left")
+			t.Fatal("results are left after reset")
 		}
 	})
 }

@@ -5,22 +5,22 @@ import (
 	"fmt"
 	"sync"
 	"time"
-	_ "time/tzdata" // zones are those of the binary, whatever the machine has
+	_ "time/tzdata" // time zones come from the binary, not from the machine
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/types"
 )
 
-// span is a set of instants: those whose time of day, weekday and date, all as clocks
-// in zone show them, lie within its parts. A part that is not given holds always.
+// span is a set of instants. An instant is in it if its local time of day, weekday and date
+// in zone are within the span's parts. A missing part has no effect.
 type span struct {
 	zone               string // an IANA name; "" is UTC
 	hours              bool
-	from, to           int // minutes of the day; from belongs to it and to does not; to ≤ from: over midnight
+	from, to           int // minutes of the day; from is included, to is not; to ≤ from: across midnight
 	weekdays           bool
-	firstDay, lastDay  int    // 1 is Monday, 7 is Sunday; both belong to it
-	firstDate, endDate string // "2026-12-31"; both belong to it; "": no dates
+	firstDay, lastDay  int    // 1 is Monday, 7 is Sunday; both are included
+	firstDate, endDate string // "2026-12-31"; both are included; "": no dates
 }
 
 const spanFix = `write like {"between": ["08:00", "18:00"], "zone": "Europe/Berlin", "weekdays": [1, 5], "dates": ["2026-12-01", "2026-12-31"]}`
@@ -43,7 +43,7 @@ func (r *reader) instant(field string, c *condition) {
 				r.fail(at+"[1]", "is not a time of day", `write one from "00:00" to "24:00"`)
 			}
 			if r.err == nil && s.from == s.to {
-				r.fail(at, "ends when it begins", `write ["00:00", "24:00"] for a whole day, or leave it out`)
+				r.fail(at, "begins and ends at the same time", `write ["00:00", "24:00"] for a whole day, or leave it out`)
 			}
 		case "zone":
 			v := r.literal(at)
@@ -63,7 +63,7 @@ func (r *reader) instant(field string, c *condition) {
 			}
 			s.weekdays, s.firstDay, s.lastDay = true, int(first.num), int(last.num)
 			if r.err == nil && s.firstDay > s.lastDay {
-				r.fail(at, "goes from the later to the earlier", `only hours may go over the end; write {"any": [{…}, {…}]} with two spans`)
+				r.fail(at, "has the later day first", `only hours may wrap around; write {"any": [{…}, {…}]} with two spans`)
 			}
 		case "dates":
 			first, last := r.pair(at, `["2026-12-01", "2026-12-31"]`)
@@ -74,14 +74,14 @@ func (r *reader) instant(field string, c *condition) {
 			}
 			s.firstDate, s.endDate = first.str, last.str
 			if r.err == nil && s.firstDate > s.endDate {
-				r.fail(at, "goes from the later to the earlier", "write the earlier date first")
+				r.fail(at, "has the later date first", "write the earlier date first")
 			}
 		default:
 			r.fail(at, "is not a part of a time", nearest(name, []string{"between", "zone", "weekdays", "dates"}, spanFix))
 		}
 	})
 	if r.err == nil && !s.hours && !s.weekdays && s.firstDate == "" {
-		r.fail(field, "says no time", spanFix)
+		r.fail(field, "has no hours, weekdays or dates", spanFix)
 	}
 }
 
@@ -95,7 +95,7 @@ func (r *reader) pair(field, what string) (a, b value) {
 		vs = append(vs, r.literal(fmt.Sprintf("%s[%d]", field, len(vs))))
 	}
 	if r.err == nil && len(vs) != 2 {
-		r.fail(field, "has not two values", "write "+what)
+		r.fail(field, "does not have two values", "write "+what)
 		return a, b
 	}
 	r.token()
@@ -105,7 +105,7 @@ func (r *reader) pair(field, what string) (a, b value) {
 	return vs[0], vs[1]
 }
 
-// minutes are the minutes of the day of "15:04", up to "24:00".
+// minutes returns the minutes of the day for "15:04", up to "24:00".
 func minutes(s string) (int, bool) {
 	if len(s) != 5 || s[2] != ':' {
 		return 0, false
@@ -119,16 +119,16 @@ func minutes(s string) (int, bool) {
 	return n, n <= 24*60
 }
 
-// zones holds the time zones that policies name: a few, and each costs a file's reading.
+// zones caches the few time zones that policies name, since loading one is slow.
 var zones sync.Map // name → *time.Location
 
-// zone is the zone of an IANA name. "Local" is no such name: it is another on each machine.
+// zone returns the time zone with an IANA name. "Local" is rejected: it depends on the machine.
 func zone(name string) (*time.Location, error) {
 	if l, ok := zones.Load(name); ok {
 		return l.(*time.Location), nil
 	}
 	if name == "Local" {
-		return nil, fmt.Errorf("no time zone is named %q", name)
+		return nil, fmt.Errorf("no time zone has the name %q", name)
 	}
 	l, err := time.LoadLocation(name)
 	if err != nil {
@@ -138,7 +138,7 @@ func zone(name string) (*time.Location, error) {
 	return l, nil
 }
 
-// holds says whether t is in the span.
+// holds reports whether t is in the span.
 func (s *span) holds(t time.Time) bool {
 	l, err := zone(s.zone)
 	if err != nil {
@@ -164,7 +164,7 @@ func (s *span) holds(t time.Time) bool {
 	return true
 }
 
-// rego is the span as the first argument of aid.within.
+// rego returns the span as the first argument of aid.within.
 func (s *span) rego() string {
 	b := `{"zone": ` + literal(cmp.Or(s.zone, "UTC"))
 	if s.hours {
@@ -179,8 +179,8 @@ func (s *span) rego() string {
 	return b + "}"
 }
 
-// withinDecl is aid.within(span, time): whether a span, written as in a document, has
-// the time.
+// withinDecl declares aid.within(span, time). It reports whether a span, written as in a
+// document, contains the time.
 func withinDecl() *ast.Builtin {
 	return &ast.Builtin{Name: "aid.within", Decl: types.NewFunction(types.Args(types.A, types.A), types.B), CanSkipBctx: true}
 }
@@ -194,7 +194,7 @@ func withinOf(_ topdown.BuiltinContext, args []*ast.Term, found func(*ast.Term) 
 	t, err := time.Parse(timeLayout, string(at))
 	s, ok := spanOf(o)
 	if err != nil || !ok {
-		return nil // undefined: neither it nor its negation holds
+		return nil // undefined: neither the condition nor its negation holds
 	}
 	return found(ast.InternedTerm(s.holds(t)))
 }

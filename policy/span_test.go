@@ -8,8 +8,8 @@ import (
 	"github.com/ai-identity/ai-identity/policy"
 )
 
-// TestTime: the parts of request.time are what a clock on a wall in the zone shows,
-// also on the days that have 23 or 25 hours.
+// TestTime: the parts of request.time are the local time in the zone, also on days with 23
+// or 25 hours.
 func TestTime(t *testing.T) {
 	for _, c := range []struct {
 		span, at string
@@ -23,7 +23,7 @@ func TestTime(t *testing.T) {
 		{`{"between": ["08:00", "24:00"]}`, "2026-07-01T00:00:00Z", false},
 		{`{"between": ["22:00", "06:00"], "zone": "Europe/Berlin"}`, "2026-07-01T20:00:00Z", true},
 		{`{"between": ["22:00", "06:00"], "zone": "Europe/Berlin"}`, "2026-12-01T20:00:00Z", false},
-		// The night in which 02:00 to 03:00 does not exist, and the one in which it is twice.
+		// The nights in which 02:00 to 03:00 is missing and is repeated.
 		{`{"between": ["02:00", "03:00"], "zone": "Europe/Berlin"}`, "2026-03-29T00:59:59Z", false},
 		{`{"between": ["02:00", "03:00"], "zone": "Europe/Berlin"}`, "2026-03-29T01:00:00Z", false},
 		{`{"between": ["02:00", "03:00"], "zone": "Europe/Berlin"}`, "2026-10-25T00:30:00Z", true},

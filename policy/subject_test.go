@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// A remembered subject is used only for one that is equal in all that is written. Whatever
-// changes, a writer that remembers writes the same as a new one.
+// A cached subject is used only if all written attributes are equal. After every change, a
+// writer with a cache writes the same as a new one.
 func TestSubjects(t *testing.T) {
 	for _, module := range []string{
 		`p := input`,
@@ -65,7 +65,7 @@ func TestSubjects(t *testing.T) {
 					}
 					delete(*p, "region")
 				default:
-					t.Fatalf("%s is a %s: the test does not know it", what, f.Type())
+					t.Fatalf("%s is a %s: add it to the test", what, f.Type())
 				}
 				check(what)
 			}
@@ -73,7 +73,7 @@ func TestSubjects(t *testing.T) {
 	}
 }
 
-// Of metadata, too, only what is read is written.
+// Only the keys of metadata that rules read are written.
 func TestMetadataIsWhatIsRead(t *testing.T) {
 	in := active()
 	in.Agent.Metadata = map[string]any{"region": "eu", "level": 3, "other": true}
@@ -93,7 +93,7 @@ func TestMetadataIsWhatIsRead(t *testing.T) {
 			t.Errorf("%s: %s, want %s", module, got, want)
 		}
 	}
-	// In modules as they were parsed, "input" alone has another form.
+	// In parsed modules, "input" alone has another form.
 	for _, module := range []string{`p := input`, `p if { x := input; x.agent.id == "y" }`, `p if input[input.agent.id]`, `p if object.get(input, "agent", {}) != {}`,
 		`p if object.get(input.agent, input.agent.id, "") != ""`, `p := input.agent`, `p if { some k; input.agent[k] == 1 }`, `p if count(input) == 7 with input as {}`} {
 		c, err := compile(map[string]string{"m.rego": "package m\n\n" + module})
@@ -101,7 +101,7 @@ func TestMetadataIsWhatIsRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, _, all := reads(c.parsed); !all {
-			t.Errorf("%s: not all of it", module)
+			t.Errorf("%s: not the whole input", module)
 		}
 	}
 }
