@@ -10,21 +10,21 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 )
 
-// Agent is an agent on the wire.
+// Agent is an agent in requests and responses.
 type Agent struct {
-	ID            string    `json:"id" doc:"Its id, for ever." example:"ag_01k0000000abcdefghjkmnpqrs"`
-	Name          string    `json:"name" doc:"What people call it." example:"support-bot"`
-	Description   string    `json:"description" doc:"What it is for." example:"Customer support assistant"`
-	AllowedModels []string  `json:"allowed_models" nullable:"false" doc:"The models that it may use: names, or patterns in which * stands for anything. Empty: none." example:"gpt-4o"`
-	Team          string    `json:"team" doc:"Whose it is. Policies read it as agent.team." example:"support"`
-	Environment   string    `json:"environment" doc:"Where it runs. Policies read it as agent.environment." example:"prod"`
-	Tier          string    `json:"tier" doc:"Its tier. Policies read it as agent.tier." example:""`
-	Metadata      metadata  `json:"metadata" doc:"What you want policies to know of it, as agent.metadata.NAME."`
-	Status        string    `json:"status" enum:"active,suspended" doc:"Whether it may act." example:"active"`
-	Fingerprint   string    `json:"fingerprint" doc:"A digest of what it is for ever: org, id, the name that it was created with, and when." example:"sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"`
-	CreatedAt     time.Time `json:"created_at" doc:"When it was created, UTC." example:"2026-01-31T12:00:00Z"`
-	UpdatedAt     time.Time `json:"updated_at" doc:"When it was changed last, UTC." example:"2026-01-31T12:00:00Z"`
-	Version       int64     `json:"version" doc:"Counts the changes, from 1. Also in the ETag." example:"1"`
+	ID            string    `json:"id" doc:"The agent's id. It never changes." example:"ag_01k0000000abcdefghjkmnpqrs"`
+	Name          string    `json:"name" doc:"The agent's name." example:"support-bot"`
+	Description   string    `json:"description" doc:"The agent's purpose." example:"Customer support assistant"`
+	AllowedModels []string  `json:"allowed_models" nullable:"false" doc:"The models that the agent may use: names, or patterns in which * stands for any characters. Empty: no model." example:"gpt-4o"`
+	Team          string    `json:"team" doc:"The team that owns the agent. Policies read it as agent.team." example:"support"`
+	Environment   string    `json:"environment" doc:"The environment that the agent runs in. Policies read it as agent.environment." example:"prod"`
+	Tier          string    `json:"tier" doc:"The agent's tier. Policies read it as agent.tier." example:""`
+	Metadata      metadata  `json:"metadata" doc:"Your own attributes of the agent. Policies read them as agent.metadata.NAME."`
+	Status        string    `json:"status" enum:"active,suspended" doc:"Requests of a suspended agent are rejected." example:"active"`
+	Fingerprint   string    `json:"fingerprint" doc:"A digest of what never changes: the org, the id, the first name and the time of creation." example:"sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"`
+	CreatedAt     time.Time `json:"created_at" doc:"Time of creation, UTC." example:"2026-01-31T12:00:00Z"`
+	UpdatedAt     time.Time `json:"updated_at" doc:"Time of the last change, UTC." example:"2026-01-31T12:00:00Z"`
+	Version       int64     `json:"version" doc:"Number of the version, from 1. It is also in the ETag." example:"1"`
 }
 
 func agentShown(a identity.Agent) Agent {
@@ -35,21 +35,21 @@ func agentShown(a identity.Agent) Agent {
 	}
 }
 
-// NewAgent is what people say of an agent.
+// NewAgent is the body that creates an agent.
 type NewAgent struct {
-	Name          string   `json:"name" minLength:"1" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"What people call it." example:"support-bot"`
-	Description   string   `json:"description,omitzero" maxLength:"1000" doc:"What it is for." example:"Customer support assistant"`
-	AllowedModels []string `json:"allowed_models,omitzero" nullable:"false" maxItems:"200" minLength:"1" maxLength:"256" pattern:"^[!-~]*$" patternDescription:"a model's name or a pattern with * in it" doc:"The models that it may use: names, or patterns in which * stands for anything. Empty: none." example:"gpt-4o,claude-*"`
-	Team          string   `json:"team,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"Whose it is. Policies read it as agent.team." example:"support"`
-	Environment   string   `json:"environment,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"Where it runs. Policies read it as agent.environment." example:"prod"`
-	Tier          string   `json:"tier,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"Its tier. Policies read it as agent.tier." example:"standard"`
-	Metadata      metadata `json:"metadata,omitzero" doc:"What you want policies to know of it, as agent.metadata.NAME: texts, numbers, true or false."`
-	Status        string   `json:"status,omitzero" enum:"active,suspended" default:"active" doc:"Whether it may act." example:"active"`
+	Name          string   `json:"name" minLength:"1" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a string of visible characters and single spaces" doc:"The agent's name." example:"support-bot"`
+	Description   string   `json:"description,omitzero" maxLength:"1000" doc:"The agent's purpose." example:"Customer support assistant"`
+	AllowedModels []string `json:"allowed_models,omitzero" nullable:"false" maxItems:"200" minLength:"1" maxLength:"256" pattern:"^[!-~]*$" patternDescription:"a model's name or a pattern with * in it" doc:"The models that the agent may use: names, or patterns in which * stands for any characters. Empty: no model." example:"gpt-4o,claude-*"`
+	Team          string   `json:"team,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a string of visible characters and single spaces" doc:"The team that owns the agent. Policies read it as agent.team." example:"support"`
+	Environment   string   `json:"environment,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a string of visible characters and single spaces" doc:"The environment that the agent runs in. Policies read it as agent.environment." example:"prod"`
+	Tier          string   `json:"tier,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a string of visible characters and single spaces" doc:"The agent's tier. Policies read it as agent.tier." example:"standard"`
+	Metadata      metadata `json:"metadata,omitzero" doc:"Your own attributes of the agent: strings, numbers, true or false. Policies read them as agent.metadata.NAME."`
+	Status        string   `json:"status,omitzero" enum:"active,suspended" default:"active" doc:"Requests of a suspended agent are rejected." example:"active"`
 }
 
-// put writes what people say into the agent.
+// put writes the fields of the body into the agent.
 func (n NewAgent) put(a identity.Agent) identity.Agent {
-	// Policies compare these byte by byte, so that each has one spelling.
+	// Policies compare these byte by byte, so each is normalized.
 	a.Name, a.Team, a.Environment, a.Tier = norm.NFC.String(n.Name), norm.NFC.String(n.Team), norm.NFC.String(n.Environment), norm.NFC.String(n.Tier)
 	a.Description, a.AllowedModels = n.Description, n.AllowedModels
 	a.Metadata = identity.Metadata(n.Metadata)
@@ -69,10 +69,10 @@ func agentSaid(a identity.Agent) NewAgent {
 
 type agentsIn struct {
 	Pages
-	Name        string `query:"name" maxLength:"100" doc:"Only those with this name."`
-	Team        string `query:"team" maxLength:"100" doc:"Only those of this team."`
-	Environment string `query:"environment" maxLength:"100" doc:"Only those in this environment."`
-	Status      string `query:"status" enum:"active,suspended" doc:"Only those with this status."`
+	Name        string `query:"name" maxLength:"100" doc:"Return only agents with this name."`
+	Team        string `query:"team" maxLength:"100" doc:"Return only agents of this team."`
+	Environment string `query:"environment" maxLength:"100" doc:"Return only agents in this environment."`
+	Status      string `query:"status" enum:"active,suspended" doc:"Return only agents with this status."`
 }
 
 func listAgents(ctx context.Context, x *call, in *agentsIn) (*paged[Agent], error) {
@@ -103,7 +103,7 @@ func createAgent(ctx context.Context, x *call, in *struct{ Body NewAgent }) (*ma
 	return &made[Agent]{Location: "/v1/agents/" + a.ID, ETag: etag(a.Version), Body: shown}, nil
 }
 
-// agent is the one with the id, or a 404 that says which is missing.
+// agent returns the agent with the id, or a 404 with the id.
 func (x *call) agent(ctx context.Context, id string) (identity.Agent, error) {
 	if !isID(identity.AgentID, id) {
 		return identity.Agent{}, notFound("agent", id)
@@ -160,8 +160,8 @@ func updateAgent(ctx context.Context, x *call, in *struct {
 	return out, err
 }
 
-// freshly runs change, which reads an object and writes it, until no other change
-// of it came in between. With If-Match the second reading answers 412.
+// freshly runs change, which reads and writes an object, until no other change interferes.
+// With If-Match the second run returns 412.
 func freshly(change func() error) error {
 	for try := 0; ; try++ {
 		err := change()
@@ -188,7 +188,7 @@ func deleteAgent(ctx context.Context, x *call, in *struct {
 	return nil, x.record(ctx, "agent.deleted", "agent", a.ID, a.ID, agentShown(a), nil)
 }
 
-// each is f of every element.
+// each returns f of every element.
 func each[A, B any](as []A, f func(A) B) []B {
 	bs := make([]B, len(as))
 	for i, a := range as {

@@ -37,8 +37,7 @@ func (n none) Record(context.Context, pgx.Tx, string, audit.Changed) (audit.Posi
 
 var elsewhere = regexp.MustCompile(`(src|href)="(https?:)?//`)
 
-// TestSitePages: what a newcomer opens needs no key and no database, and nothing from
-// another server.
+// TestSitePages: the pages need no key, no database and no other server.
 func TestSitePages(t *testing.T) {
 	sealer, err := provider.NewSealer([]string{"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="})
 	if err != nil {

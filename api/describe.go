@@ -18,21 +18,21 @@ import (
 	"github.com/swaggest/swgui/v5emb"
 )
 
-// The description of the API, and the two pages that show it. All of it is served
-// from here: a network without the Internet shows it too.
+// The description of the API, and the two pages that show it. All assets are embedded, so
+// the pages work in a network without Internet access.
 
 //go:embed assets/redoc.standalone.js.gz
 var assets embed.FS
 
 const about = `Agents, their keys, policies, providers and the audit log.
 
-Send an organization key as ` + "`Authorization: Bearer aid_org_…`" + `. Lists have ` + "`limit`" + ` and ` + "`after`" + ` and answer
-` + "`{\"data\": […], \"has_more\": …, \"next\": …}`" + `. A POST with an ` + "`Idempotency-Key`" + ` can be sent again: it answers what it answered
-before, for 24 hours. Errors are ` + "`{\"error\": {\"code\", \"message\", \"field\", \"fix\", \"request_id\"}}`" + `.
+Send an organization key as ` + "`Authorization: Bearer aid_org_…`" + `. Lists take ` + "`limit`" + ` and ` + "`after`" + ` and return
+` + "`{\"data\": […], \"has_more\": …, \"next\": …}`" + `. You can repeat a POST with an ` + "`Idempotency-Key`" + `: for 24 hours it returns
+the first response. Errors are ` + "`{\"error\": {\"code\", \"message\", \"field\", \"fix\", \"request_id\"}}`" + `.
 
-Models are called through the gateway, with an agent's key (` + "`aid_sk_…`" + `), under the paths of the provider's own API.`
+Call models through the gateway, with an agent's key (` + "`aid_sk_…`" + `) and the paths of the provider's own API.`
 
-// description is what huma is configured with: our JSON, our errors, no pages of its own.
+// description returns huma's configuration: strict JSON, this package's errors, and no pages.
 func (s *Server) description() huma.Config {
 	c := huma.DefaultConfig("AI Identity", s.c.Version)
 	c.Info.Description = about
@@ -43,7 +43,7 @@ func (s *Server) description() huma.Config {
 	c.DefaultFormat = "application/json"
 	c.Transformers = []huma.Transformer{s.reworded}
 	c.RejectUnknownQueryParameters = true
-	c.Servers = []*huma.Server{{URL: "/", Description: "The address that this description was fetched from."}}
+	c.Servers = []*huma.Server{{URL: "/", Description: "The address of this description."}}
 	if s.c.PublicURL != "" {
 		c.Servers = []*huma.Server{{URL: strings.TrimSuffix(s.c.PublicURL, "/")}}
 	}
@@ -56,12 +56,12 @@ func (s *Server) description() huma.Config {
 	return c
 }
 
-// operation is a row as huma has it.
+// operation returns a row as an operation of huma.
 func (s *Server) operation(r route) huma.Operation {
 	op := huma.Operation{
 		OperationID: r.ID, Method: r.Method, Path: r.Path, Summary: r.Summary, Description: r.Description, Tags: []string{r.Tag},
 		DefaultStatus: r.Status, Middlewares: huma.Middlewares{s.guard(r)}, SkipValidateBody: r.Raw,
-		MaxBodyBytes: maxBody + 1, // the guard has counted, and has better words
+		MaxBodyBytes: maxBody + 1, // the guard has checked the size, with a better message
 		Responses:    make(map[string]*huma.Response),
 	}
 	problem := map[string]*huma.MediaType{"application/json": {Schema: s.huma.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[refusalBody](), true, "Error")}}
@@ -69,9 +69,9 @@ func (s *Server) operation(r route) huma.Operation {
 		response := &huma.Response{Description: problems[status], Content: problem}
 		switch status {
 		case http.StatusUnauthorized:
-			response.Headers = map[string]*huma.Param{"WWW-Authenticate": {Description: "Which kind of key is missing.", Schema: &huma.Schema{Type: huma.TypeString}}}
+			response.Headers = map[string]*huma.Param{"WWW-Authenticate": {Description: "The kind of key that is missing.", Schema: &huma.Schema{Type: huma.TypeString}}}
 		case http.StatusServiceUnavailable:
-			response.Headers = map[string]*huma.Param{"Retry-After": {Description: "After how many seconds to try again.", Schema: &huma.Schema{Type: huma.TypeString}}}
+			response.Headers = map[string]*huma.Param{"Retry-After": {Description: "Wait this many seconds, then try again.", Schema: &huma.Schema{Type: huma.TypeString}}}
 		}
 		op.Responses[strconv.Itoa(status)] = response
 	}
@@ -86,29 +86,29 @@ func (s *Server) operation(r route) huma.Operation {
 	if r.Method == http.MethodPost && r.Unbuilt == "" {
 		op.Parameters = append(op.Parameters, &huma.Param{
 			Name: "Idempotency-Key", In: "header", Schema: &huma.Schema{Type: huma.TypeString, Pattern: "^[!-~]{1,255}$"},
-			Description: "A word of your own. The same request with the same word is done once, however often it is sent within 24 hours.",
+			Description: "A value that you choose, such as a UUID. Requests with the same value within 24 hours are executed only once.",
 		})
 	}
 	return op
 }
 
-// problems are the statuses with which operations reject a request, and what each means.
+// problems describes the statuses of rejected requests.
 var problems = map[int]string{
 	http.StatusBadRequest:            "The request is not well formed.",
-	http.StatusUnauthorized:          "The request has no organization key that works.",
-	http.StatusForbidden:             "The key's role may not do this.",
+	http.StatusUnauthorized:          "The request has no valid organization key.",
+	http.StatusForbidden:             "The role of the key does not permit this operation.",
 	http.StatusNotFound:              "The organization has no such object.",
-	http.StatusConflict:              "The state of the object, or of others, does not permit this.",
+	http.StatusConflict:              "The state of this object, or of another, does not permit this operation.",
 	http.StatusPreconditionFailed:    "The object was changed since the version in If-Match.",
 	http.StatusRequestEntityTooLarge: "The body is larger than 1 MiB.",
 	http.StatusUnsupportedMediaType:  "The body is not JSON in UTF-8, or it is compressed.",
 	http.StatusUnprocessableEntity:   "A field, a parameter or a header is not valid. The error names it.",
-	http.StatusInternalServerError:   "Something went wrong here. Nothing was changed.",
-	http.StatusNotImplemented:        "This is not built in this version. Nothing was changed.",
-	http.StatusServiceUnavailable:    "The database does not answer at the moment. Nothing was changed.",
+	http.StatusInternalServerError:   "An internal error. Nothing was changed.",
+	http.StatusNotImplemented:        "This version does not support the operation. Nothing was changed.",
+	http.StatusServiceUnavailable:    "The database is not available. Nothing was changed.",
 }
 
-// problems are the statuses with which the row rejects a request.
+// problems returns the statuses of the row's rejected requests.
 func (r route) problems() []int {
 	out := []int{http.StatusBadRequest, http.StatusUnprocessableEntity, http.StatusInternalServerError}
 	if !r.Public {
@@ -132,7 +132,7 @@ func (r route) problems() []int {
 	return out
 }
 
-// publish puts examples into the description, and writes it down once.
+// publish adds examples to the description, and encodes it.
 func (s *Server) publish() error {
 	api := s.huma.OpenAPI()
 	for _, item := range api.Paths {
@@ -140,7 +140,7 @@ func (s *Server) publish() error {
 			if op == nil {
 				continue
 			}
-			// A parameter that is sent has a value: readQuery rejects an empty one.
+			// readQuery rejects a parameter without a value.
 			for _, p := range op.Parameters {
 				if p.In == "query" && p.Schema.Type == huma.TypeString && p.Schema.MinLength == nil && p.Schema.Enum == nil && p.Schema.Format == "" {
 					one := 1
@@ -166,7 +166,7 @@ func (s *Server) publish() error {
 			m.Example = v
 		}
 	}
-	// What huma would answer errors with, and never does here.
+	// Types of huma's own errors, which this API does not use.
 	for _, name := range []string{"ErrorModel", "ErrorDetail"} {
 		delete(api.Components.Schemas.Map(), name)
 	}
@@ -193,13 +193,13 @@ func specYAML(s *Server, w http.ResponseWriter, _ *http.Request) {
 	_, _ = w.Write(s.yaml)
 }
 
-// start sends people to the page that they were looking for.
+// start redirects browsers to the documentation.
 func start(_ *Server, w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Location", "/docs")
 	w.WriteHeader(http.StatusFound)
 }
 
-// readyz is for load balancers: can this replica serve?
+// readyz reports to load balancers whether this replica can serve.
 func readyz(s *Server, w http.ResponseWriter, r *http.Request) {
 	if err := s.c.DB.Presenting(r.Context(), "readyz", func(pgx.Tx) error { return nil }); err != nil {
 		write(w, requestIDOf(r.Context()), unavailable())
@@ -217,7 +217,7 @@ func swagger(_ *Server, w http.ResponseWriter, r *http.Request) {
 	if page.status != 0 {
 		w.WriteHeader(page.status)
 	}
-	// The page has no viewport of its own, so telephones would show it as for a desk.
+	// The page has no viewport, so phones would show it at desktop width.
 	_, _ = w.Write(bytes.Replace(page.body.Bytes(), []byte("<head>"), []byte(`<head><meta name="viewport" content="width=device-width, initial-scale=1">`), 1))
 }
 

@@ -10,8 +10,8 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 )
 
-// TestExamples sends every example of the OpenAPI description to its own operation,
-// whole and field by field: what the description shows must be accepted.
+// TestExamples sends every example of the OpenAPI description to its operation, complete and
+// field by field. All must be accepted.
 func TestExamples(t *testing.T) {
 	w := serve(t)
 	var spec struct {
@@ -35,7 +35,7 @@ func TestExamples(t *testing.T) {
 		}
 		return s
 	}
-	// What an operation works on is made anew for each request: an example may change it.
+	// Each request has a new object, since an example may change it.
 	n := 0
 	object := func(path string) string {
 		n++

@@ -33,7 +33,7 @@ func unmarshal(b []byte, v any) error {
 	err := json.Unmarshal(b, v, json.RejectUnknownMembers(true))
 	if err == nil {
 		if p, ok := v.(*any); ok && holdsNUL(*p) {
-			return pack(fieldProblem{"", "A text in the body holds the character NUL (\\u0000).", "Leave it out."})
+			return pack(fieldProblem{"", "A string in the body contains the character NUL (\\u0000).", "Leave it out."})
 		}
 		return nil
 	}
@@ -54,21 +54,21 @@ func unmarshal(b []byte, v any) error {
 	case errors.As(err, &semantic):
 		field := pointed(semantic.JSONPointer)
 		if errors.Is(err, json.ErrUnknownName) {
-			return pack(fieldProblem{field, "There is no field " + quoted(field) + ".", "Leave it out, or check how it is spelled: capital and small letters differ."})
+			return pack(fieldProblem{field, "There is no field " + quoted(field) + ".", "Leave it out, or check its spelling. Names are case-sensitive."})
 		}
-		return pack(fieldProblem{field, quoted(field) + " cannot hold what was sent.", "/docs shows what each field takes."})
+		return pack(fieldProblem{field, quoted(field) + " has a value of the wrong type.", "/docs shows the type of each field."})
 	}
 	return pack(fieldProblem{"", "The body is not valid JSON.", "Send one JSON object in UTF-8."})
 }
 
-// fieldError is what an UnmarshalJSON of ours returns.
+// fieldError is the error of this package's UnmarshalJSON methods.
 type fieldError fieldProblem
 
 func (e fieldError) Error() string { return e.Field + ": " + e.Message }
 
 func itoa(n int64) string { b, _ := stdjson.Marshal(n); return string(b) }
 
-// pointed is a JSON pointer as a field's name: "/a/b/2" is "a.b[2]".
+// pointed returns a JSON pointer as a field's name: "/a/b/2" becomes "a.b[2]".
 func pointed(p jsontext.Pointer) string {
 	var b strings.Builder
 	for token := range p.Tokens() {
@@ -100,7 +100,7 @@ func holdsNUL(v any) bool {
 	return false
 }
 
-// object is a JSON object whose values are kept as they were written.
+// object is a JSON object with its values as they were sent.
 type object map[string]jsontext.Value
 
 func objectOf(v any) (object, error) {
@@ -113,8 +113,8 @@ func objectOf(v any) (object, error) {
 	return o, err
 }
 
-// digest is of an object as the API shows it. It says that something changed, not
-// what: the audit log is kept for longer than the object may be.
+// digest returns a digest of an object as the API shows it. The audit log has only this
+// digest, because it may be kept longer than the object's data.
 func digest(v any) (string, error) {
 	if v == nil {
 		return "", nil
@@ -127,8 +127,8 @@ func digest(v any) (string, error) {
 	return "sha256:" + hex.EncodeToString(sum[:]), nil
 }
 
-// changed are the names of the fields in which two objects differ, without those
-// that differ by themselves.
+// changed returns the names of the fields that differ, without those that change with every
+// update.
 func changed(before, after any) ([]string, error) {
 	if before == nil || after == nil {
 		return nil, nil
@@ -188,7 +188,7 @@ func merge(target, patch jsontext.Value) (jsontext.Value, error) {
 	return json.Marshal(t, json.Deterministic(true))
 }
 
-// patch is the body of a PATCH: a JSON merge patch of a T.
+// patch is the body of a PATCH: a JSON merge patch for a value of type T, as bytes.
 type patch[T any] struct{ raw jsontext.Value }
 
 func (p *patch[T]) UnmarshalJSON(b []byte) error {
@@ -198,12 +198,12 @@ func (p *patch[T]) UnmarshalJSON(b []byte) error {
 
 func (p patch[T]) MarshalJSON() ([]byte, error) { return p.raw, nil }
 
-// Schema is T's with every field optional, and null where it may go.
+// Schema returns T's schema with every field optional, and with null where a field may be removed.
 func (p patch[T]) Schema(r huma.Registry) *huma.Schema {
 	whole := r.Schema(reflect.TypeFor[T](), false, "")
 	s := &huma.Schema{
 		Type: huma.TypeObject, AdditionalProperties: whole.AdditionalProperties, Properties: make(map[string]*huma.Schema, len(whole.Properties)),
-		Description: "A JSON merge patch (RFC 7396): a field that is not in it stays, null puts back what a new object has, objects are merged name by name, lists are replaced whole.",
+		Description: "A JSON merge patch (RFC 7396). A field that is not in it stays. null restores the default. Objects are merged by name; lists are replaced.",
 	}
 	for name, f := range whole.Properties {
 		if !slices.Contains(whole.Required, name) {
@@ -212,7 +212,7 @@ func (p patch[T]) Schema(r huma.Registry) *huma.Schema {
 				c = *r.SchemaFromRef(f.Ref) // a reference cannot be nullable
 			}
 			c.Nullable = true
-			// A name in it may be null too: that takes the name out.
+			// A name in it may also be null, which removes it.
 			if inner, ok := f.AdditionalProperties.(*huma.Schema); ok {
 				c.AdditionalProperties = nullable(inner)
 			}
@@ -226,8 +226,8 @@ func (p patch[T]) Schema(r huma.Registry) *huma.Schema {
 func nullable(s *huma.Schema) *huma.Schema {
 	c := *s
 	if c.OneOf != nil {
-		// One of the alternatives takes null. A further one of type "null" would match
-		// every value: huma does not know that type.
+		// One of the alternatives accepts null. Another one of type "null" would match every
+		// value, since huma does not support that type.
 		c.OneOf = slices.Clone(c.OneOf)
 		c.OneOf[0] = nullable(c.OneOf[0])
 	} else {
@@ -236,7 +236,7 @@ func nullable(s *huma.Schema) *huma.Schema {
 	return &c
 }
 
-// onto gives base with the patch applied, checked as a new T would be.
+// onto returns base with the patch applied, validated like a new T.
 func (p patch[T]) onto(s *Server, base T) (T, error) {
 	var out T
 	b, err := json.Marshal(base)
@@ -277,13 +277,13 @@ func details(errs []error) (out []*huma.ErrorDetail) {
 	return out
 }
 
-// metadata is an identity.Metadata on the wire. Its numbers keep every digit.
+// metadata is an identity.Metadata in requests and responses. Its numbers keep every digit.
 type metadata identity.Metadata
 
 func (m *metadata) UnmarshalJSON(b []byte) error {
 	parsed, err := identity.ParseMetadata(b)
 	if err != nil {
-		return fieldError{"metadata", sentence(err.Error()), "Give each name a text, a number, or true or false; nothing nested."}
+		return fieldError{"metadata", sentence(err.Error()), "Give each name a string, a number, or true or false, without nesting."}
 	}
 	*m = metadata(parsed)
 	return nil
@@ -296,12 +296,12 @@ func (m metadata) MarshalJSON() ([]byte, error) {
 	return stdjson.Marshal(map[string]any(m))
 }
 
-// Schema says what identity.ParseMetadata takes.
+// Schema describes what identity.ParseMetadata accepts.
 func (m metadata) Schema(huma.Registry) *huma.Schema {
 	keys, length := identity.MaxMetadataKeys, identity.MaxMetadataValue
 	return &huma.Schema{
 		Type: huma.TypeObject, MaxProperties: &keys,
-		Description: "What you want policies to know of the agent: names with a text, a number, or true or false. A policy reads them as agent.metadata.NAME.",
+		Description: "Your own attributes of the agent: names with a string, a number, or true or false. A policy reads them as agent.metadata.NAME.",
 		AdditionalProperties: &huma.Schema{OneOf: []*huma.Schema{
 			{Type: huma.TypeString, MaxLength: &length}, {Type: huma.TypeNumber}, {Type: huma.TypeBoolean},
 		}},

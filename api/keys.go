@@ -11,38 +11,38 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// Key is an agent's key on the wire, without the key.
+// Key is an agent's key in responses, without the secret.
 type Key struct {
-	ID            string     `json:"id" doc:"Its id." example:"key_01k0000000abcdefghjkmnpqrs"`
-	AgentID       string     `json:"agent_id" doc:"Whose it is." example:"ag_01k0000000abcdefghjkmnpqrs"`
-	Name          string     `json:"name" doc:"What people call it." example:"production-key"`
-	Hint          string     `json:"hint" doc:"Its last four characters, to tell it from others." example:"x9Qa"`
-	Status        string     `json:"status" enum:"active,expired,revoked" doc:"Whether it works." example:"active"`
-	Scopes        []string   `json:"scopes" nullable:"false" doc:"The operations that it may be used for." example:"chat:completions"`
-	AllowedModels []string   `json:"allowed_models" nullable:"false" doc:"Of the agent's models, those that it may be used for. Empty: all of the agent's." example:"gpt-4o"`
+	ID            string     `json:"id" doc:"The key's id." example:"key_01k0000000abcdefghjkmnpqrs"`
+	AgentID       string     `json:"agent_id" doc:"The id of the key's agent." example:"ag_01k0000000abcdefghjkmnpqrs"`
+	Name          string     `json:"name" doc:"The key's name." example:"production-key"`
+	Hint          string     `json:"hint" doc:"The last four characters of the key, to recognize it." example:"x9Qa"`
+	Status        string     `json:"status" enum:"active,expired,revoked" doc:"Only an active key is accepted." example:"active"`
+	Scopes        []string   `json:"scopes" nullable:"false" doc:"The operations that the key permits." example:"chat:completions"`
+	AllowedModels []string   `json:"allowed_models" nullable:"false" doc:"The models that the key permits, out of the agent's models. Empty: all of them." example:"gpt-4o"`
 	RateLimit     int64      `json:"rate_limit" doc:"Requests per minute; 0: the key sets no limit." example:"100"`
-	RotatedFrom   *string    `json:"rotated_from" doc:"The key that this one replaces." example:"key_01k0000000abcdefghjkmnpqrt"`
-	CreatedAt     time.Time  `json:"created_at" doc:"When it was made, UTC." example:"2026-01-31T12:00:00Z"`
-	ExpiresAt     *time.Time `json:"expires_at" doc:"When it stops working, UTC; null: never." example:"2026-05-01T12:00:00Z"`
-	RevokedAt     *time.Time `json:"revoked_at" doc:"When it was revoked, UTC; null: it was not." example:"2026-03-01T12:00:00Z"`
+	RotatedFrom   *string    `json:"rotated_from" doc:"The id of the key that this one replaces." example:"key_01k0000000abcdefghjkmnpqrt"`
+	CreatedAt     time.Time  `json:"created_at" doc:"Time of creation, UTC." example:"2026-01-31T12:00:00Z"`
+	ExpiresAt     *time.Time `json:"expires_at" doc:"Time of expiry, UTC; null: the key does not expire." example:"2026-05-01T12:00:00Z"`
+	RevokedAt     *time.Time `json:"revoked_at" doc:"Time of revocation, UTC; null: the key is not revoked." example:"2026-03-01T12:00:00Z"`
 }
 
-// MadeKey is the one response that holds a key.
+// MadeKey is the only response with a secret key.
 type MadeKey struct {
 	Key
-	Secret string `json:"key" doc:"The key. It is shown this once: keep it in a secret store." example:"aid_sk_…"`
+	Secret string `json:"key" doc:"The key. It is shown only once: keep it in a secret store." example:"aid_sk_…"`
 }
 
-// NewKey is what people say of an agent's key.
+// NewKey is the body that creates an agent's key.
 type NewKey struct {
-	Name          string   `json:"name" minLength:"1" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"What people call it." example:"production-key"`
-	Scopes        []string `json:"scopes" nullable:"false" minItems:"1" maxItems:"50" maxLength:"64" doc:"The operations that it may be used for; \"*\" is all." example:"chat:completions,embeddings"`
-	AllowedModels []string `json:"allowed_models,omitzero" nullable:"false" maxItems:"200" minLength:"1" maxLength:"256" pattern:"^[!-~]*$" patternDescription:"a model's name or a pattern with * in it" doc:"Of the agent's models, those that it may be used for. Empty: all of the agent's." example:"gpt-4o"`
-	RateLimit     int64    `json:"rate_limit,omitzero" minimum:"0" maximum:"1000000000" doc:"Requests per minute; 0 or nothing: the key sets no limit." example:"100"`
-	ExpiresInDays int64    `json:"expires_in_days,omitzero" minimum:"1" maximum:"3650" doc:"When it stops working, in days from now. Leave it out for a key that does not expire." example:"90"`
+	Name          string   `json:"name" minLength:"1" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a string of visible characters and single spaces" doc:"The key's name." example:"production-key"`
+	Scopes        []string `json:"scopes" nullable:"false" minItems:"1" maxItems:"50" maxLength:"64" doc:"The operations that the key permits; \"*\" is all of them." example:"chat:completions,embeddings"`
+	AllowedModels []string `json:"allowed_models,omitzero" nullable:"false" maxItems:"200" minLength:"1" maxLength:"256" pattern:"^[!-~]*$" patternDescription:"a model's name or a pattern with * in it" doc:"The models that the key permits, out of the agent's models. Empty: all of them." example:"gpt-4o"`
+	RateLimit     int64    `json:"rate_limit,omitzero" minimum:"0" maximum:"1000000000" doc:"Requests per minute. The default 0 means that the key sets no limit." example:"100"`
+	ExpiresInDays int64    `json:"expires_in_days,omitzero" minimum:"1" maximum:"3650" doc:"Days until the key expires. Leave it out for a key that does not expire." example:"90"`
 }
 
-// TransformSchema adds what tags cannot express: the scopes that there are.
+// TransformSchema adds the valid scopes, which tags cannot express.
 func (NewKey) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema {
 	s.Properties["scopes"].Items.Enum = []any{"*"}
 	for _, scope := range provider.Scopes() {
@@ -51,15 +51,15 @@ func (NewKey) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema {
 	return s
 }
 
-// Rotation is how a key is rotated.
+// Rotation is the body that rotates a key.
 type Rotation struct {
-	OverlapSeconds *int64 `json:"overlap_seconds,omitzero" minimum:"0" maximum:"2592000" doc:"How long the old key goes on working. 24 hours if nothing is said; 0: not at all." example:"3600"`
+	OverlapSeconds *int64 `json:"overlap_seconds,omitzero" minimum:"0" maximum:"2592000" doc:"How long the old key stays valid. The default is 24 hours; 0 ends it at once." example:"3600"`
 	OverlapHours   *int64 `json:"overlap_hours,omitzero" minimum:"0" maximum:"720" doc:"The same in hours. Send one of the two." example:"24"`
-	Name           string `json:"name,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"What people call the new one; the old one's name if nothing is said." example:"production-key-2"`
-	ExpiresInDays  *int64 `json:"expires_in_days,omitzero" minimum:"1" maximum:"3650" doc:"When the new key stops working, in days from now. The default is the lifetime of the old key." example:"90"`
+	Name           string `json:"name,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a string of visible characters and single spaces" doc:"The name of the new key. The default is the name of the old key." example:"production-key-2"`
+	ExpiresInDays  *int64 `json:"expires_in_days,omitzero" minimum:"1" maximum:"3650" doc:"Days until the new key expires. The default is the lifetime of the old key." example:"90"`
 }
 
-// TransformSchema adds what tags cannot express: one of two fields, not both.
+// TransformSchema adds that two fields exclude each other, which tags cannot express.
 func (Rotation) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema {
 	s.Not = &huma.Schema{
 		Type: huma.TypeObject, Required: []string{"overlap_hours", "overlap_seconds"},
@@ -127,7 +127,7 @@ func createKey(ctx context.Context, x *call, in *struct {
 	return x.madeKey(ctx, "key.created", secret, k)
 }
 
-// mintKey makes a secret, and the key that is kept of it.
+// mintKey returns a new secret, and the key to store for it.
 func (x *call) mintKey(k identity.Key) (string, identity.Key, error) {
 	secret, hash, err := identity.Mint(identity.AgentKey, x.c.Rand)
 	if err != nil {
@@ -151,7 +151,7 @@ type KeyIn struct {
 	KeyID string `path:"key_id" maxLength:"128" doc:"The key's id."`
 }
 
-// key is the agent's key with the id, or a 404 that says which is missing.
+// keyOf returns the agent's key with the id, or a 404 with the id.
 func (x *call) keyOf(ctx context.Context, in KeyIn) (identity.Key, error) {
 	a, err := x.agent(ctx, in.ID)
 	if err != nil {
@@ -207,7 +207,7 @@ func rotateKey(ctx context.Context, x *call, in *struct {
 		return nil, err
 	}
 	if status := lifeOf(old.ExpiresAt, old.RevokedAt, x.now); status != "active" {
-		return nil, &problem{Status: 409, Code: "key_" + status, Message: "This key is " + status + ": there is nothing to rotate.", Fix: "Create a new key."}
+		return nil, &problem{Status: 409, Code: "key_" + status, Message: "This key is " + status + " and cannot be rotated.", Fix: "Create a new key."}
 	}
 	next := old
 	next.RotatedFrom, next.RevokedAt = old.ID, time.Time{}
@@ -226,7 +226,7 @@ func rotateKey(ctx context.Context, x *call, in *struct {
 	}
 	err = identity.RotateKey(ctx, x.tx, old.ID, next, x.now.Add(overlap))
 	if errors.Is(err, identity.ErrConflict) {
-		return nil, &problem{Status: 409, Code: "changed", Message: "This key was revoked or rotated in the meantime.", Fix: "List the agent's keys, and go on from that."}
+		return nil, &problem{Status: 409, Code: "changed", Message: "This key was revoked or rotated in the meantime.", Fix: "List the agent's keys to see the current state."}
 	}
 	if err != nil {
 		return nil, err

@@ -9,7 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics counts requests. Labels are of the table, never of a request.
+// metrics counts requests. Values of labels come from the table, never from a request.
 type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
@@ -21,20 +21,20 @@ type metrics struct {
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "aid_api_requests_total", Help: "Requests answered, by route, method and class of status.",
+			Name: "aid_api_requests_total", Help: "Requests, by route, method and class of status.",
 		}, []string{"route", "method", "status"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "aid_api_request_seconds", Help: "From the request's headers to its complete answer, by route and method.",
+			Name: "aid_api_request_seconds", Help: "Time from the request's headers to the complete response, by route and method.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 15},
 		}, []string{"route", "method"}),
 		unknown: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "aid_api_unidentified_total", Help: "Requests answered 401, by reason.",
+			Name: "aid_api_unidentified_total", Help: "Requests rejected with 401, by reason.",
 		}, []string{"reason"}),
 		panics: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "aid_api_panics_total", Help: "Requests that ended in a panic. Not 0: a bug.",
+			Name: "aid_api_panics_total", Help: "Requests that ended in a panic. Each one is a bug.",
 		}),
 		replays: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "aid_api_replays_total", Help: "Requests answered again from their idempotency key.",
+			Name: "aid_api_replays_total", Help: "Responses that were replayed for an idempotency key.",
 		}),
 	}
 	// Alerts are on rates of these metrics, so they exist from the start.

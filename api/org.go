@@ -7,15 +7,15 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 )
 
-// Me is who the caller is.
+// Me describes the caller.
 type Me struct {
-	OrgID     string     `json:"org_id" doc:"The organization." example:"org_01k0000000abcdefghjkmnpqrs"`
-	OrgName   string     `json:"org_name" doc:"What it is called." example:"default"`
-	Tier      string     `json:"tier" doc:"Its tier." example:""`
-	KeyID     string     `json:"key_id" doc:"The key that you sent." example:"okey_01k0000000abcdefghjkmnpqrs"`
-	KeyName   string     `json:"key_name" doc:"What the key is called." example:"first"`
+	OrgID     string     `json:"org_id" doc:"The organization's id." example:"org_01k0000000abcdefghjkmnpqrs"`
+	OrgName   string     `json:"org_name" doc:"The organization's name." example:"default"`
+	Tier      string     `json:"tier" doc:"The organization's tier." example:""`
+	KeyID     string     `json:"key_id" doc:"The id of the key in the request." example:"okey_01k0000000abcdefghjkmnpqrs"`
+	KeyName   string     `json:"key_name" doc:"The key's name." example:"first"`
 	Role      string     `json:"role" enum:"admin,auditor,reviewer" doc:"What it may do." example:"admin"`
-	ExpiresAt *time.Time `json:"expires_at" doc:"When the key stops working, UTC; null: never." example:"2027-01-31T12:00:00Z"`
+	ExpiresAt *time.Time `json:"expires_at" doc:"Time of the key's expiry, UTC; null: it does not expire." example:"2027-01-31T12:00:00Z"`
 }
 
 func getMe(ctx context.Context, x *call, _ *struct{}) (*one[Me], error) {
@@ -26,7 +26,7 @@ func getMe(ctx context.Context, x *call, _ *struct{}) (*one[Me], error) {
 	return &one[Me]{Body: Me{OrgID: x.org, OrgName: org.Name, Tier: org.Tier, KeyID: x.key.ID, KeyName: x.key.Name, Role: string(x.key.Role), ExpiresAt: at(x.key.ExpiresAt)}}, nil
 }
 
-// OrgKey is an organization key on the wire, without the key.
+// OrgKey is an organization key in responses, without the secret.
 type OrgKey struct {
 	ID        string     `json:"id" doc:"Its id." example:"okey_01k0000000abcdefghjkmnpqrs"`
 	Name      string     `json:"name" doc:"What people call it." example:"ci"`
@@ -37,17 +37,17 @@ type OrgKey struct {
 	RevokedAt *time.Time `json:"revoked_at" doc:"When it was revoked, UTC; null: it was not." example:"2026-03-01T12:00:00Z"`
 }
 
-// MadeOrgKey is the one response that holds an organization key.
+// MadeOrgKey is the only response with a secret organization key.
 type MadeOrgKey struct {
 	OrgKey
-	Secret string `json:"key" doc:"The key. It is shown this once: keep it in a secret store." example:"aid_org_…"`
+	Secret string `json:"key" doc:"The key. It is shown only once: keep it in a secret store." example:"aid_org_…"`
 }
 
-// NewOrgKey is what people say of an organization key.
+// NewOrgKey is the body that creates an organization key.
 type NewOrgKey struct {
-	Name          string `json:"name" minLength:"1" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"What people call it." example:"ci"`
+	Name          string `json:"name" minLength:"1" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a string of visible characters and single spaces" doc:"What people call it." example:"ci"`
 	Role          string `json:"role" enum:"admin,auditor,reviewer" doc:"What it may do." example:"auditor"`
-	ExpiresInDays int64  `json:"expires_in_days,omitzero" minimum:"1" maximum:"3650" doc:"When it stops working, in days from now. Leave it out for a key that does not expire." example:"365"`
+	ExpiresInDays int64  `json:"expires_in_days,omitzero" minimum:"1" maximum:"3650" doc:"Days until the key expires. Leave it out for a key that does not expire." example:"365"`
 }
 
 func orgKeyShown(now time.Time) func(identity.OrgKeyRecord) OrgKey {
@@ -101,7 +101,7 @@ func createOrgKey(ctx context.Context, x *call, in *struct{ Body NewOrgKey }) (*
 }
 
 func revokeOrgKey(ctx context.Context, x *call, in *ByID) (*nothing, error) {
-	// One at a time, so that two admins cannot revoke each other's key and leave none.
+	// One at a time, since two admins could revoke each other's key and leave none.
 	if _, err := x.tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('aid org_keys ' || $1, 0))`, x.org); err != nil {
 		return nil, err
 	}
@@ -110,7 +110,7 @@ func revokeOrgKey(ctx context.Context, x *call, in *ByID) (*nothing, error) {
 		return nil, err
 	}
 	var k *identity.OrgKeyRecord
-	others := 0 // admin keys that work after this one is gone
+	others := 0 // other active admin keys
 	for i := range keys {
 		switch {
 		case keys[i].ID == in.ID:
@@ -125,7 +125,7 @@ func revokeOrgKey(ctx context.Context, x *call, in *ByID) (*nothing, error) {
 	case !k.RevokedAt.IsZero():
 		return nil, nil
 	case others == 0 && k.Role == identity.Admin:
-		return nil, &problem{Status: 409, Code: "last_admin_key", Message: "This is the last admin key that works. Without it the organization could not be managed.", Fix: "Create another admin key first."}
+		return nil, &problem{Status: 409, Code: "last_admin_key", Message: "This is the last active admin key. Without it, the organization could not be managed.", Fix: "Create another admin key first."}
 	}
 	if err := identity.RevokeOrgKey(ctx, x.tx, k.ID, x.now); err != nil {
 		return nil, err
@@ -135,30 +135,30 @@ func revokeOrgKey(ctx context.Context, x *call, in *ByID) (*nothing, error) {
 	return nil, x.record(ctx, "org_key.revoked", "org_key", k.ID, "", before, orgKeyShown(x.now)(after))
 }
 
-// Node is a node on the wire, without its token.
+// Node is a node in responses, without its token.
 type Node struct {
 	ID        string     `json:"id" doc:"Its id." example:"node_01k0000000abcdefghjkmnpqrs"`
-	Role      string     `json:"role" enum:"envoy,extproc,both,none" doc:"What it may fetch." example:"extproc"`
+	Role      string     `json:"role" enum:"envoy,extproc,both,none" doc:"The configuration that the node may fetch." example:"extproc"`
 	Name      string     `json:"name" doc:"What people call it." example:"gateway-eu-1"`
-	SPIFFEID  *string    `json:"spiffe_id" doc:"The SPIFFE id of its certificate, if it has one." example:"spiffe://corp.example/ns/ai/sa/gateway"`
-	Status    string     `json:"status" enum:"active,expired,revoked" doc:"Whether it is served." example:"active"`
+	SPIFFEID  *string    `json:"spiffe_id" doc:"The SPIFFE id of the node's certificate, if it has one." example:"spiffe://corp.example/ns/ai/sa/gateway"`
+	Status    string     `json:"status" enum:"active,expired,revoked" doc:"Only an active node receives configuration." example:"active"`
 	CreatedAt time.Time  `json:"created_at" doc:"When it was made, UTC." example:"2026-01-31T12:00:00Z"`
-	ExpiresAt *time.Time `json:"expires_at" doc:"When it stops being served, UTC; null: never." example:"2027-01-31T12:00:00Z"`
+	ExpiresAt *time.Time `json:"expires_at" doc:"Time of expiry, UTC; null: the node does not expire." example:"2027-01-31T12:00:00Z"`
 	RevokedAt *time.Time `json:"revoked_at" doc:"When it was revoked, UTC; null: it was not." example:"2026-03-01T12:00:00Z"`
 }
 
-// MadeNode is the one response that holds a node's token.
+// MadeNode is the only response with a node's token.
 type MadeNode struct {
 	Node
-	Token string `json:"token,omitzero" doc:"The join token. It is shown this once; a node with a SPIFFE id has none." example:"aid_node_…"`
+	Token string `json:"token,omitzero" doc:"The join token. It is shown only once. A node with a SPIFFE id has no token." example:"aid_node_…"`
 }
 
-// NewNode is what people say of a node.
+// NewNode is the body that creates a node.
 type NewNode struct {
-	Name          string `json:"name" minLength:"1" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a text of visible characters and single blanks" doc:"What people call it." example:"gateway-eu-1"`
-	SPIFFEID      string `json:"spiffe_id,omitzero" maxLength:"2048" pattern:"^(spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+)?$" patternDescription:"a SPIFFE id such as spiffe://corp.example/ns/ai/sa/gateway" doc:"The SPIFFE id of its certificate, below a prefix that the operator gave this organization (aid org trust). With it the node needs no token and gets none." example:"spiffe://corp.example/ns/ai/sa/gateway"`
-	Role          string `json:"role,omitzero" enum:"envoy,extproc,both" doc:"envoy: listeners, routes and clusters. extproc: callers, credentials and policies, and it appends audit records. Nothing: both." example:"extproc"`
-	ExpiresInDays int64  `json:"expires_in_days,omitzero" minimum:"1" maximum:"3650" doc:"When it stops being served, in days from now. Leave it out for a node that does not expire." example:"365"`
+	Name          string `json:"name" minLength:"1" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a string of visible characters and single spaces" doc:"What people call it." example:"gateway-eu-1"`
+	SPIFFEID      string `json:"spiffe_id,omitzero" maxLength:"2048" pattern:"^(spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+)?$" patternDescription:"a SPIFFE id such as spiffe://corp.example/ns/ai/sa/gateway" doc:"The SPIFFE id of the node's certificate. The operator must have granted its prefix to this organization (aid org trust). The node then gets no token." example:"spiffe://corp.example/ns/ai/sa/gateway"`
+	Role          string `json:"role,omitzero" enum:"envoy,extproc,both" doc:"envoy may fetch listeners, routes and clusters. extproc may fetch callers, credentials and policies, and append audit records. The default is both." example:"extproc"`
+	ExpiresInDays int64  `json:"expires_in_days,omitzero" minimum:"1" maximum:"3650" doc:"Days until the node expires. Leave it out for a node that does not expire." example:"365"`
 }
 
 func nodeShown(now time.Time) func(identity.Node) Node {
@@ -171,7 +171,7 @@ func nodeShown(now time.Time) func(identity.Node) Node {
 	}
 }
 
-// nodeRoles are the roles that a role on the wire stands for.
+// nodeRoles returns the roles for a role in a request.
 func nodeRoles(role string) []identity.NodeRole {
 	switch role {
 	case "envoy", "extproc":
@@ -220,13 +220,13 @@ func createNode(ctx context.Context, x *call, in *struct{ Body NewNode }) (*made
 	}
 	n := identity.Node{ID: id, OrgID: x.org, Name: in.Body.Name, SPIFFEID: in.Body.SPIFFEID, Roles: nodeRoles(in.Body.Role), Home: true, CreatedAt: x.now, ExpiresAt: x.expiry(in.Body.ExpiresInDays)}
 	if n.SPIFFEID != "" {
-		// The same response whether another organization has such a node or not.
+		// The response does not reveal whether another organization has such a node.
 		may, err := identity.MayName(ctx, x.tx, n.SPIFFEID)
 		if err != nil {
 			return nil, err
 		}
 		if !may {
-			return nil, &problem{Status: 403, Code: "spiffe_id_not_granted", Message: "This organization may not make nodes with this SPIFFE id.", Fix: "Ask the operator to grant a trust domain or path to the organization (aid org trust), or leave spiffe_id out to get a join token."}
+			return nil, &problem{Status: 403, Code: "spiffe_id_not_granted", Message: "This organization may not create nodes with this SPIFFE id.", Fix: "Ask the operator to grant a trust domain or path to the organization (aid org trust), or leave spiffe_id out to get a join token."}
 		}
 	}
 	token := ""

@@ -15,21 +15,21 @@ import (
 
 const policyID = "pol_"
 
-// Policy is a policy on the wire.
+// Policy is a policy in responses.
 type Policy struct {
-	ID         string    `json:"id" doc:"Its id." example:"pol_01k0000000abcdefghjkmnpqrs"`
-	Name       string    `json:"name" doc:"What people call it; unique in the org." example:"support-agents-read-only-crm"`
-	Effect     string    `json:"effect" enum:"allow,deny,require_approval" doc:"What it does where its conditions hold." example:"allow"`
-	State      string    `json:"state" enum:"enabled,disabled,shadow" doc:"Whether it is enforced. In shadow it is evaluated and recorded only." example:"enabled"`
-	Conditions rawObject `json:"conditions" doc:"Attribute → what it must be. All must hold."`
-	Limits     rawObject `json:"limits" doc:"What it counts where it allows."`
-	Approval   rawObject `json:"approval,omitempty" doc:"Who approves, of a policy that requires an approval."`
-	CreatedAt  time.Time `json:"created_at" doc:"When it was created, UTC." example:"2026-01-31T12:00:00Z"`
-	UpdatedAt  time.Time `json:"updated_at" doc:"When it was changed last, UTC." example:"2026-01-31T12:00:00Z"`
-	Version    int64     `json:"version" doc:"Counts the changes, from 1. Also in the ETag." example:"1"`
+	ID         string    `json:"id" doc:"The policy's id." example:"pol_01k0000000abcdefghjkmnpqrs"`
+	Name       string    `json:"name" doc:"The policy's name, unique in the org." example:"support-agents-read-only-crm"`
+	Effect     string    `json:"effect" enum:"allow,deny,require_approval" doc:"The effect on requests for which the conditions hold." example:"allow"`
+	State      string    `json:"state" enum:"enabled,disabled,shadow" doc:"Whether the policy is enforced. In shadow it is only evaluated and recorded." example:"enabled"`
+	Conditions rawObject `json:"conditions" doc:"Attributes and their required values. All must hold."`
+	Limits     rawObject `json:"limits" doc:"Limits of the requests that the policy allows."`
+	Approval   rawObject `json:"approval,omitempty" doc:"Who approves, for the effect require_approval."`
+	CreatedAt  time.Time `json:"created_at" doc:"Time of creation, UTC." example:"2026-01-31T12:00:00Z"`
+	UpdatedAt  time.Time `json:"updated_at" doc:"Time of the last change, UTC." example:"2026-01-31T12:00:00Z"`
+	Version    int64     `json:"version" doc:"Number of the version, from 1. It is also in the ETag." example:"1"`
 }
 
-// rawObject is a JSON object that is passed on as it was written.
+// rawObject is a JSON object that is passed on unchanged.
 type rawObject jsontext.Value
 
 func (r rawObject) MarshalJSON() ([]byte, error) {
@@ -48,20 +48,20 @@ func (r rawObject) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}
 }
 
-// policyBody is what people send: package policy reads it, and has the better words.
+// policyBody is the body of a policy. Package policy validates it, with better messages.
 type policyBody struct{ rawObject }
 
 func (p policyBody) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{
 		Type: huma.TypeObject, AdditionalProperties: true, Description: "A policy. docs/policy.md has every attribute and operator.",
 		Properties: map[string]*huma.Schema{
-			"name":       {Type: huma.TypeString, Description: "What people call it; unique in the org."},
-			"effect":     {Type: huma.TypeString, Enum: []any{"allow", "deny", "require_approval"}, Description: "What it does where its conditions hold."},
-			"state":      {Type: huma.TypeString, Enum: []any{"enabled", "disabled", "shadow"}, Description: "Whether it is enforced; enabled if left out. In shadow it is evaluated and recorded only."},
-			"conditions": {Type: huma.TypeObject, AdditionalProperties: true, Description: `Attribute → a literal or an operator, such as {"in": […]} or {"between": [lowest, highest]}; and any, all and not. All must hold; {} is every request.`},
-			"approval": {Type: huma.TypeObject, AdditionalProperties: true, Description: `Of a policy that requires an approval: {"reviewer_team": "ops", "timeout_seconds": 900, "on_timeout": "deny"}. ` +
-				"This version cannot ask for approvals, so such a policy rejects what it applies to."},
-			"limits": {Type: huma.TypeObject, AdditionalProperties: true, Description: `Of an allow policy: {"rpm": 60}, counted for each agent.`},
+			"name":       {Type: huma.TypeString, Description: "The policy's name, unique in the org."},
+			"effect":     {Type: huma.TypeString, Enum: []any{"allow", "deny", "require_approval"}, Description: "The effect on requests for which the conditions hold."},
+			"state":      {Type: huma.TypeString, Enum: []any{"enabled", "disabled", "shadow"}, Description: "Whether the policy is enforced; the default is enabled. In shadow it is only evaluated and recorded."},
+			"conditions": {Type: huma.TypeObject, AdditionalProperties: true, Description: `Attributes with a literal or an operator, such as {"in": […]} or {"between": [lowest, highest]}; and any, all and not. All must hold; {} is every request.`},
+			"approval": {Type: huma.TypeObject, AdditionalProperties: true, Description: `For the effect require_approval: {"reviewer_team": "ops", "timeout_seconds": 900, "on_timeout": "deny"}. ` +
+				"This version does not support approvals, so such a policy denies the requests that it applies to."},
+			"limits": {Type: huma.TypeObject, AdditionalProperties: true, Description: `For the effect allow: {"rpm": 60}, counted for each agent.`},
 		},
 	}
 }
@@ -81,7 +81,7 @@ func policyShown(p policy.Policy) (Policy, error) {
 		CreatedAt: p.CreatedAt.UTC(), UpdatedAt: p.UpdatedAt.UTC(), Version: p.Version}, nil
 }
 
-// checked is the document's name, or what is wrong with the document.
+// checked returns the document's name, or what is wrong with the document.
 func checked(document []byte) (string, error) {
 	if err := policy.Check(document); err != nil {
 		return "", err
@@ -118,7 +118,7 @@ func createPolicy(ctx context.Context, x *call, in *struct{ Body policyBody }) (
 		return nil, err
 	}
 	if len(all) >= policy.MaxPolicies {
-		return nil, &problem{Status: 409, Code: "too_many", Message: "The org has " + itoa(policy.MaxPolicies) + " policies, which is the most there can be.", Fix: "Delete one, or make one of several."}
+		return nil, &problem{Status: 409, Code: "too_many", Message: "The org has " + itoa(policy.MaxPolicies) + " policies, which is the limit.", Fix: "Delete a policy, or combine several into one."}
 	}
 	id, err := x.newID(policyID)
 	if err != nil {

@@ -16,21 +16,21 @@ import (
 
 const providerID = "prov_"
 
-// Provider is a provider on the wire, without its credential.
+// Provider is a provider in responses, without its credential.
 type Provider struct {
-	ID            string            `json:"id" doc:"Its id." example:"prov_01k0000000abcdefghjkmnpqrs"`
-	Name          string            `json:"name" doc:"Its name in policies and in the audit log; unique in the org." example:"openai"`
-	Kind          string            `json:"kind" enum:"openai,anthropic,gemini,cohere,mistral,custom" doc:"Which API it speaks." example:"openai"`
-	BaseURL       string            `json:"base_url" doc:"Where its API begins." example:"https://api.openai.com/v1"`
-	Models        []string          `json:"models" nullable:"false" doc:"Names, or patterns in which * stands for anything." example:"gpt-4o"`
-	Hosts         []string          `json:"hosts" nullable:"false" doc:"Names under which applications reach it directly (for egress, which is not built yet)." example:"api.openai.com"`
-	Headers       map[string]string `json:"headers" doc:"Sent with every request. Values are encrypted and never shown: each is [redacted]."`
-	Settings      rawObject         `json:"settings" doc:"Of the kind: auth, query, paths, answer, inject_usage, drop, max_tokens, input_type, flavor, pass_fields, pass_headers, pass_response_headers, public_headers. See docs/providers.md."`
-	HasCredential bool              `json:"has_credential" doc:"Whether a credential was given." example:"true"`
-	CreatedAt     time.Time         `json:"created_at" doc:"When it was created, UTC." example:"2026-01-31T12:00:00Z"`
-	UpdatedAt     time.Time         `json:"updated_at" doc:"When it was changed last, UTC." example:"2026-01-31T12:00:00Z"`
-	Version       int64             `json:"version" doc:"Counts the changes, from 1. Also in the ETag." example:"1"`
-	Warnings      []string          `json:"warnings,omitempty" nullable:"false" doc:"What you should know of this change."`
+	ID            string            `json:"id" doc:"The provider's id." example:"prov_01k0000000abcdefghjkmnpqrs"`
+	Name          string            `json:"name" doc:"The provider's name in policies and in the audit log, unique in the org." example:"openai"`
+	Kind          string            `json:"kind" enum:"openai,anthropic,gemini,cohere,mistral,custom" doc:"The API of the provider." example:"openai"`
+	BaseURL       string            `json:"base_url" doc:"The base URL of the provider's API." example:"https://api.openai.com/v1"`
+	Models        []string          `json:"models" nullable:"false" doc:"Names, or patterns in which * stands for any characters." example:"gpt-4o"`
+	Hosts         []string          `json:"hosts" nullable:"false" doc:"Host names of the provider, for egress mode, which is not built yet." example:"api.openai.com"`
+	Headers       map[string]string `json:"headers" doc:"Headers of every request to the provider. Values are encrypted and are shown as [redacted]."`
+	Settings      rawObject         `json:"settings" doc:"Settings of the kind: auth, query, paths, answer, inject_usage, drop, max_tokens, input_type, flavor, pass_fields, pass_headers, pass_response_headers, public_headers. See docs/providers.md."`
+	HasCredential bool              `json:"has_credential" doc:"Whether a credential is set." example:"true"`
+	CreatedAt     time.Time         `json:"created_at" doc:"Time of creation, UTC." example:"2026-01-31T12:00:00Z"`
+	UpdatedAt     time.Time         `json:"updated_at" doc:"Time of the last change, UTC." example:"2026-01-31T12:00:00Z"`
+	Version       int64             `json:"version" doc:"Number of the version, from 1. It is also in the ETag." example:"1"`
+	Warnings      []string          `json:"warnings,omitempty" nullable:"false" doc:"Warnings about this change."`
 }
 
 func providerShown(p provider.Provider) Provider {
@@ -71,15 +71,15 @@ func maskQuery(s *provider.Settings) bool {
 	return masked
 }
 
-// NewProvider is what people say of a provider.
+// NewProvider is the body that creates a provider.
 type NewProvider struct {
-	Name     string            `json:"name" minLength:"1" maxLength:"64" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" patternDescription:"letters, digits, dots, underscores and hyphens, beginning with a letter or digit," doc:"What policies and the record call it; unique in the org." example:"openai"`
-	Kind     string            `json:"kind" enum:"openai,anthropic,gemini,cohere,mistral,custom" doc:"Which API it speaks." example:"openai"`
-	BaseURL  string            `json:"base_url" minLength:"1" maxLength:"2048" doc:"Where its API begins: https, or http for what is near." example:"https://api.openai.com/v1"`
-	Models   []string          `json:"models,omitzero" nullable:"false" maxItems:"1000" doc:"Names, or patterns in which * stands for anything. An exact name wins over a pattern, a longer pattern over a shorter." example:"gpt-*"`
-	Hosts    []string          `json:"hosts,omitzero" nullable:"false" maxItems:"100" doc:"Names under which applications reach it directly." example:"api.openai.com"`
-	Headers  map[string]string `json:"headers,omitzero" doc:"Sent with every request. Values are encrypted and never shown. In a PATCH, a name that is left out or has the value [redacted] keeps its value. A new base_url drops the values that are not given with it."`
-	Settings provider.Settings `json:"settings,omitzero" doc:"Of the kind: auth, query, paths, answer, inject_usage, drop, max_tokens, input_type, flavor, pass_fields, pass_headers, pass_response_headers, public_headers. See docs/providers.md."`
+	Name     string            `json:"name" minLength:"1" maxLength:"64" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" patternDescription:"letters, digits, dots, underscores and hyphens, beginning with a letter or digit," doc:"The provider's name in policies and in the audit log, unique in the org." example:"openai"`
+	Kind     string            `json:"kind" enum:"openai,anthropic,gemini,cohere,mistral,custom" doc:"The API of the provider." example:"openai"`
+	BaseURL  string            `json:"base_url" minLength:"1" maxLength:"2048" doc:"The base URL of the provider's API: https, or http in a private network." example:"https://api.openai.com/v1"`
+	Models   []string          `json:"models,omitzero" nullable:"false" maxItems:"1000" doc:"Names, or patterns in which * stands for any characters. An exact name wins over a pattern, and a longer pattern over a shorter one." example:"gpt-*"`
+	Hosts    []string          `json:"hosts,omitzero" nullable:"false" maxItems:"100" doc:"Host names of the provider, for egress mode, which is not built yet." example:"api.openai.com"`
+	Headers  map[string]string `json:"headers,omitzero" doc:"Headers of every request to the provider. Values are encrypted and never shown. In a PATCH, a header that is left out or has the value [redacted] keeps its value. A new base_url removes the values that are not sent with it."`
+	Settings provider.Settings `json:"settings,omitzero" doc:"Settings of the kind: auth, query, paths, answer, inject_usage, drop, max_tokens, input_type, flavor, pass_fields, pass_headers, pass_response_headers, public_headers. See docs/providers.md."`
 }
 
 func (n NewProvider) put(p provider.Provider, targets provider.Targets) (provider.Provider, error) {
@@ -140,7 +140,7 @@ func createProvider(ctx context.Context, x *call, in *struct{ Body NewProvider }
 		return nil, err
 	}
 	if len(all) >= provider.MaxProviders {
-		return nil, &problem{Status: 409, Code: "too_many", Message: "The org has " + itoa(provider.MaxProviders) + " providers, which is the most there can be.", Fix: "Delete one."}
+		return nil, &problem{Status: 409, Code: "too_many", Message: "The org has " + itoa(provider.MaxProviders) + " providers, which is the limit.", Fix: "Delete a provider."}
 	}
 	if err := provider.Insert(ctx, x.tx, x.c.Sealer, p); err != nil {
 		return nil, err
@@ -195,7 +195,7 @@ func updateProvider(ctx context.Context, x *call, in *struct {
 		var warnings []string
 		if said.BaseURL != before.BaseURL {
 			if dropped := append(drop(said.Headers), drop(said.Settings.Query)...); len(dropped) > 0 {
-				warnings = append(warnings, "The values of these headers and query parameters were for the old base_url and have been dropped: "+strings.Join(dropped, ", ")+". Set them again with PATCH /v1/providers/"+before.ID+".")
+				warnings = append(warnings, "These headers and query parameters belonged to the old base_url and were removed: "+strings.Join(dropped, ", ")+". Set them again with PATCH /v1/providers/"+before.ID+".")
 			}
 		}
 		after, err := said.put(before, x.c.Targets)
@@ -225,7 +225,7 @@ func updateProvider(ctx context.Context, x *call, in *struct {
 			if err := provider.DeleteCredential(ctx, x.tx, before.ID); err != nil {
 				return err
 			}
-			warnings = append(warnings, "The credential was for the old base_url and has been dropped: set it again with PUT /v1/providers/"+before.ID+"/credential.")
+			warnings = append(warnings, "The credential belonged to the old base_url and was removed: set it again with PUT /v1/providers/"+before.ID+"/credential.")
 		}
 		after.UpdatedAt = x.now
 		if after, err = provider.Update(ctx, x.tx, x.c.Sealer, after); err != nil {
@@ -254,8 +254,8 @@ func drop(values map[string]string) (names []string) {
 	return names
 }
 
-// differ reports whether a value is given that the provider does not have. err says that
-// the values that it has cannot be read.
+// differ reports whether a given value differs from the provider's. err is set if the
+// provider's values cannot be read.
 func differ(open provider.Provider, err error, given map[string]string) bool {
 	have := open.HeaderValues()
 	for name, value := range given {
@@ -283,9 +283,9 @@ func deleteProvider(ctx context.Context, x *call, in *struct {
 	return nil, x.record(ctx, "provider.deleted", "provider", p.ID, "", providerShown(p), nil)
 }
 
-// NewCredential is a provider's secret. It has no String on purpose: nothing prints it.
+// NewCredential is a provider's secret. It has no String method, so that it is never printed.
 type NewCredential struct {
-	Secret string `json:"secret" minLength:"1" maxLength:"8192" pattern:"^[ -~]*$" patternDescription:"printable ASCII" doc:"The key that the provider gave you."`
+	Secret string `json:"secret" minLength:"1" maxLength:"8192" pattern:"^[ -~]*$" patternDescription:"printable ASCII" doc:"Your key for the provider."`
 }
 
 func putCredential(ctx context.Context, x *call, in *struct {
@@ -306,7 +306,7 @@ func putCredential(ctx context.Context, x *call, in *struct {
 	}
 	before := providerShown(p)
 	p.HasCredential = true
-	// The audit log says that it was set, also where there was one before.
+	// The audit log records the change, also if there was a credential before.
 	if err := x.record(ctx, "provider.credential_set", "provider", p.ID, "", before, providerShown(p)); err != nil {
 		return nil, err
 	}
@@ -315,16 +315,16 @@ func putCredential(ctx context.Context, x *call, in *struct {
 
 // Models is a list of models in OpenAI's format.
 type Models struct {
-	Object string  `json:"object" doc:"Always list." example:"list"`
+	Object string  `json:"object" doc:"Always the word list." example:"list"`
 	Data   []Model `json:"data" nullable:"false" doc:"The models."`
 }
 
-// Model is one of them.
+// Model is a model in OpenAI's format.
 type Model struct {
-	ID      string `json:"id" doc:"Its name." example:"gpt-4o"`
-	Object  string `json:"object" doc:"Always model." example:"model"`
-	Created int64  `json:"created" doc:"Always 0: providers' own lists say it, and this one does not ask them." example:"0"`
-	OwnedBy string `json:"owned_by" doc:"The provider that has it." example:"openai"`
+	ID      string `json:"id" doc:"The model's name." example:"gpt-4o"`
+	Object  string `json:"object" doc:"Always the word model." example:"model"`
+	Created int64  `json:"created" doc:"Always 0, since the time is not known here." example:"0"`
+	OwnedBy string `json:"owned_by" doc:"The provider of the model." example:"openai"`
 }
 
 func listModels(ctx context.Context, x *call, _ *struct{}) (*one[Models], error) {
@@ -343,7 +343,7 @@ func listModels(ctx context.Context, x *call, _ *struct{}) (*one[Models], error)
 	return &one[Models]{Body: out}, nil
 }
 
-// conflict says whether an object was changed between reading and writing it.
+// conflict reports whether an object was changed between reading and writing it.
 func conflict(err error) bool {
 	return errors.Is(err, provider.ErrConflict) || errors.Is(err, policy.ErrConflict)
 }

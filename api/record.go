@@ -14,12 +14,12 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 )
 
-// LogEntry is an entry of the audit log as people read it: its own fields, with its
-// place in the chain before them.
+// LogEntry is an entry of the audit log in responses: the position in the chain, then the
+// entry's own fields.
 type LogEntry struct{ stored audit.Stored }
 
-// MarshalJSON puts the place in front of the entry's own fields, whose bytes stay
-// as they were hashed.
+// MarshalJSON writes the position before the entry's own fields. The bytes of these fields
+// stay as they were hashed.
 func (l LogEntry) MarshalJSON() ([]byte, error) {
 	place := struct {
 		Seq        int64     `json:"seq"`
@@ -30,7 +30,7 @@ func (l LogEntry) MarshalJSON() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := l.stored.Parse(); err != nil || l.stored.Kind == audit.KindMalformed { // what it says of itself is not so
+	if _, err := l.stored.Parse(); err != nil || l.stored.Kind == audit.KindMalformed { // its own fields cannot be trusted
 		return json.Marshal(struct {
 			Seq    int64  `json:"seq"`
 			Kind   string `json:"kind"`
@@ -42,23 +42,23 @@ func (l LogEntry) MarshalJSON() ([]byte, error) {
 	return append(b, l.stored.Entry[1:]...), nil
 }
 
-// Schema says what is always there; docs/audit.md has the rest.
+// Schema describes the common fields; docs/audit.md has all of them.
 func (l LogEntry) Schema(huma.Registry) *huma.Schema {
 	text := func(doc string) *huma.Schema { return &huma.Schema{Type: huma.TypeString, Description: doc} }
 	return &huma.Schema{
 		Type: huma.TypeObject, AdditionalProperties: true,
 		Description: "An entry of the audit log. docs/audit.md lists the fields of each kind.",
 		Properties: map[string]*huma.Schema{
-			"seq":         {Type: huma.TypeInteger, Description: "Its number in the org's chain: from 1, without gaps."},
-			"appended_at": {Type: huma.TypeString, Format: "date-time", Description: "When it was appended to the chain."},
-			"mac":         text("Its link in the HMAC chain, in hex."),
+			"seq":         {Type: huma.TypeInteger, Description: "The entry's number in the org's chain, from 1 and without gaps."},
+			"appended_at": {Type: huma.TypeString, Format: "date-time", Description: "The time at which the entry was appended to the chain."},
+			"mac":         text("The entry's HMAC in the chain, in hex."),
 			"kind":        text("request.decided, request.settled, agent.created, …"),
-			"time":        {Type: huma.TypeString, Format: "date-time", Description: "When it happened."},
-			"request_id":  text("Of the request; the caller got it as X-Request-ID."),
-			"agent_id":    text("The agent that it concerns."),
-			"effect":      text("Of request.decided: allow or deny."),
-			"reasons":     {Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}, Description: "Of request.decided: why."},
-			"outcome":     text("Of request.settled: how it ended."),
+			"time":        {Type: huma.TypeString, Format: "date-time", Description: "The time of the event."},
+			"request_id":  text("The request's id, which the caller received as X-Request-ID."),
+			"agent_id":    text("The agent of the event."),
+			"effect":      text("For request.decided: allow or deny."),
+			"reasons":     {Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}, Description: "For request.decided: the reasons of a denial."},
+			"outcome":     text("For request.settled: how the request ended."),
 		},
 		Required: []string{"seq", "kind"},
 	}
@@ -66,12 +66,12 @@ func (l LogEntry) Schema(huma.Registry) *huma.Schema {
 
 // EntriesIn are the parameters of both lists of entries.
 type EntriesIn struct {
-	Limit     int       `query:"limit" minimum:"1" maximum:"100" default:"20" doc:"How many at most."`
-	After     string    `query:"after" pattern:"^[1-9][0-9]{0,17}$" patternDescription:"the next of the page before" doc:"The next of the page before: what follows it is listed." example:"412"`
-	Since     time.Time `query:"since" doc:"Only what happened at or after this time." example:"2026-01-01T00:00:00Z"`
-	Until     time.Time `query:"until" doc:"Only what happened before this time." example:"2026-02-01T00:00:00Z"`
-	Kind      string    `query:"kind" maxLength:"64" doc:"Only this kind." example:"request.decided"`
-	RequestID string    `query:"request_id" maxLength:"128" doc:"Only those of this request."`
+	Limit     int       `query:"limit" minimum:"1" maximum:"100" default:"20" doc:"The most entries to return."`
+	After     string    `query:"after" pattern:"^[1-9][0-9]{0,17}$" patternDescription:"the next of the page before" doc:"The value of next in the page before. The list continues after it." example:"412"`
+	Since     time.Time `query:"since" doc:"Return only events at or after this time." example:"2026-01-01T00:00:00Z"`
+	Until     time.Time `query:"until" doc:"Return only events before this time." example:"2026-02-01T00:00:00Z"`
+	Kind      string    `query:"kind" maxLength:"64" doc:"Return only entries of this kind." example:"request.decided"`
+	RequestID string    `query:"request_id" maxLength:"128" doc:"Return only entries of this request."`
 	Order     string    `query:"order" enum:"asc,desc" doc:"desc: newest first. asc: oldest first."`
 }
 
@@ -83,7 +83,7 @@ func (in EntriesIn) filter(desc bool) audit.Filter {
 		desc = true
 	}
 	f := audit.Filter{Kind: in.Kind, RequestID: in.RequestID, Since: in.Since, Until: in.Until, Desc: desc, Limit: in.Limit + 1}
-	f.AfterSeq, _ = strconv.ParseInt(in.After, 10, 64) // its form was checked against the description
+	f.AfterSeq, _ = strconv.ParseInt(in.After, 10, 64) // validation has checked the form
 	return f
 }
 
@@ -104,8 +104,8 @@ func listLogs(ctx context.Context, x *call, in *struct {
 	return listed(rows, in.Limit, func(l LogEntry) string { return itoa(l.stored.Seq) }), nil
 }
 
-// known is nil if the org has the agent, or had it: what a deleted agent did stays
-// readable under its id, everywhere.
+// known returns nil if the org has or had the agent. The history of a deleted agent stays
+// readable under its id.
 func (x *call) known(ctx context.Context, id string) error {
 	_, err := x.agent(ctx, id)
 	if err == nil || !isID(identity.AgentID, id) {
@@ -121,16 +121,16 @@ func (x *call) known(ctx context.Context, id string) error {
 	return nil
 }
 
-// ChainEntry is an entry with all that is needed to verify its place.
+// ChainEntry is an entry with everything that is needed to verify its position.
 type ChainEntry struct {
-	Seq        int64     `json:"seq" doc:"Its number in the chain." example:"412"`
-	AppendedAt time.Time `json:"appended_at" doc:"When it was appended, UTC." example:"2026-01-31T12:00:00Z"`
-	Kind       string    `json:"kind" doc:"What it is." example:"request.decided"`
-	Writer     string    `json:"writer" doc:"Who wrote it." example:"w_01k0000000abcdefghjkmnpqrs"`
-	WriterSeq  int64     `json:"writer_seq" doc:"Its number at the writer; with writer, what a receipt names." example:"97"`
-	Epoch      int32     `json:"epoch" doc:"Which HMAC key." example:"1"`
-	PrevMAC    string    `json:"prev_mac" doc:"The link before, in hex."`
-	MAC        string    `json:"mac" doc:"This link, in hex."`
+	Seq        int64     `json:"seq" doc:"The entry's number in the chain." example:"412"`
+	AppendedAt time.Time `json:"appended_at" doc:"The time at which the entry was appended, UTC." example:"2026-01-31T12:00:00Z"`
+	Kind       string    `json:"kind" doc:"The kind of event." example:"request.decided"`
+	Writer     string    `json:"writer" doc:"The process that wrote the entry." example:"w_01k0000000abcdefghjkmnpqrs"`
+	WriterSeq  int64     `json:"writer_seq" doc:"The entry's number at the writer. A receipt names writer and number." example:"97"`
+	Epoch      int32     `json:"epoch" doc:"The epoch of the HMAC key." example:"1"`
+	PrevMAC    string    `json:"prev_mac" doc:"The HMAC of the entry before, in hex."`
+	MAC        string    `json:"mac" doc:"The HMAC of this entry, in hex."`
 	Entry      string    `json:"entry" doc:"The bytes that were hashed: one line of ASCII JSON."`
 }
 
@@ -149,33 +149,33 @@ func exportEntries(ctx context.Context, x *call, in *EntriesIn) (*paged[ChainEnt
 	return listed(rows, in.Limit, func(e ChainEntry) string { return itoa(e.Seq) }), nil
 }
 
-// Usage is what an agent used.
+// Usage is an agent's usage.
 type Usage struct {
-	AgentID string     `json:"agent_id" doc:"Whose." example:"ag_01k0000000abcdefghjkmnpqrs"`
+	AgentID string     `json:"agent_id" doc:"The agent's id." example:"ag_01k0000000abcdefghjkmnpqrs"`
 	Since   string     `json:"since" doc:"The first day, UTC." example:"2026-01-01"`
 	Until   string     `json:"until" doc:"The last day, UTC." example:"2026-01-31"`
-	Total   UsageSum   `json:"total" doc:"All of it."`
-	Data    []UsageRow `json:"data" nullable:"false" doc:"By day, provider and model; oldest first."`
+	Total   UsageSum   `json:"total" doc:"The sum over all days, providers and models."`
+	Data    []UsageRow `json:"data" nullable:"false" doc:"Sums by day, provider and model; oldest first."`
 }
 
-// UsageSum is a sum.
+// UsageSum is a sum over requests.
 type UsageSum struct {
-	Requests         int64 `json:"requests" doc:"Requests that ended." example:"120"`
-	Refused          int64 `json:"refused" doc:"Of them, those that were rejected." example:"3"`
-	InputTokens      int64 `json:"input_tokens" doc:"Tokens of the input, cached ones included." example:"48210"`
-	OutputTokens     int64 `json:"output_tokens" doc:"Tokens of the output, reasoning included." example:"9120"`
-	CachedTokens     int64 `json:"cached_tokens" doc:"Of the input, those that were read from a cache." example:"1200"`
-	CacheWriteTokens int64 `json:"cache_write_tokens" doc:"Of the input, those that were written to a cache." example:"0"`
-	ReasoningTokens  int64 `json:"reasoning_tokens" doc:"Of the output, those of reasoning." example:"800"`
-	CostNanoUSD      int64 `json:"cost_nano_usd" doc:"What is known to have been spent, in nano-dollars (10⁻⁹ US dollars)." example:"184050000"`
-	Unpriced         int64 `json:"unpriced" doc:"Requests whose cost is not known; their cost is not in the sum." example:"2"`
+	Requests         int64 `json:"requests" doc:"Completed requests." example:"120"`
+	Refused          int64 `json:"refused" doc:"Rejected requests among them." example:"3"`
+	InputTokens      int64 `json:"input_tokens" doc:"Input tokens, including cached ones." example:"48210"`
+	OutputTokens     int64 `json:"output_tokens" doc:"Output tokens, including reasoning." example:"9120"`
+	CachedTokens     int64 `json:"cached_tokens" doc:"Input tokens that were read from a cache." example:"1200"`
+	CacheWriteTokens int64 `json:"cache_write_tokens" doc:"Input tokens that were written to a cache." example:"0"`
+	ReasoningTokens  int64 `json:"reasoning_tokens" doc:"Output tokens for reasoning." example:"800"`
+	CostNanoUSD      int64 `json:"cost_nano_usd" doc:"The known cost, in nano-dollars (10⁻⁹ US dollars)." example:"184050000"`
+	Unpriced         int64 `json:"unpriced" doc:"Requests with unknown cost. The sum does not include them." example:"2"`
 }
 
 // UsageRow is a sum for a day, provider and model.
 type UsageRow struct {
-	Day      string `json:"day" doc:"UTC." example:"2026-01-31"`
-	Provider string `json:"provider" doc:"Empty for requests that were rejected before one was found." example:"openai"`
-	Model    string `json:"model" doc:"As asked for." example:"gpt-4o"`
+	Day      string `json:"day" doc:"The day in UTC." example:"2026-01-31"`
+	Provider string `json:"provider" doc:"The provider's name. Empty for requests that were rejected before routing." example:"openai"`
+	Model    string `json:"model" doc:"The model that the client requested." example:"gpt-4o"`
 	UsageSum
 }
 
@@ -191,13 +191,13 @@ func (s *UsageSum) add(d UsageSum) {
 	s.Unpriced += d.Unpriced
 }
 
-// usageDays is the longest span that is summed at once.
+// usageDays is the longest time span of one response, in days.
 const usageDays = 400
 
 func getUsage(ctx context.Context, x *call, in *struct {
 	ByID
-	Since time.Time `query:"since" doc:"From the day of this time; 30 days ago if nothing is said." example:"2026-01-01T00:00:00Z"`
-	Until time.Time `query:"until" doc:"Through the day of this time; today if nothing is said." example:"2026-01-31T00:00:00Z"`
+	Since time.Time `query:"since" doc:"The first day is the day of this time. The default is 30 days ago." example:"2026-01-01T00:00:00Z"`
+	Until time.Time `query:"until" doc:"The last day is the day of this time. The default is today." example:"2026-01-31T00:00:00Z"`
 }) (*one[Usage], error) {
 	if err := x.known(ctx, in.ID); err != nil {
 		return nil, err
@@ -210,7 +210,7 @@ func getUsage(ctx context.Context, x *call, in *struct {
 		since = until.AddDate(0, 0, -30)
 	}
 	if since.After(until) || until.Sub(since) > usageDays*24*time.Hour {
-		return nil, invalid(fieldProblem{"since", "since is after until, or more than " + itoa(usageDays) + " days before it.", "Ask for a shorter span."})
+		return nil, invalid(fieldProblem{"since", "since is after until, or more than " + itoa(usageDays) + " days before it.", "Request a shorter span."})
 	}
 	days, err := audit.DailyUsage(ctx, x.tx, in.ID, since, until)
 	if err != nil {

@@ -22,32 +22,32 @@ import (
 // problem is every response that is not a success.
 type problem struct {
 	Status  int
-	Code    string // one word of a fixed set, for programs
+	Code    string // a value of a fixed set, for programs
 	Message string // a sentence, for people
-	Field   string // what is wrong, if it is one thing: "allowed_models[2]", "limit"
+	Field   string // the field that is wrong, if it is only one: "allowed_models[2]", "limit"
 	Fix     string // what to do
 	Fields  []fieldProblem
 	Header  http.Header
 }
 
-// refusalBody is a problem on the wire.
+// refusalBody is the body of an error response.
 type refusalBody struct {
 	Error refusalDetail `json:"error" doc:"What is wrong."`
 }
 
 type refusalDetail struct {
-	Code      string         `json:"code" doc:"One word of a fixed set, for programs." example:"invalid"`
+	Code      string         `json:"code" doc:"The error's code, for programs." example:"invalid"`
 	Message   string         `json:"message" doc:"What is wrong, for people." example:"name is missing."`
-	Field     string         `json:"field,omitempty" doc:"What is wrong, where it is one thing: a field of the body (allowed_models[2]), a parameter, or a header." example:"name"`
-	Fix       string         `json:"fix,omitempty" doc:"What to do." example:"Give it a text of 1 to 100 characters."`
-	RequestID string         `json:"request_id" doc:"Names this request in the log and in the audit log. Quote it when you ask for help." example:"req_01k0000000abcdefghjkmnpqrs"`
-	Errors    []fieldProblem `json:"errors,omitempty" nullable:"false" doc:"Every field that is wrong, where there are several."`
+	Field     string         `json:"field,omitempty" doc:"The field of the body (allowed_models[2]), the parameter or the header that is wrong, if it is only one." example:"name"`
+	Fix       string         `json:"fix,omitempty" doc:"How to fix the error." example:"Give it a string (1 to 100 characters)."`
+	RequestID string         `json:"request_id" doc:"The request's id in the log and in the audit log. Quote it when you ask for help." example:"req_01k0000000abcdefghjkmnpqrs"`
+	Errors    []fieldProblem `json:"errors,omitempty" nullable:"false" doc:"All fields that are wrong, if there are several."`
 }
 
 type fieldProblem struct {
-	Field   string `json:"field" doc:"Which one." example:"name"`
+	Field   string `json:"field" doc:"The field, the parameter or the header." example:"name"`
 	Message string `json:"message" doc:"What is wrong with it." example:"name is missing."`
-	Fix     string `json:"fix,omitempty" doc:"What to do." example:"Give it a text of 1 to 100 characters."`
+	Fix     string `json:"fix,omitempty" doc:"How to fix the error." example:"Give it a string (1 to 100 characters)."`
 }
 
 func (p *problem) Error() string           { return p.Message }
@@ -67,7 +67,7 @@ func (p *problem) body(requestID string) refusalBody {
 	return refusalBody{d}
 }
 
-// write answers with a problem where huma is not, or not yet, in charge.
+// write writes a problem for errors outside huma.
 func write(w http.ResponseWriter, requestID string, p *problem) {
 	for name, values := range p.Header {
 		w.Header()[name] = values
@@ -77,8 +77,8 @@ func write(w http.ResponseWriter, requestID string, p *problem) {
 	_ = marshal(w, p.body(requestID)) // into memory
 }
 
-// reworded is huma's transformer: whatever error it is about to write becomes
-// one of ours. The values that huma quotes are dropped: one may be a secret.
+// reworded is huma's transformer: it replaces huma's errors with this package's. Values that
+// huma quotes are left out, since one may be a secret.
 func (s *Server) reworded(ctx huma.Context, _ string, v any) (any, error) {
 	var p *problem
 	switch e := v.(type) {
@@ -114,7 +114,7 @@ func (s *Server) fromHuma(op *huma.Operation, e *huma.ErrorModel) *problem {
 	return p
 }
 
-// fieldProblem says what huma found in our words, and what would have been right.
+// fieldProblem converts an error of huma to a message and a fix of this API.
 func (s *Server) fieldProblem(op *huma.Operation, d *huma.ErrorDetail) fieldProblem {
 	in, field, _ := strings.Cut(d.Location, ".")
 	if f, ok := unpack(d.Message); ok {
@@ -136,11 +136,11 @@ func (s *Server) fieldProblem(op *huma.Operation, d *huma.ErrorDetail) fieldProb
 		if not := s.at(op, field).Not; not != nil && len(not.Required) > 1 {
 			return fieldProblem{not.Required[0], strings.Join(not.Required, " and ") + " exclude each other.", "Send one of them."}
 		}
-		return fieldProblem{field, quoted(field) + " is not a value that this field takes.", ""}
+		return fieldProblem{field, quoted(field) + " has a value that is not valid.", ""}
 	case strings.Contains(d.Message, "schema"):
-		return fieldProblem{field, quoted(field) + " is not a value that this field takes.", s.wanted(op, in, field)}
+		return fieldProblem{field, quoted(field) + " has a value that is not valid.", s.wanted(op, in, field)}
 	case in == "body" && field == "":
-		return fieldProblem{"", "The body is not what it should be: " + sentence(d.Message), "Send one JSON object; /docs shows each field."}
+		return fieldProblem{"", "The body is not valid: " + sentence(d.Message), "Send one JSON object; /docs shows each field."}
 	}
 	return fieldProblem{field, field + ": " + sentence(d.Message), s.wanted(op, in, field)}
 }
@@ -153,7 +153,7 @@ func sentence(s string) string {
 	return s + "."
 }
 
-// quoted is a name that a client sent, short and printable.
+// quoted returns a name that a client sent, shortened and printable.
 func quoted(s string) string {
 	if len(s) > 64 {
 		s = strings.ToValidUTF8(s[:64], "") + "…"
@@ -187,7 +187,7 @@ func (s *Server) resolved(schema *huma.Schema) *huma.Schema {
 	return schema
 }
 
-// wanted says what a field or a parameter takes.
+// wanted describes the valid values of a field or a parameter.
 func (s *Server) wanted(op *huma.Operation, in, field string) string {
 	schema := (*huma.Schema)(nil)
 	if in == "body" {
@@ -210,11 +210,11 @@ func describe(s *huma.Schema) string {
 	between := func(lo, hi any, hasLo, hasHi bool, unit string) {
 		switch {
 		case hasLo && hasHi:
-			fmt.Fprintf(&b, " of %v to %v%s", lo, hi, unit)
+			fmt.Fprintf(&b, " (%v to %v%s)", lo, hi, unit)
 		case hasLo:
-			fmt.Fprintf(&b, " of at least %v%s", lo, unit)
+			fmt.Fprintf(&b, " (at least %v%s)", lo, unit)
 		case hasHi:
-			fmt.Fprintf(&b, " of at most %v%s", hi, unit)
+			fmt.Fprintf(&b, " (at most %v%s)", hi, unit)
 		}
 	}
 	switch s.Type {
@@ -231,7 +231,7 @@ func describe(s *huma.Schema) string {
 		case s.PatternDescription != "":
 			b.WriteString(s.PatternDescription)
 		default:
-			b.WriteString("a text")
+			b.WriteString("a string")
 		}
 		between(deref(s.MinLength), deref(s.MaxLength), s.MinLength != nil, s.MaxLength != nil, " characters")
 	case huma.TypeInteger, huma.TypeNumber:
@@ -261,7 +261,7 @@ func deref[T any](p *T) T {
 	return *p
 }
 
-// siblings says which fields there are beside one that there is not.
+// siblings lists the valid fields beside an unknown one.
 func (s *Server) siblings(op *huma.Operation, field string) string {
 	parent := ""
 	if i := strings.LastIndexByte(field, '.'); i >= 0 {
@@ -287,13 +287,13 @@ func parameters(op *huma.Operation) string {
 		}
 	}
 	if len(names) == 0 {
-		return "Leave it out: there are none here."
+		return "Leave it out. This operation has no parameters."
 	}
 	return "Leave it out. The parameters are " + strings.Join(names, ", ") + "."
 }
 
-// pack and unpack encode a field's problem in an error's text, because huma passes on only
-// the text of errors in a body that does not parse.
+// pack and unpack encode a field's problem in the text of an error. If a body does not
+// parse, huma passes on only the text of the error.
 func pack(f fieldProblem) error {
 	b, err := json.Marshal(f)
 	if err != nil {
@@ -312,22 +312,22 @@ func unpack(message string) (f fieldProblem, ok bool) {
 	return f, true
 }
 
-// invalid rejects what a schema cannot say.
+// invalid returns a rejection for rules that a schema cannot express.
 func invalid(fields ...fieldProblem) *problem {
 	return &problem{Status: http.StatusUnprocessableEntity, Code: "invalid", Message: "The request is not valid.", Fields: fields}
 }
 
 func nameTaken() *problem {
-	return &problem{Status: http.StatusConflict, Code: "conflict", Message: "There is one with this name already.", Field: "name", Fix: "Choose another name, or change the one that there is."}
+	return &problem{Status: http.StatusConflict, Code: "conflict", Message: "Another object has this name already.", Field: "name", Fix: "Choose another name, or update the existing object."}
 }
 
 func internal() *problem {
-	return &problem{Status: http.StatusInternalServerError, Code: "internal", Message: "Something went wrong here, not with your request.", Fix: "Try again. If it stays, look for the request id in the control plane's log."}
+	return &problem{Status: http.StatusInternalServerError, Code: "internal", Message: "The control plane has an internal error.", Fix: "Try again. If the error stays, look for the request id in the control plane's log."}
 }
 
 func unavailable() *problem {
 	return &problem{
-		Status: http.StatusServiceUnavailable, Code: "unavailable", Message: "The database does not answer at the moment; nothing was changed.",
+		Status: http.StatusServiceUnavailable, Code: "unavailable", Message: "The database is not available. Nothing was changed.",
 		Fix: "Try again in a few seconds.", Header: http.Header{"Retry-After": {"2"}},
 	}
 }
@@ -337,15 +337,15 @@ func unsupportedMedia() *problem {
 }
 
 func notFound(kind, id string) *problem {
-	message := "There is no such " + kind + " here."
+	message := "This organization has no such " + kind + "."
 	if sane(id) {
-		message = "There is no " + kind + " " + id + " here."
+		message = "This organization has no " + kind + " " + id + "."
 	}
-	return &problem{Status: http.StatusNotFound, Code: "not_found", Message: message, Fix: "Check the id, and that the key is of the org that owns it."}
+	return &problem{Status: http.StatusNotFound, Code: "not_found", Message: message, Fix: "Check the id, and that your key belongs to the same organization."}
 }
 
-// refused is the one place where an error of the parts below becomes a response.
-// What it does not know is logged and hidden.
+// refused converts every error of a handler to a response. An unknown error is logged, and
+// its text is not sent.
 func (s *Server) refused(ctx context.Context, err error) error {
 	var (
 		p          *problem
@@ -368,7 +368,7 @@ func (s *Server) refused(ctx context.Context, err error) error {
 	case errors.Is(err, policy.ErrNameTaken), errors.Is(err, provider.ErrNameTaken):
 		return nameTaken()
 	case errors.Is(err, identity.ErrConflict), conflict(err):
-		return &problem{Status: http.StatusConflict, Code: "changed", Message: "It is being changed by others at this moment.", Fix: "Try again."}
+		return &problem{Status: http.StatusConflict, Code: "changed", Message: "Another request is changing this object.", Fix: "Try again."}
 	case errors.As(err, &pg):
 		switch pg.Code {
 		case "23505": // unique_violation
@@ -378,7 +378,7 @@ func (s *Server) refused(ctx context.Context, err error) error {
 			return unavailable()
 		}
 	case errors.As(err, &connect), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), pgconn.SafeToRetry(err):
-		s.c.Log.WarnContext(ctx, "database does not answer", "request", requestIDOf(ctx), "err", err)
+		s.c.Log.WarnContext(ctx, "database not available", "request", requestIDOf(ctx), "err", err)
 		return unavailable()
 	}
 	s.c.Log.ErrorContext(ctx, "request failed", "request", requestIDOf(ctx), "err", err)

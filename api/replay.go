@@ -12,16 +12,16 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// replayFor is how long a response is kept for its idempotency key.
+// replayFor is how long a response is stored for its idempotency key.
 const replayFor = 24 * time.Hour
 
-// replayable is a response that can be given again.
+// replayable is a response that can be replayed.
 type replayable interface{ replayed() }
 
-// once runs fn unless the caller's idempotency key stands for an answer already.
-// Its row is written first, in the transaction of what fn does: a second request
-// with the key waits in Postgres for the end of the first, and then finds either
-// its answer or, if it failed, nothing. Only success is kept.
+// once runs fn unless a response is stored for the caller's idempotency key. The key's row
+// is written first, in the same transaction as fn. A second request with the key waits in
+// Postgres until the first one ends. Then it finds the response, or no row if the first one
+// failed. Only successful responses are stored.
 func once[O any](ctx context.Context, x *call, fn func() (*O, error)) (*O, error) {
 	sum := sha256.New()
 	for _, part := range [][]byte{[]byte(x.method), []byte(x.target), x.body} {
@@ -53,7 +53,7 @@ func once[O any](ctx context.Context, x *call, fn func() (*O, error)) (*O, error
 	if err != nil {
 		return nil, err
 	}
-	// It may hold a key that is shown once.
+	// The response may have a key that is shown once, so it is encrypted.
 	plain, err := json.Marshal(out)
 	if err != nil {
 		return nil, err
@@ -67,13 +67,13 @@ func once[O any](ctx context.Context, x *call, fn func() (*O, error)) (*O, error
 	return out, err
 }
 
-// again gives the answer that the key stands for.
+// again returns the response that is stored for the key.
 func again[O any](ctx context.Context, x *call, digest string) (*O, error) {
 	var stored, sealed string
 	err := x.tx.QueryRow(ctx, `SELECT digest, sealed FROM idempotency_keys WHERE org_id = $1 AND actor = $2 AND key = $3`,
 		x.org, x.key.ID, x.idempotencyKey).Scan(&stored, &sealed)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, unavailable() // it went just now: the next try has it to itself
+		return nil, unavailable() // the row was deleted just now; the next try succeeds
 	}
 	if err != nil {
 		return nil, err
@@ -87,8 +87,8 @@ func again[O any](ctx context.Context, x *call, digest string) (*O, error) {
 	plain, err := x.c.Sealer.Open(sealed)
 	if err != nil {
 		return nil, &problem{
-			Status: http.StatusConflict, Code: "answer_gone", Message: "This was done, but its response can no longer be read: the keys that encrypted it are gone.",
-			Field: "Idempotency-Key", Fix: "List what there is, and go on from that.",
+			Status: http.StatusConflict, Code: "answer_gone", Message: "This request was executed, but its response cannot be decrypted: the keys are gone.",
+			Field: "Idempotency-Key", Fix: "List the objects to see the result of the first request.",
 		}
 	}
 	out := new(O)

@@ -24,15 +24,15 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 )
 
-// maxBody bounds a request's body. The largest that makes sense is a policy.
+// maxBody limits a request's body. The largest useful body is a policy.
 const maxBody = 1 << 20
 
-// caller is who asks, and what they sent.
+// caller is the caller's key, and the request.
 type caller struct {
 	org            string
 	key            identity.OrgKeyRecord
 	requestID      string
-	method, target string // as sent: part of what an idempotency key stands for
+	method, target string // as sent; an idempotency key stands for them and the body
 	idempotencyKey string
 	ifMatch        []string
 	body           []byte
@@ -40,7 +40,7 @@ type caller struct {
 
 type callerKey struct{}
 
-// guard is what every row goes through before its handler.
+// guard returns the checks that run before every row's handler.
 func (s *Server) guard(r route) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		req, w := humago.Unwrap(ctx)
@@ -62,28 +62,28 @@ func (s *Server) guard(r route) func(huma.Context, func(huma.Context)) {
 	}
 }
 
-// identify finds whose key was sent. What cannot be one of our keys is rejected for
-// its form: it never reaches the database.
+// identify looks the key up. A string without the form of a key is rejected without a
+// database query.
 func (s *Server) identify(ctx context.Context, r *http.Request, _ route, c *caller) *problem {
 	headers := r.Header["Authorization"]
 	if len(headers) == 0 || headers[0] == "" {
-		return s.unidentified(ctx, r, "missing", "There is no key in the request.", "Send the header Authorization: Bearer aid_org_…, with a key of your organization.")
+		return s.unidentified(ctx, r, "missing", "The request has no key.", "Send the header Authorization: Bearer aid_org_…, with a key of your organization.")
 	}
 	if len(headers) > 1 {
-		return s.unidentified(ctx, r, "malformed", "The header Authorization is there more than once.", "Send it once.")
+		return s.unidentified(ctx, r, "malformed", "The request has more than one Authorization header.", "Send it once.")
 	}
 	scheme, secret, _ := strings.Cut(headers[0], " ")
 	if !strings.EqualFold(scheme, "Bearer") {
-		return s.unidentified(ctx, r, "malformed", "The header Authorization does not hold a bearer key.", "Send Authorization: Bearer aid_org_…")
+		return s.unidentified(ctx, r, "malformed", "The header Authorization has no bearer key.", "Send Authorization: Bearer aid_org_…")
 	}
 	kind, hash, err := identity.Parse(secret)
 	switch {
 	case err != nil:
-		return s.unidentified(ctx, r, "malformed", "This is not one of our keys: its form or its checksum is wrong.", "Check that all of it was copied. Management takes an organization key, aid_org_…")
+		return s.unidentified(ctx, r, "malformed", "This is not a key of this product: its form or its checksum is wrong.", "Check that the whole key was copied. The management API accepts organization keys, aid_org_…")
 	case kind == identity.AgentKey:
-		return s.unidentified(ctx, r, "wrong_kind", "This is an agent's key, which is for calling models. Management takes an organization key.", "Send Authorization: Bearer aid_org_…")
+		return s.unidentified(ctx, r, "wrong_kind", "This is an agent's key, which is for calling models. The management API accepts organization keys.", "Send Authorization: Bearer aid_org_…")
 	case kind != identity.OrgKey:
-		return s.unidentified(ctx, r, "wrong_kind", "This is a node's token, which is for fetching configuration. Management takes an organization key.", "Send Authorization: Bearer aid_org_…")
+		return s.unidentified(ctx, r, "wrong_kind", "This is a node's token, which is for fetching configuration. The management API accepts organization keys.", "Send Authorization: Bearer aid_org_…")
 	}
 	err = s.c.DB.Presenting(ctx, hex.EncodeToString(hash[:]), func(tx pgx.Tx) error {
 		c.key, err = identity.OrgKeyPresented(ctx, tx, hash)
@@ -99,7 +99,7 @@ func (s *Server) identify(ctx context.Context, r *http.Request, _ route, c *call
 		}
 		return internal()
 	}
-	// The caller has the secret, so it may learn the key's state.
+	// The caller has the secret, so the response may include the key's state.
 	var inactive *identity.Inactive
 	switch err := c.key.ActiveAt(s.c.Now()); {
 	case err == nil:
@@ -125,7 +125,7 @@ func (s *Server) unidentified(ctx context.Context, r *http.Request, reason, mess
 	}
 }
 
-// permit says whether the key's role may do what the row does.
+// permit reports whether the key's role may do what the row does.
 func permit(_ context.Context, _ *http.Request, r route, c *caller) *problem {
 	if slices.Contains(r.Roles, c.key.Role) {
 		return nil
@@ -140,16 +140,16 @@ func permit(_ context.Context, _ *http.Request, r route, c *caller) *problem {
 	}
 }
 
-// readQuery rejects what two readers could understand in two ways.
+// readQuery rejects a query that parsers could read in different ways.
 func readQuery(_ context.Context, r *http.Request, _ route, c *caller) *problem {
 	q, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return &problem{Status: http.StatusBadRequest, Code: "bad_request", Message: "The query string is not well formed.", Fix: "Percent-encode what is in it."}
+		return &problem{Status: http.StatusBadRequest, Code: "bad_request", Message: "The query string is not well formed.", Fix: "Percent-encode its names and values."}
 	}
 	for name, values := range q {
 		switch {
 		case !plain(name) || slices.ContainsFunc(values, func(v string) bool { return !plain(v) }):
-			return &problem{Status: http.StatusBadRequest, Code: "bad_request", Message: "The query string holds what is not text.", Fix: "Send UTF-8 without NUL, percent-encoded."}
+			return &problem{Status: http.StatusBadRequest, Code: "bad_request", Message: "The query string is not valid text.", Fix: "Send UTF-8 without NUL, percent-encoded."}
 		case len(values) > 1:
 			return invalid(fieldProblem{name, quoted(name) + " is in the query twice.", "Send it once."})
 		case values[0] == "":
@@ -167,7 +167,7 @@ func readQuery(_ context.Context, r *http.Request, _ route, c *caller) *problem 
 
 func plain(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }
 
-// readBody takes the whole body, and gives it back to be read once more.
+// readBody reads the whole body, and makes it readable again.
 func readBody(_ context.Context, r *http.Request, row route, c *caller) *problem {
 	if !row.takesBody() {
 		return nil
@@ -181,7 +181,7 @@ func readBody(_ context.Context, r *http.Request, row route, c *caller) *problem
 	}
 	b, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
 	if err != nil {
-		return &problem{Status: http.StatusBadRequest, Code: "bad_request", Message: "The body ended before its end.", Fix: "Send it again."}
+		return &problem{Status: http.StatusBadRequest, Code: "bad_request", Message: "The body ended before it was complete.", Fix: "Send it again."}
 	}
 	if len(b) > maxBody {
 		return tooLarge
@@ -196,8 +196,8 @@ func readBody(_ context.Context, r *http.Request, row route, c *caller) *problem
 	return nil
 }
 
-// noNulls rejects null where the description has a value. Validation takes a field
-// that is null for one that is absent.
+// noNulls rejects null for a field that the description requires to have a value. huma's
+// validation treats such a null as an absent field.
 func (s *Server) noNulls(_ context.Context, _ *http.Request, row route, c *caller) *problem {
 	schema := s.bodies[row.ID]
 	if row.Raw || schema == nil || len(c.body) == 0 {
@@ -205,7 +205,7 @@ func (s *Server) noNulls(_ context.Context, _ *http.Request, row route, c *calle
 	}
 	var v any
 	if json.Unmarshal(c.body, &v) != nil {
-		return nil // what is wrong with it is found when it is read for good
+		return nil // reading the body later reports what is wrong
 	}
 	if field, found := s.null(schema, v, ""); found {
 		what := quoted(field)
@@ -217,7 +217,7 @@ func (s *Server) noNulls(_ context.Context, _ *http.Request, row route, c *calle
 	return nil
 }
 
-// null finds the first field that is null and may not be.
+// null returns the first field that is null and must not be.
 func (s *Server) null(schema *huma.Schema, v any, field string) (string, bool) {
 	if schema = s.resolved(schema); schema == nil {
 		return "", false
@@ -261,7 +261,7 @@ type call struct {
 	*Server
 	*caller
 	tx  pgx.Tx
-	now time.Time // of the whole transaction, as Postgres keeps it
+	now time.Time // the time of the transaction, with Postgres's precision
 }
 
 // act runs a handler in a transaction of the caller's org.
@@ -287,13 +287,13 @@ func act[I, O any](ctx context.Context, s *Server, r route, in *I, fn func(conte
 	}
 	var model *huma.ErrorModel
 	if errors.As(err, &model) {
-		return nil, model // of a patch's validation; reworded knows it
+		return nil, model // from the validation of a patch; reworded converts it
 	}
 	return nil, s.refused(ctx, err)
 }
 
-// record puts a change into the org's record. Before and after are the object as
-// the API shows it, nil where there is none.
+// record appends a change to the org's audit log. Before and after are the object as the API
+// shows it. Before is nil for a new object, and after is nil for a deleted one.
 func (x *call) record(ctx context.Context, kind, objectKind, objectID, agentID string, before, after any) error {
 	fields, err := changed(before, after)
 	if err != nil {
@@ -302,7 +302,7 @@ func (x *call) record(ctx context.Context, kind, objectKind, objectID, agentID s
 	return x.recordFields(ctx, kind, objectKind, objectID, agentID, fields, before, after)
 }
 
-// recordFields is record for a change that does not show in the object.
+// recordFields is record for a change of fields that the API does not show.
 func (x *call) recordFields(ctx context.Context, kind, objectKind, objectID, agentID string, fields []string, before, after any) error {
 	e := audit.Changed{
 		Kind: kind, Time: x.now, Actor: audit.Actor{Kind: "org_key", ID: x.key.ID, Role: string(x.key.Role)},
@@ -324,7 +324,7 @@ func (x *call) newID(prefix string) (string, error) {
 	return identity.NewID(prefix, x.now, x.c.Rand)
 }
 
-// expiry is when something ends that is to last for days; never for 0.
+// expiry returns the time after so many days. For 0 it returns the zero time, which is never.
 func (x *call) expiry(days int64) time.Time {
 	if days == 0 {
 		return time.Time{}
@@ -332,7 +332,7 @@ func (x *call) expiry(days int64) time.Time {
 	return x.now.AddDate(0, 0, int(days))
 }
 
-// isID says whether s can be an id of that kind. What cannot is not looked up.
+// isID reports whether s has the form of an id of that kind. Other strings are not looked up.
 func isID(prefix, s string) bool {
 	rest, ok := strings.CutPrefix(s, prefix)
 	return ok && rest != "" && len(s) <= 64 && strings.Trim(rest, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") == ""

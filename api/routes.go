@@ -11,8 +11,8 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 )
 
-// route is one row of the table: all of an operation except the types of its input and
-// output, which are its handler's.
+// route is one row of the table. It has the whole operation except the types of its input
+// and output, which the handler has.
 type route struct {
 	Method, Path string
 	ID           string // of the operation
@@ -23,27 +23,27 @@ type route struct {
 	// Roles lists the roles that may call it. Without roles it rejects every key, unless it
 	// is Public.
 	Roles []identity.Role
-	// Public rows take no key. They say nothing of any org.
+	// Public rows require no key, and return nothing about any org.
 	Public bool
 
-	Status  int    // of success; 0: 200, or 204 where there is nothing to say
-	Example string // a body
-	// Raw bodies are checked by the handler alone, which has better words.
+	Status  int    // of success; 0: 200, or 204 without a body
+	Example string // an example of the body
+	// Only the handler validates Raw bodies, with better messages.
 	Raw bool
 	// Conditional rows read If-Match. [serves] sets it.
 	Conditional bool
-	// Unbuilt says what is promised and not there; the row answers 501.
+	// Unbuilt names an operation that is not built; the row returns 501.
 	Unbuilt string
 
 	mount func(*Server, route)
 }
 
-// takesBody says whether the row's body is read at all.
+// takesBody reports whether the row reads a body.
 func (r route) takesBody() bool {
 	return !r.Public && (r.Method == http.MethodPost || r.Method == http.MethodPatch || r.Method == http.MethodPut)
 }
 
-// Who may do what. There is no fourth combination.
+// The combinations of roles in the table.
 var (
 	admins    = []identity.Role{identity.Admin}
 	auditors  = []identity.Role{identity.Admin, identity.Auditor}
@@ -64,65 +64,65 @@ func routes() []route {
 		serves(route{
 			Method: "POST", Path: "/v1/agents", ID: "create-agent", Tag: tagAgents, Roles: admins, Status: 201,
 			Summary:     "Create an agent",
-			Description: "An agent is a program that calls models. It can do nothing until it has a key, and only what its `allowed_models`, its key and your policies permit.",
+			Description: "An agent is a program that calls models. It needs a key. It may do only what its `allowed_models`, its key and your policies permit.",
 			Example:     `{"name":"support-bot","description":"Customer support assistant","allowed_models":["gpt-4o","claude-sonnet-4-20250514","gemini-2.5-pro"],"team":"support","environment":"prod","metadata":{"cost_center":"cx-7"}}`,
 		}, createAgent),
 		serves(route{
 			Method: "GET", Path: "/v1/agents/{id}", ID: "get-agent", Tag: tagAgents, Roles: everyone,
-			Summary: "Get an agent", Description: "The header `ETag` is for a later `If-Match`.",
+			Summary: "Get an agent", Description: "Send the header `ETag` in a later `If-Match`.",
 		}, getAgent),
 		serves(route{
 			Method: "PATCH", Path: "/v1/agents/{id}", ID: "update-agent", Tag: tagAgents, Roles: admins,
 			Summary:     "Update an agent",
-			Description: mergePatch + " Suspending an agent (`{\"status\":\"suspended\"}`) rejects its requests and cuts its streams everywhere, within about a second.",
+			Description: mergePatch + " After you suspend an agent (`{\"status\":\"suspended\"}`), all sidecars reject its requests and cut its streams, within about a second.",
 			Example:     `{"status":"suspended"}`,
 		}, updateAgent),
 		serves(route{
 			Method: "DELETE", Path: "/v1/agents/{id}", ID: "delete-agent", Tag: tagAgents, Roles: admins, Status: 204,
-			Summary: "Delete an agent", Description: "Its keys end with it. What it did stays in the audit log, under its id.",
+			Summary: "Delete an agent", Description: "Its keys are revoked. Its history stays in the audit log, under its id.",
 		}, deleteAgent),
 
 		// Keys of agents
 		serves(route{
 			Method: "GET", Path: "/v1/agents/{id}/keys", ID: "list-agent-keys", Tag: tagKeys, Roles: auditors,
-			Summary: "List an agent's keys", Description: "Oldest first, revoked and expired ones too. The keys themselves are not kept; `hint` is the last four characters.",
+			Summary: "List an agent's keys", Description: "Oldest first, including revoked and expired ones. The keys themselves are not stored; `hint` is the last four characters.",
 		}, listKeys),
 		serves(route{
 			Method: "POST", Path: "/v1/agents/{id}/keys", ID: "create-agent-key", Tag: tagKeys, Roles: admins, Status: 201,
 			Summary:     "Create an agent's key",
-			Description: "The response holds the key. It is shown once: only its SHA-256 is kept. It works everywhere at once.",
+			Description: "The response has the key. It is shown only once, since only its SHA-256 is stored. The key is valid at once.",
 			Example:     `{"name":"production-key","scopes":["chat:completions","embeddings"],"rate_limit":100,"expires_in_days":90}`,
 		}, createKey),
 		serves(route{
 			Method: "GET", Path: "/v1/agents/{id}/keys/{key_id}", ID: "get-agent-key", Tag: tagKeys, Roles: auditors,
-			Summary: "Get an agent's key", Description: "The key itself is not kept; `hint` is its last four characters.",
+			Summary: "Get an agent's key", Description: "The key itself is not stored; `hint` is its last four characters.",
 		}, getKey),
 		serves(route{
 			Method: "DELETE", Path: "/v1/agents/{id}/keys/{key_id}", ID: "revoke-agent-key", Tag: tagKeys, Roles: admins, Status: 204,
-			Summary: "Revoke an agent's key", Description: "It is rejected everywhere within about a second, and its streams are cut. Revoking it again changes nothing.",
+			Summary: "Revoke an agent's key", Description: "All sidecars reject the key and cut its streams, within about a second. Revoking it again changes nothing.",
 		}, revokeKey),
 		serves(route{
 			Method: "POST", Path: "/v1/agents/{id}/keys/{key_id}/rotate", ID: "rotate-agent-key", Tag: tagKeys, Roles: admins, Status: 201,
 			Summary:     "Rotate an agent's key",
-			Description: "Makes a new key with the scopes, models and rate limit of the old one. Both work until the overlap ends; then the old one has expired.",
+			Description: "Creates a new key with the scopes, models and rate limit of the old one. Both are valid until the overlap ends. Then the old key expires.",
 			Example:     `{"overlap_hours":24}`,
 		}, rotateKey),
 
 		// The audit log
 		serves(route{
 			Method: "GET", Path: "/v1/agents/{id}/logs", ID: "list-agent-logs", Tag: tagRecord, Roles: auditors,
-			Summary:     "List what an agent did",
-			Description: "Entries of the audit log about the agent, newest first. Each request leaves two: `request.decided` before anything is forwarded, and `request.settled` at its end. Prompts and responses are never in them.",
+			Summary:     "List an agent's audit entries",
+			Description: "Entries of the audit log about the agent, newest first. Each request has two: `request.decided` before anything is forwarded, and `request.settled` at the end. They never contain prompts or responses.",
 		}, listLogs),
 		serves(route{
 			Method: "GET", Path: "/v1/agents/{id}/usage", ID: "get-agent-usage", Tag: tagRecord, Roles: auditors,
 			Summary:     "Get an agent's usage",
-			Description: "Requests, tokens and money by day and model. Money is whole nano-dollars (1 USD = 1,000,000,000). `unpriced` counts requests whose cost is not known, which is not 0.",
+			Description: "Requests, tokens and cost by day and model. Cost is an integer in nano-dollars (1 USD = 1,000,000,000). `unpriced` counts requests with unknown cost, which the sums do not include.",
 		}, getUsage),
 		serves(route{
 			Method: "GET", Path: "/v1/audit/entries", ID: "list-audit-entries", Tag: tagRecord, Roles: auditors,
-			Summary:     "Export the record",
-			Description: "The org's whole chain, oldest first, with what is needed to verify it: the exact bytes of each entry, and the HMACs. Walk it with `after`.",
+			Summary:     "Export the audit log",
+			Description: "The org's whole chain, oldest first, with the exact bytes of each entry and the HMACs, so that you can verify it. Read the pages with `after`.",
 		}, exportEntries),
 
 		// Policies
@@ -132,23 +132,26 @@ func routes() []route {
 		}, listPolicies),
 		serves(route{
 			Method: "POST", Path: "/v1/policies", ID: "create-policy", Tag: tagPolicies, Roles: admins, Status: 201, Raw: true,
-			Summary:     "Create a policy",
-			Description: "Any deny that matches denies. An agent that an allow policy selects (by its conditions on `agent.*` and `caller.*`) may do only what one such policy permits; an agent that none selects has its `allowed_models` and its key's scopes. A condition on an attribute that a request does not have is false. What this version cannot enforce is refused, never ignored.",
-			Example:     `{"name":"support-agents-read-only-crm","effect":"allow","conditions":{"agent.team":"support","agent.environment":"prod","request.tool":{"in":["crm.read","kb.search"]},"request.hour_utc":{"between":[13,23]}},"limits":{"rpm":60}}`,
+			Summary: "Create a policy",
+			Description: "A deny policy that matches denies the request. " +
+				"Allow policies select agents by their conditions on `agent.*` and `caller.*`. A selected agent may do only what one of these policies permits. " +
+				"Any other agent may do what its `allowed_models` and its key's scopes permit. " +
+				"A condition on an attribute that the request does not have is not true. A policy that this version cannot enforce is rejected.",
+			Example: `{"name":"support-agents-read-only-crm","effect":"allow","conditions":{"agent.team":"support","agent.environment":"prod","request.tool":{"in":["crm.read","kb.search"]},"request.hour_utc":{"between":[13,23]}},"limits":{"rpm":60}}`,
 		}, createPolicy),
 		serves(route{
 			Method: "GET", Path: "/v1/policies/{id}", ID: "get-policy", Tag: tagPolicies, Roles: everyone,
-			Summary: "Get a policy", Description: "The header `ETag` is for a later `If-Match`.",
+			Summary: "Get a policy", Description: "Send the header `ETag` in a later `If-Match`.",
 		}, getPolicy),
 		serves(route{
 			Method: "PATCH", Path: "/v1/policies/{id}", ID: "update-policy", Tag: tagPolicies, Roles: admins, Raw: true,
 			Summary:     "Update a policy",
-			Description: mergePatch + " Conditions are merged too: to take one out, send it as null.",
+			Description: mergePatch + " Conditions are also merged: to remove one, send it as null.",
 			Example:     `{"limits":{"rpm":120},"conditions":{"request.hour_utc":null}}`,
 		}, updatePolicy),
 		serves(route{
 			Method: "DELETE", Path: "/v1/policies/{id}", ID: "delete-policy", Tag: tagPolicies, Roles: admins, Status: 204,
-			Summary: "Delete a policy", Description: "Deleting an agent's last allow policy gives it the baseline back: its `allowed_models` and its key's scopes.",
+			Summary: "Delete a policy", Description: "Without any allow policy that selects it, an agent may do what its `allowed_models` and its key's scopes permit.",
 		}, deletePolicy),
 
 		// Providers
@@ -159,33 +162,33 @@ func routes() []route {
 		serves(route{
 			Method: "POST", Path: "/v1/providers", ID: "create-provider", Tag: tagProviders, Roles: admins, Status: 201,
 			Summary:     "Create a provider",
-			Description: "Says where models are. Give its credential next, with PUT …/credential. It takes effect everywhere without a restart.",
+			Description: "A provider serves models at its `base_url`. Set its credential next, with PUT …/credential. It takes effect without a restart.",
 			Example:     `{"name":"openai","kind":"openai","base_url":"https://api.openai.com/v1","models":["gpt-*","o*","text-embedding-*"]}`,
 		}, createProvider),
 		serves(route{
 			Method: "GET", Path: "/v1/providers/{id}", ID: "get-provider", Tag: tagProviders, Roles: auditors,
-			Summary: "Get a provider", Description: "The header `ETag` is for a later `If-Match`.",
+			Summary: "Get a provider", Description: "Send the header `ETag` in a later `If-Match`.",
 		}, getProvider),
 		serves(route{
 			Method: "PATCH", Path: "/v1/providers/{id}", ID: "update-provider", Tag: tagProviders, Roles: admins,
 			Summary:     "Update a provider",
-			Description: mergePatch + " A credential is bound to the `base_url` that it was given for: changing the URL drops the credential, and the response says so in `warnings`.",
+			Description: mergePatch + " A credential is bound to the `base_url` that it was set for. A new URL removes the credential, and the response has a warning in `warnings`.",
 			Example:     `{"models":["gpt-4o","gpt-4o-mini"]}`,
 		}, updateProvider),
 		serves(route{
 			Method: "DELETE", Path: "/v1/providers/{id}", ID: "delete-provider", Tag: tagProviders, Roles: admins, Status: 204,
-			Summary: "Delete a provider", Description: "Its credential goes with it. Streams that run are not cut.",
+			Summary: "Delete a provider", Description: "Its credential is deleted, too. Running streams are not cut.",
 		}, deleteProvider),
 		serves(route{
 			Method: "PUT", Path: "/v1/providers/{id}/credential", ID: "put-provider-credential", Tag: tagProviders, Roles: admins,
 			Summary:     "Set a provider's credential",
-			Description: "It is sealed at rest, is sent to this provider's `base_url` and nowhere else, and is never shown again.",
+			Description: "The credential is encrypted at rest, is sent only to this provider's `base_url`, and is never shown again.",
 			Example:     `{"secret":"sk-the-key-that-the-provider-gave-you"}`,
 		}, putCredential),
 		serves(route{
 			Method: "GET", Path: "/v1/models", ID: "list-models", Tag: tagProviders, Roles: everyone,
 			Summary:     "List models",
-			Description: "The models that your providers name, in OpenAI's format. A pattern such as `gpt-*` is not in the list, since its models are not known here. On the gateway, with an agent's key, the same path lists what that agent may use.",
+			Description: "The models of your providers, in OpenAI's format. Patterns such as `gpt-*` are not in the list, since their models are unknown. On the gateway, with an agent's key, the same path lists the agent's models.",
 		}, listModels),
 
 		// The org
@@ -195,42 +198,44 @@ func routes() []route {
 		}, getMe),
 		serves(route{
 			Method: "GET", Path: "/v1/org-keys", ID: "list-org-keys", Tag: tagOrg, Roles: admins,
-			Summary: "List organization keys", Description: "Oldest first, revoked and expired ones too.",
+			Summary: "List organization keys", Description: "Oldest first, including revoked and expired ones.",
 		}, listOrgKeys),
 		serves(route{
 			Method: "POST", Path: "/v1/org-keys", ID: "create-org-key", Tag: tagOrg, Roles: admins, Status: 201,
-			Summary:     "Create an organization key",
-			Description: "For people and programs that manage. `admin` may do everything, `auditor` may read everything but organization keys and nodes, `reviewer` may read agents and policies and decide approvals. The response holds the key. It is shown once.",
-			Example:     `{"name":"ci","role":"auditor","expires_in_days":365}`,
+			Summary: "Create an organization key",
+			Description: "A key for people and programs that use the management API. `admin` may do everything. " +
+				"`auditor` may read everything except organization keys and nodes. `reviewer` may read agents and policies and decide approvals. " +
+				"The response has the key. It is shown only once.",
+			Example: `{"name":"ci","role":"auditor","expires_in_days":365}`,
 		}, createOrgKey),
 		serves(route{
 			Method: "GET", Path: "/v1/org-keys/{id}", ID: "get-org-key", Tag: tagOrg, Roles: admins,
-			Summary: "Get an organization key", Description: "Without the key itself, which is not kept.",
+			Summary: "Get an organization key", Description: "The response does not include the key itself, which is not stored.",
 		}, getOrgKey),
 		serves(route{
 			Method: "DELETE", Path: "/v1/org-keys/{id}", ID: "revoke-org-key", Tag: tagOrg, Roles: admins, Status: 204,
-			Summary: "Revoke an organization key", Description: "The last admin key that works cannot be revoked, since the org could not be managed without it.",
+			Summary: "Revoke an organization key", Description: "The last active admin key cannot be revoked, since the organization could not be managed without it.",
 		}, revokeOrgKey),
 		serves(route{
 			Method: "GET", Path: "/v1/nodes", ID: "list-nodes", Tag: tagOrg, Roles: admins,
-			Summary: "List nodes", Description: "Envoys and sidecars that may fetch this org's configuration, credentials included.",
+			Summary: "List nodes", Description: "Envoys and sidecars that may fetch this org's configuration, including credentials.",
 		}, listNodes),
 		serves(route{
 			Method: "POST", Path: "/v1/nodes", ID: "create-node", Tag: tagOrg, Roles: admins, Status: 201,
 			Summary:     "Create a node",
-			Description: "Gives a join token, this once; or, with `spiffe_id`, lets the holder of that certificate in without one.",
+			Description: "The response has a join token, which is shown only once. With `spiffe_id`, the node authenticates with its certificate and gets no token.",
 			Example:     `{"name":"gateway-eu-1"}`,
 		}, createNode),
 		serves(route{
 			Method: "GET", Path: "/v1/nodes/{id}", ID: "get-node", Tag: tagOrg, Roles: admins,
-			Summary: "Get a node", Description: "Without its join token, which is not kept.",
+			Summary: "Get a node", Description: "The response does not include the join token, which is not stored.",
 		}, getNode),
 		serves(route{
 			Method: "DELETE", Path: "/v1/nodes/{id}", ID: "revoke-node", Tag: tagOrg, Roles: admins, Status: 204,
-			Summary: "Revoke a node", Description: "It gets no configuration any more. Revoking it again changes nothing.",
+			Summary: "Revoke a node", Description: "The node gets no more configuration. Revoking it again changes nothing.",
 		}, revokeNode),
 
-		// Promised, and not built in this version. Each says so and changes nothing.
+		// Promised and not built in this version. Each returns 501 and changes nothing.
 		unbuilt("POST", "/v1/policies/dry-run", "dry-run-policy", tagPolicies, admins, "Dry-run a policy on recorded traffic"),
 		unbuilt("GET", "/v1/shadow-agents", "list-shadow-agents", tagShadow, auditors, "List detected shadow agents"),
 		unbuilt("POST", "/v1/shadow-agents/{id}/register", "register-shadow-agent", tagShadow, admins, "Register a shadow agent"),
@@ -257,9 +262,10 @@ func routes() []route {
 	}
 }
 
-const mergePatch = "Takes a JSON merge patch (RFC 7396): what is not in it stays, `null` puts back what a new object has, objects are merged name by name, lists are replaced whole. With `If-Match`, the change is made only to the version that you saw (412 otherwise); without it, to the newest."
+const mergePatch = "Send a JSON merge patch (RFC 7396). A field that is not in it stays. `null` restores the default. Objects are merged by name; lists are replaced. " +
+	"With `If-Match`, only the version that you read is changed (412 otherwise). Without it, the newest version is changed."
 
-// The groups of the description, in its order.
+// The tags of the description, in its order.
 const (
 	tagAgents     = "Agents"
 	tagKeys       = "Agent keys"
@@ -272,7 +278,7 @@ const (
 	tagCompliance = "Compliance"
 )
 
-// serves makes a row of an operation.
+// serves returns the row of an operation.
 func serves[I, O any](r route, fn func(context.Context, *call, *I) (*O, error)) route {
 	if in := reflect.TypeFor[I](); in.Kind() == reflect.Struct {
 		_, r.Conditional = in.FieldByName("IfMatch")
@@ -288,11 +294,11 @@ func serves[I, O any](r route, fn func(context.Context, *call, *I) (*O, error)) 
 	return r
 }
 
-// unbuilt makes a row of an operation that is promised and not there.
+// unbuilt returns the row of an operation that is promised and not built.
 func unbuilt(method, path, id, tag string, roles []identity.Role, summary string) route {
 	r := route{
 		Method: method, Path: path, ID: id, Tag: tag, Roles: roles, Public: roles == nil, Status: http.StatusNotImplemented,
-		Summary: summary, Description: "Promised, and not built in this version: the response is 501, and nothing is changed.", Unbuilt: summary,
+		Summary: summary, Description: "Not built in this version: the response is 501, and nothing is changed.", Unbuilt: summary,
 	}
 	r.mount = func(s *Server, r route) {
 		op := s.operation(r)
@@ -303,15 +309,15 @@ func unbuilt(method, path, id, tag string, roles []identity.Role, summary string
 		}
 		huma.Register(s.huma, op, func(context.Context, *struct{}) (*struct{}, error) {
 			return nil, &problem{
-				Status: http.StatusNotImplemented, Code: "not_built", Message: r.Unbuilt + ": this is not built in this version. Nothing was changed.",
-				Fix: "Look for it in the release notes of a newer version.",
+				Status: http.StatusNotImplemented, Code: "not_built", Message: r.Unbuilt + ": this version does not support it. Nothing was changed.",
+				Fix: "Read the release notes of newer versions.",
 			}
 		})
 	}
 	return r
 }
 
-// page makes a row of what is for browsers, and public.
+// page returns the row of a public page for browsers.
 func page(method, path string, serve func(*Server, http.ResponseWriter, *http.Request)) route {
 	return route{Method: method, Path: path, Public: true, mount: func(s *Server, r route) {
 		s.mux.HandleFunc(r.Method+" "+r.Path, func(w http.ResponseWriter, req *http.Request) { serve(s, w, req) })

@@ -142,7 +142,7 @@ func (w *world) call(key, method, path, body string, headers ...string) reply {
 	return reply{rec.Code, rec.Header(), rec.Body.String()}
 }
 
-// want calls as an admin, and the status must be as said.
+// want sends a request as an admin, and checks the status.
 func (w *world) want(status int, method, path, body string, headers ...string) reply {
 	w.t.Helper()
 	got := w.call(w.keys[identity.Admin], method, path, body, headers...)
@@ -152,8 +152,8 @@ func (w *world) want(status int, method, path, body string, headers ...string) r
 	return got
 }
 
-// TestRoutes calls each row of the table without a key, with strings that are not keys,
-// with a role that may not, and for objects of another org.
+// TestRoutes: each row of the table rejects a request without a key and with a string that
+// is not a key. It rejects a role that does not suffice, and an object of another org.
 func TestRoutes(t *testing.T) {
 	w := serve(t)
 	other := serve2(w)
@@ -251,7 +251,7 @@ func tagOf(path string) string {
 	return parts[2]
 }
 
-// The life of an agent and its keys, and what the audit log says of it.
+// An agent and its keys from creation to deletion, and their audit entries.
 func TestAgents(t *testing.T) {
 	w := serve(t)
 	made := w.want(201, "POST", "/v1/agents", `{"name":"support-bot","allowed_models":["gpt-4o"],"metadata":{"n":12345678901234567890,"pii":true}}`)
@@ -259,7 +259,7 @@ func TestAgents(t *testing.T) {
 	if !strings.HasPrefix(id, "ag_") || !strings.HasPrefix(made.field("fingerprint").(string), "sha256:") || made.header.Get("Etag") != `"1"` || !strings.Contains(made.body, "12345678901234567890") {
 		t.Errorf("made: %v %s", made.header, made.body)
 	}
-	// A change by who saw an older version is rejected, and changes nothing.
+	// A change with an older ETag is rejected, and changes nothing.
 	w.want(200, "PATCH", "/v1/agents/"+id, `{"team":"support","metadata":{"pii":null}}`, "If-Match", `"1"`)
 	w.want(412, "PATCH", "/v1/agents/"+id, `{"team":"x"}`, "If-Match", `"1"`)
 	got := w.want(200, "GET", "/v1/agents/"+id, "")
@@ -294,7 +294,7 @@ func TestAgents(t *testing.T) {
 	}
 }
 
-// What is wrong is named, with what to do about it and the request's id.
+// An error names the field, the fix and the request's id.
 func TestRefusals(t *testing.T) {
 	w := serve(t)
 	for _, c := range []struct {
@@ -336,7 +336,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// A POST that is sent again is done once, also by many at the same moment.
+// A repeated POST is executed once, also if many are sent at the same moment.
 func TestIdempotency(t *testing.T) {
 	w := serve(t)
 	var wg sync.WaitGroup
@@ -365,7 +365,7 @@ func TestIdempotency(t *testing.T) {
 	w.want(422, "POST", "/v1/org-keys", `{"name":"other","role":"auditor"}`, "Idempotency-Key", "once")
 }
 
-// A list is walked to its end without a duplicate or a gap, while others add to it.
+// A client reads all pages without a duplicate or a gap while others add objects.
 func TestPages(t *testing.T) {
 	w := serve(t)
 	want := map[string]bool{}
@@ -395,7 +395,7 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// A credential goes in and never comes out; another address drops it.
+// A credential is never in a response, and a new address removes it.
 func TestProviders(t *testing.T) {
 	w := serve(t)
 	made := w.want(201, "POST", "/v1/providers", `{"name":"openai","kind":"openai","base_url":"https://api.openai.com/v1","models":["gpt-4o","gpt-*"]}`)
@@ -448,8 +448,8 @@ func TestLastAdmin(t *testing.T) {
 	}
 }
 
-// Names are compared by policies and read by people: each has one spelling, and none
-// looks like another.
+// Policies compare names and people read them: names are normalized, and invisible
+// characters are rejected.
 func TestNamesHaveOneSpelling(t *testing.T) {
 	w := serve(t)
 	for _, name := range []string{"a\u202eb", "a\u200bb", "a\u0085b", " a", "a ", "a  b", "a\u00a0b", "a\tb", "\ue000"} {
@@ -471,13 +471,13 @@ func TestDeletionIsConditional(t *testing.T) {
 	w.want(412, "DELETE", "/v1/agents/"+id, "", "If-Match", `"1"`)
 	w.want(204, "DELETE", "/v1/agents/"+id, "", "If-Match", `"2"`)
 	w.want(404, "GET", "/v1/agents/"+id, "")
-	// What it did stays readable, in its entries and in its usage.
+	// The agent's entries and its usage stay readable.
 	w.want(200, "GET", "/v1/agents/"+id+"/logs", "")
 	w.want(200, "GET", "/v1/agents/"+id+"/usage", "")
 	w.want(404, "GET", "/v1/agents/ag_01k0000000abcdefghjkmnpqrs/usage", "")
 }
 
-// A client's X-Request-ID is not taken, since it would be recorded.
+// A client's X-Request-ID is not used, since it would be recorded.
 func TestRequestIDIsOurs(t *testing.T) {
 	w := serve(t)
 	r := w.want(201, "POST", "/v1/agents", `{"name":"a"}`, "X-Request-Id", "forged-by-the-client")
@@ -489,7 +489,7 @@ func TestRequestIDIsOurs(t *testing.T) {
 	}
 }
 
-// What would match only itself is not stored as if it were a pattern.
+// A literal with * is rejected, since it would match only itself.
 func TestWildcardsInPoliciesAreRejected(t *testing.T) {
 	w := serve(t)
 	r := w.want(422, "POST", "/v1/policies", `{"name":"p","effect":"deny","conditions":{"request.model":"gpt-*"}}`)
@@ -503,8 +503,8 @@ func TestWildcardsInPoliciesAreRejected(t *testing.T) {
 	w.want(200, "GET", key.header.Get("Location"), "")
 }
 
-// Values of a provider's headers and query may be secrets: no role reads them, a PATCH
-// keeps those that it does not name, and they do not follow to another address.
+// Values of a provider's headers and query may be secrets. No role can read them. A PATCH
+// keeps the values that it does not name. A new address removes them.
 func TestHeaderValuesAreNotShown(t *testing.T) {
 	w := serve(t)
 	const header, query = "glpat-canary-0123", "sig-canary-4567"
@@ -513,7 +513,7 @@ func TestHeaderValuesAreNotShown(t *testing.T) {
 	path := "/v1/providers/" + made.field("id").(string)
 	patch := func(body string) reply { t.Helper(); return w.want(200, "PATCH", path, body) }
 
-	// As it was read, it can be written again.
+	// The body of a response can be sent back.
 	read := w.want(200, "GET", path, "")
 	if read.field("headers", "private-token") != "[redacted]" || read.field("settings", "query", "sig") != "[redacted]" || read.field("settings", "query", "api-version") != "2026-01-01" {
 		t.Error(read.body)
@@ -552,7 +552,7 @@ func TestHeaderValuesAreNotShown(t *testing.T) {
 	w.want(422, "POST", "/v1/providers", `{"name":"q","kind":"openai","base_url":"https://a.example/v1","headers":{"x-new":"[redacted]"}}`)
 	w.want(422, "PATCH", path, `{"settings":{"query":{"new":"[redacted]"}}}`)
 
-	// Neither the API nor a role of the database shows a value, whatever it is called.
+	// Neither the API nor a role of the database shows a value, with any name.
 	for role, key := range w.keys {
 		for _, path := range []string{"/v1/providers", path, "/v1/audit/entries?limit=100"} {
 			if got := w.call(key, "GET", path, ""); strings.Contains(got.body, "canary") || got.status == 500 {
@@ -581,8 +581,8 @@ func TestHeaderValuesAreNotShown(t *testing.T) {
 	}
 }
 
-// A list that is walked while others create misses nothing: an object whose transaction
-// began before others' and commits after them stands behind them.
+// Reading pages while others create objects misses nothing. An object comes after those of
+// transactions that began later and committed earlier.
 func TestListsMissNoCommit(t *testing.T) {
 	w := serve(t)
 	var seen []string
@@ -639,7 +639,7 @@ func TestListsMissNoCommit(t *testing.T) {
 	}
 }
 
-// What is created is found at its Location, and what was stored can be changed again.
+// A created object is at its Location, and can be changed again.
 func TestLocations(t *testing.T) {
 	w := serve(t)
 	agent := w.want(201, "POST", "/v1/agents", `{"name":"a","metadata":{"n":1e60}}`)
@@ -660,8 +660,8 @@ func TestLocations(t *testing.T) {
 	}
 }
 
-// What the description does not have is rejected: null for a value, a parameter without
-// one, both of two fields that exclude each other, a method of another path.
+// A request that does not fit the description is rejected. It has null for a value, an
+// empty parameter, two fields that exclude each other, or a method of another path.
 func TestDescriptionIsEnforced(t *testing.T) {
 	w := serve(t)
 	for _, c := range []struct{ method, path, body, field string }{

@@ -30,39 +30,39 @@ import (
 // A Database runs transactions; *store.DB is one.
 type Database interface {
 	// InOrg runs fn in a transaction that sees the rows of one org and no others.
-	// It may run fn again if Postgres asks for that.
+	// It may run fn again after a serialization failure.
 	InOrg(ctx context.Context, org string, fn func(pgx.Tx) error) error
-	// Presenting runs fn in a transaction that sees the one row which a secret with
-	// this hash (hex) opens.
+	// Presenting runs fn in a transaction that sees only the row of the secret with this
+	// hash (hex).
 	Presenting(ctx context.Context, presented string, fn func(pgx.Tx) error) error
 }
 
-// A Recorder puts a change into the org's record, in the change's own
-// transaction; *audit.Chain is one.
+// A Recorder appends a change to the org's audit log, in the transaction of the change.
+// *audit.Chain is one.
 type Recorder interface {
 	Record(ctx context.Context, tx pgx.Tx, org string, e audit.Changed) (audit.Position, error)
 }
 
-// Config is what a Server needs.
+// Config configures a Server.
 type Config struct {
 	DB     Database
 	Chain  Recorder
-	Sealer *provider.Sealer // of credentials, and of stored answers
+	Sealer *provider.Sealer // encrypts credentials and stored responses
 
 	Targets provider.Targets // the addresses that providers may have
 
 	Now  func() time.Time // nil: time.Now
-	Rand io.Reader        // of ids and secrets; nil: crypto/rand
+	Rand io.Reader        // for ids and secrets; nil: crypto/rand
 	Log  *slog.Logger     // nil: slog.Default()
-	// Registerer takes the metrics. Nil: they are counted and not shown.
+	// Registerer registers the metrics. Nil: they are counted and not exported.
 	Registerer prometheus.Registerer
 
-	// PublicURL is where clients reach the API, for the description. Empty: the
-	// address that the description was fetched from.
+	// PublicURL is the URL of the API in the description. Empty: the address that the
+	// description is fetched from.
 	PublicURL string
 	// Version is this build's, for the description. Empty: "dev".
 	Version string
-	// Timeout bounds one request's work in the database. 0: 15 s.
+	// Timeout limits the database work of one request. 0: 15 s.
 	Timeout time.Duration
 }
 
@@ -74,15 +74,15 @@ type Server struct {
 	huma    huma.API
 	metrics *metrics
 	bodies  map[string]*huma.Schema // of requests, by operation id
-	methods map[string]string       // of each path without a parameter, as in Allow
-	json    []byte                  // the description, written down
+	methods map[string]string       // the Allow header of each path without a parameter
+	json    []byte                  // the encoded description
 	yaml    []byte
 }
 
 // New returns a handler that serves every row of the table.
 func New(c Config) (*Server, error) {
 	if c.DB == nil || c.Chain == nil || c.Sealer == nil {
-		return nil, errors.New("api needs a DB, a Chain and a Sealer")
+		return nil, errors.New("the api requires a DB, a Chain and a Sealer")
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -117,8 +117,8 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// ServeHTTP answers one request. Nothing is sent before the response is complete, so
-// that a failure half way is a whole 500 and not half a response.
+// ServeHTTP serves one request. Nothing is sent before the response is complete, so a late
+// failure is a complete 500 and not half a response.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := s.c.Now()
 	id := s.idFor(r)
@@ -141,7 +141,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("Cache-Control", "no-store") // one in a few answers holds a secret
+	h.Set("Cache-Control", "no-store") // some responses have a secret
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 	for name, values := range a.header {
 		h[name] = values
@@ -155,7 +155,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.Set("Content-Length", strconv.Itoa(a.body.Len()))
 	}
 	w.WriteHeader(status)
-	_, _ = w.Write(a.body.Bytes()) // the client may be gone
+	_, _ = w.Write(a.body.Bytes()) // an error means that the client has closed the connection
 
 	s.metrics.answered(r, status, s.c.Now().Sub(began))
 	s.c.Log.DebugContext(ctx, "answered", "request", id, "route", r.Pattern, "status", status)
@@ -170,8 +170,8 @@ func (s *Server) dispatch(w *answer, r *http.Request) {
 		return
 	}
 	h, pattern := s.mux.Handler(r)
-	// A path that has rows of its own has their methods only: /v1/policies/dry-run is
-	// not a policy that is called dry-run.
+	// A path with its own rows has only their methods: /v1/policies/dry-run is not a policy
+	// with the id dry-run.
 	allow, own := s.methods[r.URL.Path]
 	if pattern != "" && (!own || slices.Contains(strings.Split(allow, ", "), r.Method)) {
 		s.mux.ServeHTTP(w, r)
@@ -185,12 +185,12 @@ func (s *Server) dispatch(w *answer, r *http.Request) {
 	}
 	if allow != "" {
 		w.header.Set("Allow", allow)
-		p = &problem{Status: http.StatusMethodNotAllowed, Code: "method_not_allowed", Message: "This path does not take " + word(r.Method) + ".", Fix: "Use " + strings.ReplaceAll(allow, ", ", " or ") + "."}
+		p = &problem{Status: http.StatusMethodNotAllowed, Code: "method_not_allowed", Message: "This path does not accept " + word(r.Method) + ".", Fix: "Use " + strings.ReplaceAll(allow, ", ", " or ") + "."}
 	}
 	write(w, requestIDOf(r.Context()), p)
 }
 
-// allowing is the header Allow with one more method. HEAD comes with GET.
+// allowing returns the header Allow with one more method. GET adds HEAD.
 func allowing(allow, method string) string {
 	methods := []string{method}
 	if method == http.MethodGet {
@@ -204,10 +204,10 @@ func allowing(allow, method string) string {
 }
 
 func noSuchPath() *problem {
-	return &problem{Status: http.StatusNotFound, Code: "no_such_path", Message: "There is nothing at this path.", Fix: "See /docs for the paths. A path has no slash at its end. Models are called at the gateway, not here."}
+	return &problem{Status: http.StatusNotFound, Code: "no_such_path", Message: "The API does not have this path.", Fix: "See /docs for the paths. A path has no slash at its end. Call models at the gateway, not here."}
 }
 
-// word is s if it is short and harmless, for showing it back.
+// word returns s if it is short and safe to show in a response.
 func word(s string) string {
 	if len(s) > 20 || strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != "" {
 		return "this method"
@@ -215,8 +215,8 @@ func word(s string) string {
 	return s
 }
 
-// panicked logs what the runtime says and no more: a value could be anything, a
-// secret too.
+// panicked logs a panic. It logs the value only if it is a runtime error, since another
+// value could be a secret.
 func (s *Server) panicked(ctx context.Context, p any) {
 	what := fmt.Sprintf("%T", p)
 	if re, ok := p.(runtime.Error); ok {
@@ -235,8 +235,8 @@ func requestIDOf(ctx context.Context) string {
 	return id
 }
 
-// idFor is Envoy's request id for what came through Envoy, which reaches us over a
-// Unix socket, and else our own. A client's is never taken: the id is recorded.
+// idFor returns the request id. Envoy's id is used for a request over the Unix socket, and a
+// new one otherwise. A client's own id is never used, because the id is recorded.
 func (s *Server) idFor(r *http.Request) string {
 	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
 	if ids := r.Header["X-Request-Id"]; local != nil && local.Network() == "unix" && len(ids) == 1 && sane(ids[0]) {
@@ -253,7 +253,7 @@ func sane(id string) bool {
 	return len(id) >= 8 && len(id) <= 64 && strings.Trim(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == ""
 }
 
-// answer is what will be sent.
+// answer is a buffered response.
 type answer struct {
 	header http.Header
 	status int

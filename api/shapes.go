@@ -7,16 +7,16 @@ import (
 	"time"
 )
 
-// The shapes that all resources share.
+// Types that all resources share.
 
 // list is a page of a list.
 type list[T any] struct {
-	Data    []T     `json:"data" nullable:"false" doc:"The page."`
+	Data    []T     `json:"data" nullable:"false" doc:"The objects of this page."`
 	HasMore bool    `json:"has_more" doc:"Whether there is another page after this one."`
-	Next    *string `json:"next" doc:"What to send as after for the next page; null on the last one."`
+	Next    *string `json:"next" doc:"The value of after for the next page; null on the last page."`
 }
 
-// listed makes a page of entries from up to limit+1 of them.
+// listed returns a page of entries out of up to limit+1 of them.
 func listed[T any](rows []T, limit int, cursor func(T) string) *paged[T] {
 	l := list[T]{Data: rows}
 	if len(rows) > limit {
@@ -30,16 +30,16 @@ func listed[T any](rows []T, limit int, cursor func(T) string) *paged[T] {
 type paged[T any] struct{ Body list[T] }
 
 type one[T any] struct {
-	ETag string `header:"ETag" doc:"The version, for a later If-Match."`
+	ETag string `header:"ETag" doc:"The version. Send it in a later If-Match."`
 	Body T
 }
 
-// made is the response to a POST. It survives being written down as JSON, since that
-// is how it is kept for its idempotency key.
+// made is the response to a POST. It can be stored as JSON and replayed for an idempotency
+// key.
 type made[T any] struct {
-	Location string `header:"Location" doc:"Where it is."`
-	ETag     string `header:"ETag" doc:"The version, for a later If-Match."`
-	Replayed string `header:"Idempotency-Replayed" doc:"true if this response was sent before, to the same Idempotency-Key."`
+	Location string `header:"Location" doc:"The path of the new object."`
+	ETag     string `header:"ETag" doc:"The version. Send it in a later If-Match."`
+	Replayed string `header:"Idempotency-Replayed" doc:"true if this response was replayed for the same Idempotency-Key."`
 	Body     T
 }
 
@@ -49,13 +49,13 @@ type nothing struct{}
 
 // Pages are the parameters of a list.
 type Pages struct {
-	Limit int    `query:"limit" minimum:"1" maximum:"100" default:"20" doc:"How many at most."`
-	After string `query:"after" pattern:"^[0-9]{1,18}\\.[a-z]{1,8}_[0-9A-Za-z_-]{1,50}$" patternDescription:"the next of the page before" doc:"The next of the page before: what follows it is listed." example:"12.ag_01k0000000abcdefghjkmnpqrs"`
+	Limit int    `query:"limit" minimum:"1" maximum:"100" default:"20" doc:"The most objects to return."`
+	After string `query:"after" pattern:"^[0-9]{1,18}\\.[a-z]{1,8}_[0-9A-Za-z_-]{1,50}$" patternDescription:"the next of the page before" doc:"The value of next in the page before. The list continues after it." example:"12.ag_01k0000000abcdefghjkmnpqrs"`
 }
 
-// place is where an object stands in its list: the place that its transaction got, in
-// the order of the commits, and its id. An object that is created while a list is
-// walked stands behind all that could be seen before: no cursor has passed it.
+// place is an object's position in its list: the place of its transaction, in the order of
+// the commits, and its id. An object that is created while a client reads the pages comes
+// after all objects that were visible before, so no cursor has passed it.
 type place struct {
 	at int64
 	id string
@@ -63,14 +63,14 @@ type place struct {
 
 func (p place) String() string { return itoa(p.at) + "." + p.id }
 
-// after is the place of After, whose form was checked against the description.
+// after returns the place in After. Validation has checked its form.
 func (p Pages) after() place {
 	at, id, _ := strings.Cut(p.After, ".")
 	n, _ := strconv.ParseInt(at, 10, 64)
 	return place{n, id}
 }
 
-// pageOf shows the rows that follow After, which are in the order of their places.
+// pageOf returns the page of rows after After. rows are in the order of their places.
 func pageOf[A, B any](p Pages, rows []A, at func(A) place, show func(A) B) *paged[B] {
 	after := p.after()
 	rows = slices.DeleteFunc(rows, func(r A) bool {
@@ -88,18 +88,18 @@ func pageOf[A, B any](p Pages, rows []A, at func(A) place, show func(A) B) *page
 }
 
 type ByID struct {
-	ID string `path:"id" maxLength:"128" doc:"Its id."`
+	ID string `path:"id" maxLength:"128" doc:"The object's id."`
 }
 
-// Conditional is the header of a PATCH or DELETE. It is read by the guard, all of it; this
-// is for the description.
+// Conditional is the header of a PATCH or DELETE. The guard reads it; this type is for the
+// description.
 type Conditional struct {
-	IfMatch string `header:"If-Match" doc:"Change it only if its ETag is this." example:"\"1\""`
+	IfMatch string `header:"If-Match" doc:"Change the object only if this is its ETag." example:"\"1\""`
 }
 
 func etag(version int64) string { return `"` + strconv.FormatInt(version, 10) + `"` }
 
-// matches says whether the caller's If-Match permits a change of that version.
+// matches reports whether the caller's If-Match permits a change of that version.
 // RFC 9110 section 13.1.1: a weak tag never matches.
 func (c *caller) matches(version int64) error {
 	if len(c.ifMatch) == 0 {
@@ -111,12 +111,12 @@ func (c *caller) matches(version int64) error {
 		}
 	}
 	return &problem{
-		Status: 412, Code: "changed", Message: "It was changed since the version that you saw.", Field: "If-Match",
-		Fix: "Get it again, look at what changed, and send the patch with its new ETag, " + etag(version) + ".",
+		Status: 412, Code: "changed", Message: "The object was changed since the version in If-Match.", Field: "If-Match",
+		Fix: "Get the object again, check the changes, and send the patch with its new ETag, " + etag(version) + ".",
 	}
 }
 
-// at is a time on the wire: UTC, or nothing for never.
+// at returns a time for a response: UTC, or nil for the zero time, which is never.
 func at(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
@@ -125,7 +125,7 @@ func at(t time.Time) *time.Time {
 	return &t
 }
 
-// strs is never nil: an empty list is [] on the wire.
+// strs returns s, or an empty list for nil, since an empty list is [] in JSON.
 func strs(s []string) []string {
 	if s == nil {
 		return []string{}
