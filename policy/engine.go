@@ -131,7 +131,7 @@ func parseModules(modules map[string]string) (map[string]*ast.Module, error) {
 	return parsed, nil
 }
 
-// compile compiles modules, by name, under our capabilities.
+// compile compiles modules, by name, with capabilities.
 func compile(modules map[string]string) (*compiled, error) {
 	parsed, err := parseModules(modules)
 	if err != nil {

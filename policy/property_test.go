@@ -784,7 +784,7 @@ func TestComposition(t *testing.T) {
 		case 2: // No policy allows what the baseline rejects.
 			for i, d := range another(`{"name": "all", "effect": "allow", "conditions": {}}`) {
 				if d.Effect == policy.Allow && len(oracleBaseline(ins[i])) > 0 {
-					t.Fatal("a policy allows what the baseline refuses")
+					t.Fatal("a policy allows what the baseline denies")
 				}
 			}
 		}
