@@ -15,6 +15,7 @@ FRAMES_PY := $(TOOLS)/frameworks/.done
 AGENTS_PY := $(TOOLS)/agents/.done
 SCHEMA_PY := $(TOOLS)/schemathesis/.done
 SDK_JS    := e2e/sdk/node_modules/.done
+RECORDING := $(TOOLS)/recording/.done
 STATIC    := $(TOOLS)/bin/staticcheck
 VULN      := $(TOOLS)/bin/govulncheck
 VALE      := $(TOOLS)/bin/vale
@@ -46,7 +47,7 @@ say = @printf '\033[1m==>\033[0m %s\n' "$(1)" >&2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help check-run check-test run test test-short check lint generate prices bench fuzz build setup clean vuln $(BIN)
+.PHONY: help check-run check-test run test test-short check lint generate prices bench recording fuzz build setup clean vuln $(BIN)
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +97,9 @@ prices: ## provider/prices/list.json, out of the package that tools/prices.txt p
 bench: setup ## what docs/performance.md claims, measured side by side, as ratios
 	$(call say,measuring; ratios count and absolute figures do not)
 	@go run ./bench -aid $(BIN) -envoy $(ENVOY) $(ARGS)
+
+recording: setup $(RECORDING) ## docs/recording.cast and its two SVGs, from the real product on the default ports
+	@$(TOOLS)/recording/bin/python tools/recording.py $(BIN) $(ENVOY) $(TOOLS)/postgres docs
 
 fuzz: ## every fuzz target for FUZZTIME each
 	@for p in $$(go list ./...); do \
@@ -158,6 +162,12 @@ $(TOOLS)/%/.done: e2e/sdk/%.txt
 	$(call say,installing the Python packages of $< into $(TOOLS)/$*)
 	@rm -rf $(TOOLS)/$* && $(PYTHON) -m venv $(TOOLS)/$*
 	@$(TOOLS)/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r $<
+	@touch $@
+
+$(RECORDING): tools/recording.txt
+	$(call say,installing the Python packages of $< into $(TOOLS)/recording)
+	@rm -rf $(TOOLS)/recording && $(PYTHON) -m venv $(TOOLS)/recording
+	@$(TOOLS)/recording/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r $<
 	@touch $@
 
 $(SDK_JS): e2e/sdk/package.json e2e/sdk/package-lock.json

@@ -1,6 +1,8 @@
 package e2e_test
 
 import (
+	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -75,6 +77,7 @@ func TestDocs(t *testing.T) {
 			}
 		})
 	}
+	t.Run("recording.cast", func(t *testing.T) { replay(t, up) })
 	if commands < 25 && !t.Failed() {
 		t.Errorf("only %d blocks of commands were found", commands)
 	}
@@ -145,9 +148,24 @@ func (s *shell) run(t *testing.T, block, prints string) {
 	if prints != "" {
 		curl = "curl() { command curl \"$@\"; }\n"
 	}
-	script := "set -ea\nexport STATE=" + s.state + "\n. $STATE\n" + curl + s.replace.Replace(block) +
+	s.until(t, curl, block, func(out string) string {
+		if prints == "" {
+			return ""
+		}
+		for _, want := range strings.Split(prints, ", ") {
+			if !strings.Contains(out, want) {
+				return fmt.Sprintf("it does not print %q", want)
+			}
+		}
+		return ""
+	})
+}
+
+// until types a block again until wrong finds nothing wrong in what it prints.
+func (s *shell) until(t *testing.T, before, block string, wrong func(string) string) {
+	t.Helper()
+	script := "set -ea\nexport STATE=" + s.state + "\n. $STATE\n" + before + s.replace.Replace(block) +
 		"\n{ export -p; declare -f; } | grep -v '^declare -[a-z]*r' > $STATE.new && mv $STATE.new $STATE\n"
-	var missing string
 	for deadline := time.Now().Add(15 * time.Second); ; {
 		cmd := exec.CommandContext(t.Context(), "bash", "-c", script)
 		cmd.Dir, cmd.Env = e2e.Root(), s.env
@@ -155,23 +173,78 @@ func (s *shell) run(t *testing.T, block, prints string) {
 		if err != nil {
 			t.Fatalf("%v\n%s\n%s", err, block, out)
 		}
-		if missing = ""; prints == "" {
-			return
-		}
-		for _, want := range strings.Split(prints, ", ") {
-			if !strings.Contains(string(out), want) {
-				missing = want
-			}
-		}
-		if missing == "" {
+		found := wrong(string(out))
+		if found == "" {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("it does not print %q:\n%s\n%s", missing, block, out)
+			t.Fatalf("%s:\n%s\n%s", found, block, out)
 		}
 		select {
 		case <-t.Context().Done():
 		case <-time.After(100 * time.Millisecond):
 		}
+	}
+}
+
+// varies is what differs from one run of the recording to the next.
+var varies = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\b[0-9a-f]{64}\b|\d{4}-\d\d-\d\dT[\d:.]+Z|\b\d+ entries|\bto \d+|"created":\d+`)
+
+// replay types the commands of docs/recording.cast again. They print what the recording
+// shows, up to ids, times and counts. Both pictures were made from that file.
+func replay(t *testing.T, up *e2e.Up) {
+	cast, err := os.ReadFile(filepath.Join(e2e.Root(), "docs", "recording.cast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"recording-light.svg", "recording-dark.svg"} {
+		svg, err := os.ReadFile(filepath.Join(e2e.Root(), "docs", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if digest := fmt.Sprintf("recording.cast sha256:%x<", sha256.Sum256(cast)); !strings.Contains(string(svg), digest) {
+			t.Errorf("docs/%s is not of docs/recording.cast: run `make recording`", name)
+		}
+	}
+	s := newShell(t, up)
+	agent := up.Agent(t, `{"name":"support-bot","allowed_models":["demo"]}`)
+	id, key := up.Key(t, agent, `{"name":"first","scopes":["chat:completions"]}`)
+	s.env = append(s.env, "AGENT="+agent, "KEY="+id, "AID_KEY="+key)
+
+	type step struct{ typed, printed string }
+	var steps []step
+	const prompt = "\x1b[32m$\x1b[0m "
+	for _, line := range strings.Split(strings.TrimSpace(string(cast)), "\n")[1:] {
+		var at float64
+		var kind, text string
+		if err := json.Unmarshal([]byte(line), &[]any{&at, &kind, &text}); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		text = strings.ReplaceAll(text, "\r\n", "\n")
+		switch {
+		case kind == "i":
+			steps = append(steps, step{typed: text})
+		case text == prompt: // what follows is the echo of what is typed
+			steps = append(steps, step{})
+		case len(steps) > 0:
+			steps[len(steps)-1].printed += text
+		}
+	}
+	commands := 0
+	for _, step := range steps {
+		if step.typed == "" {
+			continue
+		}
+		commands++
+		want := varies.ReplaceAllString(step.printed, "…")
+		s.until(t, "", step.typed, func(out string) string {
+			if got := varies.ReplaceAllString(out, "…"); got != want {
+				return fmt.Sprintf("the recording is out of date, run `make recording`: it shows %q, and the product prints %q", want, got)
+			}
+			return ""
+		})
+	}
+	if commands < 8 {
+		t.Errorf("docs/recording.cast has only %d commands", commands)
 	}
 }
