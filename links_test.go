@@ -76,3 +76,72 @@ func anchors(t *testing.T, page string) (all []string) {
 	}
 	return all
 }
+
+// The dark variant of a picture says what the light one says.
+func TestPictures(t *testing.T) {
+	words := func(name string) (all []string) {
+		text, err := os.ReadFile(filepath.Join("docs", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`<(?:text|title)[^>]*>([^<]*)<`).FindAllStringSubmatch(string(text), -1) {
+			all = append(all, m[1])
+		}
+		return all
+	}
+	light := words("path.svg")
+	if !slices.Equal(light, words("path-dark.svg")) {
+		t.Error("docs/path.svg and docs/path-dark.svg differ in their words")
+	}
+	for _, want := range []string{"identify", "parse", "authorize", "record", "forward"} {
+		if !slices.Contains(light, want) {
+			t.Errorf("docs/path.svg does not have %q", want)
+		}
+	}
+}
+
+var (
+	goTest   = regexp.MustCompile("go test (\\./[a-z0-9/]+) -run '?([A-Za-z0-9_|]+)")
+	testsOf  = regexp.MustCompile("`(\\./[a-z0-9/]+)` (Test[A-Za-z0-9_]+(?:, Test[A-Za-z0-9_]+)*)")
+	testFunc = regexp.MustCompile(`(?m)^func (Test[A-Za-z0-9_]*)\(`)
+)
+
+// Every test that a page names exists in the package that the page names.
+func TestNamedTests(t *testing.T) {
+	out, err := exec.Command("git", "ls-files", "*.md").Output()
+	if err != nil {
+		t.Skipf("not a checkout: %v", err)
+	}
+	named := 0
+	for _, page := range strings.Fields(string(out)) {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range slices.Concat(goTest.FindAllStringSubmatch(string(text), -1), testsOf.FindAllStringSubmatch(string(text), -1)) {
+			named++
+			files, err := filepath.Glob(filepath.Join(m[1], "*_test.go"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var tests []string
+			for _, file := range files {
+				code, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, f := range testFunc.FindAllStringSubmatch(string(code), -1) {
+					tests = append(tests, f[1])
+				}
+			}
+			for _, name := range strings.FieldsFunc(m[2], func(r rune) bool { return r == '|' || r == ',' || r == ' ' }) {
+				if !slices.ContainsFunc(tests, func(f string) bool { return strings.Contains(f, name) }) {
+					t.Errorf("%s: %s has no test %s", page, m[1], name)
+				}
+			}
+		}
+	}
+	if named < 30 {
+		t.Errorf("only %d tests are named", named)
+	}
+}

@@ -19,7 +19,8 @@ import (
 )
 
 // A block may have what it must print before it: <!-- prints: 403, model_not_allowed -->
-var fenced = regexp.MustCompile("(?s)(?:<!-- prints: ([^\n]*) -->\n *)?```(sh|yaml|python)\n(.*?)```")
+// Or its output follows in a block of text, which may leave out lines. "…" stands for anything.
+var fenced = regexp.MustCompile("(?s)(?:<!-- prints: ([^\n]*) -->\n *)?```(sh|yaml|python)\n(.*?)```(?:\n```text\n(.*?)```)?")
 
 // typedElsewhere are pages with a test of their own.
 var typedElsewhere = map[string]string{
@@ -57,7 +58,7 @@ func TestDocs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newShell(t, up)
 			for i, block := range fenced.FindAllStringSubmatch(string(text), -1) {
-				prints, kind, typed := block[1], block[2], block[3]
+				prints, kind, typed, shown := block[1], block[2], block[3], block[4]
 				t.Run(fmt.Sprint(i), func(t *testing.T) {
 					switch {
 					case kind == "yaml":
@@ -72,7 +73,7 @@ func TestDocs(t *testing.T) {
 						typed = "\"$AID_SDK_PYTHON\" - <<'END'\n" + typed + "END\n"
 					}
 					commands++
-					s.run(t, typed, prints)
+					s.run(t, typed, prints, shown)
 				})
 			}
 		})
@@ -129,6 +130,7 @@ func newShell(t *testing.T, up *e2e.Up) *shell {
 		env: append(os.Environ(), "PATH="+filepath.Dir(e2e.Binary(t))+":"+os.Getenv("PATH"), "AID_SDK_PYTHON="+python,
 			"ORG="+up.OrgKey, "AGENT="+agent, "AID_HOME="+t.TempDir()),
 		replace: strings.NewReplacer("localhost:8080", strings.TrimPrefix(up.Gateway, "http://"), "localhost:8081", strings.TrimPrefix(up.API, "http://"),
+			`export PATH="$PWD/bin:$PATH"`, ":", // newShell has the program of this test there
 			"localhost:9090", strings.TrimPrefix(up.Metrics, "http://"), ".aid/", up.Home+"/", "--home .aid", "--home "+up.Home),
 	}
 	for _, flag := range []string{"GATEWAY", "API", "METRICS"} {
@@ -142,13 +144,19 @@ func newShell(t *testing.T, up *e2e.Up) *shell {
 
 // run types a block. A rejected request fails, unless the page says what is printed:
 // then the block is typed until it prints that, since a change takes a moment to arrive.
-func (s *shell) run(t *testing.T, block, prints string) {
+func (s *shell) run(t *testing.T, block, prints, shown string) {
 	t.Helper()
 	curl := "curl() { command curl --silent --show-error --fail-with-body \"$@\"; }\n"
-	if prints != "" {
+	if prints != "" || shown != "" {
 		curl = "curl() { command curl \"$@\"; }\n"
 	}
 	s.until(t, curl, block, func(out string) string {
+		for line := range strings.Lines(shown) {
+			line = strings.ReplaceAll(regexp.QuoteMeta(strings.TrimSpace(line)), "…", ".*")
+			if !regexp.MustCompile(`(?m)^\s*` + line + `,?\s*$`).MatchString(out) {
+				return fmt.Sprintf("no line is %q", line)
+			}
+		}
 		if prints == "" {
 			return ""
 		}
