@@ -125,7 +125,7 @@ func createPolicy(ctx context.Context, x *call, in *struct{ Body policyBody }) (
 		return nil, err
 	}
 	p := policy.Policy{ID: id, OrgID: x.org, Name: name, Version: 1, Document: in.Body.rawObject, CreatedAt: x.now, UpdatedAt: x.now}
-	if err := policy.Insert(ctx, x.tx, p); err != nil {
+	if err := policy.Insert(ctx, x.tx, p, x.by()); err != nil {
 		return nil, err
 	}
 	shown, err := policyShown(p)
@@ -198,7 +198,7 @@ func updatePolicy(ctx context.Context, x *call, in *struct {
 			out = &one[Policy]{ETag: etag(before.Version), Body: shownBefore}
 			return nil
 		}
-		if after, err = policy.Update(ctx, x.tx, after); err != nil {
+		if after, err = policy.Update(ctx, x.tx, after, x.by()); err != nil {
 			return err
 		}
 		if shown, err = policyShown(after); err != nil {
@@ -225,7 +225,7 @@ func deletePolicy(ctx context.Context, x *call, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	if err := policy.Delete(ctx, x.tx, p.ID); err != nil {
+	if err := policy.Delete(ctx, x.tx, p.ID, x.now, x.by()); err != nil {
 		return nil, err
 	}
 	return nil, x.record(ctx, "policy.deleted", "policy", p.ID, "", shown, nil)

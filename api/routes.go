@@ -153,6 +153,14 @@ func routes() []route {
 			Method: "DELETE", Path: "/v1/policies/{id}", ID: "delete-policy", Tag: tagPolicies, Roles: admins, Status: 204,
 			Summary: "Delete a policy", Description: "Without any allow policy that selects it, an agent may do what its `allowed_models` and its key's scopes permit.",
 		}, deletePolicy),
+		serves(route{
+			Method: "GET", Path: "/v1/policies/{id}/versions", ID: "list-policy-versions", Tag: tagPolicies, Roles: auditors,
+			Summary: "List a policy's versions", Description: "Newest first: each document that the policy had, who wrote it, and when. They stay when the policy is deleted.",
+		}, policyVersions),
+		serves(route{
+			Method: "GET", Path: "/v1/policies/{id}/rego", ID: "get-policy-rego", Tag: tagPolicies, Roles: auditors,
+			Summary: "Get a policy in Rego", Description: "What the policy is compiled to. `policy/decision.rego` and `policy/baseline.rego` are evaluated with it.",
+		}, policyRego),
 
 		// Providers
 		serves(route{

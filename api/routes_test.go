@@ -432,8 +432,33 @@ func TestPolicies(t *testing.T) {
 	}
 	w.want(422, "PATCH", "/v1/policies/"+id, `{"conditions":{"agent.team":7}}`)
 	w.want(409, "POST", "/v1/policies", `{"name":"p","effect":"deny","conditions":{}}`)
+	if r := w.want(200, "GET", "/v1/policies/"+id+"/rego", ""); !strings.Contains(r.field("rego").(string), `input.agent.team == "support"`) || r.field("version") != 2.0 {
+		t.Error(r.body)
+	}
 	w.want(204, "DELETE", "/v1/policies/"+id, "")
 	w.want(404, "GET", "/v1/policies/"+id, "")
+	w.want(404, "GET", "/v1/policies/"+id+"/rego", "")
+
+	// Who changed what, and when; also after the policy is gone, page by page.
+	var changes []string
+	for after := ""; ; {
+		r := w.want(200, "GET", "/v1/policies/"+id+"/versions?limit=2"+after, "")
+		for _, v := range r.field("data").([]any) {
+			v := v.(map[string]any)
+			changes = append(changes, fmt.Sprint(v["version"], v["change"], v["document"].(map[string]any)["limits"]))
+			if by, ok := v["changed_by"].(map[string]any); !ok || by["kind"] != "org_key" || by["role"] != "admin" || v["changed_at"] == "" {
+				t.Errorf("%v", v)
+			}
+		}
+		if r.field("has_more") == false {
+			break
+		}
+		after = "&after=" + r.field("next").(string)
+	}
+	if want := []string{"3deletedmap[rpm:120]", "2updatedmap[rpm:120]", "1createdmap[rpm:60]"}; !slices.Equal(changes, want) {
+		t.Errorf("%q", changes)
+	}
+	w.want(404, "GET", "/v1/policies/pol_none/versions", "")
 }
 
 // The last admin key cannot be revoked.

@@ -95,6 +95,15 @@ func engineOf(ids []string, ds []document, states ...State) (string, *engine, er
 	return rego, e, nil
 }
 
+// Rego is one policy in Rego, whatever its state: what a Bundle has of it beside others.
+func Rego(p Policy) (string, error) {
+	d, err := parse(p.Document)
+	if err != nil {
+		return "", fmt.Errorf("policy: %s: %w", p.ID, err)
+	}
+	return generate([]string{p.ID}, []document{d}), nil
+}
+
 // Of reports whether the Bundle was compiled from exactly these policies, in any order.
 // The caller then need not compile them again. A nil Bundle returns false.
 func (b *Bundle) Of(ps []Policy) bool {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -46,10 +47,13 @@ func doing(err error, what string) error {
 
 // Insert stores a new policy. Its document must have passed Check. If another policy has
 // the name, the error is ErrNameTaken.
-func Insert(ctx context.Context, tx pgx.Tx, p Policy) error {
+func Insert(ctx context.Context, tx pgx.Tx, p Policy, by By) error {
 	_, err := tx.Exec(ctx, `INSERT INTO policies (id, org_id, name, version, document, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
 		p.ID, p.OrgID, p.Name, p.Version, string(p.Document), p.CreatedAt, p.UpdatedAt)
-	return doing(err, "storing a policy")
+	if err != nil {
+		return doing(err, "storing a policy")
+	}
+	return keep(ctx, tx, p, "created", by)
 }
 
 // ByID returns a policy, or ErrNotFound.
@@ -80,7 +84,7 @@ func All(ctx context.Context, tx pgx.Tx) ([]Policy, error) {
 
 // Update replaces name and document if the stored version is still p.Version, and returns
 // the new policy. Otherwise the error is ErrConflict or ErrNotFound.
-func Update(ctx context.Context, tx pgx.Tx, p Policy) (Policy, error) {
+func Update(ctx context.Context, tx pgx.Tx, p Policy, by By) (Policy, error) {
 	rows, err := tx.Query(ctx, `UPDATE policies SET name = $3, document = $4, version = version + 1, updated_at = $5
 		WHERE org_id = aid_org() AND id = $1 AND version = $2 RETURNING `+columns, p.ID, p.Version, p.Name, string(p.Document), p.UpdatedAt)
 	if err != nil {
@@ -93,14 +97,23 @@ func Update(ctx context.Context, tx pgx.Tx, p Policy) (Policy, error) {
 		}
 		return Policy{}, ErrConflict
 	}
-	return next, doing(err, "changing a policy")
+	if err != nil {
+		return next, doing(err, "changing a policy")
+	}
+	return next, keep(ctx, tx, next, "updated", by)
 }
 
-// Delete removes a policy, or returns ErrNotFound.
-func Delete(ctx context.Context, tx pgx.Tx, id string) error {
-	tag, err := tx.Exec(ctx, `DELETE FROM policies WHERE org_id = aid_org() AND id = $1`, id)
-	if err == nil && tag.RowsAffected() == 0 {
-		return ErrNotFound
+// Delete removes a policy at a time, or returns ErrNotFound. Its versions stay, and its
+// deletion is one more.
+func Delete(ctx context.Context, tx pgx.Tx, id string, at time.Time, by By) error {
+	rows, err := tx.Query(ctx, `DELETE FROM policies WHERE org_id = aid_org() AND id = $1 RETURNING `+columns, id)
+	if err != nil {
+		return doing(err, "removing a policy")
 	}
-	return doing(err, "removing a policy")
+	p, err := pgx.CollectExactlyOneRow(rows, scan)
+	if err != nil {
+		return doing(err, "removing a policy")
+	}
+	p.Version, p.UpdatedAt = p.Version+1, at
+	return keep(ctx, tx, p, "deleted", by)
 }

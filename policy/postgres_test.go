@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/ai-identity/ai-identity/policy"
@@ -32,8 +33,9 @@ func TestPostgres(t *testing.T) {
 	a := policy.Policy{ID: "pol_a", OrgID: org, Name: "a", Version: 1, Document: document, CreatedAt: now, UpdatedAt: now}
 	b := policy.Policy{ID: "pol_b", OrgID: org, Name: "b", Version: 1, Document: []byte(`{"name": "b", "effect": "allow", "conditions": {}}`), CreatedAt: now, UpdatedAt: now}
 
+	ann, bob := policy.By{Kind: "org_key", ID: "okey_ann", Role: "admin"}, policy.By{Kind: "org_key", ID: "okey_bob", Role: "admin"}
 	insert := func(p policy.Policy) func(context.Context, pgx.Tx) error {
-		return func(ctx context.Context, tx pgx.Tx) error { return policy.Insert(ctx, tx, p) }
+		return func(ctx context.Context, tx pgx.Tx) error { return policy.Insert(ctx, tx, p, ann) }
 	}
 	in(org, nil, insert(b))
 	in(org, nil, insert(a))
@@ -44,7 +46,7 @@ func TestPostgres(t *testing.T) {
 	twin.OrgID = other
 	in(other, nil, insert(twin))
 	twin.OrgID, twin.ID, twin.Name = org, "pol_d", "d"
-	if err := db.InOrg(t.Context(), other, func(tx pgx.Tx) error { return policy.Insert(t.Context(), tx, twin) }); err == nil {
+	if err := db.InOrg(t.Context(), other, func(tx pgx.Tx) error { return policy.Insert(t.Context(), tx, twin, ann) }); err == nil {
 		t.Error("a policy was written into another org")
 	}
 
@@ -91,7 +93,7 @@ func TestPostgres(t *testing.T) {
 	later := now.Add(time.Hour)
 	update := func(p policy.Policy, want policy.Policy) func(context.Context, pgx.Tx) error {
 		return func(ctx context.Context, tx pgx.Tx) error {
-			got, err := policy.Update(ctx, tx, p)
+			got, err := policy.Update(ctx, tx, p, bob)
 			if err != nil {
 				return err
 			}
@@ -134,11 +136,61 @@ func TestPostgres(t *testing.T) {
 	})
 
 	remove := func(id string) func(context.Context, pgx.Tx) error {
-		return func(ctx context.Context, tx pgx.Tx) error { return policy.Delete(ctx, tx, id) }
+		return func(ctx context.Context, tx pgx.Tx) error { return policy.Delete(ctx, tx, id, later.Add(time.Hour), bob) }
 	}
 	in(other, policy.ErrNotFound, remove("pol_a"))
 	in(org, nil, remove("pol_a"))
 	in(org, policy.ErrNotFound, remove("pol_a"))
 	list(org, "", 10, b)
 	list(other, "", 10, policy.Policy{ID: "pol_c", OrgID: other, Name: "a", Version: 1, Document: document, CreatedAt: now, UpdatedAt: now})
+
+	// Each version is kept, with its author, after the policy is gone.
+	in(org, nil, func(ctx context.Context, tx pgx.Tx) error {
+		want := []policy.Version{
+			{PolicyID: "pol_a", Version: 3, Change: "deleted", Name: "a2", Document: changed.Document, By: bob, At: later.Add(time.Hour)},
+			{PolicyID: "pol_a", Version: 2, Change: "updated", Name: "a2", Document: changed.Document, By: bob, At: later},
+			{PolicyID: "pol_a", Version: 1, Change: "created", Name: "a", Document: document, By: ann, At: now},
+		}
+		for _, page := range []struct {
+			before int64
+			limit  int
+			want   []policy.Version
+		}{{0, 10, want}, {0, 1, want[:1]}, {3, 10, want[1:]}, {1, 10, nil}} {
+			got, err := policy.Versions(ctx, tx, "pol_a", page.before, page.limit)
+			if d := cmp.Diff(page.want, got, cmpopts.EquateEmpty()); err != nil || d != "" {
+				t.Errorf("before %d: %v %s", page.before, err, d)
+			}
+		}
+		return nil
+	})
+	in(other, policy.ErrNotFound, func(ctx context.Context, tx pgx.Tx) error {
+		_, err := policy.Versions(ctx, tx, "pol_a", 0, 10)
+		return err
+	})
+	// A set of the past is found by its version, at whatever time it was used after it was made.
+	for _, ps := range [][]policy.Policy{nil, {b}, {b, a}, {b, stored}} {
+		bundle, err := policy.Compile(t.Context(), ps)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in(org, nil, func(ctx context.Context, tx pgx.Tx) error {
+			set, err := policy.SetOf(ctx, tx, org, bundle.Version(), later.Add(2*time.Hour))
+			if err == nil && !bundle.Of(set) {
+				t.Errorf("%+v is not the set of %+v", set, ps)
+			}
+			return err
+		})
+	}
+	in(org, policy.ErrNotFound, func(ctx context.Context, tx pgx.Tx) error {
+		_, err := policy.SetOf(ctx, tx, org, "sha256:unknown", later)
+		return err
+	})
+	in(org, policy.ErrNotFound, func(ctx context.Context, tx pgx.Tx) error {
+		bundle, err := policy.Compile(ctx, []policy.Policy{b, stored}) // made an hour later
+		if err != nil {
+			return err
+		}
+		_, err = policy.SetOf(ctx, tx, org, bundle.Version(), now)
+		return err
+	})
 }

@@ -401,7 +401,7 @@ func TestOrg(t *testing.T) {
 	})
 
 	pol := policy.Policy{ID: "pol_1", OrgID: org, Name: "none", Version: 1, Document: []byte(`{"name":"none","effect":"deny","conditions":{}}`), CreatedAt: now, UpdatedAt: now}
-	p.in(org, func(tx pgx.Tx) error { return policy.Insert(context.Background(), tx, pol) })
+	p.in(org, func(tx pgx.Tx) error { return policy.Insert(context.Background(), tx, pol, policy.By{}) })
 	denies := func() error {
 		o, err := x.Org(org)
 		if err != nil {
@@ -422,7 +422,7 @@ func TestOrg(t *testing.T) {
 	marker := prov
 	marker.ID, marker.Name = "prov_2", "two"
 	p.in(org, func(tx pgx.Tx) error {
-		if err := policy.Insert(context.Background(), tx, bad); err != nil {
+		if err := policy.Insert(context.Background(), tx, bad, policy.By{}); err != nil {
 			return err
 		}
 		return provider.Insert(context.Background(), tx, p.sealer, marker)
