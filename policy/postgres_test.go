@@ -136,7 +136,9 @@ func TestPostgres(t *testing.T) {
 	})
 
 	remove := func(id string) func(context.Context, pgx.Tx) error {
-		return func(ctx context.Context, tx pgx.Tx) error { return policy.Delete(ctx, tx, id, later.Add(time.Hour), bob) }
+		return func(ctx context.Context, tx pgx.Tx) error {
+			return policy.Delete(ctx, tx, id, later.Add(time.Hour), bob)
+		}
 	}
 	in(other, policy.ErrNotFound, remove("pol_a"))
 	in(org, nil, remove("pol_a"))
