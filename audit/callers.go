@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"bytes"
 	"net/netip"
 	"slices"
 	"time"
@@ -125,7 +124,7 @@ func (w *Writer) writeCounts() {
 // countBytesLocked is the part of bytesLocked's segments that entries of counts take.
 func (w *Writer) countBytesLocked() (n int64) {
 	for i, s := range w.segs {
-		if i == len(w.segs)-1 || s.last > w.acked {
+		if i == len(w.segs)-1 || s.last > w.passed {
 			n += s.counts
 		}
 	}
@@ -134,10 +133,3 @@ func (w *Writer) countBytesLocked() (n int64) {
 
 // countPrefix begins every encoded entry of counts: fields have a fixed order.
 var countPrefix = []byte(`{"v":1,"kind":"` + KindUnknownCallers + `",`)
-
-// add notes a record that was found in the segment's file.
-func (s *segment) add(f frame) {
-	if bytes.HasPrefix(f.body, countPrefix) {
-		s.counts += frameSum + frameFixed + int64(len(f.name)+len(f.body))
-	}
-}

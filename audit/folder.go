@@ -8,8 +8,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 )
 
@@ -29,7 +27,7 @@ type Folder struct {
 // FolderSegment is what one segment holds.
 type FolderSegment struct {
 	File    string           `json:"file"`
-	Version int              `json:"version"` // of its format: 1 or 2
+	Version int              `json:"version"` // of its format: 1, 2, or 3 for one that holds a part of its records only
 	Writer  string           `json:"writer"`
 	First   uint64           `json:"first"` // number of its first record; 0: it has none
 	Last    uint64           `json:"last"`  // of its last
@@ -83,8 +81,9 @@ func openFolder(dir string) (f *Folder, err error) {
 		return f, err
 	}
 	if b, err := os.ReadFile(filepath.Join(dir, ackedName)); err == nil {
-		f.Acked, _ = strconv.ParseUint(strings.TrimSpace(string(b)), 10, 63) // what cannot be read is 0: all counts as not shipped
+		f.Acked = parseAcked(b).acked // what cannot be read is 0: all counts as not shipped
 	}
+	segs, _ = splitJoined(segs)
 	for _, seg := range segs {
 		s := &FolderSegment{File: filepath.Base(seg.path), Bytes: seg.size, Version: 2, Orgs: map[string]int64{}, Kinds: map[string]int64{}, seg: seg, until: noLimit}
 		f.Segments = append(f.Segments, s)
@@ -93,7 +92,7 @@ func openFolder(dir string) (f *Folder, err error) {
 			s.Problem = err.Error()
 			continue
 		}
-		seg.start, seg.writer, seg.prevs = h.start, h.writer, h.prevs
+		seg.take(h)
 		s.Version, s.Writer, s.Open = h.version, h.writer, len(h.open)
 		if n := len(f.Segments); n > 1 && f.Segments[n-2].Problem == "" {
 			f.Segments[n-2].until = h.durable

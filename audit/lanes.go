@@ -4,16 +4,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
 	"time"
 )
 
-// maxLanes bounds the orgs that have a lane of their own. A lane has at most one
-// batch in memory (1 MiB, or one longer record), one open file and its buffer of
-// 256 KiB. If more orgs fail than that, those after them wait.
-const maxLanes = 16
+// Every org whose batch fails has a lane, which takes about 10 KiB. Its batch (1 MiB, or
+// one longer record), its open file and its buffer of 256 KiB it has only in its turn.
+const (
+	// lanesAtOnce is how many lanes have a turn: so many that did not fail yet, and so
+	// many that did. So those that hang do not hold up those that are only behind.
+	lanesAtOnce = 16
+	// freshDeadline bounds the first batch of a lane, and later ones after success.
+	freshDeadline = 10 * time.Second
+	// maxLanePause is the longest pause of a lane. The pauses grow with the number of
+	// lanes, so that all of them send as often as lanesAtOnce would.
+	maxLanePause = 2 * time.Minute
+)
 
 // maxForks is how often a writer's records in an org are offered as a fork, each time
 // under another writer id, until Ship runs again.
@@ -23,12 +32,14 @@ const maxForks = 2
 // the org's chain did not take a batch, or takes them slowly. It ends where the
 // common cursor is.
 type lane struct {
-	org string
-	c   cursor // of the lane's goroutine
+	org  string
+	c    cursor // of the lane's goroutine
+	stop context.CancelFunc
 
 	// The Writer's mu guards the following.
 	until   uint64    // the common cursor left the org's records up to here to the lane
 	pos     uint64    // the chain has the org's records up to here
+	had     uint64    // the chain had the org's records up to here, and they are sent again
 	waiting int       // about how many records that leaves
 	oldest  time.Time // of the first of them
 	err     error     // why the last batch was not taken; nil: it was
@@ -51,8 +62,10 @@ func (w *Writer) parcels(recs []Record) []parcel {
 	at := make(map[string]int)
 	for _, r := range recs {
 		if l := w.lanes[r.Org]; l != nil {
-			l.until = r.Seq
-			l.waiting++
+			if r.Seq > l.until {
+				l.until = r.Seq
+				l.waiting++
+			}
 			continue
 		}
 		i, ok := at[r.Org]
@@ -66,33 +79,85 @@ func (w *Writer) parcels(recs []Record) []parcel {
 	return ps
 }
 
-func (w *Writer) lanesFull() bool {
+func (w *Writer) laneCount() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return len(w.lanes) >= maxLanes
+	return len(w.lanes)
 }
 
-// separate gives the org of a parcel that failed a lane, if there is one left.
-func (sh *shipping) separate(ctx context.Context, p parcel, err error) bool {
+// separate gives the org of a parcel that failed a lane.
+func (sh *shipping) separate(ctx context.Context, p parcel, err error) {
 	w := sh.w
 	first, last := p.recs[0].Seq, p.recs[len(p.recs)-1].Seq
 	l := &lane{org: p.org, until: last, pos: first - 1, waiting: len(p.recs)}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.lanes) >= maxLanes {
-		return false
+	if l := w.lanes[p.org]; l != nil {
+		// recheck began one meanwhile, which comes to these records.
+		l.until, l.waiting = max(l.until, last), l.waiting+len(p.recs)
+		return
 	}
 	w.seekLocked(&l.c, first-1)
-	w.c.Log.WarnContext(ctx, "an org's audit records are shipped apart from those of other orgs", "org", p.org, "err", err)
+	sh.streak = append(sh.streak, l)
+	level := slog.LevelWarn
+	if len(sh.streak) > lanesAtOnce {
+		level = slog.LevelDebug // it is not about this org
+	}
+	w.c.Log.Log(ctx, level, "an org's audit records are shipped apart from those of other orgs", "org", p.org, "err", err)
 	sh.startLocked(ctx, l)
+}
+
+// taken notes that the chain of an org took a batch. If many orgs failed one after the
+// other before that, what failed was the control plane or its database, and not their
+// chains. Their lanes end, so that what waits is read once and not once for each org.
+func (sh *shipping) taken(org string) {
+	w := sh.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(sh.merged, org)
+	if len(sh.streak) > lanesAtOnce {
+		sh.merge = append(sh.merge, sh.streak...)
+		w.tellLocked()
+	}
+	sh.streak = nil
+}
+
+// together ends the lanes that are to end, and moves the common cursor back to where
+// they are. An org is moved at most once until its chain takes a batch.
+func (sh *shipping) together(ctx context.Context, c *cursor) bool {
+	w := sh.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	back, orgs := w.passed, 0
+	for _, l := range sh.merge {
+		if w.lanes[l.org] != l || sh.merged[l.org] || l.err != nil && definite(l.err) {
+			continue
+		}
+		sh.merged[l.org] = true
+		l.stop()
+		delete(w.lanes, l.org)
+		w.releasedLocked(l.org)
+		back = min(back, l.pos)
+		orgs++
+	}
+	sh.merge = nil
+	if orgs == 0 {
+		return false
+	}
+	w.passLocked(back)
+	w.seekLocked(c, back)
+	w.c.Log.InfoContext(ctx, "the control plane takes audit records again; orgs are shipped together", "orgs", orgs)
 	return true
 }
 
 // startLocked ships a new lane until it has caught up.
 func (sh *shipping) startLocked(ctx context.Context, l *lane) {
+	ctx, l.stop = context.WithCancel(ctx)
 	l.c.org = l.org
 	sh.w.lanes[l.org] = l
+	sh.w.heldLocked(l)
 	sh.running.Go(func() {
+		defer l.stop()
 		defer l.c.close()
 		if err := sh.drive(ctx, l); err != nil {
 			select {
@@ -107,53 +172,88 @@ func (sh *shipping) startLocked(ctx context.Context, l *lane) {
 // read.
 func (sh *shipping) drive(ctx context.Context, l *lane) error {
 	w := sh.w
-	var writer string
-	var recs []Record
-	pause := minSendPause
-	for ctx.Err() == nil {
-		if len(recs) == 0 {
-			w.mu.Lock()
-			l.c.limit = l.until
-			w.mu.Unlock()
-			var err error
-			if writer, recs, err = w.read(&l.c); err != nil {
-				return err
-			}
-			if len(recs) == 0 {
-				if w.rejoin(ctx, l) {
-					return nil
-				}
-				continue
-			}
-			w.noteOldest(l, recs)
+	turns, limit, pause := sh.fresh, freshDeadline, minSendPause
+	for {
+		select {
+		case turns <- struct{}{}:
+		case <-ctx.Done():
+			return nil
 		}
-		err := sh.sendOrg(ctx, writer, l.org, recs)
-		var back *rewind
+		sent, more, err := sh.step(ctx, l, limit)
+		l.c.close()
+		<-turns
+		var unread *unreadable
 		switch {
-		case err == nil:
-			w.advance(l, len(recs))
-			full := len(recs) >= maxSendRecords/2
-			recs, pause = nil, minSendPause
-			if !full {
-				rest(ctx, sendInterval)
-			}
-		case errors.As(err, &back):
-			w.c.Log.WarnContext(ctx, "the control plane has fewer audit records than it acknowledged; they are sent again",
-				"org", l.org, "writer", back.writer, "have", back.have)
-			w.rewind(l)
-			recs = nil
 		case ctx.Err() != nil:
 			return nil
+		case errors.As(err, &unread):
+			return unread.error
+		case err == nil && sent == 0 && !more:
+			return nil
+		case err == nil:
+			turns, limit, pause = sh.fresh, freshDeadline, minSendPause
+			if sent > 0 && sent < maxSendRecords/2 {
+				rest(ctx, sendInterval)
+			}
 		default:
+			turns, limit = sh.failing, sendDeadline
 			w.metrics.shipFailures.Inc()
 			waiting := w.notTaken(l, err)
 			wait := w.jitter(pause)
 			w.c.Log.Log(ctx, again(pause), "the control plane does not take an org's audit records", "org", l.org, "err", err, "waiting", waiting, "pause", wait)
-			pause = min(2*pause, maxSendPause)
+			most := min(maxSendPause*time.Duration(1+w.laneCount()/lanesAtOnce), maxLanePause)
+			pause = min(2*pause, most)
 			rest(ctx, wait)
 		}
 	}
-	return nil
+}
+
+// unreadable is a segment's error.
+type unreadable struct{ error }
+
+// step sends the next batch of a lane. If it is not taken, the lane is where it was. Not
+// more: the lane has ended.
+func (sh *shipping) step(ctx context.Context, l *lane, limit time.Duration) (sent int, more bool, err error) {
+	w := sh.w
+	w.mu.Lock()
+	l.c.limit = l.until
+	w.mu.Unlock()
+	at := l.c.mark()
+	writer, recs, err := w.read(&l.c)
+	if err != nil {
+		return 0, false, &unreadable{err}
+	}
+	if len(recs) == 0 {
+		return 0, !w.rejoin(ctx, l), nil
+	}
+	w.noteOldest(l, recs)
+	err = sh.sendOrg(ctx, limit, writer, l.org, recs)
+	var back *rewind
+	switch {
+	case err == nil:
+		w.advance(l, len(recs))
+		return len(recs), true, nil
+	case errors.As(err, &back):
+		w.c.Log.WarnContext(ctx, "the control plane has fewer audit records than it acknowledged; they are sent again",
+			"org", l.org, "writer", back.writer, "have", back.have)
+		w.rewind(l)
+		return 0, true, nil
+	}
+	l.c.reset(at)
+	return 0, true, err
+}
+
+// mark returns where a cursor of one org is.
+func (c *cursor) mark() cursor {
+	m := *c
+	m.file, m.prevs = nil, maps.Clone(c.prevs)
+	return m
+}
+
+// reset moves a cursor back to a mark.
+func (c *cursor) reset(m cursor) {
+	c.close()
+	*c = m
 }
 
 // notTaken notes why a lane's batch was not taken.
@@ -170,7 +270,10 @@ func (w *Writer) notTaken(l *lane, err error) (waiting int) {
 // advance notes that the chain has all that the lane has read.
 func (w *Writer) advance(l *lane, n int) {
 	w.mu.Lock()
-	l.err, l.pos, l.waiting = nil, l.c.at, max(0, l.waiting-n)
+	l.err, l.pos, l.waiting = nil, max(l.pos, l.c.at), max(0, l.waiting-n)
+	if w.lanes[l.org] == l {
+		w.heldLocked(l)
+	}
 	w.mu.Unlock()
 	w.acknowledge()
 }
@@ -183,7 +286,12 @@ func (w *Writer) rejoin(ctx context.Context, l *lane) bool {
 		w.mu.Unlock()
 		return false
 	}
+	if w.lanes[l.org] != l {
+		w.mu.Unlock()
+		return true
+	}
 	delete(w.lanes, l.org)
+	w.releasedLocked(l.org)
 	w.mu.Unlock()
 	w.c.Log.InfoContext(ctx, "an org's audit records are shipped with those of other orgs again", "org", l.org)
 	w.acknowledge()
@@ -205,25 +313,40 @@ func (r *rewind) Error() string {
 func (w *Writer) rewind(l *lane) {
 	w.mu.Lock()
 	w.seekLocked(&l.c, 0)
+	l.had = max(l.had, l.pos)
 	l.pos = min(l.pos, l.c.after)
+	if w.lanes[l.org] == l {
+		w.heldLocked(l)
+	}
 	w.mu.Unlock()
 	w.acknowledge()
 }
 
 // sendOrg sends records of one writer in one org. All are committed when it returns
 // nil.
-func (sh *shipping) sendOrg(ctx context.Context, writer, org string, recs []Record) error {
+func (sh *shipping) sendOrg(ctx context.Context, limit time.Duration, writer, org string, recs []Record) error {
 	w, k := sh.w, source{writer, org}
+	before := sh.before(writer, org, recs)
+	if before != nil {
+		if err := sh.sendOrg(ctx, limit, before.writer, org, []Record{before.rec}); err != nil {
+			return err
+		}
+	}
 	for range maxSendRecords {
 		shipper := w.ID()
 		sh.mu.Lock()
 		forks := sh.forks[k]
 		had, again := sh.rewound[k]
 		sh.mu.Unlock()
-		err := sh.send(ctx, sendDeadline, Batch{Org: org, Writer: writer, Shipper: shipper, Fork: forks > 0, Records: recs})
+		err := sh.send(ctx, limit, Batch{Org: org, Writer: writer, Shipper: shipper, Fork: forks > 0, Records: recs})
 		var behind *Behind
 		switch {
+		case err == nil && before != nil && sh.has(ctx, limit, before) != nil:
+			return fmt.Errorf("what the chain has of writer %s is not known", before.writer)
 		case err == nil:
+			if forks == 0 {
+				sh.keep(writer, recs)
+			}
 			return nil
 		case errors.As(err, &behind):
 			if !again || had != behind.Have {
@@ -260,10 +383,10 @@ func (sh *shipping) sendOrg(ctx context.Context, writer, org string, recs []Reco
 		case errors.Is(err, ErrRefused) && len(recs) > 1:
 			// One record is enough for a batch to be rejected. The others are not.
 			half := len(recs) / 2
-			if err := sh.sendOrg(ctx, writer, org, recs[:half]); err != nil {
+			if err := sh.sendOrg(ctx, limit, writer, org, recs[:half]); err != nil {
 				return err
 			}
-			return sh.sendOrg(ctx, writer, org, recs[half:])
+			return sh.sendOrg(ctx, limit, writer, org, recs[half:])
 		case errors.Is(err, ErrRefused):
 			return sh.quarantine(ctx, writer, recs[0], forks > 0, err)
 		default:
@@ -288,8 +411,13 @@ func (w *Writer) stuckLocked(now time.Time) error {
 	if first == nil {
 		return nil
 	}
+	const shown = 10
+	names := strings.Join(orgs[:min(len(orgs), shown)], ", ")
+	if n := len(orgs) - shown; n > 0 {
+		names = fmt.Sprintf("%s and %d more", names, n)
+	}
 	return fmt.Errorf("the control plane does not take the audit records of org %s: in %s %d wait, since %s: %w",
-		strings.Join(orgs, ", "), first.org, first.waiting, first.since.UTC().Format(time.RFC3339), first.err)
+		names, first.org, first.waiting, first.since.UTC().Format(time.RFC3339), first.err)
 }
 
 // Failure is why a batch was not taken lately, of an org that still fails; nil: none
@@ -302,5 +430,5 @@ func (w *Writer) Failure() error {
 			return fmt.Errorf("org %s: %w", org, err)
 		}
 	}
-	return w.refused
+	return nil
 }

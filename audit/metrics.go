@@ -9,6 +9,7 @@ type metrics struct {
 	recovered, truncated            prometheus.Counter
 	shipped, shipFailures           prometheus.Counter
 	changes, gaps, unknownCallers   prometheus.Counter
+	orgFull                         prometheus.Counter
 	shipping                        prometheus.GaugeFunc
 	bytes, lagRecords, lagAge, free prometheus.GaugeFunc
 	unsettled, writable, stuck      prometheus.GaugeFunc
@@ -46,6 +47,8 @@ func newMetrics(w *Writer) *metrics {
 		shipFailures: counter("ship_failures_total", "Batches that the control plane did not take."),
 		changes:      counter("writer_changes_total", "New writer ids taken while running. Not 0: a segment folder was copied, or another node uses this one's id."),
 		gaps:         counter("gaps_total", "Gaps stated: records that the control plane lost and that are not kept here any more."),
+
+		orgFull: counter("org_full_total", "Entries rejected because too much of their org waits for the control plane. Not 0: see stuck_orgs."),
 
 		unknownCallers: counter("unknown_callers_total", "Requests that named no known caller."),
 		shipping: gauge("shipping", "1 if records reach the control plane or none wait; 0 if shipping is stuck.", func() float64 {
@@ -105,7 +108,7 @@ func (m *metrics) register(r prometheus.Registerer) error {
 		return nil
 	}
 	return registerAll(r, m.append, m.sync, m.batch, m.failures, m.dropped, m.recovered, m.truncated, m.shipped, m.shipFailures,
-		m.bytes, m.lagRecords, m.lagAge, m.free, m.unsettled, m.writable, m.changes, m.gaps, m.unknownCallers, m.shipping, m.stuck, m.quarantined)
+		m.bytes, m.lagRecords, m.lagAge, m.free, m.unsettled, m.writable, m.changes, m.gaps, m.unknownCallers, m.orgFull, m.shipping, m.stuck, m.quarantined)
 }
 
 func registerAll(r prometheus.Registerer, cs ...prometheus.Collector) error {

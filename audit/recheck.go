@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -15,14 +16,12 @@ const recheckEvery = time.Hour
 
 // recheck makes sure, when shipping begins and then every hour, that the chain has
 // the last acknowledged record of each org. A chain that was restored to an older
-// state lacks it. Without this the loss would show at the org's next record only,
-// and not at all if another process wrote what is lost.
+// state lacks it. Without this the loss would show at the org's next record only.
 func (sh *shipping) recheck(ctx context.Context) {
 	for ctx.Err() == nil {
-		kept, err := sh.w.lastKept()
-		if err != nil {
-			sh.w.c.Log.WarnContext(ctx, "kept audit segments cannot be read: whether the chain still has them is not known", "err", err)
-		}
+		sh.mu.Lock()
+		kept := slices.Collect(maps.Values(sh.kept))
+		sh.mu.Unlock()
 		pause := minSendPause
 		for len(kept) > 0 && ctx.Err() == nil {
 			var again []keptRecord
@@ -68,15 +67,53 @@ func (sh *shipping) recheckOrg(ctx context.Context, k keptRecord) bool {
 	return false
 }
 
+// before returns the last acknowledged record of the org if recs begin another writer.
+// The chain takes a writer's first record whatever it has of the writers before, so a
+// chain that was restored would not be noticed.
+func (sh *shipping) before(writer, org string, recs []Record) *keptRecord {
+	if recs[0].Prev != 0 {
+		return nil
+	}
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if k, ok := sh.kept[org]; ok && k.writer != writer && k.rec.Seq < recs[0].Seq {
+		return &k
+	}
+	return nil
+}
+
+// has returns nil if the chain has an acknowledged record, and a *Behind if not.
+func (sh *shipping) has(ctx context.Context, limit time.Duration, k *keptRecord) error {
+	if k == nil {
+		return nil
+	}
+	err := sh.send(ctx, limit, Batch{Org: k.rec.Org, Writer: k.writer, Shipper: sh.w.ID(), Records: []Record{k.rec}})
+	if definite(err) {
+		return nil
+	}
+	return err
+}
+
+// keep notes the last record that was acknowledged.
+func (sh *shipping) keep(writer string, recs []Record) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	last := recs[len(recs)-1]
+	if last.Seq < sh.kept[last.Org].rec.Seq {
+		return // it was sent again
+	}
+	sh.kept[last.Org] = keptRecord{writer, last}
+}
+
 // again has a lane send all that is kept of an org.
 func (sh *shipping) again(ctx context.Context, org string) bool {
 	w := sh.w
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.lanes[org] != nil || len(w.lanes) >= maxLanes {
+	if w.lanes[org] != nil {
 		return false
 	}
-	l := &lane{org: org, until: w.passed}
+	l := &lane{org: org, until: w.passed, had: w.passed}
 	w.seekLocked(&l.c, 0)
 	l.pos = l.c.after
 	sh.startLocked(ctx, l)
@@ -87,7 +124,7 @@ func (sh *shipping) again(ctx context.Context, org string) bool {
 // and that is kept here.
 func (w *Writer) lastKept() (kept []keptRecord, err error) {
 	w.mu.Lock()
-	acked := w.acked
+	acked := w.passed // of an org that has less, the lane finds out
 	segs := slices.Clone(w.segs)
 	ends := make([]int64, len(segs))
 	for i, s := range segs {
@@ -102,9 +139,9 @@ func (w *Writer) lastKept() (kept []keptRecord, err error) {
 		if s.first > acked || seen[s.writer] && len(need[s.writer]) == 0 {
 			continue
 		}
-		last, err := lastByOrg(s, ends[i], acked)
+		last, err := w.lastByOrg(s, ends[i], acked)
 		if errors.Is(err, os.ErrNotExist) {
-			break // removed meanwhile, with all before it
+			continue // removed meanwhile, or written again without what is acknowledged
 		}
 		if err != nil {
 			return kept, err
@@ -129,8 +166,10 @@ func (w *Writer) lastKept() (kept []keptRecord, err error) {
 }
 
 // lastByOrg reads a segment's last records up to a number.
-func lastByOrg(s *segment, end int64, upTo uint64) (map[string]Record, error) {
-	f, err := os.Open(s.path)
+func (w *Writer) lastByOrg(s *segment, end int64, upTo uint64) (map[string]Record, error) {
+	w.mu.Lock()
+	f, err := w.openLocked(s)
+	w.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}

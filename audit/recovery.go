@@ -68,6 +68,12 @@ func (w *Writer) removeTemporary() error {
 // readAll checks all segments, oldest first, and returns the decisions without a
 // completion. The head of the last segment lists those from before it.
 func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
+	segs, joined := splitJoined(segs)
+	for _, s := range joined {
+		if err := w.disk.remove(s.path); err != nil {
+			return nil, err
+		}
+	}
 	heads := make([]head, len(segs))
 	files := make([]*os.File, len(segs))
 	defer func() {
@@ -86,7 +92,7 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 			return nil, err
 		}
 		h := heads[i]
-		seg.start, seg.writer, seg.prevs = h.start, h.writer, h.prevs
+		seg.take(h)
 		switch {
 		case h.first != seg.first:
 			return nil, &damage{seg.path, int64(len(magic)), fmt.Sprintf("it begins with record %d, not with that of its name", h.first)}
@@ -95,7 +101,8 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 		}
 	}
 
-	acked := w.readAcked()
+	noted := w.readAcked()
+	acked := noted.acked
 	durable := heads[0].durable // where what counts ends, so far
 	for i, seg := range segs[:len(segs)-1] {
 		until := heads[i+1].durable
@@ -104,6 +111,9 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 			seg.last, seg.end, durable = until, seg.size, until
 			seg.ackedAt = w.c.Now()
 			continue
+		}
+		if seg.sparse && until < seg.last && until >= seg.first {
+			return nil, &damage{seg.path, int64(len(magic)), fmt.Sprintf("its range ends with %d, and the next segment vouches for %d", seg.last, until)}
 		}
 		if err := scan(seg, files[i], until, seg.add); err != nil {
 			return nil, err
@@ -145,7 +155,11 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.segs, w.durable, w.acked = segs, durable, max(segs[0].first-1, min(acked, durable))
-	w.passed = w.acked
+	w.passed = max(w.acked, min(noted.passed, durable))
+	w.behind = noted.behind
+	for org, pos := range w.behind {
+		w.heldLocked(&lane{org: org, pos: pos})
+	}
 	// Behind what the last head took back, too: those numbers are used.
 	w.next = last.last + 1
 	if w.durable > w.acked {
@@ -156,28 +170,116 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 
 const noLimit = 1<<64 - 1
 
+// take notes what a segment's head says.
+func (s *segment) take(h head) {
+	s.start, s.writer, s.prevs, s.before, s.sparse = h.start, h.writer, h.prevs, h.durable, h.sparse
+	if h.sparse {
+		s.last = h.last
+	}
+}
+
+// splitJoined takes out the segments that a sparse one before them has taken in: the
+// process died before it removed them.
+func splitJoined(segs []*segment) (kept, joined []*segment) {
+	var covered uint64 // up to the end of the last sparse one
+	for _, s := range segs {
+		if s.first <= covered {
+			joined = append(joined, s)
+			continue
+		}
+		kept = append(kept, s)
+		if b := make([]byte, len(magicSparse)); peek(s.path, b) == nil && string(b) == magicSparse {
+			if h, err := headOf(s); err == nil { // damage is found by the one who reads it
+				covered = h.last
+			}
+		}
+	}
+	return kept, joined
+}
+
+// peek reads what a file begins with.
+func peek(path string, b []byte) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.ReadFull(f, b)
+	return err
+}
+
 // ackedName is the file that holds the last number that the control plane had. It
 // saves sending what is kept again. If it is wrong, the chain says what it has.
 const ackedName = "acked"
 
-func (w *Writer) readAcked() uint64 {
+func (w *Writer) readAcked() acked {
 	if w.c.Resend {
-		return 0
+		return acked{}
 	}
 	b, err := os.ReadFile(w.disk.path(ackedName))
 	if err != nil {
-		return 0
+		return acked{}
 	}
-	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 63)
-	if err != nil {
-		return 0
-	}
-	return n
+	return parseAcked(b)
 }
 
-func (w *Writer) writeAcked(n uint64) {
+// acked is what that file says: one number if all orgs have the same, and lines
+// "passed NUMBER" and "ORG NUMBER" after it if some orgs are behind.
+type acked struct {
+	acked  uint64            // all orgs have everything up to here
+	passed uint64            // those that are not in behind have everything up to here
+	behind map[string]uint64 // by org
+}
+
+func parseAcked(b []byte) (a acked) {
+	first, rest, _ := strings.Cut(strings.TrimSpace(string(b)), "\n")
+	var err error
+	if a.acked, err = strconv.ParseUint(first, 10, 63); err != nil {
+		return acked{}
+	}
+	a.passed = a.acked
+	for line := range strings.Lines(rest) {
+		org, number, _ := strings.Cut(strings.TrimSpace(line), " ")
+		n, err := strconv.ParseUint(number, 10, 63)
+		switch {
+		case err != nil || !validID(org):
+			return acked{acked: a.acked, passed: a.acked}
+		case a.behind == nil: // the first of them
+			a.passed, a.behind = n, make(map[string]uint64)
+		default:
+			a.behind[org] = n
+		}
+	}
+	return a
+}
+
+func (a acked) bytes() []byte {
+	b := strconv.AppendUint(nil, a.acked, 10)
+	if len(a.behind) == 0 {
+		return b
+	}
+	b = fmt.Appendf(b, "\npassed %d", a.passed)
+	for _, org := range slices.Sorted(maps.Keys(a.behind)) {
+		b = fmt.Appendf(b, "\n%s %d", org, a.behind[org])
+	}
+	return b
+}
+
+// notedLocked is what the file should say now.
+func (w *Writer) notedLocked() acked {
+	a := acked{acked: w.acked, passed: w.passed, behind: maps.Clone(w.behind)}
+	if w.lanes != nil {
+		a.behind = make(map[string]uint64)
+		for org, l := range w.lanes {
+			a.behind[org] = l.pos
+		}
+	}
+	return a
+}
+
+func (w *Writer) writeAcked(a acked) {
 	path := w.disk.path(ackedName)
-	err := os.WriteFile(path+temporarySuffix, strconv.AppendUint(nil, n, 10), 0o600)
+	err := os.WriteFile(path+temporarySuffix, a.bytes(), 0o600)
 	if err == nil {
 		err = os.Rename(path+temporarySuffix, path)
 	}

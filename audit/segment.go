@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -44,7 +45,8 @@ import (
 //	kind      seq             mark                  ref              name    body
 //	head      of the 1st      the last that was     open frames      writer  —
 //	          record here     durable before
-//	          (body: how many prev frames there are, 8 bytes)
+//	          (body: how many prev frames there are, 8 bytes; in AIDSEG3 also
+//	          the last number of its range, 8 bytes)
 //	prev      the number          0                     0                org     —
 //	open      the decision's  0                     0                org     the settlement to write if nobody else does
 //	record    its own         of its batch's 1st    0                org     entry
@@ -67,6 +69,9 @@ type frame struct {
 const (
 	magic    = "AIDSEG2\n"
 	magicOld = "AIDSEG1\n" // has no prev frames
+	// magicSparse begins a segment that was written again with some of its records: its
+	// numbers have holes, and its head says which number its range ends with.
+	magicSparse = "AIDSEG3\n"
 
 	kindHead    = 'H'
 	kindOpen    = 'O'
@@ -217,13 +222,17 @@ type segment struct {
 	path    string
 	writer  string
 	prevs   map[string]uint64 // by org: the writer's last number before first
-	ackedAt time.Time         // when the control plane had all of it; zero: it has not
+	ackedAt time.Time         // since when all orgs without a lane have all of it; zero: they have not
+	before  uint64            // the last record before it that counts
 	first   uint64            // sequence number that its first record has, or would have
 	last    uint64            // of its last record; first-1: it has none
 	start   int64             // where records begin
 	end     int64             // where they end
 	size    int64             // of the file, as far as we know
 	counts  int64             // bytes of it that are entries of counts
+	orgs    map[string]int64  // bytes of its records by org; nil: it was acknowledged before this process, and not read
+	waiting map[string]int64  // of a passed one: the bytes that lanes still have to ship, by org
+	sparse  bool              // written again with some of its records; last is the end of its range
 }
 
 func (s *segment) empty() bool { return s.last < s.first }
@@ -236,13 +245,20 @@ type head struct {
 	open    []frame
 	prevs   map[string]uint64
 	start   int64
-	version int // of the format
+	version int    // of the format
+	sparse  bool   // it was written again: see magicSparse
+	last    uint64 // of a sparse one: the end of its range
 }
 
 func appendHead(b []byte, h head) []byte {
-	b = append(b, magic...)
-	b = appendFrame(b, frame{kind: kindHead, seq: h.first, mark: h.durable, ref: uint64(len(h.open)), name: h.writer,
-		body: binary.BigEndian.AppendUint64(nil, uint64(len(h.prevs)))})
+	body := binary.BigEndian.AppendUint64(nil, uint64(len(h.prevs)))
+	if h.sparse {
+		b = append(b, magicSparse...)
+		body = binary.BigEndian.AppendUint64(body, h.last)
+	} else {
+		b = append(b, magic...)
+	}
+	b = appendFrame(b, frame{kind: kindHead, seq: h.first, mark: h.durable, ref: uint64(len(h.open)), name: h.writer, body: body})
 	for _, f := range h.open {
 		b = appendFrame(b, f)
 	}
@@ -262,8 +278,8 @@ func readHead(path string, f io.ReaderAt, size int64) (head, error) {
 	if _, err := f.ReadAt(got[:], 0); err != nil {
 		return head{}, fmt.Errorf("reading %s: %w", path, err)
 	}
-	if s := string(got[:]); s != magic && s != magicOld {
-		return head{}, &damage{path, 0, "it does not begin as a segment of this version (AIDSEG2) does"}
+	if s := string(got[:]); s != magic && s != magicOld && s != magicSparse {
+		return head{}, &damage{path, 0, "it does not begin as a segment of this version (AIDSEG2 or AIDSEG3) does"}
 	}
 	r := newFrames(path, f, int64(len(magic)), size)
 	next := func(kind byte) (frame, error) {
@@ -288,8 +304,17 @@ func readHead(path string, f io.ReaderAt, size int64) (head, error) {
 		h.version = 1
 	}
 	count := uint64(0)
-	if len(hf.body) == 8 {
+	if len(hf.body) >= 8 {
 		count = binary.BigEndian.Uint64(hf.body)
+	}
+	if string(got[:]) == magicSparse {
+		if len(hf.body) != 16 {
+			return head{}, &damage{path, int64(len(magic)), "the head says nothing about the end of its range"}
+		}
+		h.version, h.sparse, h.last = 3, true, binary.BigEndian.Uint64(hf.body[8:])
+		if h.last < h.first || h.last > math.MaxInt64 {
+			return head{}, &damage{path, int64(len(magic)), "the head says what no writer says"}
+		}
 	}
 	if !validID(h.writer) || h.first == 0 || h.first > math.MaxInt64 || h.durable >= h.first {
 		return head{}, &damage{path, int64(len(magic)), "the head says what no writer says"}
@@ -319,6 +344,9 @@ func readHead(path string, f io.ReaderAt, size int64) (head, error) {
 // The error is a *damage at the offset of the first frame that is wrong; seg then
 // says where the records before it end.
 func scan(seg *segment, f io.ReaderAt, until uint64, fn func(frame)) error {
+	if seg.sparse {
+		return seg.scanSparse(f, fn)
+	}
 	r := newFrames(seg.path, f, seg.start, seg.size)
 	seg.last, seg.end = seg.first-1, seg.start
 	batch := seg.first // the first of the batch that is being read
@@ -339,6 +367,44 @@ func scan(seg *segment, f io.ReaderAt, until uint64, fn func(frame)) error {
 		fn(f)
 	}
 	return nil
+}
+
+// scanSparse is scan of a segment with holes. It was complete when it got its name, so
+// it is read to its end, and last stays what its head says.
+func (s *segment) scanSparse(f io.ReaderAt, fn func(frame)) error {
+	r := newFrames(s.path, f, s.start, s.size)
+	s.end = s.start
+	for before := s.first - 1; ; {
+		at := r.offset
+		f, err := r.next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		problem := wrongRecord(f, f.seq, f.mark)
+		if problem == "" && (f.seq <= before || f.seq > s.last) {
+			problem = fmt.Sprintf("record %d does not lie between %d and %d", f.seq, before, s.last)
+		}
+		if problem != "" {
+			return &damage{s.path, at, problem}
+		}
+		before, s.end = f.seq, r.offset
+		fn(f)
+	}
+}
+
+// add notes a record that was found in the segment's file.
+func (s *segment) add(f frame) {
+	if s.orgs == nil {
+		s.orgs = make(map[string]int64)
+	}
+	n := frameSum + frameFixed + int64(len(f.name)+len(f.body))
+	s.orgs[f.name] += n
+	if bytes.HasPrefix(f.body, countPrefix) {
+		s.counts += n
+	}
 }
 
 // wrongRecord says what is wrong with a frame that stands where record seq must.

@@ -38,7 +38,8 @@ const (
 	sendDeadline = time.Minute
 	// separateAfter is how long one org's batch may take before the org gets a lane
 	// of its own.
-	separateAfter = 2 * time.Second
+	separateAfter    = 2 * time.Second
+	minSeparateAfter = 200 * time.Millisecond
 
 	minSendPause = 100 * time.Millisecond
 	maxSendPause = 15 * time.Second
@@ -51,32 +52,47 @@ const (
 // skipped. It may be called again, one at a time.
 //
 // An org whose batch fails, or takes longer than 2 s, gets a lane of its own and
-// holds up no other org: see lanes.go. s is called by all lanes at once.
-//
-// After a restart it sends the oldest segment again from its beginning.
+// holds up no other org: see lanes.go. s is called by several lanes at once.
 func (w *Writer) Ship(ctx context.Context, s Shipper) error {
+	kept, err := w.lastKept()
+	if err != nil {
+		w.c.Log.WarnContext(ctx, "kept audit segments cannot be read: whether the chain still has them is not known", "err", err)
+	}
 	w.mu.Lock()
 	if w.shipping || w.lock == nil {
 		w.mu.Unlock()
 		return errors.New("audit segments are being shipped already, or the writer is closed")
 	}
-	w.shipping, w.passed, w.lanes = true, w.acked, make(map[string]*lane)
-	common := cursor{after: w.acked}
+	ctx, stop := context.WithCancel(ctx)
+	sh := &shipping{
+		w: w, s: s, forks: make(map[source]int), rewound: make(map[source]uint64), failed: make(chan error, 1),
+		kept: make(map[string]keptRecord), merged: make(map[string]bool), fresh: make(chan struct{}, lanesAtOnce), failing: make(chan struct{}, lanesAtOnce),
+	}
+	w.shipping, w.lanes = true, make(map[string]*lane)
+	common := cursor{after: w.passed}
+	for _, k := range kept {
+		if _, ok := w.behind[k.rec.Org]; !ok {
+			sh.kept[k.rec.Org] = k
+		}
+	}
+	for org, pos := range w.behind {
+		l := &lane{org: org, until: w.passed, pos: pos}
+		w.seekLocked(&l.c, pos)
+		sh.startLocked(ctx, l)
+	}
+	w.behind = nil
 	w.mu.Unlock()
 	defer common.close()
-
-	ctx, stop := context.WithCancel(ctx)
-	sh := &shipping{w: w, s: s, forks: make(map[source]int), rewound: make(map[source]uint64), failed: make(chan error, 1)}
 	sh.running.Go(func() { sh.recheck(ctx) })
-	err := sh.common(ctx, &common)
+	err = sh.common(ctx, &common)
 	stop()
 	sh.running.Wait()
 	w.mu.Lock()
-	acked := w.acked
-	w.passed, w.lanes, w.shipping = acked, nil, false
+	noted := w.notedLocked()
+	w.behind, w.lanes, w.shipping = noted.behind, nil, false
 	w.releaseLocked()
 	w.mu.Unlock()
-	w.writeAcked(acked)
+	w.writeAcked(noted)
 	if err != nil {
 		return fmt.Errorf("shipping audit segments: %w", err)
 	}
@@ -90,9 +106,18 @@ type shipping struct {
 	running sync.WaitGroup // the lanes
 	failed  chan error     // a lane cannot read its segment
 
+	// Turns of the lanes: of those that did not fail yet, and of those that did.
+	fresh, failing chan struct{}
+
+	// Guarded by the Writer's mu.
+	streak []*lane         // began since a batch of any org was taken
+	merge  []*lane         // are to end: what failed was not their org's alone
+	merged map[string]bool // orgs that were merged, and of which nothing was taken since
+
 	mu      sync.Mutex
-	forks   map[source]int    // how often the chain had other records of that writer; above 0: they are shipped as a fork
-	rewound map[source]uint64 // it was sent again from there already; what lies between is lost
+	forks   map[source]int        // how often the chain had other records of that writer; above 0: they are shipped as a fork
+	rewound map[source]uint64     // it was sent again from there already; what lies between is lost
+	kept    map[string]keptRecord // by org: the last record that was acknowledged
 }
 
 // source is a writer's records in an org.
@@ -109,12 +134,15 @@ func (sh *shipping) common(ctx context.Context, c *cursor) error {
 	w := sh.w
 	var writer string
 	var todo []parcel
-	full, pause := false, minSendPause
+	full := false
 	for ctx.Err() == nil {
 		select {
 		case err := <-sh.failed:
 			return err
 		default:
+		}
+		if sh.together(ctx, c) {
+			todo = nil
 		}
 		if len(todo) == 0 {
 			changed := w.change()
@@ -142,36 +170,18 @@ func (sh *shipping) common(ctx context.Context, c *cursor) error {
 			full = len(recs) >= maxSendRecords/2
 			todo = w.parcels(recs)
 		}
-		var err error
-		for len(todo) > 0 && err == nil {
-			err = sh.try(ctx, writer, todo[0])
-			if err != nil && ctx.Err() == nil && sh.separate(ctx, todo[0], err) {
-				err = nil
-			}
-			if err == nil {
-				todo = todo[1:]
+		for ; len(todo) > 0 && ctx.Err() == nil; todo = todo[1:] {
+			if err := sh.try(ctx, writer, todo[0]); err != nil && ctx.Err() == nil {
+				sh.separate(ctx, todo[0], err)
 			}
 		}
-		switch {
-		case ctx.Err() != nil:
+		if ctx.Err() != nil {
 			return nil
-		case err == nil:
-			pause = minSendPause
-			w.pass(c.at)
-			if !full {
-				rest(ctx, sendInterval)
-			}
-			continue
 		}
-		// As many orgs as may have a lane fail already.
-		w.metrics.shipFailures.Inc()
-		w.mu.Lock()
-		w.refused = fmt.Errorf("org %s: %w", todo[0].org, err)
-		w.mu.Unlock()
-		wait := w.jitter(pause)
-		w.c.Log.Log(ctx, again(pause), "the control plane takes no audit records of many orgs", "org", todo[0].org, "err", err, "lag", w.lag(), "pause", wait)
-		pause = min(2*pause, maxSendPause)
-		rest(ctx, wait)
+		w.pass(c.at)
+		if !full {
+			rest(ctx, sendInterval)
+		}
 	}
 	return nil
 }
@@ -187,14 +197,27 @@ func again(pause time.Duration) slog.Level {
 
 // try sends a parcel once.
 func (sh *shipping) try(ctx context.Context, writer string, p parcel) error {
-	limit := separateAfter
-	if sh.w.lanesFull() {
-		limit = sendDeadline
-	}
+	// The more orgs hang, the shorter is the wait for the next one, so that all of them
+	// together hold up the others for seconds.
+	limit := max(separateAfter/time.Duration(1+sh.w.laneCount()), minSeparateAfter)
 	sh.mu.Lock()
 	fork := sh.forks[source{writer, p.org}] > 0
 	sh.mu.Unlock()
-	return sh.send(ctx, limit, Batch{Org: p.org, Writer: writer, Shipper: sh.w.ID(), Fork: fork, Records: p.recs})
+	before := sh.before(writer, p.org, p.recs)
+	if err := sh.has(ctx, limit, before); err != nil {
+		return err
+	}
+	if err := sh.send(ctx, limit, Batch{Org: p.org, Writer: writer, Shipper: sh.w.ID(), Fork: fork, Records: p.recs}); err != nil {
+		return err
+	}
+	// Once more: the chain may have been restored between the two.
+	if err := sh.has(ctx, limit, before); err != nil {
+		return err
+	}
+	if !fork {
+		sh.keep(writer, p.recs)
+	}
+	return nil
 }
 
 // send sends a batch and waits until it is committed.
@@ -209,6 +232,7 @@ func (sh *shipping) send(ctx context.Context, limit time.Duration, b Batch) erro
 		return err
 	}
 	sh.w.metrics.shipped.Add(float64(len(b.Records)))
+	sh.taken(b.Org)
 	sh.mu.Lock()
 	delete(sh.rewound, source{b.Writer, b.Org})
 	sh.mu.Unlock()
@@ -308,8 +332,8 @@ func (w *Writer) jitter(d time.Duration) time.Duration {
 // pass takes note that the orgs without a lane have everything up to upTo.
 func (w *Writer) pass(upTo uint64) {
 	w.mu.Lock()
-	w.passed = max(w.passed, upTo)
-	w.progress, w.refused = w.c.Now(), nil
+	w.passLocked(max(w.passed, upTo))
+	w.progress = w.c.Now()
 	if w.passed >= w.durable {
 		w.oldest = time.Time{}
 	}
@@ -324,12 +348,12 @@ const noteInterval = time.Second
 func (w *Writer) unnoted() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.notedAt != w.acked
+	return w.notedAt != [2]uint64{w.acked, w.passed}
 }
 
-// acknowledge finds out up to where the control plane has everything, in all orgs.
-// Segments that end there or before are kept for a while: see KeepAckedBytes. Their
-// unsettled decisions are in the head of the one after them.
+// acknowledge finds out up to where the control plane has everything, in all orgs. What
+// it has is kept for a while: see KeepAckedBytes. The unsettled decisions of a segment
+// are in the head of the one after it.
 func (w *Writer) acknowledge() {
 	w.ackMu.Lock()
 	defer w.ackMu.Unlock()
@@ -341,43 +365,21 @@ func (w *Writer) acknowledge() {
 	}
 	note := now.Sub(w.noted).Abs() >= noteInterval
 	if note {
-		w.noted, w.notedAt = now, w.acked
+		w.noted, w.notedAt = now, [2]uint64{w.acked, w.passed}
 	}
-	acked, kept := w.acked, w.keptLocked()
-	var done []*segment
-	for i, s := range w.segs {
-		if i == len(w.segs)-1 || s.last > w.acked {
-			break
-		}
-		if s.ackedAt.IsZero() {
+	noted := w.notedLocked()
+	for _, s := range w.segs[:len(w.segs)-1] {
+		if s.last <= w.passed && s.ackedAt.IsZero() {
 			s.ackedAt = now
-		}
-		if len(done) == i && (kept > w.c.KeepAckedBytes || now.Sub(s.ackedAt) > keepAcked || w.full != nil) {
-			done = append(done, s)
-			kept -= s.size
 		}
 	}
 	w.tellLocked()
 	w.mu.Unlock()
 	if note {
-		w.writeAcked(acked)
+		w.writeAcked(noted)
 	}
-	for _, seg := range done {
-		err := w.disk.remove(seg.path)
-		if err == nil || errors.Is(err, os.ErrNotExist) {
-			// One after the other, or a crash could leave a hole in the middle,
-			// which looks as if somebody had taken a segment away.
-			err = w.disk.syncDir()
-		}
-		if err != nil {
-			w.c.Log.Warn("a shipped audit segment cannot be removed; it is tried again later", "path", seg.path, "err", err)
-			return
-		}
-		w.mu.Lock()
-		if len(w.segs) > 1 && w.segs[0] == seg {
-			w.segs = w.segs[1:]
-		}
-		w.mu.Unlock()
+	if err := w.tidy(); err != nil {
+		w.c.Log.Warn("a shipped audit segment cannot be removed or written again; it is tried again later", "err", err)
 	}
 }
 
@@ -385,14 +387,16 @@ func (w *Writer) acknowledge() {
 type cursor struct {
 	seg    *segment // nil: none yet
 	file   *os.File
+	placed bool // offset and prevs are of seg
 	offset int64
-	prevs  map[string]uint64 // by org: the last number that was read
+	prevs  map[string]uint64 // by org: the last number that was read; of org alone, if it is set
 	after  uint64            // records up to this one are not sent
 	at     uint64            // the last record that was read, or left out
 	org    string            // the records of others are left out; empty: none are
 	limit  uint64            // records behind this one are not read; 0: none
 }
 
+// close leaves the cursor where it is, without a file.
 func (c *cursor) close() {
 	if c.file != nil {
 		_ = c.file.Close()
@@ -406,18 +410,20 @@ func (w *Writer) read(c *cursor) (writer string, recs []Record, err error) {
 	var batch shipment
 	for {
 		w.mu.Lock()
-		if c.seg == nil {
-			w.seekLocked(c, c.after)
+		if c.seg == nil || c.file == nil && !slices.Contains(w.segs, c.seg) {
+			w.seekLocked(c, max(c.after, c.at))
 		}
 		end, next := c.seg.end, w.nextLocked(c.seg)
-		w.mu.Unlock()
-
+		var err error
 		if c.file == nil && c.seg.start < end {
-			f, err := os.Open(c.seg.path)
-			if err != nil {
-				return "", nil, err
-			}
-			c.file, c.offset, c.prevs = f, c.seg.start, maps.Clone(c.seg.prevs)
+			c.file, err = w.openLocked(c.seg)
+		}
+		w.mu.Unlock()
+		if err != nil {
+			return "", nil, err
+		}
+		if c.file != nil && !c.placed {
+			c.placed, c.offset, c.prevs = true, c.seg.start, c.before()
 		}
 		if c.file != nil && c.offset < end {
 			writer = c.seg.writer
@@ -433,16 +439,33 @@ func (w *Writer) read(c *cursor) (writer string, recs []Record, err error) {
 			break
 		}
 		c.close()
-		c.seg = next
+		c.seg, c.placed = next, false
 	}
 	return writer, batch.recs, nil
+}
+
+// before returns each org's last number before the segment, or the one org's.
+func (c *cursor) before() map[string]uint64 {
+	if c.org == "" {
+		return maps.Clone(c.seg.prevs)
+	}
+	return map[string]uint64{c.org: c.seg.prevs[c.org]}
+}
+
+// openLocked opens a segment that is still one of ours: one that was written again has
+// other offsets.
+func (w *Writer) openLocked(s *segment) (*os.File, error) {
+	if !slices.Contains(w.segs, s) {
+		return nil, os.ErrNotExist
+	}
+	return os.Open(s.path)
 }
 
 // seekLocked moves the cursor to the first record after a number, or as near to it as
 // the files here go back.
 func (w *Writer) seekLocked(c *cursor, after uint64) {
 	c.close()
-	c.seg = nil
+	c.seg, c.placed = nil, false
 	for _, s := range w.segs {
 		if s.last > after {
 			c.seg = s
@@ -478,7 +501,10 @@ func (c *cursor) fill(s *shipment, end int64) (full bool, err error) {
 			return true, nil
 		}
 		if f.seq <= c.after || c.org != "" && f.name != c.org {
-			c.prevs[f.name], c.offset, c.at = f.seq, r.offset, max(c.at, f.seq)
+			if c.org == "" || f.name == c.org {
+				c.prevs[f.name] = f.seq
+			}
+			c.offset, c.at = r.offset, max(c.at, f.seq)
 			continue
 		}
 		if n := len(s.recs); n > 0 && (n == maxSendRecords || s.size+len(f.body) > maxSendBytes) {

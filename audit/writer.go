@@ -141,18 +141,18 @@ type Writer struct {
 	shipping bool
 	lock     *os.File // nil: no longer ours
 	segs     []*segment
-	durable  uint64           // the last record that callers know to be durable
-	acked    uint64           // the control plane has all up to this one, in all orgs
-	passed   uint64           // the orgs without a lane have all up to this one
-	lanes    map[string]*lane // by org; nil: Ship does not run
-	oldest   time.Time        // of the first that it has not; zero: it has all
-	changed  chan struct{}    // closed and replaced when segs, durable or acked change
-	progress time.Time        // when records last reached the control plane, or began to wait
-	refused  error            // why the control plane does not take a batch; nil: it does
-	noted    time.Time        // when acked was last written to its file
-	notedAt  uint64           // and what it was then
-	checked  time.Time        // when full was found out
-	full     error            // the disk has too little room left
+	durable  uint64            // the last record that callers know to be durable
+	acked    uint64            // the control plane has all up to this one, in all orgs
+	behind   map[string]uint64 // by org: while Ship does not run, how far those are that have less than passed
+	passed   uint64            // the orgs without a lane have all up to this one
+	lanes    map[string]*lane  // by org; nil: Ship does not run
+	oldest   time.Time         // of the first that it has not; zero: it has all
+	changed  chan struct{}     // closed and replaced when segs, durable or acked change
+	progress time.Time         // when records last reached the control plane, or began to wait
+	noted    time.Time         // when acked was last written to its file
+	notedAt  [2]uint64         // acked and passed as they were then
+	checked  time.Time         // when full was found out
+	full     error             // the disk has too little room left
 }
 
 // batch is what is committed together.
@@ -408,7 +408,14 @@ func (w *Writer) refusalLocked(it item, full bool) error {
 	case it.allowed != nil && w.unsettled.Load() >= maxUnsettled:
 		return fmt.Errorf("audit entry not written: %d exchanges are in progress already", maxUnsettled)
 	}
-	return w.unreadyLocked()
+	if err := w.unreadyLocked(); err != nil {
+		return err
+	}
+	err := w.orgFullLocked(it.org)
+	if err != nil {
+		w.metrics.orgFull.Inc()
+	}
+	return err
 }
 
 // Ready returns nil if Append would take an entry now, or why it would not.
@@ -453,9 +460,7 @@ func (w *Writer) diskLocked() error {
 // have space of their own.
 func (w *Writer) bytesLocked() (n int64) {
 	for i, s := range w.segs {
-		if i == len(w.segs)-1 || s.last > w.acked {
-			n += s.size - s.counts
-		}
+		n += max(0, w.waitingLocked(i)-s.counts)
 	}
 	return n
 }
@@ -463,9 +468,7 @@ func (w *Writer) bytesLocked() (n int64) {
 // keptLocked counts what the control plane has and is only kept.
 func (w *Writer) keptLocked() (n int64) {
 	for i, s := range w.segs {
-		if i < len(w.segs)-1 && s.last <= w.acked {
-			n += s.size
-		}
+		n += s.size - w.waitingLocked(i)
 	}
 	return n
 }
@@ -480,8 +483,6 @@ func (w *Writer) Shipping() error {
 	}
 	waiting := w.durable - min(w.passed, w.durable)
 	switch since := now.Sub(w.progress); {
-	case w.refused != nil:
-		return fmt.Errorf("the control plane takes no audit records of more than %d orgs, %d wait: %w", maxLanes, w.lagLocked(), w.refused)
 	case waiting > 0 && since > stuckAfter:
 		return fmt.Errorf("%d audit records wait, and none has reached the control plane for %s: see its log, and its database", waiting, since.Round(time.Second))
 	}
@@ -665,6 +666,7 @@ func (w *Writer) commit(b *batch) bool {
 	var changes []change          // of the book, to be undone if the batch fails
 	before := map[string]uint64{} // of prevs, likewise; 0: the org was not there
 	counts := int64(0)            // bytes of entries that have space of their own
+	written := map[string]int64{} // bytes by org
 	follow := func(org string, seq uint64) {
 		if _, ok := before[org]; !ok {
 			before[org] = w.prevs[org]
@@ -674,8 +676,10 @@ func (w *Writer) commit(b *batch) bool {
 	for i := range b.items {
 		it := &b.items[i]
 		if w.prevs[it.org] == 0 {
+			begun := len(buf)
 			e := Started{Node: w.c.Node, Previous: w.previous, PreviousSeq: w.previousSeqs[it.org]}
 			buf = appendFrame(buf, frame{kind: kindRecord, seq: w.next, mark: first, name: it.org, body: Stamp(e, it.org, id, w.c.Now()).Encode()})
+			written[it.org] += int64(len(buf) - begun)
 			follow(it.org, w.next)
 			w.next++
 		}
@@ -712,6 +716,7 @@ func (w *Writer) commit(b *batch) bool {
 		if buf = appendFrame(buf, f); it.count {
 			counts += int64(len(buf) - start)
 		}
+		written[it.org] += int64(len(buf) - start)
 	}
 	if w.buf = buf; cap(buf) > 2*maxBatchBytes {
 		w.buf = nil
@@ -741,6 +746,12 @@ func (w *Writer) commit(b *batch) bool {
 	last.end += int64(len(buf))
 	last.size = last.end
 	last.counts += counts
+	if last.orgs == nil {
+		last.orgs = make(map[string]int64)
+	}
+	for org, n := range written {
+		last.orgs[org] += n
+	}
 	w.tellLocked()
 	w.mu.Unlock()
 	close(b.done)
@@ -845,7 +856,7 @@ func (w *Writer) begin() error {
 		w.metrics.changes.Inc()
 		w.c.Log.Warn("a new audit writer id is in use", "before", w.previous, "now", id)
 	}
-	seg := &segment{path: w.disk.path(name), writer: id, prevs: maps.Clone(prevs), first: h.first, last: h.first - 1, start: size, end: size, size: size}
+	seg := &segment{path: w.disk.path(name), writer: id, prevs: maps.Clone(prevs), before: h.durable, first: h.first, last: h.first - 1, start: size, end: size, size: size}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if n := len(w.segs); n > 0 && w.segs[n-1].empty() {

@@ -608,3 +608,105 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// byOrg takes what is shipped, but for an org.
+type byOrg struct {
+	mu    sync.Mutex
+	stuck string
+	seqs  map[string][]uint64
+}
+
+func (s *byOrg) Send(_ context.Context, b Batch) (uint64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b.Org == s.stuck {
+		return 0, errors.New("not now")
+	}
+	for _, r := range b.Records {
+		if have := s.seqs[b.Org]; len(have) == 0 || have[len(have)-1] == r.Prev {
+			s.seqs[b.Org] = append(have, r.Seq)
+		} else if !slices.Contains(have, r.Seq) {
+			return 0, &Behind{Have: have[len(have)-1]}
+		}
+	}
+	return b.Records[len(b.Records)-1].Seq, nil
+}
+
+// Segments that are written again for a stuck org survive a crash at every step, and
+// lose and repeat nothing of it.
+func TestCrashWhileWrittenAgain(t *testing.T) {
+	steps := 0
+	for crash := 0; crash <= steps; crash++ {
+		dir, left := t.TempDir(), filepath.Join(t.TempDir(), "left")
+		s := &byOrg{stuck: "org_bad", seqs: map[string][]uint64{}}
+		n, copied := 0, false
+		var shipping atomic.Bool
+		// One after the other: all but the appends are of the goroutine that tidies.
+		fault := func(o operation, do func() error) error {
+			if shipping.Load() && (o.name == "rename" || o.name == "remove") {
+				if n++; n == crash && !copied {
+					copied = true
+					if err := os.CopyFS(left, os.DirFS(dir)); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			return do()
+		}
+		w, stop := open(t, dir, func(c *WriterConfig) {
+			c.fault, c.SegmentBytes, c.MaxBacklogBytes, c.KeepAckedBytes, c.MinFreeBytes = fault, 1<<10, 1<<20, -1, -1
+		})
+		want := map[string]int{}
+		for i := range 30 {
+			org := []string{"org_good", "org_good", "org_bad"}[i%3]
+			if _, err := w.Append(t.Context(), org, decided(fmt.Sprint("r", i), "deny")); err != nil {
+				t.Fatal(err)
+			}
+			want[org]++
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		shipping.Store(true)
+		go func() { done <- w.Ship(ctx, s) }()
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			w.mu.Lock()
+			passed := w.passed == w.durable && w.segs[0].sparse && w.lanes["org_bad"] != nil && w.lanes["org_bad"].err != nil
+			w.mu.Unlock()
+			if passed {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatal("nothing is written again")
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		shipping.Store(false)
+		stop()
+		if crash == 0 {
+			if steps = n; steps < 10 {
+				t.Fatalf("%d steps", steps)
+			}
+			continue
+		}
+		if !copied {
+			continue
+		}
+		if f, err := OpenFolder(left); err != nil {
+			t.Fatal(err)
+		} else if f.Close(); f.Damaged > 0 {
+			t.Errorf("step %d: %d segments are damaged", crash, f.Damaged)
+		}
+		s.stuck = ""
+		w, stop = open(t, left, func(c *WriterConfig) { c.SegmentBytes, c.MaxBacklogBytes, c.MinFreeBytes = 1<<10, 1<<20, -1 })
+		shipWhile(t, w, s, func() {})
+		stop()
+		for org, n := range want {
+			if got := len(s.seqs[org]) - 1; got != n { // and writer.started
+				t.Errorf("step %d: %d of %d records of %s arrived", crash, got, n, org)
+			}
+		}
+	}
+}

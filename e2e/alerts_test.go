@@ -77,6 +77,7 @@ var firings = []firing{
 	{"AidAuditWriteFails", `aid_audit_write_failures_total`, event, "12m"},
 	{"AidAuditNotShipped", `aid_audit_lag_seconds`, lasting, "20m"},
 	{"AidAuditOrgStuck", `aid_audit_stuck_orgs`, event, "20m"},
+	{"AidAuditOrgFull", `aid_audit_org_full_total`, event, "12m"},
 	{"AidAuditGap", `aid_audit_gaps_total`, event, "12m"},
 	{"AidAuditQuarantined", `aid_audit_quarantined_records`, event, "12m"},
 	{"AidPartitionsFail", `aid_store_partition_failures_total`, event, "12m"},

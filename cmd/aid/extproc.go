@@ -365,9 +365,6 @@ func (s *sidecar) ready(server *extproc.Server, client *xds.Client, writer *audi
 		if err := writer.Ready(); err != nil {
 			return fmt.Errorf("record: %w", err)
 		}
-		if err := writer.Shipping(); err != nil {
-			return fmt.Errorf("record: %w", err)
-		}
 		if err := client.Ready(); err != nil {
 			return fmt.Errorf("control plane: %w", err)
 		}
@@ -378,6 +375,9 @@ func (s *sidecar) ready(server *extproc.Server, client *xds.Client, writer *audi
 		}
 		if age, ok := client.Staleness(); ok && age > staleAfter {
 			return stillReady(fmt.Sprintf("control plane: its last answer is %v old; requests are rejected from %v on (--max-staleness)", age.Round(time.Second), s.maxStaleness))
+		}
+		if err := writer.Shipping(); err != nil {
+			return stillReady("record: " + err.Error()) // requests are recorded here as long as there is room
 		}
 		return nil
 	}
