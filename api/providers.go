@@ -30,7 +30,7 @@ type Provider struct {
 	CreatedAt     time.Time         `json:"created_at" doc:"Time of creation, UTC." example:"2026-01-31T12:00:00Z"`
 	UpdatedAt     time.Time         `json:"updated_at" doc:"Time of the last change, UTC." example:"2026-01-31T12:00:00Z"`
 	Version       int64             `json:"version" doc:"Number of the version, from 1. It is also in the ETag." example:"1"`
-	Warnings      []string          `json:"warnings,omitempty" nullable:"false" doc:"Warnings about this change."`
+	Warnings      []string          `json:"warnings,omitempty" nullable:"false" doc:"Warnings about this change, or about the provider."`
 }
 
 func providerShown(p provider.Provider) Provider {
@@ -168,7 +168,30 @@ func getProvider(ctx context.Context, x *call, in *ByID) (*one[Provider], error)
 	if err != nil {
 		return nil, err
 	}
-	return &one[Provider]{ETag: etag(p.Version), Body: providerShown(p)}, nil
+	shown := providerShown(p)
+	shown.Warnings, err = unopened(ctx, x, p)
+	return &one[Provider]{ETag: etag(p.Version), Body: shown}, err
+}
+
+// unopened warns of what the keys of this control plane do not open. Nodes keep the last
+// good one of it.
+func unopened(ctx context.Context, x *call, p provider.Provider) (warnings []string, err error) {
+	const what = " cannot be decrypted with the keys of this control plane (--fernet-keys). Nodes use the last one that could. Set it again, or ask the operator for the key."
+	all, err := provider.Credentials(ctx, x.tx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range all {
+		if c.ProviderID == p.ID && c.Cluster == p.Cluster {
+			if _, err := x.c.Sealer.Open(c.Sealed); err != nil {
+				warnings = append(warnings, "The credential"+what)
+			}
+		}
+	}
+	if _, err := p.OpenHeaders(x.c.Sealer); err != nil {
+		warnings = append(warnings, "A header"+what)
+	}
+	return warnings, nil
 }
 
 func updateProvider(ctx context.Context, x *call, in *struct {

@@ -411,6 +411,17 @@ func TestProviders(t *testing.T) {
 	if moved.field("has_credential") != false || !strings.Contains(moved.body, "warnings") {
 		t.Error(moved.body)
 	}
+	// A control plane whose keys do not open the credential says so.
+	w.want(200, "PUT", "/v1/providers/"+id+"/credential", `{"secret":"sk-canary-0123456789"}`)
+	if got := w.want(200, "GET", "/v1/providers/"+id, ""); strings.Contains(got.body, "warnings") {
+		t.Error(got.body)
+	}
+	if err := w.sealer.Replace([]string{"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="}); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.want(200, "GET", "/v1/providers/"+id, ""); !strings.Contains(got.body, "fernet-keys") {
+		t.Error(got.body)
+	}
 	for _, path := range []string{"/v1/providers", "/v1/providers/" + id, "/v1/audit/entries?limit=100"} {
 		if got := w.want(200, "GET", path, ""); strings.Contains(got.body, "sk-canary") {
 			t.Errorf("%s shows the credential", path)

@@ -136,7 +136,7 @@ func TestNewType(t *testing.T) {
 		t.Error("the client does not subscribe to the type")
 	}
 
-	metrics, err := newServerMetrics(nil, func() int { return 0 })
+	metrics, err := newServerMetrics(nil, func() int { return 0 }, func() int { return 0 })
 	if err != nil {
 		t.Fatal(err)
 	}

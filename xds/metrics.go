@@ -15,7 +15,7 @@ type serverMetrics struct {
 	records                          *prometheus.CounterVec
 }
 
-func newServerMetrics(r prometheus.Registerer, nodes func() int) (*serverMetrics, error) {
+func newServerMetrics(r prometheus.Registerer, nodes, unopened func() int) (*serverMetrics, error) {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "aid_xds_" + name, Help: help}, labels)
 	}
@@ -46,7 +46,10 @@ func newServerMetrics(r prometheus.Registerer, nodes func() int) (*serverMetrics
 	connected := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "aid_xds_nodes", Help: "Nodes that are connected, Envoys and sidecars counted each.",
 	}, func() float64 { return float64(nodes()) })
-	return m, register(r, m.acks, m.nacks, m.pushed, m.unpublished, m.refused, m.silent, m.size, m.apply, m.records, connected)
+	sealed := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "aid_xds_unopened", Help: "Credentials and headers of connected orgs that cannot be opened. Not 0: nodes keep the last good ones, and /readyz names them.",
+	}, func() float64 { return float64(unopened()) })
+	return m, register(r, m.acks, m.nacks, m.pushed, m.unpublished, m.refused, m.silent, m.size, m.apply, m.records, connected, sealed)
 }
 
 // clientMetrics says what a sidecar knows, and how old it is.

@@ -89,6 +89,7 @@ type orgState struct {
 	view     view      // what sidecars get
 	envoy    *Snapshot // the last good one; nil: there was none yet
 	unopened []string  // providers with a credential or header that could not be opened
+	opened   int       // credentials and providers' headers that could
 }
 
 // NewServer returns a server. Run must run for it to serve anything.
@@ -107,7 +108,7 @@ func NewServer(c ServerConfig) (*Server, error) {
 	}
 	s := &Server{c: c, orgs: make(map[string]*orgState), joined: make(map[string]joined), streams: make(map[*stream]struct{}), turns: make(chan struct{}, readsAtOnce), counting: make(chan struct{}, countsAtOnce), changes: newQueue()}
 	var err error
-	if s.metrics, err = newServerMetrics(c.Registerer, s.connected); err != nil {
+	if s.metrics, err = newServerMetrics(c.Registerer, s.connected, s.unopenedCount); err != nil {
 		return nil, fmt.Errorf("registering xds's metrics: %w", err)
 	}
 	return s, nil
@@ -120,8 +121,9 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 	aidv1.RegisterBudgetsServer(r, s)
 }
 
-// Ready is nil if changes in the database are received, and every credential of the
-// connected orgs can be opened.
+// Ready is nil if changes in the database are received, and this server has the keys of
+// the credentials. One that opens none of them has the wrong keys and serves no new node.
+// Those that do not open beside others that do are in Unopened.
 func (s *Server) Ready(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -129,11 +131,52 @@ func (s *Server) Ready(context.Context) error {
 		return errors.New("not listening to the database yet")
 	}
 	for _, o := range s.orgs {
-		if len(o.unopened) > 0 {
-			return fmt.Errorf("a credential or header of %s (%s) cannot be opened, and nodes keep what they have: add the key that encrypted it to --fernet-keys", strings.Join(o.unopened, ", "), o.id)
+		if o.opened > 0 {
+			return nil
 		}
 	}
+	if err := s.unopenedLocked(); err != nil {
+		return fmt.Errorf("no credential can be opened: %w", err)
+	}
 	return nil
+}
+
+// Unopened names credentials and headers that cannot be opened, of the connected orgs;
+// nil: there are none.
+func (s *Server) Unopened() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unopenedLocked()
+}
+
+func (s *Server) unopenedLocked() error {
+	const shown = 10
+	var names []string
+	n := 0
+	for _, id := range slices.Sorted(maps.Keys(s.orgs)) {
+		for _, p := range s.orgs[id].unopened {
+			if n++; n <= shown {
+				names = append(names, p+" ("+id+")")
+			}
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	if n > shown {
+		names = append(names, fmt.Sprintf("%d more", n-shown))
+	}
+	return fmt.Errorf("the credential or a header of %s cannot be opened, and nodes keep what they have: add the key that encrypted it to --fernet-keys, or set it again",
+		strings.Join(names, ", "))
+}
+
+func (s *Server) unopenedCount() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.orgs {
+		n += len(o.unopened)
+	}
+	return n
 }
 
 func (s *Server) connected() int {

@@ -260,6 +260,7 @@ func (s *Server) resources(ctx context.Context, c content, before orgState) (nex
 				s.unopened(ctx, v, before, CredentialType, name, err)
 				continue
 			}
+			next.opened++
 			if err := v.put(CredentialType, name, &aidv1.Credential{ProviderId: p.ID, OrgId: org, Cluster: p.Cluster, Secret: secret}); err != nil {
 				return next, err
 			}
@@ -269,6 +270,9 @@ func (s *Server) resources(ctx context.Context, c content, before orgState) (nex
 			next.unopened = append(next.unopened, p.ID)
 			s.unopened(ctx, v, before, ProviderType, inOrg(org, p.ID), err)
 			continue
+		}
+		if len(p.Headers) > 0 {
+			next.opened++
 		}
 		if err := v.put(ProviderType, inOrg(org, p.ID), packProvider(open)); err != nil {
 			return next, err

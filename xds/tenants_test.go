@@ -333,12 +333,26 @@ func TestUnopenedCredentialIsKept(t *testing.T) {
 	})
 	eventually(t, func() error {
 		if err := p.server.Ready(context.Background()); err == nil || !strings.Contains(err.Error(), "fernet") {
-			return fmt.Errorf("ready: %v", err)
+			return fmt.Errorf("the keys open nothing, and ready says %v", err)
 		}
 		return nil
 	})
 	if err := holds(); err != nil {
 		t.Error(err)
+	}
+	// Another org's credential opens: this one's is no reason to serve neither.
+	second := storetest.Org(t, p.db)
+	p.provider(second, "opens")
+	token2, _ := p.node(second)
+	y := p.client(token2, nil)
+	eventually(t, func() error {
+		if got, err := sole(y, second); err != nil || got.Credential.Reveal() != "opens" {
+			return fmt.Errorf("%+v %v", got, err)
+		}
+		return p.server.Ready(context.Background())
+	})
+	if err := p.server.Unopened(); err == nil || !strings.Contains(err.Error(), org) || !strings.Contains(err.Error(), prov.ID) || strings.Contains(err.Error(), second) {
+		t.Errorf("what does not open: %v", err)
 	}
 	// Also after all is read anew by a control plane that never could open it.
 	p.stop()

@@ -233,6 +233,9 @@ func (c *control) run(ctx context.Context) error {
 		if err := control.Ready(ctx); err != nil {
 			return fmt.Errorf("xds: %w", err)
 		}
+		if err := control.Unopened(); err != nil {
+			return stillReady("xds: " + err.Error())
+		}
 		return nil
 	}
 	server, err := api.New(api.Config{
