@@ -11,20 +11,20 @@ import (
 )
 
 const (
-	maxEvent = 16 << 20 // of one streamed event
-	maxWhole = 64 << 20 // of an answer that is not streamed
-	maxError = 1 << 20  // of a provider's error; what follows is not read
+	maxEvent = 16 << 20 // for one streamed event
+	maxWhole = 64 << 20 // for a response that is not streamed
+	maxError = 1 << 20  // for a provider's error; the rest is not read
 )
 
-// What an answer may have of each, far above what models give: they are looked through
-// one by one.
+// Limits for the parts of a response, far above what models return. They bound the cost of
+// linear searches.
 const (
 	maxReplies = 1024
 	maxCalls   = 4096
-	maxBlocks  = 4096 // open at once
+	maxBlocks  = 4096 // open at the same time
 )
 
-// Response is a provider's answer on its way to OpenAI's form. It belongs to one
+// Response translates a provider's response to OpenAI's format. It belongs to one
 // goroutine.
 type Response struct {
 	req    Request
@@ -34,19 +34,19 @@ type Response struct {
 
 	form  form
 	lines bool                        // of a stream: each line is a value
-	at    []string                    // where errors have their words, if their provider has its own place
-	none  func(message string) []byte // of ErrorOf
-	w     writer                      // what goes out with this Chunk
-	whole []byte                      // what came, unless it is streamed
-	ended bool                        // the last byte came, and everything is said
+	at    []string                    // the place of error messages, if the provider has its own place
+	none  func(message string) []byte // from ErrorOf
+	w     writer                      // the output of this Chunk
+	whole []byte                      // the body so far, unless it is streamed
+	ended bool                        // the last byte came, and the output is complete
 
-	// Of a stream.
+	// For a stream.
 	stream sse.Reader
 	data   []byte // of the event that has not ended
-	done   bool   // [DONE] is said, or an error
-	broken bool   // an error is
+	done   bool   // [DONE] or an error was written
+	broken bool   // an error was written
 
-	// What the provider said of the answer as a whole.
+	// Values for the whole response.
 	answerID   raw
 	model      raw
 	created    raw
@@ -58,14 +58,14 @@ type Response struct {
 	replies []*reply // OpenAI's choices
 	head    []byte   // of every chunk, up to the choices
 	tail    []byte
-	blocks  []block // Anthropic's that are open
-	calls   int     // ids of calls that were made here
-	made    string  // what they begin with
-	odds    raw     // log probabilities that the next text takes with it
-	excess  bool    // there is more of something than there may be
+	blocks  []block // Anthropic's open blocks
+	calls   int     // number of call ids that were made here
+	made    string  // the beginning of those ids
+	odds    raw     // log probabilities for the next text
+	excess  bool    // a limit was exceeded
 }
 
-// form is how the answer comes.
+// form is the framing of the response.
 type form uint8
 
 const (
@@ -74,23 +74,22 @@ const (
 	errorForm              // not a 2xx
 )
 
-// usage is in OpenAI's terms: input has cached and written in it, output has
-// reasoning in it.
+// usage is in OpenAI's terms: input includes cached and written tokens, output includes
+// reasoning.
 type usage struct {
 	input, output, cached, written, reasoning int64
 	known                                     bool
 }
 
-// reply is one of OpenAI's choices. Of a streamed one only what later events
-// depend on is kept.
+// reply is one of OpenAI's choices. For a stream it has only what later events need.
 type reply struct {
 	index     int64
-	begun     bool // its role is said
+	begun     bool // its role was written
 	content   []raw
 	reasoning []raw
 	thinking  []raw // Anthropic's blocks
 	refusal   string
-	signature raw // of the text (Gemini) or the thinking (Mistral)
+	signature raw // of the text (Gemini) or the reasoning (Mistral)
 	calls     []replyCall
 	ids       map[string]bool // of the calls
 	chars     int             // characters of content
@@ -101,26 +100,26 @@ type reply struct {
 type replyCall struct {
 	id        raw
 	name      raw
-	arguments []raw // pieces, strings
+	arguments []raw // chunks, as JSON strings
 	signature raw
-	argued    bool  // a piece of its arguments was said
-	index     int64 // under which the provider sends the pieces of it; -1: none
+	argued    bool  // a chunk of its arguments was written
+	index     int64 // the provider's index for its chunks; -1: none
 }
 
-// Answer makes a reader of the answer to r. The clock is asked once, and id,
-// which makes an id like "chatcmpl-…", only if the provider gave none.
+// Answer returns a reader of the response to r. The clock is read once. id makes an id like
+// "chatcmpl-…". It is called only if the provider sent none.
 func (r Request) Answer(status int, contentType string, now func() time.Time, id func() string) *Response {
 	a := &Response{req: r, status: status, now: now, id: id, stream: sse.New(maxEvent, maxEvent)}
 	switch {
 	case status < 200 || status > 299:
 		a.form = errorForm
-	case r.Stream && sse.Is(contentType): // unasked, it is not what the caller could read
+	case r.Stream && sse.Is(contentType): // without a request for a stream, the caller could not read one
 		a.form = streamForm
 	}
 	return a
 }
 
-// ContentType is of what Chunk gives.
+// ContentType is the type of Chunk's output.
 func (a *Response) ContentType() string {
 	if a.form == streamForm {
 		return "text/event-stream"
@@ -128,12 +127,11 @@ func (a *Response) ContentType() string {
 	return "application/json"
 }
 
-// Status is what to answer with. It is the provider's, but for those that
-// OpenAI's clients do not know, and 502 once an answer has come that cannot be
-// read.
+// Status is the status of the response. It is the provider's, except for a status that
+// OpenAI's clients do not know. It is 502 for a response that cannot be read.
 func (a *Response) Status() int {
 	if a.none != nil {
-		return a.status // the caller's client is the provider's own, and knows it
+		return a.status // the caller's client is the provider's own
 	}
 	switch a.status {
 	case 498: // Cohere: the model's input or output was blocked
@@ -142,19 +140,19 @@ func (a *Response) Status() int {
 		return 503
 	}
 	if a.status < 200 || a.status >= 300 && a.status < 400 {
-		return 502 // where to go instead is not for the caller
+		return 502 // the caller must not follow the redirect
 	}
 	return a.status
 }
 
-// Usage is what the provider said that it counted, in OpenAI's terms: input
-// holds cached and cacheWrite, output holds reasoning.
+// Usage is the provider's usage in OpenAI's terms: input includes cached and cacheWrite,
+// output includes reasoning.
 func (a *Response) Usage() (input, output, cached, cacheWrite, reasoning int64, known bool) {
 	u := a.usage
 	return u.input, u.output, u.cached, u.written, u.reasoning, u.known
 }
 
-// Model is what the provider said that answered, or what was asked for.
+// Model is the provider's name of the model, or the requested model.
 func (a *Response) Model() string {
 	if said := a.ModelSaid(); said != "" {
 		return said
@@ -162,36 +160,36 @@ func (a *Response) Model() string {
 	return a.req.Model
 }
 
-// ModelSaid is what the provider said that answered, "" if it did not.
+// ModelSaid is the provider's name of the model, or "".
 func (a *Response) ModelSaid() string { return a.model.string() }
 
-// RetryAfter is when the provider's error said to come back. Most say it in a
-// header, Gemini in the body. 0: it did not.
+// RetryAfter is the wait that the provider's error requests. Most send it in a header,
+// Gemini in the body. 0: not known.
 func (a *Response) RetryAfter() time.Duration { return a.retryAfter }
 
-// Lost names the parts of the answer that OpenAI's format has no place for:
-// "citations". They are not in what Chunk gave.
+// Lost lists the parts of the response that OpenAI's format does not support, such as
+// "citations". The output of Chunk does not have them.
 func (a *Response) Lost() []string { return a.lost }
 
-// Failed says that an error was said in the answer's place or in the middle of it.
+// Failed reports an error instead of the response, or in the middle of it.
 func (a *Response) Failed() bool { return a.broken }
 
-// Complete says that all of the answer came and was said, and no error.
+// Complete reports that the whole response came and was written, without an error.
 func (a *Response) Complete() bool { return !a.broken && (a.done || a.ended) }
 
-// Streamed says that the answer is one of events, which are given as they come.
-// Another is given at its end, when Status and RetryAfter are known.
+// Streamed reports that the response is a stream, whose output comes with each event. The
+// output for other responses comes at the end, when Status and RetryAfter are known.
 func (a *Response) Streamed() bool { return a.form == streamForm }
 
-// isName says whether s is made as names in APIs are.
+// isName reports whether s looks like a name in an API.
 func isName(s string) bool {
 	return s != "" && len(s) <= 64 && !strings.ContainsFunc(s, func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.')
 	})
 }
 
-// lose notes a part. What is no name, and could be anything, is "other": it goes into
-// the record.
+// lose adds a part to lost. A text that does not look like a name is "other", since the
+// list goes into the audit log.
 func (a *Response) lose(what string) {
 	if !isName(what) {
 		what = "other"
@@ -206,9 +204,9 @@ func (a *Response) lose(what string) {
 	}
 }
 
-// Chunk takes the next bytes of the provider's answer, cut anywhere, and gives
-// the bytes of OpenAI's that they complete. end says that these are the last.
-// What it gives is the caller's.
+// Chunk processes the next bytes of the provider's response, for every split. It returns
+// the bytes of OpenAI's format that they complete. end marks the last bytes. The caller
+// owns the result.
 func (a *Response) Chunk(b []byte, end bool) []byte {
 	if a.ended {
 		return nil
@@ -266,7 +264,7 @@ func (a *Response) wholeEnd(tooLong bool) {
 		return
 	}
 	if a.req.Stream {
-		a.status = 502 // whoever waits for events would read nothing from it
+		a.status = 502 // a client that expects events could not read it
 		a.failed(unreadable(a.req.Kind))
 		return
 	}
@@ -288,7 +286,7 @@ func (a *Response) wholeEnd(tooLong bool) {
 	a.completion()
 }
 
-// feed takes the next bytes of a stream.
+// feed processes the next bytes of a stream.
 func (a *Response) feed(b []byte) {
 	for len(b) > 0 {
 		p, n := a.stream.Next(b)
@@ -308,7 +306,7 @@ func (a *Response) feed(b []byte) {
 	}
 }
 
-// take takes the data of an event, which is a line where lines are values.
+// take processes the data of an event. Where each line is a value, that is one line.
 func (a *Response) take(data []byte) {
 	if a.lines {
 		a.takeValue(data)
@@ -317,7 +315,7 @@ func (a *Response) take(data []byte) {
 	a.dispatch(data)
 }
 
-// comment keeps the connection alive on our side as it does on the provider's.
+// comment forwards the provider's keep-alive to the client.
 func (a *Response) comment(text []byte) {
 	if a.done {
 		return
@@ -327,11 +325,11 @@ func (a *Response) comment(text []byte) {
 	a.w.b = append(a.w.b, '\n', '\n')
 }
 
-// feedEnd takes what stands without an empty line after it, and ends the stream.
+// feedEnd processes an event without an empty line after it, and ends the stream.
 func (a *Response) feedEnd() {
 	if a.lines {
 		a.takeValue(a.data)
-		// Nothing in it says that it is whole but its end.
+		// Only its end shows that it is complete.
 		if !a.done {
 			a.w.b = append(a.w.b, "data: [DONE]\n\n"...)
 			a.done = true
@@ -341,7 +339,7 @@ func (a *Response) feedEnd() {
 	if _, whole := parseLoosely(a.data); whole || string(bytes.TrimSpace(a.data)) == "[DONE]" {
 		a.dispatch(a.data)
 	}
-	a.finishStream() // an event that is cut off is an answer that is
+	a.finishStream() // an event that is cut off means that the response is
 }
 
 func (a *Response) dispatch(data []byte) {
@@ -389,7 +387,7 @@ func (a *Response) failsWith(v raw) bool {
 	return is
 }
 
-// finishStream says what remains and [DONE], once.
+// finishStream writes the rest and [DONE], once.
 func (a *Response) finishStream() {
 	if a.done {
 		return
@@ -399,7 +397,7 @@ func (a *Response) finishStream() {
 		complete = complete && r.finish != ""
 	}
 	if !complete {
-		a.fail(failure{message: Name(a.req.Kind) + "'s answer ended before it was complete.", kind: "server_error", code: "incomplete_answer"})
+		a.fail(failure{message: Name(a.req.Kind) + "'s response ended before it was complete.", kind: "server_error", code: "incomplete_answer"})
 		return
 	}
 	if a.req.includeUsage && a.usage.known {
@@ -413,8 +411,8 @@ func (a *Response) finishStream() {
 	a.done = true
 }
 
-// fail says an error in the middle of a stream. Nothing follows it, not even [DONE]:
-// who looks for that only must not take the answer for a whole one.
+// fail writes an error in the middle of a stream. Nothing follows it, not even [DONE]: a
+// client that looks only for [DONE] must not take the response for a complete one.
 func (a *Response) fail(e failure) {
 	if a.done {
 		return
@@ -430,7 +428,7 @@ func (a *Response) failed(e failure) {
 	a.broken = true
 }
 
-// reply is the choice of this index, which begins if it is new.
+// reply returns the choice of this index. It creates a new one.
 func (a *Response) reply(index int64) *reply {
 	for _, r := range a.replies {
 		if r.index == index {
@@ -446,7 +444,7 @@ func (a *Response) reply(index int64) *reply {
 	return r
 }
 
-// header makes what every chunk begins with.
+// header builds the beginning of every chunk.
 func (a *Response) header() {
 	if a.head != nil {
 		return
@@ -463,7 +461,7 @@ func (a *Response) header() {
 	a.tail = append(a.tail, "}\n\n"...)
 }
 
-// identify writes what chunks and completions share.
+// identify writes the common members of chunks and completions.
 func (a *Response) identify(w *writer, object string) {
 	w.key("id")
 	if len(a.answerID) > 2 && a.answerID.kind() == '"' {
@@ -504,14 +502,14 @@ func (a *Response) setTier(v raw) {
 	}
 }
 
-// open begins a chunk, up to its delta's fields; shut ends it.
+// open begins a chunk, up to its delta's fields. shut ends it.
 func (a *Response) open(r *reply) *writer {
 	a.begin(r)
 	a.start(r)
 	return &a.w
 }
 
-// begin says the role, which OpenAI says first and alone.
+// begin writes the role, which OpenAI sends first and separately.
 func (a *Response) begin(r *reply) {
 	if r.begun || a.form != streamForm {
 		return
@@ -525,7 +523,7 @@ func (a *Response) begin(r *reply) {
 func (a *Response) start(r *reply) {
 	a.header()
 	if a.w.b == nil {
-		a.w.b = make([]byte, 0, len(a.head)+256) // one short piece
+		a.w.b = make([]byte, 0, len(a.head)+256) // for one short chunk
 	}
 	a.w.b = append(a.w.b, a.head...)
 	a.w.b = append(a.w.b, `"choices":[{"index":`...)
@@ -552,7 +550,7 @@ func (a *Response) shut(finish string) {
 	a.w.b = append(a.w.b, finish...)
 	a.w.b = append(a.w.b, `"}`...)
 	if a.req.Kind == Mistral && !a.req.includeUsage && a.usage.known {
-		// Mistral gives usage unasked, on the last chunk, and its clients read it there.
+		// Mistral always sends usage, on the last chunk, and its clients read it there.
 		a.w.b = append(a.w.b, `],"usage":`...)
 		a.writeUsage(&a.w)
 		a.w.b = append(a.w.b, "}\n\n"...)
@@ -571,7 +569,7 @@ func (w *writer) int1(n int64) {
 	w.b = append(w.b, d.b...)
 }
 
-// text adds to what the assistant says. s is a JSON string.
+// text adds to the assistant's text. s is a JSON string.
 func (a *Response) text(r *reply, s raw) {
 	if s.kind() != '"' || len(s) == 2 {
 		return
@@ -602,16 +600,16 @@ func (a *Response) think(r *reply, s raw) {
 	a.shut("")
 }
 
-// call begins a tool call and is its index. Strings are JSON. args are what came of its
-// arguments with it, nil for nothing: a call that came whole leaves whole, because some
-// clients run what the first chunk of a call has.
+// call begins a tool call and returns its index. Strings are JSON. args are the first
+// arguments, or nil. A call that came complete is written in one chunk, since some clients
+// run the content of a call's first chunk.
 func (a *Response) call(r *reply, id, name, signature, args raw) int {
 	n := len(r.calls)
-	if n >= maxCalls || len(name) < 3 || name.kind() != '"' { // a call without a name is none
+	if n >= maxCalls || len(name) < 3 || name.kind() != '"' { // a call without a name is invalid
 		a.excess = true
 		return -1
 	}
-	if r.ids[id.string()] { // results could not be told apart
+	if r.ids[id.string()] { // results could not be assigned
 		id = a.ownID()
 	}
 	if r.ids == nil {
@@ -649,7 +647,7 @@ func (a *Response) call(r *reply, id, name, signature, args raw) int {
 	return n
 }
 
-// callAt is the latest call whose pieces come under index, or -1.
+// callAt is the latest call with chunks under index, or -1.
 func (r *reply) callAt(index int64) int {
 	for n := len(r.calls) - 1; n >= 0; n-- {
 		if r.calls[n].index == index {
@@ -659,7 +657,7 @@ func (r *reply) callAt(index int64) int {
 	return -1
 }
 
-// arguments adds to a call's. s is a JSON string.
+// arguments adds to a call's arguments. s is a JSON string.
 func (a *Response) arguments(r *reply, n int, s raw) {
 	if s.kind() != '"' || len(s) == 2 || n < 0 || n >= len(r.calls) {
 		return
@@ -678,8 +676,8 @@ func (a *Response) arguments(r *reply, n int, s raw) {
 	a.shut("")
 }
 
-// endCall gives a call without arguments an empty object of them: clients parse
-// what they get.
+// endCall writes an empty object for a call without arguments, since clients parse the
+// arguments.
 func (a *Response) endCall(r *reply, n int) {
 	if n >= 0 && n < len(r.calls) && !r.calls[n].argued {
 		a.arguments(r, n, raw(`"{}"`))
@@ -693,7 +691,7 @@ func googleSignature(w *writer, signature raw) {
 	w.b = append(w.b, "}}"...)
 }
 
-// sign keeps what must come back with the text or the thinking.
+// sign keeps a signature that must come back with the text or the reasoning.
 func (a *Response) sign(r *reply, signature raw) {
 	if signature.kind() != '"' || len(signature) == 2 {
 		return
@@ -718,7 +716,7 @@ func (a *Response) extra(w *writer, signature raw) {
 	w.b = append(w.b, "}}"...)
 }
 
-// refuse says that the answer was not given, or not all of it.
+// refuse writes that the response was withheld, or a part of it.
 func (a *Response) refuse(r *reply, why string) {
 	if why == "" {
 		return
@@ -765,7 +763,7 @@ func (a *Response) writeUsage(w *writer) {
 	w.b = append(w.b, "}}"...)
 }
 
-// completion writes OpenAI's answer that is not streamed.
+// completion writes OpenAI's response that is not streamed.
 func (a *Response) completion() {
 	w := &a.w
 	w.open('{')
@@ -853,11 +851,11 @@ func (a *Response) message(w *writer, r *reply) {
 	w.close('}')
 }
 
-// ownID begins the ids of calls that are made here. It marks them: no other id leaves
-// with it, so one that comes back with it is ours.
+// ownID is the beginning of call ids that are made here. No other id is sent with it, so an
+// id that comes back with it was made here.
 const ownID = "aid_call_"
 
-// toolID is a call's id as the provider gave it, or one that is made here.
+// toolID is a call's id from the provider, or one that is made here.
 func (a *Response) toolID(id raw) raw {
 	if len(id) > 2 && id.kind() == '"' && !bytes.HasPrefix(id.text(), []byte(ownID)) {
 		return id
@@ -865,8 +863,8 @@ func (a *Response) toolID(id raw) raw {
 	return a.ownID()
 }
 
-// ownID makes an id that no other call of any response has: it is made of the response's
-// own id, which is new for each. It has at most 40 characters, as OpenAI demands.
+// ownID makes a unique call id from the response's own id, which is new for each response.
+// It has at most 40 characters, as OpenAI requires.
 func (a *Response) ownID() raw {
 	if a.made == "" {
 		a.made = ownID + short([]byte(a.id()), 22) + "_"

@@ -29,7 +29,7 @@ func (t *translation) anthropicChat(c chat) {
 		}
 	}
 	if c.effort != "" && c.effort != "none" && (c.choice.mode == "required" || c.choice.mode == "named") {
-		t.refuse("reasoning_effort", "it does not think where tool_choice forces a tool")
+		t.refuse("reasoning_effort", "reasoning is not available if tool_choice forces a tool")
 		c.effort = ""
 	}
 	thinking, effort, limit := t.anthropicThinking(c, limit)
@@ -78,7 +78,7 @@ func (w *writer) list(vs []raw) {
 	w.close(']')
 }
 
-// anthropicOrder refuses conversations that end where this model does not go on.
+// anthropicOrder rejects conversations whose end the model does not accept.
 func (t *translation) anthropicOrder(c chat) {
 	last := message{}
 	for _, m := range c.messages {
@@ -87,13 +87,13 @@ func (t *translation) anthropicOrder(c chat) {
 		}
 	}
 	if _, _, claude := claudeVersion(c.model); last.role == "assistant" && claude && !claudeBefore(c.model, 4, 6) {
-		t.cannot(last.path+"role", "Claude 4.6 and later do not go on from an assistant's message; end with a user's or a tool's")
+		t.cannot(last.path+"role", "Claude 4.6 and later do not continue an assistant's message; end with a user's or a tool's message")
 	}
 }
 
-// anthropicTurns writes the system's blocks and the turns. Turns alternate, and
-// all results of one turn's tools stand together at the beginning of the next.
-// A message that has nothing to say there is left out.
+// anthropicTurns writes the system's blocks and the turns. Turns alternate. All results of
+// one turn's tools are together at the beginning of the next. A message without content in
+// Anthropic's format is left out.
 func (t *translation) anthropicTurns(ms []message) (system, turns []byte) {
 	var sys, out writer
 	sys.b = append(sys.b, '[')
@@ -138,7 +138,7 @@ func (t *translation) anthropicTurns(ms []message) (system, turns []byte) {
 		out.raw(blocks.b)
 	}
 	if role == "" {
-		t.cannot("messages", "it needs a message that is not the system's, and that is not empty")
+		t.cannot("messages", "it requires a message that is not the system's, and that is not empty")
 		return nil, []byte("[]")
 	}
 	out.b = append(out.b, "]}]"...)
@@ -149,9 +149,9 @@ func (t *translation) anthropicTurns(ms []message) (system, turns []byte) {
 	return system, out.b
 }
 
-// anthropicAssistant writes the blocks of a message in the order in which they came: each
-// block of thinking says what stood before it. Thinking with nothing after it is left out,
-// because Anthropic refuses it as a turn's last block.
+// anthropicAssistant writes the blocks of a message in their original order: each block of
+// thinking has its position. Thinking at the end is left out, since Anthropic rejects it as
+// a turn's last block.
 func (t *translation) anthropicAssistant(w *writer, m *message) {
 	parts, calls := m.parts, m.calls
 	said, solid := int64(0), 0 // characters of text; bytes written up to the last block that is not thinking
@@ -198,7 +198,7 @@ func (t *translation) anthropicAssistant(w *writer, m *message) {
 		}
 	}
 	for i, b := range m.thinking {
-		// Only what we gave: a block is sent as it stands, without our index and order.
+		// The block is sent as Anthropic made it, without our index and order.
 		o := objectOf(m.path+"thinking_blocks["+strconv.Itoa(i)+"].", b)
 		o.take("index")
 		after := t.object(o.path+"after", o.take("after"))
@@ -228,7 +228,7 @@ func (t *translation) anthropicAssistant(w *writer, m *message) {
 		t.leftover(&o, nil)
 	}
 	if m.reasoning != nil && len(m.thinking) == 0 {
-		t.hint(m.path+"reasoning_content", "thinking must be signed; send thinking_blocks back as they came")
+		t.hint(m.path+"reasoning_content", "thinking must be signed; send thinking_blocks back unchanged")
 	}
 	text(math.MaxInt64)
 	call(math.MaxInt64)
@@ -239,18 +239,18 @@ func (t *translation) anthropicPart(w *writer, m *message, p *part) {
 	switch p.kind {
 	case "text":
 		if blank(p.text) {
-			return // Anthropic refuses a text of white space, which says nothing
+			return // Anthropic rejects a text of white space only
 		}
 		w.open('{')
 		w.keyString("type", "text")
 		w.keyRaw("text", p.text)
 	case "image":
 		if m.role == "system" || m.role == "assistant" {
-			t.refuse(p.field(), "the "+m.role+"'s messages are text there")
+			t.refuse(p.field(), "it accepts only text in the "+m.role+"'s messages")
 			return
 		}
 		if p.detail != "" {
-			t.refuse(p.path+"image_url.detail", "images have no level of detail there")
+			t.refuse(p.path+"image_url.detail", "its images have no level of detail")
 		}
 		if p.url.address == nil && !slices.Contains([]string{"image/jpeg", "image/png", "image/gif", "image/webp"}, p.url.media) {
 			t.refuse(p.path+"image_url.url", "its images are jpeg, png, gif or webp, not "+p.url.media)
@@ -261,7 +261,7 @@ func (t *translation) anthropicPart(w *writer, m *message, p *part) {
 		t.anthropicSource(w, p)
 	case "file":
 		if m.role != "user" {
-			t.refuse(p.field(), "the "+m.role+"'s messages are text there")
+			t.refuse(p.field(), "it accepts only text in the "+m.role+"'s messages")
 			return
 		}
 		var text []byte
@@ -294,7 +294,7 @@ func (t *translation) anthropicPart(w *writer, m *message, p *part) {
 			w.keyRaw("title", p.filename)
 		}
 	default:
-		t.refuse(p.field(), "it takes no audio")
+		t.refuse(p.field(), "it accepts no audio")
 		return
 	}
 	if p.cache != nil {
@@ -322,7 +322,7 @@ func (t *translation) anthropicResult(w *writer, m *message) {
 	w.keyString("type", "tool_result")
 	w.keyString("tool_use_id", fitID(t.kind, m.callID))
 	switch {
-	case m.parts == nil: // null: the tool said nothing
+	case m.parts == nil: // null: the tool returned nothing
 	case m.plain && blank(m.parts[0].text):
 	case m.plain:
 		w.keyRaw("content", m.parts[0].text)
@@ -388,11 +388,11 @@ func (t *translation) anthropicTools(c chat) {
 	w.close('}')
 }
 
-// anthropicSchema refuses parameters that Anthropic is known to refuse.
+// anthropicSchema rejects parameters that Anthropic is known to reject.
 func (t *translation) anthropicSchema(x tool) {
 	path := x.path + "function.parameters."
 	if x.parameters.get("type").string() != "object" {
-		t.cannot(path+"type", "the parameters of a function are an object there")
+		t.cannot(path+"type", "the parameters of a function must be an object")
 	}
 	for _, name := range []string{"anyOf", "oneOf", "allOf"} {
 		if x.parameters.get(name).given() {
@@ -401,8 +401,8 @@ func (t *translation) anthropicSchema(x tool) {
 	}
 }
 
-// JSONTool is the tool by which Claude gives JSON without a schema: it must call it, and
-// its arguments are the response.
+// JSONTool is the tool with which Claude returns JSON without a schema. It must call the
+// tool, and the arguments are the response.
 const JSONTool = "aid_json_response"
 
 func (t *translation) anthropicJSON(c *chat) {
@@ -411,7 +411,7 @@ func (t *translation) anthropicJSON(c *chat) {
 	}
 	c.format = format{}
 	if len(c.tools) > 0 || c.effort != "" && c.effort != "none" {
-		t.refuse("response_format", "it gives json_object by a tool, so not with tools or reasoning_effort; use json_schema")
+		t.refuse("response_format", "it returns json_object by a tool, so tools and reasoning_effort must be absent; use json_schema")
 		return
 	}
 	t.req.asJSON = true
@@ -421,9 +421,9 @@ func (t *translation) anthropicJSON(c *chat) {
 	c.parallel = raw("false")
 }
 
-// anthropicThinking says how to think and how hard. Claude 4.6 and later
-// decide by themselves how long, and take an effort; those before take a budget
-// of tokens, which counts towards max_tokens and is at least 1024.
+// anthropicThinking returns the thinking and effort settings. Claude 4.6 and later choose
+// the length of their thinking, and accept an effort. Earlier models accept a budget of
+// tokens, which counts towards max_tokens and is at least 1024.
 func (t *translation) anthropicThinking(c chat, limit int64) (thinking, effort string, total int64) {
 	switch c.effort {
 	case "":
@@ -441,9 +441,9 @@ func (t *translation) anthropicThinking(c chat, limit int64) (thinking, effort s
 	budget := map[string]int64{"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 32000}[c.effort]
 	switch {
 	case c.max == 0:
-		limit += budget // the default is for the answer
+		limit += budget // the default is for the response
 	case limit <= 1024:
-		t.refuse("reasoning_effort", "thinking takes at least 1024 tokens, and max_tokens leaves no more")
+		t.refuse("reasoning_effort", "reasoning needs at least 1024 tokens, and max_tokens leaves fewer")
 		return "", "", limit
 	case budget >= limit:
 		budget = max(1024, limit/2)
@@ -451,9 +451,9 @@ func (t *translation) anthropicThinking(c chat, limit int64) (thinking, effort s
 	return `{"type":"enabled","budget_tokens":` + strconv.FormatInt(budget, 10) + `}`, "", limit
 }
 
-// anthropicSampling carries temperature and top_p to models before Claude 4.7:
-// those after take neither and answer 400. 1 is what happens without them. Models that
-// think take no temperature, and those from 4.1 on one of the two.
+// anthropicSampling sends temperature and top_p to models before Claude 4.7. Later models
+// accept neither and respond with 400. The default of both is 1. Models that think accept
+// no temperature, and those from 4.1 on accept one of the two.
 func (t *translation) anthropicSampling(model string, thinks bool) {
 	_, _, claude := claudeVersion(model)
 	warm := false
@@ -462,13 +462,13 @@ func (t *translation) anthropicSampling(model string, thinks bool) {
 		switch {
 		case !ok || n == 1:
 		case claude && !claudeBefore(model, 4, 7):
-			t.refuse(name, "Claude 4.7 and later sample by themselves; reasoning_effort is what they take")
+			t.refuse(name, "Claude 4.7 and later do not accept it; use reasoning_effort")
 		case name == "temperature" && thinks:
 			t.refuse(name, "it is not accepted with reasoning_effort")
 		case name == "top_p" && thinks && n < 0.95:
-			t.refuse(name, "with reasoning_effort it is at least 0.95 there")
+			t.refuse(name, "with reasoning_effort it must be at least 0.95")
 		case warm && claude && !claudeBefore(model, 4, 1):
-			t.refuse(name, "Claude 4.1 and later take one of temperature and top_p")
+			t.refuse(name, "Claude 4.1 and later accept one of temperature and top_p")
 		default:
 			warm = true
 			t.w.keyRaw(name, v)
@@ -476,12 +476,12 @@ func (t *translation) anthropicSampling(model string, thinks bool) {
 	}
 }
 
-// budgetsThinking says whether the model is a Claude before 4.6.
+// budgetsThinking reports whether the model is a Claude before 4.6.
 func budgetsThinking(model string) bool { return claudeBefore(model, 4, 6) }
 
-// claudeVersion reads the version in a name: after the family
-// (claude-opus-4-5-20251101) or, of the older ones, before it
-// (claude-3-7-sonnet-20250219). A Claude without a version is new: 0, 0, true.
+// claudeVersion reads the version in a name. It is after the family
+// (claude-opus-4-5-20251101) or, in older names, before it (claude-3-7-sonnet-20250219). A
+// Claude without a version counts as new: 0, 0, true.
 func claudeVersion(model string) (major, minor int, claude bool) {
 	_, name, claude := strings.Cut(model, "claude")
 	var version []int
@@ -496,7 +496,7 @@ func claudeVersion(model string) (major, minor int, claude bool) {
 	return version[0], version[1], claude
 }
 
-// claudeBefore says whether the model is a Claude of before a version.
+// claudeBefore reports whether the model is a Claude before a version.
 func claudeBefore(model string, major, minor int) bool {
 	m, n, claude := claudeVersion(model)
 	return claude && m > 0 && (m < major || m == major && n < minor)
@@ -504,10 +504,10 @@ func claudeBefore(model string, major, minor int) bool {
 
 func (t *translation) anthropicFormat(f format, effort string) {
 	if f.description != nil {
-		t.refuse("response_format.json_schema.description", "a schema has no description beside it; write it into the schema")
+		t.refuse("response_format.json_schema.description", "its schemas have no separate description; write it into the schema")
 	}
 	if f.kind == "json_schema" && f.schema == nil {
-		t.refuse("response_format.json_schema", "it gives JSON by a schema only, and there is none")
+		t.refuse("response_format.json_schema", "it returns JSON only with a schema; add one")
 		f = format{}
 	}
 	if f.kind == "" && effort == "" {
@@ -529,7 +529,7 @@ func (t *translation) anthropicFormat(f format, effort string) {
 	w.close('}')
 }
 
-// anthropicUser writes the one thing that metadata can hold there.
+// anthropicUser writes user_id, the only member of Anthropic's metadata.
 func (t *translation) anthropicUser() {
 	var id raw
 	for _, name := range []string{"safety_identifier", "user"} {
@@ -539,7 +539,7 @@ func (t *translation) anthropicUser() {
 		case id == nil:
 			id = v
 		case v.string() != id.string():
-			t.hint(name, "safety_identifier is its one name for the user already")
+			t.hint(name, "safety_identifier is already sent as the user")
 		}
 	}
 	if v := t.top.peek("metadata"); v != nil {
@@ -550,10 +550,10 @@ func (t *translation) anthropicUser() {
 		case id == nil:
 			id = u
 		case u.string() != id.string():
-			t.hint("metadata.user_id", "the user has another name in safety_identifier or user")
+			t.hint("metadata.user_id", "safety_identifier or user has another value")
 		}
 		for _, name := range o.names {
-			t.hint("metadata."+name, "its metadata is user_id only")
+			t.hint("metadata."+name, "its metadata has user_id only")
 		}
 	}
 	if id != nil {
@@ -564,7 +564,8 @@ func (t *translation) anthropicUser() {
 	}
 }
 
-// anthropicCache writes the mark at the end of the prompt that OpenAI sets by itself.
+// anthropicCache writes the cache marker at the end of the prompt, which OpenAI sets
+// automatically.
 func (t *translation) anthropicCache() {
 	v := t.top.take("prompt_cache_options")
 	if v == nil {
@@ -573,7 +574,7 @@ func (t *translation) anthropicCache() {
 	o := t.object("prompt_cache_options", v)
 	mode, _ := t.takeString(&o, "mode")
 	if ttl, ok := t.takeString(&o, "ttl"); ok && ttl.string() != "30m" {
-		t.hint("prompt_cache_options.ttl", "30m is the one lifetime")
+		t.hint("prompt_cache_options.ttl", "30m is the only lifetime")
 		return
 	}
 	t.leftover(&o, nil)

@@ -2,7 +2,7 @@ package translate
 
 import "bytes"
 
-// block is one of Anthropic's content blocks that is being streamed.
+// block is one of Anthropic's content blocks in a stream.
 type block struct {
 	index     int64
 	kind      string
@@ -11,7 +11,7 @@ type block struct {
 	signature []byte
 }
 
-// anthropicReason is a stop reason in OpenAI's words.
+// anthropicReason returns OpenAI's finish reason for a stop reason.
 func anthropicReason(v raw) string {
 	switch v.string() {
 	case "max_tokens", "model_context_window_exceeded":
@@ -44,8 +44,8 @@ func (a *Response) anthropicHead(v raw) {
 	a.anthropicUsage(u)
 }
 
-// anthropicUsage takes what is said. Streams say it at the start and again, in
-// total and not in addition, at the end, with or without the input's figures.
+// anthropicUsage reads the usage. Streams send it at the start and again at the end, with
+// or without the input's figures. The figures are totals.
 func (a *Response) anthropicUsage(u raw) {
 	fresh := a.usage.input - a.usage.cached - a.usage.written
 	for name, v := range u.members() {
@@ -79,7 +79,7 @@ func (a *Response) anthropicUsage(u raw) {
 	a.usage.input = fresh + a.usage.cached + a.usage.written
 }
 
-// anthropicBlock reads a whole block.
+// anthropicBlock reads a complete block.
 func (a *Response) anthropicBlock(r *reply, b raw) {
 	switch kind := b.get("type").string(); kind {
 	case "text":
@@ -107,10 +107,10 @@ func (a *Response) anthropicBlock(r *reply, b raw) {
 	}
 }
 
-// isJSON says whether a block is the response in JSON that was asked for by a tool.
+// isJSON reports whether a block is the JSON response that was requested by a tool.
 func (a *Response) isJSON(b raw) bool { return a.req.asJSON && b.get("name").string() == JSONTool }
 
-// thought gives a block of thinking whole, as it must come back.
+// thought writes a complete block of thinking, as it must come back.
 func (a *Response) thought(r *reply, kind string, text, signature []byte) {
 	w := writer{b: make([]byte, 0, len(text)+len(signature)+80)}
 	w.open('{')
@@ -122,7 +122,7 @@ func (a *Response) thought(r *reply, kind string, text, signature []byte) {
 	} else {
 		w.keyRaw("data", quoted(text))
 	}
-	if r.chars > 0 || len(r.calls) > 0 { // what stood before it, which the other lists hold
+	if r.chars > 0 || len(r.calls) > 0 { // its position, counted in the other lists
 		w.key("after")
 		w.open('{')
 		w.keyInt("content", int64(r.chars))
@@ -134,7 +134,7 @@ func (a *Response) thought(r *reply, kind string, text, signature []byte) {
 		r.thinking = append(r.thinking, w.b)
 		return
 	}
-	r.thinking = append(r.thinking, nil) // counted
+	r.thinking = append(r.thinking, nil) // only their number is needed
 	out := a.open(r)
 	out.b = append(out.b, `"thinking_blocks":[`...)
 	out.b = append(out.b, w.b...)
@@ -142,7 +142,7 @@ func (a *Response) thought(r *reply, kind string, text, signature []byte) {
 	a.shut("")
 }
 
-// quoted puts the quotes back around what inner took out of them.
+// quoted adds the quotes that inner removed.
 func quoted(inner []byte) []byte {
 	b := make([]byte, 0, len(inner)+2)
 	b = append(b, '"')
@@ -166,7 +166,7 @@ func (a *Response) anthropicStop(r *reply, v raw) {
 }
 
 func (a *Response) anthropicEvent(v raw) {
-	// One pass finds what every event has.
+	// One pass finds the members of every event.
 	var kind, delta, index raw
 	for name, x := range v.members() {
 		switch string(name) {
@@ -199,8 +199,8 @@ func (a *Response) anthropicEvent(v raw) {
 		e, _ := a.errorOf(v)
 		a.fail(e)
 	}
-	// Anthropic adds kinds of events, and says that clients pass over those
-	// that they do not know.
+	// Anthropic adds types of events, and its documentation requires clients to ignore
+	// unknown ones.
 }
 
 func (a *Response) anthropicOpen(index, b raw) {

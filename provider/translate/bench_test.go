@@ -8,7 +8,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider/translate"
 )
 
-// BenchmarkEvent is the cost of one streamed piece of text.
+// BenchmarkEvent is the cost of one streamed chunk of text.
 func BenchmarkEvent(b *testing.B) {
 	for _, c := range []struct{ kind, head, event string }{
 		{"anthropic", `data: {"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant","model":"claude-opus-4-8","content":[],"usage":{"input_tokens":25,"output_tokens":1}}}`,
@@ -60,7 +60,7 @@ func BenchmarkChat(b *testing.B) {
 	}
 }
 
-// BenchmarkWhole is the cost of an answer of 64 KiB that is not streamed.
+// BenchmarkWhole is the cost of a response of 64 KiB that is not streamed.
 func BenchmarkWhole(b *testing.B) {
 	r, err := translate.Chat(translate.Anthropic, []byte(plainRequest), translate.Options{})
 	if err != nil {

@@ -7,35 +7,35 @@ import (
 	"strconv"
 )
 
-// chat is what an OpenAI chat request says, apart from the plain parameters,
-// which stay in translation.top until the kind takes them.
+// chat is the content of an OpenAI chat request, without the plain parameters. These stay
+// in translation.top until they are taken.
 type chat struct {
 	model    string
 	messages []message
 	tools    []tool
 	choice   choice
-	parallel raw // true or false; nil: not said
+	parallel raw // true or false; nil: not given
 	format   format
 	stops    []raw
-	max      int64 // tokens; 0: not said
+	max      int64 // tokens; 0: not given
 	effort   string
 }
 
-// message is one of the conversation. Developer is system by now.
+// message is one message of the conversation. Developer has become system.
 type message struct {
 	path      string // "messages[2]."
 	role      string
 	plain     bool   // the content was one string
 	parts     []part // nil: no content
 	calls     []call
-	callID    string // of the call that a tool's message answers
+	callID    string // of the call with this result
 	tool      string // the name of that call's function
 	name      raw
 	reasoning raw      // reasoning_content
 	thinking  []raw    // thinking_blocks, objects
 	signature raw      // extra_content's, of the text
-	prefix    bool     // the response goes on from here: Mistral's
-	cache     raw      // of a tool's message: what Anthropic's cache_control is to be
+	prefix    bool     // the response continues this message: Mistral's
+	cache     raw      // for a tool's message: the value of Anthropic's cache_control
 	left      []string // ids of calls that were left out
 }
 
@@ -49,10 +49,10 @@ type part struct {
 	data     raw    // audio's base64, a string
 	format   string // audio's
 	filename raw    // file's
-	cache    raw    // what Anthropic's cache_control is to be
+	cache    raw    // the value of Anthropic's cache_control
 }
 
-// field is the part as errors name it: by what it holds.
+// field is the part's name in errors, by its content.
 func (p *part) field() string {
 	switch p.kind {
 	case "image":
@@ -70,7 +70,7 @@ type call struct {
 	name      raw
 	arguments raw // a string
 	signature raw
-	cache     raw // what Anthropic's cache_control is to be
+	cache     raw // the value of Anthropic's cache_control
 }
 
 type tool struct {
@@ -78,24 +78,24 @@ type tool struct {
 	name        raw
 	description raw
 	parameters  raw // an object; nil: none
-	strict      raw // true or false; nil: not said
+	strict      raw // true or false; nil: not given
 	cache       raw
 }
 
-// choice is of the tools: "", auto, none, required, or named.
+// choice is the choice of tools: "", auto, none, required, or named.
 type choice struct {
 	mode string
 	name raw
 }
 
-// format is of the answer: "", json_object or json_schema.
+// format is the response's format: "", json_object or json_schema.
 type format struct {
 	kind                      string
 	name, description, schema raw
 	strict                    raw
 }
 
-// readChat reads what takes reading, and leaves the rest in t.top.
+// readChat reads the structured fields, and leaves the rest in t.top.
 func (t *translation) readChat() chat {
 	var c chat
 	c.model = t.readModel()
@@ -110,13 +110,13 @@ func (t *translation) readChat() chat {
 		if !v.isBool() {
 			t.invalid("parallel_tool_calls", "is neither true nor false")
 		}
-		// Without a choice of tools it restricts nothing.
+		// Without a choice of tools it has no effect.
 		if c.choice.mode != "none" && c.choice.mode != "named" && len(c.tools) > 1 || len(c.tools) > 0 && (t.kind == Anthropic || t.kind == Mistral) {
 			c.parallel = v
 		}
 	}
 	if v := t.top.peek("top_logprobs"); v.given() && !t.top.peek("logprobs").isTrue() && string(v) != "0" {
-		t.invalid("top_logprobs", "is only allowed when logprobs is true")
+		t.invalid("top_logprobs", "is allowed only if logprobs is true")
 	}
 	c.format = t.readFormat()
 	c.stops = t.readStops()
@@ -147,14 +147,14 @@ func (t *translation) readStreamOptions() {
 		return
 	}
 	if !t.req.Stream {
-		t.invalid("stream_options", "is only allowed when stream is true")
+		t.invalid("stream_options", "is allowed only if stream is true")
 	}
 	o := t.object("stream_options", v)
 	t.req.includeUsage, _ = t.takeBool(&o, "include_usage")
 	if o.peek("include_obfuscation").kind() == 'f' {
-		o.take("include_obfuscation") // there is none
+		o.take("include_obfuscation") // it has no effect here
 	}
-	t.leftover(&o, map[string]fate{"include_obfuscation": {Note: "translated streams are not padded"}})
+	t.leftover(&o, map[string]support{"include_obfuscation": {Note: "translated streams are not padded"}})
 }
 
 func (t *translation) readMessages() []message {
@@ -169,7 +169,7 @@ func (t *translation) readMessages() []message {
 			t.invalid(path, "is not an object")
 			return nil
 		}
-		if m := t.readMessage(path+".", v); m.role != "function" { // that is left out, and listed
+		if m := t.readMessage(path+".", v); m.role != "function" { // it is left out, and listed
 			ms = append(ms, m)
 		}
 	}
@@ -179,9 +179,9 @@ func (t *translation) readMessages() []message {
 	return t.paired(ms)
 }
 
-// paired puts the results of tools in the order of their calls: a provider whose calls
-// have no ids knows them by it. As at OpenAI, the results of all calls of a message follow
-// it directly, one for each.
+// paired puts tool results in the order of their calls. A provider whose calls have no ids
+// assigns them by position. As in OpenAI's API, the results of all calls of a message
+// follow it directly, one for each.
 func (t *translation) paired(ms []message) []message {
 	used := map[string]int{} // ids of calls, and how often they occurred
 	for i := 0; i < len(ms); i++ {
@@ -214,13 +214,13 @@ func (t *translation) paired(ms []message) []message {
 				t.invalid(r.path+"tool_call_id", "answers a call that another message answers")
 				return nil
 			case known:
-				// A name that only repeats the call's adds nothing.
+				// A name that repeats the call's adds nothing.
 				if r.tool = m.calls[n].name.string(); r.name != nil && r.name.string() != r.tool {
 					t.refuse(r.path+"name", "it is not the name of the function that was called")
 				}
 				results[n] = r
 			case slices.Contains(m.left, r.callID):
-				t.refuse(r.path+"tool_call_id", "the call that it answers cannot be carried")
+				t.refuse(r.path+"tool_call_id", "the call that it answers is not supported")
 			default:
 				t.invalid(r.path+"tool_call_id", "answers no call of the message before")
 				return nil
@@ -232,9 +232,10 @@ func (t *translation) paired(ms []message) []message {
 				t.invalid(c.path+"id", "is answered by no message of the role tool")
 				return nil
 			}
-			// Anthropic wants ids that no call of the conversation has twice.
+			// Anthropic and Mistral require ids that no two calls of the conversation
+			// share.
 			if used[c.id]++; used[c.id] > 1 && (t.kind == Anthropic || t.kind == Mistral) {
-				c.id += "\x00" + strconv.Itoa(used[c.id]) // fitID makes an id of it
+				c.id += "\x00" + strconv.Itoa(used[c.id]) // fitID makes an id from it
 				results[n].callID = c.id
 			}
 		}
@@ -245,16 +246,16 @@ func (t *translation) paired(ms []message) []message {
 	return ms
 }
 
-// messageFates are why the fields of a message that no kind supports are not carried.
-func messageFates(role string) map[string]fate {
-	name := fate{Note: "messages have no names there"}
+// messageSupport are the reasons why fields of a message are not supported by any kind.
+func messageSupport(role string) map[string]support {
+	name := support{Note: "its messages have no names"}
 	if role == "assistant" {
-		name = left("messages have no names there")
+		name = left("its messages have no names")
 	}
-	return map[string]fate{
-		"annotations":   left("where the words of an answer came from is not said back there"),
-		"audio":         {Note: "an audio answer of before is kept at OpenAI under its id"},
-		"cache_control": left("it is Anthropic's"),
+	return map[string]support{
+		"annotations":   left("its requests have no annotations"),
+		"audio":         {Note: "an earlier audio response is stored at OpenAI"},
+		"cache_control": left("only Anthropic has it"),
 		"function_call": {Note: "it is OpenAI's older form; use tool_calls"},
 		"name":          name,
 		"prefix":        {Note: "it is Mistral's"},
@@ -284,7 +285,7 @@ func (t *translation) readMessage(path string, v raw) message {
 	switch m.role {
 	case "assistant":
 		t.readCalls(&m, &o)
-		if v, ok := t.takeString(&o, "refusal"); ok { // it is what the assistant said
+		if v, ok := t.takeString(&o, "refusal"); ok { // the assistant's text
 			m.parts = append(m.parts, part{path: path + "refusal", kind: "text", text: v})
 			m.plain = len(m.parts) == 1
 		}
@@ -292,10 +293,10 @@ func (t *translation) readMessage(path string, v raw) message {
 		if t.kind == Mistral {
 			m.prefix, _ = t.takeBool(&o, "prefix")
 		}
-		if v := o.peek("prefix"); v.kind() == 'f' { // as without it
+		if v := o.peek("prefix"); v.kind() == 'f' { // the default
 			o.take("prefix")
 		}
-		for _, name := range []string{"annotations", "tool_calls"} { // as answers have them when there are none
+		for _, name := range []string{"annotations", "tool_calls"} { // empty, as in responses
 			if v := o.peek(name); v.kind() == '[' && len(v.compact()) == 2 {
 				o.take(name)
 			}
@@ -311,12 +312,12 @@ func (t *translation) readMessage(path string, v raw) message {
 	if cache := t.readCache(&o); cache != nil {
 		m.mark(cache)
 	}
-	t.leftover(&o, messageFates(m.role))
+	t.leftover(&o, messageSupport(m.role))
 	return m
 }
 
-// mark puts a mark for the cache that stands on the message where Anthropic has it: on its
-// last block. A mark that the block has itself is kept.
+// mark moves a cache marker of the message to Anthropic's place, the last block. The
+// block's own marker is kept.
 func (m *message) mark(cache raw) {
 	switch {
 	case m.role == "tool":
@@ -328,7 +329,7 @@ func (m *message) mark(cache raw) {
 	}
 }
 
-// says says whether the message holds anything that a provider is sent.
+// says reports whether the message has any content for a provider.
 func (m *message) says() bool {
 	return len(m.calls) > 0 || m.reasoning != nil || slices.ContainsFunc(m.parts, func(p part) bool { return p.kind != "text" || len(p.text) > 2 })
 }
@@ -432,27 +433,27 @@ func (t *translation) readPart(path string, v raw) (part, bool) {
 		}
 		p.filename, _ = t.takeString(&file, "filename")
 		if file.peek("file_id") != nil {
-			t.leftover(&file, map[string]fate{"file_id": {Note: "a stored file is not part of the request, so it cannot be judged"}})
+			t.leftover(&file, map[string]support{"file_id": {Note: "a stored file is not part of the request, so policy cannot evaluate it"}})
 			return p, false
 		}
 		t.leftover(&file, nil)
 	default:
-		t.refuse(path+".type", "content of type "+strconv.Quote(k)+" is not one that this gateway knows")
+		t.refuse(path+".type", "content of type "+strconv.Quote(k)+" is not known to this gateway")
 		return p, false
 	}
 	p.cache = t.readCache(&o)
-	t.leftover(&o, map[string]fate{
-		"cache_control":           left("it is Anthropic's"),
-		"prompt_cache_breakpoint": left("prompts are not cached at marks there"),
+	t.leftover(&o, map[string]support{
+		"cache_control":           left("only Anthropic has it"),
+		"prompt_cache_breakpoint": left("its prompts have no cache markers"),
 	})
 	return p, true
 }
 
-// readThinking takes a chunk of reasoning, which Mistral's format has in the content.
+// readThinking reads a chunk of reasoning, which Mistral's format has in the content.
 func (t *translation) readThinking(m *message, path string, v raw) {
 	o := t.object(path, v)
 	o.take("type")
-	o.take("closed") // whether it was all of it; the response's own mark
+	o.take("closed") // the response's marker of complete reasoning
 	thinking := o.take("thinking")
 	texts := []raw{thinking}
 	if thinking.kind() == '[' {
@@ -482,8 +483,8 @@ func (t *translation) readThinking(m *message, path string, v raw) {
 	t.leftover(&o, nil)
 }
 
-// readCache takes a mark in the prompt up to which it is worth caching: OpenAI's
-// own, or Anthropic's under its own name. Only Anthropic has them.
+// readCache reads a cache marker in the prompt: OpenAI's, or Anthropic's by its own name.
+// Only Anthropic supports them.
 func (t *translation) readCache(o *object) raw {
 	if t.kind != Anthropic {
 		return nil
@@ -505,10 +506,10 @@ func (t *translation) readCache(o *object) raw {
 		return nil
 	}
 	t.leftover(&mark, nil)
-	return raw(`{"type":"ephemeral","ttl":"1h"}`) // at least 30 minutes is what was asked
+	return raw(`{"type":"ephemeral","ttl":"1h"}`) // the request is for at least 30 minutes
 }
 
-// url is of an image or a file: to fetch, or the data itself.
+// url is the place of an image or a file: an address, or the data.
 type url struct {
 	address raw    // a string; nil: data
 	media   string // of the data
@@ -531,7 +532,7 @@ func (t *translation) readURL(path string, v raw) url {
 		t.invalid(path, "is a data URL, but not of base64")
 		return url{}
 	}
-	media, _, _ = bytes.Cut(media, []byte(";")) // parameters, as of a charset
+	media, _, _ = bytes.Cut(media, []byte(";")) // parameters, such as a charset
 	if len(media) == 0 {
 		t.invalid(path, "is a data URL without a media type")
 	}
@@ -542,7 +543,7 @@ func (t *translation) readURL(path string, v raw) url {
 	return url{media: name, data: quoted(data)}
 }
 
-// mediaNames are other names that clients give to media types, and the registered ones.
+// mediaNames are other names that clients use for media types, with the registered ones.
 var mediaNames = map[string]string{
 	"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png", "image/x-webp": "image/webp",
 	"application/x-pdf": "application/pdf", "text/txt": "text/plain",
@@ -565,7 +566,7 @@ func (t *translation) readCalls(m *message, o *object) {
 			continue
 		}
 		if n, ok := o.peek("index").whole(); ok && n == int64(i) {
-			o.take("index") // streams have it; some clients keep it
+			o.take("index") // streams have it, and some clients keep it
 		}
 		id, ok := t.takeString(&o, "id")
 		if !ok {
@@ -576,7 +577,7 @@ func (t *translation) readCalls(m *message, o *object) {
 		if c.name, ok = t.takeString(&f, "name"); !ok {
 			t.invalid(path+".function.name", "is missing")
 		}
-		if v := f.peek("arguments"); v.kind() == '{' { // Mistral's format has objects as well
+		if v := f.peek("arguments"); v.kind() == '{' { // Mistral's format also allows objects
 			c.arguments = quote(nil, f.take("arguments"))
 		} else if c.arguments, ok = t.takeString(&f, "arguments"); !ok {
 			c.arguments = raw(`""`)
@@ -613,8 +614,8 @@ func (t *translation) readReasoning(m *message, o *object) {
 	}
 }
 
-// readExtra takes a signature that an answer had beside OpenAI's fields. That
-// of another provider cannot be carried: it would be no proof of anything.
+// readExtra reads a signature that a response had beside OpenAI's fields. A signature of
+// another provider is not sent: it would not be valid there.
 func (t *translation) readExtra(o *object, whose, name string) raw {
 	v := o.take("extra_content")
 	if v == nil {
@@ -627,17 +628,18 @@ func (t *translation) readExtra(o *object, whose, name string) raw {
 		signature, _ = t.takeString(&own, name)
 		t.leftover(&own, nil)
 	}
-	t.leftover(&extra, map[string]fate{
+	t.leftover(&extra, map[string]support{
 		"google":  left("it is Gemini's signature"),
 		"mistral": left("it is Mistral's signature"),
 	})
 	return signature
 }
 
-// argumentsObject is the arguments of a call as an object, which they are a string of. A
-// model can write a text that is not an object, or be cut short in it. Such a text is kept
-// in the object that Anthropic documents for it:
+// argumentsObject returns the arguments of a call, a string, as an object. A model can
+// write a text that is not an object, or stop inside it. Such a text is put into the object
+// that Anthropic documents for it. See
 // https://docs.anthropic.com/en/docs/agents-and-tools/tool-use/fine-grained-tool-streaming
+// for its form.
 func (t *translation) argumentsObject(c call) raw {
 	text := c.arguments.text()
 	if len(bytes.TrimSpace(text)) == 0 {
@@ -686,14 +688,14 @@ func (t *translation) readTools() []tool {
 		}
 		t.leftover(&f, nil)
 		x.cache = t.readCache(&o)
-		t.leftover(&o, map[string]fate{"cache_control": left("it is Anthropic's")})
+		t.leftover(&o, map[string]support{"cache_control": left("only Anthropic has it")})
 		ts = append(ts, x)
 	}
 	return ts
 }
 
-// objectSchema is the schema of a function's parameters with its type, which providers
-// require and OpenAI does not: arguments are always an object.
+// objectSchema returns the schema of a function's parameters with a type. Providers require
+// the type and OpenAI does not: arguments are always an object.
 func objectSchema(schema raw) raw {
 	if schema.kind() != '{' || schema.get("type").given() {
 		return schema
@@ -715,8 +717,7 @@ func objectSchema(schema raw) raw {
 	return w.b
 }
 
-// readChoice reads tool_choice. allowed_tools needs no word of the provider's:
-// the tools that are not allowed are not offered.
+// readChoice reads tool_choice. For allowed_tools, the other tools are not offered.
 func (t *translation) readChoice(c *chat) choice {
 	v := t.top.take("tool_choice")
 	switch v.kind() {
@@ -725,11 +726,11 @@ func (t *translation) readChoice(c *chat) choice {
 	case '"':
 		switch mode := v.string(); mode {
 		case "auto", "none", "required", "any":
-			if mode == "any" { // Mistral's word
+			if mode == "any" { // Mistral's name
 				mode = "required"
 			}
 			if len(c.tools) == 0 && mode != "required" {
-				return choice{} // nothing to choose from
+				return choice{} // there are no tools
 			}
 			return choice{mode: mode}
 		}
@@ -766,7 +767,7 @@ func (t *translation) readAllowed(c *chat, o *object) choice {
 		t.invalid("tool_choice.allowed_tools.mode", "is neither auto nor required")
 	}
 	list, _ := t.takeArray(&allowed, "tools")
-	names := map[string]bool{} // of the tools, and whether they are allowed
+	names := map[string]bool{} // the tools, and whether they are allowed
 	for _, x := range c.tools {
 		names[x.name.string()] = false
 	}
@@ -859,7 +860,7 @@ func (t *translation) readStops() []raw {
 	return nil
 }
 
-// readMax reads both names of the bound on the answer's tokens.
+// readMax reads both names of the maximum number of tokens.
 func (t *translation) readMax() int64 {
 	n, _, has := t.takeWhole(&t.top, "max_completion_tokens")
 	old, _, hasOld := t.takeWhole(&t.top, "max_tokens")
@@ -877,9 +878,8 @@ func (t *translation) readMax() int64 {
 	return n
 }
 
-// carry copies numbers under the names that the kind has for them, each name of
-// OpenAI's followed by the kind's. What asks for nothing is not sent: some models
-// refuse a penalty of 0.
+// carry copies numbers. Each of OpenAI's names is followed by the kind's name. Values
+// without an effect are not sent: some models reject a penalty of 0.
 func (t *translation) carry(pairs ...string) {
 	for i := 0; i < len(pairs); i += 2 {
 		n, v, ok := t.takeBounded(pairs[i])
@@ -898,7 +898,7 @@ func (t *translation) carry(pairs ...string) {
 	}
 }
 
-// takeBounded takes a number that the kind has bounds for: see bounds.
+// takeBounded takes a number for which the kind has bounds: see bounds.
 func (t *translation) takeBounded(name string) (float64, raw, bool) {
 	v, ok := t.takeNumber(&t.top, name)
 	if !ok {
@@ -912,7 +912,7 @@ func (t *translation) takeBounded(name string) (float64, raw, bool) {
 	return n, v, true
 }
 
-// checkStops compares the stop sequences with what the kind accepts.
+// checkStops compares the stop sequences with those that the kind accepts.
 func (t *translation) checkStops(c *chat) {
 	if b, ok := boundOf(t.kind, "stop"); ok && float64(len(c.stops)) > b.to {
 		t.refuse("stop", b.why())
@@ -923,14 +923,14 @@ func (t *translation) checkStops(c *chat) {
 	}
 	c.stops = slices.DeleteFunc(c.stops, func(s raw) bool {
 		if blank(s) {
-			t.refuse("stop", "a stop sequence of white space only is not accepted there")
+			t.refuse("stop", "it accepts no stop sequence of white space only")
 		}
 		return blank(s)
 	})
 }
 
-// blank says whether a string holds nothing but white space.
+// blank reports whether a string has only white space.
 func blank(s raw) bool { return len(bytes.TrimSpace(s.text())) == 0 }
 
-// emptySchema is the parameters of a function that takes none.
+// emptySchema is the parameters of a function without parameters.
 const emptySchema = `{"type":"object","properties":{}}`

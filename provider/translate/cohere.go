@@ -12,7 +12,7 @@ func (t *translation) cohereChat(c chat) {
 	w.key("messages")
 	w.open('[')
 	for i := range c.messages {
-		if m := &c.messages[i]; m.role != "assistant" || m.says() { // an empty one is refused
+		if m := &c.messages[i]; m.role != "assistant" || m.says() { // Cohere rejects an empty message
 			t.cohereMessage(m)
 		}
 	}
@@ -42,7 +42,7 @@ func (t *translation) cohereChat(c chat) {
 		}
 		w.close('}')
 		if c.format.description != nil {
-			t.refuse("response_format.json_schema.description", "a schema has no description beside it; write it into the schema")
+			t.refuse("response_format.json_schema.description", "its schemas have no separate description; write it into the schema")
 		}
 	}
 	if c.effort != "" {
@@ -100,7 +100,7 @@ func (t *translation) cohereMessage(m *message) {
 	w.close('}')
 }
 
-// openaiCalls writes calls in OpenAI's form, which Cohere and Mistral share.
+// openaiCalls writes calls in OpenAI's format, which Cohere and Mistral share.
 func (t *translation) openaiCalls(m *message) {
 	w := &t.w
 	w.key("tool_calls")
@@ -128,18 +128,18 @@ func (t *translation) coherePart(m *message, p *part) {
 		w.close('}')
 	case "image":
 		if m.role != "user" {
-			t.refuse(p.field(), "the "+m.role+"'s messages are text there")
+			t.refuse(p.field(), "it accepts only text in the "+m.role+"'s messages")
 			return
 		}
 		t.openaiImage(p)
 	case "audio":
-		t.refuse(p.field(), "it takes no audio")
+		t.refuse(p.field(), "it accepts no audio")
 	case "file":
-		t.refuse(p.field(), "it takes no files in a message")
+		t.refuse(p.field(), "it accepts no files in a message")
 	}
 }
 
-// openaiImage writes an image in OpenAI's form, which Cohere and Mistral share.
+// openaiImage writes an image in OpenAI's format, which Cohere and Mistral share.
 func (t *translation) openaiImage(p *part) {
 	w := &t.w
 	w.open('{')
@@ -171,7 +171,7 @@ func (w *writer) dataURL(u url) {
 
 func (t *translation) cohereTools(c chat) {
 	w := &t.w
-	if c.choice.mode == "named" { // the only one offered is the one to call
+	if c.choice.mode == "named" { // it is the only tool offered
 		c.tools = slices.DeleteFunc(c.tools, func(x tool) bool { return x.name.string() != c.choice.name.string() })
 	}
 	strict := 0
@@ -208,7 +208,7 @@ func (t *translation) cohereTools(c chat) {
 	default:
 		for _, x := range c.tools {
 			if x.strict.isTrue() {
-				t.refuse(x.path+"function.strict", "it is the same for all tools there")
+				t.refuse(x.path+"function.strict", "it must be the same for all tools")
 			}
 		}
 	}

@@ -38,7 +38,7 @@ func (a *Response) cohereWhole(v raw) {
 	r := a.reply(0)
 	a.think(r, m.get("tool_plan"))
 	content := m.get("content")
-	a.text(r, content) // a string, of older models
+	a.text(r, content) // a string, from older models
 	for _, c := range content.elements() {
 		switch kind := c.get("type").string(); kind {
 		case "text":
@@ -60,13 +60,13 @@ func (a *Response) cohereWhole(v raw) {
 	}
 	finish, broken := cohereReason(v.get("finish_reason"))
 	if broken {
-		a.refuse(r, "Cohere did not finish its answer: "+v.get("finish_reason").string()+".")
+		a.refuse(r, "Cohere did not finish its response: "+v.get("finish_reason").string()+".")
 	}
 	a.finish(r, finish)
 }
 
-// cohereOdds is a piece of text with the probability of all its tokens, as one
-// token of OpenAI's: Cohere gives text by the piece and odds by the token.
+// cohereOdds turns a chunk of text and the probability of all its tokens into one of
+// OpenAI's tokens. Cohere returns text by the chunk and probabilities by the token.
 func cohereOdds(l raw) raw {
 	ps := l.get("logprobs")
 	if ps.kind() != '[' {
@@ -150,7 +150,7 @@ func (a *Response) cohereEvent(v raw) {
 		if said := delta.get("error"); broken || said.given() {
 			why := said.string()
 			if why == "" {
-				why = "Cohere did not finish its answer: " + delta.get("finish_reason").string() + "."
+				why = "Cohere did not finish its response: " + delta.get("finish_reason").string() + "."
 			}
 			a.fail(failure{message: scrub(why), kind: "server_error", code: delta.get("finish_reason").string()})
 			return
@@ -158,7 +158,7 @@ func (a *Response) cohereEvent(v raw) {
 		a.finish(a.reply(0), finish)
 		a.finishStream()
 	default:
-		// An event without a type that it knows, but with a message: an error.
+		// An event without a known type and with a message is an error.
 		if kind == nil && (v.get("message").kind() == '"' || v.get("error").given()) {
 			f := a.words(v)
 			f.kind = "server_error"
@@ -167,7 +167,7 @@ func (a *Response) cohereEvent(v raw) {
 	}
 }
 
-// cohereCall is the call that an event is about: by its index, or the last.
+// cohereCall is the call that an event belongs to: by its index, or the last.
 func (r *reply) cohereCall(v raw) int {
 	if i, ok := v.get("index").whole(); ok {
 		return r.callAt(i)

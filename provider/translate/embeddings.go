@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// embed writes a request for embeddings. All texts go in one request, and the
-// numbers are asked for as numbers: base64 is made of them when they are here.
+// embed writes a request for embeddings with all texts. It requests the values as numbers,
+// and base64 is made from them here.
 func (t *translation) embed() {
 	model := t.readModel()
 	texts := t.readInputs()
@@ -32,7 +32,7 @@ func (t *translation) embed() {
 	switch t.kind {
 	case Anthropic:
 		t.refuse("input", "it has no embeddings")
-		t.invalid("input", "there is nothing to send to Anthropic, which has no embeddings")
+		t.invalid("input", "cannot be sent to Anthropic, which has no embeddings")
 	case Gemini:
 		name, ok := t.geminiModel(model)
 		if !ok {
@@ -108,8 +108,9 @@ func (t *translation) readInputs() []raw {
 	case '[':
 		for _, x := range v.elements() {
 			if x.kind() == '[' || x.isNumber() {
-				// Tokens of another tokenizer would be other words: not even to drop.
-				t.cannot("input", "tokens are OpenAI's; send text")
+				// Another tokenizer has other tokens, so the field cannot be left out
+				// either.
+				t.cannot("input", "the tokens depend on OpenAI's tokenizers; send text")
 				return nil
 			}
 			if x.kind() != '"' {
@@ -127,7 +128,7 @@ func (t *translation) readInputs() []raw {
 	return texts
 }
 
-// embedded reads the answer of a provider and writes OpenAI's.
+// embedded reads the response of a provider and writes OpenAI's.
 func (a *Response) embedded(v raw) []byte {
 	var w writer
 	w.open('{')
@@ -174,7 +175,7 @@ func (a *Response) embedded(v raw) []byte {
 	}
 	w.close(']')
 	w.keyString("model", a.Model())
-	if a.usage.known { // what the provider did not say is not 0
+	if a.usage.known { // an unknown figure is not written as 0
 		w.key("usage")
 		w.open('{')
 		w.keyInt("prompt_tokens", a.usage.input)

@@ -8,8 +8,8 @@ import (
 	"github.com/ai-identity/ai-identity/provider/translate"
 )
 
-// An answer with more choices, calls or open blocks than any model gives is refused
-// when that is clear: looking through them for each of the next would take for ever.
+// A response with more choices, calls or open blocks than any model returns is rejected at
+// once. Otherwise the search through them for each new one would take too long.
 func TestExcess(t *testing.T) {
 	many := func(n int, s string) string { return strings.TrimSuffix(strings.Repeat(s+",", n), ",") }
 	calls := many(5000, `{"function":{"name":"f","arguments":"{}"}}`)

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// failure is an error in OpenAI's words.
+// failure is an error in OpenAI's terms.
 type failure struct {
 	message, kind, code, param string
 }
@@ -30,14 +30,14 @@ func (f failure) encode() []byte {
 }
 
 func unreadable(kind string) failure {
-	return failure{message: Name(kind) + "'s answer could not be read.", kind: "server_error", code: "unreadable_answer"}
+	return failure{message: Name(kind) + "'s response could not be read.", kind: "server_error", code: "unreadable_answer"}
 }
 
-// providerError reads the body of an answer that is not a 2xx. A body that is
-// not the provider's JSON comes from something between, and is not passed on.
+// providerError reads the body of a response that is not a 2xx. A body that is not the
+// provider's JSON comes from a server in between, and is not passed on.
 func (a *Response) providerError(body []byte) failure {
 	v, ok := parseLoosely(body)
-	if ok && v.kind() == '[' { // Gemini's streams, when they are not asked for events
+	if ok && v.kind() == '[' { // a stream of Gemini's that was not requested as events
 		for _, first := range v.elements() {
 			v = first
 			break
@@ -48,17 +48,17 @@ func (a *Response) providerError(body []byte) failure {
 		f = a.words(v)
 	}
 	if f.message == "" {
-		f.message = Name(a.req.Kind) + " answered with an error and gave no reason."
+		f.message = Name(a.req.Kind) + " responded with an error without a reason."
 	}
 	if a.status == 401 {
-		// It is about the gateway's own key, and may quote it.
+		// It is about the gateway's own key, and may quote the key.
 		f.message = Name(a.req.Kind) + " did not accept the gateway's credential."
 	}
 	f.kind = typeOf(a.status)
 	return f
 }
 
-// errorOf says whether v, which came where an answer should, is an error.
+// errorOf reports whether v, which came instead of a response, is an error.
 func (a *Response) errorOf(v raw) (failure, bool) {
 	is := v.get("error").given() || v.get("object").string() == "error" || v.get("type").string() == "error" ||
 		a.req.Kind == Mistral && v.get("choices") == nil && (v.get("detail").given() || v.get("message").given())
@@ -67,7 +67,7 @@ func (a *Response) errorOf(v raw) (failure, bool) {
 	}
 	f := a.words(v)
 	if f.message == "" {
-		f.message = Name(a.req.Kind) + " ended its answer with an error and gave no reason."
+		f.message = Name(a.req.Kind) + " ended its response with an error without a reason."
 	}
 	f.kind = "server_error"
 	switch f.code {
@@ -80,7 +80,7 @@ func (a *Response) errorOf(v raw) (failure, bool) {
 	return f, true
 }
 
-// words finds the message and the provider's own code, wherever they stand:
+// words returns the message and the provider's own code, from any of these places:
 //
 //	Anthropic  {"type":"error","error":{"type":…,"message":…}}
 //	Gemini     {"error":{"code":429,"message":…,"status":…,"details":[…]}}
@@ -143,8 +143,8 @@ func (a *Response) words(v raw) failure {
 	return f
 }
 
-// codeOf is the provider's own word, but for what frameworks look for by
-// OpenAI's: a prompt that is too long, and a rate limit.
+// codeOf returns the provider's own code. Two errors get OpenAI's code, since frameworks
+// look for it: a prompt that is too long, and a rate limit.
 func (a *Response) codeOf(own, message string) string {
 	lower := strings.ToLower(message)
 	for _, s := range []string{"prompt is too long", "input token count", "too many tokens", "maximum context length", "context window"} {
@@ -186,8 +186,8 @@ var (
 	inHouse = regexp.MustCompile(`(?i)\b[a-z0-9.-]+\.(?:internal|local|localdomain|lan|corp|svc|cluster\.local)\b(?::\d+)?|\blocalhost(?::\d+)?`)
 )
 
-// scrub takes out of a message what is shaped like a key, an address or an
-// internal host. A URL of public documentation stays.
+// scrub removes text from a message that looks like a key, an address or an internal host.
+// A URL of public documentation is kept.
 func scrub(message string) string {
 	if len(message) > 8<<10 {
 		message = strings.ToValidUTF8(message[:8<<10], "")

@@ -9,8 +9,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider/translate"
 )
 
-// What is at fault and why is as much a provider's to say as the message, and holds as
-// little of what is not to leave.
+// The code and the parameter of a provider's error are scrubbed like its message.
 func TestErrorsAreScrubbed(t *testing.T) {
 	for _, c := range []struct{ kind, body string }{
 		{translate.Mistral, `{"object":"error","message":"no","type":"bad","param":"sk-abcdefgh0123456789","code":"1"}`},

@@ -5,28 +5,28 @@ import (
 	"strings"
 )
 
-// Verdict is what becomes of a field.
-type Verdict string
+// Level is how a field is supported.
+type Level string
 
-// The verdicts. Refused is a 422, or left out and listed if the org allows that.
+// The values of Level. Rejected means 422, or left out and listed if the org allows that.
 const (
-	Carried Verdict = "carried" // under its own name, or by what the gateway does itself
-	Renamed Verdict = "renamed" // the same under another name or in another form
-	Partly  Verdict = "partly"  // some values; the others are refused
-	Refused Verdict = "refused"
-	Hint    Verdict = "left out" // it changes no response: left out and listed, refused if the org drops nothing
+	Supported Level = "supported" // under its own name, or by the gateway itself
+	Renamed   Level = "renamed"   // under another name or in another form
+	Partly    Level = "partly"    // some values; the others are rejected
+	Rejected  Level = "rejected"
+	Hint      Level = "left out" // it changes no response: left out and listed, or rejected if the org drops nothing
 )
 
-// fate is what becomes of one field at one kind.
-type fate struct {
-	Verdict Verdict
+// support is how a kind supports one field.
+type support struct {
+	Level   Level
 	As      string // the kind's name for it
-	Note    string // why it is refused, or what else there is to know
+	Note    string // the reason for the rejection, or other information
 	neutral []string
 }
 
-// idle says whether v asks for what happens without it.
-func (f fate) idle(v raw) bool {
+// idle reports whether v is the default.
+func (f support) idle(v raw) bool {
 	for _, n := range f.neutral {
 		if string(v) == n {
 			return true
@@ -40,23 +40,23 @@ func (f fate) idle(v raw) bool {
 	return false
 }
 
-// Field is one field of OpenAI's request and its fate for each kind. A nested
-// field has a path: "messages[].name".
+// Field is one field of OpenAI's request and its support by each kind. A nested field has a
+// path: "messages[].name".
 type Field struct {
 	Name    string
-	Neutral []string // values that ask for what happens anyway: always accepted
-	Fates   map[string]Fate
+	Neutral []string // values without an effect: always accepted
+	Support map[string]Support
 }
 
-// Fate is what becomes of a field at a kind.
-type Fate struct {
-	Verdict Verdict
-	As      string // the kind's own field; empty: none
-	Note    string // why it is refused, or what else there is to know
+// Support is how a kind supports a field.
+type Support struct {
+	Level Level
+	As    string // the kind's own field; empty: none
+	Note  string // the reason for the rejection, or other information
 }
 
-func (f Fate) String() string {
-	s := string(f.Verdict)
+func (f Support) String() string {
+	s := string(f.Level)
 	if f.As != "" {
 		s += " as `" + strings.ReplaceAll(f.As, "|", "\\|") + "`"
 	}
@@ -75,76 +75,76 @@ func EmbeddingFields() []Field { return published(embeddingFields) }
 func published(table func() []row) []Field {
 	var fs []Field
 	for _, r := range table() {
-		f := Field{Name: r.name, Neutral: r.neutral, Fates: map[string]Fate{}}
+		f := Field{Name: r.name, Neutral: r.neutral, Support: map[string]Support{}}
 		for _, kind := range Kinds() {
-			x := r.fate(kind)
-			f.Fates[kind] = Fate{Verdict: x.Verdict, As: x.As, Note: x.Note}
+			x := r.support(kind)
+			f.Support[kind] = Support{Level: x.Level, As: x.As, Note: x.Note}
 		}
 		fs = append(fs, f)
 	}
 	return fs
 }
 
-// row is one line of a table. A kind that it does not name refuses the field.
+// row is one line of a table. A kind that it does not name rejects the field.
 type row struct {
 	name                               string
 	neutral                            []string
 	hint                               bool   // the kinds that are not named leave it out
-	why                                string // of the kinds that refuse without a word of their own
-	anthropic, gemini, cohere, mistral fate
+	why                                string // the reason of the kinds that reject without their own reason
+	anthropic, gemini, cohere, mistral support
 }
 
-func (r row) fate(kind string) fate {
-	f := map[string]fate{Anthropic: r.anthropic, Gemini: r.gemini, Cohere: r.cohere, Mistral: r.mistral}[kind]
-	if f.Verdict == "" {
-		f.Verdict = Refused
+func (r row) support(kind string) support {
+	f := map[string]support{Anthropic: r.anthropic, Gemini: r.gemini, Cohere: r.cohere, Mistral: r.mistral}[kind]
+	if f.Level == "" {
+		f.Level = Rejected
 		if r.hint {
-			f.Verdict = Hint
+			f.Level = Hint
 		}
 	}
-	if (f.Verdict == Refused || f.Verdict == Hint) && f.Note == "" {
+	if (f.Level == Rejected || f.Level == Hint) && f.Note == "" {
 		f.Note = r.why
 	}
 	f.neutral = r.neutral
 	return f
 }
 
-// fates are a table's, by field, for one kind.
-func fates(table func() []row, kind string) map[string]fate {
-	m := map[string]fate{}
+// supports returns a table by field, for one kind.
+func supports(table func() []row, kind string) map[string]support {
+	m := map[string]support{}
 	for _, r := range table() {
-		m[r.name] = r.fate(kind)
+		m[r.name] = r.support(kind)
 	}
 	return m
 }
 
-// same is a field that a kind carries under OpenAI's own name.
-func same(note ...string) fate { return fate{Verdict: Carried, Note: strings.Join(note, "")} }
+// same is a field that a kind supports under OpenAI's own name.
+func same(note ...string) support { return support{Level: Supported, Note: strings.Join(note, "")} }
 
-func as(name string, note ...string) fate {
-	return fate{Verdict: Renamed, As: name, Note: strings.Join(note, "")}
+func as(name string, note ...string) support {
+	return support{Level: Renamed, As: name, Note: strings.Join(note, "")}
 }
 
-func partly(name, note string) fate { return fate{Verdict: Partly, As: name, Note: note} }
+func partly(name, note string) support { return support{Level: Partly, As: name, Note: note} }
 
-func not(why string) fate { return fate{Verdict: Refused, Note: why} }
+func not(why string) support { return support{Level: Rejected, Note: why} }
 
 // left is a field that changes no response, and that the kind leaves out.
-func left(why string) fate { return fate{Verdict: Hint, Note: why} }
+func left(why string) support { return support{Level: Hint, Note: why} }
 
-// all is a row that says the same of every kind.
-func all(name string, f fate, neutral ...string) row {
+// all is a row that is the same for every kind.
+func all(name string, f support, neutral ...string) row {
 	return row{name: name, neutral: neutral, anthropic: f, gemini: f, cohere: f, mistral: f}
 }
 
-// Markdown is both tables as a page.
+// Markdown returns both tables as a page.
 func Markdown() string {
 	var b strings.Builder
-	b.WriteString("# What becomes of each field\n\n" +
-		"Made from `table.go` by `go test ./provider/translate -run TestFieldsPage -update`, and checked against what the code does by `TestFates`.\n\n" +
-		"*Refused* is answered with 422 and names the field, or is left out and listed if the provider's settings have `drop: all`. " +
-		"*Left out* is for what changes no response: it is left out and listed, and refused only with `drop: none`. " +
-		"A field that is in no table is refused as well. `null` says nothing and is always accepted.\n")
+	b.WriteString("# Support of each field\n\n" +
+		"Made from `table.go` by `go test ./provider/translate -run TestFieldsPage -update`, and checked against what the code does by `TestFields`.\n\n" +
+		"*Rejected* fields get a 422 that names the field. They are left out and listed if the provider's settings have `drop: all`.\n" +
+		"*Left out* fields change no response. They are left out and listed, and rejected only with `drop: none`.\n" +
+		"A field that is in no table is rejected too. `null` counts as absent and is always accepted.\n")
 	for _, table := range []struct {
 		title  string
 		fields []Field
@@ -161,7 +161,7 @@ func Markdown() string {
 			}
 			fmt.Fprintf(&b, "| `%s` | %s |", f.Name, neutral)
 			for _, kind := range Kinds() {
-				fmt.Fprintf(&b, " %s |", f.Fates[kind])
+				fmt.Fprintf(&b, " %s |", f.Support[kind])
 			}
 			b.WriteString("\n")
 		}

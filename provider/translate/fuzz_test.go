@@ -14,8 +14,8 @@ import (
 	"github.com/ai-identity/ai-identity/provider/translate"
 )
 
-// FuzzChat: whatever comes, nothing panics; what is accepted is strict JSON
-// that has as many turns' worth as was said, and says it again the same way.
+// FuzzChat: for every input there is no panic. The output is strict JSON with the same
+// turns as the input, and is the same in a second run.
 func FuzzChat(f *testing.F) {
 	for _, file := range files(f, "testdata/chat/*.txt") {
 		f.Add([]byte(open(f, file).get("request")), uint8(0))
@@ -59,8 +59,8 @@ func FuzzChat(f *testing.F) {
 	})
 }
 
-// checkTurns counts: each message is one at Cohere and Mistral; at the others
-// runs of one role are one turn, and system messages stand apart.
+// checkTurns counts the turns. At Cohere and Mistral each message is a turn. At the others
+// a sequence of one role is one turn, and system messages are separate.
 func checkTurns(t *testing.T, kind string, b []byte, r translate.Request) {
 	t.Helper()
 	var asked struct {
@@ -80,7 +80,7 @@ func checkTurns(t *testing.T, kind string, b []byte, r translate.Request) {
 	for _, m := range asked.Messages {
 		role := m.Role
 		if text, ok := m.Content.(string); !ok || strings.TrimSpace(text) == "" {
-			silent = true // it may say nothing, and is left out then
+			silent = true // it may be without content, and is left out then
 		}
 		if role == "function" {
 			continue // left out and listed
@@ -104,8 +104,8 @@ func checkTurns(t *testing.T, kind string, b []byte, r translate.Request) {
 	}
 }
 
-// FuzzAnswer: whatever a provider sends, nothing panics; cut anywhere it comes
-// out the same; what comes out is OpenAI's form, with [DONE] once.
+// FuzzAnswer: for every response there is no panic. The output does not depend on the
+// split. It has OpenAI's format, with [DONE] once.
 func FuzzAnswer(f *testing.F) {
 	for i, kind := range translate.Kinds() {
 		for _, file := range files(f, "testdata/answers/"+kind+"/*.txt") {
@@ -157,7 +157,7 @@ func FuzzAnswer(f *testing.F) {
 	})
 }
 
-// form checks that out is what an OpenAI client takes.
+// form checks that an OpenAI client can read out.
 func form(out []byte, stream bool) error {
 	if !stream {
 		if !jsontext.Value(out).IsValid() {
@@ -165,7 +165,7 @@ func form(out []byte, stream bool) error {
 		}
 		return nil
 	}
-	done := false // [DONE], or an error, which stands in its place
+	done := false // [DONE], or an error instead
 	for event := range strings.SplitSeq(string(out), "\n\n") {
 		switch {
 		case event == "", strings.HasPrefix(event, ":") && !strings.Contains(event, "\n"):

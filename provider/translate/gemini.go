@@ -41,7 +41,7 @@ func (t *translation) geminiChat(c chat) {
 	}
 	t.geminiFormat(c.format)
 	t.geminiThinking(c.effort, old)
-	if len(w.b) == at { // nothing to say
+	if len(w.b) == at { // no content
 		w.b = w.b[:at-len(`"generationConfig":{`)]
 		w.b = bytes.TrimSuffix(w.b, []byte(","))
 	} else {
@@ -55,7 +55,7 @@ func (t *translation) geminiChat(c chat) {
 			w.keyString("serviceTier", "standard")
 		case "flex", "priority":
 			w.keyString("serviceTier", tier)
-		case "fast": // OpenAI's other word for priority
+		case "fast": // OpenAI's other name for priority
 			w.keyString("serviceTier", "priority")
 		default:
 			t.refuse("service_tier", "its tiers are standard, flex and priority")
@@ -91,7 +91,7 @@ func (t *translation) geminiModel(model string) (string, bool) {
 	if !ok {
 		folder, name = "models", model
 	}
-	// The name stands in a path, where it must not say more than a name.
+	// The name becomes part of a path, so it must be only a name.
 	odd := strings.ContainsFunc(name, func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.')
 	})
@@ -102,8 +102,8 @@ func (t *translation) geminiModel(model string) (string, bool) {
 	return folder + "/" + name, true
 }
 
-// budgetsGemini says whether the model is one before Gemini 3. One without a
-// version is new.
+// budgetsGemini reports whether the model is older than Gemini 3. A model without a version
+// counts as new.
 func budgetsGemini(model string) bool {
 	_, rest, ok := strings.Cut(model, "gemini-")
 	if !ok || rest == "" {
@@ -112,9 +112,9 @@ func budgetsGemini(model string) bool {
 	return rest[0] == '1' || rest[0] == '2'
 }
 
-// noSignature is what Google documents for a call that Gemini did not make, or
-// whose signature is lost: Gemini 3 and later refuse one without any.
-// https://ai.google.dev/gemini-api/docs/thought-signatures
+// noSignature is the documented placeholder for a call without a signature: one that Gemini
+// did not make, or whose signature is lost. Gemini 3 and later reject a call without any.
+// See https://ai.google.dev/gemini-api/docs/thought-signatures for its use.
 const noSignature = `"skip_thought_signature_validator"`
 
 func (t *translation) geminiContents(ms []message, old bool) (system, contents []byte) {
@@ -145,7 +145,7 @@ func (t *translation) geminiContents(ms []message, old bool) (system, contents [
 			}
 		}
 		if len(parts.b) == 0 {
-			continue // it says nothing, and a turn without parts is refused
+			continue // a message without content is left out, since a turn without parts is rejected
 		}
 		if as != role {
 			if role != "" {
@@ -160,7 +160,7 @@ func (t *translation) geminiContents(ms []message, old bool) (system, contents [
 		out.raw(parts.b)
 	}
 	if role == "" {
-		t.cannot("messages", "it needs a message that is not the system's, and that is not empty")
+		t.cannot("messages", "it requires a message that is not the system's, and that is not empty")
 		return nil, []byte("[]")
 	}
 	out.b = append(out.b, "]}]"...)
@@ -191,7 +191,7 @@ func (t *translation) geminiAssistant(w *writer, m *message, old bool) {
 		w.close('}')
 		signed = nil
 	}
-	if signed != nil { // of a text that is empty
+	if signed != nil { // from a text that is empty
 		w.open('{')
 		w.keyString("text", "")
 		w.keyRaw("thoughtSignature", signed)
@@ -210,15 +210,15 @@ func (t *translation) geminiAssistant(w *writer, m *message, old bool) {
 		switch {
 		case c.signature.kind() == '"':
 			w.keyRaw("thoughtSignature", c.signature)
-		case i == 0 && !old: // of calls at once only the first is signed
+		case i == 0 && !old: // of parallel calls only the first is signed
 			w.keyRaw("thoughtSignature", []byte(noSignature))
 		}
 		w.close('}')
 	}
 }
 
-// geminiID is a call's id, unless it is one of those that we made because
-// Gemini gave none. It knows those by the order of the results: see paired.
+// geminiID is a call's id. It is empty for an id that was made here because Gemini sent
+// none. Gemini assigns such results by their order: see paired.
 func geminiID(id string) string {
 	if strings.HasPrefix(id, ownID) {
 		return ""
@@ -242,13 +242,13 @@ func (t *translation) geminiResult(w *writer, m *message) {
 			return
 		}
 	}
-	// Google's word for what a function gave.
+	// output is Google's name for the result of a function.
 	w.open('{')
 	w.key("output")
 	var texts []raw
 	for _, p := range m.parts {
 		if p.kind != "text" {
-			t.refuse(p.field(), "what a function gives is text there")
+			t.refuse(p.field(), "it accepts only text as the result of a function")
 			continue
 		}
 		texts = append(texts, p.text)
@@ -266,13 +266,13 @@ func (t *translation) geminiResult(w *writer, m *message) {
 
 func (t *translation) geminiPart(w *writer, m *message, p *part, old bool) {
 	if p.kind != "text" && m.role != "user" {
-		t.refuse(p.field(), "the "+m.role+"'s messages are text there")
+		t.refuse(p.field(), "it accepts only text in the "+m.role+"'s messages")
 		return
 	}
 	switch p.kind {
 	case "text":
 		if len(p.text) == 2 {
-			return // an empty text says nothing, and is refused
+			return // Gemini rejects an empty text
 		}
 		w.open('{')
 		w.keyRaw("text", p.text)
@@ -302,7 +302,7 @@ func (t *translation) geminiPart(w *writer, m *message, p *part, old bool) {
 		w.open('{')
 		t.geminiData(w, p)
 		if p.filename != nil {
-			t.hint(p.path+"file.filename", "data has no name there")
+			t.hint(p.path+"file.filename", "its files have no names")
 		}
 	}
 	w.close('}')
@@ -352,7 +352,7 @@ func (t *translation) geminiTools(c chat) {
 		w.b = append(w.b, "]}]"...)
 	}
 	mode := map[string]string{"auto": "AUTO", "none": "NONE", "required": "ANY", "named": "ANY"}[c.choice.mode]
-	if strict && (mode == "" || mode == "AUTO") { // ANY holds to the schema by itself
+	if strict && (mode == "" || mode == "AUTO") { // ANY always follows the schema
 		mode = "VALIDATED"
 	}
 	if mode == "" {
@@ -379,13 +379,13 @@ func (t *translation) geminiFormat(f format) {
 		t.w.keyRaw("responseJsonSchema", f.schema)
 	}
 	if f.description != nil {
-		t.refuse("response_format.json_schema.description", "a schema has no description beside it; write it into the schema")
+		t.refuse("response_format.json_schema.description", "its schemas have no separate description; write it into the schema")
 	}
 }
 
-// geminiThinking says how hard to think: a level from Gemini 3 on, a budget of
-// tokens before. The budgets are Google's own for OpenAI's words.
-// https://ai.google.dev/gemini-api/docs/openai
+// geminiThinking sets the amount of thinking: a level from Gemini 3 on, a budget of tokens
+// before. The budgets are those of Google's own translation, in
+// https://ai.google.dev/gemini-api/docs/openai of its documentation.
 func (t *translation) geminiThinking(effort string, old bool) {
 	if effort == "" {
 		return
@@ -395,10 +395,10 @@ func (t *translation) geminiThinking(effort string, old bool) {
 	switch {
 	case effort == "none":
 	case old && !ok:
-		t.refuse("reasoning_effort", "its most is high before Gemini 3")
+		t.refuse("reasoning_effort", "before Gemini 3 its highest level is high")
 		return
 	case !old && !slices.Contains([]string{"minimal", "low", "medium", "high", "xhigh"}, effort):
-		t.refuse("reasoning_effort", "its most is xhigh")
+		t.refuse("reasoning_effort", "its highest level is xhigh")
 		return
 	}
 	w := &t.w

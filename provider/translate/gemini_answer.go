@@ -2,13 +2,13 @@ package translate
 
 import "strings"
 
-// geminiReason is a finish reason in OpenAI's words. What is not here, as
-// SAFETY, means that the answer was not given, or not as it should be.
+// geminiReason returns OpenAI's finish reason. An unknown reason, such as SAFETY, means
+// that the response was withheld or changed.
 func geminiReason(v raw, calls bool) (finish string, withheld bool) {
 	switch v.string() {
 	case "MAX_TOKENS":
 		return "length", false
-	case "STOP", "FINISH_REASON_UNSPECIFIED", "CONTINUATION", "FUNCTION_CALL": // the last is of stand-ins
+	case "STOP", "FINISH_REASON_UNSPECIFIED", "CONTINUATION", "FUNCTION_CALL": // the last is sent by compatible servers
 		if calls {
 			return "tool_calls", false
 		}
@@ -17,7 +17,7 @@ func geminiReason(v raw, calls bool) (finish string, withheld bool) {
 	return "content_filter", true
 }
 
-// geminiEvent reads a whole answer or a piece of one: they have one shape.
+// geminiEvent reads a complete response or a chunk of one: they have one form.
 func (a *Response) geminiEvent(v raw) {
 	var candidates, feedback raw
 	for name, x := range v.members() {
@@ -51,7 +51,7 @@ func (a *Response) geminiEvent(v raw) {
 	}
 }
 
-// geminiUsage takes the figures, which are totals in every piece of a stream.
+// geminiUsage reads the figures, which are totals in every chunk of a stream.
 func (a *Response) geminiUsage(u raw) {
 	var prompt, tool, said, thought, cached int64
 	found := false
@@ -116,7 +116,7 @@ func (a *Response) geminiCandidate(i int, c raw) {
 	for _, p := range content.get("parts").elements() {
 		a.geminiAnswerPart(r, p)
 	}
-	if a.odds != nil { // no text took them
+	if a.odds != nil { // there was no text for them
 		a.open(r)
 		a.shut("")
 	}
@@ -127,7 +127,7 @@ func (a *Response) geminiCandidate(i int, c raw) {
 	if withheld {
 		said := why.string()
 		if said == "" {
-			said = "The answer was stopped: " + strings.ReplaceAll(reason.string(), "_", " ") + "."
+			said = "The response was stopped: " + strings.ReplaceAll(reason.string(), "_", " ") + "."
 		}
 		a.refuse(r, scrub(said))
 	}
@@ -203,7 +203,7 @@ func geminiToken(w *writer, c raw) {
 		token = raw(`""`)
 	}
 	if !p.isNumber() {
-		p = raw("0") // proto3 leaves zeros out
+		p = raw("0") // proto3 omits zeros
 	}
 	w.keyRaw("token", token)
 	w.keyRaw("logprob", p)

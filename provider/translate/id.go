@@ -7,10 +7,10 @@ import (
 
 const letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
-// fitID is a tool call's id in a form that the kind takes: as it is, or else
-// made of it, always the same, so that a call and its result still meet.
+// fitID returns a tool call's id in a form that the kind accepts. It keeps a valid id.
+// Otherwise it derives one, always the same, so that a call and its result still match.
 //
-// Mistral takes nine letters and digits. Anthropic takes letters, digits, "_" and "-".
+// Mistral accepts nine letters and digits. Anthropic accepts letters, digits, "_" and "-".
 func fitID(kind, id string) string {
 	fits := id != ""
 	for _, c := range []byte(id) {

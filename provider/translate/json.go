@@ -10,12 +10,12 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// raw is one JSON value, known to be valid and without space around it. Values
-// go from one API to the other as the bytes they came in, so the order of
-// keys, the digits of numbers and the escapes of strings survive.
+// raw is one JSON value, known to be valid and without space around it. Values are copied
+// as bytes, so the order of keys, the digits of numbers and the escapes of strings are
+// kept.
 type raw []byte
 
-// parse checks b strictly (one value, UTF-8, no name twice).
+// parse validates b strictly: one value, UTF-8, no repeated names.
 func parse(b []byte) (raw, bool) {
 	if !jsontext.Value(b).IsValid() {
 		return nil, false
@@ -23,8 +23,8 @@ func parse(b []byte) (raw, bool) {
 	return bytes.Trim(b, " \t\r\n"), true
 }
 
-// parseLoosely takes what a provider sends: a name twice is its own affair, and
-// bytes that are not UTF-8 become U+FFFD, as every SDK would make them.
+// parseLoosely accepts a provider's JSON: names may be repeated, and bytes that are not
+// UTF-8 become U+FFFD, as in every SDK.
 func parseLoosely(b []byte) (raw, bool) {
 	twice := jsontext.AllowDuplicateNames(true)
 	if jsontext.Value(b).IsValid(twice) {
@@ -37,8 +37,8 @@ func parseLoosely(b []byte) (raw, bool) {
 	return mended, true
 }
 
-// kind is the value's first byte: '{', '[', '"', 't', 'f', 'n', or a number's
-// ('-' or a digit). Nothing at all is 0.
+// kind is the value's first byte: '{', '[', '"', 't', 'f', 'n', or a number's ('-' or a
+// digit). Without a value it is 0.
 func (v raw) kind() byte {
 	if len(v) == 0 {
 		return 0
@@ -46,7 +46,7 @@ func (v raw) kind() byte {
 	return v[0]
 }
 
-// given says whether there is a value that says something: null says nothing.
+// given reports whether there is a value that is not null.
 func (v raw) given() bool { return len(v) > 0 && v[0] != 'n' }
 
 func (v raw) isNumber() bool { k := v.kind(); return k == '-' || k >= '0' && k <= '9' }
@@ -68,7 +68,7 @@ func (v raw) text() []byte {
 
 func (v raw) string() string { return string(v.text()) }
 
-// inner is what stands between the string's quotes, escapes and all.
+// inner is the text between the string's quotes, with its escapes.
 func (v raw) inner() []byte {
 	if v.kind() != '"' {
 		return nil
@@ -99,8 +99,8 @@ func (v raw) number() (float64, bool) {
 	return f, err == nil
 }
 
-// members yields the names and values of an object, in order. The name shares
-// memory with v if it has no escapes. Of anything else it yields nothing.
+// members yields the names and values of an object, in order. The name shares memory with v
+// if it has no escapes. For other values it yields nothing.
 func (v raw) members() iter.Seq2[[]byte, raw] {
 	return func(yield func([]byte, raw) bool) {
 		if v.kind() != '{' {
@@ -121,7 +121,7 @@ func (v raw) members() iter.Seq2[[]byte, raw] {
 	}
 }
 
-// elements yields an array's values. Of anything else it yields nothing.
+// elements yields an array's values. For other values it yields nothing.
 func (v raw) elements() iter.Seq2[int, raw] {
 	return func(yield func(int, raw) bool) {
 		if v.kind() != '[' {
@@ -140,7 +140,7 @@ func (v raw) elements() iter.Seq2[int, raw] {
 	}
 }
 
-// get is the value at a path of names, or nothing.
+// get returns the value at a path of names, or nil.
 func (v raw) get(path ...string) raw {
 	for _, want := range path {
 		var found raw
@@ -165,7 +165,7 @@ func space(v raw, i int) int {
 	return i
 }
 
-// skip is the index after the value that begins at i of valid JSON.
+// skip returns the index after the value that begins at i of valid JSON.
 func skip(v raw, i int) int {
 	switch v[i] {
 	case '"':
@@ -203,11 +203,11 @@ func skipString(v raw, i int) int {
 		if k < 0 {
 			return j + 1
 		}
-		i += k + 2 // over the backslash and what it escapes
+		i += k + 2 // over the backslash and the escaped byte
 	}
 }
 
-// compact is v without the space between its tokens: all else is kept.
+// compact is v without the space between its tokens. All else is kept.
 func (v raw) compact() raw {
 	out := make(raw, 0, len(v))
 	for i := 0; i < len(v); {
@@ -226,8 +226,8 @@ func (v raw) compact() raw {
 	return out
 }
 
-// writer builds JSON. Commas set themselves: one is due unless the last byte
-// opened something or ended a name, and no value ends in such a byte.
+// writer builds JSON. It adds commas: one is needed unless the last byte opened a value or
+// ended a name, and no value ends in such a byte.
 type writer struct{ b []byte }
 
 func (w *writer) due() {
@@ -243,7 +243,7 @@ func (w *writer) due() {
 func (w *writer) open(c byte)  { w.due(); w.b = append(w.b, c) }
 func (w *writer) close(c byte) { w.b = append(w.b, c) }
 
-// key writes a name of ours, which needs no escapes.
+// key writes a constant name, which needs no escapes.
 func (w *writer) key(name string) {
 	w.due()
 	w.b = append(w.b, '"')
@@ -275,11 +275,11 @@ func quote(dst, s []byte) []byte {
 	if !utf8.Valid(s) {
 		s = bytes.ToValidUTF8(s, []byte("\uFFFD"))
 	}
-	dst, _ = jsontext.AppendQuote(dst, s) // fails on invalid UTF-8 only
+	dst, _ = jsontext.AppendQuote(dst, s) // the only error is invalid UTF-8
 	return dst
 }
 
-// joined is strings' contents, as they are escaped, as one string.
+// joined returns the contents of strings, with their escapes, as one string.
 func joined(parts []raw) raw {
 	n := 2
 	for _, p := range parts {
@@ -292,8 +292,8 @@ func joined(parts []raw) raw {
 	return append(out, '"')
 }
 
-// isBase64 says whether s is standard base64, padded: what every provider's
-// decoder takes.
+// isBase64 reports whether s is standard base64 with padding, which every provider's
+// decoder accepts.
 func isBase64(s []byte) bool {
 	if len(s) == 0 || len(s)%4 != 0 {
 		return false

@@ -1,7 +1,7 @@
 package translate
 
-// Mistral's v1/chat/completions, as of its Python SDK 3.7. It refuses any field
-// that it does not know, so only what it knows is sent.
+// Mistral's v1/chat/completions, as of its Python SDK 3.7. It rejects unknown fields, so
+// only its own fields are sent.
 
 func (t *translation) mistralChat(c chat) {
 	t.req.Path = "/v1/chat/completions"
@@ -14,17 +14,17 @@ func (t *translation) mistralChat(c chat) {
 	for i := range c.messages {
 		m := &c.messages[i]
 		if m.role == "assistant" && !m.says() {
-			continue // it is refused, and says nothing
+			continue // Mistral rejects an empty message
 		}
 		if last.role == "tool" && m.role != "tool" && m.role != "assistant" {
-			t.cannot(m.path+"role", "after a tool's message an assistant's has to come there")
+			t.cannot(m.path+"role", "after a tool's message an assistant's message must follow")
 		}
 		t.mistralMessage(m)
 		last = *m
 	}
 	w.close(']')
 	if last.role != "user" && last.role != "tool" && !last.prefix {
-		t.cannot(last.path+"role", "a conversation ends with a user's or a tool's message there; with \"prefix\": true the response goes on from the assistant's")
+		t.cannot(last.path+"role", "a conversation must end with a user's or a tool's message; with \"prefix\": true the response continues the assistant's")
 	}
 	if t.req.Stream {
 		w.key("stream")
@@ -132,7 +132,7 @@ func (t *translation) mistralMessage(m *message) {
 func (t *translation) mistralPart(m *message, p *part) {
 	w := &t.w
 	if p.kind != "text" && m.role != "user" {
-		t.refuse(p.field(), "the "+m.role+"'s messages are text there")
+		t.refuse(p.field(), "it accepts only text in the "+m.role+"'s messages")
 		return
 	}
 	switch p.kind {
@@ -219,7 +219,7 @@ func (t *translation) mistralFormat(f format) {
 	w.key("response_format")
 	w.open('{')
 	if f.kind == "json_schema" && f.schema == nil {
-		t.refuse("response_format.json_schema", "it must have a schema there")
+		t.refuse("response_format.json_schema", "it must have a schema")
 		f.kind = "text"
 	}
 	w.keyString("type", f.kind)
@@ -239,7 +239,7 @@ func (t *translation) mistralFormat(f format) {
 	w.close('}')
 }
 
-// mistralPrediction carries a prediction of one text.
+// mistralPrediction sends a prediction of one text.
 func (t *translation) mistralPrediction() {
 	v := t.top.take("prediction")
 	if v == nil {
@@ -255,7 +255,7 @@ func (t *translation) mistralPrediction() {
 			texts = append(texts, p.get("text"))
 		}
 		if len(texts) != 1 {
-			t.refuse("prediction.content", "it is one text there")
+			t.refuse("prediction.content", "it must be one text")
 			return
 		}
 		content = texts[0]

@@ -16,7 +16,7 @@ func mistralReason(v raw) (finish string, broken bool) {
 	return "stop", false
 }
 
-// openaiUsage reads usage in OpenAI's form.
+// openaiUsage reads usage in OpenAI's format.
 func (a *Response) openaiUsage(u raw) {
 	for name, v := range u.members() {
 		n, ok := v.whole()
@@ -47,8 +47,8 @@ func (a *Response) openaiUsage(u raw) {
 	}
 }
 
-// mistralEvent reads a whole answer or a piece of one: they differ in the name
-// of what they hold, message or delta.
+// mistralEvent reads a complete response or a chunk of one. They differ in one name:
+// message or delta.
 func (a *Response) mistralEvent(v raw) {
 	var choices raw
 	for name, x := range v.members() {
@@ -105,7 +105,7 @@ func (a *Response) mistralChoice(i int, c raw) {
 		switch string(name) {
 		case "content":
 			a.mistralContent(r, x)
-		case "reasoning_content": // of servers that speak Mistral's API in OpenAI's neighbourhood
+		case "reasoning_content": // from servers that mix Mistral's and OpenAI's formats
 			a.think(r, x)
 		case "tool_calls":
 			for _, c := range x.elements() {
@@ -126,10 +126,10 @@ func (a *Response) mistralChoice(i int, c raw) {
 	finish, broken := mistralReason(reason)
 	if broken {
 		if a.form == streamForm {
-			a.fail(failure{message: "Mistral did not finish its answer.", kind: "server_error", code: "error"})
+			a.fail(failure{message: "Mistral did not finish its response.", kind: "server_error", code: "error"})
 			return
 		}
-		a.refuse(r, "Mistral did not finish its answer.")
+		a.refuse(r, "Mistral did not finish its response.")
 	}
 	a.finish(r, finish)
 }
@@ -142,7 +142,7 @@ func (a *Response) mistralContent(r *reply, v raw) {
 			a.text(r, c.get("text"))
 		case "thinking":
 			thinking := c.get("thinking")
-			a.think(r, thinking) // a string, of some servers
+			a.think(r, thinking) // a string, from some servers
 			for _, x := range thinking.elements() {
 				a.think(r, x.get("text"))
 			}
@@ -153,9 +153,9 @@ func (a *Response) mistralContent(r *reply, v raw) {
 	}
 }
 
-// mistralCall reads a tool call, which comes whole or in pieces. Pieces are joined by the
-// id that they have, else by their index. A piece with neither belongs to the last call,
-// unless it has a name, which begins a call.
+// mistralCall reads a tool call, which comes complete or in chunks. Chunks are joined by
+// their id, or by their index. A chunk with neither belongs to the last call. With a name
+// it begins a call.
 func (a *Response) mistralCall(r *reply, c raw) {
 	id := c.get("id")
 	f := c.get("function")
@@ -177,7 +177,7 @@ func (a *Response) mistralCall(r *reply, c raw) {
 		}
 	}
 	args := f.get("arguments")
-	if args.kind() == '{' { // their SDK takes objects as well
+	if args.kind() == '{' { // their SDK accepts objects too
 		args = quote(nil, args.compact())
 	}
 	if n >= 0 {

@@ -6,38 +6,37 @@ import (
 	"github.com/ai-identity/ai-identity/provider/sse"
 )
 
-// OpenAI is the kind whose requests and answers pass as they are. Its errors are
-// read all the same: see Error.
+// OpenAI is the kind whose requests and responses pass unchanged. Only its errors are read:
+// see Error.
 const OpenAI = "openai"
 
-// Error reads the error of a provider that speaks OpenAI's format itself, which many
-// do only as long as all goes well. What is such an error stays as it is, every field
-// of it, but for what is shaped like a key, an address or an internal host. What is
-// none (a page of a proxy, another framework's JSON) becomes one. at is where the
-// words are, name by name; nil: where one of the known APIs has them.
+// Error reads the error of a provider with OpenAI's format. An error in that format keeps
+// every field. Only text that looks like a key, an address or an internal host is removed.
+// Other text, such as a proxy's page, is replaced by an error. at is the path of the
+// message, name by name; nil: the places of the known APIs.
 func Error(status int, at []string) *Response {
 	a := Request{Kind: OpenAI}.Answer(status, "", nil, nil)
 	a.at = at
 	return a
 }
 
-// ErrorOf is Error for the other APIs: whatever JSON it is stays as it is, scrubbed
-// alike, and what is none becomes what none says with these words.
+// ErrorOf is Error for the other APIs. JSON is kept and scrubbed alike. Other text is
+// replaced by the result of none.
 func ErrorOf(status int, none func(message string) []byte) *Response {
 	a := Error(status, nil)
 	a.none = none
 	return a
 }
 
-// Lines makes server-sent events of a stream of OpenAI's chunks that is written one
-// value a line (NDJSON). A value with words at the place of errors ends it.
+// Lines turns a stream of OpenAI's chunks with one value a line (NDJSON) into server-sent
+// events. A value with a message at the place of errors ends it.
 func Lines(errorAt []string) *Response {
 	a := Request{Kind: OpenAI, Stream: true}.Answer(200, "text/event-stream", nil, nil)
 	a.lines, a.at, a.stream = true, errorAt, sse.NewLines(maxEvent)
 	return a
 }
 
-// takeValue takes a line of such a stream.
+// takeValue processes a line of such a stream.
 func (a *Response) takeValue(line []byte) {
 	line = bytes.TrimSpace(line)
 	if len(line) == 0 || a.done {
@@ -45,7 +44,7 @@ func (a *Response) takeValue(line []byte) {
 	}
 	v, ok := parseLoosely(line)
 	if !ok || v.kind() != '{' {
-		a.fail(failure{message: "The provider's answer could not be read.", kind: "server_error", code: "unreadable_answer"})
+		a.fail(failure{message: "The provider's response could not be read.", kind: "server_error", code: "unreadable_answer"})
 		return
 	}
 	if v.get("error").kind() == '{' || len(a.at) > 0 && v.get(a.at...).given() {
@@ -62,7 +61,7 @@ func (a *Response) takeValue(line []byte) {
 	a.w.b = append(a.w.b, "\n\n"...)
 }
 
-// ownError is the error of an OpenAI-format provider, as it goes to the caller.
+// ownError is the error of a provider with OpenAI's format, as it goes to the caller.
 func (a *Response) ownError(body []byte) []byte {
 	v, ok := parseLoosely(body)
 	if a.none != nil {
@@ -88,9 +87,9 @@ func (a *Response) ownError(body []byte) []byte {
 	return scrubbed(v, body)
 }
 
-const noReason = "The provider answered with an error and gave no reason."
+const noReason = "The provider responded with an error without a reason."
 
-// scrubbed is v, which is written as body, with its strings scrubbed.
+// scrubbed returns v, whose bytes are body, with its strings scrubbed.
 func scrubbed(v raw, body []byte) []byte {
 	var w writer
 	if !w.scrubbed(v) {
@@ -99,7 +98,7 @@ func scrubbed(v raw, body []byte) []byte {
 	return w.b
 }
 
-// scrubbed writes v with its strings scrubbed, and says whether one of them was.
+// scrubbed writes v with its strings scrubbed, and reports whether one of them was changed.
 func (w *writer) scrubbed(v raw) (changed bool) {
 	switch v.kind() {
 	case '{':

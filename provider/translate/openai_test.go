@@ -7,8 +7,8 @@ import (
 	"github.com/ai-identity/ai-identity/provider/translate"
 )
 
-// TestOwnErrors: what OpenAI-format providers say of an error stays, byte for byte,
-// but for what must not leave; what is no such error becomes one.
+// TestOwnErrors: errors of providers with OpenAI's format are kept byte for byte, without
+// text that must not leave. Other text is replaced by an error.
 func TestOwnErrors(t *testing.T) {
 	const azure = `{"error": {"message": "filtered", "type": null, "param": "prompt", "code": "content_filter", "status": 400, "innererror": {"code": "ResponsibleAIPolicyViolation", "n": 1.50}}}`
 	for _, c := range []struct {
@@ -23,9 +23,9 @@ func TestOwnErrors(t *testing.T) {
 		{400, `{"object":"error","message":"too long","type":"BadRequestError","code":400}`, `{"error":{"message":"too long","type":"invalid_request_error","param":null,"code":"BadRequestError"}}`},
 		{422, `{"detail":[{"loc":["body","model"],"msg":"field required"}]}`, `{"error":{"message":"body.model: field required","type":"invalid_request_error","param":null,"code":null}}`},
 		{404, `{"error":"model 'llama' not found"}`, `{"error":{"message":"model 'llama' not found","type":"not_found_error","param":null,"code":null}}`},
-		{502, `<html>proxy-3.internal</html>`, `{"error":{"message":"The provider answered with an error and gave no reason.","type":"server_error","param":null,"code":null}}`},
-		{503, ``, `{"error":{"message":"The provider answered with an error and gave no reason.","type":"server_error","param":null,"code":null}}`},
-		{500, `{"error":{"message":"` + strings.Repeat("x", 2<<20) + `"}}`, `{"error":{"message":"The provider answered with an error and gave no reason.","type":"server_error","param":null,"code":null}}`},
+		{502, `<html>proxy-3.internal</html>`, `{"error":{"message":"The provider responded with an error without a reason.","type":"server_error","param":null,"code":null}}`},
+		{503, ``, `{"error":{"message":"The provider responded with an error without a reason.","type":"server_error","param":null,"code":null}}`},
+		{500, `{"error":{"message":"` + strings.Repeat("x", 2<<20) + `"}}`, `{"error":{"message":"The provider responded with an error without a reason.","type":"server_error","param":null,"code":null}}`},
 	} {
 		for i := range min(len(c.body)+1, 20) {
 			a := translate.Error(c.status, nil)

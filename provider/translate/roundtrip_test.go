@@ -13,9 +13,9 @@ import (
 	"github.com/ai-identity/ai-identity/provider/translate"
 )
 
-// TestComesBack takes what a provider answered, whole or streamed, as a client
-// that keeps the message as it is, sends it back in the next request, and looks
-// at what the provider gets of it: what it said.
+// TestComesBack takes a response, complete or streamed, as a client that keeps the message
+// unchanged. It sends the message back in the next request, and checks that the provider
+// gets its own content.
 func TestComesBack(t *testing.T) {
 	thinking := `{"type":"thinking","thinking":"Look it \"up\".","signature":"EqQBCg=="},{"type":"redacted_thinking","data":"cmVk"}`
 	for _, c := range []struct{ kind, file, want string }{
@@ -54,8 +54,8 @@ func TestComesBack(t *testing.T) {
 	}
 }
 
-// sentBack is the request that follows a response: the message as the client keeps it, the
-// results of its calls in the other order, and what the user says next.
+// sentBack is the request after a response. It has the message as the client keeps it, the
+// results of its calls in reverse order, and the next message of the user.
 func sentBack(t *testing.T, model string, out []byte) string {
 	t.Helper()
 	message := kept(t, out)
@@ -75,8 +75,8 @@ func sentBack(t *testing.T, model string, out []byte) string {
 	return `{"model":"` + model + `","messages":[{"role":"user","content":"x"},` + message + next + `]}`
 }
 
-// TestSentBack: what is answered is a valid request. Each response of each kind, sent back
-// as its client keeps it, is one for every kind, without a setting.
+// TestSentBack: each response of each kind, sent back as its client keeps it, is a valid
+// request for every kind, without a setting.
 func TestSentBack(t *testing.T) {
 	models := map[string]string{translate.Anthropic: "claude-opus-4-6", translate.Gemini: "gemini-3-pro", translate.Cohere: "command-a-03-2025", translate.Mistral: "mistral-large-2512"}
 	n := 0
@@ -106,7 +106,8 @@ func TestSentBack(t *testing.T) {
 	}
 }
 
-// problem says why the provider's server would refuse a request, as far as its types do not.
+// problem returns why the provider's server would reject a request for more than a type
+// error.
 func problem(t *testing.T, kind string, b []byte) string {
 	t.Helper()
 	var r struct {
@@ -165,7 +166,7 @@ func problem(t *testing.T, kind string, b []byte) string {
 	return ""
 }
 
-// plain is JSON with its keys in order and its numbers as they were.
+// plain is JSON with sorted keys and unchanged numbers.
 func plain(t *testing.T, b []byte) string {
 	t.Helper()
 	d := json.NewDecoder(bytes.NewReader(b))
@@ -181,8 +182,8 @@ func plain(t *testing.T, b []byte) string {
 	return string(out)
 }
 
-// kept is the assistant's message of an answer, as a client keeps it that adds
-// deltas up as the official SDK does (openai/lib/streaming/_deltas.py).
+// kept is the assistant's message of a response, as a client keeps it. The client joins
+// deltas like the official SDK (openai/lib/streaming/_deltas.py).
 func kept(t *testing.T, out []byte) string {
 	t.Helper()
 	if out[0] == '{' {

@@ -1,41 +1,43 @@
-// Package translate says what was said to one API's chat and embeddings in the
-// words of another: OpenAI's chat completions to Anthropic's messages, Gemini's
-// generateContent, Cohere's v2/chat and Mistral's chat, and their answers,
-// whole or streamed, back. It is pure: bytes in, bytes out.
+// Package translate translates chat and embeddings requests from OpenAI's format to other
+// formats, and the responses back. The formats are Anthropic's messages, Gemini's
+// generateContent, Cohere's v2/chat and Mistral's chat. Responses may be complete or
+// streamed. The package has no side effects: bytes in, bytes out.
 //
 // Three rules hold everywhere.
 //
-//   - Nothing is dropped in silence. A field that a provider does not support is an
-//     *Unsupported that names it. What Options.Drop allows is left out, and
-//     Request.Dropped names it: hints by default. Every object is used up name by name,
-//     so an unknown field is refused and not lost. Null is as absent, as at OpenAI.
-//   - Values are carried as the bytes they came in: the order of a schema's
-//     keys, the digits of a number, the escapes of a text.
-//   - An answer's bytes may be cut anywhere: what comes out is the same.
+//   - Nothing is dropped silently. A field that a provider does not support is an
+//     *Unsupported that names it. Options.Drop allows fields to be left out: by default
+//     hints. Request.Dropped lists them. The translator takes every member of an object by
+//     name, so an unknown field is rejected and not lost. Null counts as absent, as in
+//     OpenAI's API.
+//   - The bytes of values are kept: the order of a schema's keys, the digits of a number,
+//     the escapes of a text.
+//   - The output does not depend on how a response is split into chunks.
 //
-// Fields says what becomes of each field of a request; FIELDS.md is made of it.
+// Fields returns how each field of a request is supported. FIELDS.md is generated from it.
 //
 // # Reasoning that must come back
 //
-// Anthropic signs its thinking and Gemini its function calls, and both want
-// them back in a conversation with tools. OpenAI's format has no place for
-// either, so an answer has fields beside its own, which the official SDKs keep,
-// and which work if the client sends the assistant's message back as it came:
+// Anthropic signs its thinking and Gemini signs its function calls. Both require the
+// signatures back in a conversation with tools. OpenAI's format has no place for them, so a
+// response has additional fields. The official SDKs keep these fields. They work if the
+// client sends the assistant's message back unchanged:
 //
 //	message.reasoning_content                                the text of the reasoning
 //	message.thinking_blocks                                  Anthropic's blocks with their signatures
 //	message.tool_calls[].extra_content.google.thought_signature  Gemini's, of a call (Google's own form)
 //	message.extra_content.google.thought_signature           Gemini's, of the text
-//	message.extra_content.mistral.signature                  Mistral's, of the thinking
+//	message.extra_content.mistral.signature                  Mistral's, of the reasoning
 //
-// A block of thinking_blocks has "after": how many characters of the content and how many
-// tool calls stood before it. Sent back, the blocks stand there again.
+// A block of thinking_blocks has "after": its position, as a number of characters of
+// content and a number of tool calls. When the blocks are sent back, they get these
+// positions again.
 //
-// A signature is its maker's: for another provider it is left out and listed.
-// A client that drops signatures loses reasoning: Anthropic then answers 400 if thinking
-// by budget is on and the turn is in the middle of tool use, and thinks afresh
-// otherwise; to Gemini 3 and later we send, for a call without a signature, the
-// placeholder that Google documents for calls that Gemini did not make.
+// A signature is valid only for the provider that made it. For another provider it is left
+// out and listed. A client that drops signatures loses reasoning. Anthropic then responds
+// with 400 if thinking by budget is on and the turn is in the middle of tool use; otherwise
+// it thinks again. Gemini 3 and later get the placeholder that Google documents for a call
+// without a signature.
 package translate
 
 import (
@@ -44,7 +46,7 @@ import (
 	"strings"
 )
 
-// The kinds of provider that are translated to.
+// The kinds of provider with a translation.
 const (
 	Anthropic = "anthropic"
 	Gemini    = "gemini"
@@ -52,88 +54,88 @@ const (
 	Mistral   = "mistral"
 )
 
-// Kinds lists them in the order of the table of fields.
+// Kinds lists the kinds in the order of the table of fields.
 func Kinds() []string { return []string{Anthropic, Gemini, Cohere, Mistral} }
 
-// Options are the org's choices. The zero value is strict.
+// Options are the settings of a translation. The zero value leaves out hints only.
 type Options struct {
-	// Drop says what is left out and listed in Request.Dropped, where it would otherwise
-	// be an *Unsupported. At most a hundred fields are left out; one more is an error.
+	// Drop selects the unsupported fields that are left out and listed in Request.Dropped,
+	// instead of an *Unsupported. At most a hundred fields are left out; one more is an
+	// error.
 	Drop Drop
 
-	// DefaultMaxTokens is Anthropic's max_tokens if the request has none, which
-	// Anthropic requires. 0 means 8192.
+	// DefaultMaxTokens is Anthropic's max_tokens if the request has none, since Anthropic
+	// requires it. 0 means 8192.
 	DefaultMaxTokens int64
 
-	// GeminiVersion is the version in Gemini's path, "v1" or "v1beta". Empty
-	// means v1beta, the one with JSON schemas, tools and thinking.
+	// GeminiVersion is the version in Gemini's path, "v1" or "v1beta". Empty means v1beta,
+	// which has JSON schemas, tools and thinking.
 	GeminiVersion string
 
-	// EmbeddingInputType is what Cohere requires and OpenAI does not say:
-	// search_document, search_query, classification or clustering, if the
-	// request's own input_type (an extension) does not. Empty means search_document.
+	// EmbeddingInputType is a field that Cohere requires and OpenAI does not have:
+	// search_document, search_query, classification or clustering. The request's own
+	// input_type (an extension) comes first. Empty means search_document.
 	EmbeddingInputType string
 }
 
-// Drop is what may be left out of a request.
+// Drop selects the fields that may be left out of a request.
 type Drop uint8
 
-// The values of Drop. A hint changes no response: a label (a file's name), a mark for a
-// cache, the name of a user, or reasoning that another provider signed.
+// The values of Drop. A hint changes no response. Hints are labels (a file's name), cache
+// markers, the name of a user, and reasoning that another provider signed.
 const (
 	DropHints   Drop = iota // hints only
 	DropNothing             // every field that the provider does not support is an error
 	DropAll                 // every field that the provider does not support
 )
 
-// maxRefused bounds the fields that one error names.
+// maxRefused is the maximum number of fields in one error.
 const maxRefused = 16
 
-// maxDropped bounds the list of what was left out, which goes into a header and
-// the record. A request that would make it longer is refused.
+// maxDropped is the maximum length of Request.Dropped, which goes into a header and the
+// audit log. A request with a longer list is rejected.
 const maxDropped = 100
 
-// Request is what to send, and what reading its answer takes.
+// Request is a translated request, and what is needed to read its response.
 type Request struct {
 	Kind    string
-	Path    string // after the API's root, query included: "/v1/messages"
+	Path    string // relative to the API's root, with the query: "/v1/messages"
 	Body    []byte
-	Header  map[string]string // besides the credential; names in lower case
-	Dropped []string          // fields left out, each once; nil if none
-	Stream  bool              // the answer is to be streamed
-	Model   string            // as asked for
+	Header  map[string]string // without the credential; names in lower case
+	Dropped []string          // the fields left out, without duplicates; nil if there are none
+	Stream  bool              // the request is for a stream
+	Model   string            // as requested
 
 	includeUsage bool
 	embeddings   bool
-	inputs       int  // of embeddings
-	base64       bool // embeddings are to be base64 of float32, little-endian
+	inputs       int  // number of embeddings
+	base64       bool // embeddings as base64 of float32, little-endian
 	asJSON       bool // the response is the arguments of JSONTool
 }
 
-// AsJSON says that the request offers JSONTool, which is of the translation and not of
-// the caller.
+// AsJSON reports that the request offers JSONTool, which the translation added.
 func (r *Request) AsJSON() bool { return r.asJSON }
 
-// Unsupported is a field that the provider cannot carry: a 422.
+// Unsupported is a field that the provider does not support: a 422.
 type Unsupported struct {
 	Field  string // as a path in the request: "messages[2].content[0].input_audio"
 	Kind   string
 	Why    string   // a sentence without its full stop
-	Others []string // more fields of the same request that are not supported
-	Always bool     // it cannot be left out either, whatever Options.Drop is
+	Others []string // more unsupported fields of the same request
+	Always bool     // it cannot be left out, for any value of Options.Drop
 }
 
 func (u *Unsupported) Error() string {
-	s := fmt.Sprintf("%s cannot be carried to %s: %s", u.Field, Name(u.Kind), u.Why)
+	s := fmt.Sprintf("%s is not supported by %s: %s", u.Field, Name(u.Kind), u.Why)
 	if len(u.Others) > 0 {
-		s += ". Other fields that cannot be carried: " + strings.Join(u.Others, ", ")
+		s += ". Other unsupported fields: " + strings.Join(u.Others, ", ")
 	}
 	return s
 }
 
-// Invalid is a request that OpenAI would not take either: a 400.
+// Invalid is a request that OpenAI would also reject: a 400.
 type Invalid struct {
-	Field   string // as a path in the request; empty: all of it
+	Field   string // as a path in the request; empty: the whole request
 	Problem string
 }
 
@@ -176,7 +178,7 @@ func Chat(kind string, body []byte, o Options) (Request, error) {
 	return t.done()
 }
 
-// Embeddings translates an OpenAI embeddings request. Anthropic has none.
+// Embeddings translates an OpenAI embeddings request. Anthropic has no embeddings.
 func Embeddings(kind string, body []byte, o Options) (Request, error) {
 	t, err := begin(kind, body, o)
 	if err != nil {
@@ -188,8 +190,8 @@ func Embeddings(kind string, body []byte, o Options) (Request, error) {
 	return t.done()
 }
 
-// translation is one request on its way. The first error stays, and
-// ends the work.
+// translation is a request during its translation. The first error is kept and ends the
+// work.
 type translation struct {
 	o       Options
 	kind    string
@@ -198,8 +200,8 @@ type translation struct {
 	req     Request
 	err     error
 	dropped []string
-	refused []string     // fields that are not supported, in strict mode
-	first   *Unsupported // of them
+	refused []string     // unsupported fields, in strict mode
+	first   *Unsupported // the first of them
 }
 
 func begin(kind string, body []byte, o Options) (*translation, error) {
@@ -208,7 +210,7 @@ func begin(kind string, body []byte, o Options) (*translation, error) {
 	}
 	v, ok := parse(body)
 	if !ok {
-		return nil, &Invalid{Problem: "the body is not JSON in which every name occurs once"}
+		return nil, &Invalid{Problem: "the body is not JSON, or has a repeated name"}
 	}
 	if v.kind() != '{' {
 		return nil, &Invalid{Problem: "the body is not a JSON object"}
@@ -232,7 +234,7 @@ func (t *translation) done() (Request, error) {
 	return t.req, nil
 }
 
-// refuse notes that the provider does not support field.
+// refuse records that the provider does not support field.
 func (t *translation) refuse(field, why string) {
 	if t.o.Drop == DropAll {
 		t.drop(field, why)
@@ -247,7 +249,7 @@ func (t *translation) refuse(field, why string) {
 	t.refused = append(t.refused, field)
 }
 
-// hint notes that a field which changes no response is not supported.
+// hint records an unsupported field that changes no response.
 func (t *translation) hint(field, why string) {
 	if t.o.Drop == DropNothing {
 		t.refuse(field, why)
@@ -266,7 +268,8 @@ func (t *translation) drop(field, why string) {
 	}
 }
 
-// cannot is refuse for what cannot be left out: without it the request is another one, or none.
+// cannot records an unsupported field that cannot be left out: without it the request would
+// have another meaning, or be invalid.
 func (t *translation) cannot(field, why string) {
 	if t.err == nil {
 		t.err = &Unsupported{Field: field, Kind: t.kind, Why: why, Always: true}
@@ -279,7 +282,7 @@ func (t *translation) invalid(field, problem string) {
 	}
 }
 
-// object is a JSON object being used up.
+// object is a JSON object whose members are taken one by one.
 type object struct {
 	path    string // "" or with its last dot: "messages[2]."
 	names   []string
@@ -298,7 +301,7 @@ func objectOf(path string, v raw) object {
 	return o
 }
 
-// object reads a value that must be an object. Absent is an empty one.
+// object reads a value that must be an object. An absent value is an empty object.
 func (t *translation) object(path string, v raw) object {
 	if v.given() && v.kind() != '{' {
 		t.invalid(path, "is not an object")
@@ -306,7 +309,7 @@ func (t *translation) object(path string, v raw) object {
 	return objectOf(path+".", v)
 }
 
-// peek is the value of name, which stays.
+// peek returns the value of name and keeps it.
 func (o *object) peek(name string) raw {
 	if i := slices.Index(o.names, name); i >= 0 {
 		return o.values[i]
@@ -314,7 +317,7 @@ func (o *object) peek(name string) raw {
 	return nil
 }
 
-// take is the value of name, which is used up. Null and absent are nil.
+// take returns the value of name and removes it. Null and absent are nil.
 func (o *object) take(name string) raw {
 	i := slices.Index(o.names, name)
 	if i < 0 {
@@ -389,22 +392,22 @@ func (t *translation) takeArray(o *object, name string) (raw, bool) {
 // leftoverTop is leftover for the fields of a table.
 func (t *translation) leftoverTop(table func() []row) {
 	if len(t.top.names) > 0 {
-		t.leftover(&t.top, fates(table, t.kind))
+		t.leftover(&t.top, supports(table, t.kind))
 	}
 }
 
-// leftover refuses what of o nobody used, for the reason that fates knows.
-func (t *translation) leftover(o *object, known map[string]fate) {
+// leftover rejects the members of o that were not taken, for the reason in supports.
+func (t *translation) leftover(o *object, known map[string]support) {
 	for i, name := range o.names {
 		f, ok := known[name]
 		if ok && f.idle(o.values[i]) {
 			continue
 		}
-		why := "it is not a field that this gateway knows"
+		why := "this gateway does not know the field"
 		if ok && f.Note != "" {
 			why = f.Note
 		}
-		if ok && f.Verdict == Hint {
+		if ok && f.Level == Hint {
 			t.hint(o.path+name, why)
 			continue
 		}

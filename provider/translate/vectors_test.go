@@ -23,8 +23,8 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the wants of testdata and FIELDS.md")
 
-// TestRequests plays testdata/chat and testdata/embeddings. Each file is one
-// request of OpenAI's and what each provider gets for it, side by side:
+// TestRequests plays testdata/chat and testdata/embeddings. Each file is one request of
+// OpenAI's and what each provider gets for it, side by side:
 //
 //	options       a line each: "drop all", "drop none", "max 1024"
 //	request       OpenAI's body
@@ -47,7 +47,7 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestAnswers plays testdata/answers/KIND. Each file is an answer:
+// TestAnswers plays testdata/answers/KIND. Each file is a response:
 //
 //	request       OpenAI's body, if it is not the plain one
 //	answer        the status and the content type, an empty line, the provider's bytes
@@ -68,8 +68,8 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// TestCutAnywhere cuts every answer in two at every byte, and into single
-// bytes: what comes out is the same.
+// TestCutAnywhere splits every response in two at every byte, and into single bytes: the
+// output is the same.
 func TestCutAnywhere(t *testing.T) {
 	for _, kind := range translate.Kinds() {
 		for _, file := range files(t, "testdata/answers/"+kind+"/*.txt") {
@@ -90,7 +90,7 @@ func TestCutAnywhere(t *testing.T) {
 				if out, also := v.play(single...); !bytes.Equal(out, want) || also != told {
 					t.Fatalf("byte by byte:\n%s\n%s\nwhole:\n%s\n%s", out, also, want, told)
 				}
-				// Windows' line ends and the older Mac's are the protocol's as well.
+				// The protocol also has the line ends of Windows and of the older Mac.
 				for _, end := range []string{"\r\n", "\r"} {
 					if v.contentType != "text/event-stream" {
 						break
@@ -183,7 +183,7 @@ func options(t testing.TB, text string) (o translate.Options) {
 	return o
 }
 
-// sent shows what goes to a provider.
+// sent shows what a provider gets.
 func sent(r translate.Request, err error) string {
 	var u *translate.Unsupported
 	var i *translate.Invalid
@@ -217,7 +217,7 @@ func indent(b []byte) string {
 	return string(v)
 }
 
-// readable is an answer for a person: a stream as it is, JSON indented.
+// readable is a response for a person: a stream unchanged, JSON indented.
 func readable(out []byte) string {
 	if bytes.HasPrefix(out, []byte("{")) {
 		return indent(out) + "\n"

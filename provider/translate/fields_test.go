@@ -13,9 +13,9 @@ import (
 	"github.com/ai-identity/ai-identity/provider/translate"
 )
 
-// samples are values that matter of each field, as members of the request. A
-// field that is carried carries all of them, one that is refused none, and of
-// one that is carried partly at least one goes and at least one does not.
+// samples are values of each field, as members of the request. A supported field supports
+// all of them, and a rejected field none. A partly supported field has at least one of
+// each.
 var samples = map[string][]string{
 	"model":                                                          {`"model":"gemini-2.5-pro"`},
 	"messages":                                                       {user(`"x"`)},
@@ -123,7 +123,7 @@ const two = `"tools":[{"type":"function","function":{"name":"f"}},{"type":"funct
 const function = `"tools":[{"type":"function","function":{"name":"f"}}]`
 
 func user(content string) string {
-	if rest, ok := strings.CutSuffix(content, "]"); ok { // something is left if the rest is left out
+	if rest, ok := strings.CutSuffix(content, "]"); ok { // the rest of the list is kept
 		content = rest + `,{"type":"text","text":"x"}]`
 	}
 	return `"messages":[{"role":"user","content":` + content + `}]`
@@ -142,7 +142,7 @@ func schema(s string) string {
 	return `"response_format":{"type":"json_schema","json_schema":{` + s + `}}`
 }
 
-// body is a plain request with some members in place of its own.
+// body is a plain request with some members replaced.
 func body(embeddings bool, members string) []byte {
 	b := "{" + members
 	if !strings.Contains(members, `"model"`) {
@@ -157,9 +157,9 @@ func body(embeddings bool, members string) []byte {
 	return []byte(strings.Replace(b+"}", "{,", "{", 1))
 }
 
-// TestFates holds the table against what the code does: no field is in the
-// table that is not as it says, and no sample is without a line in it.
-func TestFates(t *testing.T) {
+// TestFields compares the table with the code: each field behaves as its line in the table,
+// and each sample has a line.
+func TestFields(t *testing.T) {
 	seen := map[string]bool{}
 	for _, table := range []struct {
 		embeddings bool
@@ -188,9 +188,9 @@ func TestFates(t *testing.T) {
 						b := body(table.embeddings, s)
 						_, err := table.convert(kind, b, translate.Options{Drop: translate.DropNothing})
 						var u *translate.Unsupported
-						if v := f.Fates[kind].Verdict; v == translate.Hint || v == translate.Refused {
+						if v := f.Support[kind].Level; v == translate.Hint || v == translate.Rejected {
 							r, err := table.convert(kind, b, translate.Options{})
-							if v == translate.Hint && (err != nil || len(r.Dropped) == 0 || !about(f.Name, r.Dropped[0])) || v == translate.Refused && err == nil {
+							if v == translate.Hint && (err != nil || len(r.Dropped) == 0 || !about(f.Name, r.Dropped[0])) || v == translate.Rejected && err == nil {
 								t.Errorf("%s, as it is by default: %v, %v; the table says %s", b, r.Dropped, err, v)
 							}
 						}
@@ -204,11 +204,11 @@ func TestFates(t *testing.T) {
 							if u.Kind != kind || u.Why == "" || !about(f.Name, u.Field) {
 								t.Errorf("%s: refused as %q of %s (%s)", b, u.Field, u.Kind, u.Why)
 							}
-							if f.Fates[kind].Verdict == translate.Refused && u.Field == f.Name && u.Why != f.Fates[kind].Note {
-								t.Errorf("%s: refused because %q; the table says %q", b, u.Why, f.Fates[kind].Note)
+							if f.Support[kind].Level == translate.Rejected && u.Field == f.Name && u.Why != f.Support[kind].Note {
+								t.Errorf("%s: refused because %q; the table says %q", b, u.Why, f.Support[kind].Note)
 							}
 							r, err := table.convert(kind, b, translate.Options{Drop: translate.DropAll})
-							if u.Always { // it is not the same request without it
+							if u.Always { // without it the request has another meaning
 								if err == nil {
 									t.Errorf("%s: left out, although it cannot be", b)
 								}
@@ -219,18 +219,19 @@ func TestFates(t *testing.T) {
 							}
 						}
 					}
-					ok := map[translate.Verdict]bool{
-						translate.Carried: went > 0 && not == 0,
-						translate.Renamed: went > 0 && not == 0,
-						translate.Partly:  went > 0 && not > 0,
-						translate.Refused: went == 0 && not > 0,
-						translate.Hint:    went == 0 && not > 0,
-					}[f.Fates[kind].Verdict]
-					// Where a role or an effort has all its values, nothing is left to refuse.
+					ok := map[translate.Level]bool{
+						translate.Supported: went > 0 && not == 0,
+						translate.Renamed:   went > 0 && not == 0,
+						translate.Partly:    went > 0 && not > 0,
+						translate.Rejected:  went == 0 && not > 0,
+						translate.Hint:      went == 0 && not > 0,
+					}[f.Support[kind].Level]
+					// Where all values of a role or an effort are supported, there is no
+					// sample to reject.
 					if !ok {
-						t.Errorf("the table says %s; of the samples %d went and %d did not", f.Fates[kind].Verdict, went, not)
+						t.Errorf("the table says %s; of the samples %d went and %d did not", f.Support[kind].Level, went, not)
 					}
-					if v := f.Fates[kind].Verdict; (v == translate.Refused || v == translate.Hint) && f.Fates[kind].Note == "" {
+					if v := f.Support[kind].Level; (v == translate.Rejected || v == translate.Hint) && f.Support[kind].Note == "" {
 						t.Error("the table does not say why")
 					}
 				})
@@ -238,7 +239,7 @@ func TestFates(t *testing.T) {
 			for _, n := range f.Neutral {
 				b := body(table.embeddings, `"`+f.Name+`":`+n)
 				if strings.ContainsAny(f.Name, "[.") {
-					continue // said in place, in testdata/chat/neutral.txt
+					continue // tested in testdata/chat/neutral.txt
 				}
 				for _, kind := range translate.Kinds() {
 					if _, err := table.convert(kind, b, translate.Options{}); err != nil {
@@ -257,8 +258,8 @@ func TestFates(t *testing.T) {
 
 var number = regexp.MustCompile(`\[\d+\]`)
 
-// about says whether an error's path is about the table's field: it, what holds
-// it, or what it holds.
+// about reports whether an error's path belongs to the table's field: the field, a parent
+// or a child.
 func about(field, path string) bool {
 	field, _, _ = strings.Cut(field, " ")
 	path = number.ReplaceAllString(path, "[]")
@@ -266,7 +267,7 @@ func about(field, path string) bool {
 		field == "top_logprobs" && path == "logprobs"
 }
 
-// TestFieldsPage keeps FIELDS.md what the table says.
+// TestFieldsPage keeps FIELDS.md equal to the table.
 func TestFieldsPage(t *testing.T) {
 	got := translate.Markdown()
 	if *update {
@@ -280,9 +281,9 @@ func TestFieldsPage(t *testing.T) {
 	}
 }
 
-// TestNothingLost gives each official field a value and looks for one that
-// neither reached the provider nor was refused: there is none, because what
-// nobody takes is refused. This holds for names that do not exist as well.
+// TestNothingLost gives each official field a value. Each must be sent to the provider or
+// be rejected, since fields that are not taken are rejected. This holds for unknown names
+// too.
 func TestNothingLost(t *testing.T) {
 	places := []string{
 		`"zzz":1`,
@@ -324,8 +325,8 @@ func TestNothingLost(t *testing.T) {
 	}
 }
 
-// TestManyFields: a list of what was left out has an end, and making it costs
-// no more than reading the request.
+// TestManyFields: the list of fields left out is bounded, and making it costs no more than
+// reading the request.
 func TestManyFields(t *testing.T) {
 	var b strings.Builder
 	for i := range 200_000 {
