@@ -8,8 +8,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// Sorts of tokens that may have a rate of their own. The names are those of
-// list.json.
+// Sorts of tokens that may have separate rates. The names are those of list.json.
 const (
 	input sort = iota
 	output
@@ -35,17 +34,16 @@ var sortNames = [sorts]string{
 	"cached_audio", "cached_image", "output_audio", "output_image", "output_video",
 }
 
-// instead says which rate counts where a model has none of its own for a sort: the
-// one of the sort that it is a part of. A cache that has no price saves nothing.
+// instead is the sort whose rate applies if a model has no separate rate: the sort that the
+// tokens are a part of. Without a price for cached tokens, the normal price applies.
 var instead = [sorts]sort{
 	input: input, output: output, cached: input, write: input, longWrite: write, reasoning: output,
 	inputAudio: input, inputImage: input, inputVideo: input, cachedAudio: cached, cachedImage: cached,
 	outputAudio: output, outputImage: output, outputVideo: output,
 }
 
-// price is a rate in nano-dollars per million tokens, which may depend on the
-// length of the input: all of the tokens then cost what the highest step says that
-// the input is longer than.
+// price is a rate in nano-dollars per million tokens. It may depend on the length of the
+// input: the rate of the highest step below that length applies to all tokens.
 type price struct {
 	known bool
 	base  int64
@@ -64,10 +62,10 @@ func (p price) at(length int64) int64 {
 	return rate
 }
 
-// rates are what a model costs.
+// rates are the prices of a model.
 type rates [sorts]price
 
-// cost is what u costs, or false.
+// cost returns the cost of u, or false.
 func (r *rates) cost(u provider.Usage) (int64, bool) {
 	counts, ok := r.sorted(u)
 	if !ok {
@@ -89,9 +87,8 @@ func (r *rates) cost(u provider.Usage) (int64, bool) {
 	return sum.nano()
 }
 
-// sorted takes usage apart, so that each token is in one sort. Sorts that the
-// model has no rates for are not taken apart: then it does not matter whether the
-// provider's details add up.
+// sorted divides usage so that each token is in one sort. Sorts for which the model has no
+// rates are not separated. So the provider's details need not add up for them.
 func (r *rates) sorted(u provider.Usage) (n [sorts]int64, ok bool) {
 	if b := u.Billed; b.More {
 		return n, false
@@ -115,12 +112,12 @@ func (r *rates) sorted(u provider.Usage) (n [sorts]int64, ok bool) {
 	if hears {
 		in, c := u.InputMedia, u.CachedMedia
 		if u.CachedTokens > 0 && in.Audio+in.Image+in.Video > 0 && c == (provider.Media{}) {
-			return n, false // which of them were cached?
+			return n, false // it is not known which of them were cached
 		}
 		n[cachedAudio], n[cachedImage] = c.Audio, c.Image
 		n[inputAudio], n[inputImage], n[inputVideo] = in.Audio-c.Audio, in.Image-c.Image, in.Video-c.Video
 		if c.Video > 0 {
-			return n, false // no model of the list has a rate for it
+			return n, false // no model in the list has a rate for it
 		}
 	}
 	if shows {
@@ -130,7 +127,7 @@ func (r *rates) sorted(u provider.Usage) (n [sorts]int64, ok bool) {
 		n[reasoning] = u.ReasoningTokens
 	}
 	if !r[cached].known && !hears {
-		u.CachedTokens = 0 // that is input like any other
+		u.CachedTokens = 0 // it counts as other input
 	}
 	n[longWrite] = u.LongWriteTokens
 	n[write] = u.CacheWriteTokens - u.LongWriteTokens
@@ -140,14 +137,14 @@ func (r *rates) sorted(u provider.Usage) (n [sorts]int64, ok bool) {
 	return n, slices.Min(n[:]) >= 0
 }
 
-// maxTokens bounds each count, far above what any exchange can use, so that no
-// difference of counts overflows.
+// maxTokens bounds each count, far above the tokens of any request, so that no difference
+// of counts overflows.
 const maxTokens = 1 << 56
 
 // amount is a sum of tokens times rates: millionths of a nano-dollar, in 128 bits.
 type amount struct{ hi, lo uint64 }
 
-// add adds tokens × rate, and says whether it could.
+// add adds tokens × rate, and reports whether the sum fits.
 func (a *amount) add(tokens, rate int64) bool {
 	hi, lo := bits.Mul64(uint64(tokens), uint64(rate))
 	var carry uint64
@@ -156,8 +153,8 @@ func (a *amount) add(tokens, rate int64) bool {
 	return carry == 0
 }
 
-// nano is the sum in nano-dollars, half of one rounded up, or false if that is more
-// than an int64 holds.
+// nano returns the sum in nano-dollars, with halves rounded up. It returns false if the sum
+// does not fit into an int64.
 func (a amount) nano() (int64, bool) {
 	lo, carry := bits.Add64(a.lo, perMillion/2, 0)
 	hi, carry := bits.Add64(a.hi, 0, carry)

@@ -11,9 +11,9 @@ import (
 
 // override is an element of the override file.
 type override struct {
-	provider, kind string   // one of them; the other is empty
+	provider, kind string   // one of them is set; the other is empty
 	models         []string // names in lower case, or globs
-	list           *vendor  // whose built-in list counts; nil: rates do
+	list           *vendor  // the vendor whose built-in list applies; nil: the rates apply
 	rates          rates
 }
 
@@ -22,7 +22,7 @@ func (o *override) fits(p provider.Provider, name string) bool {
 		slices.ContainsFunc(o.models, func(pattern string) bool { return matches(pattern, name) })
 }
 
-// inFile is what the YAML holds.
+// inFile is the content of the YAML.
 type inFile struct {
 	Prices []struct {
 		Provider string   `yaml:"provider"`
@@ -43,11 +43,11 @@ type inFile struct {
 	} `yaml:"prices"`
 }
 
-// decimal is a number as it is written, quoted or not: YAML's own reading of 2.50
-// would go through a floating point number, and of 010 through an octal one.
+// decimal is a number as text, quoted or not. YAML's own numbers would turn 2.50 into
+// floating point, and 010 into octal.
 type decimal string
 
-// UnmarshalYAML takes the text of whatever stands there.
+// UnmarshalYAML keeps the text of the value.
 func (d *decimal) UnmarshalYAML(b []byte) error {
 	*d = decimal(strings.TrimSpace(string(b)))
 	return nil
@@ -75,9 +75,9 @@ func (t *Table) parse(text []byte) ([]override, error) {
 		o := override{provider: e.Provider, kind: e.Kind}
 		switch {
 		case e.Provider == "" && e.Kind == "":
-			return nil, wrong("provider", "say whose prices these are: the name of a provider, or kind")
+			return nil, wrong("provider", "set the owner of these prices: provider (a name) or kind")
 		case e.Provider != "" && e.Kind != "":
-			return nil, wrong("kind", "give provider or kind, not both")
+			return nil, wrong("kind", "set provider or kind, not both")
 		case e.Kind != "" && !slices.Contains(provider.Kinds(), e.Kind):
 			return nil, wrong("kind", "it must be one of "+strings.Join(provider.Kinds(), ", "))
 		}
@@ -113,7 +113,7 @@ func (t *Table) parse(text []byte) ([]override, error) {
 		}
 		switch {
 		case e.List != "" && given > 0:
-			return nil, wrong("list", "give a list or rates, not both")
+			return nil, wrong("list", "set list or rates, not both")
 		case e.List != "":
 			at := slices.IndexFunc(t.vendors, func(v vendor) bool { return v.Kind == e.List })
 			if at < 0 {
@@ -121,14 +121,14 @@ func (t *Table) parse(text []byte) ([]override, error) {
 			}
 			o.list = &t.vendors[at]
 		case !o.rates[input].known && !o.rates[output].known:
-			return nil, wrong("input", "give input or output, in US dollars per million tokens, or a list")
+			return nil, wrong("input", "set input or output, in US dollars per million tokens, or a list")
 		}
 		out = append(out, o)
 	}
 	return out, nil
 }
 
-// lists are the names of the built-in lists.
+// lists returns the names of the built-in lists.
 func (t *Table) lists() []string {
 	names := make([]string, len(t.vendors))
 	for i, v := range t.vendors {
@@ -137,7 +137,7 @@ func (t *Table) lists() []string {
 	return names
 }
 
-// modelProblem says what is wrong with a name or glob, or "".
+// modelProblem returns what is wrong with a name or glob, or "".
 func modelProblem(s string) string {
 	switch {
 	case s == "":
@@ -157,8 +157,8 @@ const (
 	maxFraction = 9 // digits after it: nano-dollars
 )
 
-// dollars reads a decimal number of dollars as nano-dollars, exactly, or says what
-// is wrong with it.
+// dollars converts a decimal number of dollars to nano-dollars, exactly. Otherwise problem
+// has the reason.
 func dollars(s string) (nano int64, problem string) {
 	whole, fraction, point := strings.Cut(s, ".")
 	switch {

@@ -9,8 +9,8 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// TestList: the built-in list is what tools/prices.py should make. Its counts are
-// here so that a new version of the package is looked at before it is taken over.
+// TestList: the built-in list is the output of tools/prices.py. The test has its counts, so
+// that a new version of the package is reviewed before use.
 func TestList(t *testing.T) {
 	table, err := Load(nil)
 	if err != nil {
@@ -63,7 +63,7 @@ func TestList(t *testing.T) {
 	}
 }
 
-// wellFormed looks for rates that cannot be: a slip of the tool's would be one of a
+// wellFormed searches for impossible rates. An error of the tool would be a factor of a
 // thousand or a million.
 func wellFormed(t *testing.T, name string, p period, service bool) {
 	t.Helper()
@@ -100,8 +100,7 @@ func wellFormed(t *testing.T, name string, p period, service bool) {
 	}
 }
 
-// reachable says whether there is a name that m is found by, or would be but for a
-// dispute.
+// reachable reports whether some name finds m, if disputes are ignored.
 func reachable(v vendor, m model) bool {
 	for _, pattern := range m.Match {
 		name := strings.NewReplacer("*", "", "#", "7").Replace(pattern)
@@ -159,7 +158,7 @@ func TestDollars(t *testing.T) {
 	}
 }
 
-// TestPeriods: a price holds from the first moment of its day, UTC.
+// TestPeriods: a price applies from the first moment of its day, UTC.
 func TestPeriods(t *testing.T) {
 	day := func(s string) time.Time {
 		at, err := time.Parse(time.RFC3339, s)
@@ -188,9 +187,9 @@ func TestPeriods(t *testing.T) {
 		{"2026-03-01T00:00:00Z", "standard", 2, 0, true},
 		{"2026-03-01T00:30:00+01:00", "", 1, 0, true}, // still February in UTC
 		{"2026-07-01T00:00:00Z", "", 3, 0, true},
-		{"2026-04-30T23:59:59Z", "flex", 0, 0, false}, // none yet
+		{"2026-04-30T23:59:59Z", "flex", 0, 0, false}, // no price yet
 		{"2026-05-01T00:00:00Z", "flex", 11, 12, true},
-		{"2026-06-01T00:00:00Z", "flex", 10, 12, true}, // the first that has begun, sort by sort
+		{"2026-06-01T00:00:00Z", "flex", 10, 12, true}, // the first that has begun, for each sort
 		{"2026-06-01T00:00:00Z", "priority", 0, 0, false},
 	} {
 		r, ok := m.rates(c.service, day(c.at))
@@ -200,8 +199,8 @@ func TestPeriods(t *testing.T) {
 	}
 }
 
-// FuzzFile: no file makes the parser panic, and what it takes has prices that hold
-// what the arithmetic promises.
+// FuzzFile: no file makes the parser panic. The prices in an accepted file are within the
+// limits of the arithmetic.
 func FuzzFile(f *testing.F) {
 	for _, seed := range []string{
 		"", "prices:\n- provider: a\n  input: 1\n", "prices: [{kind: openai, models: [\"gpt-*\"], list: openai}]",

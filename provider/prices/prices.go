@@ -16,10 +16,9 @@ import (
 //go:embed list.json
 var list []byte
 
-// Table says what exchanges cost. It does not change, and is safe for concurrent
-// use.
+// Table has the prices of models. It never changes, and is safe for concurrent use.
 type Table struct {
-	overrides []override // the first that fits counts
+	overrides []override // the first match applies
 	vendors   []vendor
 }
 
@@ -27,27 +26,27 @@ type Table struct {
 type vendor struct {
 	Kind   string
 	Hosts  []string // of its own API
-	Models []model  // the first that fits counts
+	Models []model  // the first match applies
 }
 
-// model is what a model costs.
+// model is the prices of a model.
 type model struct {
 	ID       string
 	Match    []string // see matches
-	But      []string // names that are not meant although they match
-	Prices   []period // by time; the last that has begun counts, and before that the first
-	Services []period // of a way of processing; the first that has begun counts, sort by sort
+	But      []string // names that are excluded although they match
+	Prices   []period // by time; the last that has begun applies, and before all of them the first
+	Services []period // for a service tier; the first that has begun applies, for each sort
 }
 
-// period is a price list and since when it holds.
+// period is a list of prices and the time from which it applies.
 type period struct {
-	Service string // "flex", "priority", "fast"; "" for the usual one
+	Service string // "flex", "priority", "fast"; "" for the normal tier
 	from    time.Time
 	rates   rates
 }
 
-// Load reads the built-in list and an override file, which may be empty. An error
-// is the file's, and names the line.
+// Load reads the built-in list and an override file, which may be empty. An error is about
+// the file, and has the line.
 func Load(file []byte) (*Table, error) {
 	t := &Table{}
 	var l struct {
@@ -98,8 +97,8 @@ func (p *period) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// UnmarshalJSON reads a number, or the first one and then pairs of a length and
-// the rate above it.
+// UnmarshalJSON reads a number, or a number followed by pairs of a length and the rate
+// above it.
 func (p *price) UnmarshalJSON(b []byte) error {
 	var numbers []int64
 	if err := json.Unmarshal(b, &numbers); err != nil {
@@ -110,22 +109,22 @@ func (p *price) UnmarshalJSON(b []byte) error {
 		numbers = []int64{one}
 	}
 	if len(numbers)%2 == 0 {
-		return errors.New("want a rate, and pairs of a length and a rate")
+		return errors.New("expected a rate, and pairs of a length and a rate")
 	}
 	*p = price{known: true, base: numbers[0]}
 	for pair := range slices.Chunk(numbers[1:], 2) {
 		p.steps = append(p.steps, step{above: pair[0], rate: pair[1]})
 	}
 	if !slices.IsSortedFunc(p.steps, func(a, b step) int { return int(a.above - b.above) }) || slices.Min(numbers) < 0 {
-		return errors.New("want ascending lengths, and no number below 0")
+		return errors.New("expected ascending lengths, and no number below 0")
 	}
 	return nil
 }
 
-// Cost is what an exchange with p cost, in nano-dollars, or false if that is not
-// known. asked is the model that was asked for and answered the one that the answer
-// names, which may be empty or unknown: it is usually a dated name of the same
-// model, and its price comes first. at is when the exchange was.
+// Cost returns the cost of a request to p, in nano-dollars, or false if it is not known.
+// asked is the requested model. answered is the model in the response, which may be empty
+// or unknown. It is usually a dated name of the same model, and its price comes first. at
+// is the time of the request.
 func (t *Table) Cost(p provider.Provider, asked, answered string, u provider.Usage, at time.Time) (nanoUSD int64, known bool) {
 	if u.Source != "provider" {
 		return 0, false
@@ -143,7 +142,7 @@ func (t *Table) Cost(p provider.Provider, asked, answered string, u provider.Usa
 		case o.list != nil:
 			return o.list.cost(names, u, at)
 		case !usual(u.Service):
-			return 0, false // the file has one price for a model
+			return 0, false // the file has one price for each model
 		default:
 			return o.rates.cost(u)
 		}
@@ -154,7 +153,7 @@ func (t *Table) Cost(p provider.Provider, asked, answered string, u provider.Usa
 	return 0, false
 }
 
-// vendorOf is the vendor whose own API p is, or nil.
+// vendorOf returns the vendor if p is its own API, or nil.
 func (t *Table) vendorOf(p provider.Provider) *vendor {
 	up, err := p.Upstream()
 	if err != nil || !up.TLS || up.Port != 443 {
@@ -168,7 +167,7 @@ func (t *Table) vendorOf(p provider.Provider) *vendor {
 	return nil
 }
 
-// cost is by the first of the names that the list has.
+// cost uses the first of the names that the list has.
 func (v *vendor) cost(names []string, u provider.Usage, at time.Time) (int64, bool) {
 	for _, name := range names {
 		for i := range v.Models {
@@ -189,7 +188,7 @@ func (m *model) is(name string) bool {
 	return slices.ContainsFunc(m.Match, fits) && !slices.ContainsFunc(m.But, fits)
 }
 
-// rates are those of the model at a time, for a way of processing.
+// rates are the model's prices at a time, for a service tier.
 func (m *model) rates(service string, at time.Time) (r rates, ok bool) {
 	if len(m.Prices) == 0 {
 		return r, false
@@ -218,17 +217,16 @@ func (m *model) rates(service string, at time.Time) (r rates, ok bool) {
 	return r, ok
 }
 
-// usual says whether a way of processing is the one that everybody gets.
+// usual reports whether a service tier is the normal one.
 func usual(service string) bool {
 	return service == "" || service == "default" || service == "standard"
 }
 
-// normal is a model's name as the lists have it: in lower case, and without what
-// Gemini's API puts before it.
+// normal is a model's name as in the lists: in lower case, and without the prefix of
+// Gemini's API.
 func normal(name string) string { return strings.TrimPrefix(strings.ToLower(name), "models/") }
 
-// matches says whether s is what pattern says, in which "*" stands for anything and
-// "#" for one digit.
+// matches reports whether s matches pattern. "*" stands for any text and "#" for one digit.
 func matches(pattern, s string) bool {
 	head, rest, star := strings.Cut(pattern, "*")
 	if !star {
@@ -253,7 +251,7 @@ func matches(pattern, s string) bool {
 	}
 }
 
-// begins says whether s begins with the text, in which "#" stands for a digit.
+// begins reports whether s begins with text, in which "#" stands for a digit.
 func begins(s, text string) bool {
 	if len(s) < len(text) {
 		return false

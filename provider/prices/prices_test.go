@@ -24,7 +24,7 @@ func load(t testing.TB, file string) *prices.Table {
 	return table
 }
 
-// vendors are providers at the vendors' own APIs.
+// vendors are providers with the vendors' own APIs.
 var vendors = map[string]provider.Provider{
 	"openai":    {Name: "o", Kind: "openai", BaseURL: "https://api.openai.com/v1"},
 	"anthropic": {Name: "a", Kind: "anthropic", BaseURL: "https://api.anthropic.com"},
@@ -39,8 +39,8 @@ const (
 	dollar  = 100 * cent
 )
 
-// TestVendors: what vendors say on their pages, by hand. A list in which one of
-// these is another has changed, or is wrong.
+// TestVendors has prices from the vendors' pages, copied by hand. If a price in the list
+// differs, it has changed or is wrong.
 //
 //	https://openai.com/api/pricing, https://platform.openai.com/docs/pricing
 //	https://platform.claude.com/docs/en/about-claude/pricing
@@ -94,7 +94,7 @@ func TestVendors(t *testing.T) {
 		{"anthropic", "claude-haiku-4-5-20251001", as("standard", out(million)), 5 * dollar},
 		{"anthropic", "claude-opus-4-5-20251101", out(million), 25 * dollar},
 		{"gemini", "gemini-2.5-pro", in(200_000), 25 * cent},
-		{"gemini", "gemini-2.5-pro", provider.Usage{InputTokens: 200_001, CachedTokens: 1}, 50*cent + 250}, // all of it, not what is above
+		{"gemini", "gemini-2.5-pro", provider.Usage{InputTokens: 200_001, CachedTokens: 1}, 50*cent + 250}, // the rate applies to all tokens, not only to those above
 		{"gemini", "models/gemini-2.5-flash", out(million), 250 * cent},
 		{"gemini", "gemini-2.5-flash", in(million), 30 * cent},
 		{"gemini", "gemini-2.5-flash", heard(million), 1 * dollar},
@@ -114,7 +114,7 @@ func TestVendors(t *testing.T) {
 	}
 }
 
-// TestNotKnown: false, never 0.
+// TestNotKnown: the result is false, never 0.
 func TestNotKnown(t *testing.T) {
 	table := load(t, "")
 	u := provider.Usage{InputTokens: 10, OutputTokens: 10, Source: "provider"}
@@ -171,7 +171,7 @@ func TestNotKnown(t *testing.T) {
 	}
 }
 
-// TestWhichName: the model that answered, or else the one that was asked for.
+// TestWhichName: the model of the response comes before the requested model.
 func TestWhichName(t *testing.T) {
 	table := load(t, "")
 	u := provider.Usage{InputTokens: million, Source: "provider"}
@@ -241,7 +241,7 @@ prices:
 	}
 }
 
-// TestRounding: once, at the end, and half up.
+// TestRounding: once, at the end, with halves rounded up.
 func TestRounding(t *testing.T) {
 	table := load(t, "prices: [{provider: p, input: 0.0005, output: 0.000499999}]")
 	p := provider.Provider{Name: "p", Kind: "custom"}
@@ -255,10 +255,9 @@ func TestRounding(t *testing.T) {
 	}
 }
 
-// TestArithmetic: for any usage up to 10^12 tokens of a sort and any rate that the
-// file can give, the cost is what arbitrary precision makes of it; it grows with
-// each count; and two exchanges cost what one with the sum of their tokens does,
-// but for the rounding.
+// TestArithmetic uses any usage up to 10^12 tokens of a sort and any rate that a file can
+// have. The cost equals that of arbitrary precision, and grows with each count. Two
+// requests cost as much as one with the sum of their tokens, except for rounding.
 func TestArithmetic(t *testing.T) {
 	table := load(t, `
 prices:
@@ -304,7 +303,7 @@ prices:
 	}
 }
 
-// TestDocs: the file that docs/prices.md shows says what is written beside it.
+// TestDocs: the file in docs/prices.md has the prices that the text beside it gives.
 func TestDocs(t *testing.T) {
 	text, err := os.ReadFile("../../docs/prices.md")
 	if err != nil {
@@ -329,15 +328,15 @@ func TestDocs(t *testing.T) {
 	}
 }
 
-// TestFileErrors: each mistake is told with its line.
+// TestFileErrors: each error has its line.
 func TestFileErrors(t *testing.T) {
 	const good = "prices:\n- provider: a\n  input: 1\n"
 	for _, c := range []struct{ name, text, want string }{
 		{"an unknown field", good + "  inputs: 1\n", `line 4: unknown field "inputs"`},
 		{"an unknown field above", "price: []\n", `line 1: unknown field "price"`},
-		{"a field twice", good + "  input: 2\n", `line 4: the field "input" is there twice`},
-		{"nobody's", "prices:\n- models: [a]\n  input: 1\n", "line 2: provider: say whose prices these are"},
-		{"two's", good + "  kind: openai\n", "line 4: kind: give provider or kind, not both"},
+		{"a field twice", good + "  input: 2\n", `line 4: the field "input" is repeated`},
+		{"nobody's", "prices:\n- models: [a]\n  input: 1\n", "line 2: provider: set the owner of these prices"},
+		{"two's", good + "  kind: openai\n", "line 4: kind: set provider or kind, not both"},
 		{"a kind that is not one", "prices:\n- kind: azure\n  input: 1\n", "line 2: kind: it must be one of openai, "},
 		{"no number", good + "  output: free\n", "line 4: output: it must be a decimal number of US dollars, such as 2.50"},
 		{"an exponent", good + "  output: 1e-3\n", "line 4: output: it must be a decimal number"},
@@ -345,13 +344,13 @@ func TestFileErrors(t *testing.T) {
 		{"finer than a nano-dollar", good + "  output: 0.0000000001\n", "line 4: output: it must have at most 9 digits after the point"},
 		{"dear", good + "  output: 1000000\n", "line 4: output: it must be less than 1000000"},
 		{"a list for a number", good + "  output: [1]\n", "line 4: output: it must be a decimal number"},
-		{"no rates", "prices:\n- provider: a\n  cached_input: 1\n", "line 2: input: give input or output, in US dollars per million tokens, or a list"},
-		{"rates and a list", good + "  list: openai\n", "line 4: list: give a list or rates, not both"},
+		{"no rates", "prices:\n- provider: a\n  cached_input: 1\n", "line 2: input: set input or output, in US dollars per million tokens, or a list"},
+		{"rates and a list", good + "  list: openai\n", "line 4: list: set list or rates, not both"},
 		{"an unknown list", "prices:\n- provider: a\n  list: azure\n", "line 3: list: it must be one of openai, anthropic, gemini, cohere, mistral"},
 		{"an empty model", good + "  models: [\"\"]\n", "line 4: models[0]: it is empty"},
 		{"a model with a space", good + "  models: [a, \"b c\"]\n", "line 4: models[1]: it must be visible ASCII"},
-		{"an alias of itself", "prices:\n- &x\n  output: *x\n", "line 2: anchors, aliases and tags are not taken here; write the value out"},
-		{"a tag", "prices: !!float 1\n", "line 1: anchors, aliases and tags are not taken here"},
+		{"an alias of itself", "prices:\n- &x\n  output: *x\n", "line 2: anchors, aliases and tags are not accepted; write the full value"},
+		{"a tag", "prices: !!float 1\n", "line 1: anchors, aliases and tags are not accepted"},
 		{"two documents", good + "---\n" + good, "more than one document"},
 		{"broken YAML", good + "  models: [a\n", "line "},
 		{"large", strings.Repeat("#", 1<<20+1), "more than 1048576 bytes"},

@@ -1,7 +1,7 @@
-// Package sse reads streams of server-sent events, in whatever chunks they arrive. It is
-// the one reader of them: usage is read from what it returns, and translations are made
-// from it. It follows the parsing rules of
-// https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream.
+// Package sse reads streams of server-sent events, for every split into chunks. Usage and
+// translations are both read from its output. It follows the parsing rules of
+// https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream in
+// the HTML standard.
 package sse
 
 import (
@@ -19,7 +19,7 @@ const (
 	Type                // the event's type, which is the value of its "event" field
 	Comment             // a comment, without its colon
 	End                 // the event ended; it may have had no data
-	EndLF               // the rest of the End before: the LF of a CR LF, in a chunk of its own
+	EndLF               // the rest of the last End: the LF of a CR LF, in another chunk
 	TooLong             // a line or an event is longer than its limit; the rest of it is skipped
 )
 
@@ -32,26 +32,26 @@ type Part struct {
 // Unlimited is the limit of data that the caller does not keep.
 const Unlimited = math.MaxInt
 
-// Reader splits a stream into parts. It keeps nothing of data, and at most one line of
-// another field. Its zero value accepts no byte of any line: use New or NewLines. It is
-// for one goroutine.
+// Reader splits a stream into parts. It stores no data, and at most one line of another
+// field. Its zero value accepts no byte of any line: use New or NewLines. It is for one
+// goroutine.
 type Reader struct {
 	maxLine  int  // bytes of a type or a comment
 	maxEvent int  // bytes of an event's data
 	lines    bool // each line is the data of an event of its own
 
 	state state
-	bom   int     // bytes of the byte order mark that came; bomDone: the stream is past it
-	name  [5]byte // the field's name, as far as it came
+	bom   int     // bytes of the byte order mark so far; bomDone: the stream is past it
+	name  [5]byte // the field's name, as far as it was read
 	named int
-	text  []byte // of a type or a comment, as far as it came
+	text  []byte // of a type or a comment, as far as it was read
 	size  int    // of the event's data
 	data  bool   // the event has data
-	cr    bool   // the byte before was a CR, which a LF may follow
-	ended bool   // the byte before was the last of an event
+	cr    bool   // the last byte was a CR, which a LF may follow
+	ended bool   // the last byte ended an event
 }
 
-// state is where in a line the next byte is.
+// state is the position of the next byte in a line.
 type state uint8
 
 const (
@@ -136,9 +136,9 @@ func (r *Reader) Next(b []byte) (p Part, n int) {
 	return Part{}, n
 }
 
-// Whole returns the data of the event that b begins with, and the event's length. It
-// does so only for an event of one line of data that ends with two LFs in b; n is 0 for
-// any other. Next need not see such an event, which most are.
+// Whole returns the data of the event at the beginning of b, and the event's length. It
+// does so only for an event with one line of data that ends with two LFs in b. For others n
+// is 0. Such events, which are most, need no call of Next.
 func (r *Reader) Whole(b []byte) (data []byte, n int) {
 	const field = dataName + ":"
 	if r.lines || r.state != inName || r.named > 0 || r.cr || r.data || r.bom != bomDone || !bytes.HasPrefix(b, []byte(field)) {
@@ -172,7 +172,7 @@ func (r *Reader) skipBOM(b []byte) (p Part, n int) {
 	return Part{}, n
 }
 
-// noBOM returns to their line the bytes that only looked like a byte order mark.
+// noBOM returns the bytes that only looked like a byte order mark as part of their line.
 func (r *Reader) noBOM() Part {
 	switch {
 	case r.bom == 0:
@@ -180,11 +180,11 @@ func (r *Reader) noBOM() Part {
 	case r.lines:
 		return r.value([]byte(mark[:r.bom]), false)
 	}
-	r.state = inOther // no field that is read begins so
+	r.state = inOther // no field that is read begins like this
 	return Part{}
 }
 
-// readName takes the next byte of a field's name, or the colon after it.
+// readName reads the next byte of a field's name, or the colon after it.
 func (r *Reader) readName(c byte) Part {
 	if c != ':' {
 		if r.named == len(r.name) {
@@ -209,7 +209,7 @@ func (r *Reader) readName(c byte) Part {
 	return Part{}
 }
 
-// beginData begins a line of data. The newline before it is data too, if it is not the
+// beginData begins a line of data. The newline before it is data too, except for the
 // event's first line of data.
 func (r *Reader) beginData() Part {
 	if !r.data {
@@ -219,7 +219,7 @@ func (r *Reader) beginData() Part {
 	return r.grow(newline)
 }
 
-// value takes the next bytes of a field's value. whole says that the line ends behind
+// value reads the next bytes of a field's value. whole reports that the line ends after
 // them.
 func (r *Reader) value(text []byte, whole bool) Part {
 	switch r.state {
@@ -242,10 +242,10 @@ func (r *Reader) value(text []byte, whole bool) Part {
 	return Part{}
 }
 
-// grow returns text as data, if the event is not too long with it.
+// grow returns text as data, unless the event becomes too long.
 func (r *Reader) grow(text []byte) Part {
 	switch {
-	case r.size < 0: // it was too long already
+	case r.size < 0: // it is too long already
 		return Part{}
 	case len(text) > r.maxEvent-r.size:
 		r.size = -1
@@ -266,7 +266,7 @@ func (r *Reader) finish(text []byte) Part {
 	return Part{}
 }
 
-// endLine takes the end of a line, which b[n] begins, and returns what ends with it.
+// endLine reads the end of a line at b[n], and returns what ends with it.
 func (r *Reader) endLine(b []byte, n int) (Part, int) {
 	if r.cr = b[n] == '\r'; r.cr && n+1 < len(b) {
 		if r.cr = false; b[n+1] == '\n' {
@@ -296,7 +296,7 @@ func (r *Reader) endLine(b []byte, n int) (Part, int) {
 	return p, n
 }
 
-// lineLen is the length of the line that b begins with, or of b.
+// lineLen is the length of the first line in b, or of b.
 func lineLen(b []byte) int {
 	if i := bytes.IndexByte(b, '\n'); i >= 0 {
 		b = b[:i]

@@ -11,8 +11,8 @@ import (
 	"github.com/ai-identity/ai-identity/provider/sse"
 )
 
-// read returns what a reader returns for a stream that arrives in these chunks, one
-// string for each event, type and comment.
+// read returns the output of a reader for a stream in these chunks, one string for each
+// event, type and comment.
 func read(t testing.TB, r sse.Reader, chunks ...[]byte) (out []string) {
 	t.Helper()
 	var data []byte
@@ -49,7 +49,8 @@ func read(t testing.TB, r sse.Reader, chunks ...[]byte) (out []string) {
 	return out
 }
 
-// plainly reads a stream in the simplest way that follows the rules: all of it at once.
+// plainly reads a stream in the simplest way that follows the rules: in one pass over all
+// bytes.
 func plainly(b []byte) (out []string) {
 	text := strings.TrimPrefix(string(b), "\ufeff")
 	text = strings.ReplaceAll(strings.ReplaceAll(text, "\r\n", "\n"), "\r", "\n")
@@ -116,7 +117,7 @@ func TestLines(t *testing.T) {
 	}
 }
 
-// What is longer than its limit is skipped up to its end, and takes no memory.
+// A line or an event above its limit is skipped to its end, and uses no memory.
 func TestLimits(t *testing.T) {
 	for stream, want := range map[string]string{
 		"data: 12345678\n\n":                               "event 12345678",
@@ -147,7 +148,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// Whole returns what Next returns, and only at the beginning of an event.
+// Whole returns the same as Next, and only at the beginning of an event.
 func TestWhole(t *testing.T) {
 	for _, c := range []struct {
 		before, stream, want string
@@ -191,7 +192,7 @@ func TestIs(t *testing.T) {
 	}
 }
 
-// FuzzReader: chunks end anywhere, and the events are those of the simple reader.
+// FuzzReader: for every split, the events are those of the simple reader.
 func FuzzReader(f *testing.F) {
 	for _, s := range []string{
 		"\ufeffdata: a\r\n\r\nevent: x\rdata\rdata:b\r\r\n:c\n\n", "data: a\ndata: b\n\n: hi\n\nda", "\xef\xbb\xbf\xef\xbb\xbf\n", "\r\n\r\n\n\r\r", "data:\n\ndata: \n\nevent",
@@ -217,7 +218,7 @@ func FuzzReader(f *testing.F) {
 		}
 		check(fmt.Sprintf("%d chunks", len(chunks)), chunks...)
 
-		// Whole, where it applies, is the same as Next.
+		// Where Whole applies, it is the same as Next.
 		fast := sse.New(len(b), len(b))
 		var got []string
 		var data []byte
@@ -240,7 +241,7 @@ func FuzzReader(f *testing.F) {
 			t.Fatalf("%q with Whole:\n%q, want\n%q", b, got, events)
 		}
 
-		// The limits hold whatever the chunks are.
+		// The limits hold for every split.
 		small := read(t, sse.New(3, 5), b)
 		if again := read(t, sse.New(3, 5), chunks...); !slices.Equal(again, small) {
 			t.Fatalf("%q with limits: %q in one chunk, %q in %d", b, small, again, len(chunks))

@@ -1,7 +1,6 @@
-// Package strict reads YAML files that people write for us: what is not known, or
-// is there twice, is an error with its line, and so is what makes a value depend on
-// another place (anchors, aliases, tags). No error quotes a value, which may be a
-// secret.
+// Package strict reads YAML files that people write. Unknown and repeated fields are errors
+// with their line. So are anchors, aliases and tags, which make a value depend on another
+// place. Errors never quote a value, since it may be a secret.
 package strict
 
 import (
@@ -20,16 +19,15 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// maxFile is how large a file may be.
+// maxFile is the maximum size of a file.
 const maxFile = 1 << 20
 
-// Decode reads text, one document or none, into into, a pointer to a struct. what
-// is what the file lists, and see where an example is, for people who are told what
-// is wrong.
+// Decode reads text, with at most one document, into a pointer to a struct. Errors use two
+// texts: what names the elements of the file, and see names the place of an example.
 func Decode(text []byte, into any, what, see string) (err error) {
 	defer func() {
-		// The library panics at some texts (1.19.2, found by FuzzFile of
-		// provider/prices). They are no worse than others that cannot be read.
+		// The library panics for some texts (1.19.2, found by FuzzFile of provider/prices).
+		// They are rejected like other invalid texts.
 		if recover() != nil {
 			err = errors.New("not valid YAML")
 		}
@@ -46,7 +44,7 @@ func Decode(text []byte, into any, what, see string) (err error) {
 		ast.Walk(&w, doc)
 	}
 	if w.line > 0 {
-		return fmt.Errorf("line %d: anchors, aliases and tags are not taken here; write the value out", w.line)
+		return fmt.Errorf("line %d: anchors, aliases and tags are not accepted; write the full value", w.line)
 	}
 	d := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
 	switch err := d.Decode(into); {
@@ -61,8 +59,8 @@ func Decode(text []byte, into any, what, see string) (err error) {
 	return nil
 }
 
-// walker looks for what must not be there. An alias inside of what it stands for
-// would have the library run out of stack, which nothing catches.
+// walker searches for nodes that are not allowed. An alias inside its own anchor would
+// exhaust the library's stack, which cannot be recovered.
 type walker struct{ line int }
 
 func (w *walker) Visit(n ast.Node) ast.Visitor {
@@ -75,14 +73,14 @@ func (w *walker) Visit(n ast.Node) ast.Visitor {
 	return w
 }
 
-// Line is the line of a field of the element at i of the list; of the element if
-// that does not have the field.
+// Line returns the line of a field of element i of the list. If the element does not have
+// the field, it is the element's line.
 func Line(text []byte, list string, i int, field string) int {
 	file, err := parser.ParseBytes(text, 0)
 	if err != nil {
 		return 0
 	}
-	field, _, _ = strings.Cut(field, "[") // the element is on that line or near it
+	field, _, _ = strings.Cut(field, "[") // the element is on or near that line
 	for {
 		path, err := yaml.PathString(strings.TrimSuffix(fmt.Sprintf("$.%s[%d].%s", list, i, field), "."))
 		if err == nil {
@@ -97,7 +95,7 @@ func Line(text []byte, list string, i int, field string) int {
 	}
 }
 
-// explained is what is wrong with the YAML and where, without the text around it.
+// explained returns what is wrong with the YAML and where, without the text around it.
 func explained(err error, see string) error {
 	var e yaml.Error
 	if !errors.As(err, &e) {
@@ -110,7 +108,7 @@ func explained(err error, see string) error {
 	what, rest, _ := strings.Cut(message, `"`)
 	name, _, _ := strings.Cut(rest, `"`)
 	if !Nameable.MatchString(name) {
-		name = "" // perhaps a secret that is in the wrong place
+		name = "" // it may be a misplaced secret
 	} else {
 		name = ` "` + name + `"`
 	}
@@ -118,15 +116,15 @@ func explained(err error, see string) error {
 	case strings.HasPrefix(what, "unknown field"):
 		message = "unknown field" + name
 	case strings.Contains(message, "duplicate"), strings.Contains(message, "already defined"):
-		message = "the field" + name + " is there twice"
+		message = "the field" + name + " is repeated"
 	default:
 		message = mistake(err, message, field(e)) + "; see " + see + " for an example"
 	}
 	return fmt.Errorf("line %d: %s", line, message)
 }
 
-// mistake says what was expected and what was found. It quotes nothing of the file but
-// the name of the field.
+// mistake describes what was expected and what was found. It quotes only the name of the
+// field.
 func mistake(err error, message, field string) string {
 	if field != "" {
 		field = `the field "` + field + `": `
@@ -141,7 +139,7 @@ func mistake(err error, message, field string) string {
 	case strings.Contains(message, "'\t'"), strings.Contains(message, "tab character"):
 		return "a tab: indent with spaces"
 	case strings.HasPrefix(message, "mapping value is not allowed"):
-		return "a field where none can begin: the next line is indented too far, or a value with \": \" has no quotes"
+		return "a field at a place where no field can begin: the next line is indented too far, or a value with \": \" has no quotes"
 	case strings.Contains(message, "end token"), strings.Contains(message, "end character"):
 		return "a [, { or quotation mark that is not closed"
 	case strings.Contains(message, "was used where"), strings.HasPrefix(message, "non-map value"):
@@ -150,7 +148,7 @@ func mistake(err error, message, field string) string {
 	return "this is not valid YAML: the indentation, a bracket or a quotation mark is wrong near here"
 }
 
-// field is the name of the field whose value err is about, or "".
+// field returns the name of the field with the wrong value, or "".
 func field(e yaml.Error) string {
 	t := e.GetToken()
 	if t == nil || t.Prev == nil || t.Prev.Type != token.MappingValueType || t.Prev.Prev == nil || !Nameable.MatchString(t.Prev.Prev.Value) {
@@ -159,10 +157,10 @@ func field(e yaml.Error) string {
 	return t.Prev.Prev.Value
 }
 
-// usedWhere is how the library says that a value has another kind.
+// usedWhere matches the library's error for a value of another kind.
 var usedWhere = regexp.MustCompile(`^(\w+) was used where (\w+) is expected`)
 
-// kinds are the library's words for kinds, in ours.
+// kinds maps the library's names of kinds to those in our errors.
 var kinds = map[string]string{
 	"sequence": "a list", "mapping": "a mapping (name: value)", "string": "a string", "int": "a number", "integer": "a number",
 	"float": "a number", "bool": "true or false", "boolean": "true or false", "null": "nothing",
@@ -187,5 +185,5 @@ func kindOf(t reflect.Type) string {
 	return "a value of another kind"
 }
 
-// Nameable is what an error may quote of a field's name: no secret looks like this.
+// Nameable matches the names of fields that an error may quote. No secret looks like this.
 var Nameable = regexp.MustCompile(`^[A-Za-z][A-Za-z_-]{0,40}$`)
