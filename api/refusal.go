@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/provider"
@@ -367,6 +368,12 @@ func (s *Server) refused(ctx context.Context, err error) error {
 		return notFound("object", "")
 	case errors.Is(err, policy.ErrNameTaken), errors.Is(err, provider.ErrNameTaken):
 		return nameTaken()
+	case errors.Is(err, audit.ErrKeyMissing):
+		s.c.Log.ErrorContext(ctx, "the change cannot be recorded", "request", requestIDOf(ctx), "err", err)
+		return &problem{
+			Status: http.StatusServiceUnavailable, Code: "unavailable", Message: "This control plane lacks the newest key of the audit log. Nothing was changed.",
+			Fix: "Try again: other replicas may have it. The operator copies --hmac-keys to all replicas.", Header: http.Header{"Retry-After": {"2"}},
+		}
 	case errors.Is(err, identity.ErrConflict), conflict(err):
 		return &problem{Status: http.StatusConflict, Code: "changed", Message: "Another request is changing this object.", Fix: "Try again."}
 	case errors.As(err, &pg):

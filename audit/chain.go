@@ -14,55 +14,126 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
-// Keys are the HMAC keys of the chain, by epoch. The newest epoch seals; the
-// others verify what was sealed in theirs. They are one set for all orgs. The
-// zero Keys has none. Keys never print.
-type Keys struct {
-	byEpoch map[int32][]byte
-	newest  int32
+// Keys are the HMAC keys of the chain, by epoch. They are one set for all orgs. Each may
+// have a time from which on it signs; of those whose time has come, the newest epoch does.
+// All verify. Copies of a Keys share its set, which Replace exchanges. The zero Keys has
+// none. Keys never print.
+type Keys struct{ set *atomic.Pointer[keySet] }
+
+type keySet struct {
+	byEpoch map[int32]key
+	epochs  []int32 // ascending
 }
 
-// ParseKeys reads lines of the form "EPOCH HEX": a number from 1 and 32 to 64
-// bytes. Empty lines and those that begin with # are left out. At least one key
-// must be there, and none twice. The error names the line and never quotes it.
+type key struct {
+	secret []byte
+	from   time.Time // zero: since ever
+}
+
+// ParseKeys reads lines of the form "EPOCH HEX" or "EPOCH HEX from=TIME": a number from 1,
+// 32 to 64 bytes, and when the key begins to sign, in RFC 3339. So every replica can know
+// a key before any of them signs with it. Empty lines and those that begin with # are left
+// out. At least one key must be there, and none twice. The first epoch has no time, and
+// the times ascend. The error names the line and never quotes it.
 func ParseKeys(lines []string) (Keys, error) {
-	k := Keys{byEpoch: make(map[int32][]byte)}
+	set := &keySet{byEpoch: make(map[int32]key)}
 	for i, line := range lines {
 		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
 			continue
 		}
 		part := strings.Fields(line)
-		if len(part) != 2 {
-			return Keys{}, fmt.Errorf("line %d: a key is EPOCH HEX", i+1)
+		if len(part) != 2 && len(part) != 3 {
+			return Keys{}, fmt.Errorf("line %d: a key is EPOCH HEX, or EPOCH HEX from=TIME", i+1)
 		}
 		epoch, err := strconv.ParseInt(part[0], 10, 32)
 		if err != nil || epoch < 1 {
 			return Keys{}, fmt.Errorf("line %d: the epoch is a number from 1 to %d", i+1, math.MaxInt32)
 		}
-		key, err := hex.DecodeString(part[1])
-		if err != nil || len(key) < 32 || len(key) > sha256.BlockSize {
+		var k key
+		k.secret, err = hex.DecodeString(part[1])
+		if err != nil || len(k.secret) < 32 || len(k.secret) > sha256.BlockSize {
 			return Keys{}, fmt.Errorf("line %d: the key has from 64 to %d hex digits", i+1, 2*sha256.BlockSize)
 		}
-		for e, other := range k.byEpoch {
-			if e == int32(epoch) || hmac.Equal(key, other) {
+		if len(part) == 3 {
+			text, ok := strings.CutPrefix(part[2], "from=")
+			if k.from, err = time.Parse(time.RFC3339, text); !ok || err != nil {
+				return Keys{}, fmt.Errorf("line %d: after the key stands from=TIME, such as from=2026-12-01T00:00:00Z", i+1)
+			}
+		}
+		for e, other := range set.byEpoch {
+			if e == int32(epoch) || hmac.Equal(k.secret, other.secret) {
 				return Keys{}, fmt.Errorf("line %d: the epoch or its key is there twice", i+1)
 			}
 		}
-		k.byEpoch[int32(epoch)] = key
-		k.newest = max(k.newest, int32(epoch))
+		set.byEpoch[int32(epoch)] = k
 	}
-	if k.newest == 0 {
+	if set.epochs = slices.Sorted(maps.Keys(set.byEpoch)); len(set.epochs) == 0 {
 		return Keys{}, errors.New("there is no key: a line is EPOCH HEX")
 	}
+	var last time.Time
+	for i, e := range set.epochs {
+		switch from := set.byEpoch[e].from; {
+		case i == 0 && !from.IsZero():
+			return Keys{}, fmt.Errorf("epoch %d is the first and has a from=TIME: before it no key would sign", e)
+		case i > 0 && !last.IsZero() && !from.After(last):
+			return Keys{}, fmt.Errorf("epoch %d begins to sign before epoch %d: give it a later from=TIME", e, set.epochs[i-1])
+		default:
+			last = from
+		}
+	}
+	k := Keys{new(atomic.Pointer[keySet])}
+	k.set.Store(set)
 	return k, nil
+}
+
+// Replace exchanges the keys while they are in use. A key that has begun to sign must
+// stay: entries may have its MACs.
+func (k Keys) Replace(next Keys, now time.Time) error {
+	have, then := k.set.Load(), next.set.Load()
+	for _, e := range have.epochs {
+		old := have.byEpoch[e]
+		if old.from.After(now) {
+			continue
+		}
+		switch other, ok := then.byEpoch[e]; {
+		case !ok:
+			return fmt.Errorf("the key of epoch %d is missing, which is in use: entries could not be verified without it", e)
+		case !hmac.Equal(old.secret, other.secret):
+			return fmt.Errorf("the key of epoch %d is another one than before, which is in use: give a new key a new epoch", e)
+		}
+	}
+	k.set.Store(then)
+	return nil
+}
+
+// signing is the epoch whose key signs at a time.
+func (k Keys) signing(at time.Time) (epoch int32) {
+	set := k.set.Load()
+	for _, e := range set.epochs {
+		if !set.byEpoch[e].from.After(at) {
+			epoch = e
+		}
+	}
+	return epoch
+}
+
+// last is the newest epoch, which may not sign yet.
+func (k Keys) last() int32 {
+	set := k.set.Load()
+	return set.epochs[len(set.epochs)-1]
 }
 
 // Format keeps keys out of whatever prints them.
 func (k Keys) Format(s fmt.State, _ rune) {
-	fmt.Fprintf(s, "audit.Keys of epochs %v", slices.Sorted(maps.Keys(k.byEpoch)))
+	if k.set == nil {
+		fmt.Fprint(s, "audit.Keys without a key")
+		return
+	}
+	fmt.Fprintf(s, "audit.Keys of epochs %v", k.set.Load().epochs)
 }
 
 // link is everything that an entry's MAC covers. docs/audit.md says it in words.
@@ -123,10 +194,11 @@ type sealer struct {
 
 // sealer returns false if there is no key of the epoch.
 func (k Keys) sealer(org string, epoch int32) (*sealer, bool) {
-	key, ok := k.byEpoch[epoch]
+	found, ok := k.set.Load().byEpoch[epoch]
 	if !ok {
 		return nil, false
 	}
+	key := found.secret
 	info := string(binary.BigEndian.AppendUint64([]byte(keyDomain), uint64(epoch))) + org
 	own, err := hkdf.Key(sha256.New, key, nil, info, sha256.Size)
 	if err != nil {

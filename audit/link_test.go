@@ -32,11 +32,11 @@ func TestLinkVector(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := link{
-		version: macVersion, epoch: keys.newest, org: v.Org, incarnation: v.Incarnation, seq: v.Seq, appendedAt: time.UnixMicro(v.AppendedAt),
+		version: macVersion, epoch: keys.last(), org: v.Org, incarnation: v.Incarnation, seq: v.Seq, appendedAt: time.UnixMicro(v.AppendedAt),
 		time: time.UnixMicro(v.Time), kind: v.Kind, agent: v.Agent, session: v.Session, request: v.Request, writer: v.Writer,
 		writerSeq: v.WriterSeq, prevWriter: v.PrevWriterSeq, prev: prev, entry: []byte(v.Entry),
 	}
-	seal, _ := keys.sealer(v.Org, keys.newest)
+	seal, _ := keys.sealer(v.Org, keys.last())
 	mac := seal.mac(l)
 	if got := hex.EncodeToString(l.bytes(nil)); got != v.Link {
 		t.Errorf("the link is %s", got)

@@ -126,7 +126,7 @@ type chainMetrics struct {
 	append                                      prometheus.Histogram
 }
 
-func newChainMetrics(r prometheus.Registerer) (*chainMetrics, error) {
+func newChainMetrics(r prometheus.Registerer, signing, missing func() int32) (*chainMetrics, error) {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "aid_audit_chain_" + name, Help: help})
 	}
@@ -143,5 +143,9 @@ func newChainMetrics(r prometheus.Registerer) (*chainMetrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	return m, registerAll(r, m.chained, m.resent, m.malformed, m.refused, m.behind, m.append)
+	epoch := func(name, help string, f func() int32) prometheus.GaugeFunc {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "aid_audit_chain_" + name, Help: help}, func() float64 { return float64(f()) })
+	}
+	return m, registerAll(r, epoch("key_epoch", "The epoch whose HMAC key signs now.", signing),
+		epoch("missing_epoch", "A key epoch that a chain is in and whose key is not in --hmac-keys. Not 0: this replica cannot append.", missing), m.chained, m.resent, m.malformed, m.refused, m.behind, m.append)
 }

@@ -8,6 +8,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -37,11 +38,12 @@ type ChainConfig struct {
 type Chain struct {
 	c       ChainConfig
 	metrics *chainMetrics
+	ahead   atomic.Int32 // the newest epoch that a chain was in and whose key was not here
 }
 
 // NewChain checks c.
 func NewChain(c ChainConfig) (*Chain, error) {
-	if c.Keys.newest == 0 {
+	if c.Keys.set == nil {
 		return nil, errors.New("the audit chain has no key")
 	}
 	if c.Now == nil {
@@ -50,11 +52,34 @@ func NewChain(c ChainConfig) (*Chain, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	m, err := newChainMetrics(c.Registerer)
-	if err != nil {
-		return nil, err
+	ch := &Chain{c: c}
+	var err error
+	ch.metrics, err = newChainMetrics(c.Registerer, func() int32 { return c.Keys.signing(c.Now()) }, ch.missing)
+	return ch, err
+}
+
+// ErrKeyMissing is what an error wraps if a chain is in a key epoch that this process does
+// not know: another replica has signed with a newer key.
+var ErrKeyMissing = errors.New("the audit chain is in a newer key epoch")
+
+// missing is an epoch that a chain is in and whose key is not here; 0: none is known.
+func (c *Chain) missing() int32 {
+	epoch := c.ahead.Load()
+	if epoch == 0 {
+		return 0
 	}
-	return &Chain{c: c, metrics: m}, nil
+	if _, ok := c.c.Keys.sealer("", epoch); ok {
+		return 0
+	}
+	return epoch
+}
+
+// Ready is nil if entries can be appended as far as the keys go.
+func (c *Chain) Ready() error {
+	if epoch := c.missing(); epoch != 0 {
+		return fmt.Errorf("%w: epoch %d, and the newest key here is of epoch %d: copy --hmac-keys from the other replica", ErrKeyMissing, epoch, c.c.Keys.last())
+	}
+	return nil
 }
 
 // ErrRefused is what Append's error wraps when sending the same again cannot help:
@@ -175,10 +200,11 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 		return appended{}, err
 	}
 	// A replica that signs with an older epoch than the chain's follows the chain.
-	epoch = max(epoch, c.c.Keys.newest)
+	epoch = max(epoch, c.c.Keys.signing(c.c.Now()))
 	seal, ok := c.c.Keys.sealer(org, epoch)
 	if !ok {
-		return appended{}, fmt.Errorf("the chain of %s is in key epoch %d, and the newest key here is of epoch %d", org, epoch, c.c.Keys.newest)
+		c.ahead.Store(max(c.ahead.Load(), epoch))
+		return appended{}, fmt.Errorf("%w: %s is in epoch %d, and the newest key here is of epoch %d", ErrKeyMissing, org, epoch, c.c.Keys.last())
 	}
 	now := c.c.Now().UTC().Truncate(time.Microsecond) // as the database keeps it, so that the MAC can be checked
 	if last.InfinityModifier == pgtype.Finite && !now.After(last.Time) {

@@ -86,6 +86,7 @@ var firings = []firing{
 	{"AidConfigurationRejected", `aid_xds_unpublished_total`, event, "12m"},
 	{"AidConfigurationRejected", `aid_xds_client_rejected_total`, event, "12m"},
 	{"AidCredentialNotOpened", `aid_xds_unopened`, event, "20m"},
+	{"AidAuditKeyMissing", `aid_audit_chain_missing_epoch`, event, "12m"},
 	{"AidPanic", `aid_extproc_panics_total`, event, "12m"},
 	{"AidPanic", `aid_extproc_protocol_errors_total`, event, "12m"},
 	{"AidCredentialLeaked", `aid_extproc_credential_echoes_total`, event, "12m"},

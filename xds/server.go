@@ -47,9 +47,9 @@ type ServerConfig struct {
 	Origins []string         // of web pages that may call the gateway
 	Targets provider.Targets // the addresses that providers may have
 	CAFile  string           // PEM file on the Envoys' machines that vouches for providers; empty: the system's
-	// DigestKey keys the digests of request bodies in the record. Each org gets a
+	// DigestKey returns the key that is in use, and is called again by Reread. It keys the digests of request bodies in the record. Each org gets a
 	// key of its own that is derived from it. Empty: the record has no digests.
-	DigestKey []byte
+	DigestKey func() []byte
 
 	// Heartbeat is the interval of heartbeats to nodes, sent while the database responds.
 	// 0: 2 s.

@@ -84,7 +84,7 @@ func newPlane(t testing.TB) *plane {
 	}
 	p.server, err = xds.NewServer(xds.ServerConfig{
 		DB: p.db, Sealer: p.sealer, Appender: p.taken, Ledger: p.chain, Targets: private, Gateway: "127.0.0.1:8080", Usage: "stream", MaxBody: 1 << 20,
-		DigestKey: []byte("digest"), Heartbeat: 20 * time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		DigestKey: func() []byte { return []byte("digest") }, Heartbeat: 20 * time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -340,10 +340,14 @@ func (s *Server) unopened(ctx context.Context, v view, before orgState, t, name 
 
 // digestKey is the org's own, so that two orgs' digests of one body differ.
 func (s *Server) digestKey(org string) []byte {
-	if len(s.c.DigestKey) == 0 {
+	if s.c.DigestKey == nil {
 		return nil
 	}
-	h := hmac.New(sha256.New, s.c.DigestKey)
+	key := s.c.DigestKey()
+	if len(key) == 0 {
+		return nil
+	}
+	h := hmac.New(sha256.New, key)
 	h.Write([]byte("ai-identity digest key 1\x00" + org))
 	return h.Sum(nil)
 }

@@ -32,7 +32,7 @@ type keyInfo struct{ gauge *prometheus.GaugeVec }
 
 func newKeyInfo(reg prometheus.Registerer) keyInfo {
 	k := keyInfo{prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "aid_key_info", Help: "The keys in use, by flag, place (HMAC keys: the epoch) and fingerprint. Replicas must show the same.",
+		Name: "aid_key_info", Help: "The keys in use, by flag, place (HMAC keys: the epoch, and @from=TIME if it has one) and fingerprint. Replicas must show the same.",
 	}, []string{"flag", "place", "fingerprint"})}
 	version := version()
 	built := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "aid_build_info", Help: "The version of this process."}, []string{"version"})
@@ -47,7 +47,7 @@ func (k keyInfo) set(flag string, keys []string) {
 	for i, line := range keys {
 		place, key := strconv.Itoa(i+1), line
 		if words := strings.Fields(line); flag == "hmac-keys" && len(words) > 1 {
-			place, key = words[0], strings.ToLower(words[1])
+			place, key = strings.Join(append(words[:1:1], words[2:]...), "@"), strings.ToLower(words[1])
 		}
 		k.gauge.WithLabelValues(flag, place, fingerprint(flag, key)).Set(1)
 	}
@@ -277,7 +277,7 @@ func (d *doctor) checkKeys(controls []asked) {
 		}
 		for _, flag := range slices.Sorted(maps.Keys(flags)) {
 			different = true
-			d.fail("keys", fmt.Sprintf("%s and %s have different keys in --%s", controls[0].url, p.url, flag), "copy the right file to both; HMAC and digest keys need a restart of the control plane")
+			d.fail("keys", fmt.Sprintf("%s and %s have different keys in --%s", controls[0].url, p.url, flag), "copy the right file to both; it is read again within 5 s")
 		}
 	}
 	if !different {

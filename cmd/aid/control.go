@@ -77,7 +77,7 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	f.StringVar(&c.files.key, "tls-key", "", "PEM `file` of its key")
 	f.StringVar(&c.files.ca, "tls-client-ca", "", "PEM `file` of the CA of nodes' certificates (their SPIFFE ids are the nodes' identities)")
 	f.StringVar(&c.fernet, "fernet-keys", "", "`file` with the keys that seal provider credentials, one a line; the first seals, all open")
-	f.StringVar(&c.hmac, "hmac-keys", "", "`file` with the keys of the audit chain, one \"EPOCH HEX\" a line; the newest seals, all verify")
+	f.StringVar(&c.hmac, "hmac-keys", "", "`file` with the keys of the audit chain, one \"EPOCH HEX\" or \"EPOCH HEX from=TIME\" a line; the newest whose time has come seals, all verify")
 	f.StringVar(&c.digest, "digest-key", "", "`file` with the hex key of the digests of request bodies in the audit log")
 	f.StringVar(&c.gateway, "gateway", defaultGateway, "`address` that Envoys listen on for applications")
 	f.StringVar(&c.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
@@ -168,20 +168,40 @@ func (c *control) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	digest, err := digestKey(c.digest)
+	var digest atomic.Pointer[[]byte]
+	err = files.add("hmac-keys", func() ([]byte, error) { return readTrusted(c.hmac, secretFile) }, func() (func(), error) {
+		text, err := lines(c.hmac)
+		if err != nil {
+			return nil, err
+		}
+		next, err := audit.ParseKeys(text)
+		if err != nil {
+			return nil, err
+		}
+		return func() { shown.set("hmac-keys", text) }, keys.Replace(next, time.Now())
+	})
 	if err != nil {
 		return err
 	}
-
-	for flag, file := range map[string]string{"hmac-keys": c.hmac, "digest-key": c.digest} {
-		if file == "" {
-			continue
-		}
-		text, err := lines(file)
+	if c.digest == "" {
+		digest.Store(new([]byte))
+	} else {
+		err = files.add("digest-key", func() ([]byte, error) { return readTrusted(c.digest, secretFile) }, func() (func(), error) {
+			key, err := digestKey(c.digest)
+			if err != nil {
+				return nil, err
+			}
+			return func() {
+				digest.Store(&key)
+				shown.set("digest-key", []string{hex.EncodeToString(key)})
+				if again := reread.Load(); again != nil {
+					(*again)()
+				}
+			}, nil
+		})
 		if err != nil {
-			return usagef("--%s: %v", flag, err)
+			return err
 		}
-		shown.set(flag, text)
 	}
 
 	// Listen first: an address that is taken is said before anything is opened.
@@ -216,7 +236,7 @@ func (c *control) run(ctx context.Context) error {
 
 	control, err := xds.NewServer(xds.ServerConfig{
 		Targets: targets, DB: db, Sealer: sealer, Appender: chain, Ledger: chain, Gateway: c.gateway, Usage: c.usage, MaxBody: c.maxBody, Origins: c.origins,
-		CAFile: c.providerCA, DigestKey: digest, Log: c.log, Registerer: reg,
+		CAFile: c.providerCA, DigestKey: func() []byte { return *digest.Load() }, Log: c.log, Registerer: reg,
 	})
 	if err != nil {
 		return err
@@ -232,6 +252,9 @@ func (c *control) run(ctx context.Context) error {
 		}
 		if err := control.Ready(ctx); err != nil {
 			return fmt.Errorf("xds: %w", err)
+		}
+		if err := chain.Ready(); err != nil {
+			return err
 		}
 		if err := control.Unopened(); err != nil {
 			return stillReady("xds: " + err.Error())

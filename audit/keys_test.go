@@ -1,0 +1,135 @@
+package audit_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/store/storetest"
+)
+
+func secretOf(epoch int) string { return strings.Repeat(fmt.Sprintf("%02x", epoch), 32) }
+
+func parsed(t *testing.T, lines ...string) audit.Keys {
+	t.Helper()
+	k, err := audit.ParseKeys(lines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// Two replicas get a new key one after the other, while both append: no entry fails, and
+// all of the chain is right. (FAULTS P8)
+func TestKeyRotation(t *testing.T) {
+	db := storetest.Open(t)
+	org := storetest.Org(t, db)
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	from := now.Add(time.Hour)
+	regs := []*prometheus.Registry{prometheus.NewRegistry(), prometheus.NewRegistry()}
+	skew := []time.Duration{0, -2 * time.Minute} // the second one's clock is behind
+	var chains []*audit.Chain
+	var keys []audit.Keys
+	for i := range 2 {
+		keys = append(keys, parsed(t, "1 "+secretOf(1)))
+		c, err := audit.NewChain(audit.ChainConfig{DB: db, Keys: keys[i], Now: func() time.Time { return now.Add(skew[i]) }, Registerer: regs[i]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		chains = append(chains, c)
+	}
+	n := 1
+	both := func(epochs ...float64) {
+		t.Helper()
+		for i, c := range chains {
+			b := audit.Batch{Org: org, Node: "node_1", Writer: "w_1", Records: records(org, "w_1", n, 1)}
+			if _, err := c.Append(context.Background(), b); err != nil {
+				t.Errorf("replica %d: %v", i, err)
+			}
+			n++
+			if got := value(t, regs[i], "aid_audit_chain_key_epoch"); got != epochs[i] {
+				t.Errorf("replica %d signs with epoch %v, want %v", i, got, epochs[i])
+			}
+		}
+	}
+	next := []string{"1 " + secretOf(1), "2 " + secretOf(2) + " from=" + from.Format(time.RFC3339)}
+	both(1, 1)
+	for i := range chains {
+		if err := keys[i].Replace(parsed(t, next...), now); err != nil {
+			t.Fatal(err)
+		}
+		both(1, 1) // also while one of them has not read it yet
+	}
+	now = from.Add(-time.Second)
+	both(1, 1)
+	now = from.Add(time.Second)
+	both(2, 1) // the clock that is behind follows the chain
+	now = from.Add(time.Hour)
+	both(2, 2)
+	if r := verify(t, db, org, 1, 2); r.FirstBad != nil || r.Entries != int64(n-1) || r.Epoch != 2 {
+		t.Errorf("%+v", r)
+	}
+	// A replica that never got the key says so, and works once it has it.
+	late := parsed(t, "1 "+secretOf(1))
+	c, err := audit.NewChain(audit.ChainConfig{DB: db, Keys: late, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := audit.Batch{Org: org, Node: "node_1", Writer: "w_1", Records: records(org, "w_1", n, 1)}
+	if _, err := c.Append(context.Background(), b); !errors.Is(err, audit.ErrKeyMissing) {
+		t.Errorf("without the key: %v", err)
+	}
+	if err := c.Ready(); !errors.Is(err, audit.ErrKeyMissing) {
+		t.Errorf("ready without the key: %v", err)
+	}
+	if err := late.Replace(parsed(t, next...), now); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Append(context.Background(), b); err != nil || c.Ready() != nil {
+		t.Errorf("with the key: %v %v", err, c.Ready())
+	}
+}
+
+func TestKeyLines(t *testing.T) {
+	one, two, three := "1 "+secretOf(1), "2 "+secretOf(2), "3 "+secretOf(3)
+	for _, c := range []struct {
+		lines []string
+		wrong string // empty: nothing is
+	}{
+		{[]string{one, two + " from=2026-12-01T00:00:00Z"}, ""},
+		{[]string{three + " from=2026-12-02T00:00:00+02:00", one, two + " from=2026-12-01T00:00:00Z"}, ""},
+		{[]string{one, two, three}, ""},
+		{[]string{one + " from=2026-12-01T00:00:00Z"}, "first"},
+		{[]string{one, two + " from=2026-12-01T00:00:00Z", three}, "before"},
+		{[]string{one, two + " from=2026-12-02T00:00:00Z", three + " from=2026-12-01T00:00:00Z"}, "before"},
+		{[]string{one, two + " from=2026-12-01"}, "line 2"},
+		{[]string{one, two + " until=2026-12-01T00:00:00Z"}, "line 2"},
+		{[]string{one, two + " from=2026-12-01T00:00:00Z x"}, "line 2"},
+	} {
+		_, err := audit.ParseKeys(c.lines)
+		if (err == nil) != (c.wrong == "") || err != nil && (!strings.Contains(err.Error(), c.wrong) || strings.Contains(err.Error(), secretOf(2))) {
+			t.Errorf("%q: %v", c.lines, err)
+		}
+	}
+	now := time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
+	have := []string{one, two + " from=2026-12-01T00:00:00Z"}
+	for _, c := range []struct {
+		next []string
+		ok   bool
+	}{
+		{[]string{one}, true}, // what does not sign yet may go
+		{[]string{one, "2 " + secretOf(9) + " from=2026-12-01T00:00:00Z"}, true},
+		{[]string{two}, false},
+		{[]string{"1 " + secretOf(9), two}, false},
+	} {
+		if err := parsed(t, have...).Replace(parsed(t, c.next...), now); (err == nil) != c.ok {
+			t.Errorf("%q: %v", c.next, err)
+		}
+	}
+}
