@@ -118,6 +118,7 @@ clean: ## remove what was built and installed here (not the state in .aid)
 
 $(BIN): # go knows best what is out of date
 	@mkdir -p bin
+	@test -e $(BIN) || printf '\033[1m==>\033[0m %s\n' "building $(BIN): the first time takes minutes, and prints little" >&2
 	@go build -trimpath -o $(BIN) ./cmd/aid
 
 check-run check-test:

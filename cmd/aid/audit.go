@@ -37,7 +37,9 @@ func auditVerifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Check an organization's chain from its first entry to its last",
-		Long: `verify reads every entry of an organization in order, and checks:
+		Long: `verify reads every entry of an organization in order. It checks that
+the sequence has no gap, and that each HMAC covers exactly the bytes that are
+stored and the entry before. It checks that the chain ends where its head says.
 
 It says up to which entry and time it has looked, and exits with 1 at the first
 thing that is wrong, naming its sequence number. An HMAC is no proof against
