@@ -18,8 +18,8 @@ import (
 	"github.com/ai-identity/ai-identity/envoy/envoytest"
 )
 
-// prometheusTool is promtool or prometheus: of AID_PROMETHEUS_DIR, of make's folder, or of
-// PATH. Without it the test is skipped, or fails in CI.
+// prometheusTool finds promtool or prometheus: in AID_PROMETHEUS_DIR, in make's folder, or
+// in PATH. Without it the test is skipped, or fails in CI.
 func prometheusTool(t *testing.T, name string) string {
 	t.Helper()
 	for _, dir := range []string{os.Getenv("AID_PROMETHEUS_DIR"), filepath.Join(e2e.Root(), ".tools", "prometheus", "usr", "bin")} {
@@ -62,11 +62,11 @@ func alertRules(t *testing.T) (file string, rules []rule) {
 	return file, rules
 }
 
-// firing is a series upon which an alert fires. It is quiet at first: for ten minutes, or
-// for as long as its values say.
+// firing is a series on which an alert fires. At first it is quiet: for ten minutes, or for
+// as long as its values are.
 type firing struct {
 	alert, series string
-	values        string // promtool's notation, one a minute
+	values        string // in promtool's notation, one for each minute
 	at            string // when it fires; it does not in the ninth minute
 }
 
@@ -99,8 +99,8 @@ var firings = []firing{
 
 var labelled = regexp.MustCompile(`([a-z_]+)="([^"]*)"`)
 
-// Each alert fires upon what it is for, for each metric that it reads, and is quiet before.
-// promtool evaluates the rules as Prometheus does.
+// Each alert fires in its own situation, for each metric that it reads, and is quiet
+// before. promtool evaluates the rules as Prometheus does.
 func TestAlertsFire(t *testing.T) {
 	promtool := prometheusTool(t, "promtool")
 	file, rules := alertRules(t)
@@ -158,8 +158,8 @@ func metricsOf(expr string) []string {
 
 func nameOf(series string) string { name, _, _ := strings.Cut(series, "{"); return name }
 
-// scraped checks that each series upon which an alert fires is there from the first scrape
-// on, with its labels, so that no alert waits for its first event to be defined.
+// scraped checks that each series with an alert exists from the first scrape on, with its
+// labels. So an alert is defined before its first event.
 func (a *apart) scraped(t *testing.T) {
 	t.Helper()
 	var all strings.Builder
@@ -174,7 +174,7 @@ func (a *apart) scraped(t *testing.T) {
 	}
 	for _, f := range firings {
 		if f.series == "up" {
-			continue // of Prometheus itself
+			continue // from Prometheus itself
 		}
 		found := false
 		for line := range strings.Lines(all.String()) {
@@ -193,8 +193,8 @@ func (a *apart) scraped(t *testing.T) {
 	}
 }
 
-// fires runs a real Prometheus with the page's scrape configuration and our rules. All
-// processes are scraped, Envoy too, and a fault of one fires its alert.
+// fires runs a real Prometheus with the page's scrape configuration and our rules. It
+// scrapes all processes, with Envoy, and one fault fires its alert.
 func (a *apart) fires(t *testing.T) {
 	t.Helper()
 	program := prometheusTool(t, "prometheus")

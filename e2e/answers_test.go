@@ -28,17 +28,18 @@ import (
 	"github.com/ai-identity/ai-identity/verdict"
 )
 
-// translators is a harness whose org can be told which provider has every model.
+// translators is a harness whose org can be switched between providers, which have every
+// model.
 type translators struct {
 	*harness
-	serve atomic.Pointer[http.HandlerFunc] // the provider, for now
+	serve atomic.Pointer[http.HandlerFunc] // the current provider
 	org   atomic.Pointer[verdict.Org]
 	orgs  map[string]verdict.Org // by kind
 }
 
 func (x *translators) Org(string) (verdict.Org, error) { return *x.org.Load(), nil }
 
-// swapped is a directory whose org is the one that is on.
+// swapped is a directory whose org can be replaced.
 type swapped struct {
 	extproc.Directory
 	x *translators
@@ -75,7 +76,7 @@ func translating(t *testing.T, usage string) *translators {
 	return x
 }
 
-// use makes the provider of the kind the org's only one, and h what it does.
+// use makes the provider of the kind the org's only one. h is its server.
 func (x *translators) use(kind string, h http.HandlerFunc) {
 	org := x.orgs[kind]
 	x.org.Store(&org)
@@ -101,12 +102,12 @@ func (x *translators) post(t *testing.T, path, body string) (*http.Response, []b
 
 var (
 	madeID   = regexp.MustCompile(`chatcmpl-[0-9a-f]{32}`)
-	madeCall = regexp.MustCompile(`aid_call_[0-9A-Za-z]{22}_`) // made of the response's id
+	madeCall = regexp.MustCompile(`aid_call_[0-9A-Za-z]{22}_`) // made from the response's id
 )
 
-// Every answer that package translate has a vector of comes through a real Envoy as
-// the vector says: the bytes, the status, the content type, and when to try again;
-// in whatever pieces, and whether or not Envoy is to read usage.
+// Every response in the vectors of package translate passes a real Envoy. The client gets
+// the bytes, the status, the content type and the retry time of the vector. This holds for
+// every split, and whether Envoy or the sidecar reads usage.
 func TestTranslatedAnswers(t *testing.T) {
 	const hello = `{"model":"m-1","messages":[{"role":"user","content":"hi"}]}`
 	for _, usage := range []string{"stream", "envoy"} {
@@ -148,7 +149,7 @@ func TestTranslatedAnswers(t *testing.T) {
 						}
 					})
 					if status == 401 {
-						// Not the caller's key: extproc answers that itself.
+						// This is not about the caller's key: extproc responds itself.
 						if resp, got, _ := x.post(t, path, request); resp.StatusCode != 502 || !bytes.Contains(got, []byte("provider_unauthorized")) {
 							t.Errorf("%d %s", resp.StatusCode, got)
 						}
@@ -188,8 +189,9 @@ func TestTranslatedAnswers(t *testing.T) {
 	}
 }
 
-// Every request that package translate has a vector of reaches the provider through a
-// real Envoy as the vector says, or is refused as it says, and then nothing does.
+// Every request in the vectors of package translate passes a real Envoy. The provider gets
+// the vector's request, or the client gets the vector's rejection and the provider gets
+// nothing.
 func TestTranslatedRequests(t *testing.T) {
 	x := translating(t, "stream")
 	for _, folder := range []string{"chat", "embeddings"} {
@@ -208,7 +210,7 @@ func TestTranslatedRequests(t *testing.T) {
 				section[f.Name] = string(f.Data)
 			}
 			if section["options"] != "" {
-				continue // of a provider that is set otherwise
+				continue // for a provider with other settings
 			}
 			for _, kind := range translatedKinds {
 				t.Run(folder+"/"+strings.TrimSuffix(filepath.Base(file), ".txt")+"/"+kind, func(t *testing.T) {
@@ -221,7 +223,7 @@ func TestTranslatedRequests(t *testing.T) {
 					reached := x.provider.Requests()[before:]
 					head, body, sent := strings.Cut(section["want "+kind], "\n\n")
 					if !sent {
-						// What refers to stored objects is refused before it comes to translation.
+						// References to stored objects are rejected before translation.
 						code, _, _ := strings.Cut(head, " ")
 						if len(reached) > 0 || strconv.Itoa(resp.StatusCode) != code && resp.StatusCode != 400 && !(folder == "embeddings" && kind == "anthropic") {
 							t.Errorf("%d %s; %d requests were sent; want %s", resp.StatusCode, got, len(reached), head)
@@ -254,7 +256,7 @@ func TestTranslatedRequests(t *testing.T) {
 	}
 }
 
-// anthropicEvents are an answer of Anthropic's, event by event.
+// anthropicEvents are a response of Anthropic's, event by event.
 var anthropicEvents = []string{
 	`{"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant","content":[],"model":"m","stop_reason":null,"usage":{"input_tokens":7,"output_tokens":1}}}`,
 	`{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}`,
@@ -270,8 +272,8 @@ func sse(w http.ResponseWriter, event string) error {
 	return http.NewResponseController(w).Flush()
 }
 
-// What happens on the way of a translated answer: nothing is held back, what breaks
-// off does not look whole, and an error is an error to OpenAI's clients.
+// A translated response in transit: nothing is held back. A response that breaks off does
+// not look complete, and an error is an error for OpenAI's clients.
 func TestTranslatedOnTheWay(t *testing.T) {
 	const chat, path = `{"model":"m","messages":[{"role":"user","content":"hi"}]}`, "/v1/chat/completions"
 	streamed := strings.Replace(chat, "{", `{"stream":true,`, 1)
@@ -296,7 +298,7 @@ func TestTranslatedOnTheWay(t *testing.T) {
 					}
 					if i == 2 || i == 3 {
 						select {
-						case <-seen: // the client has it: only now there is more
+						case <-seen: // the client has it, and only now the rest is sent
 						case <-r.Context().Done():
 							return
 						}
@@ -465,7 +467,7 @@ func TestTranslatedOnTheWay(t *testing.T) {
 			}
 		})
 		t.Run(usage+"/not translated", func(t *testing.T) {
-			// The same endpoint, and a provider that speaks it: not a byte is changed.
+			// The same endpoint with a provider of the same format: no byte is changed.
 			const answer = `{"id":"c", "object":"chat.completion","model":"m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}`
 			x.use("openai", func(w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set("Content-Type", "application/json")
@@ -478,7 +480,7 @@ func TestTranslatedOnTheWay(t *testing.T) {
 	}
 }
 
-// until reads until want has come, and answers all that has.
+// until reads until want has come, and returns everything read.
 func until(t *testing.T, r io.Reader, want string) (all []byte) {
 	t.Helper()
 	b := make([]byte, 4096)
@@ -491,7 +493,7 @@ func until(t *testing.T, r io.Reader, want string) (all []byte) {
 	return all
 }
 
-// reading begins a streamed answer on a connection of its own, which Close breaks.
+// reading begins a streamed response on a separate connection, which Close breaks.
 func reading(t *testing.T, x *translators, body string) io.ReadCloser {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())

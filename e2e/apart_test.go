@@ -37,20 +37,20 @@ import (
 	"github.com/ai-identity/ai-identity/store/storetest"
 )
 
-// apart is the product as docs/production.md sets it up: Postgres with TLS, two control
-// planes behind a TCP load balancer, and two nodes, one with a join token and one with
-// a certificate. Every command is the page's, and every process is started by its unit
-// file. Only names of hosts, folders and ports are others, since all of it is on one
-// machine.
+// apart is the product as docs/production.md sets it up. It has Postgres with TLS and two
+// control planes behind a TCP load balancer. One of its two nodes has a join token, the
+// other a certificate. Every command is from the page, and every process is started by its
+// unit file. Only the names of hosts, folders and ports differ, since everything runs on
+// one machine.
 type apart struct {
-	dir      string // of everything
+	dir      string // for all files
 	page     map[string][]string
 	db       *postgres
 	dbWay    *way // between the control planes and the database
 	xdsWay   *way // the load balancer
 	controls [2]*host
 	nodes    [2]*host
-	small    bool // the second node's segments are on a small disk of their own
+	small    bool // the second node's segments are on a separate small disk
 }
 
 // host is one machine of the page: its files, and its processes.
@@ -66,10 +66,10 @@ type host struct {
 
 var sections = regexp.MustCompile(`(?m)^## (\d)\. `)
 
-// startApart does what the page says, up to step 5.
+// startApart follows the page up to step 5.
 func startApart(t *testing.T) *apart {
 	t.Helper()
-	envoytest.Path(t) // or skip, before anything is started
+	envoytest.Path(t) // it skips the test before anything is started
 	storetest.Binaries(t)
 	a := &apart{dir: e2e.Home(t), page: map[string][]string{}}
 	text, err := os.ReadFile(filepath.Join(e2e.Root(), "docs", "production.md"))
@@ -177,7 +177,7 @@ func (a *apart) host(t *testing.T, name string) *host {
 	return h
 }
 
-// types types blocks of a section of the page, on the machine where files are prepared.
+// types runs blocks from a section of the page, on the machine where files are prepared.
 func (a *apart) types(t *testing.T, section string, blocks ...int) {
 	t.Helper()
 	for _, i := range blocks {
@@ -211,12 +211,12 @@ func (a *apart) run(t *testing.T, commands string) string {
 	return string(out)
 }
 
-// environ is what a process sees: none of the tests' own AID_ variables.
+// environ is the environment of a process, without the tests' own AID_ variables.
 func environ(path string) []string {
 	return []string{"PATH=" + path + ":" + os.Getenv("PATH"), "HOME=/nonexistent", "LANG=C"}
 }
 
-// copyFiles copies to a host what a column of the page's table says that it has.
+// copyFiles copies to a host the files in a column of the page's table.
 func (a *apart) copyFiles(t *testing.T, page string, h *host, column string) {
 	t.Helper()
 	at := -1
@@ -252,7 +252,7 @@ func (a *apart) copyFiles(t *testing.T, page string, h *host, column string) {
 	t.Fatalf("production.md has no table with the column %q", column)
 }
 
-// ready is nil if the host's process says so.
+// ready returns nil if the host's process is ready.
 func (h *host) ready() error {
 	body, err := h.get("/readyz")
 	if err != nil {
@@ -261,7 +261,7 @@ func (h *host) ready() error {
 	return nil
 }
 
-// get asks the host's own process, each time over a new connection.
+// get sends a request to the host's own process, each time over a new connection.
 func (h *host) get(path string) (string, error) {
 	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := c.Get(h.status + path)
@@ -300,7 +300,8 @@ func (h *host) metric(prefix string) (float64, error) {
 	return sum, nil
 }
 
-// unit is one process, kept running as its unit file says: Restart=always, RestartSec=1.
+// unit is one process, which is restarted as its unit file specifies: Restart=always,
+// RestartSec=1.
 type unit struct {
 	t    *testing.T
 	name string
@@ -312,7 +313,7 @@ type unit struct {
 	child  *process.Child
 	cancel context.CancelFunc
 	ended  chan struct{}
-	hard   bool // it is killed and not asked
+	hard   bool // it is killed without a signal to stop
 }
 
 // newUnit reads docs/systemd/NAME.service and the file of variables of the host.
@@ -377,7 +378,7 @@ func newUnit(t *testing.T, h *host, name, env string) *unit {
 	return u
 }
 
-// start starts it, if it does not run.
+// start starts it, unless it is running.
 func (u *unit) start() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -395,7 +396,7 @@ func (u *unit) start() {
 	}()
 }
 
-// end ends it until it is started: politely, or with SIGKILL.
+// end stops it until it is started again: with SIGTERM, or with SIGKILL.
 func (u *unit) end(hard bool) {
 	u.mu.Lock()
 	child, cancel, ended := u.child, u.cancel, u.ended
@@ -446,7 +447,7 @@ func (l *lines) String() string {
 	return strings.Join(l.last, "\n")
 }
 
-// postgres is a real server with TLS, on an address of this machine's own.
+// postgres is a real server with TLS, on a separate address of this machine.
 type postgres struct {
 	dir, address string
 
@@ -457,11 +458,11 @@ type postgres struct {
 	settings map[string]string
 }
 
-// startPostgres starts it, with a password for its administrator in admin.pgpass and
-// its CA in db-ca.crt.
+// startPostgres starts it. The file admin.pgpass has its administrator's password, and
+// the file db-ca.crt has its CA certificate.
 func startPostgres(t *testing.T, dir, etc string) *postgres {
 	t.Helper()
-	// An address of this machine that no other test has: the port cannot be chosen.
+	// No other test has this address: the port cannot be chosen.
 	ip := fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(250), rand.IntN(250), 1+rand.IntN(250))
 	p := &postgres{dir: filepath.Join(dir, "pg"), address: ip + ":5432"}
 	p.start(t)
@@ -473,7 +474,7 @@ func startPostgres(t *testing.T, dir, etc string) *postgres {
 	conn.Close(t.Context())
 	p.stop(t)
 
-	// The certificate's key must be the server's own.
+	// The server must own the certificate's key.
 	cert, key := certificateFor(t, dir, "127.0.0.1")
 	data := filepath.Join(p.dir, "data")
 	owner, err := os.Stat(data)
@@ -504,7 +505,7 @@ func startPostgres(t *testing.T, dir, etc string) *postgres {
 	return p
 }
 
-// start returns when it answers.
+// start returns when it responds.
 func (p *postgres) start(t *testing.T) {
 	t.Helper()
 	settings := map[string]string{"shared_buffers": "32MB"}
@@ -576,9 +577,8 @@ func certificateFor(t *testing.T, dir, ip string) (cert, key []byte) {
 	return cert, key
 }
 
-// way is a TCP load balancer: it sends a connection to a backend that is ready, or else
-// to any that accepts. It can swallow what its connections carry, as a network does
-// whose firewall has forgotten them.
+// way is a TCP load balancer: it connects to a backend that is ready, or else to any that
+// accepts. It can drop the bytes of its connections, like a firewall that lost their state.
 type way struct {
 	address string
 
@@ -675,7 +675,7 @@ func (w *way) copy(to, from net.Conn) {
 		silent := w.silent
 		w.mu.Unlock()
 		if silent != nil {
-			<-silent // what a network swallowed does not come later
+			<-silent // dropped bytes do not come later
 			return
 		}
 		if n > 0 {
@@ -689,8 +689,7 @@ func (w *way) copy(to, from net.Conn) {
 	}
 }
 
-// silence swallows everything until the func that it returns is called. Connections
-// stay open and carry nothing.
+// silence drops all bytes until the returned func is called. Connections stay open.
 func (w *way) silence() (again func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -713,9 +712,9 @@ func (w *way) cut() {
 	}
 }
 
-// relay stands between Envoy and its sidecar's configuration and changes one thing: the
-// port of the listener. Control planes give the same to each node's Envoy, and these two
-// nodes are on one machine.
+// relay is between Envoy and its sidecar's configuration and changes only the port of the
+// listener. Control planes send the same port to each node's Envoy, and these two nodes are
+// on one machine.
 func relay(t *testing.T, h *host) {
 	t.Helper()
 	run := filepath.Join(filepath.Dir(h.etc), "run")
@@ -805,11 +804,11 @@ func (a *apart) api(t *testing.T) *http.Client {
 	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}}
 }
 
-// systemd reads the unit files without a complaint, where it is installed.
+// systemd accepts the unit files without a warning, where it is installed.
 func TestUnitFiles(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
-		t.Skip(err) // TestProduction starts the commands of the unit files all the same
+		t.Skip(err) // TestProduction starts the commands of the unit files in any case
 	}
 	dir := t.TempDir()
 	var files []string
@@ -818,7 +817,7 @@ func TestUnitFiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// It looks for the programs.
+		// It verifies that the programs exist.
 		text := strings.NewReplacer("/usr/local/bin/aid", "/bin/true", "/usr/local/bin/envoy", "/bin/true").Replace(string(b))
 		files = append(files, filepath.Join(dir, name+".service"))
 		if err := os.WriteFile(files[len(files)-1], []byte(text), 0o644); err != nil {
@@ -831,13 +830,13 @@ func TestUnitFiles(t *testing.T) {
 	}
 }
 
-// TestProduction does all that docs/production.md says.
+// TestProduction follows all of docs/production.md.
 func TestProduction(t *testing.T) {
 	a := startApart(t)
 	t.Run("metrics", func(t *testing.T) { a.scraped(t) })
 	t.Run("an alert", func(t *testing.T) { a.fires(t) })
 	a.types(t, "6", 0)
-	// Step 7, in its order: nodes go on while each control plane is away.
+	// Step 7, in its order: nodes continue while each control plane is stopped.
 	a.types(t, "7", 0)
 	for _, h := range a.controls {
 		h.aid.stop()

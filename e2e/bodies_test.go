@@ -13,8 +13,8 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// Large prompts pass byte for byte; over the cap the answer is 413 in the API's
-// own format, whether the length is said beforehand or not.
+// Large prompts pass byte for byte. Above the limit the response is 413 in the API's own
+// format, with and without a declared length.
 func TestLargeBodies(t *testing.T) {
 	up := e2e.Shared(t)
 	provider := e2e.Record(t, nil)
@@ -35,7 +35,7 @@ func TestLargeBodies(t *testing.T) {
 		for _, size := range []int{33 << 10, 2_000_000, e2e.MaxBody} {
 			for _, length := range []int64{int64(size), -1} {
 				if length < 0 && size == e2e.MaxBody {
-					continue // it would only take long
+					continue // it would only take time
 				}
 				sent := body(size)
 				before := len(provider.Requests())
@@ -51,9 +51,9 @@ func TestLargeBodies(t *testing.T) {
 				}
 			}
 		}
-		// Said beforehand it is refused at once.
+		// With a declared length it is rejected at once.
 		for _, size := range []int{e2e.MaxBody + 1, e2e.MaxBody + 4<<20} {
-			// The first is refused by the sidecar, the second is too large for Envoy.
+			// The first is rejected by the sidecar. The second is too large for Envoy.
 			for _, length := range []int64{int64(size), -1} {
 				before := len(provider.Bytes())
 				resp, err := send(t.Context(), client, up.Gateway, key, strings.NewReader(body(size)), length)
@@ -77,8 +77,8 @@ func TestLargeBodies(t *testing.T) {
 	}
 }
 
-// Thousands of streamed answers live at once, and each comes to its end: no
-// default breaker or limit is left on their way.
+// Thousands of streamed responses are live at once, and each reaches its end: no default
+// circuit breaker or limit applies to them.
 func TestManyStreams(t *testing.T) {
 	n := 2000
 	if testing.Short() {
@@ -122,7 +122,7 @@ func TestManyStreams(t *testing.T) {
 	}
 }
 
-// Usage is the same whether the sidecar reads it from the answer or Envoy does.
+// Usage is the same whether the sidecar or Envoy reads it from the response.
 func TestUsage(t *testing.T) {
 	answers := map[string]string{
 		"/v1/chat/completions": `{"id":"c","object":"chat.completion","created":1,"model":"usage-2026","choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1101,"completion_tokens":42,"total_tokens":1143,"prompt_tokens_details":{"cached_tokens":1024},"completion_tokens_details":{"reasoning_tokens":7}}}`,
@@ -184,8 +184,8 @@ func TestUsage(t *testing.T) {
 	}
 	read := ask(e2e.Shared(t))
 	byEnvoy := ask(e2e.Start(t, e2e.Config{Args: []string{"--usage", "envoy"}}))
-	// In an org with a provider that would be translated for, the sidecar reads some of
-	// them all the same: which, is not to be seen.
+	// In an org with a provider that needs translation, the sidecar reads some responses in
+	// any case. That must make no visible difference.
 	mixed := e2e.Start(t, e2e.Config{Args: []string{"--usage", "envoy"}})
 	mixed.Provider(t, `{"name":"other","kind":"anthropic","base_url":"http://127.0.0.1:1","models":["claude-*"]}`, credential)
 	both := ask(mixed)
@@ -208,7 +208,7 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// answering answers each path with the same bytes always, in JSON or as events.
+// answering returns a handler with the same bytes for each path, in JSON or as events.
 func answering(answers, streams map[string]string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)

@@ -10,8 +10,8 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// Scripts of web pages may call models from the allowed origins only, and the
-// management API from none. A model's name may be written as SDKs do, "org%2Fname".
+// Scripts of web pages may call models from the allowed origins only. They may never call
+// the management API. A model's name may be written as SDKs write it, "org%2Fname".
 func TestBrowsersAndEscapedNames(t *testing.T) {
 	provider := e2e.Record(t, nil)
 	up := e2e.Start(t, e2e.Config{Providers: provider.File("one", credential, "org/name"), Args: []string{"--cors-origins", "https://app.example.com"}})
@@ -24,7 +24,7 @@ func TestBrowsersAndEscapedNames(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		req.URL = &url.URL{Scheme: "http", Host: req.URL.Host, Opaque: path} // as it is
+		req.URL = &url.URL{Scheme: "http", Host: req.URL.Host, Opaque: path} // unchanged
 		if origin != "" {
 			req.Header.Set("Origin", origin)
 		}

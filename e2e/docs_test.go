@@ -18,20 +18,22 @@ import (
 	"github.com/ai-identity/ai-identity/provider/prices"
 )
 
-// A block may have what it must print before it: <!-- prints: 403, model_not_allowed -->
-// Or its output follows in a block of text, which may leave out lines. "…" stands for anything.
+// A comment before a block may have its required output: prints: 403, model_not_allowed
+//
+// Or the output follows in a block of text, which may leave out lines. "…" stands for any
+// text.
 var fenced = regexp.MustCompile("(?s)(?:<!-- prints: ([^\n]*) -->\n *)?```(sh|yaml|python)\n(.*?)```(?:\n```text\n(.*?)```)?")
 
-// typedElsewhere are pages with a test of their own.
+// typedElsewhere are pages with a separate test.
 var typedElsewhere = map[string]string{
 	"clients.md":    "TestSDKs",
 	"production.md": "TestProduction",
 	"restore.md":    "TestRestore",
 }
 
-// Every command that the README and the docs show is typed here, in the order of the
-// page and in one shell for each page, against what `make run` starts. Commands of make
-// must be targets of ours, and files are read as the program reads them.
+// Every command in the README and the docs is run here, against what `make run` starts. They
+// are run in the order of the page, in one shell for each page. Targets of make must exist. Files are read as the
+// program reads them.
 func TestDocs(t *testing.T) {
 	pages, err := filepath.Glob(filepath.Join(e2e.Root(), "docs", "*.md"))
 	if err != nil || len(pages) == 0 {
@@ -101,7 +103,7 @@ func readable(t *testing.T, example string) {
 	}
 }
 
-// targets checks that what is made can be made.
+// targets checks that the targets of a block exist.
 func targets(t *testing.T, block, makefile string) {
 	t.Helper()
 	for _, m := range regexp.MustCompile(`(?m)^make ([a-z-]+)`).FindAllStringSubmatch(block, -1) {
@@ -142,8 +144,8 @@ func newShell(t *testing.T, up *e2e.Up) *shell {
 	return s
 }
 
-// run types a block. A rejected request fails, unless the page says what is printed:
-// then the block is typed until it prints that, since a change takes a moment to arrive.
+// run runs a block. A rejected request fails, unless the page shows what is printed. Then
+// the block is repeated until it prints that, since a change takes a moment to arrive.
 func (s *shell) run(t *testing.T, block, prints, shown string) {
 	t.Helper()
 	curl := "curl() { command curl --silent --show-error --fail-with-body \"$@\"; }\n"
@@ -169,7 +171,7 @@ func (s *shell) run(t *testing.T, block, prints, shown string) {
 	})
 }
 
-// until types a block again until wrong finds nothing wrong in what it prints.
+// until repeats a block until wrong finds no error in its output.
 func (s *shell) until(t *testing.T, before, block string, wrong func(string) string) {
 	t.Helper()
 	script := "set -ea\nexport STATE=" + s.state + "\n. $STATE\n" + before + s.replace.Replace(block) +
@@ -195,11 +197,11 @@ func (s *shell) until(t *testing.T, before, block string, wrong func(string) str
 	}
 }
 
-// varies is what differs from one run of the recording to the next.
+// varies matches text that differs between two runs of the recording.
 var varies = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\b[0-9a-f]{64}\b|\d{4}-\d\d-\d\dT[\d:.]+Z|\b\d+ entries|\bto \d+|"created":\d+`)
 
-// replay types the commands of docs/recording.cast again. They print what the recording
-// shows, up to ids, times and counts. Both pictures were made from that file.
+// replay runs the commands of docs/recording.cast again. They print what the recording
+// shows, with other ids, times and counts. Both images were made from that file.
 func replay(t *testing.T, up *e2e.Up) {
 	cast, err := os.ReadFile(filepath.Join(e2e.Root(), "docs", "recording.cast"))
 	if err != nil {
@@ -232,7 +234,7 @@ func replay(t *testing.T, up *e2e.Up) {
 		switch {
 		case kind == "i":
 			steps = append(steps, step{typed: text})
-		case text == prompt: // what follows is the echo of what is typed
+		case text == prompt: // the echo of the typed command follows
 			steps = append(steps, step{})
 		case len(steps) > 0:
 			steps[len(steps)-1].printed += text

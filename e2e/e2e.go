@@ -1,6 +1,6 @@
-// Package e2e drives the whole product as its users do: it builds the program,
-// runs `aid up` with a real Envoy and a real Postgres, and looks at what a
-// client, a provider and an auditor would see.
+// Package e2e tests the whole product as its users run it. It builds the program and runs
+// `aid up` with a real Envoy and a real Postgres. It checks what a client, a provider and
+// an auditor would see.
 package e2e
 
 import (
@@ -41,7 +41,7 @@ var build = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(dir, "aid")
 	args := []string{"build", "-o", path}
 	if os.Getenv("AID_RACE") != "" {
-		args = append(args, "-race") // slower by far; what it finds is in Stderr, and end fails
+		args = append(args, "-race") // much slower; what it finds is in Stderr, and end fails
 	}
 	cmd := exec.Command("go", append(args, "./cmd/aid")...)
 	cmd.Dir = Root()
@@ -61,7 +61,7 @@ func Binary(t testing.TB) string {
 	return path
 }
 
-// Config says what to run.
+// Config configures a run of `aid up`.
 type Config struct {
 	Home      string   // empty: a new one
 	Providers string   // the text of a providers file; empty: none
@@ -69,7 +69,7 @@ type Config struct {
 	Env       []string // further variables
 }
 
-// Up is a running `aid up` that has said "ready".
+// Up is a running `aid up` that has printed "ready".
 type Up struct {
 	Home, Gateway, API, Metrics string
 	OrgKey                      string
@@ -77,7 +77,7 @@ type Up struct {
 	cmd    *exec.Cmd
 	stderr *buffer
 	ended  chan struct{}
-	err    error // of the end; read it after ended
+	err    error // the reason of the end; read it after ended
 }
 
 // Start runs `aid up` until the test ends, and returns when it is ready.
@@ -90,7 +90,7 @@ func Start(t testing.TB, c Config) *Up {
 	return u
 }
 
-// TryStart is Start for those who expect it to fail.
+// TryStart is Start for tests that expect an error.
 func TryStart(t testing.TB, c Config) (*Up, error) {
 	t.Helper()
 	if c.Home == "" {
@@ -111,18 +111,18 @@ func TryStart(t testing.TB, c Config) (*Up, error) {
 	return u, err
 }
 
-// shared is the one `aid up` of those tests that disturb nobody.
+// shared is the one `aid up` of tests that do not disturb each other.
 var shared struct {
 	sync.Mutex
 	up  *Up
 	err error
 }
 
-// MaxBody is the cap on request bodies of Shared, in bytes.
+// MaxBody is the limit of request bodies of Shared, in bytes.
 const MaxBody = 10 << 20
 
-// Shared is an `aid up` that outlives the test: tests that only add agents, keys
-// and providers of their own use it together. Main ends it.
+// Shared is an `aid up` for several tests, which only add their own agents, keys and
+// providers. Main stops it.
 func Shared(t testing.TB) *Up {
 	t.Helper()
 	bin, envoy := Binary(t), envoytest.Path(t)
@@ -143,13 +143,13 @@ func Shared(t testing.TB) *Up {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("the shared aid up said so far:\n%s", shared.up.Stderr())
+			t.Logf("the shared aid up printed so far:\n%s", shared.up.Stderr())
 		}
 	})
 	return shared.up
 }
 
-// Main runs the tests and ends what they shared. It is called by TestMain.
+// Main runs the tests and stops what they shared. TestMain calls it.
 func Main(m *testing.M) int {
 	code := m.Run()
 	shared.Lock()
@@ -172,8 +172,8 @@ func Main(m *testing.M) int {
 	return code
 }
 
-// run starts `aid up` and returns when it is ready, or ended. The Up is nil only if
-// it could not be started at all.
+// run starts `aid up` and returns when it is ready or has ended. The Up is nil only if it
+// could not be started.
 func run(bin, envoy string, c Config) (*Up, error) {
 	args := []string{"up", "--home", c.Home, "--envoy", envoy}
 	for _, flag := range []string{"--gateway", "--api", "--metrics"} {
@@ -238,7 +238,7 @@ func run(bin, envoy string, c Config) (*Up, error) {
 	return u, nil
 }
 
-// end stops it if it still runs.
+// end stops it if it is still running.
 func (u *Up) end() error {
 	u.cmd.Process.Signal(syscall.SIGTERM)
 	select {
@@ -254,8 +254,8 @@ func (u *Up) end() error {
 	return nil
 }
 
-// Home is a folder for one `aid up`. It is where another account may reach it,
-// as the embedded Postgres must when the tests run as root.
+// Home is a folder for one `aid up`. Another account can reach it, which the embedded
+// Postgres needs when the tests run as root.
 func Home(t testing.TB) string {
 	t.Helper()
 	dir := envoytest.SocketDir(t)
@@ -268,10 +268,10 @@ func Home(t testing.TB) string {
 // PID is the supervisor's process id.
 func (u *Up) PID() int { return u.cmd.Process.Pid }
 
-// Stderr is what it has printed there so far.
+// Stderr is its output there so far.
 func (u *Up) Stderr() string { return u.stderr.String() }
 
-// Stop ends it as Ctrl-C does, and returns how it ended and after how long.
+// Stop stops it as Ctrl-C does, and returns its error and how long it took.
 func (u *Up) Stop() (time.Duration, error) {
 	began := time.Now()
 	u.cmd.Process.Signal(syscall.SIGINT)
@@ -279,14 +279,14 @@ func (u *Up) Stop() (time.Duration, error) {
 	return time.Since(began), u.err
 }
 
-// Kill ends it without a chance to say goodbye.
+// Kill kills it with SIGKILL.
 func (u *Up) Kill() {
 	u.cmd.Process.Kill()
 	<-u.ended
 }
 
-// Children are the processes below the supervisor, by the first words of their
-// command lines: "envoy", "aid control", "aid extproc", "postgres".
+// Children are the processes below the supervisor, by the beginnings of their command
+// lines: "envoy", "aid control", "aid extproc", "postgres".
 func (u *Up) Children(t testing.TB) map[int]string {
 	t.Helper()
 	parent, name := map[int]int{}, map[int]string{}
@@ -319,14 +319,14 @@ func (u *Up) Children(t testing.TB) map[int]string {
 	return out
 }
 
-// Alive says whether a process runs that is not ours to wait for.
+// Alive reports whether a process that is not our child is running.
 func Alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.Contains(string(stat), ") Z ")
 }
 
-// Manage calls the management API with the org key; the test fails unless the
-// status is want. out may be nil.
+// Manage calls the management API with the org key. The test fails unless the status is
+// want. out may be nil.
 func (u *Up) Manage(t testing.TB, method, path, body string, want int, out any) {
 	t.Helper()
 	resp := u.Do(t, u.API, method, path, u.OrgKey, body)
@@ -340,7 +340,7 @@ func (u *Up) Manage(t testing.TB, method, path, body string, want int, out any) 
 	}
 }
 
-// Agent creates an agent from a JSON body and answers its id.
+// Agent creates an agent from a JSON body and returns its id.
 func (u *Up) Agent(t testing.TB, body string) string {
 	t.Helper()
 	var a struct{ ID string }
@@ -348,7 +348,7 @@ func (u *Up) Agent(t testing.TB, body string) string {
 	return a.ID
 }
 
-// Key creates a key of an agent and answers its id and its secret.
+// Key creates a key of an agent and returns its id and its secret.
 func (u *Up) Key(t testing.TB, agent, body string) (id, secret string) {
 	t.Helper()
 	var k struct{ ID, Key string }
@@ -356,7 +356,7 @@ func (u *Up) Key(t testing.TB, agent, body string) (id, secret string) {
 	return k.ID, k.Key
 }
 
-// Revoke ends a key of an agent.
+// Revoke revokes a key of an agent.
 func (u *Up) Revoke(t testing.TB, agent, key string) {
 	t.Helper()
 	u.Manage(t, http.MethodDelete, "/v1/agents/"+agent+"/keys/"+key, "", http.StatusNoContent, nil)
@@ -390,8 +390,8 @@ func (u *Up) Provider(t testing.TB, body, credential string) string {
 	return p.ID
 }
 
-// Metric is the sum of the samples whose lines begin with prefix, which is a
-// metric's name and may go on with labels.
+// Metric is the sum of the samples whose lines begin with prefix: a metric's name, with or
+// without labels.
 func (u *Up) Metric(t testing.TB, prefix string) float64 {
 	t.Helper()
 	r := u.Do(t, u.Metrics, http.MethodGet, "/metrics", "", "")
@@ -419,7 +419,7 @@ func (u *Up) Child(t testing.TB, name string) int {
 	return 0
 }
 
-// Ready waits until a request through Envoy is judged again.
+// Ready waits until a request through Envoy gets a decision again.
 func (u *Up) Ready(t testing.TB) {
 	t.Helper()
 	Eventually(t, 60*time.Second, func() error {
@@ -442,7 +442,7 @@ func (u *Up) Chat(t testing.TB, key, body string) Response {
 	return u.Do(t, u.Gateway, http.MethodPost, "/v1/chat/completions", key, body)
 }
 
-// Response is an answer, read to its end.
+// Response is a response, read to its end.
 type Response struct {
 	Status int
 	Header http.Header
@@ -476,7 +476,7 @@ func (u *Up) Do(t testing.TB, base, method, path, bearer, body string) Response 
 	return Response{resp.StatusCode, resp.Header, b}
 }
 
-// Eventually asks until the answer is nil, for at most d.
+// Eventually repeats a check until it returns nil, for at most d.
 func Eventually(t testing.TB, d time.Duration, ask func() error) {
 	t.Helper()
 	deadline := time.Now().Add(d)
@@ -494,24 +494,24 @@ func Eventually(t testing.TB, d time.Duration, ask func() error) {
 	}
 }
 
-// Provider is an LLM provider that writes down every byte it is sent.
+// Provider is an LLM provider that records every byte it receives.
 type Provider struct {
 	URL string // with /v1
 
 	mu       sync.Mutex
 	bytes    bytes.Buffer
-	conns    []*bytes.Buffer // the same, each connection by itself
+	conns    []*bytes.Buffer // the same, for each connection
 	requests []Received
 }
 
-// Received is one request as the provider saw it.
+// Received is one request as the provider received it.
 type Received struct {
 	Method, Path string
 	Header       http.Header
 	Body         []byte
 }
 
-// Record starts a provider. A nil handler answers a small chat completion.
+// Record starts a provider. A nil handler responds with a small chat completion.
 func Record(t testing.TB, h http.Handler) *Provider {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -541,9 +541,9 @@ func Record(t testing.TB, h http.Handler) *Provider {
 	return p
 }
 
-// Streaming answers a request with "stream":true with events, one each interval,
-// until there were n of them or enough is closed; n of 0 is without end. Other
-// requests it answers as Record does.
+// Streaming responds to a request with "stream":true with events, one for each interval. It
+// ends after n events or when enough is closed; n of 0 means no limit. For other requests
+// it is like Record.
 func Streaming(n int, interval time.Duration, enough <-chan struct{}) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -579,21 +579,21 @@ func Streaming(n int, interval time.Duration, enough <-chan struct{}) http.Handl
 
 const chatAnswer = `{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"gpt-4o-2024-08-06","choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},"finish_reason":"stop"}],"usage":{"prompt_tokens":11,"completion_tokens":9,"total_tokens":20}}`
 
-// Requests are those that arrived whole or in part.
+// Requests are the requests that arrived completely or in part.
 func (p *Provider) Requests() []Received {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return append([]Received(nil), p.requests...)
 }
 
-// Bytes is everything that any connection carried here.
+// Bytes are all bytes of all connections.
 func (p *Provider) Bytes() []byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return bytes.Clone(p.bytes.Bytes())
 }
 
-// Connections is what each connection carried here.
+// Connections are the bytes of each connection.
 func (p *Provider) Connections() [][]byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -604,7 +604,7 @@ func (p *Provider) Connections() [][]byte {
 	return out
 }
 
-// Body is what POST /v1/providers takes to add this provider.
+// Body is the body of POST /v1/providers that adds this provider.
 func (p *Provider) Body(name string, models ...string) string {
 	quoted, _ := json.Marshal(models)
 	return fmt.Sprintf(`{"name":%q,"kind":"openai","base_url":%q,"models":%s}`, name, p.URL, quoted)
@@ -636,7 +636,7 @@ type recordingConn struct {
 	own *bytes.Buffer
 }
 
-// NetConn is the connection itself, for handlers that reset it.
+// NetConn returns the connection, for handlers that reset it.
 func (c recordingConn) NetConn() net.Conn { return c.Conn }
 
 func (c recordingConn) Read(b []byte) (int, error) {

@@ -31,9 +31,9 @@ func (r ending) Enqueue(org string, e audit.Entry) {
 	r.Recorder.Enqueue(org, e)
 }
 
-// Envoy closes the stream to extproc in the same way when the client leaves and when
-// the provider breaks off. The audit log names the one that it was, and the status that
-// the client got.
+// Envoy closes the stream to extproc in the same way when the client leaves and when the
+// provider breaks off. The audit log has the side that closed, and the status that the
+// client got.
 func TestEnds(t *testing.T) {
 	const (
 		head  = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -72,7 +72,7 @@ func TestEnds(t *testing.T) {
 			name, model string
 			stream      bool
 			serve       func(c *net.TCPConn, left <-chan struct{})
-			reads       bool // the client gets a part first
+			reads       bool // the client reads a part first
 			leaves      bool // and closes the connection then
 			want        string
 		}{

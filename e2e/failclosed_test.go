@@ -24,7 +24,7 @@ import (
 	"github.com/ai-identity/ai-identity/envoy/envoytest"
 )
 
-// protocols are the two ways in which a client speaks to the gateway.
+// protocols are the two protocols of the gateway's clients.
 func protocols() map[string]*http.Client {
 	h1 := &http.Transport{MaxIdleConnsPerHost: 64}
 	h2 := &http.Transport{Protocols: new(http.Protocols)}
@@ -35,7 +35,7 @@ func protocols() map[string]*http.Client {
 	}
 }
 
-// send is one chat completion whose body comes as the test likes.
+// send sends one chat completion with a body from the test.
 func send(ctx context.Context, client *http.Client, gateway, key string, body io.Reader, length int64) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, gateway+"/v1/chat/completions", body)
 	if err != nil {
@@ -47,11 +47,12 @@ func send(ctx context.Context, client *http.Client, gateway, key string, body io
 	return client.Do(req)
 }
 
-// refusedBy fails the test unless the client got an error that is none of the provider's.
+// refusedBy fails the test unless the client got an error that did not come from the
+// provider.
 func refusedBy(t *testing.T, resp *http.Response, err error) {
 	t.Helper()
 	if err != nil {
-		return // the connection broke: nothing was answered
+		return // the connection broke without a response
 	}
 	defer resp.Body.Close()
 	b, _ := io.ReadAll(resp.Body)
@@ -66,8 +67,8 @@ func refusedBy(t *testing.T, resp *http.Response, err error) {
 	}
 }
 
-// Whatever becomes of the sidecar, on both protocols: nothing reaches the
-// provider that was not judged, and the record says of everything that did.
+// For every failure of the sidecar, on both protocols: the provider gets nothing without a
+// decision, and everything it gets is in the audit log.
 func TestFailClosed(t *testing.T) {
 	enough := make(chan struct{})
 	defer close(enough)
@@ -115,7 +116,7 @@ func TestFailClosed(t *testing.T) {
 	}
 
 	for name, client := range protocols() {
-		// unseen runs f and wants the provider to have been sent nothing by then.
+		// unseen runs f. The provider must have received nothing by then.
 		unseen := func(t *testing.T, f func()) {
 			t.Helper()
 			up.Ready(t)
@@ -216,7 +217,7 @@ func TestFailClosed(t *testing.T) {
 		}
 	})
 
-	// Both protocols wait out the same timeout.
+	// Both protocols wait for the same timeout.
 	t.Run("hung past the timeout", func(t *testing.T) {
 		up.Ready(t)
 		before := len(provider.Bytes())
@@ -252,7 +253,7 @@ func TestFailClosed(t *testing.T) {
 		before := len(provider.Requests())
 		signal(pid, syscall.SIGTERM)
 		e2e.Eventually(t, 10*time.Second, func() error {
-			// It drains: what comes now is refused, and not passed by.
+			// It drains: new requests are rejected, and do not bypass it.
 			resp, err := send(t.Context(), protocols()["http1"], up.Gateway, key, strings.NewReader(allowed), int64(len(allowed)))
 			if err != nil {
 				return nil
@@ -327,15 +328,15 @@ func TestFailClosed(t *testing.T) {
 	}
 }
 
-// stream is a streamed answer over a connection of its own, read by as little code
-// as can be: there are thousands of them.
+// stream is a streamed response over a separate connection, read with little code, since
+// there are thousands of them.
 type stream struct {
 	conn net.Conn
 	r    *bufio.Reader
 	sum  atomic.Int64
 }
 
-// openStreams starts n streamed answers and returns when each has begun.
+// openStreams starts n streamed responses and returns when each has begun.
 func openStreams(t *testing.T, gateway, key, body string, n int) []*stream {
 	t.Helper()
 	address := strings.TrimPrefix(gateway, "http://")
@@ -344,7 +345,7 @@ func openStreams(t *testing.T, gateway, key, body string, n int) []*stream {
 	streams := make([]*stream, n)
 	errs := make([]error, n)
 	var wg sync.WaitGroup
-	turn := make(chan struct{}, 64) // as many at once, so that no accept queue overflows
+	turn := make(chan struct{}, 64) // a limit of parallel connections, so that no accept queue overflows
 	for i := range n {
 		wg.Go(func() {
 			turn <- struct{}{}
@@ -396,7 +397,7 @@ func openStream(address, request string) (*stream, error) {
 	}
 }
 
-// toEnd reads to the end and returns nil only if the answer was whole.
+// toEnd reads to the end and returns nil only if the response was complete.
 func (s *stream) toEnd() error {
 	for done := false; ; {
 		line, err := s.r.ReadSlice('\n')
@@ -413,8 +414,8 @@ func (s *stream) toEnd() error {
 	}
 }
 
-// A sidecar that has not heard the control plane for too long decides nothing
-// any more; what it does not know, it refuses at once.
+// A sidecar without contact to the control plane for too long makes no decisions. It
+// rejects unknown requests at once.
 func TestStaleness(t *testing.T) {
 	provider := e2e.Record(t, nil)
 	up := e2e.Start(t, e2e.Config{Providers: provider.File("openai", credential, "gpt-*"), Args: []string{"--max-staleness", "5s"}})
@@ -473,7 +474,7 @@ func TestStaleness(t *testing.T) {
 	check(t, up, entries)
 }
 
-// An Envoy that has never heard a control plane listens on nothing.
+// An Envoy that never had a control plane has no listener.
 func TestColdEnvoy(t *testing.T) {
 	dir := envoytest.SocketDir(t)
 	bootstrap, err := envoy.Bootstrap(envoy.Config{

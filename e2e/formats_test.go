@@ -14,10 +14,10 @@ import (
 	"github.com/ai-identity/ai-identity/envoy/envoytest"
 )
 
-// called is an API with a path of its own, and what its SDK finds in an error.
+// called is an API with its own path, and the errors that its SDK expects.
 type called struct {
 	format, kind, path, model string
-	body                      string // with model in it, if the API has it there
+	body                      string // with model in it, if the API has it in the body
 	decode                    func(b []byte, status int) error
 }
 
@@ -77,8 +77,8 @@ func shaped(b []byte, into any, good func() bool, message func() string) error {
 	return nil
 }
 
-// refuse sends a request and wants an error of the status, in the API's own format
-// and with the request's id in it.
+// refuse sends a request and expects an error with the status, in the API's own format and
+// with the request's id.
 func (c called) refuse(ctx context.Context, t *testing.T, client *http.Client, gateway, key, path string, body io.Reader, status int) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, gateway+path, body)
@@ -106,13 +106,13 @@ func (c called) refuse(ctx context.Context, t *testing.T, client *http.Client, g
 	}
 }
 
-// What Envoy answers by itself, before the verdict and after it, is in the format
-// of the API that was called.
+// Envoy's own responses, before and after the decision, have the format of the API that was
+// called.
 func TestRepliesInFormat(t *testing.T) {
 	up := e2e.Shared(t)
 	nobody := fmt.Sprintf("http://127.0.0.1:%d", envoytest.Port(t))
 	for _, c := range formatsCalled() {
-		// Behind prefixes that ask for another format, or none.
+		// Behind prefixes that mean another format, or no format.
 		up.Provider(t, fmt.Sprintf(`{"name":"f-%s","kind":%q,"base_url":"%s/v2/%s","models":[%q]}`, c.format, c.kind, nobody, c.format, c.model), credential)
 	}
 	up.Provider(t, fmt.Sprintf(`{"name":"f-custom","kind":"custom","base_url":%q,"models":["f-custom"],"settings":{"paths":{"/v1/chat/completions":"/v1/messages"}}}`, nobody), credential)
@@ -123,7 +123,7 @@ func TestRepliesInFormat(t *testing.T) {
 		all = append(all, called{"openai", c.kind, "/v1/chat/completions", c.model, formatsCalled()[0].body, openAIShape})
 	}
 	for _, c := range all {
-		e2e.Eventually(t, 10*time.Second, func() error { // until all of it is here
+		e2e.Eventually(t, 10*time.Second, func() error { // until all of it has arrived
 			if r := up.Do(t, up.Gateway, "POST", c.path, key, c.withModel()); r.Status != 503 || r.Header.Get("X-Aid-Decision") != "allow" {
 				return fmt.Errorf("%s to %s: %d %v %s", c.format, c.kind, r.Status, r.Header, r.Body)
 			}
@@ -132,9 +132,10 @@ func TestRepliesInFormat(t *testing.T) {
 	}
 	for name, client := range protocols() {
 		for _, c := range all {
-			// After the verdict: nobody is there.
+			// After the decision: the provider does not respond.
 			c.refuse(t.Context(), t, client, up.Gateway, key, c.path, strings.NewReader(c.withModel()), 503)
-			// Before it: the body is too large for Envoy's buffer, and its length was not said.
+			// Before it: the body is too large for Envoy's buffer, and its length was not
+			// declared.
 			c.refuse(t.Context(), t, client, up.Gateway, key, c.path, io.LimitReader(endless{}, e2e.MaxBody+4<<20), 413)
 			// Before anything: the path is not in normal form.
 			c.refuse(t.Context(), t, client, up.Gateway, key, c.path+"%2fx", strings.NewReader("{}"), 400)
@@ -147,7 +148,7 @@ func TestRepliesInFormat(t *testing.T) {
 
 func (c called) withModel() string { return strings.ReplaceAll(c.body, "MODEL", c.model) }
 
-// endless is a body that does not end by itself.
+// endless is a body without an end.
 type endless struct{}
 
 func (endless) Read(b []byte) (int, error) {

@@ -27,8 +27,8 @@ import (
 	"github.com/ai-identity/ai-identity/xds"
 )
 
-// startEnvoy runs a real Envoy that is told what xds builds for the providers, and
-// answers its gateway's URL once it listens. Its sidecar is on the socket.
+// startEnvoy runs a real Envoy with the configuration that xds builds for the providers. It
+// returns its gateway's URL once it listens. Its sidecar is on the socket.
 func startEnvoy(t *testing.T, dir, extproc, usage string, providers []provider.Provider) string {
 	t.Helper()
 	gateway := "127.0.0.1:" + strconv.Itoa(envoytest.Port(t))

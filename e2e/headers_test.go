@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// The same headers of a provider's response reach a caller whichever side reads
-// usage, and the same statuses are replaced.
+// The same headers of a provider's response reach a caller, and the same statuses are
+// replaced, for both sides that read usage.
 func TestHeadersOfProviders(t *testing.T) {
 	const chat, path = `{"model":"m","messages":[{"role":"user","content":"hi"}]}`, "/v1/chat/completions"
 	secret := []string{

@@ -32,8 +32,8 @@ import (
 	"github.com/ai-identity/ai-identity/verdict"
 )
 
-// harness is a real Envoy, configured as the control plane configures it, whose
-// sidecar runs in this process, so that a test can break it from inside.
+// harness is a real Envoy, configured as the control plane configures it. Its sidecar
+// runs in this process, so that a test can break it from inside.
 type harness struct {
 	gateway, key string
 	provider     *e2e.Provider
@@ -45,15 +45,14 @@ type harness struct {
 
 const inOrg = "org_test"
 
-// inProcess starts a harness. Its sidecar answers with handler, or if that is nil,
-// with the real server.
+// inProcess starts a harness. Its sidecar is handler, or the real server if handler is nil.
 func inProcess(t *testing.T, h http.Handler, config func(*extproc.Config), handler extprocv3.ExternalProcessorServer) *harness {
 	t.Helper()
 	return inProcessWith(t, h, "stream", []provider.Provider{{Name: "one", Kind: "openai", Models: []string{"gpt-*"}}}, config, handler)
 }
 
-// inProcessWith is inProcess with other providers, all of which are h, and with
-// Envoy's part in usage as given.
+// inProcessWith is inProcess with other providers, which are all served by h, and with a
+// value of usage.
 func inProcessWith(t *testing.T, h http.Handler, usage string, providers []provider.Provider, config func(*extproc.Config), handler extprocv3.ExternalProcessorServer) *harness {
 	t.Helper()
 	x := &harness{provider: e2e.Record(t, h)}
@@ -127,15 +126,15 @@ func inProcessWith(t *testing.T, h http.Handler, usage string, providers []provi
 	return x
 }
 
-// breakable is a sidecar that a test breaks at a point of its conversation with
-// Envoy: as a message arrives ("got headers") or before it is answered ("answers headers").
+// breakable is a sidecar that a test breaks at a point of its conversation with Envoy. That
+// is when a message arrives ("got headers") or before its reply ("answers headers").
 type breakable struct {
 	extprocv3.ExternalProcessorServer
 	fault *atomic.Pointer[func(point string) error]
 }
 
-// errCleanClose makes Process return nil: the clean close that Envoy takes for "go
-// on without me".
+// errCleanClose makes Process return nil. After such a clean close Envoy continues without
+// ext_proc.
 var errCleanClose = errors.New("close the stream cleanly")
 
 func (b breakable) Process(s extprocv3.ExternalProcessor_ProcessServer) error {
@@ -184,7 +183,7 @@ func (s *breakableStream) at(point string) error {
 	return nil
 }
 
-// oneCaller is a directory of one caller.
+// oneCaller is a directory with one caller.
 type oneCaller struct {
 	hash   identity.Presented
 	caller identity.Caller
@@ -200,9 +199,9 @@ func (d oneCaller) Caller(_ context.Context, hash identity.Presented, _ netip.Ad
 
 func (d oneCaller) Org(string) (verdict.Org, error) { return d.org, nil }
 
-// A sidecar that fails at any point, in any way, forwards nothing. (The faults within
-// each phase are tested in package extproc.) Even a clean
-// end of its stream, which Envoy takes for "go on without me", finds no route.
+// A sidecar that fails at any point, in any way, forwards nothing. (Package extproc tests
+// the faults within each phase.) Even after a clean end of its stream the request finds no
+// route, although Envoy continues without ext_proc.
 func TestFaults(t *testing.T) {
 	x := inProcess(t, e2e.Streaming(3, time.Millisecond, nil), nil, nil)
 	streamed := strings.Replace(allowed, "{", `{"stream":true,`, 1)
@@ -211,7 +210,7 @@ func TestFaults(t *testing.T) {
 		"panic":  func() error { panic("broken on purpose") },
 		"return": func() error { return errCleanClose },
 	}
-	// After the verdict the request is on its way; until then nothing may be.
+	// After the decision the request is forwarded. Before the decision it must not be.
 	after := []string{"got response headers", "answers response headers", "got response body", "answers response body"}
 	points := append([]string{"got headers", "answers headers", "got body", "answers body"}, after...)
 	for protocol, client := range protocols() {
@@ -270,7 +269,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// More exchanges than the sidecar takes are refused, and not passed by.
+// Exchanges above the sidecar's limit are rejected, and do not bypass it.
 func TestFull(t *testing.T) {
 	enough := make(chan struct{})
 	x := inProcess(t, e2e.Streaming(0, 10*time.Millisecond, enough), func(c *extproc.Config) { c.MaxStreams = 1 }, nil)
@@ -289,7 +288,7 @@ func TestFull(t *testing.T) {
 	}
 }
 
-// Without a sidecar on the socket nothing passes, and it is an error in JSON.
+// Without a sidecar on the socket nothing passes, and the error is in JSON.
 func TestSidecarAbsent(t *testing.T) {
 	x := inProcess(t, nil, nil, nil)
 	x.grpc.Stop() // closing the listener removes the socket
@@ -307,7 +306,7 @@ func TestSidecarAbsent(t *testing.T) {
 	}
 }
 
-// faulty is a sidecar that answers with whatever messages a test wants.
+// faulty is a sidecar that replies with the test's messages.
 type faulty struct {
 	extprocv3.UnimplementedExternalProcessorServer
 	answer atomic.Pointer[func(req *extprocv3.ProcessingRequest) []*extprocv3.ProcessingResponse]
@@ -317,7 +316,7 @@ func (f *faulty) Process(s extprocv3.ExternalProcessor_ProcessServer) error {
 	for {
 		req, err := s.Recv()
 		if err != nil {
-			return nil // as naive a server as there can be
+			return nil // the simplest possible server
 		}
 		for _, resp := range (*f.answer.Load())(req) {
 			if err := s.Send(resp); err != nil {
@@ -327,8 +326,8 @@ func (f *faulty) Process(s extprocv3.ExternalProcessor_ProcessServer) error {
 	}
 }
 
-// Whatever a sidecar answers that is not a verdict, Envoy forwards nothing and
-// lives on. (B08.)
+// For every reply of a sidecar that is not a decision, Envoy forwards nothing and continues
+// to run. (B08.)
 func TestFaultyAnswers(t *testing.T) {
 	f := &faulty{}
 	x := inProcess(t, nil, nil, f)

@@ -23,9 +23,9 @@ var (
 	rate  = flag.Int("rate", 200, "how many requests a second TestKills sends")
 )
 
-// The sidecar is killed with SIGKILL again and again under an open load, one
-// request in four a stream. Whatever was answered had been decided on disk, and
-// the record has no gap and nothing twice.
+// The sidecar is killed with SIGKILL again and again under an open load, with one stream in
+// four requests. Each response had a decision on disk before it. The audit log has no gap
+// and no duplicate.
 //
 //	go test ./e2e -run TestKills -kills 100 -v
 func TestKills(t *testing.T) {
@@ -89,7 +89,7 @@ func TestKills(t *testing.T) {
 		}
 	})
 	for i := range *kills {
-		// Killed at work: each time some dozens of requests were answered since.
+		// Each time it is killed after some dozens of requests were answered.
 		want := answered.Load() + 40
 		e2e.Eventually(t, 60*time.Second, func() error {
 			if n := answered.Load(); n < want {

@@ -22,9 +22,8 @@ import (
 
 var keys = flag.Int("keys", 20_000, "how many keys the org of TestManyKeys has")
 
-// An org may have any number of keys: the sidecar grows only with those in use, the
-// first use of one costs a round trip, and a flood of keys that nobody has grows
-// nothing.
+// An org may have any number of keys. The sidecar grows only with those in use. The first
+// use of a key costs a round trip, and a flood of unknown keys uses no memory.
 //
 //	go test ./e2e -run TestManyKeys -keys 1000000 -v
 func TestManyKeys(t *testing.T) {
@@ -76,7 +75,7 @@ func TestManyKeys(t *testing.T) {
 		t.Errorf("the first use of a key: p99 %v, the limit is 10 ms", p99)
 	}
 
-	// Well-formed, with their checksum right, and nobody's.
+	// Well-formed keys with a correct checksum that no agent has.
 	junk := 1000
 	if testing.Short() {
 		junk = 200
@@ -101,8 +100,8 @@ func TestManyKeys(t *testing.T) {
 	}
 }
 
-// insertKeys makes n keys past the API, of which those with the given hashes are
-// known to the test, and tells nobody: it is as if they had always been there.
+// insertKeys inserts n keys directly into the database, without a notification, as if they
+// had always existed. The test knows those with the given hashes.
 func insertKeys(t *testing.T, up *e2e.Up, agent string, hashes []string, n int) {
 	t.Helper()
 	url, err := os.ReadFile(filepath.Join(up.Home, "run", "postgres-owner.url"))

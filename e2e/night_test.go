@@ -26,12 +26,12 @@ import (
 
 var nightFor = flag.Duration("night", 0, "how long TestNight goes on, with all faults again and again (0: those that take seconds, once)")
 
-// An operator's night: two control planes, two nodes, Postgres with TLS, set up as
-// docs/production.md says, and steady traffic of two organizations. One thing after
-// another fails. While it is away, /readyz of the right process is red and says what
-// is wrong, and no other is red. When it is back, all are green and serve. In the end
-// each receipt that a caller holds is in the chain, or in a gap that the chain states,
-// and no request was answered without an entry.
+// TestNight is an operator's night. Two control planes, two nodes and Postgres with TLS are
+// set up as in docs/production.md, with steady traffic of two organizations. Several faults
+// follow one after the other. During a fault, /readyz of the affected process fails with
+// the reason, and no other fails. After it, all are ready and serve. At the end each
+// receipt of a caller is in the chain, or in a gap that the chain declares. No request was
+// answered without an entry.
 //
 //	go test ./e2e -run TestNight -night 30m -timeout 60m -v
 func TestNight(t *testing.T) {
@@ -63,9 +63,9 @@ type night struct {
 	held     []held
 	answered map[string]int // by node
 	refused  int
-	faults   []string // the table
+	faults   []string // the rows of the table
 
-	backup string // a copy of the database's files, while it is of use
+	backup string // a copy of the database's files, while it is needed
 }
 
 // tenant is one organization and its agents.
@@ -75,7 +75,7 @@ type tenant struct {
 	keys    []string // of the agents
 }
 
-// held is what a caller has of one answered request.
+// held is a caller's data of one answered request.
 type held struct {
 	org, request, receipt string
 }
@@ -147,7 +147,7 @@ func (n *night) manage(t *testing.T, o *tenant, method, path, body string, out a
 	}
 }
 
-// traffic sends requests of each agent through each node until the func is called.
+// traffic sends requests of each agent through each node until the returned func is called.
 func (n *night) traffic(t *testing.T) (stop func()) {
 	n.answered = map[string]int{}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -181,8 +181,8 @@ func (n *night) traffic(t *testing.T) (stop func()) {
 	})
 }
 
-// one sends one request and keeps its receipt. It is answered or refused, and never
-// told that a valid key or an allowed request is wrong.
+// one sends one request and keeps its receipt. The request succeeds or is rejected with a
+// retryable error. A valid key or an allowed request must never be reported as wrong.
 func (n *night) one(t *testing.T, client *http.Client, o *tenant, node *host, key, body string) {
 	resp, err := send(context.Background(), client, node.serves, key, strings.NewReader(body), int64(len(body)))
 	n.mu.Lock()
@@ -242,11 +242,11 @@ func (n *night) green(t *testing.T) {
 	})
 }
 
-// gone is what /readyz of a process says that does not run.
+// gone is the result of /readyz for a process that is not running.
 const gone = ""
 
-// fault lets something fail, waits until /readyz of the processes says so with the
-// words, looks that no other process is red, heals it, and waits until all is green.
+// fault begins a fault and waits until /readyz of the processes fails with the texts. It
+// checks that no other process fails, heals the fault, and waits until all are ready.
 func (n *night) fault(t *testing.T, name string, begin func(), red map[*host]string, heal func()) {
 	t.Helper()
 	n.mu.Lock()
@@ -319,12 +319,12 @@ func (n *night) short(t *testing.T) {
 		c1.aid.start()
 	}, map[*host]string{c1: "starting", c2: "database"}, func() { n.db.start(t) })
 	n.fault(t, "extproc is killed", node1.aid.kill, map[*host]string{node1: gone}, node1.aid.start)
-	// The records that the chain loses here were acknowledged to a process that is gone.
+	// The chain loses entries here that were acknowledged to a process that has ended.
 	n.restored(t)
 	n.fault(t, "Envoy is killed", node2.envoy.kill, map[*host]string{node2: "gateway"}, node2.envoy.start)
 }
 
-// revoked: a key ends everywhere, while its use goes on.
+// revoked: a key is revoked everywhere while it is in use.
 func (n *night) revoked(t *testing.T) {
 	o := n.orgs[1]
 	id, key := n.newKey(t, o, o.agents[0])
@@ -359,7 +359,7 @@ func (n *night) revoked(t *testing.T) {
 	}, nil, func() {})
 }
 
-// long are the faults that take time to be seen, or to heal.
+// long are the faults that need time to be detected, or to heal.
 func (n *night) long(t *testing.T) {
 	c1, c2, node1, node2 := n.controls[0], n.controls[1], n.nodes[0], n.nodes[1]
 	var again func()
@@ -402,7 +402,7 @@ func (n *night) certificates(t *testing.T) {
 		if n.page["1"] == nil {
 			t.Fatal("no page")
 		}
-		// The page's own commands, without the CA's.
+		// The commands of the page, without those of the CA.
 		var commands []string
 		for _, line := range strings.Split(strings.ReplaceAll(n.page["1"][1], "\\\n", " "), "\n") {
 			if !strings.Contains(line, "ca.key -out") {
@@ -433,7 +433,7 @@ func (n *night) certificates(t *testing.T) {
 	}, nil, func() {})
 }
 
-// fernet: one control plane has another file of keys than the one that encrypts.
+// fernet: one control plane has another key file than the one that encrypts.
 func (n *night) fernet(t *testing.T) {
 	c2 := n.controls[1]
 	file := filepath.Join(c2.etc, "fernet.keys")
@@ -488,8 +488,7 @@ func (n *night) hmac(t *testing.T) {
 	}, nil, func() {})
 }
 
-// restored: the database is what it was when it was copied. The sidecars send again what
-// it has lost.
+// restored: the database gets its earlier copy. The sidecars send the lost entries again.
 func (n *night) restored(t *testing.T) {
 	n.fault(t, "the database is an older one", func() {
 		n.db.stop(t)
@@ -499,7 +498,7 @@ func (n *night) restored(t *testing.T) {
 	}, nil, func() {})
 }
 
-// audit looks at the chains as an auditor does who has all receipts.
+// audit checks the chains as an auditor with all receipts does.
 func (n *night) audit(t *testing.T) {
 	t.Helper()
 	for _, node := range n.nodes {
@@ -549,7 +548,7 @@ for org in `+n.orgs[0].id+" "+n.orgs[1].id+`; do aid audit verify --org $org --h
 	}
 }
 
-// chain is what the database has of an organization.
+// chain is the database's entries of an organization.
 type chain struct {
 	entries []entry
 	leaves  map[string]string // receipt to request
@@ -565,7 +564,8 @@ func (c *chain) gap(r audit.Receipt) bool {
 	return false
 }
 
-// chain reads all of it, past our own API, and waits until each decision has its end.
+// chain reads all entries directly from the database, and waits until each decision has its
+// completion.
 func (n *night) chain(t *testing.T, org string) (c *chain) {
 	t.Helper()
 	at, err := url.Parse(n.db.embedded.URL())
@@ -622,7 +622,7 @@ func (n *night) chain(t *testing.T, org string) (c *chain) {
 	return c
 }
 
-// mounted puts a small disk of its own at dir, where we may.
+// mounted mounts a small separate disk at dir, where permissions allow that.
 func mounted(t *testing.T, dir string) bool {
 	t.Helper()
 	if os.Geteuid() != 0 {

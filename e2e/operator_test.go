@@ -27,8 +27,8 @@ import (
 	"github.com/ai-identity/ai-identity/envoy"
 )
 
-// Keys that were lost, or are those of another installation, stop the start beside a
-// database that is in use. What is restored starts again.
+// If keys were lost, or belong to another installation, the start beside a database in use
+// fails. With the restored keys it succeeds.
 func TestLostKeys(t *testing.T) {
 	home := e2e.Home(t)
 	up, err := e2e.TryStart(t, e2e.Config{Home: home})
@@ -45,7 +45,8 @@ func TestLostKeys(t *testing.T) {
 	if out, err := verify("--org", "org_typo"); err == nil || !strings.Contains(out, "org_typo") || strings.Contains(out, "has no entries") {
 		t.Errorf("verify of an organization that does not exist: %v %s", err, out)
 	}
-	// Another key than that of the chain: one finding, and no claim that it is empty.
+	// With another key than the chain's there is one finding, and no report of an empty
+	// chain.
 	other := filepath.Join(t.TempDir(), "hmac.keys")
 	if err := os.WriteFile(other, []byte("1 "+strings.Repeat("ab", 32)+"\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -94,8 +95,8 @@ func TestLostKeys(t *testing.T) {
 	e2e.Start(t, e2e.Config{Home: home})
 }
 
-// A sidecar that is told to stop under load answers with its last strength: callers get
-// 200, or 503 with Retry-After, and never 500.
+// A sidecar that is stopped under load still responds: callers get 200, or 503 with
+// Retry-After, and never 500.
 func TestGracefulStop(t *testing.T) {
 	provider := e2e.Record(t, nil)
 	up := e2e.Start(t, e2e.Config{Providers: provider.File("openai", credential, "gpt-*")})
@@ -159,8 +160,8 @@ func count200(mu *sync.Mutex, count map[int]int) int {
 	return count[200]
 }
 
-// The first steps that `make run` prints work as they are printed, without Node, and a
-// stand-in that cannot listen stops the start.
+// The first steps that `make run` prints work as printed, without Node. A mock provider
+// that cannot listen stops the start.
 func TestBanner(t *testing.T) {
 	up := e2e.Start(t, e2e.Config{Args: []string{"--stand-in", "127.0.0.1:0"}})
 	const last = `"Hello"}]}'`
@@ -187,7 +188,8 @@ func TestBanner(t *testing.T) {
 	}
 }
 
-// What a machine lacks is said first and whole, with what to install, before anything is.
+// All missing tools of a machine are reported before anything is installed, with the
+// packages to install.
 func TestToolsCheck(t *testing.T) {
 	dir := t.TempDir()
 	for _, tool := range []string{"bash", "sed", "sort", "head", "dirname"} {
@@ -234,8 +236,8 @@ func TestToolsCheck(t *testing.T) {
 	want("check-run")
 }
 
-// Envoy's configuration, which its admin interface shows, holds no join token, in no
-// encoding. It comes through the sidecar, and the sidecar serves nothing else there.
+// Envoy's configuration, which its admin interface shows, has no join token, in any
+// encoding. It comes through the sidecar, which serves nothing else there.
 func TestConfigDumpHasNoToken(t *testing.T) {
 	up := e2e.Start(t, e2e.Config{})
 	token, err := os.ReadFile(filepath.Join(up.Home, "secrets", "node.token"))

@@ -12,8 +12,8 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// What is not known is rejected or dropped by its name, and the settings that pass it
-// take effect without a restart.
+// Unknown parts of a request are rejected or dropped by their names. The settings that pass
+// them take effect without a restart.
 func TestPassSettings(t *testing.T) {
 	up := e2e.Shared(t)
 	provider := e2e.Record(t, nil)
@@ -39,7 +39,7 @@ func TestPassSettings(t *testing.T) {
 		var e struct {
 			Error struct{ Code, Param, Message string }
 		}
-		_ = json.NewDecoder(resp.Body).Decode(&e) // a response that is no error has none
+		_ = json.NewDecoder(resp.Body).Decode(&e) // a response that is not an error has no code
 		return resp.StatusCode, e.Error.Code + " " + e.Error.Param + " " + e.Error.Message, resp.Header.Get("X-Aid-Dropped")
 	}
 	const known = `{"model":"passes-1","messages":[{"role":"user","content":"hello"}],"top_k":3,"min_p":0.1}`
@@ -84,7 +84,7 @@ func TestPassSettings(t *testing.T) {
 		t.Errorf("the provider got %v %s", last.Header, last.Body)
 	}
 
-	// A flavor is a choice too: what another server documents is unknown then.
+	// A flavor excludes the others: fields that only another server documents are unknown.
 	up.Manage(t, http.MethodPatch, "/v1/providers/"+id, `{"settings":{"flavor":"groq"}}`, http.StatusOK, nil)
 	e2e.Eventually(t, 10*time.Second, func() error {
 		if status, text, _ := ask(known); status != http.StatusBadRequest || !strings.Contains(text, "settings.flavor") {

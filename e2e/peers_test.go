@@ -17,8 +17,8 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 )
 
-// A thousand requests that name no known caller cost no fsync each and leave one entry
-// for each cause and minute, with the address of their connection. (C2 §2)
+// A thousand requests without a known caller do not cost an fsync each. They leave one
+// entry for each cause and minute, with the address of their connection. (C2 §2)
 func TestUnknownCallersAreCounted(t *testing.T) {
 	up := e2e.Start(t, e2e.Config{})
 	backlog, syncs := up.Metric(t, "aid_audit_segment_bytes"), up.Metric(t, "aid_audit_sync_seconds_count")
@@ -42,7 +42,7 @@ func TestUnknownCallersAreCounted(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				// What a client says of where it comes from is not believed.
+				// The address that a client declares is ignored.
 				req.Header.Set("X-Forwarded-For", fmt.Sprintf("198.51.%d.7", n%250))
 				req.Header.Set("X-Aid-Peer", fmt.Sprintf("203.0.%d.7", n%250))
 				switch n % 4 {

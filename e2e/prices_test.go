@@ -12,9 +12,9 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// The record and the usage of an agent say what its requests cost, in integers: by
-// the built-in list where a file says that it holds, by the file's own rates, and
-// that nobody knows, which is not 0.
+// The audit log and an agent's usage have the cost of its requests as integers. It comes
+// from the built-in list if a file selects that list, or from the file's own rates. An
+// unknown cost is not 0.
 func TestPrices(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "prices.yaml")
 	if err := os.WriteFile(file, []byte(`
@@ -24,7 +24,7 @@ prices:
 `), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	provider := e2e.Record(t, nil) // 11 tokens in, 9 out, of gpt-4o-2024-08-06, whatever is asked
+	provider := e2e.Record(t, nil) // 11 tokens in, 9 out, of gpt-4o-2024-08-06, for every request
 	up := e2e.Start(t, e2e.Config{Env: []string{"AID_PRICES=" + file}})
 	up.Provider(t, provider.Body("like-openai", "gpt-4o"), credential)
 	up.Provider(t, provider.Body("ours", "house-1"), credential)
@@ -39,7 +39,7 @@ prices:
 	}{
 		{"gpt-4o", 11*2500 + 9*10_000, true}, // https://openai.com/api/pricing: $2.50 and $10 a million
 		{"house-1", 11*500 + 9*2000, true},   // and 9 millionths of a nano-dollar
-		{"unlisted", 0, false},               // although the answer names gpt-4o-2024-08-06
+		{"unlisted", 0, false},               // although the response has gpt-4o-2024-08-06
 	}
 	var sum int64
 	for _, c := range costs {
@@ -81,7 +81,7 @@ prices:
 		}
 	}
 
-	// Sums are made as the record arrives, which settled waited for.
+	// Sums are made as entries arrive, and all entries have arrived here.
 	type counts struct {
 		Requests, Refused, Unpriced int64
 		Cost                        int64 `json:"cost_nano_usd"`

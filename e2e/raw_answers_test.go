@@ -15,7 +15,7 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// rawProvider answers each model with the bytes that belong to it.
+// rawProvider responds to each model with that model's bytes.
 type rawProvider struct {
 	URL string
 
@@ -78,19 +78,19 @@ func rawAnswer(model string) string {
 	return `{"id":"c","object":"chat.completion","created":1,"model":"` + model + `","choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},"finish_reason":"stop"}],"usage":{"prompt_tokens":11,"completion_tokens":9,"total_tokens":20}}`
 }
 
-// TestRawAnswers has a provider answer what no server should. A client gets its own
-// answer, whole, or knows that it has not; nobody gets another's, and nothing gets
-// the provider's credential out.
+// TestRawAnswers has a provider send invalid responses. A client gets its own complete
+// response, or detects that it is incomplete. It never gets another client's response, and
+// no response contains the provider's credential.
 func TestRawAnswers(t *testing.T) { playAnswers(t, e2e.Shared(t), true) }
 
-// Where Envoy reads usage, nobody of ours sees an answer that is not translated. It is the
-// client's own and whole all the same, and the record does not say "completed" of
-// what did not come; but a credential in it, and a 101, are not held back.
+// Where Envoy reads usage, the sidecar does not read responses that are not translated. The
+// client still gets its own complete response. The audit log has no outcome "completed" for
+// an incomplete response. A credential in the response, and a 101, are not filtered.
 func TestRawAnswersReadByEnvoy(t *testing.T) {
 	playAnswers(t, e2e.Start(t, e2e.Config{Args: []string{"--usage", "envoy"}}), false)
 }
 
-// playAnswers plays the cases. If read, our sidecar sees what the provider answers.
+// playAnswers plays the cases. With read, the sidecar reads the provider's responses.
 func playAnswers(t *testing.T, up *e2e.Up, read bool) {
 	t.Helper()
 	p := newRawProvider(t)
@@ -109,7 +109,7 @@ func playAnswers(t *testing.T, up *e2e.Up, read bool) {
 	}
 	p.mu.Unlock()
 	client := &http.Client{Timeout: 30 * time.Second}
-	// ask answers the body and, if the answer is not whole, why.
+	// ask returns the body and, if the response is not complete, the reason.
 	ask := func(key, model string) (status int, all, id string, err error) {
 		body := rawBody(model)
 		resp, err := send(t.Context(), client, up.Gateway, key, strings.NewReader(body), int64(len(body)))
@@ -180,7 +180,7 @@ func playAnswers(t *testing.T, up *e2e.Up, read bool) {
 		}
 		good := e.Outcome == "completed"
 		if !read && !good && e.Outcome == "unknown" {
-			continue // Envoy found no usage, and tells nothing else
+			continue // Envoy found no usage, and sends nothing else
 		}
 		if good == (c.want == "broken") && c.want != "empty" {
 			t.Errorf("%s: the record says %s", c.name, e.Outcome)

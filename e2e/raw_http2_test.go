@@ -29,7 +29,7 @@ func TestRawHTTP2(t *testing.T) {
 	w.check(t, all)
 }
 
-// frames is a connection that sends what it is told to.
+// frames is a connection that sends the frames of a case.
 type frames struct {
 	conn   net.Conn
 	framer *http2.Framer
@@ -57,7 +57,7 @@ func (f *frames) header(name, value string) {
 	f.enc.WriteField(hpack.HeaderField{Name: name, Value: value})
 }
 
-// good adds the headers of a good request, but for those that are named.
+// good adds the headers of a valid request, without those that are named.
 func (f *frames) good(key string, without ...string) {
 	for _, h := range [][2]string{
 		{":method", "POST"}, {":scheme", "http"}, {":path", "/v1/chat/completions"}, {":authority", rawHost},
@@ -69,11 +69,11 @@ func (f *frames) good(key string, without ...string) {
 	}
 }
 
-// headers sends what was added as one block.
+// headers sends the added headers as one block.
 func (f *frames) headers(how string, n int) {
 	b := bytes.Clone(f.block.Bytes())
 	f.block.Reset()
-	const most = 16 << 10 // SETTINGS_MAX_FRAME_SIZE, until told otherwise
+	const most = 16 << 10 // SETTINGS_MAX_FRAME_SIZE, until it is changed
 	first := b
 	var rest [][]byte
 	if how == "split" {
@@ -95,7 +95,7 @@ func (f *frames) headers(how string, n int) {
 	}
 }
 
-// run does one command of a case.
+// run executes one command of a case.
 func (f *frames) run(t *testing.T, w *rawWorld, c rawCase, line string) {
 	word, rest, _ := strings.Cut(line, " ")
 	switch word {
@@ -137,15 +137,15 @@ func (f *frames) run(t *testing.T, w *rawWorld, c rawCase, line string) {
 	}
 }
 
-// http2 sends a case and looks at the answers.
+// http2 sends a case and checks the responses.
 func (w *rawWorld) http2(t *testing.T, c rawCase) {
 	f := w.frames(t)
 	if f == nil {
 		return
 	}
 	defer f.conn.Close()
-	// A ping after all of it: its answer says that all was read, if the connection
-	// lives so long.
+	// A ping follows everything. Its reply shows that everything was read, if the
+	// connection is still open.
 	go func() {
 		for _, line := range c.lines {
 			f.run(t, w, c, line)
@@ -159,8 +159,8 @@ func (w *rawWorld) http2(t *testing.T, c rawCase) {
 	}
 }
 
-// answers reads frames until there is no more to come: each stream has ended that
-// will, or the connection has. It counts the streams that succeeded.
+// answers reads frames until no more can come: each stream that ends has ended, or the
+// connection has. It counts the streams that succeeded.
 func (f *frames) answers(t *testing.T, c rawCase, want int) (good int, how string) {
 	const hung, quiet = 20 * time.Second, 300 * time.Millisecond
 	status, over := map[uint32]string{}, map[uint32]bool{}
@@ -215,9 +215,9 @@ func (f *frames) answers(t *testing.T, c rawCase, want int) (good int, how strin
 	return good, how
 }
 
-// rapidReset sends n good requests and takes each back at once (CVE-2023-44487),
-// on as many connections as that needs. Envoy may end connections; what has
-// reached the provider was judged, and others are served meanwhile.
+// rapidReset sends n valid requests and resets each at once (CVE-2023-44487), on as many
+// connections as needed. Envoy may end connections. Every request that reached the provider
+// had a decision, and other clients are served meanwhile.
 func (w *rawWorld) rapidReset(t *testing.T, n int) (cases []rawCase) {
 	t.Helper()
 	for i := range n {

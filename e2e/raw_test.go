@@ -25,13 +25,13 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// rawHost is what the cases call the gateway. It is what the record must say.
+// rawHost is the gateway's host in the cases. The audit log must have it.
 const rawHost = "gateway.test"
 
-// TestRaw sends what no client library would, byte for byte, and looks at what came
-// of it in three places: what the client was answered, every byte that the provider
-// was sent, and the record. testdata/raw says which requests may pass; the test says
-// what must hold for each that does, whatever the case meant by it.
+// TestRaw sends bytes that no client library would send. It checks three places: the
+// client's response, every byte that the provider received, and the audit log. testdata/raw
+// defines which requests may pass. The test checks the invariants of each request that
+// passes, for every case.
 func TestRaw(t *testing.T) {
 	w := newRawWorld(t)
 	files, err := filepath.Glob("testdata/raw/*.txt")
@@ -41,7 +41,7 @@ func TestRaw(t *testing.T) {
 	var all []rawCase
 	for _, f := range files {
 		if strings.HasSuffix(f, "http2.txt") || strings.HasSuffix(f, "answers.txt") {
-			continue // TestRawHTTP2's and TestRawAnswers's
+			continue // cases of TestRawHTTP2 and TestRawAnswers
 		}
 		all = append(all, w.cases(t, f)...)
 	}
@@ -76,7 +76,7 @@ func newRawWorld(t *testing.T) *rawWorld {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.digestKey = mac(whole, "ai-identity digest key 1\x00org_default") // the org's own
+	w.digestKey = mac(whole, "ai-identity digest key 1\x00org_default") // the org's own key
 	e2e.Eventually(t, 10*time.Second, func() error {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.up.Gateway+"/v1/chat/completions", strings.NewReader(rawBody(w.prefix+"first")))
 		if err != nil {
@@ -109,7 +109,7 @@ func mac(key []byte, text string) []byte {
 
 func (w *rawWorld) address() string { return strings.TrimPrefix(w.up.Gateway, "http://") }
 
-// each calls f for 0 to n-1, some at once.
+// each calls f for 0 to n-1, some in parallel.
 func (w *rawWorld) each(n int, f func(i int)) {
 	var wg sync.WaitGroup
 	turn := make(chan struct{}, 16)
@@ -123,19 +123,19 @@ func (w *rawWorld) each(n int, f func(i int)) {
 	wg.Wait()
 }
 
-// rawCase is one thing to send, and what must come of it. Its model is its own, so
-// that whatever reaches the provider is known to come from it.
+// rawCase is the bytes to send, and the expected result. Its model is unique, so requests
+// at the provider can be assigned to it.
 type rawCase struct {
 	name, model string
 	want        string
-	closes      bool     // the connection, after an answer
+	closes      bool     // the connection is closed after a response
 	lines       []string // to send, each with its CRLF if it has one
 }
 
 func (c rawCase) hidden() string { return c.model + "-hidden" }
 
-// forwarded is how many requests with the case's model and its hidden one may reach
-// the provider.
+// forwarded is the number of requests with the case's model and its hidden model that may
+// reach the provider.
 func (c rawCase) forwarded() (own, hidden int) {
 	switch c.want {
 	case "one":
@@ -218,7 +218,7 @@ var (
 	rawEscape = regexp.MustCompile(`\\(x[0-9a-f]{2}|[rnt\\])`)
 )
 
-// expand puts what the placeholders stand for into a line of a case.
+// expand replaces the placeholders in a line of a case.
 func (w *rawWorld) expand(c rawCase, line, x string) string {
 	body, inner := rawBody(c.model), rawBody(c.hidden())
 	answer := rawAnswer(c.model)
@@ -249,7 +249,7 @@ func (w *rawWorld) expand(c rawCase, line, x string) string {
 	return places(strings.NewReplacer("{x}", x, "{x-hex}", size).Replace(line))
 }
 
-// rawBytes is the text of a case with its escapes as the bytes that they stand for.
+// rawBytes is the text of a case with its escapes replaced by bytes.
 func rawBytes(s string) string {
 	return rawEscape.ReplaceAllStringFunc(s, func(m string) string {
 		switch m[1] {
@@ -267,8 +267,8 @@ func rawBytes(s string) string {
 	})
 }
 
-// http1 sends a case and looks at the answers. What reached the provider is looked
-// at when all are done.
+// http1 sends a case and checks the responses. The provider's bytes are checked after all
+// cases.
 func (w *rawWorld) http1(t *testing.T, c rawCase) {
 	conn, err := net.Dial("tcp", w.address())
 	if err != nil {
@@ -279,7 +279,7 @@ func (w *rawWorld) http1(t *testing.T, c rawCase) {
 	go func() {
 		for _, line := range c.lines {
 			if _, err := io.WriteString(conn, line); err != nil {
-				return // it was cut off, which is an answer
+				return // the connection was cut, which counts as a response
 			}
 		}
 	}()
@@ -303,9 +303,8 @@ func (w *rawWorld) http1(t *testing.T, c rawCase) {
 	}
 }
 
-// rawAnswers reads what the gateway answers until it cuts the client off or has
-// nothing more to say. The wait for "nothing more" is short: what comes later is
-// found in the record.
+// rawAnswers reads the gateway's responses until it closes the connection or sends nothing
+// more. The wait is short. A later request is found in the audit log.
 func rawAnswers(conn net.Conn, c rawCase) (statuses []int, all string) {
 	const hung, quiet = 20 * time.Second, 300 * time.Millisecond
 	own, hidden := c.forwarded()
@@ -337,7 +336,7 @@ func rawAnswers(conn net.Conn, c rawCase) (statuses []int, all string) {
 	}
 }
 
-// check looks at what reached the provider and at what the record says.
+// check compares what reached the provider with the audit log.
 func (w *rawWorld) check(t *testing.T, cases []rawCase) {
 	t.Helper()
 	entries := settled(t, w.up)
@@ -356,8 +355,8 @@ func (w *rawWorld) check(t *testing.T, cases []rawCase) {
 		}
 	}
 
-	// A parser of ours, which takes one spelling only, and Go's must have seen the
-	// same requests in the same bytes.
+	// Two parsers must find the same requests in the same bytes: our own, which accepts one
+	// spelling only, and Go's.
 	var seen []rawRequest
 	for i, b := range w.provider.Connections() {
 		if bytes.Contains(b, []byte(w.key)) || bytes.Contains(b, []byte("aid_sk_")) {
@@ -402,8 +401,8 @@ func (w *rawWorld) check(t *testing.T, cases []rawCase) {
 	w.up.Ready(t)
 }
 
-// judged checks that a request which the provider was sent is the one that was
-// judged, and that it says nothing that the client may not say. It answers its model.
+// judged checks that a request at the provider is the one that was evaluated, and has no
+// content that the client may not send. It returns the request's model.
 func (w *rawWorld) judged(t *testing.T, r rawRequest, decided map[string]entry) string {
 	t.Helper()
 	var body struct{ Model string }
@@ -412,7 +411,7 @@ func (w *rawWorld) judged(t *testing.T, r rawRequest, decided map[string]entry) 
 		return ""
 	}
 	if body.Model == w.prefix+"first" {
-		return body.Model // it was sent until all was there
+		return body.Model // it was sent when all had arrived
 	}
 	e := decided[r.one("x-request-id")]
 	for what, pair := range map[string][2]string{
@@ -455,7 +454,7 @@ type rawRequest struct {
 	body         []byte
 }
 
-// one is the value of a header that must be there once.
+// one returns the value of a header that must occur once.
 func (r rawRequest) one(name string) string {
 	if v := r.header[name]; len(v) == 1 {
 		return v[0]
@@ -468,8 +467,8 @@ var (
 	rawHeader = regexp.MustCompile("^([!#$%&'*+.^`|~0-9a-z-]+): ?([^\x00-\x08\x0a-\x1f\x7f]*)$")
 )
 
-// strictRequests takes a connection's bytes apart. It knows only what every parser
-// reads alike; anything else is an error.
+// strictRequests parses a connection's bytes. It accepts only what every parser reads
+// alike. Other bytes are an error.
 func strictRequests(b []byte) (out []rawRequest, err error) {
 	line := func() (string, error) {
 		l, rest, ok := bytes.Cut(b, []byte("\r\n"))

@@ -17,7 +17,7 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// entry is one entry of the record, as it is stored.
+// entry is one entry of the audit log, as it is stored.
 type entry struct {
 	Seq       int64
 	Writer    string
@@ -46,7 +46,7 @@ type entry struct {
 	}
 }
 
-// record reads the whole record out of the database, past our own API.
+// record reads the whole audit log directly from the database.
 func record(t testing.TB, up *e2e.Up) []entry {
 	t.Helper()
 	entries, err := readRecord(up)
@@ -83,8 +83,7 @@ func readRecord(up *e2e.Up) ([]entry, error) {
 	})
 }
 
-// settled waits until every exchange has ended and is in the record, and returns
-// that.
+// settled waits until every exchange is complete and is in the audit log, which it returns.
 func settled(t testing.TB, up *e2e.Up) []entry {
 	t.Helper()
 	var all []entry
@@ -114,9 +113,9 @@ func settled(t testing.TB, up *e2e.Up) []entry {
 	return all
 }
 
-// check looks at the record as an auditor does: no gap and no duplicate in the
-// org's sequence nor in any writer's, each exchange decided once and settled once,
-// and the chain right.
+// check verifies the audit log as an auditor does. There is no gap and no duplicate in the
+// sequences of the org and of each writer. Each exchange has one decision and one
+// completion. The chain is valid.
 func check(t testing.TB, up *e2e.Up, entries []entry) {
 	t.Helper()
 	type place struct {
@@ -146,8 +145,8 @@ func check(t testing.TB, up *e2e.Up, entries []entry) {
 	}
 	delete(last, "control") // its numbers are the org's
 	for writer, n := range last {
-		// A writer's numbers go on where those of the folder ended, and its first
-		// record says that it started.
+		// A writer's numbers continue after those in its folder, and its first entry is its
+		// start.
 		if first[writer].Kind != "writer.started" {
 			t.Errorf("the first record of %s is %s/%d, a %s", writer, writer, first[writer].WriterSeq, first[writer].Kind)
 		}
@@ -175,8 +174,8 @@ func check(t testing.TB, up *e2e.Up, entries []entry) {
 	}
 }
 
-// inspected checks that whatever the provider was sent had been decided, allowed
-// and recorded.
+// inspected checks that everything the provider received had been decided, allowed and
+// recorded.
 func inspected(t testing.TB, entries []entry, p *e2e.Provider) {
 	t.Helper()
 	allowed := map[string]bool{}
@@ -192,8 +191,8 @@ func inspected(t testing.TB, entries []entry, p *e2e.Provider) {
 	}
 }
 
-// TestClientAddress: the record has the address that Envoy saw, whatever the
-// client says it is.
+// TestClientAddress: the audit log has the address of the connection, for every address
+// that the client declares.
 func TestClientAddress(t *testing.T) {
 	up := e2e.Shared(t)
 	provider := e2e.Record(t, nil)

@@ -13,8 +13,8 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// The commands of docs/restore.md, in their order: a database is put back to a backup,
-// and later a node is lost, too. Every receipt that a caller holds is in the chain.
+// This runs the commands of docs/restore.md, in their order. A database is restored from a
+// backup, and later a node is lost too. Every receipt of a caller is in the chain.
 func TestRestore(t *testing.T) {
 	page, err := os.ReadFile(filepath.Join(e2e.Root(), "docs", "restore.md"))
 	if err != nil {
@@ -92,7 +92,7 @@ func TestRestore(t *testing.T) {
 		return err
 	})
 
-	// The node is lost, and the database is put back once more.
+	// The node is lost, and the database is restored once more.
 	traffic(up, key, 10)
 	up.Kill()
 	e2e.Eventually(t, 60*time.Second, func() error { // its children end with it
@@ -118,7 +118,7 @@ func TestRestore(t *testing.T) {
 		t.Errorf("the export has %d lines: %v", strings.Count(string(records), "\n"), err)
 	}
 
-	// What is wrong is an exit code and a message.
+	// An error has an exit code and a message.
 	for block, want := range map[string]string{
 		"aid segments inspect .aid/segments":                                              "1: in use by another process",
 		"aid segments ship --xds unix:.aid/run/xds.sock .aid/segments":                    "1: in use by another process",

@@ -13,9 +13,9 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// A revoked key is refused everywhere in under a second, also under load.
-// Timing decides this test only when AID_STRICT_TIMING is set: a machine that
-// runs ten other tests at the same time proves nothing either way.
+// A revoked key is rejected everywhere in less than a second, even under load. Timing
+// decides this test only when AID_STRICT_TIMING is set, since other tests run on the
+// machine at the same time.
 func TestRevocation(t *testing.T) {
 	keys, workers := 200, 4
 	if testing.Short() {
@@ -71,7 +71,7 @@ func TestRevocation(t *testing.T) {
 					t.Errorf("key %d before: %d %s", i, r.Status, r.Body)
 					continue
 				}
-				began := time.Now() // before the call: its own time counts too
+				began := time.Now() // before the call, whose time counts too
 				up.Revoke(t, agent, id)
 				for {
 					r := up.Chat(t, key, body)
@@ -79,13 +79,14 @@ func TestRevocation(t *testing.T) {
 					if r.Status == http.StatusUnauthorized {
 						break
 					}
-					// One that is asked at the same moment may be cut, which Envoy answers 500.
+					// A request at the same moment may be cut, for which Envoy responds
+					// 500.
 					if r.Status != 200 && r.Status < 500 || took[i] > 30*time.Second {
 						t.Errorf("key %d, %v after its revocation: %d %s", i, took[i], r.Status, r.Body)
 						break
 					}
 				}
-				// And it stays so.
+				// It stays rejected.
 				if r := up.Chat(t, key, body); r.Status != http.StatusUnauthorized {
 					t.Errorf("key %d works again: %d", i, r.Status)
 				}
@@ -112,7 +113,7 @@ func TestRevocation(t *testing.T) {
 	}
 }
 
-// Suspending an agent refuses its requests and cuts its live streams.
+// Suspending an agent rejects its requests and cuts its live streams.
 func TestSuspension(t *testing.T) {
 	enough := make(chan struct{})
 	defer close(enough)
@@ -155,7 +156,7 @@ func TestSuspension(t *testing.T) {
 		}
 		return nil
 	})
-	enough <- struct{}{} // the other agent's stream has lived through all of it
+	enough <- struct{}{} // the other agent's stream was not interrupted
 	if err := others[0].toEnd(); err != nil {
 		t.Errorf("the stream of another agent was cut: %v", err)
 	}

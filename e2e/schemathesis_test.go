@@ -13,15 +13,15 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// The management API does what its description says, whatever is sent: Schemathesis
-// makes requests out of /openapi.json, valid and invalid ones, and checks each response
-// against it. Configuration: e2e/sdk/schemathesis.toml.
+// The management API follows its description for every request. Schemathesis makes valid
+// and invalid requests from /openapi.json and checks each response against it. Its
+// configuration is e2e/sdk/schemathesis.toml in the repository.
 func TestSchemathesis(t *testing.T) {
 	python := installed("AID_SCHEMATHESIS_PYTHON", "schemathesis")
 	if _, err := os.Stat(python); err != nil {
 		missing(t, err)
 	}
-	up := e2e.Start(t, e2e.Config{}) // one of its own: what is made here would disturb others
+	up := e2e.Start(t, e2e.Config{}) // a separate one: the objects made here would disturb other tests
 	var me struct {
 		KeyID string `json:"key_id"`
 	}
@@ -36,7 +36,7 @@ func TestSchemathesis(t *testing.T) {
 	run := func(location string, args ...string) (string, error) {
 		cmd := exec.CommandContext(t.Context(), filepath.Join(filepath.Dir(python), "schemathesis"),
 			append([]string{"--config-file", filepath.Join(sdk, "schemathesis.toml"), "run", location, "--no-color"}, args...)...)
-		cmd.Dir = t.TempDir() // it leaves a folder
+		cmd.Dir = t.TempDir() // it creates a folder
 		cmd.Env = append(os.Environ(), "AID_ORG_KEY="+up.OrgKey, "AID_KEEP="+strings.Join(keep, ","), "PYTHONDONTWRITEBYTECODE=1", "SCHEMATHESIS_HOOKS="+filepath.Join(sdk, "schemathesis_hooks.py"), "HOME="+t.TempDir())
 		out, err := cmd.CombinedOutput()
 		if strings.Contains(string(out), up.OrgKey) {
@@ -45,7 +45,7 @@ func TestSchemathesis(t *testing.T) {
 		return string(out), err
 	}
 
-	// A description that says otherwise than the API does must fail, or the check proves nothing.
+	// A wrong description must fail. Otherwise the check proves nothing.
 	lie := filepath.Join(t.TempDir(), "openapi.json")
 	spec := string(up.Do(t, up.API, http.MethodGet, "/openapi.json", "", "").Body)
 	lied := strings.Replace(spec, `"enum": [
@@ -71,7 +71,7 @@ func TestSchemathesis(t *testing.T) {
 		t.Log(out[max(0, len(out)-1200):])
 	}
 
-	// Nothing of what was made in these requests disturbs the gateway.
+	// The objects made in these requests do not disturb the gateway.
 	if r := up.Do(t, up.Metrics, http.MethodGet, "/readyz", "", ""); r.Status != 200 {
 		t.Errorf("/readyz: %d %s", r.Status, r.Body)
 	}

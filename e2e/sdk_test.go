@@ -44,18 +44,18 @@ var clients = []struct{ name, program, file string }{
 	{"openai-agents-javascript", "node", "agents.test.mjs"},
 }
 
-// chatModels are asked for in OpenAI's format, whatever API their provider speaks;
-// namedModels by clients that say who says what, in messages' names, which only OpenAI
-// takes: the other providers leave them out, as their settings say.
+// chatModels are requested in OpenAI's format, for every provider. namedModels are
+// requested by clients that put authors' names into messages. Only OpenAI supports those
+// names. The settings of the other providers leave the names out.
 var (
 	chatModels  = []string{"gpt-4o", "claude-sonnet-4-20250514", "gemini-2.5-pro", "command-a-03-2025", "mistral-large-2512"}
 	namedModels = []string{"gpt-4o", "claude-haiku-4-5", "gemini-2.5-flash", "command-r7b-12-2024", "mistral-small-2603"}
 )
 
-// The official clients work when only their base URL and key are changed, and raise
-// their own typed exceptions. Upstream are the checks of e2e/sdk/provider.py, which
-// let nothing by that the provider's own SDK could not have sent, before an aimock
-// that nobody here wrote.
+// The official clients work when only their base URL and key are changed, and raise their
+// own typed exceptions. Upstream are the checks of e2e/sdk/provider.py, which reject every
+// request that the provider's own SDK could not have sent. The responses come from aimock,
+// an independent mock.
 func TestSDKs(t *testing.T) {
 	s := newSDKs(t)
 	t.Run("clients", func(t *testing.T) {
@@ -82,7 +82,7 @@ func TestSDKs(t *testing.T) {
 		}
 	})
 
-	// What a client hid, the provider remembers.
+	// The provider's checks find errors that a client hides.
 	checked := s.checked(t)
 	for _, f := range checked.Faults {
 		t.Error("reached a provider:", f)
@@ -90,7 +90,7 @@ func TestSDKs(t *testing.T) {
 	t.Log("reached the providers:", checked.Seen)
 }
 
-// goClients builds the program of e2e/sdk/go, which is a module of its own.
+// goClients builds the program of e2e/sdk/go, which is a separate module.
 func goClients(t *testing.T, dir string) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "clients")
@@ -102,8 +102,8 @@ func goClients(t *testing.T, dir string) string {
 	return program
 }
 
-// The checks of what reaches a provider are not for show: each of these is refused,
-// and is remembered. Nothing is behind them, so what they let pass is no more than 502.
+// The checks in front of a provider are effective: each of these requests is rejected and
+// listed. There is no provider behind them, so a request that passes gets 502.
 func TestSDKChecks(t *testing.T) {
 	s := &sdks{dir: filepath.Join(e2e.Root(), "e2e", "sdk")}
 	python := installed("AID_SDK_PYTHON", "sdk")
@@ -167,7 +167,7 @@ func TestSDKChecks(t *testing.T) {
 	}
 }
 
-// checked is what came to the providers, and what was wrong with it.
+// checked is what the providers received, and the errors in it.
 type checked struct {
 	Seen   map[string]int
 	Faults []string
@@ -210,7 +210,7 @@ func documented(t *testing.T) []block {
 	return blocks
 }
 
-// run runs a block as it is written, but for the host and the key.
+// run runs a block unchanged, except for the host and the key.
 func (s *sdks) run(t *testing.T, b block) {
 	t.Helper()
 	program, args := "", []string{"-"}
@@ -237,7 +237,7 @@ func (s *sdks) run(t *testing.T, b block) {
 	}
 }
 
-// sdks is what the clients' tests share.
+// sdks is the state shared by the clients' tests.
 type sdks struct {
 	up       *e2e.Up
 	dir      string            // e2e/sdk
@@ -300,17 +300,17 @@ func newSDKs(t *testing.T) *sdks {
 	s.env = append(os.Environ(), "AID_GATEWAY="+s.up.Gateway, "AID_KEY="+s.key, "AID_REVOKED_KEY="+revoked,
 		"AID_CHAT_MODELS="+strings.Join(chatModels, ","), "AID_NAMED_MODELS="+strings.Join(namedModels, ","),
 		"PYTHONDONTWRITEBYTECODE=1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1",
-		// Frameworks that tell their makers what they are used for are told not to.
+		// Frameworks that send usage data to their makers have that turned off.
 		"CREWAI_DISABLE_TELEMETRY=true", "OTEL_SDK_DISABLED=true", "CREWAI_TRACING_ENABLED=false", "OPENAI_AGENTS_DISABLE_TRACING=1", "LANGSMITH_TRACING=false", "AI_SDK_LOG_WARNINGS=false",
 		"HTTP_PROXY="+elsewhere, "HTTPS_PROXY="+elsewhere, "http_proxy="+elsewhere, "https_proxy="+elsewhere, "NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1", "NODE_USE_ENV_PROXY=1")
 	return s
 }
 
-// environ is the environment of one client, which has a home of its own: some keep
+// environ is the environment of one client, with a separate home, since some clients keep
 // databases there.
 func (s *sdks) environ(t *testing.T) []string { return append(slices.Clip(s.env), "HOME="+t.TempDir()) }
 
-// nowhere is a proxy that lets nothing through: a client that asks anybody but the
+// nowhere is a proxy that rejects everything: a client that connects to any host except the
 // gateway fails the test.
 func nowhere(t *testing.T) string {
 	t.Helper()
@@ -322,7 +322,7 @@ func nowhere(t *testing.T) string {
 	return s.URL
 }
 
-// installed is where Python is that has the clients.
+// installed is the path of Python with the clients.
 func installed(variable, folder string) string {
 	if p := os.Getenv(variable); p != "" {
 		return p
@@ -330,8 +330,8 @@ func installed(variable, folder string) string {
 	return filepath.Join(e2e.Root(), ".tools", folder, "bin", "python")
 }
 
-// missing skips where somebody develops, and fails in CI, where a skipped test
-// would be a promise nobody kept.
+// missing skips the test on a developer's machine, and fails in CI, where a skipped test
+// would hide an error.
 func missing(t *testing.T, err error) {
 	t.Helper()
 	if os.Getenv("CI") != "" {
@@ -340,7 +340,7 @@ func missing(t *testing.T, err error) {
 	t.Skipf("%v; `make test` installs it", err)
 }
 
-// standIn starts the provider stand-in with what it is to answer, and returns its host and port.
+// standIn starts the mock provider with its fixtures, and returns its host and port.
 func standIn(t *testing.T, node, dir, fixtures string) string {
 	t.Helper()
 	port := strconv.Itoa(envoytest.Port(t))
@@ -359,7 +359,7 @@ func standIn(t *testing.T, node, dir, fixtures string) string {
 	return address
 }
 
-// checks starts the checks of what reaches a provider, and returns their host and port.
+// checks starts the checks of the provider's requests, and returns their host and port.
 func checks(t *testing.T, python, dir, mock, credential string) string {
 	t.Helper()
 	cmd := exec.Command(python, "provider.py", mock, credential)

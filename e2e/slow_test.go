@@ -15,7 +15,7 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// Readers that take nothing of their long streams hold back the provider, and not
+// Clients that do not read their long streams slow down the provider, and do not use
 // Envoy's memory. Another client is served as before. (FAULTS P3.)
 func TestSlowReaders(t *testing.T) {
 	const readers, stream = 200, 50 << 20
@@ -80,8 +80,8 @@ func TestSlowReaders(t *testing.T) {
 	grown, grownExtproc := rss(t, envoy)-before, rss(t, extproc)-beforeExtproc
 	t.Logf("p99 of another client: %v quiet, %v loaded; the provider wrote %d of %d MB; Envoy grew by %.0f MB, extproc by %.0f MB",
 		quiet, loaded, last>>20, readers*stream>>20, grown, grownExtproc)
-	// Envoy holds 256 KiB of a connection on each side, and may exceed each by what one
-	// read brings.
+	// Envoy buffers 256 KiB of a connection on each side, and may exceed each limit by one
+	// read.
 	if grown > 300 {
 		t.Errorf("Envoy grew by %.0f MB", grown)
 	}

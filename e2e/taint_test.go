@@ -17,11 +17,11 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// An agent's key goes to nobody, wherever somebody puts it; and the provider's
-// credential comes back to nobody, however hard the provider tries. (B50, B52.)
+// An agent's key is never forwarded, for every place where a client puts it. The provider's
+// credential is never returned, for every way in which the provider echoes it. (B50, B52.)
 func TestTaint(t *testing.T) {
 	const secret = "sk-provider-taint-0123456789abcdef"
-	// A provider that echoes whatever it is sent, in headers, body and trailers.
+	// A provider that echoes everything it receives, in headers, body and trailers.
 	echo := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		w.Header().Set("Trailer", "X-Echo-Trailer")
@@ -45,7 +45,7 @@ func TestTaint(t *testing.T) {
 
 	type carrier struct {
 		name    string
-		passes  bool // it is a way to send the key, and so is answered 200
+		passes  bool // it is a valid way to send the key, and gets 200
 		request func(r *http.Request)
 	}
 	header := func(name, value string) func(*http.Request) {
@@ -116,7 +116,7 @@ func TestTaint(t *testing.T) {
 		client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 		for _, c := range carriers {
 			if name == "http2" && strings.Contains(c.name, "handshake") {
-				continue // there is no such thing on HTTP/2
+				continue // HTTP/2 does not have this
 			}
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, up.Gateway+"/v1/chat/completions", io.NopCloser(strings.NewReader(body)))
 			if err != nil {
@@ -170,7 +170,7 @@ func TestTaint(t *testing.T) {
 		recorded.Write(e.Raw)
 	}
 	logs := up.Do(t, up.API, http.MethodGet, "/v1/agents/"+agent+"/logs?limit=100", up.OrgKey, "")
-	e2e.Eventually(t, 10*time.Second, func() error { // the log has what the children said
+	e2e.Eventually(t, 10*time.Second, func() error { // the log has the output of the children
 		if !strings.Contains(up.Stderr(), "process=extproc") {
 			return fmt.Errorf("nothing of the sidecar is in the log")
 		}
@@ -192,8 +192,8 @@ func TestTaint(t *testing.T) {
 	}
 }
 
-// userinfo sends a key in the authority of an absolute request target, which no
-// client library does.
+// userinfo sends a key in the authority of an absolute request target, which client
+// libraries do not do.
 func userinfo(t *testing.T, up *e2e.Up, key, canary string) {
 	t.Helper()
 	address := strings.TrimPrefix(up.Gateway, "http://")
@@ -216,15 +216,15 @@ func userinfo(t *testing.T, up *e2e.Up, key, canary string) {
 	}
 }
 
-// folder is what is in the files of a home, but for the database's, which are read
-// through the record, and the two that are there to hold a secret.
+// folder is the content of the files in a home. It excludes the database's files, which are
+// read as the audit log, and the two files that store a secret.
 func folder(t *testing.T, home string) string {
 	t.Helper()
 	var all strings.Builder
 	err := filepath.WalkDir(home, func(path string, d os.DirEntry, err error) error {
 		switch {
 		case err != nil:
-			return nil // a file that has gone meanwhile
+			return nil // a file that was deleted meanwhile
 		case d.IsDir() && d.Name() == "postgres":
 			return filepath.SkipDir
 		case d.Type().IsRegular() && d.Name() != "providers.yaml":

@@ -16,8 +16,8 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// A name is checked where it counts: Envoy connects to no address that is not public,
-// whatever the name stood for when the provider was created.
+// A name is checked when Envoy connects. Envoy connects to no address that is not public,
+// even if the name had another address when the provider was created.
 func TestTargets(t *testing.T) {
 	host, err := os.Hostname()
 	if err != nil {
@@ -56,7 +56,7 @@ func TestTargets(t *testing.T) {
 				want = http.StatusCreated
 			}
 			up.Manage(t, http.MethodPost, "/v1/providers", `{"name":"direct","kind":"openai","base_url":"`+server.URL+`/v1","models":["direct"]}`, want, nil)
-			// Our own API is never a provider.
+			// Our own API can never be a provider.
 			up.Manage(t, http.MethodPost, "/v1/providers", `{"name":"own","kind":"openai","base_url":"`+up.API+`/v1","models":["own"]}`, http.StatusUnprocessableEntity, nil)
 			up.Provider(t, `{"name":"named","kind":"openai","base_url":"http://`+host+":"+u.Port()+`/v1","models":["named"]}`, "sk-target-0123456789")
 			_, key := up.Key(t, up.Agent(t, `{"name":"a","team":"t","allowed_models":["named"]}`), `{"name":"k","scopes":["chat:completions"]}`)
@@ -65,7 +65,7 @@ func TestTargets(t *testing.T) {
 			}
 			got := ask()
 			for deadline := time.Now().Add(20 * time.Second); (got.Status == http.StatusNotFound || got.Status == http.StatusServiceUnavailable) && time.Now().Before(deadline); {
-				got = ask() // the provider is on its way to the sidecar and to Envoy
+				got = ask() // the provider is being sent to the sidecar and to Envoy
 			}
 			if got.Status != c.status || !c.dialled && !strings.Contains(string(got.Body), "provider_address_refused") {
 				t.Errorf("%q, %s: %d %s", c.private, usage, got.Status, got.Body)

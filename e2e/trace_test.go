@@ -24,7 +24,7 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// collector takes spans as an OpenTelemetry collector does.
+// collector receives spans as an OpenTelemetry collector does.
 type collector struct {
 	collectorv1.UnimplementedTraceServiceServer
 	URL string
@@ -70,7 +70,7 @@ func (c *collector) Export(_ context.Context, req *collectorv1.ExportTraceServic
 	return &collectorv1.ExportTraceServiceResponse{}, nil
 }
 
-// of are the spans of an exchange.
+// of returns the spans of an exchange.
 func (c *collector) of(id string) (out []*tracev1.Span) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -82,7 +82,7 @@ func (c *collector) of(id string) (out []*tracev1.Span) {
 	return out
 }
 
-// said are attributes as text.
+// said returns attributes as text.
 func said(attributes []*commonv1.KeyValue) map[string]string {
 	out := map[string]string{}
 	for _, a := range attributes {
@@ -96,8 +96,8 @@ func said(attributes []*commonv1.KeyValue) map[string]string {
 	return out
 }
 
-// With the standard variables set, each exchange is one span in its caller's
-// trace, which says who, what and how it ended, and nothing of what was said.
+// With the standard variables set, each exchange is one span in its caller's trace. It has
+// the caller, the model and the outcome, and no content of messages.
 func TestTracing(t *testing.T) {
 	c := collect(t)
 	provider := e2e.Record(t, nil)
@@ -162,7 +162,7 @@ func TestTracing(t *testing.T) {
 			if !strings.HasPrefix(sentOn, "00-"+trace+"-") || !strings.HasSuffix(sentOn, "-00") {
 				t.Errorf("%s: the provider was sent %q", name, sentOn)
 			}
-			continue // and there is no span of it, which is looked at in the end
+			continue // it has no span, which is checked at the end
 		}
 		var span *tracev1.Span
 		e2e.Eventually(t, 10*time.Second, func() error {
@@ -197,7 +197,7 @@ func TestTracing(t *testing.T) {
 		}
 	}
 
-	if _, err := up.Stop(); err != nil { // what is left is sent
+	if _, err := up.Stop(); err != nil { // the remaining spans are sent
 		t.Error(err)
 	}
 	c.mu.Lock()

@@ -21,10 +21,10 @@ import (
 // translatedKinds are the kinds of provider that OpenAI's clients reach by translation.
 var translatedKinds = []string{"anthropic", "gemini", "cohere", "mistral"}
 
-// modelOf is a model of a kind's that has no peculiarities.
+// modelOf is a model of each kind without special rules.
 var modelOf = map[string]string{"anthropic": "claude-sonnet-4-5", "gemini": "gemini-2.5-flash", "cohere": "command-a-03-2025", "mistral": "mistral-large-latest"}
 
-// behind puts what is at address behind a provider that writes down what it gets.
+// behind puts the server at address behind a provider that records what it gets.
 func behind(t *testing.T, address string) *e2e.Provider {
 	t.Helper()
 	u, err := url.Parse("http://" + address)
@@ -34,10 +34,10 @@ func behind(t *testing.T, address string) *e2e.Provider {
 	return e2e.Record(t, &httputil.ReverseProxy{FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(u) }})
 }
 
-// OpenAI's own client talks to models of every kind when only the model's name is
-// another: whole, streamed, with tools, embeddings, errors; and also where Envoy is to
-// read usage. Upstream is a stand-in that nobody here wrote, and what it got is checked
-// against the types of the providers' own SDKs.
+// OpenAI's own client works with models of every kind when only the model's name changes:
+// complete, streamed, with tools, embeddings and errors. This also holds where Envoy reads
+// usage. Upstream is an independent mock. Its requests are checked against the types of the
+// providers' own SDKs.
 func TestTranslated(t *testing.T) {
 	dir := filepath.Join(e2e.Root(), "e2e", "sdk")
 	python := sdkPython(t)
@@ -93,8 +93,8 @@ func addKinds(t *testing.T, up *e2e.Up, suffix, base, settings string) {
 	}
 }
 
-// translatedRecord looks at what the record has of translated exchanges: each is there
-// twice, with the digest of what was sent beside that of what was judged.
+// translatedRecord checks the audit entries of translated exchanges. Each has two entries,
+// with the digest of the sent bytes beside that of the evaluated bytes.
 func translatedRecord(t *testing.T, up *e2e.Up, agent string) {
 	t.Helper()
 	allowed, dropped, counted := 0, 0, 0
@@ -134,8 +134,8 @@ func translatedRecord(t *testing.T, up *e2e.Up, agent string) {
 	}
 }
 
-// received writes what the provider got as vectors of package translate, which
-// validate_translation.py reads.
+// received writes the provider's requests as vectors of package translate, for
+// validate_translation.py.
 func received(t *testing.T, p *e2e.Provider) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -189,12 +189,12 @@ func received(t *testing.T, p *e2e.Provider) string {
 	return dir
 }
 
-// The vectors of package translate are what the providers' own SDKs would send and take.
+// The vectors of package translate match what the providers' own SDKs send and accept.
 func TestTranslationByTheSDKs(t *testing.T) {
 	validate(t, sdkPython(t), filepath.Join(e2e.Root(), "provider", "translate", "testdata"))
 }
 
-// validate has the SDKs judge vectors.
+// validate has the SDKs validate vectors.
 func validate(t *testing.T, python, vectors string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), python, "validate_translation.py", vectors)

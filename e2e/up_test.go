@@ -21,8 +21,8 @@ const (
 	refused    = `{"model":"o1-pro","messages":[{"role":"user","content":"Hello there"}]}`
 )
 
-// The first minute of a newcomer, through a real Envoy: identified, decided,
-// recorded, forwarded; then refused; then both read in the record.
+// A new user's first minute, through a real Envoy. A request is identified, decided,
+// recorded and forwarded. Another is rejected. Both are read in the audit log.
 func TestUp(t *testing.T) {
 	provider := e2e.Record(t, nil)
 	up := e2e.Start(t, e2e.Config{Providers: provider.File("openai", credential, "gpt-*", "o1-*")})
@@ -114,7 +114,7 @@ func TestUp(t *testing.T) {
 		t.Errorf("stopping took %v", took)
 	}
 
-	// Everything is still there, and the key still works.
+	// All data is still there, and the key still works.
 	again := e2e.Start(t, e2e.Config{Home: up.Home})
 	if again.OrgKey != up.OrgKey {
 		t.Error("the org key changed")
@@ -193,8 +193,8 @@ func TestBusyPortNamesTheFlag(t *testing.T) {
 	}
 }
 
-// A supervisor that is killed takes everything with it, and what it leaves on
-// disk is enough to start again.
+// A supervisor that is killed stops all its children. The files on disk are enough to start
+// again.
 func TestKilledLeavesNoOrphans(t *testing.T) {
 	up := e2e.Start(t, e2e.Config{})
 	children := up.Children(t)
@@ -219,7 +219,7 @@ func TestKilledLeavesNoOrphans(t *testing.T) {
 	e2e.Start(t, e2e.Config{Home: up.Home})
 }
 
-// Each child that dies is started again, and the gateway serves again.
+// Each child that ends is started again, and the gateway serves again.
 func TestChildrenComeBack(t *testing.T) {
 	provider := e2e.Record(t, nil)
 	up := e2e.Start(t, e2e.Config{Providers: provider.File("openai", credential, "gpt-*")})

@@ -19,7 +19,7 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// ask is a bystander: another agent, which goes on asking, one request after the other.
+// ask is another agent, which sends one request after the other.
 func ask(t *testing.T, gateway, key, body string, n int) []time.Duration {
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}, Timeout: 30 * time.Second}
 	times := make([]time.Duration, 0, n)
@@ -46,8 +46,8 @@ func percentile(times []time.Duration, p int) time.Duration {
 	return times[min(len(times)-1, len(times)*p/100)]
 }
 
-// Requests whose bodies never arrive do not take the gateway's memory, and another
-// agent does not notice them. (FAULTS A1, A2.)
+// Requests whose bodies never arrive do not use the gateway's memory, and another agent is
+// not affected. (FAULTS A1, A2.)
 func TestWithheldBodies(t *testing.T) {
 	provider := e2e.Record(t, nil)
 	up := e2e.Start(t, e2e.Config{Providers: provider.File("one", credential, "gpt-*")})
@@ -77,8 +77,8 @@ func TestWithheldBodies(t *testing.T) {
 		loaded := percentile(ask(t, up.Gateway, otherKey, body, 200), 99)
 		grown, grownExtproc := rss(t, envoy)-before, rss(t, extproc)-beforeExtproc
 		t.Logf("p99 of the bystander: %v quiet, %v loaded; Envoy grew by %.0f MB, extproc by %.0f MB", quiet, loaded, grown, grownExtproc)
-		// A key may hold a quarter of 512 MiB. Envoy's copies and the rejected
-		// connections' buffers come on top.
+		// A key may use a quarter of 512 MiB. Envoy's copies and the rejected connections'
+		// buffers come in addition.
 		if grown > 512 {
 			t.Errorf("Envoy grew by %.0f MB", grown)
 		}
@@ -114,7 +114,7 @@ func TestWithheldBodies(t *testing.T) {
 				})
 			}
 		}
-		// Chunked bodies count as the largest: as many wait as fit into the key's part.
+		// Chunked bodies count as the largest: as many wait as fit into the key's share.
 		e2e.Eventually(t, 60*time.Second, func() error {
 			waiting, refused := up.Metric(t, "aid_extproc_waiting_requests"), answers[http.StatusTooManyRequests].Load()
 			if waiting > 256 || int64(waiting)+refused < 2*streams {
@@ -124,7 +124,7 @@ func TestWithheldBodies(t *testing.T) {
 		})
 		loaded := percentile(ask(t, up.Gateway, otherKey, body, 200), 99)
 		t.Logf("p99 of the bystander: %v quiet, %v loaded", quiet, loaded)
-		// Suspended, all that wait are answered, though no body has come.
+		// After suspension all waiting requests get a response, though no body has come.
 		up.Manage(t, http.MethodPatch, "/v1/agents/"+greedy, `{"status":"suspended"}`, http.StatusOK, nil)
 		e2e.Eventually(t, 10*time.Second, func() error {
 			if n := up.Metric(t, "aid_extproc_waiting_requests"); n != 0 {
@@ -151,8 +151,8 @@ func TestWithheldBodies(t *testing.T) {
 	}
 }
 
-// withhold posts a body of that size but its last byte, and keeps the connection
-// until it is answered or hold is closed.
+// withhold posts a body of that size without its last byte. It keeps the connection until
+// there is a response or hold is closed.
 func withhold(gateway, key string, size int, hold <-chan struct{}, statuses *[600]atomic.Int64) {
 	conn, err := net.Dial("tcp", strings.TrimPrefix(gateway, "http://"))
 	if err != nil {
@@ -187,7 +187,7 @@ func withhold(gateway, key string, size int, hold <-chan struct{}, statuses *[60
 	}
 }
 
-// oneByte is a body of one byte whose end does not come before hold is closed.
+// oneByte is a body of one byte whose end comes after hold is closed.
 type oneByte struct {
 	sent bool
 	hold <-chan struct{}
