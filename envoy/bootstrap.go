@@ -46,7 +46,7 @@ const (
 	ClusterAPI     = "aid_api"     // the management API, for the gateway's /v1/agents and the like
 )
 
-// Config is what an Envoy of ours boots from.
+// Config is the configuration of an Envoy's bootstrap.
 type Config struct {
 	NodeID  string // names this Envoy to the control plane; required
 	Cluster string // node.cluster; empty: "aid"
@@ -58,24 +58,24 @@ type Config struct {
 
 	Admin string // Unix socket of the admin interface; required, never TCP
 
-	MaxConnections int64 // downstream, all listeners together; 0: 50,000
-	MaxHeapBytes   int64 // at 98 % requests are rejected, at 95 % memory is given back; 0: 2 GiB
-	MaxStreams     int64 // exchanges at once; circuit breakers stand at twice that; 0: 50,000
+	MaxConnections int64 // downstream, for all listeners together; 0: 50,000
+	MaxHeapBytes   int64 // at 98 % requests are rejected, at 95 % memory is released; 0: 2 GiB
+	MaxStreams     int64 // concurrent exchanges; circuit breakers have twice that limit; 0: 50,000
 }
 
-// connectionBuffer is what Envoy holds of a connection to extproc, the API or the control
-// plane, in bytes. It is a soft limit: a larger body passes. It also bounds how much of a
-// response waits for extproc before Envoy reads no more from the provider. At 17 MiB, 200
-// slow readers took 2 GiB.
+// connectionBuffer is the size of Envoy's buffer for a connection to extproc, the API or
+// the control plane, in bytes. It is a soft limit: a larger body passes. When that much of
+// a response waits for extproc, Envoy stops reading from the provider. At 17 MiB, 200 slow
+// readers used 2 GiB.
 const connectionBuffer = 256 << 10
 
 // Endpoint is where a server listens: a Unix socket, or a host and port.
 type Endpoint struct {
 	Address string // "unix:/path" or "host:port"
-	TLS     *TLS   // nil: plaintext, which only Unix sockets and loopback may be
+	TLS     *TLS   // nil: plaintext, which is allowed only for Unix sockets and loopback
 }
 
-// TLS is how to reach a server that is not on this machine.
+// TLS configures the connection to a server on another machine.
 type TLS struct {
 	CAFile            string // PEM; required
 	ServerName        string // SNI, and the DNS name that the certificate must carry; empty: the host
@@ -109,7 +109,7 @@ func Bootstrap(c Config) ([]byte, error) {
 		}}},
 		OverloadManager: c.overload(),
 		LayeredRuntime:  runtimeLayers(),
-		// Counters are read when someone asks, so an idle Envoy does no work for them.
+		// Counters are read on request, so an idle Envoy does no work for them.
 		StatsFlush: &bootstrapv3.Bootstrap_StatsFlushOnAdmin{StatsFlushOnAdmin: true},
 	}
 	if err := b.ValidateAll(); err != nil {
@@ -119,7 +119,7 @@ func Bootstrap(c Config) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("envoy bootstrap: %w", err)
 	}
-	// protojson varies its white space on purpose; ours must not vary.
+	// protojson varies its white space on purpose. The output here must not vary.
 	var compact, out bytes.Buffer
 	if err := json.Compact(&compact, loose); err != nil {
 		return nil, fmt.Errorf("envoy bootstrap: %w", err)
@@ -158,7 +158,7 @@ func (c Config) validate() error {
 		return errors.New("no admin socket")
 	}
 	for _, path := range []string{c.ExtProc, c.Admin, unixPath(c.XDS.Address), unixPath(c.API.Address)} {
-		// sun_path is 108 bytes with its NUL; Envoy rejects what is longer.
+		// sun_path is 108 bytes with its NUL; Envoy rejects longer paths
 		if len(path) > 107 {
 			return fmt.Errorf("socket path %q is longer than 107 bytes", path)
 		}
@@ -177,19 +177,19 @@ func (c Config) validate() error {
 func (e Endpoint) validate() error {
 	if unixPath(e.Address) != "" {
 		if e.TLS != nil {
-			return errors.New("TLS is not spoken on a Unix socket")
+			return errors.New("TLS is not supported on a Unix socket. Remove its TLS settings")
 		}
 		return nil
 	}
 	host, _, err := net.SplitHostPort(e.Address)
 	if err != nil {
-		return fmt.Errorf("address %q: want unix:/path or host:port", e.Address)
+		return fmt.Errorf("address %q is not valid. Use unix:/path or host:port", e.Address)
 	}
 	ip := net.ParseIP(host)
 	local := host == "localhost" || ip != nil && ip.IsLoopback()
 	switch {
 	case e.TLS == nil && !local:
-		return fmt.Errorf("address %q is not on this machine: TLS is required", e.Address)
+		return fmt.Errorf("address %q is not on this machine, so TLS is required", e.Address)
 	case e.TLS != nil && e.TLS.CAFile == "":
 		return errors.New("TLS without a CA file")
 	case e.TLS != nil && (e.TLS.CertFile == "") != (e.TLS.KeyFile == ""):
@@ -213,7 +213,7 @@ func (c Config) ads() *corev3.ApiConfigSource {
 	}
 }
 
-// xds dies quietly when a network swallows it, so it is asked for signs of life.
+// xds uses keep-alive, since a connection that a network drops shows no other error.
 func (c Config) xds() *clusterv3.Cluster {
 	cl := c.cluster(ClusterXDS, c.XDS, 5*time.Second)
 	cl.CircuitBreakers = breakers(1000)
@@ -229,14 +229,14 @@ func (c Config) xds() *clusterv3.Cluster {
 	return cl
 }
 
-// Every exchange holds one stream to extproc for its life, a streamed response
-// too. Envoy's default breakers stop at 1,024.
+// Every exchange has one stream to extproc for its whole life, and a streamed response too.
+// Envoy's default circuit breakers stop at 1,024.
 func (c Config) extproc() *clusterv3.Cluster {
 	cl := c.cluster(ClusterExtProc, Endpoint{Address: "unix:" + c.ExtProc}, time.Second)
 	cl.CircuitBreakers = breakers(2 * c.MaxStreams)
 	cl.TypedExtensionProtocolOptions = http2(&corev3.Http2ProtocolOptions{
-		// Beyond this Envoy opens a further connection; thousands of streams on
-		// one would share its flow control window and its one reader in Go.
+		// Above this number Envoy opens another connection. Thousands of streams on one
+		// would share its flow control window and its one reader in Go.
 		MaxConcurrentStreams:        wrapperspb.UInt32(1024),
 		InitialStreamWindowSize:     wrapperspb.UInt32(1 << 20),
 		InitialConnectionWindowSize: wrapperspb.UInt32(16 << 20),
@@ -303,7 +303,7 @@ func (t TLS) socket(host string) *corev3.TransportSocket {
 		ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{
 			ValidationContext: &tlsv3.CertificateValidationContext{
 				TrustedCa: file(t.CAFile),
-				// A chain to the CA is not enough: it must be this server.
+				// A chain to the CA is not enough: the certificate must be this server's.
 				MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{{
 					SanType: sanType(name),
 					Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: name}},
@@ -329,8 +329,8 @@ func sanType(name string) tlsv3.SubjectAltNameMatcher_SanType {
 	return tlsv3.SubjectAltNameMatcher_DNS
 }
 
-// overload rejects connections and requests while memory is still there to
-// answer those in flight.
+// overload rejects connections and requests while there is still memory for those in
+// flight.
 func (c Config) overload() *overloadv3.OverloadManager {
 	trigger := func(at float64) []*overloadv3.Trigger {
 		return []*overloadv3.Trigger{{
@@ -356,8 +356,8 @@ func (c Config) overload() *overloadv3.OverloadManager {
 		Actions: []*overloadv3.OverloadAction{
 			{Name: "envoy.overload_actions.shrink_heap", Triggers: trigger(0.95)},
 			{Name: "envoy.overload_actions.disable_http_keepalive", Triggers: trigger(0.95)},
-			// First the streams that hold the most. New requests are rejected only if that
-			// does not help.
+			// First the streams with the most memory are reset. New requests are rejected
+			// only if that is not enough.
 			{Name: "envoy.overload_actions.reset_high_memory_stream", Triggers: []*overloadv3.Trigger{{
 				Name: "envoy.resource_monitors.fixed_heap",
 				TriggerOneof: &overloadv3.Trigger_Scaled{Scaled: &overloadv3.ScaledTrigger{
@@ -369,13 +369,13 @@ func (c Config) overload() *overloadv3.OverloadManager {
 	}
 }
 
-// runtimeLayers has one static layer and no admin layer: nothing may change a
-// guard while Envoy runs. It sets no guard to false (hardening L10).
+// runtimeLayers has one static layer and no admin layer, so no guard can change while Envoy
+// runs. It sets no guard to false (hardening L10).
 func runtimeLayers() *bootstrapv3.LayeredRuntime {
 	static := &structpb.Struct{Fields: map[string]*structpb.Value{
 		// Off by default in 1.40: a chunk that two parsers could read differently is rejected (L06).
 		"envoy.reloadable_features.strict_chunk_parsing": structpb.NewBoolValue(true),
-		// Envoy's default of 100 is for patterns from strangers. Ours is made from the
+		// Envoy's default of 100 is for untrusted patterns. This pattern is made from the
 		// list of response headers that pass (see ResponseMutations).
 		"re2.max_program_size.error_level": structpb.NewNumberValue(100_000),
 		"re2.max_program_size.warn_level":  structpb.NewNumberValue(100_000),
@@ -410,7 +410,7 @@ func http2(o *corev3.Http2ProtocolOptions) map[string]*anypb.Any {
 	}
 }
 
-// pack cannot fail: the message is ours and complete.
+// pack cannot fail: the message is complete and built here.
 func pack(m proto.Message) *anypb.Any {
 	a := &anypb.Any{TypeUrl: "type.googleapis.com/" + string(m.ProtoReflect().Descriptor().FullName())}
 	a.Value, _ = proto.MarshalOptions{Deterministic: true}.Marshal(m)

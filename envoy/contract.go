@@ -2,23 +2,22 @@ package envoy
 
 import "slices"
 
-// This file is the contract between extproc and Envoy's configuration: every name
-// that both use. extproc reads and sets these names; package xds writes the same
-// ones into listeners and routes. filter.go has the parts of a configuration that
-// are made from them.
+// This file is the contract between extproc and Envoy's configuration: every name that both
+// use. extproc reads and sets these names. Package xds writes them into listeners and
+// routes. filter.go has the parts of a configuration that use them.
 
 // Headers of a request. Envoy removes a client's own HeaderRoute, and overwrites
 // its HeaderPeer, before anything reads them. The routes remove HeaderRoute and
 // HeaderAnswer before a request goes to a provider.
 const (
-	// HeaderRoute is the only way to a provider. extproc sets it to a cluster's name.
+	// HeaderRoute selects the route to a provider. extproc sets it to a cluster's name.
 	HeaderRoute = "x-aid-route"
 	// HeaderAnswer is set by extproc on a request whose response it reads, where
 	// Envoy is configured to read usage.
 	HeaderAnswer = "x-aid-answer"
-	// HeaderPeer has the address of the connection's other end. An attribute would
-	// carry it too, at a tenth of the throughput (measured, 1.40). x-forwarded-for
-	// has the machine's own address if the peer is on this machine.
+	// HeaderPeer has the address of the connection's other end. An attribute would have it
+	// too, at a tenth of the throughput (measured, 1.40). If the peer is on this machine,
+	// x-forwarded-for has the machine's own address.
 	HeaderPeer = "x-aid-peer"
 	// HeaderCanary carries the nonce of a readiness check, both ways.
 	HeaderCanary = "x-aid-canary"
@@ -58,8 +57,8 @@ const (
 	UsageNamespace = "envoy.ai.token_usage"
 )
 
-// DetailsPrefix begins the response code details of each response that extproc
-// gives. Envoy's local replies pass these unchanged.
+// DetailsPrefix begins the response code details of each response from extproc. Envoy's
+// local replies pass these unchanged.
 const DetailsPrefix = "aid_"
 
 // Attributes of a response that Envoy sends to extproc.
@@ -68,7 +67,7 @@ const (
 	AttributeStatus  = "response.code"
 )
 
-// The values of xds.Input.Usage: which side reads usage from responses.
+// The values of xds.Input.Usage: the process that reads usage from responses.
 const (
 	UsageStream = "stream" // extproc, from the body
 	UsageEnvoy  = "envoy"  // Envoy; extproc gets the result
@@ -85,9 +84,8 @@ var responseHeaders = []string{
 	"openai-processing-ms", "openai-version", "x-gemini-service-tier",
 }
 
-// PassesToCaller returns whether a header of a provider's response reaches the
-// caller. further are the names that the provider's settings add. Names are in lower
-// case.
+// PassesToCaller reports whether a header of a provider's response reaches the caller.
+// further are the names that the provider's settings add. Names are in lower case.
 func PassesToCaller(name string, further []string) bool {
 	return slices.Contains(responseHeaders, name) || slices.Contains(further, name)
 }

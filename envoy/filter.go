@@ -49,9 +49,9 @@ func EarlyMutation() *earlyv3.HeaderMutation {
 	}}
 }
 
-// ResponseMutations are the changes to a provider's response headers that extproc
-// makes where it sees them. The headers of the gateway's own come after the removal.
-// further are the names that the provider's settings let pass.
+// ResponseMutations are the changes to a provider's response headers that extproc makes
+// where it receives them. The gateway's own headers are added after the removal. further
+// are the names that the provider's settings allow.
 func ResponseMutations(further []string) *headerv3.HeaderMutationPerRoute {
 	return &headerv3.HeaderMutationPerRoute{Mutations: &headerv3.Mutations{ResponseMutations: []*mutationv3.HeaderMutation{
 		removeOnMatch(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
@@ -110,8 +110,8 @@ func overwriteHeader(name, value string) *mutationv3.HeaderMutation {
 	}}}
 }
 
-// ExtProcFilter is the configuration of FilterExtProc. Each default that lets a
-// request pass, or waits too short a time, is changed.
+// ExtProcFilter is the configuration of FilterExtProc. It changes each default that lets a
+// request pass, or has too short a timeout.
 func ExtProcFilter(usage string) *extprocv3.ExternalProcessor {
 	p := &extprocv3.ExternalProcessor{
 		GrpcService: &corev3.GrpcService{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
@@ -120,7 +120,7 @@ func ExtProcFilter(usage string) *extprocv3.ExternalProcessor {
 		FailureModeAllow: false,
 		ProcessingMode:   AnswerMode(extprocv3.ProcessingMode_STREAMED),
 		MessageTimeout:   durationpb.New(messageTimeout),
-		// A sidecar that stops or starts is an outage, and no fault of the request.
+		// A sidecar that stops or starts is an outage, and not an error of the request.
 		StatusOnError: &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
 		// For responses that are translated: see AnswerMode.
 		AllowModeOverride: true,
@@ -155,9 +155,9 @@ func AnswerMode(body extprocv3.ProcessingMode_BodySendMode) *extprocv3.Processin
 	}
 }
 
-// EndLog sends extproc the access log of requests that ended abnormally, and of no
-// other request. Nothing else shows extproc whether the client or the provider broke a
-// response off: Envoy's filters get no message for either (measured, 1.40).
+// EndLog sends extproc the access log of requests that ended abnormally, and of no other
+// request. Only this log shows whether the client or the provider broke a response off:
+// Envoy's filters get no message for either (measured, 1.40).
 func EndLog() *grpclogv3.HttpGrpcAccessLogConfig {
 	return &grpclogv3.HttpGrpcAccessLogConfig{CommonConfig: &grpclogv3.CommonGrpcAccessLogConfig{
 		LogName: "aid",
@@ -169,8 +169,9 @@ func EndLog() *grpclogv3.HttpGrpcAccessLogConfig {
 	}}
 }
 
-// EndLogFilter selects the entries of EndLog by Envoy's response flags. They say that the
-// provider or the client reset the connection, or that a limit of Envoy was reached.
+// EndLogFilter selects the entries of EndLog by Envoy's response flags. These flags mean
+// that the provider or the client reset the connection, or that a limit of Envoy was
+// reached.
 func EndLogFilter() *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
 		ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: []string{"UR", "UC", "UF", "UPE", "UT", "UMSDR", "LR", "SI", "DC", "DR", "DPE"}},

@@ -31,9 +31,9 @@ type ProcessConfig struct {
 	Admin     string // Unix socket of the admin interface, as in the bootstrap
 	// Concurrency is the number of worker threads; 0: one for each CPU.
 	Concurrency int
-	// LogLevel is Envoy's own ("warning", "info", "debug", …); empty: "warning".
+	// LogLevel is Envoy's log level ("warning", "info", "debug", …); empty: "warning".
 	LogLevel string
-	// DrainTimeout is how long live exchanges may go on when Run stops. 0: 10 s.
+	// DrainTimeout is the time that live exchanges have when Run stops. 0: 10 s.
 	DrainTimeout time.Duration
 	Log          *slog.Logger
 }
@@ -57,7 +57,7 @@ func NewProcess(c ProcessConfig) *Process {
 		"--config-path", c.Bootstrap,
 		"--log-level", c.LogLevel,
 		"--log-format", "%l\t%n\t%v",
-		// No shared memory: several Envoys on a machine must not meet.
+		// Without shared memory several Envoys on a machine do not conflict.
 		"--disable-hot-restart",
 		"--drain-time-s", "1", "--drain-strategy", "immediate",
 	}
@@ -89,7 +89,7 @@ func (p *Process) Restarts() int64 { return p.child.Restarts() }
 // Tail is the last lines that Envoy printed.
 func (p *Process) Tail() []string { return p.child.Tail() }
 
-// line gives a line of Envoy's log its level in ours.
+// line writes a line of Envoy's log with the matching log level.
 func (p *Process) line(line string) {
 	level, at := slog.LevelInfo, strings.SplitN(line, "\t", 3)
 	if len(at) < 3 {
@@ -116,7 +116,7 @@ func (p *Process) stop(ctx context.Context, proc *os.Process) error {
 	for _, path := range []string{"/healthcheck/fail", "/drain_listeners"} {
 		if _, err := admin.Post(drain, path); err != nil {
 			p.c.Log.Warn("draining Envoy", "path", path, "err", err)
-			return proc.Signal(syscall.SIGTERM) // it is not answering: do not wait for it
+			return proc.Signal(syscall.SIGTERM) // it does not respond: do not wait for it
 		}
 	}
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -135,15 +135,15 @@ func (p *Process) stop(ctx context.Context, proc *os.Process) error {
 	return proc.Signal(syscall.SIGTERM)
 }
 
-// AdminClient speaks to Envoy's admin interface.
+// AdminClient is a client of Envoy's admin interface.
 type AdminClient struct{ http *http.Client }
 
-// Admin speaks to the admin interface on a Unix socket.
+// Admin returns a client of the admin interface on a Unix socket.
 func Admin(socket string) AdminClient {
 	return AdminClient{&http.Client{
 		Timeout: 10 * time.Second,
 		Transport: &http.Transport{
-			DisableKeepAlives: true, // asked seldom, and Envoy counts idle connections
+			DisableKeepAlives: true, // requests are rare, and Envoy counts idle connections
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return new(net.Dialer).DialContext(ctx, "unix", socket)
 			},
@@ -151,12 +151,12 @@ func Admin(socket string) AdminClient {
 	}}
 }
 
-// Get answers a page of the admin interface.
+// Get returns a page of the admin interface.
 func (a AdminClient) Get(ctx context.Context, path string) ([]byte, error) {
 	return a.do(ctx, http.MethodGet, path)
 }
 
-// Post asks the admin interface to do something.
+// Post sends a command to the admin interface.
 func (a AdminClient) Post(ctx context.Context, path string) ([]byte, error) {
 	return a.do(ctx, http.MethodPost, path)
 }
@@ -176,18 +176,18 @@ func (a AdminClient) do(ctx context.Context, method, path string) ([]byte, error
 		return nil, fmt.Errorf("reading %s from Envoy: %w", path, err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("Envoy answers %s with %s", path, resp.Status)
+		return nil, fmt.Errorf("Envoy responded to %s with %s", path, resp.Status)
 	}
 	return body, nil
 }
 
-// Live says whether Envoy has loaded what it needs and serves ("LIVE").
+// Live returns nil if Envoy has loaded its configuration and serves ("LIVE").
 func (a AdminClient) Live(ctx context.Context) error {
 	_, err := a.Get(ctx, "/ready")
 	return err
 }
 
-// ActiveRequests counts the exchanges in flight on all listeners but admin's.
+// ActiveRequests counts the exchanges in flight on all listeners except admin's.
 func (a AdminClient) ActiveRequests(ctx context.Context) (n int64, err error) {
 	body, err := a.Get(ctx, "/stats?filter=^http\\..*\\.downstream_rq_active$")
 	if err != nil {
@@ -207,7 +207,8 @@ func (a AdminClient) ActiveRequests(ctx context.Context) (n int64, err error) {
 	return n, nil
 }
 
-// environment is what Envoy is given of ours: nothing that could hold a secret.
+// environment is the part of our environment that Envoy gets, without any variable that
+// could be a secret.
 func environment() (env []string) {
 	for _, name := range []string{"PATH", "HOME", "TMPDIR", "TZ", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR"} {
 		if v, ok := os.LookupEnv(name); ok {
@@ -242,7 +243,7 @@ func Find(asked, programDir string) (string, error) {
 
 var versionPattern = regexp.MustCompile(`version: [0-9a-f]+/(\d+\.\d+\.\d+)`)
 
-// Version asks the program at path for its version, such as "1.40.0".
+// Version runs the program at path and returns its version, such as "1.40.0".
 func Version(ctx context.Context, path string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -254,7 +255,7 @@ func Version(ctx context.Context, path string) (string, error) {
 	}
 	m := versionPattern.FindSubmatch(out)
 	if m == nil {
-		return "", fmt.Errorf("%s does not say an Envoy version: %q", path, strings.TrimSpace(string(out)))
+		return "", fmt.Errorf("%s does not print an Envoy version: %q", path, strings.TrimSpace(string(out)))
 	}
 	return string(m[1]), nil
 }

@@ -16,7 +16,7 @@ import (
 	"unicode/utf8"
 )
 
-// What an id begins with; see [NewID].
+// The prefixes of ids; see [NewID].
 const (
 	OrgID    = "org_"
 	AgentID  = "ag_"
@@ -58,16 +58,16 @@ func NewID(prefix string, now time.Time, rand io.Reader) (string, error) {
 	return string(id), nil
 }
 
-// Org owns everything else. Source: table orgs.
+// Org owns all other objects. Source: table orgs.
 type Org struct {
 	ID        string // "org_…"
 	Name      string
-	Tier      string // what the org pays for; may be empty
+	Tier      string // the org's plan; may be empty
 	CreatedAt time.Time
 }
 
-// Status says whether an agent may act. Anything but Active denies, the zero
-// value first of all.
+// Status is an agent's permission to act. Every value except Active denies, including the
+// zero value.
 type Status string
 
 // The statuses of an agent.
@@ -93,7 +93,7 @@ type Agent struct {
 	CreatedAt     time.Time
 	UpdatedAt     time.Time
 	Version       int64 // counts the changes, from 1
-	// Place is where it stands in the lists of its org. Postgres gives it, in the order
+	// Place is the agent's position in the lists of its org. Postgres sets it, in the order
 	// of the commits.
 	Place int64 `json:"-"`
 }
@@ -117,20 +117,19 @@ type Key struct {
 	Place         int64 `json:"-"` // as an [Agent]'s
 }
 
-// Hint is the part of a secret that may be shown again: its last four characters.
-// They are of the checksum, so they say little about the rest.
+// Hint is the part of a secret that may be shown again: its last four characters. They
+// belong to the checksum, so they reveal little about the rest.
 func Hint(secret string) string {
 	return secret[max(0, len(secret)-4):]
 }
 
-// Caller is the agent that sends a request, and the key that it used. The zero Caller is
-// inactive.
+// Caller is the agent that sends a request, and its key. The zero Caller is inactive.
 type Caller struct {
 	Agent Agent
 	Key   Key
 }
 
-// Presented is what a caller presents, in the form of its lookup: the SHA-256 of its key in
+// Presented is a caller's credential, in the form of its lookup: the SHA-256 of its key in
 // lower-case hexadecimal, or its SPIFFE id.
 type Presented string
 
@@ -143,7 +142,7 @@ func (p Presented) KeyHash() (hash [32]byte, ok bool) {
 	return hash, err == nil && hexOf(hash) == string(p)
 }
 
-// Inactive is the error of a caller who is known, and may not act.
+// Inactive is the error of a known caller that may not act.
 type Inactive struct {
 	// Reason is one word of a fixed set: "key_revoked", "key_expired",
 	// "agent_suspended", "agent_inactive".
@@ -190,10 +189,9 @@ func Fingerprint(org, id, name string, created time.Time) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// Metadata is what an org says about an agent, for policies to read. Each value is
-// a string, a bool, or a json.Number: a number keeps the value that it was
-// written with, which a float64 would not. A Metadata from Go may hold float64
-// and int too; it is a json.Number once it has been stored.
+// Metadata is an org's data about an agent, which policies read. Each value is a string, a
+// bool, or a json.Number. A json.Number keeps its digits, which a float64 would not. A
+// Metadata from Go may also have float64 and int; these become json.Number once stored.
 type Metadata map[string]any
 
 // The bounds of a Metadata. Policies read all of it with every request.
@@ -213,10 +211,9 @@ func (m *Metadata) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// ParseMetadata reads one JSON object (or null, or nothing: no metadata). Its error
-// names the key and says what to do; it never quotes a value. No name may come
-// twice, nothing may be nested, and a number must be one that a float64 can at
-// least approach.
+// ParseMetadata reads one JSON object (or null, or nothing: no metadata). Its error has the
+// key and the action to take, and never a value. Names may not be repeated, values may not
+// be nested, and a number must be near a float64.
 func ParseMetadata(b []byte) (Metadata, error) {
 	m, err := parseMetadata(b)
 	if err == nil {
@@ -248,7 +245,7 @@ func parseMetadata(b []byte) (Metadata, error) {
 			return nil, errors.New("metadata is not a JSON object")
 		}
 		if _, twice := m[name]; twice {
-			return nil, fmt.Errorf("metadata names %q twice", bounded(name))
+			return nil, fmt.Errorf("metadata has %q twice. Remove one", bounded(name))
 		}
 		v, err := d.Token()
 		if err != nil {
@@ -263,12 +260,12 @@ func parseMetadata(b []byte) (Metadata, error) {
 		return nil, errors.New("metadata is not a JSON object")
 	}
 	if _, err := d.Token(); err != io.EOF {
-		return nil, errors.New("metadata: something follows the object")
+		return nil, errors.New("metadata: there is text after the object")
 	}
 	return m, nil
 }
 
-// Check says what is wrong with a Metadata, naming the key.
+// Check returns what is wrong with a Metadata, with the key.
 func (m Metadata) Check() error {
 	if len(m) > MaxMetadataKeys {
 		return fmt.Errorf("metadata has %d keys, the limit is %d", len(m), MaxMetadataKeys)
@@ -285,7 +282,7 @@ func (m Metadata) Check() error {
 			}
 		case float64:
 			if math.IsNaN(v) || math.IsInf(v, 0) {
-				return fmt.Errorf("metadata: %q is not a number that JSON can say", name)
+				return fmt.Errorf("metadata: %q is not a number that JSON supports", name)
 			}
 		case json.Number:
 			if f, err := v.Float64(); err != nil || math.IsInf(f, 0) || written(v) > 64 {
@@ -298,8 +295,8 @@ func (m Metadata) Check() error {
 	return nil
 }
 
-// written is the length of a number without an exponent, or more. Postgres writes 1e60
-// out in full, and what it stored must be readable under the same limit.
+// written is the length of a number without an exponent, or more. Postgres stores 1e60 with
+// all its digits, and the stored number must be readable under the same limit.
 func written(n json.Number) int {
 	digits, exponent, _ := strings.Cut(strings.ToLower(string(n)), "e")
 	if exponent == "" {
@@ -312,7 +309,7 @@ func written(n json.Number) int {
 	return len(digits) + max(e, -e)
 }
 
-// plain says whether s is text that Postgres can hold.
+// plain reports whether s is text that Postgres can store.
 func plain(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
 
 func bounded(s string) string {
@@ -322,10 +319,10 @@ func bounded(s string) string {
 	return strings.ToValidUTF8(s[:64], "") + "…"
 }
 
-// Role is what an org key may do.
+// Role is the set of permissions of an org key.
 type Role string
 
-// The roles of an org key. The empty role may nothing.
+// The roles of an org key. The empty role allows nothing.
 const (
 	Admin    Role = "admin"    // everything
 	Auditor  Role = "auditor"  // read everything
@@ -351,7 +348,7 @@ func (k OrgKeyRecord) ActiveAt(now time.Time) error {
 	return usable(k.ID, k.OrgID, k.ExpiresAt, k.RevokedAt, now)
 }
 
-// NodeRole is what a node may fetch and send.
+// NodeRole is the data that a node may fetch and send.
 type NodeRole string
 
 const (
@@ -359,25 +356,25 @@ const (
 	NodeExtproc NodeRole = "extproc" // callers, credentials and policies; it appends audit records
 )
 
-// Has is true if the node has the role.
+// Has reports whether the node has the role.
 func (n Node) Has(r NodeRole) bool { return slices.Contains(n.Roles, r) }
 
-// Node is an Envoy or a sidecar that may fetch its org's configuration. It shows a
-// token or a certificate with a SPIFFE id, or has both. Source: table nodes. A zero
-// time means never, a zero TokenHash that it has no token.
+// Node is an Envoy or a sidecar that may fetch its org's configuration. It authenticates
+// with a token, with a certificate with a SPIFFE id, or with either. Source: table nodes. A
+// zero time means never. A zero TokenHash means no token.
 type Node struct {
 	ID        string // "node_…"
 	OrgID     string
 	Name      string
 	TokenHash [32]byte
 	SPIFFEID  string // "spiffe://…", or ""
-	// Roles are what the node is. Without a role it is served nothing.
+	// Roles are the node's roles. A node without a role gets nothing.
 	Roles []NodeRole
-	// ByOperator is true for a node that the operator made. It prevails over a node
-	// that an organization made with the same SPIFFE id.
+	// ByOperator is true for a node that the operator created. It takes precedence over an
+	// organization's node with the same SPIFFE id.
 	ByOperator bool
 	// Home is true in the one organization whose audit log counts the node's requests
-	// of no known caller.
+	// without a known caller.
 	Home bool
 	// Orgs are the organizations that the node serves now, and HomeID is the one of
 	// them that is its home, or "". [NodePresented] sets both.
@@ -410,6 +407,6 @@ func usable(id, org string, expires, revoked, now time.Time) error {
 var (
 	// ErrNotFound: there is no such row in this org.
 	ErrNotFound = errors.New("not found")
-	// ErrConflict: it changed since the version that the caller saw.
+	// ErrConflict: it has changed since the version that the caller read.
 	ErrConflict = errors.New("changed in the meantime")
 )

@@ -13,23 +13,24 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Every function below takes a transaction whose org is set (store.DB.InOrg), and sees only
-// that org. Row security and the queries both limit it, so that it also holds for a
-// superuser. Functions named Presented take a transaction that has only what was presented
-// (store.DB.Presenting).
+// Every function below takes a transaction whose org is set (store.DB.InOrg), and reads
+// only that org. Row security and the queries both limit it, so the limit also holds for a
+// superuser. Functions named Presented take a transaction that has only the presented
+// credential (store.DB.Presenting).
 //
 // Values are always parameters of a query. Times are kept to the microsecond and are
 // returned in UTC.
 
 // ---- orgs ----
 
-// InsertOrg makes an org. Only the schema's owner may.
+// InsertOrg creates an org. Only the schema's owner may call it.
 func InsertOrg(ctx context.Context, tx pgx.Tx, o Org) error {
 	_, err := tx.Exec(ctx, `INSERT INTO orgs (org_id, name, tier, created_at) VALUES ($1, $2, $3, $4)`, o.ID, o.Name, o.Tier, o.CreatedAt)
 	return doing(err, "storing an organization")
 }
 
-// OrgByID is the org, if it is the transaction's. Else: [ErrNotFound].
+// OrgByID returns the org, if it is the transaction's. Otherwise the error is
+// [ErrNotFound].
 func OrgByID(ctx context.Context, tx pgx.Tx, id string) (o Org, err error) {
 	err = tx.QueryRow(ctx, `SELECT org_id, name, tier, created_at FROM orgs WHERE org_id = aid_org() AND org_id = $1`, id).
 		Scan(&o.ID, &o.Name, &o.Tier, &o.CreatedAt)
@@ -78,7 +79,7 @@ func (r *agentRow) agent() (Agent, error) {
 	return a, nil
 }
 
-// AgentByID is the agent, or [ErrNotFound].
+// AgentByID returns the agent, or [ErrNotFound].
 func AgentByID(ctx context.Context, tx pgx.Tx, id string) (Agent, error) {
 	var r agentRow
 	err := tx.QueryRow(ctx, `SELECT `+agentColumns+` FROM agents a WHERE a.org_id = aid_org() AND a.id = $1`, id).Scan(r.into()...)
@@ -95,8 +96,8 @@ type AgentFilter struct {
 	Status                  Status
 }
 
-// ListAgents is up to limit agents in the order of their places, those after the place
-// and the id. 0 and "" are before the first.
+// ListAgents returns up to limit agents after the place and the id, in the order of their
+// places. 0 and "" are before the first.
 func ListAgents(ctx context.Context, tx pgx.Tx, place int64, id string, limit int, f AgentFilter) ([]Agent, error) {
 	rows, err := tx.Query(ctx, `SELECT `+agentColumns+` FROM agents a
 		WHERE a.org_id = aid_org() AND (a.place, a.id) > ($7, $1) AND ($2 = '' OR a.name = $2) AND ($3 = '' OR a.team = $3) AND ($4 = '' OR a.environment = $4)
@@ -114,9 +115,9 @@ func ListAgents(ctx context.Context, tx pgx.Tx, place int64, id string, limit in
 	})
 }
 
-// UpdateAgent stores what may change of an agent, if it is still at a.Version, and
-// returns it at the next. Else: [ErrConflict], or [ErrNotFound]. Org, id,
-// fingerprint and creation never change.
+// UpdateAgent stores an agent's mutable fields, if its version is still a.Version, and
+// returns it with the next version. Otherwise the error is [ErrConflict] or [ErrNotFound].
+// Org, id, fingerprint and creation never change.
 func UpdateAgent(ctx context.Context, tx pgx.Tx, a Agent) (Agent, error) {
 	metadata, err := a.Metadata.stored()
 	if err != nil {
@@ -140,7 +141,7 @@ func UpdateAgent(ctx context.Context, tx pgx.Tx, a Agent) (Agent, error) {
 	return r.agent()
 }
 
-// DeleteAgent deletes an agent and its keys. What it did stays in the audit log.
+// DeleteAgent deletes an agent and its keys. Its entries stay in the audit log.
 func DeleteAgent(ctx context.Context, tx pgx.Tx, id string) error {
 	tag, err := tx.Exec(ctx, `DELETE FROM agents WHERE org_id = aid_org() AND id = $1`, id)
 	return changed(tag.RowsAffected(), err, "deleting an agent")
@@ -179,7 +180,7 @@ func (r *keyRow) key() (k Key, err error) {
 	return k, err
 }
 
-// Keys is all keys of an agent in the order of their places, dead ones too.
+// Keys returns all keys of an agent in the order of their places, with inactive ones.
 func Keys(ctx context.Context, tx pgx.Tx, agent string) ([]Key, error) {
 	rows, err := tx.Query(ctx, `SELECT `+keyColumns+` FROM agent_keys k WHERE k.org_id = aid_org() AND k.agent_id = $1 ORDER BY k.place, k.id`, agent)
 	if err != nil {
@@ -194,20 +195,20 @@ func Keys(ctx context.Context, tx pgx.Tx, agent string) ([]Key, error) {
 	})
 }
 
-// RevokeKey ends a key at once and for ever. One that is revoked stays as it is.
-// No such key of that agent: [ErrNotFound].
+// RevokeKey revokes a key at once and permanently. A revoked key is not changed. If the
+// agent has no such key, the error is [ErrNotFound].
 func RevokeKey(ctx context.Context, tx pgx.Tx, agent, id string, at time.Time) error {
 	tag, err := tx.Exec(ctx, `UPDATE agent_keys SET revoked_at = coalesce(revoked_at, $3) WHERE org_id = aid_org() AND agent_id = $1 AND id = $2`, agent, id, at)
 	return changed(tag.RowsAffected(), err, "revoking a key")
 }
 
-// RotateKey stores next in the place of the key old of the same agent. old expires at
-// oldExpires, or sooner if it already does; until then both work. If old is revoked,
-// expired or already rotated: [ErrConflict].
+// RotateKey stores next as the successor of the key old of the same agent. old expires at
+// oldExpires, or sooner if it already does. Until then both are valid. If old is revoked,
+// expired or already rotated, the error is [ErrConflict].
 func RotateKey(ctx context.Context, tx pgx.Tx, old string, next Key, oldExpires time.Time) error {
 	var agent string
 	var live bool
-	// The lock keeps two rotations apart: the second sees the first's key.
+	// The lock serializes two rotations: the second finds the first's key.
 	err := tx.QueryRow(ctx, `SELECT agent_id, revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)
 		FROM agent_keys WHERE org_id = aid_org() AND id = $1 FOR UPDATE`, old, next.CreatedAt).Scan(&agent, &live)
 	if err != nil {
@@ -232,8 +233,8 @@ func RotateKey(ctx context.Context, tx pgx.Tx, old string, next Key, oldExpires 
 	return InsertKey(ctx, tx, next)
 }
 
-// CallerByHash is the agent and the key whose secret has that SHA-256, whatever
-// their state. No such key in this org: [ErrNotFound].
+// CallerByHash returns the agent and the key with that SHA-256, in every state. If this org
+// has no such key, the error is [ErrNotFound].
 func CallerByHash(ctx context.Context, tx pgx.Tx, hash [32]byte) (Caller, error) {
 	c, err := scanCaller(tx.QueryRow(ctx, `SELECT `+keyColumns+`, `+agentColumns+`
 		FROM agent_keys k JOIN agents a ON a.org_id = k.org_id AND a.id = k.agent_id
@@ -263,9 +264,9 @@ func scanOrgKey(row pgx.CollectableRow) (k OrgKeyRecord, err error) {
 	return k, err
 }
 
-// OrgKeyPresented is the org key whose secret has that SHA-256, whatever its state.
-// It needs no org: the transaction was opened by Presenting that hash in hex. No such
-// key: [ErrNotFound].
+// OrgKeyPresented returns the org key with that SHA-256, in every state. It needs no org:
+// the transaction was opened by Presenting that hash in hex. Without such a key, the error
+// is [ErrNotFound].
 func OrgKeyPresented(ctx context.Context, tx pgx.Tx, hash [32]byte) (OrgKeyRecord, error) {
 	rows, err := tx.Query(ctx, `SELECT `+orgKeyColumns+` FROM org_keys WHERE hash = $1`, hexOf(hash))
 	if err != nil {
@@ -275,7 +276,8 @@ func OrgKeyPresented(ctx context.Context, tx pgx.Tx, hash [32]byte) (OrgKeyRecor
 	return found(k, err, "looking up an org key")
 }
 
-// ListOrgKeys is all org keys in the order of their places, dead ones too: an org has few.
+// ListOrgKeys returns all org keys in the order of their places, with inactive ones: an org
+// has few.
 func ListOrgKeys(ctx context.Context, tx pgx.Tx) ([]OrgKeyRecord, error) {
 	rows, err := tx.Query(ctx, `SELECT `+orgKeyColumns+` FROM org_keys WHERE org_id = aid_org() ORDER BY place, id`)
 	if err != nil {
@@ -284,8 +286,8 @@ func ListOrgKeys(ctx context.Context, tx pgx.Tx) ([]OrgKeyRecord, error) {
 	return all(rows, "listing org keys", scanOrgKey)
 }
 
-// RevokeOrgKey ends an org key at once and for ever. One that is revoked stays as it
-// is. No such key: [ErrNotFound].
+// RevokeOrgKey revokes an org key at once and permanently. A revoked key is not changed.
+// Without such a key, the error is [ErrNotFound].
 func RevokeOrgKey(ctx context.Context, tx pgx.Tx, id string, at time.Time) error {
 	tag, err := tx.Exec(ctx, `UPDATE org_keys SET revoked_at = coalesce(revoked_at, $2) WHERE org_id = aid_org() AND id = $1`, id, at)
 	return changed(tag.RowsAffected(), err, "revoking an org key")
@@ -328,10 +330,10 @@ func scanNode(row pgx.CollectableRow) (n Node, err error) {
 	return n, err
 }
 
-// NodePresented returns the node of what was presented: the hex SHA-256 of its token
-// ([HexHash]), or its SPIFFE id. Orgs are those that it serves at now. If it serves
-// none, the node is inactive. The transaction was opened by Presenting the same
-// string. No such node, or more than one: [ErrNotFound].
+// NodePresented returns the node with a credential: the hex SHA-256 of its token
+// ([HexHash]), or its SPIFFE id. Orgs are those that it serves at now. If it serves no org,
+// the node is inactive. The transaction was opened by Presenting the same string. Without
+// such a node, or with several, the error is [ErrNotFound].
 func NodePresented(ctx context.Context, tx pgx.Tx, presented string, now time.Time) (Node, error) {
 	rows, err := tx.Query(ctx, `SELECT `+nodeColumns+` FROM nodes WHERE token_hash = $1 OR spiffe_id = $1 ORDER BY org_id, id`, presented)
 	if err != nil {
@@ -344,15 +346,14 @@ func NodePresented(ctx context.Context, tx pgx.Tx, presented string, now time.Ti
 	return oneNode(found, now)
 }
 
-// oneNode joins the rows of one node. A SPIFFE id may be that of other nodes that
-// were revoked before.
+// oneNode joins the rows of one node. A SPIFFE id may also belong to revoked nodes.
 func oneNode(rows []Node, now time.Time) (Node, error) {
 	if len(rows) == 0 {
 		return Node{}, ErrNotFound
 	}
 	live := slices.DeleteFunc(slices.Clone(rows), func(n Node) bool { return n.ActiveAt(now) != nil })
 	if len(live) == 0 {
-		return rows[len(rows)-1], nil // inactive, and so served nothing
+		return rows[len(rows)-1], nil // inactive, so it gets nothing
 	}
 	if slices.ContainsFunc(live, func(n Node) bool { return n.ByOperator }) {
 		live = slices.DeleteFunc(live, func(n Node) bool { return !n.ByOperator })
@@ -374,21 +375,21 @@ func oneNode(rows []Node, now time.Time) (Node, error) {
 		}
 	}
 	if homes != 1 {
-		n.HomeID = "" // it was made before there were homes, or its home revoked it
+		n.HomeID = "" // it is older than homes, or its home revoked it
 	}
 	return n, nil
 }
 
-// MayName returns whether the operator gave the organization a trust domain or a path
-// prefix that the SPIFFE id is below. Prefixes end at whole path segments.
+// MayName reports whether the operator gave the organization a trust domain or a path
+// prefix above the SPIFFE id. Prefixes end at whole path segments.
 func MayName(ctx context.Context, tx pgx.Tx, spiffeID string) (ok bool, err error) {
 	err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM trust_prefixes WHERE org_id = aid_org() AND starts_with($1 || '/', prefix || '/'))`, spiffeID).Scan(&ok)
 	return ok, doing(err, "looking up the SPIFFE ids of an organization")
 }
 
-// GrantPrefix lets an organization make nodes below a trust domain or path prefix. The
-// role must be the database's owner. One that overlaps with a prefix that was
-// granted before, to any organization: [ErrConflict].
+// GrantPrefix lets an organization create nodes below a trust domain or path prefix. The
+// role must be the database's owner. If it overlaps with a granted prefix of any
+// organization, the error is [ErrConflict].
 func GrantPrefix(ctx context.Context, tx pgx.Tx, org, prefix string) error {
 	_, err := tx.Exec(ctx, `INSERT INTO trust_prefixes (org_id, prefix) VALUES ($1, $2)`, org, prefix)
 	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.Code == "23P01" {
@@ -397,9 +398,9 @@ func GrantPrefix(ctx context.Context, tx pgx.Tx, org, prefix string) error {
 	return doing(err, "granting a SPIFFE prefix")
 }
 
-// OrgsOfKeys returns the organization of each key hash in hex that exists. The
-// transaction was opened by Presenting the hashes, joined by commas. A hash that
-// two organizations have is left out.
+// OrgsOfKeys returns the organization of each existing key hash in hex. The transaction was
+// opened by Presenting the hashes, joined by commas. A hash in two organizations is left
+// out.
 func OrgsOfKeys(ctx context.Context, tx pgx.Tx, hashes []string) (map[string]string, error) {
 	rows, err := tx.Query(ctx, `SELECT hash, min(org_id) FROM agent_keys WHERE hash = ANY ($1) GROUP BY hash HAVING count(*) = 1`, hashes)
 	if err != nil {
@@ -411,8 +412,8 @@ func OrgsOfKeys(ctx context.Context, tx pgx.Tx, hashes []string) (map[string]str
 	return out, doing(err, "looking up the organizations of keys")
 }
 
-// CallersByHash is like [CallerByHash] for several hashes in hex, in one statement.
-// Those that are not there are left out.
+// CallersByHash is like [CallerByHash] for several hashes in hex, in one statement. Unknown
+// hashes are left out.
 func CallersByHash(ctx context.Context, tx pgx.Tx, hashes []string) (map[string]Caller, error) {
 	rows, err := tx.Query(ctx, `SELECT `+keyColumns+`, `+agentColumns+`
 		FROM agent_keys k JOIN agents a ON a.org_id = k.org_id AND a.id = k.agent_id
@@ -445,7 +446,7 @@ func scanCaller(row pgx.Row) (c Caller, err error) {
 	return c, err
 }
 
-// ListNodes is all nodes in the order of their places, dead ones too.
+// ListNodes returns all nodes in the order of their places, with inactive ones.
 func ListNodes(ctx context.Context, tx pgx.Tx) ([]Node, error) {
 	rows, err := tx.Query(ctx, `SELECT `+nodeColumns+` FROM nodes WHERE org_id = aid_org() ORDER BY place, id`)
 	if err != nil {
@@ -454,8 +455,8 @@ func ListNodes(ctx context.Context, tx pgx.Tx) ([]Node, error) {
 	return all(rows, "listing nodes", scanNode)
 }
 
-// RevokeNode ends what a node may fetch, at once and for ever. One that is revoked
-// stays as it is. No such node: [ErrNotFound].
+// RevokeNode revokes a node's access at once and permanently. A revoked node is not
+// changed. Without such a node, the error is [ErrNotFound].
 func RevokeNode(ctx context.Context, tx pgx.Tx, id string, at time.Time) error {
 	tag, err := tx.Exec(ctx, `UPDATE nodes SET revoked_at = coalesce(revoked_at, $2) WHERE org_id = aid_org() AND id = $1`, id, at)
 	return changed(tag.RowsAffected(), err, "revoking a node")
@@ -463,7 +464,7 @@ func RevokeNode(ctx context.Context, tx pgx.Tx, id string, at time.Time) error {
 
 // ---- how values are stored ----
 
-// HexHash is how the SHA-256 of a secret is stored and presented: in lower-case
+// HexHash is the form in which the SHA-256 of a secret is stored and presented: lower-case
 // hexadecimal.
 func HexHash(hash [32]byte) string { return hexOf(hash) }
 
@@ -493,7 +494,7 @@ func (m Metadata) stored() ([]byte, error) {
 	return b, nil
 }
 
-// some is a list that Postgres does not take for NULL.
+// some returns a list that Postgres does not store as NULL.
 func some(list []string) []string {
 	if list == nil {
 		return []string{}

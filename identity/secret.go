@@ -25,17 +25,17 @@ import (
 // and a scanner raises no false alert.
 const Pattern = `aid_(?:sk|org|node)_[0-9A-Za-z]{49}`
 
-// Kind is what a secret is for.
+// Kind is the purpose of a secret.
 type Kind int
 
 // The kinds of secrets. The zero Kind is invalid.
 const (
-	AgentKey  Kind = iota + 1 // aid_sk_…: an agent's, to call models
-	OrgKey                    // aid_org_…: a person's or a program's, to manage
-	NodeToken                 // aid_node_…: a sidecar's or an Envoy's, to fetch configuration
+	AgentKey  Kind = iota + 1 // aid_sk_…: for an agent, to call models
+	OrgKey                    // aid_org_…: for a person or a program, to manage
+	NodeToken                 // aid_node_…: for a sidecar or an Envoy, to fetch configuration
 )
 
-// Prefix is how every secret of the kind begins; "" for what is no kind.
+// Prefix is the beginning of every secret of the kind, or "" for an invalid kind.
 func (k Kind) Prefix() string {
 	switch k {
 	case AgentKey:
@@ -55,8 +55,8 @@ const (
 	bodyLen     = entropyLen + checksumLen
 )
 
-// Mint makes a secret of kind k from 32 bytes of rand, and the SHA-256 of all of
-// it, which is what is stored. It fails if rand does or k is no kind.
+// Mint makes a secret of kind k from 32 bytes of rand. It returns the secret and its
+// SHA-256, which is stored. It returns an error if rand fails or k is invalid.
 func Mint(k Kind, rand io.Reader) (secret string, hash [32]byte, err error) {
 	if k.Prefix() == "" {
 		return "", hash, fmt.Errorf("making a secret: no such kind: %d", k)
@@ -95,12 +95,12 @@ func checksum(b []byte) (sum [checksumLen]byte) {
 
 var (
 	errForm     = errors.New("not an AI Identity key")
-	errChecksum = errors.New("not an AI Identity key: its checksum is wrong, so a character is")
+	errChecksum = errors.New("not an AI Identity key: its checksum is wrong. Copy the key again")
 )
 
-// Parse reads the form of a secret: its kind, and the SHA-256 by which it is looked
-// up. It looks nothing up, costs under a microsecond whatever it is given, and
-// its errors say nothing of what that was. A secret must stand alone: no spaces.
+// Parse reads the form of a secret: its kind, and the SHA-256 for its lookup. It makes no
+// lookup, and costs less than a microsecond for every input. Its errors have no part of the
+// input. A secret must have no other text around it, not even spaces.
 func Parse(secret string) (Kind, [32]byte, error) {
 	const longest = len("aid_node_") + bodyLen
 	if len(secret) > longest {
@@ -125,13 +125,13 @@ func Parse(secret string) (Kind, [32]byte, error) {
 	return 0, [32]byte{}, errForm
 }
 
-// summed says whether b ends in the checksum of what stands before it.
+// summed reports whether b ends in the checksum of the bytes before it.
 func summed(b []byte) bool {
 	sum := checksum(b[:len(b)-checksumLen])
 	return string(sum[:]) == string(b[len(b)-checksumLen:])
 }
 
-// digit says whether c is one of digits.
+// digit reports whether c is one of digits.
 func digit(c byte) bool { return c-'0' < 10 || c|0x20-'a' < 26 }
 
 // FindSecrets reports whether one of our secrets is in b, complete and with a valid
@@ -149,7 +149,7 @@ func FindSecrets(b []byte) bool {
 			return false
 		}
 		u += i
-		// From the end of the 49, so that a miss excludes the most.
+		// It searches from the end of the 49, so that a miss excludes the most positions.
 		i = u + bodyLen
 		for i > u && digit(b[i]) {
 			i--
@@ -168,8 +168,8 @@ func FindSecrets(b []byte) bool {
 	}
 }
 
-// SecretInURL says whether one of our secrets is in a part of a URL, as it is or
-// percent-encoded: a receiver would decode it.
+// SecretInURL reports whether one of our secrets is in a part of a URL, plain or
+// percent-encoded, since a receiver would decode it.
 func SecretInURL(s string) bool {
 	if FindSecrets([]byte(s)) {
 		return true

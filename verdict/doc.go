@@ -2,8 +2,8 @@
 // (identity, provider, policy, budget, audit). It uses neither Envoy nor Postgres, so a
 // decision can be made and tested without a stream.
 //
-//	org.go      what an org decides with, and the roles that others fill: Limiter, Pricer
-//	request.go  what is asked, as plain values
+//	org.go      the configuration of an org, and the interfaces Limiter and Pricer
+//	request.go  the request, as plain values
 //	judge.go    Judge: parse, decide, limit; the zero Verdict rejects
 //	input.go    the policy input, from a request and back from a recorded entry
 //	models.go   the lists of models, which are answered here

@@ -11,7 +11,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// Decided is the first entry of a request: who asked for what, and the decision.
+// Decided is the first entry of a request: the caller, the request and the decision.
 func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 	a, k := c.Agent, c.Key
 	d := audit.Decided{
@@ -90,15 +90,15 @@ type Ending struct {
 
 	Usage             provider.Usage
 	ResponseModel     string
-	Service           string // the service tier that a header of the response names
+	Service           string // the service tier in a header of the response
 	ResponseBytes     int64
 	FirstByte         time.Duration
 	ProviderRequestID string
 	Lost              []string
 }
 
-// Settled is the second entry of a request. pricer may be nil: no cost is known.
-// forwarded says that the recorded decision allowed the request.
+// Settled is the second entry of a request. pricer may be nil: then no cost is known.
+// forwarded reports that the recorded decision allowed the request.
 func (v *Verdict) Settled(c identity.Caller, r *Request, e Ending, forwarded bool, pricer Pricer) audit.Settled {
 	u := e.Usage
 	if u.Source == "" {
@@ -118,9 +118,9 @@ func (v *Verdict) Settled(c identity.Caller, r *Request, e Ending, forwarded boo
 	}
 }
 
-// cost is what the provider charges for the request, or false if that is not known.
-// A request that the provider does not charge for costs 0, and that is known. A
-// response that broke off has figures up to some event only.
+// cost returns the provider's charge for the request, or false if it is not known. A
+// request without a charge costs 0, which is known. A response that broke off has figures
+// up to some event only.
 func (v *Verdict) cost(e Ending, u provider.Usage, forwarded bool, pricer Pricer) (nanoUSD int64, known bool) {
 	switch {
 	case forwarded && !v.Call.Endpoint.Charges(v.Provider.Kind):
@@ -133,5 +133,5 @@ func (v *Verdict) cost(e Ending, u provider.Usage, forwarded bool, pricer Pricer
 	return pricer.Cost(v.Provider, v.Call.Model, e.ResponseModel, u, e.Began)
 }
 
-// redacted stands for text that holds one of our secrets.
+// redacted replaces text that contains one of our secrets.
 const redacted = "[redacted]"

@@ -7,7 +7,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// input is what policy sees. It is a published contract: see docs/policy.md.
+// input is the data that policy reads. It is a published contract: see docs/policy.md.
 func (o *Org) input(c identity.Caller, r *Request, v *Verdict) policy.Input {
 	a, k := c.Agent, c.Key
 	families, other := provider.ToolFamilies(v.Call.Tools)
@@ -24,14 +24,14 @@ func (o *Org) input(c identity.Caller, r *Request, v *Verdict) policy.Input {
 		},
 		Caller: policy.CallerAttrs{
 			KeyID: k.ID, KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyExpiresAt: k.ExpiresAt,
-			KeyStatus: active, // a key that is not is rejected before policy
+			KeyStatus: active, // an inactive key is rejected before policy
 			IP:        r.ClientIP, UserAgent: r.UserAgent, KeyRateLimit: k.RateLimit,
 		},
 		Org: policy.OrgAttrs{ID: o.ID, Tier: o.Tier},
 	}
 }
 
-// verified is host as policy sees it.
+// verified returns the host for policy.
 func verified(host string, ok bool) string {
 	if !ok {
 		return ""
@@ -39,15 +39,15 @@ func verified(host string, ok bool) string {
 	return host
 }
 
-// active is the status of each key and agent that policy gets to see.
+// active is the status of each key and agent in a policy input.
 const active = string(identity.Active)
 
-// inputVersion counts the versions of the input document. An entry states the one
-// that its request was decided with.
+// inputVersion is the version of the input document. An entry has the version that its
+// request was decided with.
 const inputVersion = 1
 
-// attributes are the attributes of the input document that an entry may have cut or
-// left out, by the entry's field.
+// attributes are the attributes of the input document that an entry may have cut or left
+// out, by the entry's field.
 var attributes = map[string]string{
 	"agent_id": "agent.id", "agent_name": "agent.name", "agent_team": "agent.team", "agent_environment": "agent.environment", "agent_tier": "agent.tier",
 	"agent_allowed_models": "agent.allowed_models", "agent_metadata": "agent.metadata",
@@ -58,9 +58,9 @@ var attributes = map[string]string{
 }
 
 // InputOf returns the policy input of a recorded request. unknown lists the attributes that
-// the entry does not hold as policy saw them. A policy that reads one of these may decide
-// otherwise now. ok is false for an entry that cannot be evaluated again: policy was not
-// evaluated, or the build that wrote it recorded too little.
+// differ in the entry. A policy that reads one of these may decide otherwise now. ok is
+// false for an entry that cannot be evaluated again: policy was not evaluated, or an
+// earlier build recorded too little.
 //
 // If unknown is empty, a Bundle gives the same decision for this input as for the input of
 // Judge.

@@ -17,47 +17,48 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// Verdict is the result of one evaluation, and everything that enforcing and
-// recording it needs. The zero Verdict rejects.
+// Verdict is the result of one evaluation, with everything that is needed to enforce and
+// record it. The zero Verdict rejects.
 type Verdict struct {
 	// Effect is the decision. It counts only with a nil Refusal and a nil Err.
 	Effect  policy.Effect
 	Refusal *provider.Error // what the caller gets instead
-	// Err is why there is no decision at all: a phase failed. The request must
-	// not go on, and the caller of Judge decides how it ends.
+	// Err is the reason why there is no decision: a phase failed. The request must not
+	// continue. Judge's caller decides how it ends.
 	Err error
 
 	Time      time.Time // the instant of the decision
 	Call      provider.Call
-	Provider  provider.Provider // zero for what is answered here
+	Provider  provider.Provider // zero for requests that are answered here
 	Decision  policy.Decision
 	BodyBytes int64  // of the body as received
 	Digest    string // of the decoded body; "" without a body or a key
 
-	// Shadow is the decision that would have been made with the org's policies in
-	// shadow. Without a PolicyVersion there was none. It is recorded and never enforced.
+	// Shadow is the decision that the org's policies in shadow would have made. Without a
+	// PolicyVersion there was no such decision. It is recorded and never enforced.
 	Shadow policy.Decision
 
-	// Forward is what to send, and ForwardedDigest the digest of its body if it is
-	// not the body that was evaluated. Local is the response if it is ours.
+	// Forward is the request to send. ForwardedDigest is the digest of its body if it
+	// differs from the body that was evaluated. Local is our own response.
 	Forward         provider.Forward
 	ForwardedDigest string
 	Local           []byte
 
-	// Reserved are the limits that this request was taken from, and Taken the
-	// figures of the tightest. What is not forwarded is given back (Limiter.Release).
+	// Reserved are the limits that this request was counted against. Taken has the figures
+	// of the tightest. The reservation of a request that is not forwarded is released
+	// (Limiter.Release).
 	Reserved []budget.Limit
 	Taken    budget.Result
-	// Approval is the id of the approval that the decision rests on or waits for.
+	// Approval is the id of the approval that the decision uses or waits for.
 	Approval string
 }
 
-// Allowed says whether the request may be forwarded or answered.
+// Allowed reports whether the request may be forwarded or answered.
 func (v *Verdict) Allowed() bool {
 	return v.Effect == policy.Allow && v.Refusal == nil && v.Err == nil
 }
 
-// Rejection is the error for the caller, nil only if the request is allowed.
+// Rejection is the error for the caller, or nil if the request is allowed.
 func (v *Verdict) Rejection() *provider.Error {
 	switch {
 	case v.Allowed():
@@ -69,7 +70,7 @@ func (v *Verdict) Rejection() *provider.Error {
 	}
 }
 
-// PolicyID is the policy that a rejection rests on, or "".
+// PolicyID is the policy that caused a rejection, or "".
 func (v *Verdict) PolicyID() string {
 	if v.Allowed() || len(v.Decision.Reasons) == 0 {
 		return ""
@@ -77,15 +78,15 @@ func (v *Verdict) PolicyID() string {
 	return v.Decision.Reasons[0].PolicyID
 }
 
-// Reject is the Verdict of a request that an error is known about already.
+// Reject is the Verdict of a request with a known error.
 func Reject(at time.Time, e *provider.Error) Verdict { return Verdict{Refusal: e, Time: at} }
 
-// Judge evaluates a complete request: what it asks, whether the caller may, and
-// what is then to be done. The bytes that it accepts are the bytes to forward.
-// Limits come last, so that what is rejected for another reason takes nothing.
+// Judge evaluates a complete request: its content, the caller's permissions, and how to
+// forward it. The accepted bytes are the bytes to forward. Limits come last, so that a
+// request that is rejected for another reason is not counted.
 //
-// A panic on the way becomes a *Panic in Err: what was found out until then is kept,
-// because it is recorded.
+// A panic becomes a *Panic in Err. The results up to that point are kept, so that they are
+// recorded.
 func (o *Org) Judge(ctx context.Context, c identity.Caller, r Request) (v Verdict) {
 	v.Time = r.Time
 	defer func() {
@@ -116,8 +117,8 @@ func (o *Org) Judge(ctx context.Context, c identity.Caller, r Request) (v Verdic
 	return v
 }
 
-// shadow evaluates the policies in shadow for a request that policy was asked about.
-// Whatever goes wrong in it is recorded, and changes nothing.
+// shadow evaluates the policies in shadow for a request that policy evaluated. Its errors
+// are recorded, and change nothing.
 func (o *Org) shadow(ctx context.Context, v *Verdict, c identity.Caller, r *Request) {
 	if v.Err != nil || v.Decision.PolicyVersion == "" || !o.Policies.InShadow() {
 		return // most requests: the input is not made a second time for nothing
@@ -131,7 +132,7 @@ func (o *Org) shadow(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 	v.Shadow = d
 	for _, l := range d.Limits {
 		if o.Limiter == nil || !v.Allowed() {
-			return // what is rejected takes nothing from a limit
+			return // a rejected request is not counted against a limit
 		}
 		taken, err := o.Limiter.Reserve(ctx, "shadow:"+l.Source+":"+r.ID, []budget.Limit{{Key: l.Key, PerMinute: l.Value}})
 		switch {
@@ -145,8 +146,8 @@ func (o *Org) shadow(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 	}
 }
 
-// Panic is a panic during an evaluation. Value and Stack may hold anything, the text
-// of a request included, and are not part of the error's text.
+// Panic is a panic during an evaluation. Value and Stack may contain anything, even the
+// text of a request, and are not part of the error's text.
 type Panic struct {
 	Value any
 	Stack []byte
@@ -154,8 +155,8 @@ type Panic struct {
 
 func (*Panic) Error() string { return "the evaluation panicked" }
 
-// parse finds out what is asked. What it accepts as v.Call.Body is, byte for byte,
-// what will be forwarded.
+// parse reads the content of the request. The bytes in v.Call.Body are exactly those that
+// will be forwarded.
 func (o *Org) parse(v *Verdict, r *Request) *provider.Error {
 	v.BodyBytes = int64(len(r.Body))
 	if v.BodyBytes > r.MaxBody {
@@ -184,8 +185,8 @@ func (o *Org) parse(v *Verdict, r *Request) *provider.Error {
 	return nil
 }
 
-// digest is the keyed digest of a body as entries have it, "" for no body or
-// without the org's key.
+// digest is the keyed digest of a body for entries. It is "" without a body or without the
+// org's key.
 func (o *Org) digest(body []byte) string {
 	if len(body) == 0 || len(o.DigestKey) == 0 {
 		return ""
@@ -195,11 +196,11 @@ func (o *Org) digest(body []byte) string {
 	return "hmac-sha256:" + hex.EncodeToString(mac.Sum(nil))
 }
 
-// decide says whether the caller may, and prepares what is then to be done: the
-// provider, its credential and path, or a response of ours.
+// decide evaluates the caller's permissions, and prepares what follows: the provider with
+// its credential and path, or our own response.
 func (o *Org) decide(ctx context.Context, v *Verdict, c identity.Caller, r *Request) *provider.Error {
 	if refused := Inactive(c, r.Time); refused != nil {
-		return refused // it may have expired while the body came
+		return refused // it may have expired before the body came
 	}
 	switch {
 	case r.Cut != "":
@@ -230,16 +231,16 @@ func (o *Org) decide(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 		return refused
 	}
 	if f.Translated() && !r.ReadsAnswer {
-		// The org got its first provider of this kind after Envoy received, with the
-		// request headers, that the response is not read here.
+		// The org got its first provider of this kind after Envoy had received the
+		// instruction, with the request headers, not to send the response here.
 		return Unavailable("configuration_changed", "The configuration has just changed. Try again.")
 	}
 	v.Forward, v.ForwardedDigest = f, o.digest(f.Body)
 	return nil
 }
 
-// Full rejects a caller whose key has used up its rate, and takes nothing. It knows
-// only the key's own limit: which others apply is decided with the body.
+// Full rejects a caller whose key has used up its rate, and counts nothing. It uses only
+// the key's own limit: the other limits are decided with the body.
 func (o *Org) Full(c identity.Caller) (v Verdict, full bool) {
 	if o.Limiter == nil || c.Key.RateLimit <= 0 {
 		return v, false
@@ -253,7 +254,7 @@ func (o *Org) Full(c identity.Caller) (v Verdict, full bool) {
 	return v, true
 }
 
-// limit takes this request from every limit that the decision names.
+// limit counts this request against every limit of the decision.
 func (o *Org) limit(ctx context.Context, v *Verdict, id string) *provider.Error {
 	if len(v.Decision.Limits) == 0 {
 		return nil

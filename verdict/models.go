@@ -38,8 +38,8 @@ func (o *Org) models(c identity.Caller, r *Request, asked string) ([]byte, *prov
 	return b, nil
 }
 
-// mayUse says whether the caller's agent and key list the model. It is the rule of
-// policy's baseline, for listing what the baseline would allow.
+// mayUse reports whether the caller's agent and key list the model. It applies the rule of
+// policy's baseline to lists of models.
 func mayUse(c identity.Caller, model string) bool {
 	listed := func(patterns []string) bool {
 		return slices.ContainsFunc(patterns, func(p string) bool { return policy.Matches(p, model) })

@@ -35,14 +35,14 @@ func errorType(status int) string {
 	}
 }
 
-// Unavailable is a fault on our side. SDKs retry it.
+// Unavailable is an error on our side. SDKs retry it.
 func Unavailable(code, message string) *provider.Error {
 	e := Refuse(http.StatusServiceUnavailable, code, message)
 	e.RetryAfter = time.Second
 	return e
 }
 
-// Misplaced rejects a request that has an AI Identity key where it does not belong.
+// Misplaced rejects a request with an AI Identity key in a wrong place.
 func Misplaced(where string) *provider.Error {
 	return Refuse(http.StatusBadRequest, "misplaced_credential", "An AI Identity key was found in "+where+
 		". Send it as \"Authorization: Bearer …\" only, and rotate it: URLs, bodies and other headers are kept in logs.")
@@ -52,8 +52,8 @@ func tooLarge(limit int64) *provider.Error {
 	return Refuse(http.StatusRequestEntityTooLarge, "request_too_large", fmt.Sprintf("The request is larger than %d bytes.", limit))
 }
 
-// Inactive rejects a caller with a key or an agent that may not be used at that
-// time. It returns nil for one that may.
+// Inactive rejects a caller with a key or an agent that is inactive at that time. For an
+// active caller it returns nil.
 func Inactive(c identity.Caller, at time.Time) *provider.Error {
 	err := c.ActiveAt(at)
 	if err == nil {
@@ -62,8 +62,8 @@ func Inactive(c identity.Caller, at time.Time) *provider.Error {
 	return Revoked(InactiveReason(err))
 }
 
-// InactiveReason is the reason of an identity.Inactive error: a word of a fixed
-// set, because it is a label of metrics.
+// InactiveReason returns the reason of an identity.Inactive error. It is from a fixed set,
+// since it is a label of metrics.
 func InactiveReason(err error) string {
 	var inactive *identity.Inactive
 	if errors.As(err, &inactive) && inactive.Reason != "" {
@@ -72,8 +72,7 @@ func InactiveReason(err error) string {
 	return "inactive"
 }
 
-// Revoked rejects a caller for a reason of InactiveReason, or for the reason with
-// which its running requests were cut.
+// Revoked rejects a caller for a reason of InactiveReason, or for the reason of a cut.
 func Revoked(reason string) *provider.Error {
 	switch reason {
 	case "key_expired":
@@ -81,7 +80,7 @@ func Revoked(reason string) *provider.Error {
 	case "key_revoked", "key_unknown":
 		return Refuse(http.StatusUnauthorized, reason, "This API key was revoked.")
 	case "overloaded":
-		return Unavailable(reason, "The gateway holds too much for requests whose bodies have not arrived. Try again shortly.")
+		return Unavailable(reason, "Too many request bodies are still arriving at the gateway. Try again shortly.")
 	case "shutdown":
 		return Unavailable("shutting_down", "The gateway is shutting down. Try again shortly.")
 	default:
@@ -89,8 +88,8 @@ func Revoked(reason string) *provider.Error {
 	}
 }
 
-// denied is the error for a decision that does not allow. It has the first of the
-// reasons, which policy puts first for this, and the model, which policy leaves out.
+// denied is the error for a decision that does not allow. It has the first reason, which
+// policy sorts first for this, and the model, which policy leaves out.
 func denied(d policy.Decision, model string) *provider.Error {
 	if len(d.Reasons) == 0 {
 		return Refuse(http.StatusForbidden, "not_permitted", "No policy permits this request.")
@@ -119,7 +118,7 @@ func limited(r budget.Result) *provider.Error {
 	return e
 }
 
-// Seconds is d in whole seconds, rounded up, as Retry-After has it.
+// Seconds is d in whole seconds, rounded up, for Retry-After.
 func Seconds(d time.Duration) int64 {
 	n := int64(d / time.Second)
 	if d%time.Second > 0 {

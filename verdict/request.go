@@ -7,28 +7,28 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// Request is what a caller asks, as plain values. Its text is as received:
-// unbounded, and not yet fit for an entry.
+// Request is a caller's request, as plain values. Its text is as received: unbounded, and
+// not yet suitable for an entry.
 type Request struct {
-	ID      string // ours, never the client's
+	ID      string // made by Envoy or extproc, never by the client
 	TraceID string
-	Session string // of the caller's choice, never trusted; "" if absent
+	Session string // chosen by the caller, never trusted; "" if absent
 	Mode    string // "gateway" or "egress"
 
 	Method, Path, Query string
 	Host                string // lower case, without a port
-	// HostVerified says that Host is one of the gateway's configured domains. Policy
-	// sees no other: without domains the client chooses Host.
+	// HostVerified means that Host is one of the gateway's configured domains. Policy gets
+	// only a verified host, since without domains the client chooses Host.
 	HostVerified  bool
 	ContentType   string
 	Encodings     []string // of Content-Encoding, in order
 	ContentLength int64    // -1: not stated
 	UserAgent     string
-	ClientIP      string // of the peer, never of a header of the client's; "" if unknown
-	// Dialect are the names of those headers that only one provider's SDKs send.
+	ClientIP      string // from the connection, never from a client's header; "" if unknown
+	// Dialect are the names of headers in the request that only one provider's SDKs send.
 	Dialect []string
-	// Headers are the names of those headers that go on only to a provider that takes
-	// them (provider.HeaderChosen), none twice.
+	// Headers are the names of headers that are forwarded only to a provider that accepts
+	// them (provider.HeaderChosen), without duplicates.
 	Headers []string
 
 	// Match fills these.
@@ -36,31 +36,31 @@ type Request struct {
 	Params   provider.Params
 	Format   provider.Format // of the API that was called, for errors
 
-	// The rest is known when the request is complete.
+	// The other fields are known when the request is complete.
 
 	Body    []byte // still encoded
 	MaxBody int64  // the largest body in bytes, encoded and decoded
-	// ReadsAnswer says that the response will be read here, so that a translated
-	// one can be turned back.
+	// ReadsAnswer means that the response will be read here, so that it can be translated
+	// back.
 	ReadsAnswer bool
-	// Cut is why the caller's running requests were ordered to end; "" if they were not.
+	// Cut is the reason why the caller's running requests were cut, or "".
 	Cut string
 	// Time is the instant of the decision, in UTC and whole microseconds (see Instant).
 	Time time.Time
 }
 
-// Instant is t as an entry stores it. Policy sees the same, so that a recorded
-// request is evaluated again with exactly the time that it was decided with.
+// Instant is t as an entry stores it. Policy gets the same value, so that a recorded
+// request is evaluated again with exactly the same time.
 func Instant(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
 
-// The operations that are answered here: both are about models.
+// The operations that are answered here. Both are about models.
 const (
 	opModels = "models.list"
 	opModel  = "models.get"
 )
 
-// Match finds the endpoint, and returns what the headers alone show to be wrong,
-// whatever the body holds.
+// Match finds the endpoint. It returns the error that the headers show for every body, or
+// nil.
 func (r *Request) Match() *provider.Error {
 	ep, params, ok := provider.Match(r.Method, r.Path)
 	if !ok {
@@ -76,7 +76,7 @@ func (r *Request) Match() *provider.Error {
 	return nil
 }
 
-// listsModels says that the request is answered here.
+// listsModels reports that the request is answered here.
 func (r *Request) listsModels() bool {
 	return r.Endpoint.Operation == opModels || r.Endpoint.Operation == opModel
 }
