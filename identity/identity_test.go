@@ -166,7 +166,7 @@ func TestParseMetadata(t *testing.T) {
 		many += `,"` + strings.Repeat("x", i+1) + `":1`
 	}
 	for s, says := range map[string]string{
-		`[]`: "object", `1`: "object", `{`: "object", `{"a"`: "not JSON", `{"a":1`: "object", `{"a":1,}`: "object", `{"a":1} {}`: "after the object", `{"a":1}x`: "follows",
+		`[]`: "object", `1`: "object", `{`: "object", `{"a"`: "not JSON", `{"a":1`: "object", `{"a":1,}`: "object", `{"a":1} {}`: "after the object", `{"a":1}x`: "after the object",
 		`{"a":{}}`: `"a"`, `{"a":[1]}`: `"a"`, `{"a":null}`: `"a"`, `{"a":1,"a":2}`: "twice", `{"a":1,"\u0061":2}`: "twice", `{"":1}`: "key",
 		`{"a":1e400}`: `"a"`, `{"a":` + strings.Repeat("1", 65) + `}`: `"a"`, `{"a":"\u0000"}`: `"a"`, `{"a\u0000":1}`: "key",
 		`{"a":"` + strings.Repeat("x", 1025) + `"}`: `"a"`, `{"` + strings.Repeat("x", 129) + `":1}`: "key", many + `}`: "65 keys", "{\"a\":\"\xff\"}": "UTF-8",

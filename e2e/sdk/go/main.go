@@ -1,7 +1,7 @@
 // Command sdk drives the gateway with the official Go clients of OpenAI and Anthropic. Only
 // their base URL and key are set. TestSDKs (e2e/sdk_test.go) starts everything and runs it.
 //
-// It is a separate module, so that the gateway's go.mod does not have these clients.
+// It is a module of its own, so that the gateway's go.mod has none of these clients.
 package main
 
 import (
@@ -89,7 +89,7 @@ func openaiStream(ctx context.Context, model string) error {
 	var whole openai.ChatCompletionAccumulator
 	for stream.Next() {
 		if !whole.AddChunk(stream.Current()) {
-			return errors.New("a chunk that is not part of the response")
+			return errors.New("a chunk that does not belong to the response")
 		}
 	}
 	if err := stream.Err(); err != nil {
@@ -211,7 +211,7 @@ func anthropicTools(ctx context.Context) error {
 
 func anthropicModels(ctx context.Context) error {
 	client := anthropicClient(os.Getenv("AID_KEY"))
-	page, err := client.Models.List(ctx, anthropic.ModelListParams{Limit: anthropic.Int(1000)}) // as Claude Code requests it
+	page, err := client.Models.List(ctx, anthropic.ModelListParams{Limit: anthropic.Int(1000)}) // as Claude Code asks
 	if err == nil && len(page.Data) == 0 {
 		err = errors.New("no models")
 	}
