@@ -15,10 +15,10 @@ import (
 	"syscall"
 )
 
-// account is who the server runs as. The zero account is ours.
+// account is the user that the server runs as. The zero account is our own.
 type account struct {
 	uid, gid uint32
-	other    bool // not ours: we are root
+	other    bool // another user's: we are root
 }
 
 func (a account) String() string {
@@ -40,7 +40,7 @@ func (a account) credential() *syscall.Credential {
 	return &syscall.Credential{Uid: a.uid, Gid: a.gid, Groups: []uint32{}}
 }
 
-// own gives the account a folder that we made.
+// own changes the owner of a folder that we made to the account.
 func (a account) own(dir string) error {
 	if !a.other {
 		return nil
@@ -48,9 +48,9 @@ func (a account) own(dir string) error {
 	return os.Chown(dir, int(a.uid), int(a.gid))
 }
 
-// handed returns how the account reaches a folder of its own, whatever its parent folders
-// are. Our account uses its path. Another account gets a folder that we opened, as file 3
-// of its process.
+// handed returns the path by which the account reaches one of its folders, for every mode
+// of the parent folders. Our own account uses the folder's path. Another account gets the
+// opened folder, as file 3 of its process.
 func (a account) handed(dir string) (path string, files []*os.File, err error) {
 	if !a.other {
 		return dir, nil, nil
@@ -68,13 +68,13 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// accountFor returns the account that runs the server of the data in dir. The data
-// need not exist yet. moved says that existing data must be given to that account.
+// accountFor returns the account that runs the server of the data in dir. The data need not
+// exist yet. moved reports that existing data must be given to that account.
 //
 //   - Not root: our own account, and the data must belong to it.
 //   - Root, and dir belongs to another user: that user. Root only starts it.
-//   - Root, and dir belongs to root: a user id of its own, which has no account and
-//     no process. The owner of the data folder is where that id is stored.
+//   - Root, and dir belongs to root: a separate user id, without an account and without a
+//     process. The id is stored as the owner of the data folder.
 func accountFor(dir, data string) (who account, moved bool, err error) {
 	us := os.Geteuid()
 	above, err := owner(dir)
@@ -99,7 +99,7 @@ func accountFor(dir, data string) (who account, moved bool, err error) {
 	return who, !missing, err
 }
 
-// owner returns who owns a folder. A symbolic link is not a folder.
+// owner returns the owner of a folder. A symbolic link is not a folder.
 func owner(dir string) (account, error) {
 	info, err := os.Lstat(dir)
 	if err != nil {
@@ -112,7 +112,7 @@ func owner(dir string) (account, error) {
 	return account{uid: st.Uid, gid: st.Gid}, nil
 }
 
-// named says whether a user id has an account, which other programs may share.
+// named reports whether a user id has an account, which other programs may share.
 func named(uid uint32) bool {
 	_, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
 	var unknown user.UnknownUserIdError
@@ -123,8 +123,8 @@ func named(uid uint32) bool {
 // systemd gives to dynamic users. They also exist in a user namespace of 65,536 ids.
 const firstUnused, countUnused = 50_000, 10_000
 
-// unused returns a user id that has no account and no process. The search begins at a
-// number that depends on the folder, so that two databases rarely meet.
+// unused returns a user id without an account and without a process. The search begins at a
+// number that depends on the folder, so that two databases rarely conflict.
 func unused(data string) (account, error) {
 	sum := sha256.Sum256([]byte(data))
 	start := binary.BigEndian.Uint32(sum[:])
@@ -166,7 +166,7 @@ func idle() (account, error) {
 		"Add one (`useradd --system aid-initdb`), run as an ordinary user, or use a server with --postgres")
 }
 
-// runs says whether a user id has a process.
+// runs reports whether a user id has a process.
 func runs(uid uint32) bool {
 	processes, err := os.ReadDir("/proc")
 	if err != nil {
@@ -185,8 +185,8 @@ func runs(uid uint32) bool {
 	return false
 }
 
-// give makes all files below dir the account's. No link leads out of dir, even if
-// another account replaces a folder at the same moment.
+// give changes the owner of all files below dir to the account. No link leads out of dir,
+// even if another account replaces a folder at the same time.
 func (a account) give(dir string) error {
 	if !a.other {
 		return nil
@@ -204,7 +204,7 @@ func (a account) give(dir string) error {
 	})
 }
 
-// usable says whether the programs are in dir, and returns it absolute.
+// usable reports whether the programs are in dir, and returns its absolute path.
 func usable(dir string) (string, error) {
 	if dir == "" {
 		return "", errors.New("no folder with Postgres is named")
@@ -224,9 +224,9 @@ func usable(dir string) (string, error) {
 	return dir, nil
 }
 
-// FindPostgres returns the folder with Postgres to use: asked, if it is not empty. Else it
-// is the one that `make` fetched for a program in programDir or the working directory, or
-// the newest of Debian's packages.
+// FindPostgres returns the folder with Postgres. It is asked, if that is not empty.
+// Otherwise it is the folder that `make` fetched for a program in programDir or the working
+// directory, or the newest of Debian's packages.
 func FindPostgres(asked, programDir string) (string, error) {
 	if asked != "" {
 		return usable(asked)
@@ -237,7 +237,7 @@ func FindPostgres(asked, programDir string) (string, error) {
 		}
 	}
 	newest, best := 0, ""
-	installed, _ := filepath.Glob("/usr/lib/postgresql/*") // its only error is of the pattern
+	installed, _ := filepath.Glob("/usr/lib/postgresql/*") // the only possible error is an invalid pattern
 	for _, dir := range installed {
 		major, err := strconv.Atoi(filepath.Base(dir))
 		if err != nil || major < max(minServer, newest) {
@@ -253,10 +253,10 @@ func FindPostgres(asked, programDir string) (string, error) {
 	return best, nil
 }
 
-// binariesFor returns the folder of the programs, by a path that the account can
-// walk. Where it cannot, since they are below a folder that only we may enter (as
-// /root), they are copied to where it can, once. Handing over the open folder does
-// not help there: Postgres looks for its own path.
+// binariesFor returns the folder of the programs, by a path that the account can use. If
+// they are below a folder that only we may enter (such as /root), they are copied once to
+// another folder. To pass the open folder is not enough: Postgres searches for its own
+// path.
 func (e *Embedded) binariesFor(who account) (string, error) {
 	from := e.c.Binaries
 	if !who.other || who.walks(from) {
@@ -280,7 +280,7 @@ func (e *Embedded) binariesFor(who account) (string, error) {
 	if err := errors.Join(os.CopyFS(fresh, os.DirFS(from)), runnable(fresh)); err != nil {
 		return "", fmt.Errorf("copying Postgres: %w", err)
 	}
-	// Two may get here at once; then one of them finds the other's.
+	// Two processes may do this at the same time. Then one of them finds the other's copy.
 	if err := os.Rename(fresh, to); err != nil && !mine(to) {
 		return "", fmt.Errorf("copying Postgres to %s: %w", to, err)
 	}
@@ -290,8 +290,8 @@ func (e *Embedded) binariesFor(who account) (string, error) {
 	return filepath.Join(to, "bin"), nil
 }
 
-// mine says whether dir is a folder that only we can have made: anybody may make
-// one in /tmp.
+// mine reports whether only we can have created dir, since every user may create a folder
+// in /tmp.
 func mine(dir string) bool {
 	info, err := os.Lstat(dir)
 	if err != nil || !info.IsDir() || info.Mode()&0o022 != 0 {
@@ -301,7 +301,7 @@ func mine(dir string) bool {
 	return ok && int(st.Uid) == os.Geteuid()
 }
 
-// walks says whether the account may enter dir and every folder above.
+// walks reports whether the account may enter dir and every folder above it.
 func (a account) walks(dir string) bool {
 	for {
 		info, err := os.Stat(dir)
@@ -330,8 +330,8 @@ func (a account) walks(dir string) bool {
 	}
 }
 
-// runnable lets everybody read a copy, and run what its owner may, whatever our
-// umask was.
+// runnable lets every user read a copy, and run the programs that its owner may run, for
+// every umask.
 func runnable(dir string) error {
 	return filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.Type()&fs.ModeSymlink != 0 {

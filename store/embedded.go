@@ -22,17 +22,17 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// EmbeddedConfig describes a Postgres of our own.
+// EmbeddedConfig configures an embedded Postgres.
 type EmbeddedConfig struct {
-	// Dir is where its state is; made if it is not there. One process at a time
-	// uses it.
+	// Dir is the folder of its state. It is created if it does not exist. One process at a
+	// time uses it.
 	Dir string
 	// Binaries is the folder whose bin has initdb and postgres: see FetchPostgres
 	// and FindPostgres.
 	Binaries string
-	// Short is a folder of ours, which only we may enter, with a short path. A link
-	// to Dir is put there if the path in Dir is too long for a socket's address,
-	// which is 107 bytes. It may be empty where that cannot be.
+	// Short is a folder with a short path, which only we may enter. It gets a link to Dir
+	// if the path in Dir is too long for a socket's address, which has at most 107 bytes.
+	// Short may be empty if that is not needed.
 	Short string
 	// Settings are added to the server's, or replace them.
 	Settings map[string]string
@@ -40,23 +40,23 @@ type EmbeddedConfig struct {
 }
 
 // Embedded is a Postgres that starts and ends with our process, for a single machine and
-// for tests. It is as durable as any other (fsync is on).
+// for tests. It is as durable as a normal server (fsync is on).
 //
 // Access: it listens on one Unix socket and on no network address. The socket is in a
-// folder of its own with mode 0700. Every role needs its password (SCRAM-SHA-256), on the
-// socket too. The superuser needs our user id or root's, which the kernel reports.
+// separate folder with mode 0700. Every role needs its password (SCRAM-SHA-256), even on
+// the socket. The superuser needs our user id or root's, which the kernel reports.
 //
-// Account: ours, unless we are root, since Postgres does not run as root. As root it is a
-// user id without an account, so that no other program shares it. It keeps no group, no
+// Account: our own, except as root, since Postgres does not run as root. As root it is a
+// user id without an account, so that no other program shares it. It has no group, no
 // capability and no open file of root. If its data is below a folder that it may not enter
 // (such as /root), it receives the open folder.
 //
-// The data of an earlier version is changed at its start. Data that belongs to a shared
-// account gets a user id of its own, and passwords replace trust.
+// Data of an earlier version is changed at its start. Data that belongs to a shared account
+// gets a separate user id, and passwords replace trust.
 type Embedded struct {
 	c      EmbeddedConfig
 	data   string // Dir/data
-	socket string // the folder of the socket, by a path that is short enough
+	socket string // the folder of the socket, with a short path
 	server server
 	ended  chan struct{} // closed when Run returns
 	err    error         // of Run, once ended
@@ -72,11 +72,11 @@ const (
 	identFile  = "pg_ident.conf"
 )
 
-// hba is the whole of pg_hba.conf: the kernel says whether the superuser is our user id, and
-// each role needs its password.
+// hba is the content of pg_hba.conf. The kernel verifies that the superuser has our user
+// id, and each role needs its password.
 const hba = "# Written by aid at each start.\nlocal all postgres peer map=aid\nlocal all all scram-sha-256\n"
 
-// NewEmbedded checks c. Nothing runs until Run does.
+// NewEmbedded validates c. It starts nothing: call Run.
 func NewEmbedded(c EmbeddedConfig) (*Embedded, error) {
 	var err error
 	if c.Dir, err = filepath.Abs(c.Dir); err != nil {
@@ -96,8 +96,8 @@ func NewEmbedded(c EmbeddedConfig) (*Embedded, error) {
 	return e, nil
 }
 
-// sockets is the folder of the socket. It is inside the data folder, which is the
-// server's working directory: that path is always short, and always there.
+// sockets is the folder of the socket. It is inside the data folder, which is the server's
+// working directory. So its path is always short and always valid.
 func (e *Embedded) sockets() string { return filepath.Join(e.data, socketDir) }
 
 // URL connects as the server's superuser, "postgres", to its database of that name. It
@@ -116,8 +116,8 @@ func (e *Embedded) Restarts() int64 { return e.server.restarts.Load() }
 // Tail is the last lines that the server printed, oldest first.
 func (e *Embedded) Tail() []string { return e.server.lines() }
 
-// Ready returns nil once the server answers, and an error when ctx is done before
-// or Run has returned.
+// Ready returns nil once the server responds. It returns an error if ctx is done before
+// that, or Run has returned.
 func (e *Embedded) Ready(ctx context.Context) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -145,7 +145,7 @@ func lastWords(lines []string) error {
 
 func (e *Embedded) answers(ctx context.Context) error {
 	if e.PID() == 0 {
-		return errors.New("it does not run yet") // but one that Run is about to end may
+		return errors.New("it does not run yet") // one that Run is about to end may still run
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -156,15 +156,15 @@ func (e *Embedded) answers(ctx context.Context) error {
 	return errors.Join(conn.Ping(ctx), conn.Close(ctx))
 }
 
-// Run makes the database if it does not exist, ends what a killed predecessor left behind,
-// and keeps the server running until ctx is done. Then it stops the server, with all
-// committed data on disk, and returns nil. An error means that the server cannot be run.
-// Call Run once.
+// Run creates the database if it does not exist, and ends processes that a killed
+// predecessor left. It keeps the server running until ctx is done. Then it stops the
+// server, with all committed data on disk, and returns nil. An error means that the server
+// cannot be run. Call Run once.
 func (e *Embedded) Run(ctx context.Context) (err error) {
 	defer func() {
 		switch {
 		case ctx.Err() != nil:
-			err = nil // told to stop, while it was not yet up perhaps
+			err = nil // it was stopped, perhaps before it was ready
 		case err != nil:
 			err = fmt.Errorf("running the embedded Postgres: %w", err)
 		}
@@ -191,9 +191,9 @@ func (e *Embedded) Run(ctx context.Context) (err error) {
 		return err
 	}
 	if moved {
-		e.c.Log.Warn("the database gets a user id of its own", "dir", e.data, "uid", who.uid)
+		e.c.Log.Warn("the database gets a separate user id", "dir", e.data, "uid", who.uid)
 		if err := who.give(e.data); err != nil {
-			return fmt.Errorf("giving the database a user id of its own: %w", err)
+			return fmt.Errorf("giving the database a separate user id: %w", err)
 		}
 	}
 	major, err := majorVersion(ctx, bin, who)
@@ -217,8 +217,8 @@ func (e *Embedded) Run(ctx context.Context) (err error) {
 	return e.keep(ctx, bin, who)
 }
 
-// lockDir keeps a second process out. The kernel gives the lock back when we end,
-// however we end.
+// lockDir excludes a second process. The kernel releases the lock when our process ends, in
+// every case.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -245,8 +245,8 @@ func link(dir, path string) error {
 	return os.Symlink(dir, path)
 }
 
-// ensureData makes the data folder if it does not exist. It is made under another name
-// first, so that an existing folder is always complete.
+// ensureData creates the data folder if it does not exist. It is created under another name
+// first, so an existing folder is always complete.
 func (e *Embedded) ensureData(ctx context.Context, bin string, who account) error {
 	if _, err := os.Stat(filepath.Join(e.data, "PG_VERSION")); err == nil {
 		return nil
@@ -271,9 +271,9 @@ func (e *Embedded) ensureData(ctx context.Context, bin string, who account) erro
 	}
 	defer closeAll(files)
 	args := []string{
-		// No way in until secure has written who may.
+		// No connection is allowed until secure has written the rules.
 		"-D", dir, "--username=postgres", "--auth-local=reject", "--auth-host=reject",
-		// C, so that order does not change with the machine's C library.
+		// C, so that the order does not depend on the machine's C library.
 		"--encoding=UTF8", "--locale=C", "--data-checksums",
 	}
 	if e.c.Settings["fsync"] == "off" {
@@ -286,14 +286,15 @@ func (e *Embedded) ensureData(ctx context.Context, bin string, who account) erro
 	if err := who.give(fresh); err != nil {
 		return fmt.Errorf("making a database: %w", err)
 	}
-	// An empty folder of that name may be in the way.
+	// There may be an empty folder with that name.
 	if err := os.Remove(e.data); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return os.Rename(fresh, e.data)
 }
 
-// secure writes who may connect, before each start, and makes the folder of the socket.
+// secure writes the connection rules before each start, and creates the folder of the
+// socket.
 func (e *Embedded) secure(who account) error {
 	if err := privateFolder(e.sockets(), who); err != nil {
 		return err
@@ -331,7 +332,7 @@ func privateFolder(dir string, who account) error {
 	return f.Chown(int(who.uid), int(who.gid))
 }
 
-// replace writes a whole private file and gives it to the account.
+// replace writes a complete private file and gives it to the account.
 func replace(path, text string, who account) error {
 	fresh := path + ".new"
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -363,14 +364,13 @@ func run(ctx context.Context, who account, files []*os.File, path string, args .
 	return strings.TrimSpace(string(out)), err
 }
 
-// environment is what Postgres is given of ours: nothing that could hold a secret,
-// and no setting of libpq's.
+// environment is the part of our environment that Postgres gets, without any variable that
+// could be a secret, and without libpq's settings.
 func environment() []string {
 	return []string{"PATH=/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}
 }
 
-// majorVersion asks the programs in bin. That it can is the proof that the account
-// can run them.
+// majorVersion runs the programs in bin, which also proves that the account can run them.
 func majorVersion(ctx context.Context, bin string, who account) (int, error) {
 	out, err := run(ctx, who, nil, filepath.Join(bin, "postgres"), "--version") // "postgres (PostgreSQL) 18.3 (Debian …)"
 	if err != nil {
@@ -380,7 +380,7 @@ func majorVersion(ctx context.Context, bin string, who account) (int, error) {
 	digits, _, _ := strings.Cut(rest, ".")
 	major, err := strconv.Atoi(digits)
 	if err != nil {
-		return 0, fmt.Errorf("%s does not say its version: %q", filepath.Join(bin, "postgres"), out)
+		return 0, fmt.Errorf("%s does not print its version: %q", filepath.Join(bin, "postgres"), out)
 	}
 	if major < minServer {
 		return 0, fmt.Errorf("%s is Postgres %d; %d is the oldest that works", filepath.Join(bin, "postgres"), major, minServer)
@@ -395,20 +395,20 @@ func (e *Embedded) checkVersion(major int) error {
 		return err
 	}
 	if was := strings.TrimSpace(string(b)); was != strconv.Itoa(major) {
-		return fmt.Errorf("the data in %s is of Postgres %s, and the programs are of %d: use those of %s, or move the data with pg_upgrade", e.data, was, major, was)
+		return fmt.Errorf("the data in %s is from Postgres %s, and the programs are from %d: use programs of version %s, or move the data with pg_upgrade", e.data, was, major, was)
 	}
 	return nil
 }
 
-// arguments are the server's. What is not here is as Postgres ships it.
+// arguments are the server's. Other settings have the defaults of Postgres.
 func (e *Embedded) arguments(dir string) []string {
 	settings := map[string]string{
 		"listen_addresses": "", "unix_socket_directories": socketDir, "unix_socket_permissions": "0700",
 		"max_connections": "100", "shared_buffers": "64MB", "max_wal_size": "512MB", "huge_pages": "off", "jit": "off",
 		"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on",
 		"timezone": "UTC", "log_timezone": "UTC",
-		// To our log. Clients receive their own errors, so those are not logged: a
-		// statement or a value in them may be secret.
+		// Its log goes to our log. Clients receive their own errors. Those are not logged,
+		// since a statement or a value in them may be secret.
 		"log_destination": "stderr", "logging_collector": "off", "log_line_prefix": "", "log_checkpoints": "off",
 		"log_min_messages": "log", "log_min_error_statement": "panic", "log_error_verbosity": "terse",
 	}
@@ -420,7 +420,7 @@ func (e *Embedded) arguments(dir string) []string {
 	return args
 }
 
-// line gives a line of the server's log its level in ours.
+// line writes a line of the server's log with the matching log level.
 func (e *Embedded) line(line string) {
 	level, text := slog.LevelInfo, line
 	if severity, rest, ok := strings.Cut(line, ":  "); ok {
@@ -428,7 +428,7 @@ func (e *Embedded) line(line string) {
 		case "PANIC":
 			level, text = slog.LevelError, rest
 		case "FATAL":
-			// Of one connection: it came too early, or was ended with the server.
+			// This is about one connection, which came too early or ended with the server.
 			level, text = slog.LevelInfo, rest
 			if e.server.starting.Load() {
 				level = slog.LevelError

@@ -25,16 +25,15 @@ import (
 // PostgresVersion is the Postgres that FetchPostgres fetches.
 const PostgresVersion = "18.3"
 
-// The binaries are those of github.com/zonkyio/embedded-postgres-binaries, from
-// Maven Central, and no others: whatever the server there says, the digest of each
-// is here.
+// The binaries are those of github.com/zonkyio/embedded-postgres-binaries, from Maven
+// Central. Each file must have the digest below, for every response of the server.
 const (
 	postgresArtifact = "https://repo1.maven.org/maven2/io/zonky/test/postgres/embedded-postgres-binaries-linux-%[1]s/18.3.0/embedded-postgres-binaries-linux-%[1]s-18.3.0.jar"
 	maxArtifact      = 64 << 20  // bytes; they have about 15 MB
 	maxUnpacked      = 512 << 20 // bytes; they have about 60 MB
 )
 
-// artifact is the platform's name there, and the SHA-256 of its file.
+// artifact returns the platform's name there, and the SHA-256 of its file.
 func artifact(arch string, musl bool) (name, digest string, err error) {
 	switch {
 	case arch == "amd64" && musl:
@@ -52,9 +51,9 @@ func artifact(arch string, musl bool) (name, digest string, err error) {
 }
 
 // FetchPostgres downloads Postgres and unpacks it into dir: dir/bin, dir/lib, dir/share.
-// All accounts may read it, since the server may run under another one. It checks the
-// digest, and leaves dir complete or unchanged. It does not fetch again what is in dir
-// already. progress, which may be nil, is called with each step.
+// All accounts may read it, since the server may run under another one. It verifies the
+// digest, and leaves dir complete or unchanged. It does nothing if dir is up to date.
+// progress, which may be nil, is called with each step.
 func FetchPostgres(ctx context.Context, dir string, progress func(step string)) error {
 	if progress == nil {
 		progress = func(string) {}
@@ -86,7 +85,7 @@ func fetch(ctx context.Context, url, digest, dir string, progress func(step stri
 		return err
 	}
 	if sum := sha256.Sum256(jar); hex.EncodeToString(sum[:]) != digest {
-		return fmt.Errorf("what was downloaded has the SHA-256 %x, and should have %s: not used", sum, digest)
+		return fmt.Errorf("the downloaded file has the SHA-256 %x instead of %s, so it is not used", sum, digest)
 	}
 	progress("unpacking it")
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
@@ -106,7 +105,7 @@ func fetch(ctx context.Context, url, digest, dir string, progress func(step stri
 	return swap(fresh, dir)
 }
 
-// readable lets everybody into dir's folders, whatever our umask was.
+// readable gives every user access to dir's folders, for every umask.
 func readable(dir string) error {
 	return filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		switch {
@@ -121,10 +120,10 @@ func readable(dir string) error {
 	})
 }
 
-// fetchedMark is the file that says what was unpacked into a folder.
+// fetchedMark is the file with the name of what was unpacked into a folder.
 const fetchedMark = ".fetched"
 
-// replaceable rejects a folder that holds something else than what we unpacked.
+// replaceable rejects a folder with other content than ours.
 func replaceable(dir string) error {
 	entries, err := os.ReadDir(dir)
 	switch {
@@ -141,7 +140,7 @@ func replaceable(dir string) error {
 	return nil
 }
 
-// swap puts the folder fresh in the place of dir.
+// swap replaces dir by the folder fresh.
 func swap(fresh, dir string) error {
 	old := fresh + ".old"
 	switch err := os.Rename(dir, old); {
@@ -169,7 +168,7 @@ func download(ctx context.Context, url string) ([]byte, error) {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("downloading %s: the server answers %s", url, resp.Status)
+		return nil, fmt.Errorf("downloading %s: the server responded with %s", url, resp.Status)
 	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxArtifact+1))
 	if err != nil {
@@ -181,7 +180,7 @@ func download(ctx context.Context, url string) ([]byte, error) {
 	return b, nil
 }
 
-// unpackJar unpacks the one .txz that a jar (a zip) holds.
+// unpackJar unpacks the one .txz in a jar (a zip).
 func unpackJar(jar []byte, dir string) error {
 	z, err := zip.NewReader(bytes.NewReader(jar), int64(len(jar)))
 	if err != nil {
@@ -246,7 +245,7 @@ func unpackTar(r io.Reader, dir string) error {
 	}
 }
 
-// writeFile makes one file that everybody may read, whatever our umask is.
+// writeFile creates one file that every user may read, for every umask.
 func writeFile(root *os.Root, name string, mode fs.FileMode, r io.Reader) error {
 	f, err := root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {

@@ -5,15 +5,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// poolCollector says how a pool stands, whenever it is asked.
+// poolCollector returns the state of a pool on each scrape.
 type poolCollector struct{ pool *pgxpool.Pool }
 
 func (c poolCollector) describe() (connections, limit, acquired, waited, waiting *prometheus.Desc) {
 	return prometheus.NewDesc("aid_store_connections", "Connections to the database, by state.", []string{"state"}, nil),
-		prometheus.NewDesc("aid_store_connections_max", "The most connections at once.", nil, nil),
+		prometheus.NewDesc("aid_store_connections_max", "The maximum number of concurrent connections.", nil, nil),
 		prometheus.NewDesc("aid_store_acquires_total", "How often a connection was taken from the pool.", nil, nil),
-		prometheus.NewDesc("aid_store_acquires_waited_total", "How often one was not there at once.", nil, nil),
-		prometheus.NewDesc("aid_store_acquire_wait_seconds_total", "How long all of those waited together.", nil, nil)
+		prometheus.NewDesc("aid_store_acquires_waited_total", "How often no connection was free, so that a caller waited.", nil, nil),
+		prometheus.NewDesc("aid_store_acquire_wait_seconds_total", "The sum of these waiting times.", nil, nil)
 }
 
 func (c poolCollector) Describe(ch chan<- *prometheus.Desc) {

@@ -27,12 +27,11 @@ const (
 	AuditorRole = "aid_auditor"
 )
 
-// migrationLock keeps two Migrates apart, whichever machines they run on. It is
+// migrationLock prevents two Migrates at the same time, even on different machines. It is
 // "aid" in ASCII, with room for more locks.
 const migrationLock = 0x616964_0001
 
-// Version is the schema that this build was made with: the highest of its
-// migrations.
+// Version is the schema of this build: the highest number of its migrations.
 func Version() (int64, error) {
 	names, err := fs.Glob(migrations, "migrations/*.sql")
 	if err != nil || len(names) == 0 {
@@ -81,7 +80,7 @@ func SchemaVersion(ctx context.Context, q querier) (int64, error) {
 	switch {
 	case errors.As(err, &pg) && pg.Code == "42P01": // no such table
 		return 0, nil
-	case errors.As(err, &pg) && pg.Code == "42501": // it is there, for others: a migration ended half-way
+	case errors.As(err, &pg) && pg.Code == "42501": // it exists, without permission for us: a migration was interrupted
 		return 0, nil
 	case err != nil:
 		return 0, fmt.Errorf("asking for the schema's version: %w", err)
@@ -89,10 +88,9 @@ func SchemaVersion(ctx context.Context, q querier) (int64, error) {
 	return have, nil
 }
 
-// Migrate brings a database's schema to this build's version, under a lock, each
-// migration in one transaction, and says what it does. ownerURL connects as
-// aid_owner, or as a role that may become it. It changes nothing where nothing is
-// to be done, and leaves a schema that is newer as it is.
+// Migrate brings a database's schema to this build's version, under a lock. Each migration
+// is one transaction, and is logged. ownerURL connects as aid_owner, or as a role that may
+// become it. It changes nothing in a schema that is up to date or newer.
 func Migrate(ctx context.Context, ownerURL string, log *slog.Logger) error {
 	c, err := pgx.ParseConfig(ownerURL)
 	if err != nil {
@@ -101,13 +99,13 @@ func Migrate(ctx context.Context, ownerURL string, log *slog.Logger) error {
 	if err := private(&c.Config); err != nil {
 		return fmt.Errorf("migrating: %w", err)
 	}
-	// A migration may take long, but must not queue up everybody behind a lock
-	// that it waits for.
+	// A migration may take long, but must not block other sessions while it waits for a
+	// lock.
 	c.RuntimeParams["application_name"] = "aid migrate"
 	c.RuntimeParams["lock_timeout"] = ms(lockTimeout)
 	c.RuntimeParams["timezone"] = "UTC"
-	// What it makes must be where everybody looks, and nothing else may be found
-	// in its place.
+	// The migration's objects must be in the schema that all roles use, and no other schema
+	// may be searched.
 	c.RuntimeParams["search_path"] = "public"
 	db := stdlib.OpenDB(*c, stdlib.OptionAfterConnect(becomeOwner))
 	defer db.Close()
@@ -117,7 +115,7 @@ func Migrate(ctx context.Context, ownerURL string, log *slog.Logger) error {
 	return nil
 }
 
-// becomeOwner makes the owner's what is made on the connection.
+// becomeOwner gives the owner all objects that the connection creates.
 func becomeOwner(ctx context.Context, conn *pgx.Conn) error {
 	var user string
 	var version int
@@ -135,7 +133,7 @@ func becomeOwner(ctx context.Context, conn *pgx.Conn) error {
 		return nil
 	}
 	if _, err := conn.Exec(ctx, "SET ROLE "+OwnerRole); err != nil {
-		return fmt.Errorf("%s may not act as %s, who owns the schema: connect as %s: %w", user, OwnerRole, OwnerRole, err)
+		return fmt.Errorf("%s may not act as %s, the schema's owner: connect as %s: %w", user, OwnerRole, OwnerRole, err)
 	}
 	return nil
 }
@@ -145,8 +143,8 @@ func migrate(ctx context.Context, db *sql.DB, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	// One at a time, on whichever machines they run: the second one waits, and finds
-	// nothing to do. The lock ends with its connection.
+	// There is one migration at a time, even on different machines. The second one waits,
+	// and finds nothing to do. The lock ends with its connection.
 	locked, err := db.Conn(ctx)
 	if err != nil {
 		return err
@@ -158,7 +156,7 @@ func migrate(ctx context.Context, db *sql.DB, log *slog.Logger) error {
 	if _, err := locked.ExecContext(ctx, `SELECT pg_advisory_lock($1)`, migrationLock); err != nil {
 		return err
 	}
-	// Its own word on each migration is at Info too; ours says more.
+	// goose logs each migration at Info too; our own log has more.
 	p, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
 	if err != nil {
 		return err
@@ -174,7 +172,7 @@ func migrate(ctx context.Context, db *sql.DB, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	// Servers ask for the version when they start.
+	// Servers read the version when they start.
 	if _, err := db.ExecContext(ctx, `GRANT SELECT ON goose_db_version TO `+AppRole+`, `+AuditorRole); err != nil {
 		return err
 	}

@@ -18,26 +18,25 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// ProvisionConfig says what Provision makes.
+// ProvisionConfig configures Provision.
 type ProvisionConfig struct {
 	// Database is its name. Empty: "aid".
 	Database string
-	// The passwords of the roles, in printable ASCII. Empty: none is set, and one
-	// that is there stays. A role without one gets in as the server's own rules
-	// say (peer, trust, a certificate).
+	// The passwords of the roles, in printable ASCII. Empty: an existing password is kept,
+	// and none is set. A role without a password connects by the server's own rules (peer,
+	// trust, a certificate).
 	OwnerPassword, AppPassword, AuditorPassword string
 	Log                                         *slog.Logger
 }
 
-// Provisioned says how to connect as each role. The URLs hold the passwords that
-// were given.
+// Provisioned has the URLs for connecting as each role. They contain the given passwords.
 type Provisioned struct {
 	OwnerURL, AppURL, AuditorURL string
 }
 
-// Provision makes the roles and the database, as an administrator: a superuser, or
-// a role with CREATEROLE and CREATEDB. Run again, it changes only what is missing
-// or wrong. adminURL is a URL ("postgres://…") of any database of the server.
+// Provision creates the roles and the database, as an administrator: a superuser, or a role
+// with CREATEROLE and CREATEDB. A second run changes only what is missing or wrong.
+// adminURL is a URL ("postgres://…") of any database of the server.
 func Provision(ctx context.Context, adminURL string, c ProvisionConfig) (Provisioned, error) {
 	if c.Database == "" {
 		c.Database = "aid"
@@ -63,8 +62,8 @@ func provision(ctx context.Context, adminURL string, c ProvisionConfig) (p Provi
 		return p, err
 	}
 	defer admin.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing waits for it
-	// Roles are the whole server's; the lock is this database's, and everybody
-	// comes through the same one.
+	// Roles belong to the whole server, and the lock to this database, which every
+	// Provision uses.
 	if _, err := admin.Exec(ctx, `SELECT pg_advisory_lock($1)`, migrationLock+1); err != nil {
 		return p, err
 	}
@@ -113,8 +112,7 @@ func connectAdmin(ctx context.Context, adminURL, database string) (*pgx.Conn, er
 	return conn, nil
 }
 
-// makeRole makes a role that may log in and do nothing else that Postgres has a
-// word for, or makes one into that.
+// makeRole creates or changes a role so that it may log in and has no other attribute.
 func makeRole(ctx context.Context, conn *pgx.Conn, name, password string, log *slog.Logger) error {
 	const harmless = ` LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE NOREPLICATION`
 	var right bool
@@ -132,7 +130,7 @@ func makeRole(ctx context.Context, conn *pgx.Conn, name, password string, log *s
 		if _, err := conn.Exec(ctx, `ALTER ROLE `+name+harmless); err != nil {
 			return err
 		}
-		log.Warn("the role could do more than it should, or not log in: put right", "role", name)
+		log.Warn("the role had too many permissions, or could not log in: corrected", "role", name)
 	}
 	if password == "" || hasPassword(ctx, conn, name, password) {
 		return nil
@@ -141,7 +139,7 @@ func makeRole(ctx context.Context, conn *pgx.Conn, name, password string, log *s
 	if err != nil {
 		return err
 	}
-	// Postgres takes no parameter there, so it writes the literal itself.
+	// Postgres accepts no parameter there, so format() writes the literal.
 	var statement string
 	if err := conn.QueryRow(ctx, `SELECT format('ALTER ROLE %I PASSWORD %L', $1::text, $2::text)`, name, verifier).Scan(&statement); err != nil {
 		return err
@@ -153,8 +151,8 @@ func makeRole(ctx context.Context, conn *pgx.Conn, name, password string, log *s
 	return nil
 }
 
-// hasPassword says whether it is the role's already. Only superusers can see; for
-// others it is not.
+// hasPassword reports whether the role already has the password. Only superusers can read
+// it; for others the result is false.
 func hasPassword(ctx context.Context, conn *pgx.Conn, role, password string) bool {
 	var stored *string
 	if err := conn.QueryRow(ctx, `SELECT rolpassword FROM pg_authid WHERE rolname = $1`, role).Scan(&stored); err != nil || stored == nil {
@@ -163,7 +161,8 @@ func hasPassword(ctx context.Context, conn *pgx.Conn, role, password string) boo
 	return scramMatches(password, *stored)
 }
 
-// scramMatches says whether stored is password's SCRAM-SHA-256$ITERATIONS:SALT$STORED:SERVER.
+// scramMatches reports whether stored is password's
+// SCRAM-SHA-256$ITERATIONS:SALT$STORED:SERVER.
 func scramMatches(password, stored string) bool {
 	rest, ok := strings.CutPrefix(stored, "SCRAM-SHA-256$")
 	iterations, rest, ok2 := strings.Cut(rest, ":")
@@ -177,8 +176,8 @@ func scramMatches(password, stored string) bool {
 	return err == nil && hmac.Equal([]byte(same), []byte(stored))
 }
 
-// scramVerifier is what the server keeps of a password (RFC 5803). It is made here
-// so that the password itself is in no statement, and so in no log of the server's.
+// scramVerifier is what the server stores for a password (RFC 5803). It is computed here,
+// so that the password is in no statement and in no log of the server.
 func scramVerifier(password string) (string, error) {
 	salt := make([]byte, 16)
 	if _, err := rand.Read(salt); err != nil {
@@ -188,7 +187,7 @@ func scramVerifier(password string) (string, error) {
 }
 
 func scram(password string, salt []byte, iterations int) (string, error) {
-	// Beyond ASCII a password would have to be normalised (SASLprep).
+	// Other characters than ASCII would have to be normalized (SASLprep).
 	if i := strings.IndexFunc(password, func(r rune) bool { return r < 0x20 || r > 0x7e }); i >= 0 {
 		return "", fmt.Errorf("the password's character %d is not printable ASCII", i+1)
 	}
@@ -211,7 +210,7 @@ func makeDatabase(ctx context.Context, conn *pgx.Conn, name string, log *slog.Lo
 	err := conn.QueryRow(ctx, `SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = $1`, name).Scan(&owner)
 	switch {
 	case err == nil && owner != OwnerRole:
-		return fmt.Errorf("it is there and belongs to %s: choose another name, or give it to us with ALTER DATABASE … OWNER TO %s", owner, OwnerRole)
+		return fmt.Errorf("it exists and belongs to %s. Choose another name, or change its owner with ALTER DATABASE … OWNER TO %s", owner, OwnerRole)
 	case err == nil:
 		return nil
 	case !errors.Is(err, pgx.ErrNoRows):
@@ -228,7 +227,7 @@ func makeDatabase(ctx context.Context, conn *pgx.Conn, name string, log *slog.Lo
 	return nil
 }
 
-// becomeMember lets an administrator who is no superuser give things to the owner.
+// becomeMember lets an administrator who is not a superuser give objects to the owner.
 func becomeMember(ctx context.Context, conn *pgx.Conn) error {
 	var member bool
 	if err := conn.QueryRow(ctx, `SELECT pg_has_role(current_user, $1, 'MEMBER')`, OwnerRole).Scan(&member); err != nil || member {
@@ -238,7 +237,7 @@ func becomeMember(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// grants allows only the roles that it names.
+// grants gives permissions only to the roles below.
 func grants(ctx context.Context, conn *pgx.Conn, database string) error {
 	tx, err := conn.Begin(ctx)
 	if err != nil {

@@ -17,13 +17,12 @@ import (
 	"time"
 )
 
-// server is the running postgres of an Embedded. It is kept as package process
-// keeps the others, which cannot change the account of a child, nor hand it a
-// folder.
+// server is the running postgres of an Embedded. It has the same lifecycle as in package
+// process, which cannot change the account of a child, nor pass it a folder.
 type server struct {
 	pid      atomic.Int64
 	restarts atomic.Int64
-	starting atomic.Bool // the server itself speaks, and not one of its connections
+	starting atomic.Bool // the server itself writes, and not one of its connections
 
 	mu   sync.Mutex
 	tail []string
@@ -43,8 +42,8 @@ func (s *server) lines() []string {
 	return append([]string(nil), s.tail...)
 }
 
-// keep runs the server until ctx is done, and starts it again when it ends before,
-// later each time.
+// keep runs the server until ctx is done. When the server ends before that, keep starts it
+// again, with growing pauses.
 func (e *Embedded) keep(ctx context.Context, bin string, who account) error {
 	pause := minBackoff
 	for {
@@ -72,7 +71,7 @@ func (e *Embedded) keep(ctx context.Context, bin string, who account) error {
 			return nil
 		}
 		pause = min(2*pause, maxBackoff)
-		// If it was killed, some of its own children may not know yet.
+		// If it was killed, some of its children may still run.
 		if err := e.settle(ctx); err != nil {
 			return err
 		}
@@ -82,9 +81,9 @@ func (e *Embedded) keep(ctx context.Context, bin string, who account) error {
 // start returns once the server runs. done receives one value when the server has ended.
 //
 // When our process dies, the kernel sends the server SIGQUIT, which ends its children and
-// itself at once. SIGKILL would leave the children running until they notice. The signal is
-// set after the change of account, which would unset it. It is tied to the thread that
-// forks, so that thread stays.
+// itself at once. SIGKILL would leave the children running for a while. The signal is set
+// after the change of account, which would reset it. It is tied to the thread that forks,
+// so that thread stays.
 func (e *Embedded) start(bin string, who account) (*os.Process, <-chan error, error) {
 	dir, files, err := who.handed(e.data)
 	if err != nil {
@@ -120,7 +119,7 @@ func (e *Embedded) start(bin string, who account) (*os.Process, <-chan error, er
 		e.server.pid.Store(0)
 		select {
 		case <-read:
-		case <-time.After(time.Second): // a child of its own holds the pipe
+		case <-time.After(time.Second): // one of its children holds the pipe
 		}
 		out.Close()
 		done <- err
@@ -131,7 +130,7 @@ func (e *Embedded) start(bin string, who account) (*os.Process, <-chan error, er
 	return cmd.Process, done, nil
 }
 
-// read passes on each line, cut to a length that fits a log.
+// read logs each line, cut to a length that fits a log.
 func (e *Embedded) read(out io.Reader) {
 	b := bufio.NewReaderSize(out, 16<<10)
 	for {
@@ -155,8 +154,8 @@ func (e *Embedded) read(out io.Reader) {
 	}
 }
 
-// stop ends the server: with a checkpoint and without waiting for clients, then
-// without a checkpoint, then by force. It returns when it is gone.
+// stop ends the server: with a checkpoint and without waiting for clients, then without a
+// checkpoint, then with SIGKILL. It returns when the server has ended.
 func (e *Embedded) stop(proc *os.Process, done <-chan error) {
 	for _, step := range []struct {
 		signal syscall.Signal
@@ -176,10 +175,9 @@ func (e *Embedded) stop(proc *os.Process, done <-chan error) {
 	<-done
 }
 
-// settle ends every postgres that still works on our data, and then removes its pid file.
-// We hold the lock, so the process that started them is dead. Postgres alone would trust
-// the number in postmaster.pid, and would not start while any other process has that
-// number.
+// settle ends every postgres that still runs on our data, and then removes its pid file. We
+// hold the lock, so the process that started them is dead. Postgres alone would use the
+// number in postmaster.pid. It would not start while any other process has that number.
 func (e *Embedded) settle(ctx context.Context) error {
 	data, err := os.Stat(e.data)
 	if err != nil {
@@ -222,7 +220,7 @@ func (e *Embedded) settle(ctx context.Context) error {
 }
 
 // stale reports whether the process in postmaster.pid is known not to be a Postgres on our
-// data. If that cannot be known, Postgres decides.
+// data. If that is not known, Postgres decides.
 func (e *Embedded) stale() bool {
 	b, err := os.ReadFile(filepath.Join(e.data, "postmaster.pid"))
 	if err != nil {
@@ -231,7 +229,7 @@ func (e *Embedded) stale() bool {
 	first, _, _ := strings.Cut(string(b), "\n")
 	pid, err := strconv.Atoi(strings.TrimSpace(first))
 	if err != nil || pid <= 0 {
-		return true // cut short when it was written
+		return true // it was interrupted during writing
 	}
 	_, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 	return err == nil || os.IsNotExist(err)

@@ -17,23 +17,21 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Config says which database to use.
+// Config is the configuration of a database connection.
 type Config struct {
-	// URL is where it is and as whom to connect: "postgres://aid_app@host/aid?…".
-	// Unless the host is this machine (a socket, or a loopback address) it must say
-	// sslmode=verify-full.
+	// URL is the address and the role: "postgres://aid_app@host/aid?…". It must have
+	// sslmode=verify-full, except for this machine (a socket, or a loopback address).
 	URL string
-	// MaxConns is the most connections at once, not counting those that listen.
-	// 0: 10.
+	// MaxConns is the maximum number of connections, without those that listen. 0: 10.
 	MaxConns int32
 	// StatementTimeout bounds every statement. 0: 15 s.
 	StatementTimeout time.Duration
-	// TransactionTimeout bounds every transaction, with all its statements and
-	// attempts, also where the server is silent. 0: 30 s.
+	// TransactionTimeout bounds every transaction, with all its statements and attempts,
+	// even if the server is silent. 0: 30 s.
 	TransactionTimeout time.Duration
-	// Log takes what happens to connections.
+	// Log receives the events of connections.
 	Log *slog.Logger
-	// Registerer, if not nil, gets metrics of the pool (aid_store_…).
+	// Registerer, if not nil, registers metrics of the pool (aid_store_…).
 	Registerer prometheus.Registerer
 }
 
@@ -42,10 +40,10 @@ const (
 
 	lockTimeout = 5 * time.Second
 	idleTimeout = 30 * time.Second // between two statements of a transaction
-	tries       = 4                // of a transaction that fell to another one
+	tries       = 4                // for a transaction that lost a conflict
 
-	// stillThere is how often a silent connection is asked whether it still is
-	// one: a machine that vanished sends nothing.
+	// stillThere is the interval after which a silent connection is probed: a machine that
+	// vanished sends nothing.
 	stillThere = 15 * time.Second
 )
 
@@ -53,8 +51,8 @@ const (
 type DB struct {
 	pool    *pgxpool.Pool
 	listen  *pgx.ConnConfig
-	limit   time.Duration // of a transaction
-	silence time.Duration // after which a connection that listens is asked whether it is still there
+	limit   time.Duration // for a transaction
+	silence time.Duration // after which a listening connection is probed
 	log     *slog.Logger
 	metrics prometheus.Collector
 	reg     prometheus.Registerer
