@@ -38,6 +38,7 @@ type condition struct {
 // comparison compares an attribute.
 type comparison struct {
 	name      string
+	path      string // in the document: "conditions.any[0].agent.team"
 	attribute attribute
 	op        operator
 	values    []value // sorted; for between: the lowest, then the highest
@@ -223,7 +224,7 @@ func (r *reader) joined(field, name string, depth int) condition {
 }
 
 func (r *reader) comparison(field, name string, a attribute) condition {
-	c := condition{join: leaf, comparison: comparison{name: name, attribute: a, op: opIn}}
+	c := condition{join: leaf, comparison: comparison{name: name, path: field, attribute: a, op: opIn}}
 	if a.kind == instant {
 		r.instant(field, &c)
 		return c

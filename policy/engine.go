@@ -217,16 +217,21 @@ func newEngine(policies string) (*engine, error) {
 	if err != nil {
 		return nil, err
 	}
+	return engineFor(c, "data.aid.decision.decision")
+}
+
+// engineFor is an engine that evaluates a rule. Its value is an object with an effect.
+func engineFor(c *compiled, rule string) (*engine, error) {
 	e := &engine{
 		compiler: c.Compiler, writer: writerFor(c.parsed), steps: maxSteps, deadline: deadline, now: time.Now,
 		builtins: functions(),
 	}
-	query, err := ast.ParseBodyWithOpts(`data.aid.decision.decision.effect = "allow"`, ast.ParserOptions{RegoVersion: ast.RegoV1})
+	query, err := ast.ParseBodyWithOpts(rule+`.effect = "allow"`, ast.ParserOptions{RegoVersion: ast.RegoV1})
 	if err == nil {
 		e.query, err = c.QueryCompiler().Compile(query)
 	}
 	if err == nil {
-		e.decision, err = ast.ParseRef("data.aid.decision.decision")
+		e.decision, err = ast.ParseRef(rule)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("compiling the query: %w", err)

@@ -100,7 +100,7 @@ Flags win. Secrets are read from files or variables, never from arguments.`,
 		return usagef("%v; see `%s --help`", err, cmd.CommandPath())
 	})
 	root.AddCommand(upCommand(), controlCommand(), extprocCommand(), migrateCommand(), orgCommand(), nodeCommand(),
-		doctorCommand(), auditCommand(), segmentsCommand(), envoyBootstrapCommand(), keysCommand(), explainCommand(), versionCommand(), fetchPostgresCommand())
+		doctorCommand(), auditCommand(), segmentsCommand(), envoyBootstrapCommand(), keysCommand(), explainCommand(), policyCommand(), versionCommand(), fetchPostgresCommand())
 	return root
 }
 
