@@ -25,6 +25,8 @@ func policyCommand() *cobra.Command {
 		Short: "Test, explain and evaluate policies",
 		Long: `policy works on files, without a control plane and without a network. A policy file has
 the body of POST /v1/policies, or a list of such bodies.`,
+		Example: `  aid policy test policies/*_test.json
+  aid policy explain --policies support.json --input request.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
