@@ -241,7 +241,7 @@ func (s *sealer) mac(l link) [32]byte {
 
 // KindMalformed is the kind of a record that is kept as it came, but not as the entry it
 // claims to be. The entry could not be read, or names another org or writer, or is a
-// change, which no node may report. It is kept because a record must not vanish, and must
+// change or a threshold, which no node may report. It is kept because a record must not vanish, and must
 // not block the records behind it.
 const KindMalformed = "malformed"
 
@@ -268,11 +268,12 @@ func describe(org, writer string, entry []byte, appendedAt time.Time, version in
 	if h.Org != org || h.Writer != writer || h.Kind == KindMalformed {
 		return malformed, nil
 	}
-	if _, change := e.(Changed); change && writer != controlWriter {
-		return malformed, nil
-	}
 	session := ""
 	switch e := e.(type) {
+	case Changed, Threshold:
+		if writer != controlWriter {
+			return malformed, nil
+		}
 	case Decided:
 		session = e.SessionID
 	case Settled:

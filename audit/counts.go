@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -83,8 +84,12 @@ func (c *Chain) Counts(ctx context.Context, r CountsRequest) (Counts, error) {
 	ctx, cancel := context.WithTimeout(ctx, countsDeadline)
 	defer cancel()
 	var out Counts
+	var lapsed appended
 	err := c.c.DB.InOrg(ctx, r.Org, func(tx pgx.Tx) (err error) {
 		if err := noteSidecar(ctx, tx, r); err != nil {
+			return err
+		}
+		if lapsed, err = c.lapse(ctx, tx, r.Org); err != nil {
 			return err
 		}
 		out, err = counts(ctx, tx, r)
@@ -93,6 +98,75 @@ func (c *Chain) Counts(ctx context.Context, r CountsRequest) (Counts, error) {
 	if err != nil {
 		return Counts{}, fmt.Errorf("reading counts of %s: %w", r.Org, err)
 	}
+	if lapsed.count > 0 {
+		c.metrics.chained.Add(float64(lapsed.count + len(lapsed.thresholds)))
+		c.metrics.lapsed.Add(float64(lapsed.count))
+		c.noteMoney(ctx, r.Org, lapsed)
+		c.c.Log.WarnContext(ctx, "the sidecar of these requests is gone: they are charged in full", "org", r.Org, "count", lapsed.count)
+	}
+	return out, nil
+}
+
+const (
+	// strayLease is how long a reservation stays open whose process never asked for counts.
+	strayLease = 10 * time.Minute
+	// maxLapse bounds what one request for counts charges. The next one continues.
+	maxLapse = 200
+)
+
+// lapse charges reservations in full whose sidecar is gone. Each gets a completion of
+// OutcomeUnknown, which a real one still replaces.
+func (c *Chain) lapse(ctx context.Context, tx pgx.Tx, org string) (appended, error) {
+	const due = `SELECT r.writer, r.writer_seq, r.request_id, r.reserved_nano_usd FROM budget_reservations r
+		LEFT JOIN LATERAL (SELECT max(seen_at) AS seen_at FROM sidecars s WHERE s.org_id = $1 AND s.writer = r.writer) s ON true
+		WHERE r.org_id = $1 AND NOT r.unknown AND r.opened_at < clock_timestamp() - $2::interval
+			AND (s.seen_at < clock_timestamp() - $2::interval OR s.seen_at IS NULL AND r.opened_at < clock_timestamp() - $3::interval)
+		ORDER BY r.opened_at LIMIT $4`
+	read := func() ([]Settled, error) {
+		rows, err := tx.Query(ctx, due, org, SidecarLease, strayLease, maxLapse)
+		if err != nil {
+			return nil, err
+		}
+		return pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Settled, err error) {
+			err = row.Scan(&s.DecidedWriter, &s.DecidedSeq, &s.RequestID, &s.ChargedNanoUSD)
+			return s, err
+		})
+	}
+	if found, err := read(); len(found) == 0 || err != nil {
+		return appended{}, err
+	}
+	if err := lockChain(ctx, tx, org); err != nil {
+		return appended{}, err
+	}
+	found, err := read() // again: completions may have come before the lock
+	if err != nil {
+		return appended{}, err
+	}
+	entries := make([]Entry, len(found))
+	for i, s := range found {
+		if entries[i], err = lapsedSettlement(ctx, tx, org, s); err != nil {
+			return appended{}, err
+		}
+	}
+	return c.own(ctx, tx, org, entries)
+}
+
+// lapsedSettlement is the completion of a decision whose sidecar is gone.
+func lapsedSettlement(ctx context.Context, tx pgx.Tx, org string, s Settled) (Settled, error) {
+	var entry []byte
+	err := tx.QueryRow(ctx, "SELECT entry FROM audit_entries WHERE org_id = $1 AND writer = $2 AND writer_seq = $3 AND request_id = $4 AND kind = $5 LIMIT 1",
+		org, s.DecidedWriter, s.DecidedSeq, s.RequestID, KindDecided).Scan(&entry)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return Settled{}, err
+	}
+	out := Settled{RequestID: s.RequestID, Outcome: OutcomeUnknown, Usage: Usage{Source: "absent"}}
+	if e, err := Parse(entry); err == nil {
+		if d, ok := e.(Decided); ok {
+			out = unknownSettlement(d)
+		}
+	}
+	out.Time = time.Time{} // it is recorded now
+	out.DecidedWriter, out.DecidedSeq, out.ChargedNanoUSD, out.ChargeBasis = s.DecidedWriter, s.DecidedSeq, s.ChargedNanoUSD, BasisLapsed
 	return out, nil
 }
 

@@ -442,6 +442,10 @@ func Parse(b []byte) (Entry, error) {
 		var e UnknownCallers
 		err = json.Unmarshal(b, &e)
 		return e, malformed(err)
+	case h.Kind == KindThreshold:
+		var e Threshold
+		err = json.Unmarshal(b, &e)
+		return e, malformed(err)
 	case h.Actor != nil:
 		var e Changed
 		err = json.Unmarshal(b, &e)

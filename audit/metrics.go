@@ -1,6 +1,10 @@
 package audit
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // metrics are those of a Writer.
 type metrics struct {
@@ -124,6 +128,9 @@ func registerAll(r prometheus.Registerer, cs ...prometheus.Collector) error {
 type chainMetrics struct {
 	chained, resent, malformed, refused, behind prometheus.Counter
 	append                                      prometheus.Histogram
+
+	reserved, charged, corrected, lapsed, overruns, unmatched prometheus.Counter
+	thresholds                                                *prometheus.CounterVec
 }
 
 func newChainMetrics(r prometheus.Registerer, signing, missing func() int32) (*chainMetrics, error) {
@@ -140,6 +147,21 @@ func newChainMetrics(r prometheus.Registerer, signing, missing func() int32) (*c
 			Name: "aid_audit_chain_append_seconds", Help: "Appending one batch of one org.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
 		}),
 	}
+	money := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "aid_budget_" + name, Help: help})
+	}
+	m.reserved = money("reserved_usd_total", "US dollars that recorded decisions reserved under USD caps.")
+	m.charged = money("charged_usd_total", "US dollars charged to the reservations of decisions.")
+	m.corrected = money("corrected_usd_total", "US dollars taken back: a request charged in full, because its end was not known, completed after all.")
+	m.lapsed = money("lapsed_total", "Reservations charged in full because their sidecar is gone. Not 0: a sidecar was lost with its segments, or is cut off.")
+	m.overruns = money("overruns_total", "Charges above their reservation. Not 0: an estimate was too low, or a price is wrong.")
+	m.unmatched = money("unmatched_total", "Charges whose decision reserved nothing that the database knows; no count has them. Not 0: records were lost.")
+	m.thresholds = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "aid_budget_thresholds_total", Help: "USD caps whose charges have reached so many per cent, each once in a period.",
+	}, []string{"percent"})
+	for _, percent := range thresholds {
+		m.thresholds.WithLabelValues(strconv.FormatInt(percent, 10)) // alerts read it from the start
+	}
 	if r == nil {
 		return m, nil
 	}
@@ -147,5 +169,6 @@ func newChainMetrics(r prometheus.Registerer, signing, missing func() int32) (*c
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "aid_audit_chain_" + name, Help: help}, func() float64 { return float64(f()) })
 	}
 	return m, registerAll(r, epoch("key_epoch", "The epoch whose HMAC key signs now.", signing),
-		epoch("missing_epoch", "A key epoch that a chain is in and whose key is not in --hmac-keys. Not 0: this replica cannot append.", missing), m.chained, m.resent, m.malformed, m.refused, m.behind, m.append)
+		epoch("missing_epoch", "A key epoch that a chain is in and whose key is not in --hmac-keys. Not 0: this replica cannot append.", missing), m.chained, m.resent, m.malformed, m.refused, m.behind, m.append,
+		m.reserved, m.charged, m.corrected, m.lapsed, m.overruns, m.unmatched, m.thresholds)
 }

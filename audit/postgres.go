@@ -135,7 +135,8 @@ func (c *Chain) Append(ctx context.Context, b Batch) (uint64, error) {
 	}
 	recs := b.Records
 	c.metrics.append.Observe(c.c.Now().Sub(began).Seconds())
-	c.metrics.chained.Add(float64(done.count))
+	c.metrics.chained.Add(float64(done.count + len(done.thresholds)))
+	c.noteMoney(ctx, b.Org, done)
 	c.metrics.resent.Add(float64(len(recs) - done.count))
 	if done.malformed > 0 {
 		c.metrics.malformed.Add(float64(done.malformed))
@@ -144,6 +145,23 @@ func (c *Chain) Append(ctx context.Context, b Batch) (uint64, error) {
 	}
 	return recs[len(recs)-1].Seq, nil
 }
+
+// noteMoney counts what a committed transaction did to the counts of USD caps.
+func (c *Chain) noteMoney(ctx context.Context, org string, done appended) {
+	m := c.metrics
+	m.reserved.Add(dollars(done.money.reserved))
+	m.charged.Add(dollars(done.money.charged))
+	m.corrected.Add(dollars(done.money.corrected))
+	m.overruns.Add(float64(done.money.overruns))
+	m.unmatched.Add(float64(done.money.unmatched))
+	for _, t := range done.thresholds {
+		m.thresholds.WithLabelValues(strconv.FormatInt(t.Threshold, 10)).Inc()
+		c.c.Log.WarnContext(ctx, "a USD cap's share is spent", "org", org, "policy", t.PolicyID, "limit", t.Limit, "subject", t.Subject, "period", t.Period,
+			"percent", t.Threshold, "charged_nano_usd", t.ChargedNanoUSD, "max_nano_usd", t.MaxNanoUSD)
+	}
+}
+
+func dollars(nano int64) float64 { return float64(nano) / 1e9 }
 
 // appendDeadline bounds one batch, with all attempts that the database requires.
 const appendDeadline = 30 * time.Second
@@ -173,6 +191,9 @@ func lockChain(ctx context.Context, tx pgx.Tx, org string) error {
 type appended struct {
 	seq              int64 // of the last entry
 	count, malformed int
+
+	thresholds []Threshold // that the charges of the batch have reached
+	money      money
 }
 
 const insertEntries = `
@@ -225,7 +246,7 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 			done.malformed++
 		}
 	}
-	if err := use.read(ctx, tx, org, parsed); err != nil {
+	if err := errors.Join(use.read(ctx, tx, org, parsed), use.ledger.read(ctx, tx, org, parsed)); err != nil {
 		return appended{}, err
 	}
 	for i, r := range recs {
@@ -234,21 +255,29 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 			now = now.Add(time.Microsecond)
 		}
 		cols, e := described[i], parsed[i]
-		writerSeq := int64(r.Seq)
-		if writerSeq == 0 {
+		writerSeq, writerPrev := int64(r.Seq), int64(r.Prev)
+		if writerSeq == 0 { // of the control plane: the chain's own number is as unique
 			writerSeq = seq
-		}
-		if s, ok := e.(Settled); ok {
-			if err := use.settle(ctx, tx, org, s, now, batch.Fork); err != nil {
-				return appended{}, err
+			if i > 0 {
+				writerPrev = writerSeqs[i-1]
 			}
+		}
+		var err error
+		switch e := e.(type) {
+		case Decided:
+			err = use.ledger.open(ctx, tx, org, e, writerSeq, batch.Fork)
+		case Settled:
+			err = use.settle(ctx, tx, org, e, now, batch.Fork)
+		}
+		if err != nil {
+			return appended{}, err
 		}
 		mac := seal.mac(link{
 			version: macVersion, epoch: epoch, org: org, incarnation: incarnation, seq: seq, appendedAt: now, time: cols.time, kind: cols.kind,
-			agent: cols.agent, session: cols.session, request: cols.request, writer: writer, writerSeq: writerSeq, prevWriter: int64(r.Prev),
+			agent: cols.agent, session: cols.session, request: cols.request, writer: writer, writerSeq: writerSeq, prevWriter: writerPrev,
 			prev: prev, entry: r.Entry,
 		})
-		seqs[i], writerSeqs[i], writerPrevs[i], appendedAts[i], times[i] = seq, writerSeq, int64(r.Prev), now, cols.time
+		seqs[i], writerSeqs[i], writerPrevs[i], appendedAts[i], times[i] = seq, writerSeq, writerPrev, now, cols.time
 		kinds[i], agents[i], requests[i], sessions[i] = cols.kind, cols.agent, cols.request, cols.session
 		entries[i], prevs[i], macs[i] = r.Entry, prev, mac[:]
 		prev = mac[:]
@@ -266,7 +295,37 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 	b.Queue(`INSERT INTO audit_writers (org_id, writer, lane, writer_seq, node_id) VALUES ($1, $2, $3, $4, $5)
 		ON CONFLICT (org_id, writer, lane) DO UPDATE SET writer_seq = EXCLUDED.writer_seq`, org, writer, batch.lane(), writerSeqs[n-1], batch.Node)
 	use.queue(&b, org)
-	return done, tx.SendBatch(ctx, &b).Close()
+	if err := tx.SendBatch(ctx, &b).Close(); err != nil {
+		return appended{}, err
+	}
+	reached, err := use.ledger.apply(ctx, tx, org)
+	if err != nil {
+		return appended{}, err
+	}
+	done.thresholds, done.money = reached, use.ledger.money
+	events := make([]Entry, len(reached))
+	for i, t := range reached {
+		events[i] = t
+	}
+	_, err = c.own(ctx, tx, org, events)
+	return done, err
+}
+
+// own appends entries of the control plane to the chain, which is locked.
+func (c *Chain) own(ctx context.Context, tx pgx.Tx, org string, entries []Entry) (appended, error) {
+	if len(entries) == 0 {
+		return appended{}, nil
+	}
+	have, _, _, err := position(ctx, tx, org, controlWriter, "")
+	if err != nil {
+		return appended{}, err
+	}
+	recs := make([]Record, len(entries))
+	for i, e := range entries {
+		recs[i] = Record{Org: org, Entry: Stamp(e, org, controlWriter, c.c.Now()).Encode()}
+	}
+	recs[0].Prev = have
+	return c.append(ctx, tx, Batch{Org: org, Writer: controlWriter, Shipper: controlWriter}, recs)
 }
 
 // Position is where in an org's chain an entry is.
@@ -290,12 +349,7 @@ func (c *Chain) Record(ctx context.Context, tx pgx.Tx, org string, e Changed) (P
 	if err := lockChain(ctx, tx, org); err != nil {
 		return Position{}, fmt.Errorf("recording %s: %w", e.Kind, err)
 	}
-	have, _, _, err := position(ctx, tx, org, controlWriter, "")
-	if err != nil {
-		return Position{}, fmt.Errorf("recording %s: %w", e.Kind, err)
-	}
-	// The chain's own number is the writer's, too: it is as unique.
-	done, err := c.append(ctx, tx, Batch{Org: org, Writer: controlWriter, Shipper: controlWriter}, []Record{{Org: org, Entry: b, Prev: have}})
+	done, err := c.own(ctx, tx, org, []Entry{got})
 	if err != nil {
 		return Position{}, fmt.Errorf("recording %s: %w", e.Kind, err)
 	}
@@ -316,6 +370,7 @@ type UsageDay struct {
 	Requests, Refused                                                          int64
 	InputTokens, OutputTokens, CachedTokens, CacheWriteTokens, ReasoningTokens int64
 	CostNanoUSD                                                                int64
+	ChargedNanoUSD                                                             int64 // under USD caps
 	Unpriced                                                                   int64 // requests whose cost is not known
 }
 
@@ -329,6 +384,7 @@ type usage struct {
 	days    map[usageKey]*UsageDay
 	unknown map[decision]usageKey // decisions whose end is "unknown" so far
 	ended   map[decision]bool     // decisions with a real completion in this batch
+	ledger  ledger
 }
 
 // decision is a first entry, by its writer's number.
@@ -370,6 +426,7 @@ func (u *usage) settle(ctx context.Context, tx pgx.Tx, org string, s Settled, ap
 			return err
 		}
 		u.unknown[d] = k
+		s.ChargedNanoUSD, _ = u.ledger.charge(s, d)
 		u.add(k, s, 1)
 		if _, err := tx.Exec(ctx, `INSERT INTO audit_unknown (org_id, writer, writer_seq, agent_id, day, provider, model) VALUES ($1, $2, $3, $4, $5, $6, $7)
 			ON CONFLICT DO NOTHING`, org, d.writer, d.seq, k.agent, k.day, k.provider, k.model); err != nil {
@@ -384,18 +441,23 @@ func (u *usage) settle(ctx context.Context, tx pgx.Tx, org string, s Settled, ap
 		u.ended = make(map[decision]bool)
 	}
 	u.ended[d] = true
-	if old, ok := u.unknown[d]; ok {
+	old, recovered := u.unknown[d]
+	if recovered {
 		delete(u.unknown, d)
 		if _, err := tx.Exec(ctx, "DELETE FROM audit_unknown WHERE org_id = $1 AND writer = $2 AND writer_seq = $3", org, d.writer, d.seq); err != nil {
 			return err
 		}
-		u.add(old, Settled{Outcome: OutcomeUnknown}, -1)
 	} else if fork {
 		// Both copies of a process may have ended the same request.
 		if ended, err := settledBefore(ctx, tx, org, s.RequestID); ended || err != nil {
 			return err
 		}
 	}
+	charged, replaced := u.ledger.charge(s, d)
+	if recovered {
+		u.add(old, Settled{Outcome: OutcomeUnknown, ChargedNanoUSD: replaced}, -1)
+	}
+	s.ChargedNanoUSD = charged
 	u.add(k, s, 1)
 	return nil
 }
@@ -462,6 +524,7 @@ func (u *usage) add(k usageKey, s Settled, n int64) {
 	}{
 		{&d.InputTokens, s.Usage.InputTokens}, {&d.OutputTokens, s.Usage.OutputTokens}, {&d.CachedTokens, s.Usage.CachedTokens},
 		{&d.CacheWriteTokens, s.Usage.CacheWriteTokens}, {&d.ReasoningTokens, s.Usage.ReasoningTokens}, {&d.CostNanoUSD, s.CostNanoUSD},
+		{&d.ChargedNanoUSD, s.ChargedNanoUSD},
 	} {
 		*f.sum += n * f.n
 	}
@@ -476,17 +539,17 @@ func (u *usage) queue(b *pgx.Batch, org string) {
 		return
 	}
 	const most = "least(usage_daily.%[1]s::numeric + EXCLUDED.%[1]s, 9223372036854775807)::bigint"
-	columns := []string{"requests", "refused", "input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens", "cost_nano_usd", "unpriced"}
+	columns := []string{"requests", "refused", "input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens", "cost_nano_usd", "charged_nano_usd", "unpriced"}
 	set := make([]string, len(columns))
 	for i, c := range columns {
 		set[i] = c + " = " + fmt.Sprintf(most, c)
 	}
 	insert := "INSERT INTO usage_daily (org_id, agent_id, day, provider, model, " + strings.Join(columns, ", ") + `)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
 		ON CONFLICT (org_id, agent_id, day, provider, model) DO UPDATE SET ` + strings.Join(set, ", ")
 	for _, d := range u.days {
 		b.Queue(insert, org, d.AgentID, d.Day, d.Provider, d.Model, d.Requests, d.Refused,
-			d.InputTokens, d.OutputTokens, d.CachedTokens, d.CacheWriteTokens, d.ReasoningTokens, d.CostNanoUSD, d.Unpriced)
+			d.InputTokens, d.OutputTokens, d.CachedTokens, d.CacheWriteTokens, d.ReasoningTokens, d.CostNanoUSD, d.ChargedNanoUSD, d.Unpriced)
 	}
 }
 
@@ -495,7 +558,7 @@ func (u *usage) queue(b *pgx.Batch, org string) {
 func DailyUsage(ctx context.Context, tx pgx.Tx, agent string, from, to time.Time) ([]UsageDay, error) {
 	rows, err := tx.Query(ctx, `
 		SELECT agent_id, day, provider, model, requests, refused, input_tokens, output_tokens, cached_tokens, cache_write_tokens,
-			reasoning_tokens, cost_nano_usd, unpriced
+			reasoning_tokens, cost_nano_usd, charged_nano_usd, unpriced
 		FROM usage_daily
 		WHERE org_id = aid_org() AND ($1 = '' OR agent_id = $1) AND day BETWEEN $2::date AND $3::date
 		ORDER BY day, agent_id, provider, model`, agent, from.UTC(), to.UTC())
@@ -504,7 +567,7 @@ func DailyUsage(ctx context.Context, tx pgx.Tx, agent string, from, to time.Time
 	}
 	days, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d UsageDay, err error) {
 		err = row.Scan(&d.AgentID, &d.Day, &d.Provider, &d.Model, &d.Requests, &d.Refused, &d.InputTokens, &d.OutputTokens,
-			&d.CachedTokens, &d.CacheWriteTokens, &d.ReasoningTokens, &d.CostNanoUSD, &d.Unpriced)
+			&d.CachedTokens, &d.CacheWriteTokens, &d.ReasoningTokens, &d.CostNanoUSD, &d.ChargedNanoUSD, &d.Unpriced)
 		return d, err
 	})
 	if err != nil {

@@ -52,6 +52,7 @@ const (
 	BasisUsage       = "usage"          // the usage that the provider reports, at its price
 	BasisSeen        = "seen"           // a response that broke off: what is known to have been used
 	BasisReservation = "reservation"    // what was used is not known: all that was reserved
+	BasisLapsed      = "lease_ended"    // the same, by the control plane: the sidecar is gone
 )
 
 // Usage is what the provider says it used.
