@@ -95,7 +95,7 @@ func (s *Server) newExchange() *exchange {
 // answer returns the one reply to each message.
 func (x *exchange) answer(ctx context.Context, req *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
 	if req.GetObservabilityMode() {
-		return nil, x.disorder("observability_mode")
+		return nil, x.outOfOrder("observability_mode")
 	}
 	switch m := req.Request.(type) {
 	case *extprocv3.ProcessingRequest_RequestHeaders:
@@ -111,13 +111,13 @@ func (x *exchange) answer(ctx context.Context, req *extprocv3.ProcessingRequest)
 	case *extprocv3.ProcessingRequest_ResponseTrailers:
 		return x.responseTrailers(m.ResponseTrailers, req)
 	default:
-		return nil, x.disorder("unknown")
+		return nil, x.outOfOrder("unknown")
 	}
 }
 
-// disorder is the reply to a message that our configuration of Envoy never causes. It is an
+// outOfOrder is the reply to a message that our configuration of Envoy never causes. It is an
 // error, so that the request does not continue.
-func (x *exchange) disorder(message string) error {
+func (x *exchange) outOfOrder(message string) error {
 	x.s.metrics.protocol.WithLabelValues(message).Inc()
 	return status.Errorf(codes.FailedPrecondition, "ext_proc: message %s is out of order (the exchange is %s)", message, x.state)
 }
@@ -126,7 +126,7 @@ func (x *exchange) disorder(message string) error {
 
 func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders, req *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
 	if x.state != fresh {
-		return nil, x.disorder("request_headers")
+		return nil, x.outOfOrder("request_headers")
 	}
 	if err := x.fault("headers"); err != nil {
 		return nil, err
@@ -156,22 +156,22 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 			refused = unserved
 		}
 		// Without an org there is no audit log to write this to.
-		return x.refuse(refused), nil
+		return x.reject(refused), nil
 	}
 	if refused == nil {
 		refused = x.req.headersAlone()
 	}
 	if refused != nil || x.req.endOfStream {
 		// The request is complete, or its headers are enough.
-		return x.judge(ctx, nil, refused)
+		return x.decide(ctx, nil, refused)
 	}
 	if refused := x.enterGuard(); refused != nil {
-		return x.judge(ctx, nil, refused)
+		return x.decide(ctx, nil, refused)
 	}
 	x.state = waiting
 	reply := waitForBody()
 	if x.response.reading = x.response.reading.forEndpoint(x.org.Providers, x.req.Endpoint); x.response.reading == requested {
-		reply = readingAnswer(reply)
+		reply = streamResponse(reply)
 	}
 	return reply, nil
 }
@@ -185,7 +185,7 @@ func (x *exchange) modes(c *extprocv3.ProtocolConfiguration) error {
 	x.wholeBody = c.GetRequestBodyMode() == filterv3.ProcessingMode_BUFFERED
 	x.response.reading = readingOf(c)
 	if !x.wholeBody || c.GetSendBodyWithoutWaitingForHeaderResponse() {
-		return x.disorder("request_body_mode")
+		return x.outOfOrder("request_body_mode")
 	}
 	return nil
 }
@@ -323,7 +323,7 @@ func (x *exchange) enterGuard() *provider.Error {
 
 func (x *exchange) requestBody(ctx context.Context, m *extprocv3.HttpBody) (*extprocv3.ProcessingResponse, error) {
 	if x.state != waiting || !x.known {
-		return nil, x.disorder("request_body")
+		return nil, x.outOfOrder("request_body")
 	}
 	if err := x.fault("body"); err != nil {
 		return nil, err
@@ -331,19 +331,19 @@ func (x *exchange) requestBody(ctx context.Context, m *extprocv3.HttpBody) (*ext
 	if !m.GetEndOfStream() {
 		if !x.wholeBody {
 			// This is one chunk of a body. It cannot be evaluated.
-			return nil, x.disorder("partial_request_body")
+			return nil, x.outOfOrder("partial_request_body")
 		}
 		// In BUFFERED mode the body is complete, and trailers follow. No client of an LLM
 		// sends trailers, and policy cannot evaluate them.
-		return x.judge(ctx, nil, verdict.Refuse(http.StatusBadRequest, "trailers_not_accepted", "Requests with trailers are not accepted."))
+		return x.decide(ctx, nil, verdict.Refuse(http.StatusBadRequest, "trailers_not_accepted", "Requests with trailers are not accepted."))
 	}
 	x.s.guard.arrived(x.place, int64(len(m.GetBody())))
-	return x.judge(ctx, m.GetBody(), x.lookUp(ctx))
+	return x.decide(ctx, m.GetBody(), x.lookUp(ctx))
 }
 
-// judge runs the other phases of the request. Its input is the complete request, or the
+// decide runs the other phases of the request. Its input is the complete request, or the
 // reason to reject it. It is called once for each exchange.
-func (x *exchange) judge(ctx context.Context, body []byte, refused *provider.Error) (*extprocv3.ProcessingResponse, error) {
+func (x *exchange) decide(ctx context.Context, body []byte, refused *provider.Error) (*extprocv3.ProcessingResponse, error) {
 	defer x.s.guard.leave(x.place) // the body is forwarded or dropped
 	began := x.s.c.Now()
 	x.req.Time = verdict.Instant(began)
@@ -364,7 +364,7 @@ func (x *exchange) judge(ctx context.Context, body []byte, refused *provider.Err
 		x.s.metrics.audit.Inc()
 		x.s.c.Log.ErrorContext(ctx, "decision not recorded, request rejected", "exchange", x.req.ID, "agent", x.caller.Agent.ID, "err", err)
 		x.outcome = outcomeUnrecorded
-		return x.refuse(verdict.Unavailable("audit_unavailable", "The decision could not be recorded, so nothing was forwarded. Try again shortly.")), nil
+		return x.reject(verdict.Unavailable("audit_unavailable", "The decision could not be recorded, so nothing was forwarded. Try again shortly.")), nil
 	}
 	now := x.s.c.Now()
 	x.s.metrics.phase("record", now.Sub(recording))
@@ -375,16 +375,16 @@ func (x *exchange) judge(ctx context.Context, body []byte, refused *provider.Err
 	}
 	switch {
 	case !x.verdict.Allowed():
-		return x.refuse(x.verdict.Rejection()), nil
+		return x.reject(x.verdict.Rejection()), nil
 	case x.verdict.Local != nil:
-		return x.answerLocally(), nil
+		return x.respondLocally(), nil
 	}
 	x.handle.forwarded.Store(true)
 	if reason := x.handle.cutReason(); reason != "" {
 		// The key was revoked during the decision. The decision entry has "allow"; the
 		// completion entry has the cut.
 		x.outcome, x.effect = verdict.OutcomeCut, policy.Deny
-		return x.refuse(verdict.Revoked(reason)), nil
+		return x.reject(verdict.Revoked(reason)), nil
 	}
 	return x.enforce(), nil
 }
@@ -494,30 +494,30 @@ func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 		format = x.req.Format.String()
 	}
 	if receipt != "" || format != "" {
-		reply = telling(reply, receipt, format)
+		reply = withMetadata(reply, receipt, format)
 	}
 	return reply
 }
 
-// answerLocally responds without a provider.
-func (x *exchange) answerLocally() *extprocv3.ProcessingResponse {
+// respondLocally responds without a provider.
+func (x *exchange) respondLocally() *extprocv3.ProcessingResponse {
 	x.state, x.outcome, x.response.status = ended, verdict.OutcomeCompleted, http.StatusOK
 	x.response.bytes = int64(len(x.verdict.Local))
 	m := newMutation(5)
-	x.ours(m)
+	x.setHeaders(m)
 	m.header("content-type", "application/json")
 	return respond(http.StatusOK, m, x.verdict.Local, envoy.DetailsPrefix+"local")
 }
 
-// refuse rejects the request in the format of the API that the client called.
-func (x *exchange) refuse(e *provider.Error) *extprocv3.ProcessingResponse {
+// reject rejects the request in the format of the API that the client called.
+func (x *exchange) reject(e *provider.Error) *extprocv3.ProcessingResponse {
 	x.state, x.response.status = ended, e.Status
 	if x.outcome == "" {
 		x.outcome = verdict.OutcomeRefused
 	}
 	x.s.metrics.refusals.WithLabelValues(e.Code).Inc()
 	m := newMutation(8)
-	x.ours(m)
+	x.setHeaders(m)
 	m.header("content-type", "application/json")
 	if e.Final() {
 		m.header("x-should-retry", "false")
@@ -533,8 +533,8 @@ func (x *exchange) refuse(e *provider.Error) *extprocv3.ProcessingResponse {
 	return respond(e.Status, m, x.req.Format.Encode(e, x.req.ID, x.policyID()), envoy.DetailsPrefix+e.Code)
 }
 
-// ours sets the headers that every response to a governed request has.
-func (x *exchange) ours(m *mutation) {
+// setHeaders sets the headers that every response to a governed request has.
+func (x *exchange) setHeaders(m *mutation) {
 	m.header(envoy.HeaderRequestID, x.req.ID)
 	if x.req.Format == provider.FormatAnthropic {
 		m.header("request-id", x.req.ID) // Anthropic's SDKs read the id from this header
@@ -557,7 +557,7 @@ func (x *exchange) requestTrailers(m *extprocv3.HttpTrailers) (*extprocv3.Proces
 		return nil, err
 	}
 	if x.state != forwarded && x.state != answering && x.state != ended {
-		return nil, x.disorder("request_trailers")
+		return nil, x.outOfOrder("request_trailers")
 	}
 	return dropRequestTrailers(m), nil
 }
@@ -575,14 +575,14 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	case ended:
 		return followHeaders(nil), nil // this is our own rejection; it is counted already
 	default:
-		return nil, x.disorder("response_headers")
+		return nil, x.outOfOrder("response_headers")
 	}
 	if err := x.fault("follow"); err != nil {
 		return nil, err
 	}
 	x.state = answering
 	out := newMutation(3)
-	x.ours(out)
+	x.setHeaders(out)
 	reply, rejected := x.response.headers(m, req, out)
 	return x.followed(reply, rejected, nil)
 }
@@ -594,7 +594,7 @@ func (x *exchange) followed(reply *extprocv3.ProcessingResponse, rejected *provi
 	}
 	x.outcome = cmp.Or(x.outcome, x.response.outcome)
 	if rejected != nil {
-		return x.refuse(rejected), nil
+		return x.reject(rejected), nil
 	}
 	return reply, err
 }
@@ -604,11 +604,11 @@ func (x *exchange) responseBody(m *extprocv3.HttpBody) (*extprocv3.ProcessingRes
 	case answering:
 	case ended, bypassed:
 		if x.response.reading == buffered {
-			return nil, x.disorder("response_body") // its body came complete already
+			return nil, x.outOfOrder("response_body") // its body came complete already
 		}
 		return passBody(), nil
 	default:
-		return nil, x.disorder("response_body")
+		return nil, x.outOfOrder("response_body")
 	}
 	if err := x.fault("inspect"); err != nil {
 		return nil, err
@@ -624,14 +624,14 @@ func (x *exchange) responseTrailers(m *extprocv3.HttpTrailers, req *extprocv3.Pr
 	case ended, bypassed:
 		return passTrailers(remove), nil
 	default:
-		return nil, x.disorder("response_trailers")
+		return nil, x.outOfOrder("response_trailers")
 	}
 	if err := x.fault("inspect"); err != nil {
 		return nil, err
 	}
 	ok, err := x.response.trailers(req)
 	if !ok {
-		return nil, x.disorder("response_trailers") // a response that was not translated
+		return nil, x.outOfOrder("response_trailers") // a response that was not translated
 	}
 	return x.followed(passTrailers(remove), nil, err)
 }

@@ -316,9 +316,9 @@ func TestRecordFirst(t *testing.T) {
 	}
 }
 
-// TestJudgedAsOfTheVerdict removes permissions of an agent between a request's headers and
+// TestCurrentPermissionsDecide removes permissions of an agent between a request's headers and
 // its body. The permissions at the time of the decision count.
-func TestJudgedAsOfTheVerdict(t *testing.T) {
+func TestCurrentPermissionsDecide(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(d *directory)
 		code   string

@@ -93,10 +93,10 @@ func forwardBody(m *mutation, body []byte) *extprocv3.ProcessingResponse {
 	}}
 }
 
-// telling stores in Envoy's metadata what Envoy needs for responses that do not come here
+// withMetadata stores in Envoy's metadata what Envoy needs for responses that do not come here
 // (see package xds). Its route adds the receipt to such responses. Its own error responses
 // need the caller's format, if the provider's path does not show it. Either may be empty.
-func telling(r *extprocv3.ProcessingResponse, receipt, format string) *extprocv3.ProcessingResponse {
+func withMetadata(r *extprocv3.ProcessingResponse, receipt, format string) *extprocv3.ProcessingResponse {
 	fields := map[string]*structpb.Value{}
 	for name, value := range map[string]string{envoy.MetadataReceipt: receipt, envoy.MetadataFormat: format} {
 		if value != "" {
@@ -134,15 +134,15 @@ func followHeaders(m *mutation) *extprocv3.ProcessingResponse {
 	}}
 }
 
-// readingAnswer has Envoy send the response here, where its configuration does not.
-func readingAnswer(r *extprocv3.ProcessingResponse) *extprocv3.ProcessingResponse {
+// streamResponse has Envoy send the response here, where its configuration does not.
+func streamResponse(r *extprocv3.ProcessingResponse) *extprocv3.ProcessingResponse {
 	r.ModeOverride = envoy.AnswerMode(filterv3.ProcessingMode_STREAMED)
 	return r
 }
 
-// wholeAnswer has Envoy buffer the response's body, send it in one message, and hold the
+// bufferResponse has Envoy buffer the response's body, send it in one message, and hold the
 // headers back until then.
-func wholeAnswer(r *extprocv3.ProcessingResponse) *extprocv3.ProcessingResponse {
+func bufferResponse(r *extprocv3.ProcessingResponse) *extprocv3.ProcessingResponse {
 	r.ModeOverride = envoy.AnswerMode(filterv3.ProcessingMode_BUFFERED)
 	return r
 }

@@ -202,7 +202,7 @@ func (r *response) translate(out *mutation, length int64) (*extprocv3.Processing
 		return followHeaders(out), nil
 	}
 	r.reading = buffered
-	return wholeAnswer(followHeaders(out)), nil
+	return bufferResponse(followHeaders(out)), nil
 }
 
 // id is the id of a response that has none from the provider.

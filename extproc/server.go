@@ -117,7 +117,7 @@ type Server struct {
 	metrics  *metrics
 	tracer   trace.Tracer // nil: no spans
 	live     *live
-	crew     *crew
+	workers  *workers
 	guard    *guard
 	ends     *ends
 	deciding chan struct{} // holds a token for each exchange that is being decided
@@ -174,7 +174,7 @@ func New(c Config) (*Server, error) {
 		c:        c,
 		live:     newLive(),
 		ends:     newEnds(),
-		crew:     newCrew(),
+		workers:  newWorkers(),
 		guard:    newGuard(c.Waiting),
 		deciding: make(chan struct{}, c.MaxDeciding),
 		canaries: make(map[string]*canary),
@@ -201,7 +201,7 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 		return x.turnAway(stream, verdict.Unavailable("gateway_overloaded", "The gateway has reached its limit of concurrent requests. Try again shortly."))
 	}
 	ended := make(chan error, 1)
-	s.crew.do(func() { ended <- x.run(stream) })
+	s.workers.do(func() { ended <- x.run(stream) })
 	select {
 	case err := <-ended:
 		return err
@@ -229,10 +229,10 @@ func (x *exchange) turnAway(stream extprocv3.ExternalProcessor_ProcessServer, e 
 	}
 	head := first.GetRequestHeaders()
 	if head == nil {
-		return x.disorder("not_admitted")
+		return x.outOfOrder("not_admitted")
 	}
 	x.req = readRequest(head)
-	if err := stream.Send(x.refuse(e)); err != nil {
+	if err := stream.Send(x.reject(e)); err != nil {
 		return fmt.Errorf("answering Envoy: %w", err)
 	}
 	return nil
@@ -299,7 +299,7 @@ func (x *exchange) answerWaiting(ctx context.Context, stream extprocv3.ExternalP
 			err = x.panicked(ctx, p, debug.Stack())
 		}
 	}()
-	resp, err := x.judge(ctx, nil, verdict.Revoked(x.handle.cutReason()))
+	resp, err := x.decide(ctx, nil, verdict.Revoked(x.handle.cutReason()))
 	if err != nil {
 		return err
 	}

@@ -237,7 +237,7 @@ func TestFieldsAreTheSDKs(t *testing.T) {
 }
 
 func TestHeaders(t *testing.T) {
-	for name, want := range map[string]provider.HeaderFate{
+	for name, want := range map[string]provider.HeaderHandling{
 		"accept": provider.HeaderKept, "x-stainless-lang": provider.HeaderKept, ":path": provider.HeaderKept, "x-title": provider.HeaderKept,
 		"authorization": provider.HeaderHidden, "x-forwarded-for": provider.HeaderHidden, "x-aid-route": provider.HeaderHidden, "cookie": provider.HeaderHidden,
 		"openai-beta": provider.HeaderChosen, "if-none-match": provider.HeaderChosen, "x-new": provider.HeaderChosen, "private-token": provider.HeaderChosen,

@@ -104,15 +104,15 @@ func secretName(name string) bool {
 	return strings.Contains(name, "secret") || strings.Contains(name, "password") || name == "apikey" || name == "token"
 }
 
-// A HeaderFate is how a request's header is processed.
-type HeaderFate uint8
+// A HeaderHandling is how a request's header is processed.
+type HeaderHandling uint8
 
 const (
 	// HeaderChosen is forwarded if the provider's settings.pass_headers lists it. It is also
 	// forwarded if it belongs to the endpoint's format and the request is not translated.
-	HeaderChosen HeaderFate = iota
-	HeaderHidden            // it is never forwarded
-	HeaderKept              // it is forwarded
+	HeaderChosen HeaderHandling = iota
+	HeaderHidden                // it is never forwarded
+	HeaderKept                  // it is forwarded
 )
 
 // HeaderOf returns how a request's header is processed. name is in lower case. Three kinds
@@ -122,7 +122,7 @@ const (
 //     listener removes the client's, and the route removes what Envoy has added (see xds).
 //   - x-forwarded-proto is kept, since Envoy finds no route without it. The route removes it.
 //   - x-request-id and traceparent are replaced.
-func HeaderOf(name string) HeaderFate {
+func HeaderOf(name string) HeaderHandling {
 	switch useOf(name) {
 	case anyHeader:
 		return HeaderKept

@@ -2,10 +2,10 @@ package extproc
 
 import "time"
 
-// crew is a pool of goroutines that run exchanges. The evaluation of policy needs a deep
+// workers is a pool of goroutines that run exchanges. The evaluation of policy needs a deep
 // stack. Growing a new stack for each exchange took a sixth of all CPU time
 // (docs/performance.md).
-type crew struct {
+type workers struct {
 	work chan func()
 	idle chan struct{} // holds a token for each idle goroutine
 }
@@ -17,33 +17,35 @@ const (
 	idleTime = 10 * time.Second
 )
 
-func newCrew() *crew { return &crew{work: make(chan func()), idle: make(chan struct{}, maxIdle)} }
+func newWorkers() *workers {
+	return &workers{work: make(chan func()), idle: make(chan struct{}, maxIdle)}
+}
 
 // do runs f on another goroutine, without waiting.
-func (c *crew) do(f func()) {
+func (c *workers) do(f func()) {
 	select {
 	case c.work <- f:
 	default:
-		go c.member(f)
+		go c.worker(f)
 	}
 }
 
-func (c *crew) member(f func()) {
+func (c *workers) worker(f func()) {
 	f()
-	bored := time.NewTimer(idleTime)
-	defer bored.Stop()
+	timer := time.NewTimer(idleTime)
+	defer timer.Stop()
 	for {
 		select {
 		case c.idle <- struct{}{}:
 		default:
 			return
 		}
-		bored.Reset(idleTime)
+		timer.Reset(idleTime)
 		select {
 		case f = <-c.work:
 			<-c.idle
 			f()
-		case <-bored.C:
+		case <-timer.C:
 			<-c.idle
 			return
 		}
