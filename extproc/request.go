@@ -105,6 +105,7 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 			if !slices.Contains(r.Headers, name) {
 				r.Headers = append(r.Headers, name)
 			}
+			r.Betas = append(r.Betas, provider.Betas(name, string(raw))...)
 		}
 		switch name {
 		case ":method":

@@ -36,8 +36,7 @@ type Endpoint struct {
 	Kinds []string
 
 	// Translated are the kinds that serve the endpoint by translation of request and
-	// response (see package translate). If a kind is in both lists, the client decides: see
-	// OwnClient.
+	// response (see package translate). No kind is in both lists.
 	Translated []string
 
 	// Bills reports whether a provider charges for a call. See Charges.
@@ -78,15 +77,15 @@ type Params struct {
 }
 
 // endpoints is the table. It is never changed.
-var endpoints = closeEndpoints(vocabularies, []Endpoint{
+var endpoints = closeEndpoints(vocabularies, withOwn([]Endpoint{
 	// OpenAI. Mistral and many servers have some of these endpoints too.
 	{Method: "POST", Path: "/v1/chat/completions", Operation: "chat.completions", Scope: "chat:completions", Format: FormatOpenAI,
-		Kinds: []string{KindOpenAI, KindMistral, KindCustom}, Translated: []string{KindAnthropic, KindGemini, KindCohere, KindMistral},
+		Kinds: []string{KindOpenAI, KindCustom}, Translated: []string{KindAnthropic, KindGemini, KindCohere, KindMistral},
 		Bills: true, body: &chatBody, reads: &openAIReading},
 	{Method: "POST", Path: "/v1/completions", Operation: "completions", Scope: "completions", Format: FormatOpenAI,
 		Kinds: []string{KindOpenAI, KindCustom}, Bills: true, body: &completionsBody, reads: &openAIReading},
 	{Method: "POST", Path: "/v1/embeddings", Operation: "embeddings", Scope: "embeddings", Format: FormatOpenAI,
-		Kinds: []string{KindOpenAI, KindMistral, KindCustom}, Translated: []string{KindGemini, KindCohere, KindMistral},
+		Kinds: []string{KindOpenAI, KindCustom}, Translated: []string{KindGemini, KindCohere, KindMistral},
 		Bills: true, body: &embeddingsBody, reads: &openAIReading},
 	{Method: "POST", Path: "/v1/responses", Operation: "responses", Scope: "responses", Format: FormatOpenAI,
 		Kinds: []string{KindOpenAI, KindCustom}, Bills: true, body: &responsesBody, reads: &responsesReading},
@@ -131,7 +130,29 @@ var endpoints = closeEndpoints(vocabularies, []Endpoint{
 		Kinds: []string{KindMistral}, Bills: true, body: &completionsBody, reads: &openAIReading},
 	{Method: "POST", Path: "/v1/ocr", Operation: "ocr", Scope: "ocr", Format: FormatMistral,
 		Kinds: []string{KindMistral}, Bills: true, body: &ocrBody, reads: &nothingReading},
-})
+}))
+
+// ownMistral is the prefix of the paths of Mistral's own format. Mistral's API has some of
+// OpenAI's paths, and a user agent is only a hint. So the client's base URL selects the
+// format.
+const ownMistral = "/mistral"
+
+// withOwn adds the endpoints of Mistral's API under ownMistral. Only providers of kind
+// mistral serve them, without translation.
+func withOwn(table []Endpoint) []Endpoint {
+	for _, e := range slices.Clone(table) {
+		lists := e.Kinds == nil && e.Format == FormatOpenAI
+		if !lists && !slices.Contains(e.Kinds, KindMistral) && !slices.Contains(e.Translated, KindMistral) {
+			continue
+		}
+		e.Path, e.Format, e.Translated = ownMistral+e.Path, FormatMistral, nil
+		if !lists {
+			e.Kinds = []string{KindMistral}
+		}
+		table = append(table, e)
+	}
+	return table
+}
 
 // modelsQuery are the documented parameters of each client's list of models. The list
 // is always complete, on one page.
@@ -173,9 +194,11 @@ func Endpoints() []Endpoint { return slices.Clone(endpoints) }
 // percent-encoded, as the SDKs of OpenAI and Anthropic write "meta-llama%2FLlama-3". That
 // request is answered here, so no other server reads its path.
 func Match(method, path string) (Endpoint, Params, bool) {
-	if encoded, ok := strings.CutPrefix(path, "/v1/models/"); ok && method == http.MethodGet && strings.Contains(encoded, "%") {
-		if name, err := url.PathUnescape(encoded); err == nil {
-			path = "/v1/models/" + name // pathProblem rejects a path that is encoded twice
+	for _, models := range []string{"/v1/models/", ownMistral + "/v1/models/"} {
+		if encoded, ok := strings.CutPrefix(path, models); ok && method == http.MethodGet && strings.Contains(encoded, "%") {
+			if name, err := url.PathUnescape(encoded); err == nil {
+				path = models + name // pathProblem rejects a path that is encoded twice
+			}
 		}
 	}
 	if pathProblem(path) != "" {
@@ -325,7 +348,7 @@ func FormatOf(path string) Format {
 		return FormatGemini
 	case strings.HasPrefix(path, "/v2/"):
 		return FormatCohere
-	case strings.HasPrefix(path, "/v1/fim/"), path == "/v1/ocr":
+	case strings.HasPrefix(path, "/v1/fim/"), path == "/v1/ocr", strings.HasPrefix(path, ownMistral+"/"):
 		return FormatMistral
 	default:
 		return FormatOpenAI
@@ -408,8 +431,12 @@ func nearest(method, path string) string {
 		return ""
 	}
 	segments := slices.DeleteFunc(strings.Split(path, "/"), func(s string) bool { return s == "" || s == "." || s == ".." })
+	versioned := []string{"/", "/v1/", "/v1beta/", "/v2/"}
+	if len(segments) > 0 && "/"+segments[0] == ownMistral {
+		segments, versioned = segments[1:], []string{ownMistral + "/", ownMistral + "/v1/"}
+	}
 	for i := range segments {
-		for _, version := range []string{"/", "/v1/", "/v1beta/", "/v2/"} {
+		for _, version := range versioned {
 			if near := servedAt(method, version+strings.Join(segments[i:], "/")); near != "" {
 				return near
 			}

@@ -191,8 +191,9 @@ func closeEndpoints(v *vocabulary, table []Endpoint) []Endpoint {
 			continue
 		}
 		var types []string
-		for _, api := range slices.Sorted(maps.Keys(v.Roots[e.Path])) {
-			types = append(types, v.Roots[e.Path][api])
+		path := strings.TrimPrefix(e.Path, ownMistral)
+		for _, api := range slices.Sorted(maps.Keys(v.Roots[path])) {
+			types = append(types, v.Roots[path][api])
 		}
 		clear(v.shapes) // a path in a message is relative to the endpoint
 		table[i].body = v.shape(e.body, types, "", e.Format == FormatGemini)
@@ -262,7 +263,7 @@ func (v *vocabulary) shape(hand *shape, types []string, where string, both bool)
 			if r.do == options || r.in != nil || len(kinds[name]) > 0 {
 				r.in = v.shape(r.in, kinds[name], path, both)
 			}
-		case walk, inline:
+		case walk, inline, choice:
 			r.in = v.shape(r.in, kinds[name], path, both)
 		case link:
 			if r.in == nil {

@@ -31,7 +31,13 @@ func ask(t *testing.T, kind, base, settings, path, body string, headers ...strin
 	if e != nil {
 		return provider.Forward{}, e
 	}
-	c.Own, c.Headers = true, headers
+	for _, h := range headers {
+		name, line, _ := strings.Cut(h, ": ")
+		if !slices.Contains(c.Headers, name) {
+			c.Headers = append(c.Headers, name)
+		}
+		c.Betas = append(c.Betas, provider.Betas(name, line)...)
+	}
 	return p.Forward(c, path, "")
 }
 
@@ -54,7 +60,7 @@ func TestFields(t *testing.T) {
 		{"openai", openAI, "", chatPath, `"top_k":1`, "unknown_field", "top_k"},
 		{"openai", openAI, `{"pass_fields":["top_k"]}`, chatPath, `"top_k":1`, "", ""},
 		{"openai", openAI, `{"flavor":"vllm"}`, chatPath, `"top_\u006b":1`, "", ""},
-		{"mistral", "https://api.mistral.ai", "", chatPath, `"safe_prompt":true,"random_seed":1`, "", ""},
+		{"mistral", "https://api.mistral.ai", "", "/mistral" + chatPath, `"safe_prompt":true,"random_seed":1`, "", ""},
 		{"openai", openAI, "", chatPath, `"safe_prompt":true`, "unknown_field", "safe_prompt"},
 
 		// Unknown members, at every depth; null counts as absent.
@@ -247,7 +253,7 @@ func TestHeaders(t *testing.T) {
 		}
 	}
 	body := `{"model":"m"}`
-	sent := []string{"openai-beta", "anthropic-beta", "x-new", "x-known", "private-token", "x-ai-eg-model", "x-goog-fieldmask", "idempotency-key"}
+	sent := []string{"openai-beta: responses=experimental", "anthropic-beta: prompt-caching-2024-07-31", "x-new", "x-known", "private-token", "x-ai-eg-model", "x-goog-fieldmask", "idempotency-key"}
 	f, e := ask(t, "openai", openAI, `{"pass_headers":["x-known"]}`, chatPath, body, sent...)
 	if e != nil || !slices.Equal(f.Remove, []string{"anthropic-beta", "x-new", "private-token", "x-ai-eg-model", "x-goog-fieldmask", "idempotency-key"}) {
 		t.Errorf("%q, %v", f.Remove, e)
@@ -261,15 +267,60 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
+// TestBetas: of a header that asks for features in beta, known values go on, as do those
+// that the provider's settings list. Others are dropped by name.
+func TestBetas(t *testing.T) {
+	const anthropic = "https://api.anthropic.com"
+	for _, c := range []struct {
+		kind, base, settings, path string
+		sent                       []string
+		set, removed, dropped      string // set "": as it came
+	}{
+		{"anthropic", anthropic, "", messages, []string{"anthropic-beta: context-1m-2025-08-07, interleaved-thinking-2025-05-14"}, "", "", ""},
+		{"anthropic", anthropic, "", messages, []string{"anthropic-beta: context-1m-2025-08-07,server-side-fallback-2026-07-01 ,, pdfs-2024-09-25"},
+			"context-1m-2025-08-07,pdfs-2024-09-25", "", "header:anthropic-beta=server-side-fallback-2026-07-01"},
+		{"anthropic", anthropic, "", messages, []string{"anthropic-beta: pdfs-2024-09-25", "anthropic-beta: Managed-Agents-2026-04-01"},
+			"pdfs-2024-09-25", "", "header:anthropic-beta=Managed-Agents-2026-04-01"},
+		{"anthropic", anthropic, "", messages, []string{"anthropic-beta: PDFS-2024-09-25"}, "", "anthropic-beta", "header:anthropic-beta header:anthropic-beta=PDFS-2024-09-25"},
+		{"anthropic", anthropic, "", messages, []string{"anthropic-beta: a b;c"}, "", "anthropic-beta", "header:anthropic-beta other:1"},
+		{"anthropic", anthropic, "", messages, []string{"anthropic-beta: "}, "", "anthropic-beta", "header:anthropic-beta"},
+		{"anthropic", anthropic, `{"pass_headers":["anthropic-beta=new-2027-01-01"]}`, messages, []string{"anthropic-beta: new-2027-01-01,newer-2027-01-01"},
+			"new-2027-01-01", "", "header:anthropic-beta=newer-2027-01-01"},
+		{"anthropic", anthropic, `{"pass_headers":["anthropic-beta"]}`, messages, []string{"anthropic-beta: new-2027-01-01"}, "", "", ""},
+		{"openai", openAI, "", responsesPath, []string{"openai-beta: responses=experimental"}, "", "", ""},
+		{"openai", openAI, "", responsesPath, []string{"openai-beta: realtime=v1"}, "", "openai-beta", "header:openai-beta header:openai-beta=realtime=v1"},
+		{"openai", openAI, `{"pass_headers":["openai-beta=agents=v1"]}`, responsesPath, []string{"openai-beta: agents=v1"}, "", "", ""},
+	} {
+		f, e := ask(t, c.kind, c.base, c.settings, c.path, `{"model":"m"}`, c.sent...)
+		if e != nil {
+			t.Errorf("%q: %v", c.sent, e)
+			continue
+		}
+		name, _, _ := strings.Cut(c.sent[0], ":")
+		got := f.Dropped()
+		slices.Sort(got)
+		if f.Set[name] != c.set || strings.Join(f.Remove, " ") != c.removed || strings.Join(got, " ") != c.dropped {
+			t.Errorf("%q %s: set %q, removed %q, dropped %q", c.sent, c.settings, f.Set[name], f.Remove, got)
+		}
+	}
+	many := "anthropic-beta: " + strings.Repeat("x,", 65)
+	if _, e := ask(t, "anthropic", anthropic, "", messages, `{"model":"m"}`, many); e == nil || e.Code != "too_many_betas" {
+		t.Errorf("what is not recorded: %v", e)
+	}
+}
+
 func TestPassSettings(t *testing.T) {
 	for settings, field := range map[string]string{
 		`{"flavor":"vllm","pass_fields":["x.y"],"pass_headers":["x-new"]}`: "",
-		`{"flavor":"nonsense"}`:                                                                           "settings.flavor",
-		`{"pass_fields":["model"]}`:                                                                       "settings.pass_fields[0]",
-		`{"pass_fields":["ok","user_config"]}`:                                                            "settings.pass_fields[1]",
-		`{"pass_fields":["messages.content.image_url"]}`:                                                  "settings.pass_fields[0]",
-		`{"pass_fields":["*"]}`:                                                                           "settings.pass_fields[0]",
-		`{"pass_fields":["a","a"]}`:                                                                       "settings.pass_fields[1]",
+		`{"flavor":"nonsense"}`:                          "settings.flavor",
+		`{"pass_fields":["model"]}`:                      "settings.pass_fields[0]",
+		`{"pass_fields":["ok","user_config"]}`:           "settings.pass_fields[1]",
+		`{"pass_fields":["messages.content.image_url"]}`: "settings.pass_fields[0]",
+		`{"pass_fields":["*"]}`:                          "settings.pass_fields[0]",
+		`{"pass_fields":["a","a"]}`:                      "settings.pass_fields[1]",
+		`{"pass_headers":["anthropic-beta=files-api-2025-04-14","openai-beta=agents=v1"]}`: "",
+		`{"pass_headers":["x-new=1"]}`:                                                                    "settings.pass_headers[0]",
+		`{"pass_headers":["anthropic-beta=a,b"]}`:                                                         "settings.pass_headers[0]",
 		`{"pass_headers":["authorization"]}`:                                                              "settings.pass_headers[0]",
 		`{"pass_response_headers":["x-ratelimit-remaining-requests","cf-ray"]}`:                           "",
 		`{"pass_response_headers":["set-cookie"]}`:                                                        "settings.pass_response_headers[0]",

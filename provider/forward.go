@@ -22,6 +22,7 @@ type Forward struct {
 	// Remove are headers of the request that this provider does not get: see HeaderOf.
 	Remove []string
 
+	betas       []string           // header values that are not forwarded, as "anthropic-beta=VALUE"
 	translation *translate.Request // nil: the provider has the caller's format
 }
 
@@ -55,7 +56,9 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 		}
 	}
 	f := Forward{Cluster: p.Cluster, Set: make(map[string]string, len(p.Headers)+5)}
-	f.Remove = p.drops(c, s)
+	if e := p.headers(c, s, &f); e != nil {
+		return Forward{}, e
+	}
 	q := query
 	if p.translates(c) {
 		if f.translation, e = p.translated(c, s, up); e != nil {
@@ -84,7 +87,7 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 	if last := lastSegment(prefix); f.translation != nil && isVersion(last) && p.Kind != KindGemini {
 		prefix = strings.TrimSuffix(prefix, "/"+last) // the format is the one of the translation's version
 	}
-	f.Path = upstreamPath(p.Kind, prefix, c.Endpoint.Path, path, s.Paths)
+	f.Path = upstreamPath(p.Kind, prefix, c.Endpoint.Path, strings.TrimPrefix(path, ownMistral), s.Paths)
 	if strings.Contains(f.Path, "{model}") {
 		// From settings.paths: other paths have no braces. A slash changes the segments of
 		// the path. So the provider's list must have the exact name, and not a pattern that

@@ -21,7 +21,6 @@ func forward(t testing.TB, p provider.Provider, path, query string) (provider.Fo
 	if e != nil {
 		t.Fatal(e)
 	}
-	call.Own = true // Mistral's own format; translation has separate tests
 	return p.Forward(call, path, query)
 }
 
@@ -42,7 +41,9 @@ func TestForwardPath(t *testing.T) {
 		{"openai", "https://generativelanguage.googleapis.com/v1beta/openai", chat, "", "/v1beta/openai/chat/completions"},
 		{"openai", "https://open.bigmodel.cn/api/paas/v4", chat, "", "/api/paas/v4/chat/completions"},
 		{"custom", "http://127.0.0.1:8000/llm", chat, "", "/llm/chat/completions"},
-		{"mistral", "https://api.mistral.ai", chat, "", "/v1/chat/completions"},
+		{"mistral", "https://api.mistral.ai", "/mistral" + chat, "", "/v1/chat/completions"},
+		{"mistral", "https://api.mistral.ai/v1", "/mistral/v1/embeddings", "", "/v1/embeddings"},
+		{"mistral", "https://proxy.example/mistral", "/mistral" + chat, "", "/mistral/v1/chat/completions"},
 		{"mistral", "https://api.mistral.ai/v1", "/v1/fim/completions", "", "/v1/fim/completions"},
 		{"mistral", "https://proxy.example/mistral", "/v1/ocr", "", "/mistral/v1/ocr"},
 		{"anthropic", "https://api.anthropic.com", messages, "beta=true", "/v1/messages?beta=true"},
@@ -68,7 +69,7 @@ func TestForwardAs(t *testing.T) {
 	const key = "secret-of-a"
 	for _, c := range []struct{ kind, path, settings, headers, query string }{
 		{"openai", chat, ``, "authorization=Bearer " + key, ""},
-		{"mistral", chat, ``, "authorization=Bearer " + key, ""},
+		{"mistral", "/mistral" + chat, ``, "authorization=Bearer " + key, ""},
 		{"cohere", "/v2/chat", ``, "authorization=Bearer " + key, ""},
 		{"custom", chat, ``, "authorization=Bearer " + key, ""},
 		{"anthropic", messages, ``, "x-api-key=" + key, ""},

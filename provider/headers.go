@@ -1,7 +1,9 @@
 package provider
 
 import (
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -136,22 +138,91 @@ func HeaderOf(name string) HeaderHandling {
 	}
 }
 
-// drops returns the chosen headers of a call that p does not get.
-func (p Provider) drops(c Call, s Settings) []string {
-	if len(c.Headers) == 0 {
-		return nil
-	}
+// headers adds to f the chosen headers of the call, and the values of such headers, that p
+// does not get.
+func (p Provider) headers(c Call, s Settings, f *Forward) *Error {
 	translated := p.translates(c)
-	var out []string
 	for _, name := range c.Headers {
 		of := useOf(name)
-		if of != unknownHeader && of == headerUseOf(c.Endpoint.Format) && !translated || of != strayHeader && slices.Contains(s.PassHeaders, name) {
-			continue
+		switch passes := slices.Contains(s.PassHeaders, name); {
+		case of != strayHeader && passes:
+		case of == unknownHeader || of != headerUseOf(c.Endpoint.Format) || translated:
+			f.Remove = append(f.Remove, name)
+		case betas[name] != nil:
+			if e := c.betas(name, s, f); e != nil {
+				return e
+			}
 		}
-		out = append(out, name)
+	}
+	return nil
+}
+
+// maxBetas is the limit for the values of headers that request beta features.
+const maxBetas = 64
+
+// betas adds to f the values of a header that p does not get. p gets the rest.
+func (c Call) betas(name string, s Settings, f *Forward) *Error {
+	if len(c.Betas) > maxBetas {
+		return bad("too_many_betas", "", "The header "+name+" has more than "+strconv.Itoa(maxBetas)+" values. So many are not recorded, and what is not recorded is not forwarded.")
+	}
+	var kept []string
+	dropped := len(f.betas)
+	for _, beta := range c.Betas {
+		value, ok := strings.CutPrefix(beta, name+"=")
+		switch {
+		case !ok:
+		case slices.Contains(betas[name], value) || slices.Contains(s.PassHeaders, beta):
+			kept = append(kept, value)
+		default:
+			f.betas = append(f.betas, beta)
+		}
+	}
+	switch {
+	case len(kept) == 0:
+		f.Remove = append(f.Remove, name)
+	case len(f.betas) > dropped:
+		f.Set[name] = strings.Join(kept, ",")
+	}
+	return nil
+}
+
+// betas are the headers that request beta features, with the values that are forwarded.
+// Their features are in the request's body, which is evaluated. Other values can select
+// another model, an account or a stored object. They pass only with settings.pass_headers.
+//
+// Sources: anthropic 2.14 (types/anthropic_beta_param.py), the beta headers of
+// https://docs.anthropic.com/en/api/beta-headers and of Claude Code; openai 3.54, Codex.
+var betas = map[string][]string{
+	"anthropic-beta": strings.Fields("computer-use-2024-10-22 computer-use-2025-01-24 computer-use-2025-11-24 output-128k-2025-02-19 output-300k-2026-03-24 " +
+		"max-tokens-3-5-sonnet-2024-07-15 mcp-client-2025-04-04 mcp-client-2025-11-20 mcp-client-2026-09-15 dev-full-thinking-2025-05-14 " +
+		"interleaved-thinking-2025-05-14 redact-thinking-2026-02-12 adaptive-thinking-2026-01-28 thinking-token-count-2026-05-13 " +
+		"thinking-display-updates-2026-08-18 thinking-binding-controls-2026-08-01 code-execution-2025-05-22 code-execution-2025-08-25 " +
+		"context-1m-2025-08-07 context-management-2025-06-27 model-context-window-exceeded-2025-08-26 fast-mode-2026-02-01 " +
+		"mid-conversation-tool-changes-2026-07-01 mid-conversation-output-config-2026-07-01 mid-conversation-system-clear-at-2026-08-21 " +
+		"inline-tools-2026-09-15 compact-2026-01-12 compact-2026-09-04 structured-outputs-2025-11-13 task-budgets-2026-03-13 effort-2025-11-24 " +
+		"prompt-caching-2024-07-31 prompt-caching-scope-2026-01-05 extended-cache-ttl-2025-04-11 cache-diagnosis-2026-04-07 pdfs-2024-09-25 " +
+		"token-counting-2024-11-01 token-efficient-tools-2025-02-19 fine-grained-tool-streaming-2025-05-14 tool-search-tool-2025-10-19 " +
+		"tool-examples-2025-10-29 advanced-tool-use-2025-11-20 web-fetch-2025-09-10 web-search-2025-03-05 search-results-2025-06-09 " +
+		"claude-code-20250219 tools-2024-04-04 tools-2024-05-16"),
+	"openai-beta": strings.Fields("responses=v1 responses=experimental assistants=v1 assistants=v2"),
+}
+
+// Betas returns the values of a header that requests beta features, as "name=value", and
+// nil for any other header. name is in lower case.
+func Betas(name, line string) (out []string) {
+	if betas[name] == nil {
+		return nil
+	}
+	for value := range strings.SplitSeq(line, ",") {
+		if value = strings.Trim(value, " \t"); value != "" {
+			out = append(out, name+"="+value)
+		}
 	}
 	return out
 }
+
+// betaValue is the form of such a value in settings and in the audit log.
+var betaValue = regexp.MustCompile(`^(anthropic|openai)-beta=[A-Za-z0-9][A-Za-z0-9._=-]{0,95}$`)
 
 func headerUseOf(f Format) headerUse {
 	switch f {
@@ -204,8 +275,10 @@ func publicHeader(name string) string {
 // passableHeader returns why a name cannot be in settings.pass_headers, or "".
 func passableHeader(name string) string {
 	switch {
+	case betaValue.MatchString(name):
+		return ""
 	case !headerName.MatchString(name) && name != "session_id" && name != "conversation_id":
-		return "it must be a header's name in lower case: letters, digits and hyphens"
+		return "it must be a header's name in lower case: letters, digits and hyphens; or a value of one, such as anthropic-beta=files-api-2025-04-14"
 	case reservedHeader(name):
 		return "this header is reserved for Envoy, HTTP or the gateway"
 	case credentialHeader(name), secretName(name):

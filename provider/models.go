@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// ModelsFormat returns the format in which a client expects the list of models. Five APIs
-// have it at /v1/models. The SDKs of four of them always send headers that identify them.
-// has reports whether the request has a header.
+// ModelsFormat returns the format in which a client expects the list of models. Four APIs
+// have it at /v1/models. The SDKs of three of them always send headers that identify them.
+// Mistral's SDK accepts OpenAI's format here (see openAIModel). has reports whether the request has a header.
 func ModelsFormat(ep Endpoint, has func(header string) bool, userAgent string) Format {
 	switch {
 	case ep.Format != FormatOpenAI: // the path decides
@@ -16,8 +16,6 @@ func ModelsFormat(ep Endpoint, has func(header string) bool, userAgent string) F
 		return FormatAnthropic
 	case has("x-goog-api-key"):
 		return FormatGemini
-	case OwnClient(userAgent):
-		return FormatMistral
 	case strings.HasPrefix(userAgent, "cohere/"), strings.HasPrefix(userAgent, "cohere-ai/"): // Python, JavaScript
 		return FormatCohere
 	default:
@@ -68,22 +66,18 @@ func (f Format) model(m Model) any {
 		return geminiModel{Name: "models/" + m.ID, DisplayName: m.ID}
 	case FormatCohere:
 		return cohereModel{Name: m.ID}
-	case FormatMistral: // whose SDK requires a type and capabilities
-		return mistralModel{openAIModel{ID: m.ID, Object: "model", OwnedBy: m.OwnedBy}, "base", struct{}{}}
 	default:
-		return openAIModel{ID: m.ID, Object: "model", OwnedBy: m.OwnedBy}
+		return openAIModel{ID: m.ID, Object: "model", OwnedBy: m.OwnedBy, Type: "base"}
 	}
 }
 
+// openAIModel is a model for OpenAI's clients and Mistral's. Mistral's SDK requires the
+// last two members, and OpenAI's ignores them.
 type openAIModel struct {
-	ID      string `json:"id"`
-	Object  string `json:"object"`
-	Created int64  `json:"created"`
-	OwnedBy string `json:"owned_by"`
-}
-
-type mistralModel struct {
-	openAIModel
+	ID           string   `json:"id"`
+	Object       string   `json:"object"`
+	Created      int64    `json:"created"`
+	OwnedBy      string   `json:"owned_by"`
 	Type         string   `json:"type"`
 	Capabilities struct{} `json:"capabilities"`
 }

@@ -13,9 +13,9 @@ func TestEncodeModels(t *testing.T) {
 		list, none, only string
 	}{
 		{provider.FormatOpenAI,
-			`{"object":"list","data":[{"id":"a","object":"model","created":0,"owned_by":"one"},{"id":"b/c","object":"model","created":0,"owned_by":"two"}]}`,
+			`{"object":"list","data":[{"id":"a","object":"model","created":0,"owned_by":"one","type":"base","capabilities":{}},{"id":"b/c","object":"model","created":0,"owned_by":"two","type":"base","capabilities":{}}]}`,
 			`{"object":"list","data":[]}`,
-			`{"id":"a","object":"model","created":0,"owned_by":"one"}`},
+			`{"id":"a","object":"model","created":0,"owned_by":"one","type":"base","capabilities":{}}`},
 		{provider.FormatAnthropic,
 			`{"data":[{"type":"model","id":"a","display_name":"a","created_at":"1970-01-01T00:00:00Z","lifecycle":"active"},{"type":"model","id":"b/c","display_name":"b/c","created_at":"1970-01-01T00:00:00Z","lifecycle":"active"}],"has_more":false,"first_id":"a","last_id":"b/c"}`,
 			`{"data":[],"has_more":false,"first_id":null,"last_id":null}`,
@@ -55,6 +55,7 @@ func TestModelsFormat(t *testing.T) {
 	}{
 		{"/v1/models", "", provider.FormatOpenAI}, {"/v1/models", "anthropic-version", provider.FormatAnthropic}, {"/v1/models", "x-goog-api-key", provider.FormatGemini},
 		{"/v1/models/a", "", provider.FormatOpenAI}, {"/v1/models/a", "anthropic-version", provider.FormatAnthropic}, {"/v1/models/a", "x-goog-api-key", provider.FormatGemini},
+		{"/mistral/v1/models", "anthropic-version", provider.FormatMistral}, {"/mistral/v1/models/org%2Fa", "", provider.FormatMistral},
 		{"/v1beta/models", "", provider.FormatGemini}, {"/v1alpha/models/a", "anthropic-version", provider.FormatGemini},
 	} {
 		ep, _, ok := provider.Match("GET", c.path)
@@ -67,7 +68,7 @@ func TestModelsFormat(t *testing.T) {
 	}
 	ep, _, _ := provider.Match("GET", "/v1/models")
 	for agent, want := range map[string]provider.Format{
-		"mistral-client-python/3.7.0": provider.FormatMistral, "cohere/7.3.1": provider.FormatCohere, "cohere-ai/8.1.0": provider.FormatCohere,
+		"mistral-client-python/3.7.0": provider.FormatOpenAI, "cohere/7.3.1": provider.FormatCohere, "cohere-ai/8.1.0": provider.FormatCohere,
 		"OpenAI/Python 3.54.0": provider.FormatOpenAI, "coherence/1": provider.FormatOpenAI,
 	} {
 		if got := provider.ModelsFormat(ep, func(string) bool { return false }, agent); got != want {

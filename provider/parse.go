@@ -49,13 +49,13 @@ type Call struct {
 	// Body is the bytes that were parsed, which are forwarded or translated; nil: no body.
 	Body []byte
 
-	// Own reports a client with the provider's own format, on a path that does not show it.
-	// The caller of Parse sets it: see OwnClient.
-	Own bool
-
 	// Headers are the names of the request's headers that are forwarded only to a provider
 	// that accepts them: see HeaderOf. The caller of Parse sets it.
 	Headers []string
+
+	// Betas are the values of headers that request beta features, as
+	// "anthropic-beta=VALUE": see the function Betas. The caller of Parse sets it.
+	Betas []string
 
 	// extras are the members of the body that not every provider accepts: see takes.
 	extras []extra
@@ -435,6 +435,8 @@ func (p *walker) value(r rule, field string, depth int) *Error {
 			return mustBe(err, field, "a string")
 		}
 		return p.tool(s, field)
+	case toolNames:
+		return p.toolNames(field, depth)
 	case link:
 		return p.link(r.in, field, depth)
 	case blob:
@@ -476,6 +478,18 @@ func (p *walker) choice(r rule, field string, depth int) *Error {
 	switch strings.ToLower(string(s)) {
 	case "auto", "none", "required", "any", "validated":
 		return nil
+	}
+	return p.tool(s, field)
+}
+
+// toolNames adds each tool of a list of names. One name is accepted without a list.
+func (p *walker) toolNames(field string, depth int) *Error {
+	if p.d.PeekKind() == '[' {
+		return p.each(depth, func() *Error { return p.toolNames(field, depth+1) })
+	}
+	s, err := p.str()
+	if err != nil {
+		return mustBe(err, field, "a list of tools' names")
 	}
 	return p.tool(s, field)
 }

@@ -618,7 +618,15 @@ func TestTypes(t *testing.T) {
 		{messages, `{"model":"m","max_tokens":1,"messages":[],"mcp_servers":[{"name":"s","url":?}]}`, "[]{}"},
 		{messages, `{"model":"m","max_tokens":1,"messages":[],"tools":?}`, "[]{}"},
 		{messages, `{"model":"m","max_tokens":1,"messages":[],"container":?}`, "[]{}"},
+		{messages, `{"model":"m","max_tokens":1,"messages":[],"tool_choice":?}`, "[]{}"},
 		{messages, `{"model":"m","max_tokens":1,"messages":[],"tool_choice":{"type":"tool","name":?}}`, ""},
+		{chat, `{"model":"m","tool_choice":{"allowed_tools":?}}`, "[]{}"},
+		{chat, `{"model":"m","tool_choice":{"allowed_tools":{"tools":?}}}`, "[]{}"},
+		{"/v2/chat", `{"model":"m","messages":[],"tool_choice":?}`, "[]{}"},
+		{"/mistral" + chat, `{"model":"m","tool_choice":{"function":{"name":?}}}`, ""},
+		{generate, `{"contents":[],"toolConfig":?}`, "[]{}"},
+		{generate, `{"contents":[],"toolConfig":{"functionCallingConfig":?}}`, "[]{}"},
+		{generate, `{"contents":[],"tool_config":{"function_calling_config":{"allowed_function_names":?}}}`, "[]"},
 		{generate, `{"contents":?}`, "[]{}"},
 		{generate, `{"contents":[{"parts":?}]}`, "[]{}"},
 		{generate, part(`{"inlineData":?}`), "[]{}"},
@@ -680,6 +688,60 @@ func TestToolNames(t *testing.T) {
 	}
 }
 
+// TestChosenTools: a tool that is only chosen, and not declared, is evaluated as one, in
+// every format and spelling. Nothing beside it can name one.
+func TestChosenTools(t *testing.T) {
+	const contents = `{"contents":[],`
+	for _, c := range []struct{ path, body string }{
+		{chat, `{"model":"m","tool_choice":"wipe"}`},
+		{chat, `{"model":"m","tool_choice":{"type":"function","function":{"name":"wipe"}}}`},
+		{chat, `{"model":"m","tool_choice":{"type":"function","name":"wipe"}}`},
+		{chat, `{"model":"m","tool_choice":{"type":"custom","custom":{"name":"wipe"}}}`},
+		{chat, `{"model":"m","tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"required","tools":[{"type":"function","function":{"name":"wipe"}}]}}}`},
+		{"/mistral" + chat, `{"model":"m","tool_choice":{"type":"function","function":{"name":"wipe"}}}`},
+		{responses, `{"model":"m","input":"x","tool_choice":{"type":"function","name":"wipe"}}`},
+		{responses, `{"model":"m","input":"x","tool_choice":{"type":"allowed_tools","mode":"auto","tools":[{"type":"function","name":"wipe"}]}}`},
+		{messages, `{"model":"m","max_tokens":1,"messages":[],"tool_choice":{"type":"tool","name":"wipe","disable_parallel_tool_use":true}}`},
+		{messages + "/count_tokens", `{"model":"m","messages":[],"tool_choice":{"type":"tool","name":"wipe"}}`},
+		{"/v2/chat", `{"model":"m","messages":[],"tool_choice":{"name":"wipe"}}`},
+		{generate, contents + `"toolConfig":{"functionCallingConfig":{"mode":"ANY","allowedFunctionNames":["wipe"]}}}`},
+		{generate, contents + `"tool_config":{"function_calling_config":{"mode":"ANY","allowed_function_names":["wipe"]}}}`},
+		{generate, contents + `"toolConfig":{"functionCallingConfig":{"allowedFunctionNames":"wipe"}}}`},
+		{generate, contents + `"toolConfig":[{"functionCallingConfig":{"allowedFunctionNames":[["wi\u0070e"]]}}]}`},
+		{"/v1beta/models/g:countTokens", `{"generateContentRequest":{"model":"models/g","contents":[],"toolConfig":{"functionCallingConfig":{"allowedFunctionNames":["wipe"]}}}}`},
+	} {
+		if got := fmt.Sprint(parsed(t, c.path, c.body).Tools); got != "[wipe]" {
+			t.Errorf("%s %s: %s", c.path, c.body, got)
+		}
+	}
+	for _, c := range []struct{ path, body string }{
+		{chat, `{"model":"m","tool_choice":{"type":"function","names":["wipe"]}}`},
+		{chat, `{"model":"m","tool_choice":{"type":"function","function":{"name":"a","names":["wipe"]}}}`},
+		{chat, `{"model":"m","tool_choice":{"type":"allowed_tools","allowed_tools":{"tools":[{"tool":"wipe"}]}}}`},
+		{responses, `{"model":"m","input":"x","tool_choice":{"type":"allowed_tools","tool_names":["wipe"]}}`},
+		{messages, `{"model":"m","max_tokens":1,"messages":[],"tool_choice":{"type":"tool","tool_name":"wipe"}}`},
+		{generate, contents + `"toolConfig":{"functionCallingConfig":{"allowedTools":["wipe"]}}}`},
+	} {
+		ep, params, _ := provider.Match("POST", c.path)
+		call, e := provider.Parse(ep, params, "application/json", "", []byte(c.body))
+		if e == nil {
+			kind := ep.Kinds[0]
+			p := prov("a", kind, "*")
+			_, e = p.Forward(call, c.path, "")
+		}
+		if e == nil || e.Code != "unknown_field" {
+			t.Errorf("%s %s: %v", c.path, c.body, e)
+		}
+	}
+	for _, body := range []string{contents + `"toolConfig":{"functionCallingConfig":{"AllowedFunctionNames":["wipe"]}}}`, contents + `"ToolConfig":{}}`,
+		contents + `"toolConfig":{"functionCallingConfig":{"allowedFunctionNames":["a"],"allowed_function_names":["wipe"]}}}`} {
+		ep, params, _ := provider.Match("POST", generate)
+		if _, e := provider.Parse(ep, params, "application/json", "", []byte(body)); e == nil || e.Status != 400 {
+			t.Errorf("%s: %v", body, e)
+		}
+	}
+}
+
 // TestModelName: "models/x" is the model x, which is evaluated and sent.
 func TestModelName(t *testing.T) {
 	call := parsed(t, chat, `{"model":"models/gemini-2.5-pro","messages":[{"role":"user","content":"x"}]}`)
@@ -692,6 +754,20 @@ func TestModelName(t *testing.T) {
 	for _, kind := range []string{"openai", "custom", "anthropic", "mistral", "cohere"} {
 		if _, e := prov("a", kind, "*").Forward(call, chat, ""); e == nil || e.Code != "invalid_model" {
 			t.Errorf("%s: %v", kind, e)
+		}
+	}
+	// A server of OpenAI's API that has the model under the long name is listed with it, and
+	// then that is the name. A pattern does not list it.
+	for _, c := range []struct{ kind, models, want string }{
+		{"openai", "models/gemini-2.5-pro", "models/gemini-2.5-pro"}, {"custom", "models/gemini-2.5-pro", "models/gemini-2.5-pro"},
+		{"openai", "models/*", "gemini-2.5-pro"}, {"openai", "*", "gemini-2.5-pro"}, {"gemini", "models/gemini-2.5-pro", "gemini-2.5-pro"},
+		{"mistral", "models/gemini-2.5-pro", "gemini-2.5-pro"},
+	} {
+		p := prov("a", c.kind, c.models)
+		known := registry(t, p).Known(call)
+		_, e := p.Forward(known, chat, "")
+		if forwards := known.Model == c.want && (e == nil) == (c.kind == "gemini" || strings.HasPrefix(c.want, "models/")); !forwards {
+			t.Errorf("%s %s: %q %v", c.kind, c.models, known.Model, e)
 		}
 	}
 }

@@ -155,8 +155,9 @@ type Settings struct {
 	// shows it: "top_k", "messages.frames". Their values are not inspected.
 	PassFields []string `json:"pass_fields,omitempty" yaml:"pass_fields"`
 
-	// PassHeaders are further request headers that pass, in lower case. Others that no
-	// API has are dropped, and named in the audit log.
+	// PassHeaders are further request headers that pass, in lower case, or further values
+	// of a header for beta features, such as "anthropic-beta=files-api-2025-04-14".
+	// Others that no API has are dropped, and named in the audit log.
 	PassHeaders []string `json:"pass_headers,omitempty" yaml:"pass_headers"`
 
 	// PassResponseHeaders are further headers of responses that reach the caller, in

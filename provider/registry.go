@@ -78,6 +78,19 @@ func NewRegistry(providers []Provider, matches Matcher) (*Registry, error) {
 	return r, nil
 }
 
+// Known returns the call with the provider's name of the model. Google's prefix "models/" is
+// not part of a name, unless a provider of OpenAI's API lists exactly that name.
+func (r *Registry) Known(c Call) Call {
+	if !c.foldered {
+		return c
+	}
+	const folder = "models/"
+	if slices.ContainsFunc(r.exact[folder+c.Model], func(i int) bool { k := r.providers[i].Kind; return k == KindOpenAI || k == KindCustom }) {
+		c.Model, c.foldered = folder+c.Model, false
+	}
+	return c
+}
+
 // Resolve finds the provider for the call. The error is 404 if no provider has the model,
 // and 400 if one has it but does not serve the endpoint.
 func (r *Registry) Resolve(c Call) (Provider, *Error) {

@@ -53,6 +53,7 @@ const (
 	walk                    // an object, or an array of objects, evaluated by in; str defines a string
 	inline                  // like walk; a string would be the id of a stored object
 	tool                    // a string: the name of a tool
+	toolNames               // a list of strings: names of tools
 	toolType                // a string: the type of a tool; built-in ones are known by it
 	callType                // a string: the type of an item, "web_search_call"
 	label                   // a string: the name of an MCP server, which must have one
@@ -179,12 +180,15 @@ var messageShape = newShape(map[string]rule{
 var spokenShape = newShape(map[string]rule{"id": {do: stored}})
 
 // choiceShape is tool_choice as an object: one tool, or several. Its type is the type of a
-// tool, or a keyword (see walker.toolType).
+// tool, or a keyword (see walker.toolType). It is the same in all formats. Any other member
+// is rejected (see vocabulary.shape), since it could name a tool.
 var choiceShape = func() shape {
+	function, custom := newShape(map[string]rule{"name": {do: tool}}), newShape(map[string]rule{"name": {do: tool}})
 	s := &shape{}
 	*s = newShape(map[string]rule{
-		"type": {do: toolType}, "name": {do: tool}, "function": {do: walk, in: &functionShape}, "custom": {do: walk, in: &functionShape},
+		"type": {do: toolType}, "name": {do: tool}, "function": {do: walk, in: &function}, "custom": {do: walk, in: &custom},
 		"server_label": {do: label}, "tools": {do: walk, in: s}, "allowed_tools": {do: walk, in: s},
+		"mode": {}, "disable_parallel_tool_use": {},
 	})
 	return *s
 }()
@@ -330,6 +334,11 @@ var (
 		return s
 	}()
 
+	// toolConfigShape is Gemini's choice among tools.
+	toolConfigShape = newShape(both(map[string]rule{"functionCallingConfig": {do: walk, in: &callingConfigShape}}))
+
+	callingConfigShape = newShape(both(map[string]rule{"allowedFunctionNames": {do: toolNames}}))
+
 	// The configs are Vertex AI's: they select another model.
 	generationShape = newShape(both(map[string]rule{"maxOutputTokens": {do: tokens}, "candidateCount": {do: choices},
 		"routingConfig": {do: refuse}, "modelConfig": {do: refuse}, "modelSelectionConfig": {do: refuse}}))
@@ -337,7 +346,7 @@ var (
 	generateFields = map[string]rule{
 		"model": {do: pathModel}, "contents": {do: walk, in: &contentShape}, "systemInstruction": {do: walk, in: &contentShape}, "tools": {do: walk, in: &geminiToolShape},
 		"generationConfig": {do: walk, in: &generationShape}, "cachedContent": {do: stored}, "stream": {do: refuse},
-		"modelArmorConfig": {do: stored}, "outputConfig": {do: refuse}, "continuationToken": {do: stored},
+		"toolConfig": {do: walk, in: &toolConfigShape}, "modelArmorConfig": {do: stored}, "outputConfig": {do: refuse}, "continuationToken": {do: stored},
 	}
 	generateBody     = newShape(with(steering, both(generateFields)))
 	innerGenerate    = newShape(both(generateFields))

@@ -15,16 +15,8 @@ import (
 // This file translates OpenAI's chat completions and embeddings for providers with other
 // formats. Package translate implements the formats.
 
-// translates reports whether p serves the call by translation. Mistral's own client has the
-// same path for its own format, which passes unchanged.
-func (p Provider) translates(c Call) bool {
-	return slices.Contains(c.Endpoint.Translated, p.Kind) && !(c.Own && slices.Contains(c.Endpoint.Kinds, p.Kind))
-}
-
-// OwnClient reports whether the client uses a provider's own format under a path that
-// OpenAI has too: Mistral's. It selects only the format in which the provider reads the
-// request. Both formats are evaluated alike.
-func OwnClient(userAgent string) bool { return strings.HasPrefix(userAgent, "mistral-client-") }
+// translates reports whether p serves the call by translation.
+func (p Provider) translates(c Call) bool { return slices.Contains(c.Endpoint.Translated, p.Kind) }
 
 // translated is the request in p's format, made from the evaluated bytes.
 func (p Provider) translated(c Call, s Settings, up Upstream) (*translate.Request, *Error) {
@@ -104,7 +96,7 @@ func (c Call) covers(path, query string, r *translate.Request) *Error {
 // servers remove it and others do not, so the evaluated model and the called one could
 // differ.
 func unfolded() *Error {
-	return bad("invalid_model", "model", "Write the model's name without \"models/\" before it.")
+	return bad("invalid_model", "model", "Write the model's name without \"models/\" before it. If the server has the model under that name, an administrator adds it to the models of its provider.")
 }
 
 // within reports whether all of some are in all, which is sorted.
@@ -139,6 +131,13 @@ func (f Forward) Dropped() []string {
 			}
 			out = append(out, field)
 		}
+	}
+	for _, beta := range f.betas {
+		if !betaValue.MatchString(beta) {
+			odd++
+			continue
+		}
+		out = append(out, "header:"+beta)
 	}
 	for _, name := range f.Remove {
 		if useOf(name) == unknownHeader && (!headerName.MatchString(name) || len(name) > 64) {

@@ -72,24 +72,36 @@ func TestForwardTranslated(t *testing.T) {
 	}
 }
 
-// TestForwardOwn: requests of Mistral's client have Mistral's format, and pass unchanged.
+// TestForwardOwn: Mistral's own format has separate paths, and passes unchanged. The user
+// agent selects nothing.
 func TestForwardOwn(t *testing.T) {
 	p := prov("a", "mistral", "m")
-	call := parsed(t, chat, `{"model":"m","seed":1,"safe_prompt":true,"messages":[{"role":"user","content":"hello"}]}`)
-	call.Own = provider.OwnClient("mistral-client-python/3.7.0 speakeasy-sdk/python")
-	if f, e := p.Forward(call, chat, ""); e != nil || f.Translated() || f.Body != nil {
-		t.Errorf("%+v %v", f, e)
+	const body = `{"model":"m","seed":1,"safe_prompt":true,"messages":[{"role":"user","content":"hello"}]}`
+	for _, path := range []string{"/v1/chat/completions", "/v1/embeddings", "/v1/moderations", "/v1/fim/completions", "/v1/ocr"} {
+		own := parsed(t, "/mistral"+path, `{"model":"m"}`)
+		if f, e := p.Forward(own, "/mistral"+path, ""); e != nil || f.Translated() || f.Body != nil || f.Path != path {
+			t.Errorf("%s: %+v %v", path, f, e)
+		}
+		for _, kind := range []string{"openai", "custom", "anthropic", "gemini", "cohere"} {
+			if _, e := prov("b", kind, "m").Forward(own, "/mistral"+path, ""); e == nil || e.Code != "unsupported_endpoint" {
+				t.Errorf("%s at %s: %v", path, kind, e)
+			}
+		}
+		if got := provider.FormatOf("/mistral" + path); got != provider.FormatMistral {
+			t.Errorf("%s: errors of %s", path, got)
+		}
 	}
-	call.Own = provider.OwnClient("OpenAI/Python 3.54.0")
+	call := parsed(t, chat, body)
 	if f, e := p.Forward(call, chat, ""); e != nil || !strings.Contains(string(f.Body), `"random_seed":1,`) && !strings.Contains(string(f.Body), `"random_seed":1}`) || !strings.Contains(string(f.Body), `"safe_prompt":true`) {
 		t.Errorf("%s %v", f.Body, e)
 	}
-	// Where a path has one format only, the client changes nothing.
-	a := prov("b", "anthropic", "m")
-	call = parsed(t, chat, `{"model":"m","messages":[{"role":"user","content":"hello"}]}`)
-	call.Own = true
-	if f, e := a.Forward(call, chat, ""); e != nil || !f.Translated() {
-		t.Errorf("%+v %v", f, e)
+	if e := provider.Unserved("POST", "/mistral/chat/completions"); e.Status != 404 || !strings.Contains(e.Message, "POST /mistral/v1/chat/completions") {
+		t.Error(e.Message)
+	}
+	for _, path := range []string{"/mistral/v1/messages", "/mistral/v1/responses", "/mistral/v2/chat", "/mistral/mistral/v1/ocr", "/mistral"} {
+		if _, _, served := provider.Match("POST", path); served {
+			t.Errorf("%s is served", path)
+		}
 	}
 }
 

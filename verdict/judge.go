@@ -181,7 +181,7 @@ func (o *Org) parse(v *Verdict, r *Request) *provider.Error {
 		return refused
 	}
 	v.Call = call
-	v.Call.Own, v.Call.Headers = provider.OwnClient(r.UserAgent), r.Headers
+	v.Call.Headers, v.Call.Betas = r.Headers, r.Betas
 	return nil
 }
 
@@ -211,6 +211,7 @@ func (o *Org) decide(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 		return Unavailable("identity_unavailable", "Callers cannot be identified right now. Try again shortly.")
 	}
 	if !r.listsModels() {
+		v.Call = o.Providers.Known(v.Call)
 		p, refused := o.Providers.Resolve(v.Call)
 		if refused != nil {
 			return refused

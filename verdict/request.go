@@ -30,6 +30,8 @@ type Request struct {
 	// Headers are the names of headers that are forwarded only to a provider that accepts
 	// them (provider.HeaderChosen), without duplicates.
 	Headers []string
+	// Betas are the values of headers that ask for features in beta (provider.Betas).
+	Betas []string
 
 	// Match fills these.
 	Endpoint provider.Endpoint

@@ -154,7 +154,7 @@ var formats = []struct {
 	{provider.FormatAnthropic, `PATH == "/v1/messages" || PATH.startsWith("/v1/messages/") || PATH == "/v1/complete"`},
 	{provider.FormatGemini, `PATH.startsWith("/v1beta/") || PATH.startsWith("/v1alpha/") || PATH.startsWith("/v1/models/") && !PATH.startsWith("/v1/models/ft:") && PATH.matches(":[a-z][a-zA-Z]*[A-Z][a-zA-Z]*$")`},
 	{provider.FormatCohere, `PATH.startsWith("/v2/")`},
-	{provider.FormatMistral, `PATH.startsWith("/v1/fim/") || PATH == "/v1/ocr"`},
+	{provider.FormatMistral, `PATH.startsWith("/v1/fim/") || PATH == "/v1/ocr" || PATH.startsWith("/mistral/")`},
 	{provider.FormatOpenAI, ""},
 }
 

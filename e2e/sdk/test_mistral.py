@@ -1,4 +1,6 @@
-"""The official mistralai SDK for Python against the gateway, only its server URL and key changed."""
+"""The official mistralai SDK for Python against the gateway, only its server URL and key changed.
+
+Each test runs in OpenAI's format (the plain URL) and in Mistral's own (the URL with /mistral)."""
 
 import pytest
 from conftest import GATEWAY, QUESTION, RESULT, SCHEMA, TEXT, key
@@ -10,8 +12,18 @@ HELLO = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "get_weather", "description": "The weather in a city", "parameters": SCHEMA}}
 
 
+base = GATEWAY
+
+
+@pytest.fixture(params=["", "/mistral"], autouse=True)
+def form(request):
+    global base
+    base = GATEWAY + request.param
+    return request.param
+
+
 def client(name="AID_KEY", secret=None):
-    return Mistral(server_url=GATEWAY, api_key=secret or key(name))
+    return Mistral(server_url=base, api_key=secret or key(name))
 
 
 def ask(client, model=MODEL, messages=HELLO, **more):
