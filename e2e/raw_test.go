@@ -129,6 +129,7 @@ type rawCase struct {
 	name, model string
 	want        string
 	closes      bool     // the connection is closed after a response
+	status      int      // of the first response; 0: any
 	lines       []string // to send, each with its CRLF if it has one
 }
 
@@ -172,6 +173,8 @@ func (w *rawWorld) cases(t *testing.T, file string) (out []rawCase) {
 				c.want = value
 			case "close":
 				c.closes = true
+			case "status":
+				c.status, _ = strconv.Atoi(value)
 			case "each":
 				values = append(values, value)
 			case ">":
@@ -300,6 +303,9 @@ func (w *rawWorld) http1(t *testing.T, c rawCase) {
 	case c.want == "waits":
 	case good != own+hidden:
 		t.Errorf("%s: was answered %v, want %s: %.300s", c.name, statuses, c.want, answers)
+	}
+	if c.status != 0 && (len(statuses) != 1 || statuses[0] != c.status || !strings.Contains(answers, `"request_id":"`)) {
+		t.Errorf("%s: was answered %v, want %d and a request_id: %.300s", c.name, statuses, c.status, answers)
 	}
 }
 

@@ -38,14 +38,17 @@ const messageTimeout = 10 * time.Second
 // PeerFormat is the address of the connection itself.
 const PeerFormat = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
 
+// ProtocolFormat is the version of HTTP that the client speaks.
+const ProtocolFormat = "%PROTOCOL%"
+
 // EarlyMutation removes the headers that only the gateway may set, before anything reads
-// them, and sets HeaderPeer. extproc removes the other x-aid-* headers. It reads some of
+// them, and sets HeaderPeer and HeaderProtocol. extproc removes the other x-aid-* headers. It reads some of
 // them first.
 func EarlyMutation() *earlyv3.HeaderMutation {
 	return &earlyv3.HeaderMutation{Mutations: []*mutationv3.HeaderMutation{
 		{Action: &mutationv3.HeaderMutation_Remove{Remove: HeaderRoute}},
 		removeOnMatch(prefixed(PrefixAgent)), removeOnMatch(prefixed("x-envoy-")),
-		overwriteHeader(HeaderPeer, PeerFormat),
+		overwriteHeader(HeaderPeer, PeerFormat), overwriteHeader(HeaderProtocol, ProtocolFormat),
 	}}
 }
 

@@ -151,7 +151,7 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 	x.s.metrics.phase("identify", x.s.c.Now().Sub(x.began))
 	if refused != nil && !x.known {
 		x.countUnknown(refused)
-		// No key makes this path served, so the path is the first thing to correct.
+		// No key makes this served, so it is the first thing to correct.
 		if unserved := x.req.unserved(); unserved != nil && refused.Status == http.StatusUnauthorized {
 			refused = unserved
 		}

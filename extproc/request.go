@@ -55,7 +55,7 @@ func carrier(name string) bool {
 // a repetition. Envoy joins the lines of some headers before they come here.
 func single(name string) (single, comma bool) {
 	switch name {
-	case ":method", ":path", ":authority", ":scheme", "host", "content-length", "transfer-encoding", envoy.HeaderRequestID, envoy.HeaderCanary, envoy.HeaderPeer:
+	case ":method", ":path", ":authority", ":scheme", "host", "content-length", "transfer-encoding", envoy.HeaderRequestID, envoy.HeaderCanary, envoy.HeaderPeer, envoy.HeaderProtocol:
 		return true, true
 	case "content-type":
 		return true, true
@@ -71,7 +71,7 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 	r := request{Request: verdict.Request{Mode: mode, ContentLength: -1}, endOfStream: m.GetEndOfStream()}
 	headers := m.GetHeaders().GetHeaders()
 	r.remove = make([]string, 0, 8)
-	seen := make([]string, 0, 18) // the single headers so far; there are 18
+	seen := make([]string, 0, 19) // the single headers so far; there are 19
 	for _, h := range headers {
 		name := lower(h.GetKey())
 		raw := h.GetRawValue()
@@ -143,6 +143,10 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 			r.ID = string(raw)
 		case envoy.HeaderPeer:
 			r.ClientIP = string(raw)
+		case envoy.HeaderProtocol:
+			if v := string(raw); v != "HTTP/1.1" && v != "HTTP/2" {
+				r.problem(verdict.Refuse(http.StatusUpgradeRequired, "http_version_not_supported", "This version of HTTP is not supported. Use HTTP/1.1 or HTTP/2."))
+			}
 		case "traceparent":
 			r.traceparent = string(raw)
 		case envoy.HeaderCanary:
@@ -196,6 +200,9 @@ func (r *request) headersAlone() *provider.Error {
 
 // unserved rejects a path that is not served for any key, or returns nil.
 func (r *request) unserved() *provider.Error {
+	if r.wrong != nil && r.wrong.Status == http.StatusUpgradeRequired {
+		return r.wrong
+	}
 	if _, _, served := provider.Match(r.Method, r.Path); served || r.wrong != nil {
 		return nil
 	}

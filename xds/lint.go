@@ -107,7 +107,6 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 	l.want(h.GetStreamErrorOnInvalidHttpMessage().GetValue(), "L06", "stream_error_on_invalid_http_message is off")
 	c := h.GetCommonHttpProtocolOptions()
 	l.want(c.GetHeadersWithUnderscoresAction() == corev3.HttpProtocolOptions_REJECT_REQUEST, "L06", "headers with underscores are not rejected")
-	l.want(!h.GetHttpProtocolOptions().GetAcceptHttp_10(), "L06", "HTTP/1.0 is accepted")
 	l.want(!h.GetHttpProtocolOptions().GetAllowChunkedLength(), "L06", "chunked bodies with a content-length are accepted")
 	l.want(len(h.GetUpgradeConfigs()) == 0 && !h.GetHttp2ProtocolOptions().GetAllowConnect(), "L07", "upgrades or CONNECT are on")
 	l.want(h.GetHttp3ProtocolOptions() == nil && h.GetCodecType() != hcmv3.HttpConnectionManager_HTTP3, "L07", "HTTP/3 is on")
@@ -119,7 +118,7 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 	l.want(h.GetStreamIdleTimeout().AsDuration() >= seconds(60).AsDuration(), "L08", "stream_idle_timeout is not set, or too short for a model that thinks")
 	l.want(c.GetIdleTimeout().AsDuration() > 0, "L08", "idle connections stay for ever")
 	l.replies(h.GetLocalReplyConfig())
-	removed, peer := false, false
+	removed, peer, protocol := false, false, false
 	for _, e := range h.GetEarlyHeaderMutationExtensions() {
 		var m earlyv3.HeaderMutation
 		if e.GetTypedConfig().UnmarshalTo(&m) != nil {
@@ -128,14 +127,18 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 		for _, mut := range m.GetMutations() {
 			removed = removed || mut.GetRemove() == envoy.HeaderRoute
 			if a := mut.GetAppend(); a != nil {
-				ours := a.GetHeader().GetKey() == envoy.HeaderPeer && a.GetHeader().GetValue() == envoy.PeerFormat && a.GetAppendAction() == corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
-				l.want(ours, "L05", "a header is added before extproc")
-				peer = peer || ours
+				name, value := a.GetHeader().GetKey(), a.GetHeader().GetValue()
+				overwrites := a.GetAppendAction() == corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+				isPeer := overwrites && name == envoy.HeaderPeer && value == envoy.PeerFormat
+				isProtocol := overwrites && name == envoy.HeaderProtocol && value == envoy.ProtocolFormat
+				l.want(isPeer || isProtocol, "L05", "a header is added before extproc")
+				peer, protocol = peer || isPeer, protocol || isProtocol
 			}
 		}
 	}
 	l.want(peer, "L05", "clients may say where they come from: "+envoy.HeaderPeer+" is not overwritten")
 	l.want(removed, "L05", "clients may send "+envoy.HeaderRoute)
+	l.want(protocol, "L06", "extproc does not see HTTP/1.0: "+envoy.HeaderProtocol+" is not overwritten")
 }
 
 // replies must name none of what Envoy says of itself, and leave no response out.

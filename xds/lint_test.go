@@ -298,7 +298,11 @@ func TestLint(t *testing.T) {
 		}},
 		{"L06", "lenient messages", func(p *parts) { p.hcm.StreamErrorOnInvalidHttpMessage = nil }},
 		{"L06", "underscores", func(p *parts) { p.hcm.CommonHttpProtocolOptions.HeadersWithUnderscoresAction = 0 }},
-		{"L06", "HTTP/1.0", func(p *parts) { p.hcm.HttpProtocolOptions.AcceptHttp_10 = true }},
+		{"L06", "HTTP/1.0 that extproc does not see", func(p *parts) {
+			m := envoy.EarlyMutation()
+			m.Mutations = m.Mutations[:len(m.Mutations)-1]
+			p.hcm.EarlyHeaderMutationExtensions[0].TypedConfig, _ = anypb.New(m)
+		}},
 		{"L06", "chunked with a length", func(p *parts) { p.hcm.HttpProtocolOptions.AllowChunkedLength = true }},
 		{"L06", "an access log", func(p *parts) { p.hcm.AccessLog = []*accesslogv3.AccessLog{{Name: "x"}} }},
 		{"L06", "the client's address upstream", func(p *parts) { p.provider.RequestHeadersToRemove = []string{envoy.HeaderRoute, "x-forwarded-proto"} }},

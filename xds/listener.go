@@ -87,7 +87,9 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 			HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_REJECT_REQUEST,
 		},
 		HttpProtocolOptions: &corev3.Http1ProtocolOptions{
-			AcceptHttp_10: false, AllowChunkedLength: false,
+			// extproc rejects HTTP/1.0, by envoy.HeaderProtocol. A request without a Host gets
+			// one that does not exist, so that it has the same response.
+			AcceptHttp_10: true, DefaultHostForHttp_10: "http-1.0.invalid", AllowChunkedLength: false,
 			EnableTrailers: true, // to be seen, and rejected, on both protocols alike
 		},
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{

@@ -55,7 +55,6 @@ func ownReplies() []ownReply {
 	add("", nil, provider.Error{Status: 404, Type: invalid, Code: "unknown_endpoint", Message: "This path is not served here."})
 	add("", nil, provider.Error{Status: 408, Type: invalid, Code: "request_timeout", Message: "The request did not arrive in time."})
 	add("", nil, provider.Error{Status: 413, Type: invalid, Code: "request_too_large", Message: "The request is larger than the gateway takes."})
-	add("", nil, provider.Error{Status: 426, Type: invalid, Code: "http_version_not_supported", Message: "HTTP/1.0 is not supported. Use HTTP/1.1 or HTTP/2."})
 	add("", nil, provider.Error{Status: 431, Type: invalid, Code: "headers_too_large", Message: "The request's headers are larger than the gateway takes."})
 	add("ext_proc_error", nil, provider.Error{Status: 503, Type: server, Code: "decision_unavailable",
 		Message: "The gateway's sidecar does not respond, so the request was not evaluated and not forwarded. Try again shortly.", RetryAfter: time.Second})

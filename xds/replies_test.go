@@ -84,7 +84,7 @@ func TestRepliesOfEnvoy(t *testing.T) {
 		want(path, failed)
 		want(path+"?alt=sse&x=/v1/messages:y", failed)
 	}
-	for _, path := range []string{"/", "/v1", "/v1/messages/", "/v1/messagesx", "/v1/complete/x", "/v1/models/", "/v1/models/g:generateContent", "/v1/models/g:Generate", "/v1/models/g:countTokens2", "/v1/models/ft:gpt:aB", "/v1/models/a:b:cD", "/v1/modelsx/g:y", "/v1beta", "/v1alpha/x", "/v2", "/v2/", "/v1/ocr/x", "/v1/fim", "/v1/fim/x"} {
+	for _, path := range []string{"/", "/v1", "/v1/messages/", "/v1/messagesx", "/v1/complete/x", "/v1/models/", "/v1/models/g:generateContent", "/v1/models/g:Generate", "/v1/models/g:countTokens2", "/v1/models/ft:gpt:aB", "/v1/models/a:b:cD", "/v1/modelsx/g:y", "/v1beta", "/v1alpha/x", "/v2", "/v2/", "/v1/ocr/x", "/v1/fim", "/v1/fim/x", "/mistral", "/mistral/x", "/mistralx/v1/ocr", "/v1/mistral/x"} {
 		want(path, failed)
 	}
 	// And on whatever else can be made of the words in the conditions.
