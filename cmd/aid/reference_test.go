@@ -242,7 +242,7 @@ The **gateway** replies in the format of the API that was called, so the client'
 ` + "`x-should-retry: false`" + ` stands where the same request would be rejected again. 429 and 503 have ` + "`Retry-After`" + ` where it is known.
 The request id in the error finds the request in the audit log ([tasks.md](tasks.md#read-a-requests-whole-story)). "audit log" in place of a
 status means that no caller receives the code. Other statuses and codes are the provider's own.
-A 400 or 431 that Envoy returns before it has read the headers has `request_id: null`: the request got no id, and no entry.
+A 400 or 431 that Envoy returns before it has read the headers has ` + "`request_id: null`" + `: the request got no id, and no entry.
 
 The **management API** replies with ` + "`{\"error\": {\"code\", \"message\", \"field\", \"fix\", \"request_id\"}}`" + `.
 `)
