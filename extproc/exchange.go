@@ -522,9 +522,6 @@ func (x *exchange) reject(e *provider.Error) *extprocv3.ProcessingResponse {
 	if e.Final() {
 		m.header("x-should-retry", "false")
 	}
-	if e.Status == http.StatusUpgradeRequired {
-		m.header("connection", "close") // the next request would have the same response
-	}
 	if e.RetryAfter > 0 {
 		m.header("retry-after", strconv.FormatInt(verdict.Seconds(e.RetryAfter), 10))
 	}

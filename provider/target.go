@@ -40,13 +40,13 @@ var (
 	special4 = prefixes("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24",
 		"192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
 		"224.0.0.0/3", "168.63.129.16/32")
-	special6 = prefixes("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20")
+	// 6to4 (2002::/16) also embeds IPv4. It is obsolete (RFC 7526), so all of it is here.
+	special6 = prefixes("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
 
 	nat64 = netip.MustParsePrefix("64:ff9b::/96")
-	sixTo = netip.MustParsePrefix("2002::/16")
 )
 
-// special also has each IPv4 range as IPv6 embeds it: by NAT64 and by 6to4.
+// special also has each IPv4 range as NAT64 embeds it in IPv6.
 func special() []netip.Prefix {
 	all := slices.Concat(special4, special6)
 	for _, p := range special4 {
@@ -54,9 +54,6 @@ func special() []netip.Prefix {
 		a := nat64.Addr().As16()
 		copy(a[12:], v4[:])
 		all = append(all, netip.PrefixFrom(netip.AddrFrom16(a), 96+p.Bits()))
-		a = sixTo.Addr().As16()
-		copy(a[2:], v4[:])
-		all = append(all, netip.PrefixFrom(netip.AddrFrom16(a), 16+p.Bits()))
 	}
 	return all
 }
@@ -72,11 +69,13 @@ func inAny(a netip.Addr, ps []netip.Prefix) bool {
 	return slices.ContainsFunc(ps, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// Allows reports whether a provider may be at the address and port. An IPv4 address in IPv6
-// form counts as IPv4, since a kernel connects to it as such.
+// Never holds the addresses that no setting allows: unspecified and multicast addresses, and
+// IPv4 in IPv6 form, which is another spelling of an IPv4 address. Envoy gets it too.
+var Never = prefixes("0.0.0.0/32", "224.0.0.0/4", "::/128", "ff00::/8", "::ffff:0.0.0.0/96")
+
+// Allows reports whether a provider may be at the address and port.
 func (t Targets) Allows(a netip.Addr, port uint16) bool {
-	a = a.Unmap()
-	if !a.IsValid() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
+	if !a.IsValid() || a.Zone() != "" || a.Is4In6() || inAny(a, Never) {
 		return false
 	}
 	for _, own := range t.OwnPrefixes() {

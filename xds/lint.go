@@ -388,16 +388,15 @@ func checksTargets(c *clusterv3.Cluster) bool {
 	if rules.GetAction() != rbacv3.RBAC_ALLOW || len(rules.GetPolicies()) != 1 || len(policy.GetPermissions()) != 1 || policy.GetCondition() != nil {
 		return false
 	}
-	public := targets(provider.Targets{}).GetPolicies()[policyTargets].GetPermissions()[0].GetOrRules().GetRules()[0]
-	for rule := policy.GetPermissions()[0]; ; rule = rule.GetAndRules().GetRules()[0] {
-		if rule.GetAndRules() == nil {
-			either := rule.GetOrRules().GetRules()
-			return len(either) > 0 && len(either) <= 2 && proto.Equal(either[0], public)
-		}
-		if len(rule.GetAndRules().GetRules()) != 2 || rule.GetAndRules().GetRules()[1].GetNotRule() == nil {
-			return false
-		}
+	want := targets(provider.Targets{}).GetPolicies()[policyTargets].GetPermissions()[0].GetAndRules().GetRules()
+	got := policy.GetPermissions()[0].GetAndRules().GetRules()
+	if len(got) != 2 {
+		return false
 	}
+	allowed, denied := got[0].GetOrRules().GetRules(), got[1].GetNotRule().GetOrRules().GetRules()
+	public, never := want[0].GetOrRules().GetRules()[0], want[1].GetNotRule().GetOrRules().GetRules()
+	return len(allowed) > 0 && len(allowed) <= 2 && proto.Equal(allowed[0], public) && len(denied) >= len(never) &&
+		slices.EqualFunc(denied[:len(never)], never, func(a, b *rbacv3.Permission) bool { return proto.Equal(a, b) })
 }
 
 // small says whether a buffer limit is set, and not above 1 MiB: it is held for each

@@ -18,7 +18,7 @@ import (
 const (
 	filterTargets = "envoy.filters.http.upstream_rbac"
 	filterCodec   = "envoy.filters.http.upstream_codec"
-	matcherTarget = "envoy.rbac.matchers.upstream_ip_port"
+	matcherTarget = "target" // Envoy finds the matcher by its type. Each rule has the name, so it is short.
 
 	policyTargets = "targets"
 )
@@ -30,14 +30,11 @@ func targets(t provider.Targets) *rbacv3.RBAC {
 	if len(t.Private) > 0 {
 		allowed = append(allowed, anyOf(matching(t.Private)...))
 	}
-	rule := anyOf(allowed...)
-	if own := t.OwnPrefixes(); len(own) > 0 {
-		var ours []*rbacv3.Permission
-		for _, o := range own {
-			ours = append(ours, target(o.Prefix, o.Port))
-		}
-		rule = allOf(rule, not(anyOf(ours...)))
+	denied := matching(provider.Never)
+	for _, o := range t.OwnPrefixes() {
+		denied = append(denied, target(o.Prefix, o.Port))
 	}
+	rule := allOf(anyOf(allowed...), not(anyOf(denied...)))
 	return &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW, Policies: map[string]*rbacv3.Policy{policyTargets: {
 		Permissions: []*rbacv3.Permission{rule}, Principals: []*rbacv3.Principal{{Identifier: &rbacv3.Principal_Any{Any: true}}},
 	}}}
