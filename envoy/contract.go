@@ -19,9 +19,8 @@ const (
 	// too, at a tenth of the throughput (measured, 1.40). If the peer is on this machine,
 	// x-forwarded-for has the machine's own address.
 	HeaderPeer = "x-aid-peer"
-	// HeaderProtocol has the version of HTTP that the client speaks. HTTP/1.0 is rejected
-	// by extproc: Envoy's own rejection passes extproc's filter as a response without a
-	// request, and ends the connection without a byte (measured, 1.40).
+	// HeaderProtocol has the client's version of HTTP. extproc rejects HTTP/1.0. Envoy's own
+	// rejection would end the connection without a byte (measured, 1.40).
 	HeaderProtocol = "x-aid-protocol"
 	// HeaderCanary carries the nonce of a readiness check, both ways.
 	HeaderCanary = "x-aid-canary"

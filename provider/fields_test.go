@@ -267,14 +267,15 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
-// TestBetas: of a header that asks for features in beta, known values go on, as do those
-// that the provider's settings list. Others are dropped by name.
+// Known values of a beta header are forwarded.
+//
+// Values in the provider's settings are too. Others are dropped by name.
 func TestBetas(t *testing.T) {
 	const anthropic = "https://api.anthropic.com"
 	for _, c := range []struct {
 		kind, base, settings, path string
 		sent                       []string
-		set, removed, dropped      string // set "": as it came
+		set, removed, dropped      string
 	}{
 		{"anthropic", anthropic, "", messages, []string{"anthropic-beta: context-1m-2025-08-07, interleaved-thinking-2025-05-14"}, "", "", ""},
 		{"anthropic", anthropic, "", messages, []string{"anthropic-beta: context-1m-2025-08-07,server-side-fallback-2026-07-01 ,, pdfs-2024-09-25"},
