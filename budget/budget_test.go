@@ -101,7 +101,7 @@ func TestOneKeyTwice(t *testing.T) {
 }
 
 // No window of a minute lets more than 2n requests pass, and a burst is at most n. A caller
-// that waits as long as RetryAfter says passes.
+// that waits for RetryAfter passes.
 func TestRate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := &clock{}

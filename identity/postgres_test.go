@@ -468,7 +468,7 @@ func TestNodes(t *testing.T) {
 	w.in(w.a, func(ctx context.Context, tx pgx.Tx) error {
 		got, err := identity.ListNodes(ctx, tx)
 		listed := byToken
-		listed.Orgs, listed.HomeID = nil, "" // that is of what was presented
+		listed.Orgs, listed.HomeID = nil, "" // NodePresented sets them
 		if d := cmp.Diff([]identity.Node{listed, gone}, got, placed); d != "" {
 			t.Error(d)
 		}

@@ -109,7 +109,7 @@ func TestParseRefuses(t *testing.T) {
 			t.Errorf("%s: the error quotes: %v", name, err)
 		}
 	}
-	// Whatever single character is wrong, the checksum says so.
+	// The checksum detects every single wrong character.
 	for i := len("aid_sk_"); i < len(key); i++ {
 		for _, c := range "0Zz" {
 			typo := key[:i] + string(c) + key[i+1:]

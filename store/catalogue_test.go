@@ -25,8 +25,8 @@ func column(t testing.TB, conn *pgx.Conn, query string, args ...any) []string {
 	return list
 }
 
-// The catalogue says what the schema promises, for the tables that are there now
-// and for those that somebody adds.
+// The catalogue has the properties that the schema promises, for all tables that exist
+// now and for tables that are added later.
 func TestCatalogue(t *testing.T) {
 	db := storetest.Open(t)
 	// Partitions that are made later count too.
@@ -66,7 +66,7 @@ func TestCatalogue(t *testing.T) {
 		WHERE d.refclassid = 'pg_authid'::regclass AND d.deptype = 'o' AND r.rolname = ANY($1)`, serving)
 	none("tables that are not the owner's", tables+`AND c.relowner::regrole::text <> $1`, store.OwnerRole)
 
-	// "PUBLIC" is what everybody is.
+	// Every role is a member of "PUBLIC".
 	const acl = `SELECT c.oid::regclass || ': ' || a.privilege_type FROM pg_class c, aclexplode(c.relacl) a WHERE c.relnamespace = 'public'::regnamespace `
 	none("tables granted to PUBLIC", acl+`AND a.grantee = 0`)
 	none("privileges of the app that are more than rows", acl+`AND a.grantee = 'aid_app'::regrole AND a.privilege_type NOT IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')`)
@@ -84,7 +84,7 @@ func TestCatalogue(t *testing.T) {
 		AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = 'append_only_whole' AND g.tgtype & 32 <> 0 AND g.tgenabled = 'O')`)
 }
 
-// What is not granted is rejected, as who serves and as who owns.
+// Statements without a grant are rejected, for the serving role and for the owner.
 func TestAppendOnly(t *testing.T) {
 	db := storetest.Open(t)
 	org := storetest.Org(t, db)

@@ -224,7 +224,7 @@ func TestEmbedded(t *testing.T) {
 			t.Errorf("it has capabilities: %s", line)
 		}
 	}
-	// What clients do wrong may hold what must not be in a log.
+	// A client's error may contain text that must not be in a log.
 	if _, err := conn.Exec(t.Context(), `SELECT 'hunter2'::int`); err == nil {
 		t.Error("a text is a number")
 	}

@@ -106,7 +106,7 @@ func TestFetch(t *testing.T) {
 	}
 }
 
-// What is not exactly what it should be changes nothing.
+// A download that differs in any way changes nothing.
 func TestFetchRefuses(t *testing.T) {
 	archive, err := hex.DecodeString(txz)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 
 func logTo(b *bytes.Buffer) *slog.Logger { return slog.New(slog.NewTextHandler(b, nil)) }
 
-// schema is all that a migration could change, as the catalogue says it.
+// schema is everything that a migration can change, read from the catalogue.
 func schema(t *testing.T, ownerURL string) string {
 	t.Helper()
 	conn := storetest.Connect(t, ownerURL)
@@ -86,7 +86,7 @@ func TestMigrateAtOnce(t *testing.T) {
 	db.Close()
 }
 
-// A superuser may migrate; what is made is the owner's. The app may not.
+// A superuser may migrate, and the owner gets the objects. The app may not migrate.
 func TestMigrateAsWhom(t *testing.T) {
 	p := empty(t)
 	if err := store.Migrate(t.Context(), p.AppURL, quiet); err == nil || !strings.Contains(err.Error(), "connect as aid_owner") {
@@ -139,8 +139,8 @@ func TestOpenRefusesOldSchemas(t *testing.T) {
 	}
 }
 
-// Provision run again changes nothing; what somebody broke it puts right; a
-// database of somebody else's it leaves.
+// A second Provision changes nothing in a correct database, corrects wrong settings, and
+// does not touch a database of another owner.
 func TestProvision(t *testing.T) {
 	admin := storetest.Connect(t, storetest.AdminURL(t))
 	roles := func() string {

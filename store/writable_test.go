@@ -10,7 +10,7 @@ import (
 	"github.com/ai-identity/ai-identity/store/storetest"
 )
 
-// A read-only database answers, and takes no writes.
+// A read-only database responds, and accepts no writes.
 func TestWritable(t *testing.T) {
 	db := storetest.Open(t)
 	if err := db.Writable(t.Context()); err != nil {

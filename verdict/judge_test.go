@@ -66,7 +66,7 @@ func newWorld(t testing.TB, policies ...string) *world {
 	}
 }
 
-// counter is a limiter that admits a number of requests and remembers what it did.
+// counter is a limiter that admits a number of requests and stores its calls.
 type counter struct {
 	left               int
 	err                error
@@ -219,7 +219,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// A phase that fails leaves no decision, and keeps what was found out.
+// A phase that fails leaves no decision, and keeps the results of earlier phases.
 func TestPhaseFails(t *testing.T) {
 	w := newWorld(t)
 	for _, phase := range []string{"parse", "decide", ""} {

@@ -1,6 +1,6 @@
-"""What the suites of the Python clients share. Run by TestSDKs (e2e/sdk_test.go), which starts
-everything and sets AID_GATEWAY, AID_KEY (a key that may do all of this), AID_REVOKED_KEY,
-AID_ONE_RPM_KEY (which may do one request a minute), AID_CHAT_MODELS
+"""Shared code of the Python clients' suites. TestSDKs (e2e/sdk_test.go) runs them. It starts
+everything and sets AID_GATEWAY, AID_KEY (with all permissions), AID_REVOKED_KEY,
+AID_ONE_RPM_KEY (for one request per minute), AID_CHAT_MODELS
 and AID_NAMED_MODELS."""
 
 import os

@@ -1,17 +1,17 @@
-"""Providers that take nothing for granted: what reaches them is checked before it is answered.
+"""Providers that check each request before they respond to it.
 
     python provider.py MOCK CREDENTIAL     prints its port, then serves until it is ended
 
 Each kind of provider has a folder: /openai, /anthropic, /gemini, /cohere, /mistral. A
-request there must carry CREDENTIAL as that provider wants it and no other secret, and
-its body must be what the provider's own SDK could have sent: its types decide, and
-fields that they do not name are faults at every depth (validate_translation.py, which
-checks the vectors of provider/translate in the same way). A fault is answered 422 and
-remembered: GET /checked says what came and what was wrong with it.
+request there must have CREDENTIAL in the provider's own form, and no other secret. The
+provider's own SDK must be able to send its body: the SDK's types decide, and unknown
+fields are errors at every depth. validate_translation.py checks this, and the vectors of
+provider/translate in the same way. A wrong request gets 422 and is stored: GET /checked
+returns the requests and their errors.
 
-What is right is answered by MOCK, an aimock that nobody here wrote. What aimock does not
-serve is in RECORDED below, shaped as the provider's reference shows it and checked at the
-start against the SDK's type of the answer.
+MOCK, an independent aimock, responds to valid requests. RECORDED below has the responses
+that aimock does not have. They follow the provider's reference, and are checked at the
+start against the SDK's type of the response.
 """
 
 import http.client

@@ -1,4 +1,4 @@
-"""The official openai SDK for Python with models of other providers: only the model's name is another.
+"""The official openai SDK for Python with models of other providers: only the model's name differs.
 
 Run by TestTranslated (e2e/translated_test.go), which starts everything and sets the environment:
 AID_GATEWAY, AID_KEY, AID_TRANSLATED_MODELS (kind=model, separated by commas).

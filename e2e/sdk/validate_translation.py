@@ -1,19 +1,19 @@
-"""What provider/translate sends and answers, checked by the providers' own SDKs.
+"""The output of provider/translate, checked by the providers' own SDKs.
 
 Reads provider/translate/testdata (chat, embeddings, answers) and checks
 
-  what is sent      against the request types of anthropic, google-genai, cohere and
-                    mistralai, fields that they do not know forbidden at every depth,
-                    and the order of turns that Anthropic's and Gemini's servers insist on
-  what is answered  against openai's ChatCompletion, ChatCompletionChunk, CreateEmbeddingResponse
-                    and ErrorObject, strictly, and once more through the SDK's own stream
-                    reader and the helper that adds deltas up
-  the inputs        of the vectors: that they are what OpenAI's SDK would send and what the
-                    providers' SDKs would take, so that we do not test against inventions
+  requests          against the request types of anthropic, google-genai, cohere and
+                    mistralai. Unknown fields are errors at every depth. The order of turns
+                    must be the one that Anthropic's and Gemini's servers require.
+  responses         against openai's ChatCompletion, ChatCompletionChunk, CreateEmbeddingResponse
+                    and ErrorObject, strictly, and again through the SDK's own stream
+                    reader and the helper that joins deltas
+  inputs            of the vectors: OpenAI's SDK could send them, and the providers' SDKs
+                    accept them, so the tests use realistic data
 
 Run by TestTranslationByTheSDKs, and by TestTranslated on what a provider got through the
 gateway (e2e/translated_test.go); provider.py checks live requests with it. By hand:
-python validate_translation.py [TESTDATA]. Exit 1 and a line for each fault.
+python validate_translation.py [TESTDATA]. It exits with 1 and prints a line for each error.
 """
 
 import functools
@@ -91,8 +91,8 @@ def hints(tp):
 
 @functools.lru_cache(maxsize=None)
 def required(tp):
-    """The names that must be there. Annotations that are strings, as the SDKs have them, hide
-    Required and NotRequired from typing, so __required_keys__ alone is not the truth."""
+    """The required names. The SDKs have annotations that are strings, which hide Required and
+    NotRequired from typing. So __required_keys__ alone is not enough."""
     marks = {k: typing_extensions.get_origin(h) for k, h in hints(tp).items()}
     return {k for k, m in marks.items() if m in REQUIRED or (k in tp.__required_keys__ and m not in NOT_REQUIRED)}
 
@@ -344,10 +344,11 @@ def faults_of(where):
 
 
 def settle(v):
-    """A form in which two values that Google's server takes for the same are equal.
+    """A form in which two values are equal if Google's server reads them alike.
 
-    It takes a field's name in both spellings, and the SDK writes some of them as the
-    reference does not (mime_type); it takes both alphabets of base64, padded or not.
+    The server accepts a field's name in both spellings, and the SDK writes some names
+    differently from the reference (mime_type). It accepts both alphabets of base64, with
+    and without padding.
     """
     if isinstance(v, dict):
         out = {}
