@@ -138,7 +138,7 @@ func startApart(t *testing.T) *apart {
 	for _, h := range a.nodes {
 		h.waitReady(t)
 	}
-	a.types(t, "5", 1)
+	a.types(t, "5", 1, 2)
 	return a
 }
 
@@ -196,7 +196,7 @@ func (a *apart) run(t *testing.T, commands string) string {
 		"http://control-1.example.com:9091", a.controls[0].status, "http://control-2.example.com:9091", a.controls[1].status,
 		"http://node-2.example.com:9092", a.nodes[1].status, "control.example.com:18000", a.xdsWay.address,
 		"http://control.example.com:9091", a.controls[0].status, "https://control.example.com:8081", a.controls[0].serves,
-		"http://node-1.example.com:9092", a.nodes[0].status,
+		"http://node-1.example.com:9092", a.nodes[0].status, "http://node-1.example.com:8080", a.nodes[0].serves,
 		"db.example.com", a.dbWay.address, "/etc/aid", a.etc(),
 	).Replace(commands)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
