@@ -262,6 +262,8 @@ type call struct {
 	*caller
 	tx  pgx.Tx
 	now time.Time // the time of the transaction, with Postgres's precision
+
+	committed []func() // called when the transaction is committed
 }
 
 // act runs a handler in a transaction of the caller's org.
@@ -271,8 +273,9 @@ func act[I, O any](ctx context.Context, s *Server, r route, in *I, fn func(conte
 		return nil, internal() // a row without its guard: deny
 	}
 	var out *O
+	var x *call
 	err := s.c.DB.InOrg(ctx, c.org, func(tx pgx.Tx) error {
-		x := &call{Server: s, caller: c, tx: tx, now: s.c.Now().UTC().Truncate(time.Microsecond)}
+		x = &call{Server: s, caller: c, tx: tx, now: s.c.Now().UTC().Truncate(time.Microsecond)}
 		if r.Method != http.MethodPost || c.idempotencyKey == "" {
 			o, err := fn(ctx, x, in)
 			out = o
@@ -283,6 +286,9 @@ func act[I, O any](ctx context.Context, s *Server, r route, in *I, fn func(conte
 		return err
 	})
 	if err == nil {
+		for _, f := range x.committed {
+			f()
+		}
 		return out, nil
 	}
 	var model *huma.ErrorModel

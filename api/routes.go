@@ -161,6 +161,21 @@ func routes() []route {
 			Method: "GET", Path: "/v1/policies/{id}/rego", ID: "get-policy-rego", Tag: tagPolicies, Roles: auditors,
 			Summary: "Get a policy in Rego", Description: "What the policy is compiled to. `policy/decision.rego` and `policy/baseline.rego` are evaluated with it.",
 		}, policyRego),
+		serves(route{
+			Method: "POST", Path: "/v1/policies/explain", ID: "explain-decision", Tag: tagPolicies, Roles: auditors,
+			Summary:     "Explain a decision",
+			Description: "Evaluates the input of a recorded request again, by the policies that decided it. The response lists every condition that fails in each policy that governs the agent. Nothing is changed.",
+		}, explainRequest),
+		serves(route{
+			Method: "POST", Path: "/v1/policies/dry-run", ID: "dry-run-policy", Tag: tagPolicies, Roles: admins, Raw: true,
+			Summary:     "Dry-run a policy on recorded traffic",
+			Description: "Evaluates recorded requests by today's policies with the candidate among them, and by today's policies alone. It changes no policy. A window with many requests is a job: the response is 202, and GET /v1/policy-dry-runs/{id} has its progress and its result.",
+			Example:     `{"policy":{"name":"no-big-models","effect":"deny","conditions":{"request.model":{"glob":"gpt-4*"}}},"window":"24h"}`,
+		}, dryRunPolicy),
+		serves(route{
+			Method: "GET", Path: "/v1/policy-dry-runs/{id}", ID: "get-policy-dry-run", Tag: tagPolicies, Roles: auditors,
+			Summary: "Get a dry-run", Description: "Its progress, or its result, page by page. It is kept for a week.",
+		}, getDryRun),
 
 		// Providers
 		serves(route{
@@ -244,7 +259,6 @@ func routes() []route {
 		}, revokeNode),
 
 		// Promised and not built in this version. Each returns 501 and changes nothing.
-		unbuilt("POST", "/v1/policies/dry-run", "dry-run-policy", tagPolicies, admins, "Dry-run a policy on recorded traffic"),
 		unbuilt("GET", "/v1/shadow-agents", "list-shadow-agents", tagShadow, auditors, "List detected shadow agents"),
 		unbuilt("POST", "/v1/shadow-agents/{id}/register", "register-shadow-agent", tagShadow, admins, "Register a shadow agent"),
 		unbuilt("POST", "/v1/shadow-agents/{id}/block", "block-shadow-agent", tagShadow, admins, "Block a shadow agent"),

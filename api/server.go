@@ -67,7 +67,7 @@ type Config struct {
 }
 
 // Server serves the management API as an http.Handler. Serve it with a http.Server that has
-// a ReadTimeout, since a body is read before the request is handled.
+// a ReadTimeout, since a body is read before the request is handled. Run must be running.
 type Server struct {
 	c       Config
 	mux     *http.ServeMux
@@ -76,6 +76,7 @@ type Server struct {
 	bodies  map[string]*huma.Schema // of requests, by operation id
 	methods map[string]string       // the Allow header of each path without a parameter
 	json    []byte                  // the encoded description
+	dryRuns chan *dryRunJob         // for Run
 	yaml    []byte
 }
 
@@ -99,7 +100,7 @@ func New(c Config) (*Server, error) {
 	if c.Timeout == 0 {
 		c.Timeout = 15 * time.Second
 	}
-	s := &Server{c: c, mux: http.NewServeMux(), bodies: make(map[string]*huma.Schema), methods: make(map[string]string)}
+	s := &Server{c: c, mux: http.NewServeMux(), bodies: make(map[string]*huma.Schema), methods: make(map[string]string), dryRuns: make(chan *dryRunJob, dryRunQueue)}
 	var err error
 	if s.metrics, err = newMetrics(c.Registerer); err != nil {
 		return nil, fmt.Errorf("registering the api's metrics: %w", err)

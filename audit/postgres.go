@@ -666,3 +666,34 @@ func Entries(ctx context.Context, tx pgx.Tx, f Filter) ([]Stored, error) {
 	}
 	return stored, nil
 }
+
+// Since returns a number of an entry after which is all that happened from a time on, and
+// the number of the newest entry. It searches by the times of appending, which do not go
+// back, so it is quick for a long log.
+func Since(ctx context.Context, tx pgx.Tx, since time.Time) (after, last int64, err error) {
+	err = tx.QueryRow(ctx, "SELECT coalesce(max(seq), 0) FROM audit_heads WHERE org_id = aid_org()").Scan(&last)
+	if err != nil {
+		return 0, 0, fmt.Errorf("reading the audit log's head: %w", err)
+	}
+	// before is how many entries were appended before a time.
+	before := func(t time.Time) (int64, error) {
+		low, high := int64(0), last // entry low is before t, entry high+1 is not
+		for low < high {
+			middle := low + (high-low+1)/2
+			var at time.Time
+			if err := tx.QueryRow(ctx, "SELECT appended_at FROM audit_entries WHERE org_id = aid_org() AND seq = $1", middle).Scan(&at); err != nil {
+				return 0, fmt.Errorf("reading audit entry %d: %w", middle, err)
+			}
+			if at.Before(t) {
+				low = middle
+			} else {
+				high = middle - 1
+			}
+		}
+		return low, nil
+	}
+	if after, err = before(since.Add(-clockSlack)); err != nil {
+		return 0, 0, err
+	}
+	return after, last, nil
+}

@@ -92,6 +92,11 @@ func engineOf(ids []string, ds []document, states ...State) (string, *engine, er
 	if err != nil {
 		return "", nil, fmt.Errorf("policy: %w", err)
 	}
+	var spans []span
+	for _, d := range of {
+		spans = append(spans, d.conditions.spans()...)
+	}
+	e.remember(spans)
 	return rego, e, nil
 }
 
@@ -174,7 +179,7 @@ func (b *Bundle) Decide(ctx context.Context, in Input) Decision {
 		return failed(errors.New("the policies belong to another org"), b.version)
 	}
 	var d Decision
-	if err := b.engine.eval(ctx, &in, func(allowed bool, doc ast.Value) error {
+	if err := b.engine.answer(ctx, &in, func(allowed bool, doc ast.Value) error {
 		var ok bool
 		if d, ok = b.read(doc, &in); !ok || allowed != (d.Effect == Allow) {
 			return errors.New("the result is not a decision")

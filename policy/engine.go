@@ -210,6 +210,8 @@ type engine struct {
 	deadline time.Duration // deadline
 	now      func() time.Time
 	idle     sync.Pool // of *evaluation
+	memo     *memo     // nil: each input is evaluated
+	times    times
 }
 
 func newEngine(policies string) (*engine, error) {

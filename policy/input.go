@@ -100,6 +100,7 @@ func inputFields() []field {
 type writer struct {
 	sections []section
 	texts    int      // number of terms to allocate for fields and sections
+	all      bool     // of reads
 	metadata []string // the keys of agent.metadata that rules read; nil: all
 	seed     maphash.Seed
 	subjects [256]atomic.Pointer[subject]
@@ -112,13 +113,14 @@ type section struct {
 }
 
 type keyed struct {
-	key   *ast.Term
-	value func(*Input) ast.Value
+	id, name string // "agent.team", "team"
+	key      *ast.Term
+	value    func(*Input) ast.Value
 }
 
 func writerFor(modules map[string]*ast.Module) *writer {
 	read, metadata, all := reads(modules)
-	w := &writer{metadata: metadata, seed: maphash.MakeSeed()}
+	w := &writer{metadata: metadata, all: all, seed: maphash.MakeSeed()}
 	fixed := func(section string) bool {
 		switch section {
 		case "agent", "org":
@@ -142,7 +144,7 @@ func writerFor(modules map[string]*ast.Module) *writer {
 			f.value = func(in *Input) ast.Value { return someMetadata(in.Agent.Metadata, metadata) }
 		}
 		s := &w.sections[n-1]
-		s.fields = append(s.fields, keyed{ast.StringTerm(f.name), f.value})
+		s.fields = append(s.fields, keyed{f.section + "." + f.name, f.name, ast.StringTerm(f.name), f.value})
 		w.texts++
 	}
 	return w

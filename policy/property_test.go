@@ -725,6 +725,14 @@ func TestDecisionsAreTheContracts(t *testing.T) {
 					rt.Fatalf("in shadow: %v %v %v, and not %+v", effect, codes, ids, s)
 				}
 			}
+			// What is remembered of it decides the same, for others and at other times.
+			in.Agent.ID, in.Caller.KeyID = wordGen.Draw(rt, "another agent"), wordGen.Draw(rt, "another key")
+			for range 2 {
+				if diff := same(read, in, b.Decide(context.Background(), in)); diff != "" {
+					rt.Fatalf("remembered (-contract +memo):\n%s\n%s", diff, b.Rego())
+				}
+				in.Request.Time = in.Request.Time.Add(time.Duration(rapid.IntRange(-90, 90).Draw(rt, "minutes"))*time.Minute + time.Duration(rapid.IntRange(-1, 1).Draw(rt, "ns")))
+			}
 			if d.Effect == policy.Allow {
 				allowed++
 			} else {

@@ -138,7 +138,7 @@ func TestAuditorOnlyReads(t *testing.T) {
 	}
 	for _, table := range []string{"orgs", "org_keys", "nodes", "agents", "agent_keys", "policies", "providers", "provider_credentials", "idempotency_keys",
 		"audit_heads", "audit_writers", "audit_entries", "usage_daily", "places", "budget_counts", "budget_reservations", "budget_events",
-		"sidecars", "policy_versions", "goose_db_version"} {
+		"sidecars", "policy_versions", "policy_dry_runs", "goose_db_version"} {
 		for _, statement := range []string{`INSERT INTO ` + table + ` DEFAULT VALUES`, `DELETE FROM ` + table, `TRUNCATE ` + table} {
 			if _, err := conn.Exec(t.Context(), statement); code(err) != "42501" {
 				t.Errorf("%s: %v", statement, err)
@@ -146,7 +146,7 @@ func TestAuditorOnlyReads(t *testing.T) {
 		}
 	}
 	// What opens doors is not for it.
-	for _, table := range []string{"org_keys", "nodes", "provider_credentials", "idempotency_keys"} {
+	for _, table := range []string{"org_keys", "nodes", "provider_credentials", "idempotency_keys", "policy_dry_runs"} {
 		if _, err := conn.Exec(t.Context(), `SELECT * FROM `+table); code(err) != "42501" {
 			t.Errorf("reading %s: %v", table, err)
 		}

@@ -25,6 +25,7 @@ var tables = []struct{ name, columns, values string }{
 	{"agent_keys", "org_id, id, agent_id, name, hash, scopes, created_at", "$1, $2, $2, $2, $2, ARRAY[$2], now()"},
 	{"policies", "org_id, id, name, document, created_at, updated_at", "$1, $2, $2, $2, now(), now()"},
 	{"policy_versions", "org_id, policy_id, version, change, name, document, actor_kind, actor_id, actor_role, at", "$1, $2, 1, 'created', $2, $2, $2, $2, $2, now()"},
+	{"policy_dry_runs", "org_id, id, updated_at, result", "$1, $2, now(), $2"},
 	{"providers", "org_id, id, name, kind, base_url, created_at, updated_at", "$1, $2, $2, 'openai', $2, now(), now()"},
 	{"provider_credentials", "org_id, provider_id, cluster, sealed, updated_at", "$1, $2, $2, $2, now()"},
 	{"idempotency_keys", "org_id, actor, key, digest, status, sealed, created_at", "$1, $2, $2, $2, 200, $2, now()"},

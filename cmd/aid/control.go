@@ -279,6 +279,7 @@ func (c *control) run(ctx context.Context) error {
 	life.start(ctx, "xds-listener", func(ctx context.Context) error {
 		return serveGRPC(ctx, xdsL, c.xdsServer(secure, control))
 	})
+	life.start(ctx, "api-jobs", server.Run)
 	life.start(ctx, "api", func(ctx context.Context) error {
 		l := apiL
 		if secure != nil && !local(c.api) {

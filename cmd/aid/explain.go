@@ -204,6 +204,8 @@ var errorGroups = []errorGroup{
 		{"key_unknown", []int{401}, "No organization has this key.", "Ask an administrator for a new one."},
 		{"key_expired", []int{401, 409}, "401: your organization key has expired. 409: the agent key to be rotated has.", "401: ask an administrator for a new one. 409: create a new key."},
 		{"key_revoked", []int{401, 409}, "401: your organization key was revoked. 409: the agent key to be rotated was.", "401: ask an administrator for a new one. 409: create a new key."},
+		{"not_evaluated", []int{409}, "No policy was evaluated for this request, or its audit entry is too old to be evaluated again.", "Read the entry: `GET /v1/audit/entries?request_id=…`."},
+		{"policies_not_kept", []int{409}, "The set of policies that decided the request is older than the versions that are kept.", "Send `\"policies\": \"current\"`."},
 		{"role", []int{403}, "The key's role may not do this.", "Use a key with a role that the message names."},
 		{"spiffe_id_not_granted", []int{403}, "The organization may not use this SPIFFE id.", "The operator grants a prefix with `aid org trust`."},
 		{"not_found", []int{404}, "The object does not exist, or it belongs to another organization.", "Check the id and the key's organization (`GET /v1/me`)."},
