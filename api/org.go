@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/ai-identity/ai-identity/budget"
 	"github.com/ai-identity/ai-identity/identity"
 )
 
@@ -24,6 +25,64 @@ func getMe(ctx context.Context, x *call, _ *struct{}) (*one[Me], error) {
 		return nil, err
 	}
 	return &one[Me]{Body: Me{OrgID: x.org, OrgName: org.Name, Tier: org.Tier, KeyID: x.key.ID, KeyName: x.key.Name, Role: string(x.key.Role), ExpiresAt: at(x.key.ExpiresAt)}}, nil
+}
+
+// Org is an organization in responses.
+type Org struct {
+	ID       string     `json:"id" doc:"The organization's id." example:"org_01k0000000abcdefghjkmnpqrs"`
+	Name     string     `json:"name" doc:"The organization's name." example:"default"`
+	Tier     string     `json:"tier" doc:"The organization's tier." example:""`
+	Timezone string     `json:"timezone" doc:"The time zone of its days and months, in which USD caps are counted." example:"UTC"`
+	Next     string     `json:"timezone_next" doc:"The time zone that takes its place; empty: no change is due." example:"Europe/Berlin"`
+	NextFrom *time.Time `json:"timezone_next_from" doc:"When it takes its place, UTC; null: no change is due." example:"2026-12-01T00:00:00Z"`
+}
+
+func orgShown(o identity.Org, now time.Time) Org {
+	shown := Org{ID: o.ID, Name: o.Name, Tier: o.Tier, Timezone: o.Timezone}
+	if now.Before(o.TimezoneFrom) {
+		shown.Timezone, shown.Next, shown.NextFrom = o.TimezoneBefore, o.Timezone, at(o.TimezoneFrom)
+	}
+	return shown
+}
+
+func getOrg(ctx context.Context, x *call, _ *struct{}) (*one[Org], error) {
+	org, err := identity.OrgByID(ctx, x.tx, x.org)
+	return &one[Org]{Body: orgShown(org, x.now)}, err
+}
+
+// OrgChange is a change of an organization.
+type OrgChange struct {
+	Timezone string `json:"timezone" minLength:"1" maxLength:"64" doc:"An IANA name. The change holds from the first of the next month." example:"Europe/Berlin"`
+}
+
+func updateOrg(ctx context.Context, x *call, in *struct{ Body OrgChange }) (*one[Org], error) {
+	if _, err := x.tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('aid orgs ' || $1, 0))`, x.org); err != nil {
+		return nil, err
+	}
+	org, err := identity.OrgByID(ctx, x.tx, x.org)
+	if err != nil {
+		return nil, err
+	}
+	before := orgShown(org, x.now)
+	now, err := budget.NewCalendar(before.Timezone, before.Timezone, time.Time{})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := budget.NewCalendar(in.Body.Timezone, before.Timezone, time.Time{}); err != nil {
+		return nil, invalid(fieldProblem{"timezone", "This is not a time zone.", "Use an IANA name, such as Europe/Berlin or UTC."})
+	}
+	org.Timezone, org.TimezoneBefore, org.TimezoneFrom = in.Body.Timezone, before.Timezone, now.NextMonth(x.now)
+	if in.Body.Timezone == before.Timezone {
+		org.TimezoneFrom = time.Time{} // a change that was due is withdrawn
+	}
+	after := orgShown(org, x.now)
+	if fields, err := changed(before, after); err != nil || len(fields) == 0 {
+		return &one[Org]{Body: before}, err
+	}
+	if err := identity.SetTimezone(ctx, x.tx, org); err != nil {
+		return nil, err
+	}
+	return &one[Org]{Body: after}, x.record(ctx, "org.updated", "org", x.org, "", before, after)
 }
 
 // OrgKey is an organization key in responses, without the secret.

@@ -220,6 +220,16 @@ func routes() []route {
 			Summary: "Who am I", Description: "The organization and the role of the key that you sent.",
 		}, getMe),
 		serves(route{
+			Method: "GET", Path: "/v1/org", ID: "get-org", Tag: tagOrg, Roles: everyone,
+			Summary: "Get the organization", Description: "Its name, tier and time zone.",
+		}, getOrg),
+		serves(route{
+			Method: "PATCH", Path: "/v1/org", ID: "update-org", Tag: tagOrg, Roles: admins,
+			Summary:     "Change the organization's time zone",
+			Description: "Days and months of USD caps begin and end in this zone. A change holds from the first of the next month, in the zone that holds until then. Sending the current zone withdraws a change that is due.",
+			Example:     `{"timezone":"Europe/Berlin"}`,
+		}, updateOrg),
+		serves(route{
 			Method: "GET", Path: "/v1/org-keys", ID: "list-org-keys", Tag: tagOrg, Roles: admins,
 			Summary: "List organization keys", Description: "Oldest first, including revoked and expired ones.",
 		}, listOrgKeys),

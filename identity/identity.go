@@ -64,6 +64,11 @@ type Org struct {
 	Name      string
 	Tier      string // the org's plan; may be empty
 	CreatedAt time.Time
+
+	// Timezone is the IANA name of the zone of the org's days and months from TimezoneFrom
+	// on, and TimezoneBefore that until then. A zero TimezoneFrom: Timezone always holds.
+	Timezone, TimezoneBefore string
+	TimezoneFrom             time.Time
 }
 
 // Status is an agent's permission to act. Every value except Active denies, including the

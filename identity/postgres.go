@@ -32,10 +32,18 @@ func InsertOrg(ctx context.Context, tx pgx.Tx, o Org) error {
 // OrgByID returns the org, if it is the transaction's. Otherwise the error is
 // [ErrNotFound].
 func OrgByID(ctx context.Context, tx pgx.Tx, id string) (o Org, err error) {
-	err = tx.QueryRow(ctx, `SELECT org_id, name, tier, created_at FROM orgs WHERE org_id = aid_org() AND org_id = $1`, id).
-		Scan(&o.ID, &o.Name, &o.Tier, &o.CreatedAt)
-	o.CreatedAt = o.CreatedAt.UTC()
+	var from *time.Time
+	err = tx.QueryRow(ctx, `SELECT org_id, name, tier, created_at, timezone, timezone_before, timezone_from FROM orgs WHERE org_id = aid_org() AND org_id = $1`, id).
+		Scan(&o.ID, &o.Name, &o.Tier, &o.CreatedAt, &o.Timezone, &o.TimezoneBefore, &from)
+	o.CreatedAt, o.TimezoneFrom = o.CreatedAt.UTC(), when(from)
 	return found(o, err, "reading an organization")
+}
+
+// SetTimezone stores the three fields of the time zone of the transaction's org.
+func SetTimezone(ctx context.Context, tx pgx.Tx, o Org) error {
+	tag, err := tx.Exec(ctx, `UPDATE orgs SET timezone = $2, timezone_before = $3, timezone_from = $4 WHERE org_id = aid_org() AND org_id = $1`,
+		o.ID, o.Timezone, o.TimezoneBefore, never(o.TimezoneFrom))
+	return changed(tag.RowsAffected(), err, "storing the time zone of an organization")
 }
 
 // ---- agents ----

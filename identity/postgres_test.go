@@ -493,7 +493,7 @@ func TestNodes(t *testing.T) {
 
 func TestOrgs(t *testing.T) {
 	w := open(t)
-	want := identity.Org{ID: "org_new", Name: "Acme", Tier: "pro", CreatedAt: noon}
+	want := identity.Org{ID: "org_new", Name: "Acme", Tier: "pro", CreatedAt: noon, Timezone: "UTC", TimezoneBefore: "UTC"}
 	if err := w.try(want.ID, func(ctx context.Context, tx pgx.Tx) error { return identity.InsertOrg(ctx, tx, want) }); err == nil {
 		t.Error("a serving role makes an organization")
 	}

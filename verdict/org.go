@@ -19,6 +19,8 @@ type Org struct {
 	DigestKey []byte
 	Policies  *policy.Bundle     // nil denies
 	Providers *provider.Registry // nil has no model
+	// Calendar names the days and months of caps. Nil is UTC.
+	Calendar *budget.Calendar
 
 	// The fields below are set by the process that evaluates, not by the org.
 

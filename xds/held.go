@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ai-identity/ai-identity/budget"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
 	aidv1 "github.com/ai-identity/ai-identity/proto/aid/v1"
@@ -196,7 +198,23 @@ func (h held) org(ctx context.Context, id string, before verdict.Org) (verdict.O
 	if err != nil {
 		return verdict.Org{}, err
 	}
-	return verdict.Org{ID: id, Tier: o.value.GetTier(), DigestKey: o.value.GetDigestKey(), Policies: bundle, Providers: registry}, nil
+	calendar, err := unpackCalendar(o.value)
+	if err != nil {
+		return verdict.Org{}, err
+	}
+	return verdict.Org{ID: id, Tier: o.value.GetTier(), DigestKey: o.value.GetDigestKey(), Policies: bundle, Providers: registry, Calendar: calendar}, nil
+}
+
+// unpackCalendar returns nil, which is UTC, for the org of a control plane without zones.
+func unpackCalendar(o *aidv1.Org) (*budget.Calendar, error) {
+	if o.GetTimezone() == "" {
+		return nil, nil
+	}
+	var from time.Time
+	if t := o.GetTimezoneFrom(); t != nil {
+		from = t.AsTime()
+	}
+	return budget.NewCalendar(o.GetTimezone(), cmp.Or(o.GetTimezoneBefore(), o.GetTimezone()), from)
 }
 
 // change is an argument list of Changed, which is called after the lock is released.

@@ -565,3 +565,31 @@ func TestBounds(t *testing.T) {
 		t.Errorf("%d callers are kept", n)
 	}
 }
+
+// A sidecar learns the time zone of an org and when it changes.
+func TestTimezone(t *testing.T) {
+	p := newPlane(t)
+	org := storetest.Org(t, p.db)
+	token, _ := p.node(org)
+	x := p.client(token, nil)
+	at := time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC)
+	day := func(want string, at time.Time) {
+		t.Helper()
+		eventually(t, func() error {
+			o, err := x.Org(org)
+			if err != nil {
+				return err
+			}
+			if got, _ := o.Calendar.Day(at); got != want {
+				return fmt.Errorf("%v is %s, want %s", at, got, want)
+			}
+			return nil
+		})
+	}
+	day("2026-12-02", at.Add(39*time.Hour))
+	p.in(org, func(tx pgx.Tx) error {
+		return identity.SetTimezone(context.Background(), tx, identity.Org{ID: org, Timezone: "Asia/Tokyo", TimezoneBefore: "UTC", TimezoneFrom: at})
+	})
+	day("2026-12-03", at.Add(39*time.Hour))
+	day("2026-11-30", at.Add(-time.Hour))
+}

@@ -318,7 +318,10 @@ func (s *Server) resources(ctx context.Context, c content, before orgState) (nex
 	if v.keeps(OrgType, org) {
 		return next, nil
 	}
-	return next, v.put(OrgType, org, &aidv1.Org{Id: org, Name: c.org.Name, Tier: c.org.Tier, DigestKey: s.digestKey(org)})
+	return next, v.put(OrgType, org, &aidv1.Org{
+		Id: org, Name: c.org.Name, Tier: c.org.Tier, DigestKey: s.digestKey(org),
+		Timezone: c.org.Timezone, TimezoneBefore: c.org.TimezoneBefore, TimezoneFrom: stamp(c.org.TimezoneFrom),
+	})
 }
 
 // unopened leaves what nodes have of a resource whose secret cannot be opened: a key that

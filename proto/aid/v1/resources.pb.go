@@ -137,9 +137,14 @@ type Org struct {
 	Tier  string                 `protobuf:"bytes,3,opt,name=tier,proto3" json:"tier,omitempty"`
 	// Key of the keyed digests (HMAC-SHA256) of request bodies in the audit log.
 	// A secret: without it a digest of a short prompt could be guessed.
-	DigestKey     []byte `protobuf:"bytes,4,opt,name=digest_key,json=digestKey,proto3" json:"digest_key,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DigestKey []byte `protobuf:"bytes,4,opt,name=digest_key,json=digestKey,proto3" json:"digest_key,omitempty"`
+	// The IANA name of the time zone of the org's days and months from timezone_from on,
+	// and of the one until then. Empty: UTC. Without timezone_from, timezone always holds.
+	Timezone       string                 `protobuf:"bytes,5,opt,name=timezone,proto3" json:"timezone,omitempty"`
+	TimezoneBefore string                 `protobuf:"bytes,6,opt,name=timezone_before,json=timezoneBefore,proto3" json:"timezone_before,omitempty"`
+	TimezoneFrom   *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=timezone_from,json=timezoneFrom,proto3" json:"timezone_from,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Org) Reset() {
@@ -196,6 +201,27 @@ func (x *Org) GetTier() string {
 func (x *Org) GetDigestKey() []byte {
 	if x != nil {
 		return x.DigestKey
+	}
+	return nil
+}
+
+func (x *Org) GetTimezone() string {
+	if x != nil {
+		return x.Timezone
+	}
+	return ""
+}
+
+func (x *Org) GetTimezoneBefore() string {
+	if x != nil {
+		return x.TimezoneBefore
+	}
+	return ""
+}
+
+func (x *Org) GetTimezoneFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.TimezoneFrom
 	}
 	return nil
 }
@@ -861,13 +887,16 @@ var File_aid_v1_resources_proto protoreflect.FileDescriptor
 
 const file_aid_v1_resources_proto_rawDesc = "" +
 	"\n" +
-	"\x16aid/v1/resources.proto\x12\x06aid.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\\\n" +
+	"\x16aid/v1/resources.proto\x12\x06aid.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe2\x01\n" +
 	"\x03Org\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04tier\x18\x03 \x01(\tR\x04tier\x12\x1d\n" +
 	"\n" +
-	"digest_key\x18\x04 \x01(\fR\tdigestKey\"6\n" +
+	"digest_key\x18\x04 \x01(\fR\tdigestKey\x12\x1a\n" +
+	"\btimezone\x18\x05 \x01(\tR\btimezone\x12'\n" +
+	"\x0ftimezone_before\x18\x06 \x01(\tR\x0etimezoneBefore\x12?\n" +
+	"\rtimezone_from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\ftimezoneFrom\"6\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\vhome_org_id\x18\x02 \x01(\tR\thomeOrgId\"L\n" +
@@ -970,18 +999,19 @@ var file_aid_v1_resources_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
 }
 var file_aid_v1_resources_proto_depIdxs = []int32{
-	5,  // 0: aid.v1.Caller.agent:type_name -> aid.v1.Agent
-	6,  // 1: aid.v1.Caller.key:type_name -> aid.v1.Key
-	0,  // 2: aid.v1.Agent.status:type_name -> aid.v1.Agent.Status
-	12, // 3: aid.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
-	1,  // 4: aid.v1.Key.status:type_name -> aid.v1.Key.Status
-	11, // 5: aid.v1.Provider.headers:type_name -> aid.v1.Provider.HeadersEntry
-	12, // 6: aid.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
-	7,  // [7:7] is the sub-list for method output_type
-	7,  // [7:7] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	12, // 0: aid.v1.Org.timezone_from:type_name -> google.protobuf.Timestamp
+	5,  // 1: aid.v1.Caller.agent:type_name -> aid.v1.Agent
+	6,  // 2: aid.v1.Caller.key:type_name -> aid.v1.Key
+	0,  // 3: aid.v1.Agent.status:type_name -> aid.v1.Agent.Status
+	12, // 4: aid.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 5: aid.v1.Key.status:type_name -> aid.v1.Key.Status
+	11, // 6: aid.v1.Provider.headers:type_name -> aid.v1.Provider.HeadersEntry
+	12, // 7: aid.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
+	8,  // [8:8] is the sub-list for method output_type
+	8,  // [8:8] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_aid_v1_resources_proto_init() }
