@@ -35,6 +35,12 @@ func (n none) Record(context.Context, pgx.Tx, string, audit.Changed) (audit.Posi
 	return audit.Position{}, context.Canceled
 }
 
+// asset is a file that a page needs, fetched what a script loads by itself.
+var (
+	asset   = regexp.MustCompile(`(?:src|href)="([^"#]+)"`)
+	fetched = regexp.MustCompile(`src:"https?://[^"]*"|https?://[^"'` + "`" + ` ]*cdn[^"'` + "`" + ` ]*\.(?:svg|png|js|css)`)
+)
+
 var elsewhere = regexp.MustCompile(`(src|href)="(https?:)?//`)
 
 // TestSitePages: the pages need no key, no database and no other server.
@@ -60,6 +66,23 @@ func TestSitePages(t *testing.T) {
 		}
 		if !strings.HasSuffix(path, ".js") && !strings.HasPrefix(path, "/openapi") && elsewhere.MatchString(body) {
 			t.Errorf("%s loads something from elsewhere: %s", path, body)
+		}
+		if strings.HasSuffix(path, ".js") && fetched.MatchString(body) {
+			t.Errorf("%s loads %q", path, fetched.FindAllString(body, -1))
+		}
+		if path != "/docs" && path != "/redoc" {
+			continue
+		}
+		assets := asset.FindAllStringSubmatch(body, -1)
+		for _, a := range assets {
+			w := httptest.NewRecorder()
+			s.ServeHTTP(w, httptest.NewRequest(http.MethodGet, a[1], nil))
+			if w.Code != 200 || w.Body.Len() == 0 {
+				t.Errorf("%s needs %s: %d", path, a[1], w.Code)
+			}
+		}
+		if len(assets) == 0 || w.Header().Get("Content-Security-Policy") == "" {
+			t.Errorf("%s: %d assets, policy %q", path, len(assets), w.Header().Get("Content-Security-Policy"))
 		}
 	}
 }

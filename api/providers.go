@@ -149,6 +149,9 @@ func createProvider(ctx context.Context, x *call, in *struct{ Body NewProvider }
 	if err := x.record(ctx, "provider.created", "provider", p.ID, "", nil, shown); err != nil {
 		return nil, err
 	}
+	if p.Exposed() {
+		shown.Warnings = append(shown.Warnings, provider.ExposedWarning)
+	}
 	return &made[Provider]{Location: "/v1/providers/" + p.ID, ETag: etag(p.Version), Body: shown}, nil
 }
 
@@ -169,13 +172,13 @@ func getProvider(ctx context.Context, x *call, in *ByID) (*one[Provider], error)
 		return nil, err
 	}
 	shown := providerShown(p)
-	shown.Warnings, err = unopened(ctx, x, p)
+	shown.Warnings, err = warningsOf(ctx, x, p)
 	return &one[Provider]{ETag: etag(p.Version), Body: shown}, err
 }
 
-// unopened warns of what the keys of this control plane do not open. Nodes keep the last
+// warningsOf warns of plain http, and of what the keys of this control plane do not open. Nodes keep the last
 // good one of it.
-func unopened(ctx context.Context, x *call, p provider.Provider) (warnings []string, err error) {
+func warningsOf(ctx context.Context, x *call, p provider.Provider) (warnings []string, err error) {
 	const what = " cannot be decrypted with the keys of this control plane (--fernet-keys). Nodes use the last one that could. Set it again, or ask the operator for the key."
 	all, err := provider.Credentials(ctx, x.tx)
 	if err != nil {
@@ -190,6 +193,9 @@ func unopened(ctx context.Context, x *call, p provider.Provider) (warnings []str
 	}
 	if _, err := p.OpenHeaders(x.c.Sealer); err != nil {
 		warnings = append(warnings, "A header"+what)
+	}
+	if p.Exposed() {
+		warnings = append(warnings, provider.ExposedWarning)
 	}
 	return warnings, nil
 }
@@ -257,6 +263,9 @@ func updateProvider(ctx context.Context, x *call, in *struct {
 		shown := providerShown(after)
 		if err := x.recordFields(ctx, "provider.updated", "provider", after.ID, "", fields, providerShown(before), shown); err != nil {
 			return err
+		}
+		if after.Exposed() {
+			warnings = append(warnings, provider.ExposedWarning)
 		}
 		shown.Warnings = warnings
 		out = &one[Provider]{ETag: etag(after.Version), Body: shown}

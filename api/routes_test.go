@@ -415,6 +415,11 @@ func TestProviders(t *testing.T) {
 	}
 	// A control plane whose keys do not open the credential says so.
 	w.want(200, "PUT", "/v1/providers/"+id+"/credential", `{"secret":"sk-canary-0123456789"}`)
+	plain := w.want(201, "POST", "/v1/providers", `{"name":"plain","kind":"openai","base_url":"http://api.example.com/v1","models":["plain"]}`)
+	if !strings.Contains(plain.body, "unencrypted") || !strings.Contains(w.want(200, "GET", "/v1/providers/"+plain.field("id").(string), "").body, "unencrypted") {
+		t.Errorf("no word of plain http: %s", plain.body)
+	}
+	w.want(204, "DELETE", "/v1/providers/"+plain.field("id").(string), "")
 	if got := w.want(200, "GET", "/v1/providers/"+id, ""); strings.Contains(got.body, "warnings") {
 		t.Error(got.body)
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ai-identity/ai-identity/e2e"
+	"github.com/ai-identity/ai-identity/provider"
 )
 
 // A name is checked when Envoy connects. Envoy connects to no address that is not public,
@@ -24,8 +25,12 @@ func TestTargets(t *testing.T) {
 		t.Fatal(err)
 	}
 	addrs, err := net.LookupHost(host)
-	if err != nil || !netip.MustParseAddr(addrs[0]).IsLoopback() {
-		t.Skipf("%s does not stand for this machine's loopback: %v %v", host, addrs, err)
+	if err != nil {
+		t.Fatalf("the name of this machine has no address: %v. Add %s to /etc/hosts.", err, host)
+	}
+	address := netip.MustParseAddr(addrs[0])
+	if (provider.Targets{}).Allows(address, 1) {
+		t.Fatalf("%s stands for %s, which is public: the test needs a name of an address that is not. Add 127.0.0.1 %s to /etc/hosts.", host, address, host)
 	}
 	var connected atomic.Int64
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -37,6 +42,10 @@ func TestTargets(t *testing.T) {
 			connected.Add(1)
 		}
 	}
+	server.Listener.Close()
+	if server.Listener, err = net.Listen("tcp", netip.AddrPortFrom(address, 0).String()); err != nil {
+		t.Fatal(err)
+	}
 	server.Start()
 	defer server.Close()
 	u, err := url.Parse(server.URL)
@@ -47,7 +56,7 @@ func TestTargets(t *testing.T) {
 		private string
 		status  int
 		dialled bool
-	}{{"", http.StatusForbidden, false}, {"127.0.0.0/8", http.StatusOK, true}} {
+	}{{"", http.StatusForbidden, false}, {address.String() + ",127.0.0.0/8", http.StatusOK, true}} {
 		for _, usage := range []string{"stream", "envoy"} {
 			connected.Store(0)
 			up := e2e.Start(t, e2e.Config{Args: []string{"--private-targets=" + c.private, "--usage", usage}})

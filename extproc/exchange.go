@@ -688,9 +688,7 @@ func (x *exchange) settle(ctx context.Context, err error) {
 			x.s.c.Log.ErrorContext(ctx, "incomplete request not recorded", "exchange", x.req.ID, "agent", x.caller.Agent.ID, "err", err)
 		}
 	}
-	if len(x.verdict.Reserved) > 0 {
-		x.settleLimits(ctx)
-	}
+	x.settleLimits(ctx)
 	if !x.recorded && !x.inDoubt {
 		return // the decision entry certainly does not exist
 	}
@@ -706,6 +704,14 @@ func (x *exchange) settle(ctx context.Context, err error) {
 // requests it replaces the reservation by the actual use.
 func (x *exchange) settleLimits(ctx context.Context) {
 	if x.effect != policy.Allow {
+		for _, l := range x.verdict.ShadowReserved { // each was taken by itself
+			x.s.c.Limiter.Release(ctx, x.req.ID, []budget.Limit{l})
+		}
+	}
+	switch {
+	case len(x.verdict.Reserved) == 0:
+		return
+	case x.effect != policy.Allow:
 		x.s.c.Limiter.Release(ctx, x.req.ID, x.verdict.Reserved)
 		return
 	}

@@ -50,6 +50,9 @@ func (p FileProvider) Warnings() (all []string) {
 	if c := p.Credential; c.Env == "" && c.File == "" && c.Secret.Reveal() == "" && !p.needsNone() {
 		all = append(all, "it has no credential. Requests to it are rejected until one is set with credential: {env: VARIABLE} or through the API")
 	}
+	if p.Exposed() {
+		all = append(all, ExposedWarning)
+	}
 	return all
 }
 

@@ -137,6 +137,24 @@ func (t Targets) Check(p Provider) error {
 	return nil
 }
 
+// Exposed reports whether base_url is http and its host is not on a private network: prompts
+// and the credential cross the internet unencrypted.
+func (p Provider) Exposed() bool {
+	up, err := p.Upstream()
+	if err != nil || up.TLS {
+		return false
+	}
+	if a, err := netip.ParseAddr(up.Host); err == nil {
+		return Targets{}.Allows(a, up.Port)
+	}
+	private := []string{".svc", ".svc.cluster.local", ".local", ".internal", ".lan", ".home.arpa", ".test", ".localdomain"}
+	host := strings.TrimSuffix(up.Host, ".")
+	return strings.Contains(host, ".") && !localName(host) && !slices.ContainsFunc(private, func(s string) bool { return strings.HasSuffix(host, s) })
+}
+
+// ExposedWarning is for people with a provider that is Exposed.
+const ExposedWarning = "base_url begins with http://, so prompts and the credential cross the network unencrypted. Use https://."
+
 // localName reports whether a name means this machine (RFC 6761).
 func localName(host string) bool {
 	return host == "localhost" || strings.HasSuffix(host, ".localhost") || host == "localhost.localdomain" || host == "ip6-localhost" || host == "ip6-loopback"

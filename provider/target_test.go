@@ -60,3 +60,18 @@ func TestTargets(t *testing.T) {
 		}
 	}
 }
+
+// TestExposed: plain http is for this machine and private networks.
+func TestExposed(t *testing.T) {
+	for base, want := range map[string]bool{
+		"http://api.example.com/v1": true, "http://8.8.8.8/v1": true, "http://[2606:4700::1111]/v1": true, "http://api.example.com:8443": true,
+		"https://api.example.com/v1": false, "http://127.0.0.1:1/v1": false, "http://10.0.0.1/v1": false, "http://[fd00::1]/v1": false, "http://localhost:11434/v1": false,
+		"http://vllm/v1": false, "http://vllm.models.svc/v1": false, "http://vllm.models.svc.cluster.local:8000/v1": false, "http://gpu.internal/v1": false, "ftp://x.example": false,
+	} {
+		p := prov("a", "openai", "m")
+		p.BaseURL = base
+		if got := p.Exposed(); got != want {
+			t.Errorf("%s: %v", base, got)
+		}
+	}
+}

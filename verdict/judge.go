@@ -48,7 +48,9 @@ type Verdict struct {
 	// of the tightest. The reservation of a request that is not forwarded is released
 	// (Limiter.Release).
 	Reserved []budget.Limit
-	Taken    budget.Result
+	// ShadowReserved are the limits of policies in shadow, likewise.
+	ShadowReserved []budget.Limit
+	Taken          budget.Result
 	// Approval is the id of the approval that the decision uses or waits for.
 	Approval string
 }
@@ -134,7 +136,11 @@ func (o *Org) shadow(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 		if o.Limiter == nil || !v.Allowed() {
 			return // a rejected request is not counted against a limit
 		}
-		taken, err := o.Limiter.Reserve(ctx, "shadow:"+l.Source+":"+r.ID, []budget.Limit{{Key: l.Key, PerMinute: l.Value}})
+		limit := budget.Limit{Key: l.Key, PerMinute: l.Value}
+		taken, err := o.Limiter.Reserve(ctx, "shadow:"+l.Source+":"+r.ID, []budget.Limit{limit})
+		if err == nil && taken.OK {
+			v.ShadowReserved = append(v.ShadowReserved, limit)
+		}
 		switch {
 		case err != nil:
 			v.Shadow.Effect = policy.Deny

@@ -340,11 +340,14 @@ func TestShadow(t *testing.T) {
 	}
 	big := body(`{"model":"big-1","messages":[]}`)
 	v = w.allow(big)
-	if d := readBack(t, w, v); d.ShadowEffect != "allow" || len(d.Limits) != 0 || w.limiter.reserved != 1 || len(v.Reserved) != 0 {
+	if d := readBack(t, w, v); d.ShadowEffect != "allow" || len(d.Limits) != 0 || w.limiter.reserved != 1 || len(v.Reserved) != 0 || len(v.ShadowReserved) != 1 {
 		t.Errorf("%d reserved, %+v", w.limiter.reserved, d)
 	}
 	w.limiter.left = 0
 	v = w.allow(big)
+	if len(v.ShadowReserved) != 0 {
+		t.Errorf("%v is given back, and was not taken", v.ShadowReserved)
+	}
 	if d := readBack(t, w, v); d.Effect != "allow" || d.ShadowEffect != "deny" || len(d.ShadowReasons) != 1 || d.ShadowReasons[0].Code != "rate_limit_exceeded" || d.ShadowReasons[0].PolicyID != "pol_b" {
 		t.Errorf("%+v", d)
 	}

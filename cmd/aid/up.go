@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -24,6 +25,7 @@ import (
 	"github.com/ai-identity/ai-identity/envoy"
 	"github.com/ai-identity/ai-identity/extproc"
 	"github.com/ai-identity/ai-identity/process"
+	"github.com/ai-identity/ai-identity/provider"
 	"github.com/ai-identity/ai-identity/xds"
 )
 
@@ -144,6 +146,9 @@ func (u *up) say(format string, args ...any) {
 }
 
 func (u *up) run(ctx context.Context) (err error) {
+	if err := u.check(); err != nil {
+		return err
+	}
 	// A second Ctrl-C is not ours to catch: it ends us, and the children with us.
 	ctx, restore := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, restore)
@@ -223,14 +228,13 @@ func (u *up) passOn(ctx context.Context, hup <-chan os.Signal) error {
 	}
 }
 
-// look checks what can be checked before anything is started, so that what a
-// person must put right is said at once and alone.
-func (u *up) look(ctx context.Context) error {
+// check validates every flag. It takes neither a lock nor a port.
+func (u *up) check() error {
 	if u.usage != "stream" && u.usage != "envoy" {
 		return usagef("--usage %q: want stream or envoy", u.usage)
 	}
-	if u.maxBody <= 0 {
-		return usagef("--max-body %d: want a number of bytes above 0", u.maxBody)
+	if u.maxBody <= 0 || u.maxBody > 1<<30 {
+		return usagef("--max-body %d: want a number of bytes from 1 to %d", u.maxBody, 1<<30)
 	}
 	if err := xds.CheckOrigins(u.origins); err != nil {
 		return usagef("--cors-origins: %v", err)
@@ -238,24 +242,47 @@ func (u *up) look(ctx context.Context) error {
 	if err := extproc.CheckDomains(u.domains); err != nil {
 		return usagef("--domains: %v", err)
 	}
-	// The sidecar reads it; what is wrong with it is better said now.
-	_, err := loadPrices(u.prices)
-	if err != nil {
-		return err
+	if _, err := provider.ParseTargets(u.private); err != nil {
+		return usagef("--private-targets: %v", err)
 	}
-	for _, a := range []struct {
-		flag    string
-		address *string
-	}{{"gateway", &u.gateway}, {"api", &u.api}, {"metrics", &u.metrics}} {
-		if strings.HasPrefix(*a.address, "unix:") {
-			return usagef("--%s %q: want host:port, such as 127.0.0.1:8080", a.flag, *a.address)
+	if u.maxStaleness <= 0 || u.drain < 0 || u.concurrency < 0 {
+		return usagef("--max-staleness must be above 0; --drain and --envoy-concurrency must not be negative")
+	}
+	for _, a := range []struct{ flag, address string }{{"gateway", u.gateway}, {"api", u.api}, {"metrics", u.metrics}, {"stand-in", u.standIn}} {
+		if a.address == "" && a.flag == "stand-in" {
+			continue
 		}
-		if *a.address, err = free(ctx, a.flag, *a.address); err != nil {
-			return err
+		if _, port, err := net.SplitHostPort(a.address); err != nil || strings.HasPrefix(a.address, "unix:") {
+			return usagef("--%s %q: want host:port, such as 127.0.0.1:8080", a.flag, a.address)
+		} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			return usagef("--%s %q: the port must be a number from 0 to 65535", a.flag, a.address)
 		}
 	}
 	if u.standIn != "" && !local(u.standIn) {
 		return usagef("--stand-in %s: others could reach it; use an address of this machine, such as 127.0.0.1:8089", u.standIn)
+	}
+	for _, f := range []struct{ flag, file string }{{"providers", u.providers}, {"provider-ca", u.providerCA}} {
+		if f.file == "" || f.file == systemCAs() {
+			continue
+		}
+		if _, err := os.ReadFile(f.file); err != nil {
+			return fmt.Errorf("--%s: %w", f.flag, err)
+		}
+	}
+	// The sidecar reads the prices later. Errors are better shown now.
+	_, err := loadPrices(u.prices)
+	return err
+}
+
+// look finds Envoy, and tries the ports.
+func (u *up) look(ctx context.Context) (err error) {
+	for _, a := range []struct {
+		flag    string
+		address *string
+	}{{"gateway", &u.gateway}, {"api", &u.api}, {"metrics", &u.metrics}} {
+		if *a.address, err = free(ctx, a.flag, *a.address); err != nil {
+			return err
+		}
 	}
 	for flag, address := range map[string]string{"gateway": u.gateway, "api": u.api, "metrics": u.metrics} {
 		if !local(address) {
