@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -31,22 +32,53 @@ func (s *Server) Append(g grpc.BidiStreamingServer[aidv1.AppendRequest, aidv1.Ap
 		return status.Error(codes.PermissionDenied, "this node has not the role extproc, which appending audit records requires: make one with `aid node create --role extproc`")
 	}
 	presented, _ := presentedBy(ctx)
+	st := s.appending(n)
+	defer s.appended(st)
+	reqs, failed := make(chan *aidv1.AppendRequest), make(chan error, 1)
+	go func() {
+		for {
+			req, err := g.Recv()
+			if err != nil {
+				failed <- err
+				return
+			}
+			select {
+			case reqs <- req:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
 	for {
-		req, err := g.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
+		var req *aidv1.AppendRequest
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-failed:
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
 			return err
+		case req = <-reqs:
+		case <-st.woken:
 		}
-		// Asked anew for each batch: a node that was revoked writes no more.
+		// Asked anew for each batch, and whenever the node may have changed: a node that
+		// was revoked writes no more, and its stream ends.
 		n, err = s.node(ctx, presented)
 		switch {
 		case errors.Is(err, identity.ErrNotFound), err == nil && (n.ActiveAt(s.c.Now()) != nil || !n.Has(identity.NodeExtproc)):
 			return status.Error(codes.Unauthenticated, "this node was revoked or has expired")
+		case err != nil && req == nil:
+			s.asksAgain(st) // with the next heartbeat: the database may be away
+			continue
 		case err != nil:
 			s.c.Log.WarnContext(ctx, "looking up a node", "err", err)
 			return status.Error(codes.Unavailable, "nodes cannot be looked up now")
+		case !s.serves(st, n):
+			return status.Error(codes.Aborted, "this node serves fewer orgs than before: open the stream again")
+		}
+		if req == nil {
+			continue
 		}
 		if len(req.GetRecords()) == 0 {
 			return status.Error(codes.InvalidArgument, "a batch without records")
@@ -94,6 +126,83 @@ func (s *Server) Append(g grpc.BidiStreamingServer[aidv1.AppendRequest, aidv1.Ap
 	}
 }
 
+// appendStreams are those of nodes that append records. They are told of changes as the
+// streams of configuration are.
+type appendStreams map[*appending]struct{}
+
+// appending is one node's stream. Server.mu guards all but woken.
+type appending struct {
+	orgs    []string // that the node served when it opened the stream
+	expires time.Time
+	unsure  bool          // whether the node may append could not be found out
+	woken   chan struct{} // holds a token while the node may have changed
+}
+
+func (s *Server) appending(n identity.Node) *appending {
+	st := &appending{orgs: n.Orgs, expires: n.ExpiresAt, woken: make(chan struct{}, 1)}
+	st.wake() // it may have changed before it is in the list
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.appends[st] = struct{}{}
+	return st
+}
+
+func (s *Server) appended(st *appending) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.appends, st)
+}
+
+func (s *Server) asksAgain(st *appending) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.unsure = true
+}
+
+// serves notes what the node is now. It is false if the node lost an org.
+func (s *Server) serves(st *appending, n identity.Node) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.unsure, st.expires = false, n.ExpiresAt
+	for _, org := range st.orgs {
+		if !slices.Contains(n.Orgs, org) {
+			return false
+		}
+	}
+	st.orgs = n.Orgs
+	return true
+}
+
+func (st *appending) wake() {
+	select {
+	case st.woken <- struct{}{}:
+	default:
+	}
+}
+
+// recheckAppends wakes the streams of an org's nodes, "" for all.
+func (s *Server) recheckAppends(org string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for st := range s.appends {
+		if org == "" || slices.Contains(st.orgs, org) {
+			st.wake()
+		}
+	}
+}
+
+// dueAppends wakes those that have expired, or whose node could not be looked up.
+func (s *Server) dueAppends() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.c.Now()
+	for st := range s.appends {
+		if st.unsure || !st.expires.IsZero() && !now.Before(st.expires) {
+			st.wake()
+		}
+	}
+}
+
 // Ingest ships a writer's records to the control plane. It is an audit.Shipper: each
 // call that is in flight has a stream of its own.
 type Ingest struct {
@@ -118,11 +227,19 @@ func NewIngest(conn grpc.ClientConnInterface, token string) *Ingest {
 
 // Send sends a batch and waits until all of it is committed.
 func (i *Ingest) Send(ctx context.Context, b audit.Batch) (uint64, error) {
-	stream, err := i.stream(ctx)
+	stream, used, err := i.stream(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("sending audit records: %w", err)
 	}
 	reply, err := stream.send(ctx, b)
+	if err != nil && used && ctx.Err() == nil {
+		// It may have ended while it was idle. Sending twice changes nothing.
+		stream.cancel()
+		if stream, err = i.open(ctx); err != nil {
+			return 0, fmt.Errorf("sending audit records: %w", err)
+		}
+		reply, err = stream.send(ctx, b)
+	}
 	if err != nil {
 		stream.cancel() // the next try begins anew
 		return 0, fmt.Errorf("sending audit records: %w", err)
@@ -142,15 +259,20 @@ func (i *Ingest) Send(ctx context.Context, b audit.Batch) (uint64, error) {
 	return 0, fmt.Errorf("sending audit records: the control plane replies %v, which this build does not know: update the node", reply.GetResult())
 }
 
-// stream returns the idle stream, or a new one.
-func (i *Ingest) stream(ctx context.Context) (*appendStream, error) {
+// stream returns the idle stream, which was used before, or a new one.
+func (i *Ingest) stream(ctx context.Context) (s *appendStream, used bool, err error) {
 	i.mu.Lock()
-	s := i.idle
+	s = i.idle
 	i.idle = nil
 	i.mu.Unlock()
 	if s != nil {
-		return s, nil
+		return s, true, nil
 	}
+	s, err = i.open(ctx)
+	return s, false, err
+}
+
+func (i *Ingest) open(ctx context.Context) (*appendStream, error) {
 	// The stream outlives this call: its context is its own.
 	own, cancel := context.WithCancel(bearer(context.WithoutCancel(ctx), i.token))
 	stop := context.AfterFunc(ctx, cancel) // but opening it must not take longer

@@ -9,7 +9,7 @@ import (
 // serverMetrics counts what is served. No label takes a value from a node.
 type serverMetrics struct {
 	acks, nacks, pushed, unpublished *prometheus.CounterVec
-	refused, silent                  prometheus.Counter
+	refused, silent, flooded         prometheus.Counter
 	size                             *prometheus.GaugeVec
 	apply                            prometheus.Histogram
 	records                          *prometheus.CounterVec
@@ -29,6 +29,7 @@ func newServerMetrics(r prometheus.Registerer, nodes, unopened func() int) (*ser
 		unpublished: counter("unpublished_total", "Configuration that was not published, by what it was; the last good one stays.", "what"),
 		refused:     plain("refused_total", "Nodes turned away because they did not authenticate."),
 		silent:      plain("heartbeats_missed_total", "Heartbeats not sent because the database did not answer."),
+		flooded:     plain("notification_floods_total", "Readings of everything because more changes were notified than may wait. Rising: look who sends NOTIFY aid_changed."),
 		size: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "aid_xds_snapshot_resources", Help: "Resources in the last snapshot that was made, by type.",
 		}, []string{"type"}),
@@ -49,7 +50,7 @@ func newServerMetrics(r prometheus.Registerer, nodes, unopened func() int) (*ser
 	sealed := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "aid_xds_unopened", Help: "Credentials and headers of connected orgs that cannot be opened. Not 0: nodes keep the last good ones, and /readyz names them.",
 	}, func() float64 { return float64(unopened()) })
-	return m, register(r, m.acks, m.nacks, m.pushed, m.unpublished, m.refused, m.silent, m.size, m.apply, m.records, connected, sealed)
+	return m, register(r, m.acks, m.nacks, m.pushed, m.unpublished, m.refused, m.silent, m.flooded, m.size, m.apply, m.records, connected, sealed)
 }
 
 // clientMetrics says what a sidecar knows, and how old it is.

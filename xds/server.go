@@ -78,6 +78,7 @@ type Server struct {
 	orgs    map[string]*orgState // those that a node is connected for
 	joined  map[string]joined    // by the orgs' ids
 	streams map[*stream]struct{}
+	appends appendStreams
 	synced  bool      // notifications of the database are received
 	beat    time.Time // the last heartbeat
 }
@@ -106,7 +107,7 @@ func NewServer(c ServerConfig) (*Server, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	s := &Server{c: c, orgs: make(map[string]*orgState), joined: make(map[string]joined), streams: make(map[*stream]struct{}), turns: make(chan struct{}, readsAtOnce), counting: make(chan struct{}, countsAtOnce), changes: newQueue()}
+	s := &Server{c: c, orgs: make(map[string]*orgState), joined: make(map[string]joined), streams: make(map[*stream]struct{}), appends: make(appendStreams), turns: make(chan struct{}, readsAtOnce), counting: make(chan struct{}, countsAtOnce), changes: newQueue()}
 	var err error
 	if s.metrics, err = newServerMetrics(c.Registerer, s.connected, s.unopenedCount); err != nil {
 		return nil, fmt.Errorf("registering xds's metrics: %w", err)
@@ -202,17 +203,31 @@ func (s *Server) Run(ctx context.Context) error {
 // ServerConfig.Sealer has other keys: what could not be opened may open now.
 func (s *Server) Reread() { s.changes.all() }
 
-// maxQueued bounds the changes that wait. More of them are one reading of everything.
-const maxQueued = 10_000
+// Any role of the database may send a notification. So it is only a hint of what to read,
+// and what it can cost is bounded.
+const (
+	// maxQueued bounds the changes that wait. More of them are one reading of everything.
+	maxQueued = 2_000
+	// floodPause is the least time between two such readings.
+	floodPause = 5 * time.Second
+	// maxApplied bounds the changes that are remembered: one that is notified again is
+	// not read again.
+	maxApplied = 20_000
+	// applyPause is the least time between two rounds of reading changes.
+	applyPause = 50 * time.Millisecond
+)
 
-// queue holds what was notified, each once, until it is applied. Any role may send a
-// notification, so it is only a hint of what to read, and there is a limit to it.
+// queue holds what was notified, each once, until it is applied.
 type queue struct {
-	mu    sync.Mutex
-	set   map[announced]struct{}
-	order []announced
-	whole bool          // read everything
-	more  chan struct{} // holds a token while there is something
+	mu      sync.Mutex
+	set     map[announced]struct{}
+	order   []announced
+	whole   bool          // read everything
+	flooded bool          // there was more than maxQueued: read everything, but not too often
+	more    chan struct{} // holds a token while there is something
+
+	applied map[announced]struct{} // lately
+	oldest  []announced            // of applied, in order
 }
 
 // announced is a row of the table changes: its number, and the tag of its org.
@@ -240,7 +255,7 @@ func (a announced) of(org string) bool {
 }
 
 func newQueue() *queue {
-	return &queue{set: make(map[announced]struct{}), more: make(chan struct{}, 1)}
+	return &queue{set: make(map[announced]struct{}), applied: make(map[announced]struct{}), more: make(chan struct{}, 1)}
 }
 
 func (q *queue) add(payload string) {
@@ -250,14 +265,34 @@ func (q *queue) add(payload string) {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if _, ok := q.set[a]; !ok && !q.whole {
+	if _, again := q.applied[a]; again || q.whole || q.flooded {
+		return
+	}
+	if _, ok := q.set[a]; !ok {
 		q.set[a] = struct{}{}
 		q.order = append(q.order, a)
 	}
 	if len(q.order) > maxQueued {
-		q.wholeLocked()
+		q.flooded, q.order = true, nil
+		clear(q.set)
 	}
 	q.wake()
+}
+
+// done remembers changes that were applied.
+func (q *queue) done(all []announced) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, a := range all {
+		if _, ok := q.applied[a]; !ok {
+			q.applied[a] = struct{}{}
+			q.oldest = append(q.oldest, a)
+		}
+	}
+	for len(q.oldest) > maxApplied {
+		delete(q.applied, q.oldest[0])
+		q.oldest = q.oldest[1:]
+	}
 }
 
 // all says that everything is to be read.
@@ -269,8 +304,9 @@ func (q *queue) all() {
 }
 
 func (q *queue) wholeLocked() {
-	q.whole, q.order = true, nil
+	q.whole, q.flooded, q.order, q.oldest = true, false, nil, nil
 	clear(q.set)
+	clear(q.applied) // the database may be another one, with the same numbers
 }
 
 func (q *queue) wake() {
@@ -280,13 +316,22 @@ func (q *queue) wake() {
 	}
 }
 
-func (q *queue) take() (all []announced, whole bool) {
+// take returns what is to be read. With flood, it may be everything because too much was
+// notified; else that stays to be done.
+func (q *queue) take(flood bool) (all []announced, whole, flooded bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	all, whole = q.order, q.whole
-	q.order, q.whole = nil, false
+	all, whole, flooded = q.order, q.whole, flood && q.flooded
+	q.order, q.whole, q.flooded = nil, false, q.flooded && !flooded && !q.whole
 	clear(q.set)
-	return all, whole
+	return all, whole, flooded
+}
+
+// waits is true if too much was notified and everything is to be read.
+func (q *queue) waits() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.flooded
 }
 
 // apply reads what has changed and hands it to the streams. What cannot be read
@@ -296,19 +341,27 @@ func (s *Server) apply(ctx context.Context, changes *queue) {
 	defer retry.Stop()
 	var left []string
 	var unread []announced
+	var flooded, began time.Time
 	for {
+		rest(ctx, applyPause-s.c.Now().Sub(began))
 		select {
 		case <-ctx.Done():
 			return
 		case <-changes.more:
 		case <-retry.C:
-			if len(left)+len(unread) == 0 {
+			if len(left)+len(unread) == 0 && !changes.waits() {
 				continue
 			}
 		}
+		began = s.c.Now()
 		todo := left
 		left = nil
-		fresh, whole := changes.take()
+		fresh, whole, flood := changes.take(began.Sub(flooded).Abs() >= floodPause)
+		if flood {
+			s.metrics.flooded.Inc()
+			s.c.Log.WarnContext(ctx, "too many notifications of changes: everything is read again", "limit", maxQueued, "pause", floodPause)
+			whole, flooded = true, began
+		}
 		if whole {
 			todo, unread, fresh = []string{"*"}, nil, nil
 		}
@@ -320,6 +373,9 @@ func (s *Server) apply(ctx context.Context, changes *queue) {
 				todo, unread = []string{"*"}, nil
 			}
 		}
+		if err == nil {
+			changes.done(waiting)
+		}
 		for _, change := range merged(append(todo, read...)) {
 			if err := s.changed(ctx, change); err != nil && ctx.Err() == nil {
 				s.c.Log.WarnContext(ctx, "reading a change, trying again", "change", change, "err", err)
@@ -329,13 +385,28 @@ func (s *Server) apply(ctx context.Context, changes *queue) {
 	}
 }
 
+// rest waits for d, or until ctx is done.
+func rest(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
 // read looks up what was announced, for the orgs that a node is connected for. Each
 // org's changes are read as that org.
 func (s *Server) read(ctx context.Context, all []announced) (changes []string, err error) {
 	s.mu.Lock()
-	orgs := slices.Sorted(maps.Keys(s.orgs))
+	connected := maps.Clone(s.orgs)
+	for st := range s.appends {
+		for _, org := range st.orgs {
+			connected[org] = nil
+		}
+	}
 	s.mu.Unlock()
-	for _, org := range orgs {
+	for _, org := range slices.Sorted(maps.Keys(connected)) {
 		var seqs []int64
 		for _, a := range all {
 			if a.of(org) {
@@ -397,6 +468,7 @@ func (s *Server) changed(ctx context.Context, change string) error {
 		err = s.reload(ctx, f[1])
 	case len(f) >= 3 && f[0] == "nodes":
 		s.each(f[1], func(st *stream) { st.recheck() })
+		s.recheckAppends(f[1])
 	case len(f) >= 3 && f[0] == "agents":
 		s.each(f[1], func(st *stream) { st.agentChanged(f[2]) })
 	case len(f) >= 5 && f[0] == "agent_keys":
@@ -433,6 +505,7 @@ func (s *Server) resync(ctx context.Context) error {
 		}
 	}
 	s.missing.forgetAll()
+	s.recheckAppends("")
 	s.each("", func(st *stream) {
 		st.recheck()
 		st.agentChanged("")
@@ -456,6 +529,7 @@ func (s *Server) heartbeats(ctx context.Context) {
 			s.beat = s.c.Now()
 			s.mu.Unlock()
 			s.each("", (*stream).wake)
+			s.dueAppends()
 		} else if ctx.Err() == nil {
 			s.metrics.silent.Inc()
 		}
