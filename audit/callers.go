@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"net/netip"
 	"slices"
 	"time"
@@ -113,9 +114,14 @@ func (w *Writer) writeCounts() {
 		return
 	}
 	w.countMu.Lock()
-	counts := w.counts
-	w.counts = make(map[countKey]*UnknownCallers)
+	counts, repeated := w.counts, w.repeats
+	w.counts, w.repeats = make(map[countKey]*UnknownCallers), newRepeats()
 	w.countMu.Unlock()
+	for r, c := range repeated.of {
+		if c.Count > 0 {
+			w.Enqueue(r.Org, *c)
+		}
+	}
 	for k, c := range counts {
 		w.Enqueue(k.org, *c)
 	}
@@ -131,5 +137,10 @@ func (w *Writer) countBytesLocked() (n int64) {
 	return n
 }
 
-// countPrefix begins every encoded entry of counts: fields have a fixed order.
-var countPrefix = []byte(`{"v":1,"kind":"` + KindUnknownCallers + `",`)
+// countPrefixes begin the encoded entries of counts: fields have a fixed order.
+var countPrefixes = [][]byte{[]byte(`{"v":1,"kind":"` + KindUnknownCallers + `",`), []byte(`{"v":1,"kind":"` + KindRepeated + `",`)}
+
+// isCount says whether an encoded entry is one of counts, which has space of its own.
+func isCount(entry []byte) bool {
+	return slices.ContainsFunc(countPrefixes, func(p []byte) bool { return bytes.HasPrefix(entry, p) })
+}

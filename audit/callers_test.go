@@ -152,3 +152,73 @@ func TestCountsHaveTheirOwnSpace(t *testing.T) {
 		t.Errorf("%d causes are still in memory", n)
 	}
 }
+
+// Requests with a key that may not be used cost one entry, and one for the count, a minute
+// and key. Those of one org leave room for those of others.
+func TestRepeatedRejections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, stop := open(t, t.TempDir(), nil)
+		synctest.Wait()
+		r := Rejection{Org: "org_a", AgentID: "ag_1", KeyID: "key_1", Cause: "key_revoked"}
+		request := func(r Rejection, n int) (recorded int) {
+			for i := range n {
+				if w.Repeated(r, peerOf(i)) {
+					continue
+				}
+				recorded++
+				if _, err := w.Append(t.Context(), r.Org, decided("r", "deny")); err != nil {
+					t.Fatal(err)
+				}
+				w.Rejected(r)
+			}
+			return recorded
+		}
+		if n := request(r, 1000); n != 1 {
+			t.Errorf("%d of 1,000 requests are recorded", n)
+		}
+		other := r
+		other.Cause = "agent_suspended"
+		if n := request(other, 1); n != 1 {
+			t.Error("another cause is counted as equal")
+		}
+		time.Sleep(countInterval + time.Second)
+		synctest.Wait()
+		if n := request(r, 10); n != 1 {
+			t.Errorf("in the next minute %d of 10 requests are recorded", n)
+		}
+		// An org with many keys does not take the room of others.
+		for i := range 2 * maxRepeatsOfOrg {
+			many := r
+			many.Org, many.KeyID = "org_b", fmt.Sprintf("key_%d", i)
+			w.Rejected(many)
+		}
+		last := r
+		last.Org, last.KeyID = "org_c", "key_9"
+		w.Rejected(last)
+		if !w.Repeated(last, peerOf(1)) {
+			t.Error("another org's keys take all the room")
+		}
+		beyond := r
+		beyond.Org, beyond.KeyID = "org_b", fmt.Sprintf("key_%d", 2*maxRepeatsOfOrg-1)
+		if w.Repeated(beyond, peerOf(1)) {
+			t.Error("more keys of an org are counted than may be")
+		}
+		time.Sleep(countInterval + time.Second)
+		synctest.Wait()
+		recs := drain(t, w)
+		stop()
+		var got []RepeatedRejections
+		for _, rec := range recs {
+			e, err := Parse(rec.Entry)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c, ok := e.(RepeatedRejections); ok && c.Org == "org_a" {
+				got = append(got, c)
+			}
+		}
+		if len(got) != 2 || got[0].Count != 999 || got[1].Count != 9 || got[0].KeyID != "key_1" || got[0].AgentID != "ag_1" || len(got[0].Samples) != maxSamples {
+			t.Errorf("%+v", got)
+		}
+	})
+}

@@ -446,6 +446,10 @@ func Parse(b []byte) (Entry, error) {
 		var e Threshold
 		err = json.Unmarshal(b, &e)
 		return e, malformed(err)
+	case h.Kind == KindRepeated:
+		var e RepeatedRejections
+		err = json.Unmarshal(b, &e)
+		return e, malformed(err)
 	case h.Actor != nil:
 		var e Changed
 		err = json.Unmarshal(b, &e)

@@ -51,7 +51,7 @@ func full(v reflect.Value, n *int) {
 
 // TestEncodeForgetsNoField sets every field of every kind, and reads each back.
 func TestEncodeForgetsNoField(t *testing.T) {
-	for _, kind := range []audit.Entry{audit.Decided{}, audit.Settled{}, audit.Changed{}, audit.Started{}, audit.Gap{}, audit.UnknownCallers{}} {
+	for _, kind := range []audit.Entry{audit.Decided{}, audit.Settled{}, audit.Changed{}, audit.Started{}, audit.Gap{}, audit.UnknownCallers{}, audit.RepeatedRejections{}} {
 		v := reflect.New(reflect.TypeOf(kind)).Elem()
 		n := 0
 		full(v, &n)

@@ -13,7 +13,7 @@ type metrics struct {
 	recovered, truncated            prometheus.Counter
 	shipped, shipFailures           prometheus.Counter
 	changes, gaps, unknownCallers   prometheus.Counter
-	orgFull                         prometheus.Counter
+	orgFull, repeated               prometheus.Counter
 	shipping                        prometheus.GaugeFunc
 	bytes, lagRecords, lagAge, free prometheus.GaugeFunc
 	unsettled, writable, stuck      prometheus.GaugeFunc
@@ -53,6 +53,8 @@ func newMetrics(w *Writer) *metrics {
 		gaps:         counter("gaps_total", "Gaps stated: records that the control plane lost and that are not kept here any more."),
 
 		orgFull: counter("org_full_total", "Entries rejected because too much of their org waits for the control plane. Not 0: see stuck_orgs."),
+
+		repeated: counter("repeated_rejections_total", "Requests with a key that may not be used, counted together after the first of a minute."),
 
 		unknownCallers: counter("unknown_callers_total", "Requests that named no known caller."),
 		shipping: gauge("shipping", "1 if records reach the control plane or none wait; 0 if shipping is stuck.", func() float64 {
@@ -112,7 +114,7 @@ func (m *metrics) register(r prometheus.Registerer) error {
 		return nil
 	}
 	return registerAll(r, m.append, m.sync, m.batch, m.failures, m.dropped, m.recovered, m.truncated, m.shipped, m.shipFailures,
-		m.bytes, m.lagRecords, m.lagAge, m.free, m.unsettled, m.writable, m.changes, m.gaps, m.unknownCallers, m.orgFull, m.shipping, m.stuck, m.quarantined)
+		m.bytes, m.lagRecords, m.lagAge, m.free, m.unsettled, m.writable, m.changes, m.gaps, m.unknownCallers, m.orgFull, m.repeated, m.shipping, m.stuck, m.quarantined)
 }
 
 func registerAll(r prometheus.Registerer, cs ...prometheus.Collector) error {

@@ -2,7 +2,6 @@ package audit
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -402,7 +401,7 @@ func (s *segment) add(f frame) {
 	}
 	n := frameSum + frameFixed + int64(len(f.name)+len(f.body))
 	s.orgs[f.name] += n
-	if bytes.HasPrefix(f.body, countPrefix) {
+	if isCount(f.body) {
 		s.counts += n
 	}
 }

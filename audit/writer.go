@@ -110,6 +110,7 @@ type Writer struct {
 
 	countMu sync.Mutex
 	counts  map[countKey]*UnknownCallers
+	repeats repeats
 
 	wake    chan struct{} // there may be a batch to commit
 	linger  *time.Timer   // when it fires, an entry without a waiting caller is due
@@ -222,7 +223,7 @@ func OpenWriter(c WriterConfig) (*Writer, error) {
 	w := &Writer{
 		c: c, disk: disk{c.Dir, c.fault},
 		wake: make(chan struct{}, 1), closing: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}),
-		book: newBook(), prevs: make(map[string]uint64), counts: make(map[countKey]*UnknownCallers),
+		book: newBook(), prevs: make(map[string]uint64), counts: make(map[countKey]*UnknownCallers), repeats: newRepeats(),
 	}
 	w.linger = time.NewTimer(lingerTime)
 	w.metrics = newMetrics(w)
@@ -323,7 +324,7 @@ func (w *Writer) item(org string, e Entry) (item, error) {
 		}
 	case Settled:
 		it.settled = &e
-	case UnknownCallers:
+	case UnknownCallers, RepeatedRejections:
 		it.count = true
 	}
 	return it, nil

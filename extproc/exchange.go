@@ -73,6 +73,8 @@ type exchange struct {
 	// record
 	effect    policy.Effect // the decision on disk; Deny until it is there, and after a cut
 	receipt   audit.Receipt
+	inactive  bool // the caller is known, and its key or agent may not be used
+	counted   bool // it has no entry: an equal rejection has one, and this one is counted
 	attempted bool // an entry was passed to the recorder
 	recorded  bool // the entry is durable
 	inDoubt   bool // the entry may be durable: the wait for the recorder timed out
@@ -157,6 +159,9 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 		}
 		// Without an org there is no audit log to write this to.
 		return x.reject(refused), nil
+	}
+	if refused != nil && x.repeated(refused) {
+		return x.refuse(refused), nil
 	}
 	if refused == nil {
 		refused = x.req.headersAlone()
@@ -254,7 +259,9 @@ func (x *exchange) identify(ctx context.Context) *provider.Error {
 	if refused := x.lookUp(ctx); refused != nil {
 		return refused
 	}
-	return verdict.Inactive(x.caller, x.s.c.Now())
+	refused := verdict.Inactive(x.caller, x.s.c.Now())
+	x.inactive = refused != nil
+	return refused
 }
 
 // lookUp finds the caller, and the policies and providers of its org, as they are now. It
@@ -366,6 +373,7 @@ func (x *exchange) decide(ctx context.Context, body []byte, refused *provider.Er
 		x.outcome = outcomeUnrecorded
 		return x.reject(verdict.Unavailable("audit_unavailable", "The decision could not be recorded, so nothing was forwarded. Try again shortly.")), nil
 	}
+	x.rejected()
 	now := x.s.c.Now()
 	x.s.metrics.phase("record", now.Sub(recording))
 	x.s.metrics.decision.Observe(now.Sub(began).Seconds())
@@ -666,8 +674,8 @@ func (x *exchange) settle(ctx context.Context, err error) {
 		log.Log(ctx, x.levelOf(outcome), "exchange ended", "exchange", x.req.ID, "outcome", outcome, "status", x.response.status,
 			"agent", x.caller.Agent.ID, "model", x.verdict.Call.Model, "provider", x.verdict.Provider.Name, "receipt", x.receipt.String(), "err", err)
 	}
-	if !x.known {
-		return // no org, so no audit log
+	if !x.known || x.counted {
+		return // no org, so no audit log; or counted there
 	}
 	if !x.attempted {
 		// The request ended before there was anything to decide. Nothing was forwarded, and

@@ -1,6 +1,7 @@
 package extproc
 
 import (
+	"github.com/ai-identity/ai-identity/audit"
 	"net/netip"
 
 	"github.com/ai-identity/ai-identity/provider"
@@ -35,4 +36,32 @@ func (x *exchange) countUnknown(refused *provider.Error) {
 func (x *exchange) peer() netip.Addr {
 	a, _ := netip.ParseAddr(x.req.ClientIP)
 	return a
+}
+
+// Repeats counts rejections of keys that may not be used, so that a revoked key buys no
+// fsync for each request. *audit.Writer is one.
+type Repeats interface {
+	// Rejected notes that a rejection was recorded.
+	Rejected(audit.Rejection)
+	// Repeated counts a rejection if an equal one was recorded lately. False: it must be
+	// recorded.
+	Repeated(r audit.Rejection, peer netip.Addr) bool
+}
+
+// rejection is what equal rejections of an inactive caller have in common.
+func (x *exchange) rejection(e *provider.Error) audit.Rejection {
+	return audit.Rejection{Org: x.caller.Agent.OrgID, AgentID: x.caller.Agent.ID, KeyID: x.caller.Key.ID, Cause: e.Code}
+}
+
+// repeated counts the rejection of an inactive caller, if an equal one was recorded.
+func (x *exchange) repeated(e *provider.Error) bool {
+	x.counted = x.inactive && x.s.c.Repeats != nil && x.s.c.Repeats.Repeated(x.rejection(e), x.peer())
+	return x.counted
+}
+
+// rejected notes that the rejection of an inactive caller is recorded.
+func (x *exchange) rejected() {
+	if x.inactive && x.s.c.Repeats != nil && x.verdict.Refusal != nil {
+		x.s.c.Repeats.Rejected(x.rejection(x.verdict.Refusal))
+	}
 }

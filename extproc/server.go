@@ -75,6 +75,10 @@ type Config struct {
 	// so it must be fast. Nil: they are counted in the metrics only.
 	Unknown func(cause string, peer netip.Addr)
 
+	// Repeats counts equal rejections of one key that may not be used. Nil: each is
+	// recorded.
+	Repeats Repeats
+
 	// Domains are the hosts by which clients call the gateway, in lower case and without a
 	// port. "*.example.com" stands for every name below example.com. Requests for other
 	// hosts are rejected with 421. Empty: every host is accepted, and policy gets no host.

@@ -227,6 +227,7 @@ func (s *sidecar) run(ctx context.Context) error {
 		Domains:   s.domains,
 		Directory: client, Recorder: writer, Limiter: budget.NewMemory(time.Now), Pricer: table,
 		Log: s.log, Registerer: reg, MaxBody: s.maxBody, MaxStreams: s.maxStreams, MaxDeciding: s.maxDeciding,
+		Repeats: writer,
 		Unknown: func(cause string, peer netip.Addr) { writer.Count(client.Home(), cause, peer) },
 		Waiting: extproc.WaitLimits{Bytes: s.maxWaiting}, EndTimeout: time.Second,
 	}
