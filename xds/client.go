@@ -183,6 +183,9 @@ func (x *Client) Org(id string) (verdict.Org, error) {
 	return o, nil
 }
 
+// Orgs is how many organizations have a configuration here.
+func (x *Client) Orgs() int { return len(*x.orgs.Load()) }
+
 // Home is the organization whose audit log counts requests of no known caller, or ""
 // if it does not exist or was not received yet.
 func (x *Client) Home() string { return *x.home.Load() }

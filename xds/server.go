@@ -180,6 +180,9 @@ func (s *Server) unopenedCount() (n int) {
 	return n
 }
 
+// Nodes is how many nodes are connected. Envoys and sidecars count each.
+func (s *Server) Nodes() int { return s.connected() }
+
 func (s *Server) connected() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

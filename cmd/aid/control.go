@@ -288,6 +288,9 @@ func (c *control) run(ctx context.Context) error {
 		return serveHTTP(ctx, l, server, c.log)
 	})
 	ready.set(remember(500*time.Millisecond, all))
+	life.start(ctx, "readiness", ready.announce(c.log, func() []any {
+		return []any{"api", c.api, "xds", c.xds, "nodes", control.Nodes(), "version", version()}
+	}))
 	c.log.Info("serving", "api", c.api, "xds", c.xds, "status", c.status, "version", version())
 	return life.wait(ctx)
 }
@@ -312,6 +315,12 @@ func ownPorts(listeners ...string) (out []netip.AddrPort) {
 // xdsServer serves ADS and the audit ingest. One answer may hold all that
 // changed, and one batch of records is a few hundred of them.
 func (c *control) xdsServer(secure *tls.Config, control *xds.Server) *grpc.Server {
+	s := grpc.NewServer(c.xdsOptions(secure)...)
+	control.Register(s)
+	return s
+}
+
+func (c *control) xdsOptions(secure *tls.Config) []grpc.ServerOption {
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(32 << 20), grpc.MaxSendMsgSize(256 << 20), grpc.MaxConcurrentStreams(1000),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
@@ -320,9 +329,7 @@ func (c *control) xdsServer(secure *tls.Config, control *xds.Server) *grpc.Serve
 	if secure != nil && !local(c.xds) {
 		options = append(options, grpc.Creds(credentials.NewTLS(secure)))
 	}
-	s := grpc.NewServer(options...)
-	control.Register(s)
-	return s
+	return options
 }
 
 // serveGRPC serves s on l until ctx is done. Streams of xDS have no end of their own:

@@ -255,6 +255,9 @@ func (s *sidecar) run(ctx context.Context) error {
 	logv3.RegisterAccessLogServiceServer(g, server)
 	above.start(ctx, "exchanges", func(context.Context) error { return g.Serve(l) })
 	ready.set(remember(500*time.Millisecond, s.ready(server, client, writer)))
+	below.start(ctx, "readiness", ready.announce(s.log, func() []any {
+		return []any{"orgs", client.Orgs(), "gateway", s.gatewayURL, "node", s.nodeID, "audit_waiting", writer.Waiting()}
+	}))
 	s.log.Info("serving", "listen", s.listen, "xds", s.xds, "segments", s.segments, "version", version())
 
 	ended := make(chan error, 1)
@@ -297,7 +300,7 @@ func (s *sidecar) end(ctx context.Context, ready *readiness, server *extproc.Ser
 }
 
 // dial connects to the control plane, now or later.
-func (s *sidecar) dial(files *reloads) (*grpc.ClientConn, error) {
+func (s *sidecar) dial(files *reloads, more ...grpc.DialOption) (*grpc.ClientConn, error) {
 	target, secure := s.xds, insecure.NewCredentials()
 	if !strings.HasPrefix(target, "unix:") {
 		target = "dns:///" + target
@@ -324,7 +327,7 @@ func (s *sidecar) dial(files *reloads) (*grpc.ClientConn, error) {
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.3, MaxDelay: 3 * time.Second},
 			MinConnectTimeout: 3 * time.Second,
 		}))
-	conn, err := grpc.NewClient(target, options...)
+	conn, err := grpc.NewClient(target, append(options, more...)...)
 	if err != nil {
 		return nil, usagef("--xds: %v", err)
 	}

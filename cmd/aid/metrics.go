@@ -116,6 +116,43 @@ func (r *readiness) ask(ctx context.Context) error {
 	return (*c)(ctx)
 }
 
+// announceEvery is how often a process asks itself whether it is ready. Until it is ready
+// for the first time it asks more often.
+const announceEvery, announceFirst = 10 * time.Second, 500 * time.Millisecond
+
+// announce returns a part that logs a line when the process becomes ready, with what it
+// serves, and when it is no longer ready, with the reason.
+func (r *readiness) announce(log *slog.Logger, serves func() []any) func(context.Context) error {
+	return func(ctx context.Context) error {
+		every, was := announceFirst, false
+		for {
+			timer := time.NewTimer(every)
+			select {
+			case <-ctx.Done():
+				timer.Stop()
+				return nil
+			case <-timer.C:
+			}
+			ask, cancel := context.WithTimeout(ctx, 8*time.Second)
+			err := r.ask(ask)
+			cancel()
+			if still := stillReady(""); errors.As(err, &still) {
+				err = nil
+			}
+			switch is := err == nil; {
+			case ctx.Err() != nil || r.stopping.Load():
+				return nil
+			case is && !was:
+				log.Info("ready", serves()...)
+				every, was = announceEvery, true
+			case !is && was:
+				log.Warn("not ready", "err", err)
+				was = false
+			}
+		}
+	}
+}
+
 // registered serves what is registered in this process.
 func registered(reg *prometheus.Registry, log *slog.Logger) http.Handler {
 	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{
