@@ -161,7 +161,7 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 		return x.reject(refused), nil
 	}
 	if refused != nil && x.repeated(refused) {
-		return x.refuse(refused), nil
+		return x.reject(refused), nil
 	}
 	if refused == nil {
 		refused = x.req.headersAlone()
