@@ -11,17 +11,17 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Batch is what a sidecar ships at once: records of one writer in one org.
+// Batch is one shipment of a sidecar: records of one writer in one org.
 type Batch struct {
 	Org     string
 	Node    string // the authenticated node; set by the control plane, never by the sender
-	Writer  string // that made the records
+	Writer  string // the writer of the records
 	Shipper string // the writer id of the process that sends them; empty: Writer
-	Fork    bool   // store them beside what the chain has of Writer, as Shipper's copy
+	Fork    bool   // store them as Shipper's copy, beside Writer's records in the chain
 	Records []Record
 }
 
-// lane names the continuity that the batch belongs to.
+// lane names the sequence of records that the batch continues.
 func (b Batch) lane() string {
 	if b.Fork {
 		return b.Shipper
@@ -29,24 +29,24 @@ func (b Batch) lane() string {
 	return ""
 }
 
-// ErrFork is what Append's error wraps when the chain holds other records under
-// these numbers, or when the writer belongs to another node. The sidecar takes a
-// new writer id and ships the records again with Fork set.
+// ErrFork means that the chain has other records under these numbers, or that the writer
+// belongs to another node. The sidecar then uses a new writer id, and ships the records again
+// with Fork set.
 var ErrFork = errors.New("audit records fork")
 
-// Behind is Append's error when a batch does not follow what the chain has. The
-// sidecar sends again from Have, or states a Gap.
+// Behind is Append's error if a batch does not follow the last record in the chain. The
+// sidecar sends again from Have, or records a Gap.
 type Behind struct{ Have uint64 }
 
 func (b *Behind) Error() string {
-	return fmt.Sprintf("have %d: send the records after that number, or state a gap", b.Have)
+	return fmt.Sprintf("the chain has records up to %d: send the records after that number, or record a gap", b.Have)
 }
 
-// maxJump is the most that a writer's number may exceed its previous one. Numbers
-// are skipped by failed batches and by other orgs' records.
+// maxJump is the largest difference between two consecutive numbers of a writer. Failed
+// batches and records of other orgs skip numbers.
 const maxJump = 1 << 40
 
-// checkBatch rejects what no sidecar sends, whatever its entries contain.
+// checkBatch rejects a batch that no sidecar sends. It does not check entries.
 func checkBatch(b Batch) error {
 	for _, id := range []string{b.Writer, b.Shipper} {
 		if !validID(id) || !strings.HasPrefix(id, "w_") {
@@ -62,11 +62,11 @@ func checkBatch(b Batch) error {
 	for i, r := range b.Records {
 		switch {
 		case r.Seq <= r.Prev || r.Seq > math.MaxInt64 || i > 0 && r.Prev != b.Records[i-1].Seq:
-			return fmt.Errorf("%w: record %d names %d as the one before it", ErrRefused, r.Seq, r.Prev)
+			return fmt.Errorf("%w: record %d has %d as its previous record", ErrRefused, r.Seq, r.Prev)
 		case r.Seq-r.Prev > maxJump:
-			return fmt.Errorf("%w: record %d is more than %d above the one before it", ErrRefused, r.Seq, int64(maxJump))
+			return fmt.Errorf("%w: the number of record %d is more than %d above the previous one", ErrRefused, r.Seq, int64(maxJump))
 		case r.Org != b.Org:
-			return fmt.Errorf("%w: record %d is of another org", ErrRefused, r.Seq)
+			return fmt.Errorf("%w: record %d belongs to another org", ErrRefused, r.Seq)
 		case len(r.Entry) == 0 || len(r.Entry) > MaxEntryBytes:
 			return fmt.Errorf("%w: record %d has an entry of %d bytes", ErrRefused, r.Seq, len(r.Entry))
 		}
@@ -74,7 +74,7 @@ func checkBatch(b Batch) error {
 	return nil
 }
 
-// position returns the last number of a lane and the node it belongs to.
+// position returns the last number of a lane and the lane's node.
 func position(ctx context.Context, tx pgx.Tx, org, writer, lane string) (have uint64, node string, known bool, err error) {
 	err = tx.QueryRow(ctx, "SELECT writer_seq, node_id FROM audit_writers WHERE org_id = $1 AND writer = $2 AND lane = $3", org, writer, lane).
 		Scan(&have, &node)
@@ -84,8 +84,8 @@ func position(ctx context.Context, tx pgx.Tx, org, writer, lane string) (have ui
 	return have, node, err == nil, err
 }
 
-// bind gives a writer to the node that uses it first. A writer of before nodes were
-// stored goes to the first node that uses it again.
+// bind assigns a writer to the first node that uses it. The database has older writers
+// without a node; such a writer is assigned to the first node that uses it again.
 func bind(ctx context.Context, tx pgx.Tx, org, writer, node string) error {
 	_, bound, known, err := position(ctx, tx, org, writer, "")
 	if err != nil {
@@ -102,8 +102,8 @@ func bind(ctx context.Context, tx pgx.Tx, org, writer, node string) error {
 	return err
 }
 
-// unseen locks the org's chain and returns the records that are not in it. The
-// error is a *Behind or wraps ErrFork if they do not follow what is in it.
+// unseen locks the org's chain and returns the records that are not in it. If they do not
+// follow the records in it, the error is a *Behind or wraps ErrFork.
 func unseen(ctx context.Context, tx pgx.Tx, b Batch) ([]Record, error) {
 	if err := lockChain(ctx, tx, b.Org); err != nil {
 		return nil, err
@@ -125,7 +125,7 @@ func unseen(ctx context.Context, tx pgx.Tx, b Batch) ([]Record, error) {
 	}
 	recs := b.Records
 	if !b.Fork && recs[0].Prev == have || b.Fork && known && recs[0].Prev == have {
-		return recs, nil // the usual case: it follows
+		return recs, nil // the usual case: the batch follows
 	}
 	stored, err := sameNumbers(ctx, tx, b)
 	if err != nil {
@@ -143,7 +143,7 @@ func unseen(ctx context.Context, tx pgx.Tx, b Batch) ([]Record, error) {
 			continue
 		}
 		if r.Seq <= have {
-			return nil, fmt.Errorf("%w: the chain is past record %d of writer %s and has other content there: two processes use copies of one segment folder",
+			return nil, fmt.Errorf("%w: the chain has another record %d of writer %s: two processes use copies of one segment folder",
 				ErrFork, r.Seq, b.Writer)
 		}
 		break
@@ -168,7 +168,7 @@ type storedCopy struct {
 	entry []byte
 }
 
-// sameNumbers returns what the chain has under the numbers of a batch.
+// sameNumbers returns the chain's records with the numbers of a batch.
 func sameNumbers(ctx context.Context, tx pgx.Tx, b Batch) (map[uint64][]storedCopy, error) {
 	seqs := []int64{int64(b.Records[0].Prev)}
 	for _, r := range b.Records {

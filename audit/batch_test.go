@@ -105,8 +105,8 @@ func hasAll(t *testing.T, db *store.DB, org string, receipts []audit.Receipt) (m
 	return missing
 }
 
-// A database that was restored to an older state gets from the sidecar what it lost. It
-// gets all of it if the sidecar kept it; otherwise the sidecar states a gap.
+// The sidecar sends lost records again to a database that was restored to an older state. For
+// records that it no longer has, it records a gap.
 func TestRestoredDatabase(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -124,7 +124,7 @@ func TestRestoredDatabase(t *testing.T) {
 			restore(t, db, org, 5)
 			receipts = append(receipts, write(t, w, org, "after", 1)...)
 			shipAll(t, w, node)
-			shipAll(t, w, node) // after a rewind all is there
+			shipAll(t, w, node) // after a rewind, all records are there
 			missing := hasAll(t, db, org, receipts)
 			r := verify(t, db, org, 1)
 			if r.FirstBad != nil || r.Broken != 0 || r.Forks != 0 || r.Gaps != c.gaps {
@@ -137,8 +137,8 @@ func TestRestoredDatabase(t *testing.T) {
 	}
 }
 
-// Two processes have one writer id, as after a snapshot of a VM. The records of both are in
-// the chain, and the one that came later has taken a new id.
+// Two processes have one writer id, as after a snapshot of a VM. The chain has the records of
+// both, and the later process has a new id.
 func TestClonedProcess(t *testing.T) {
 	db := storetest.Open(t)
 	org := storetest.Org(t, db)
@@ -173,7 +173,7 @@ func TestClonedProcess(t *testing.T) {
 	}
 }
 
-// A writer belongs to the node that used it first, whatever a batch says.
+// A writer belongs to the first node that used it, even if a batch names another.
 func TestAnotherNodesWriter(t *testing.T) {
 	db := storetest.Open(t)
 	org := storetest.Org(t, db)
@@ -208,8 +208,8 @@ func TestAnotherNodesWriter(t *testing.T) {
 	}
 }
 
-// A real completion takes the place of a recovered "unknown"; usage counts one, and
-// figures that no exchange can have count nothing.
+// A real completion replaces a recovered "unknown", and usage counts only one. Figures that no
+// request can have are not counted.
 func TestUsageCountsOnce(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	real := audit.Settled{RequestID: "r", AgentID: "ag_1", DecidedWriter: "w_1", DecidedSeq: 1, Outcome: "completed", Priced: true, CostNanoUSD: 7, Time: at}
@@ -259,8 +259,8 @@ func TestUsageCountsOnce(t *testing.T) {
 	}
 }
 
-// What is lost may be another process's: a sidecar that starts beside a chain that was
-// restored sends again what the processes before it wrote, also of orgs that are quiet.
+// The chain may have lost records of an earlier process. A sidecar that starts with a restored
+// chain sends these records again, also those of idle orgs.
 func TestRestoredBeforeStart(t *testing.T) {
 	db := storetest.Open(t)
 	org := storetest.Org(t, db)

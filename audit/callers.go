@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// KindUnknownCallers is the kind of an entry that counts requests of no known caller.
+// KindUnknownCallers is the kind of an entry that counts requests without a known caller.
 const KindUnknownCallers = "callers.unknown"
 
-// UnknownCallers counts, for one cause and about a minute, the requests that named
-// no known caller.
+// UnknownCallers counts the requests without a known caller, for one cause and about a
+// minute.
 type UnknownCallers struct {
 	Time   time.Time `json:"time"`
 	Org    string    `json:"org"`    // set by the Writer
@@ -45,23 +45,22 @@ func (e UnknownCallers) Encode() []byte {
 
 const (
 	maxSamples = 20
-	// maxCounts bounds the pairs of org and cause that are counted at once. More
-	// are counted under the cause "other", and beyond twice that only in the metric.
+	// maxCounts limits the pairs of org and cause that are counted at once. More pairs are
+	// counted under the cause "other". Beyond twice the limit only the metric counts.
 	maxCounts = 256
 	// countInterval is how often a count becomes an entry.
 	countInterval = time.Minute
-	// maxCountBytes bounds the entries of counts that wait for the control plane. They
-	// have this space for themselves, beside WriterConfig.MaxBacklogBytes.
+	// maxCountBytes limits the entries of counts that wait for the control plane. This
+	// space is separate from WriterConfig.MaxBacklogBytes.
 	maxCountBytes = 16 << 20
 )
 
 type countKey struct{ org, cause string }
 
-// Count counts a request that named no known caller. It writes nothing: Run turns the
-// counts into at most one entry a minute for each org and cause. The entries have a
-// space of their own and never use that of decisions. While the space is full or the
-// disk fails, counts stay in memory. The org is the home of the node; an empty one
-// counts in the metric only.
+// Count counts a request without a known caller. It writes nothing: Run writes at most one
+// entry per minute for each org and cause. These entries have separate space and never use
+// the space of decisions. While that space is full or the disk fails, counts stay in memory.
+// The org is the home of the node. For an empty org only the metric counts.
 func (w *Writer) Count(org, cause string, peer netip.Addr) {
 	w.metrics.unknownCallers.Inc()
 	if !validID(org) {
@@ -105,7 +104,7 @@ func peerPrefix(a netip.Addr) string {
 	return p.String()
 }
 
-// writeCounts enqueues what was counted, unless there is no room for it.
+// writeCounts enqueues the counts, unless their space is full.
 func (w *Writer) writeCounts() {
 	w.mu.Lock()
 	full := w.failed != nil || w.countBytesLocked() >= maxCountBytes || w.diskLocked() != nil
@@ -127,7 +126,7 @@ func (w *Writer) writeCounts() {
 	}
 }
 
-// countBytesLocked is the part of bytesLocked's segments that entries of counts take.
+// countBytesLocked returns the bytes of entries of counts in bytesLocked's segments.
 func (w *Writer) countBytesLocked() (n int64) {
 	for i, s := range w.segs {
 		if i == len(w.segs)-1 || s.last > w.passed {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// peerOf is the address of the n-th of many peers, each in a prefix of its own.
+// peerOf returns the address of the n-th of many peers. Each has its own prefix.
 func peerOf(n int) netip.Addr {
 	if n%2 == 0 {
 		return netip.AddrFrom4([4]byte{byte(n >> 16), byte(n >> 8), byte(n), 7})
@@ -34,8 +34,8 @@ func countsOf(t *testing.T, recs []Record) (out []UnknownCallers) {
 	return out
 }
 
-// Requests of no known caller become one entry a minute and cause, whatever their
-// number, and no fsync each.
+// Requests without a known caller become one entry per minute and cause, for any number of
+// requests, without an fsync for each.
 func TestCountsByTheMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var syncs atomic.Int64
@@ -86,8 +86,8 @@ func TestCountsByTheMinute(t *testing.T) {
 	})
 }
 
-// Counts are bounded in memory and on the disk, and take nothing of the backlog of
-// decisions: not while they are written, and not after a restart.
+// Counts have limits in memory and on the disk. They never use space of the backlog of
+// decisions, also not after a restart.
 func TestCountsHaveTheirOwnSpace(t *testing.T) {
 	dir := t.TempDir()
 	change := func(c *WriterConfig) { c.SegmentBytes, c.MaxBacklogBytes = 1<<20, 2<<20 }
@@ -143,7 +143,7 @@ func TestCountsHaveTheirOwnSpace(t *testing.T) {
 	if w.counts[countKey{"org_a", "cause_1"}] == nil {
 		t.Error("counts were written beyond their space")
 	}
-	// Once they are shipped, there is room again, and what was counted is written.
+	// Once they are shipped, there is space again, and the counts are written.
 	if n := len(countsOf(t, drain(t, w))); n == 0 {
 		t.Error("no entry was shipped")
 	}

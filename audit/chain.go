@@ -18,10 +18,10 @@ import (
 	"time"
 )
 
-// Keys are the HMAC keys of the chain, by epoch. They are one set for all orgs. Each may
-// have a time from which on it signs; of those whose time has come, the newest epoch does.
-// All verify. Copies of a Keys share its set, which Replace exchanges. The zero Keys has
-// none. Keys never print.
+// Keys are the HMAC keys of the chain, by epoch. All orgs have the same keys. A key may have a
+// time from which on it signs. Of the keys that have reached their time, the newest one signs.
+// All keys verify. Copies of a Keys share its set, which Replace replaces. The zero Keys is
+// empty. Keys are never printed.
 type Keys struct{ set *atomic.Pointer[keySet] }
 
 type keySet struct {
@@ -31,14 +31,14 @@ type keySet struct {
 
 type key struct {
 	secret []byte
-	from   time.Time // zero: since ever
+	from   time.Time // zero: always
 }
 
-// ParseKeys reads lines of the form "EPOCH HEX" or "EPOCH HEX from=TIME": a number from 1,
-// 32 to 64 bytes, and when the key begins to sign, in RFC 3339. So every replica can know
-// a key before any of them signs with it. Empty lines and those that begin with # are left
-// out. At least one key must be there, and none twice. The first epoch has no time, and
-// the times ascend. The error names the line and never quotes it.
+// ParseKeys reads lines of the form "EPOCH HEX" or "EPOCH HEX from=TIME". EPOCH is a number from
+// 1, HEX has 32 to 64 bytes, and TIME is when the key begins to sign (RFC 3339). So every replica
+// can have a key before one of them signs with it. Empty lines and lines that begin with # are
+// skipped. There must be at least one key, and no key twice. The first epoch has no time, and the
+// times ascend. The error names the line and never quotes it.
 func ParseKeys(lines []string) (Keys, error) {
 	set := &keySet{byEpoch: make(map[int32]key)}
 	for i, line := range lines {
@@ -61,24 +61,24 @@ func ParseKeys(lines []string) (Keys, error) {
 		if len(part) == 3 {
 			text, ok := strings.CutPrefix(part[2], "from=")
 			if k.from, err = time.Parse(time.RFC3339, text); !ok || err != nil {
-				return Keys{}, fmt.Errorf("line %d: after the key stands from=TIME, such as from=2026-12-01T00:00:00Z", i+1)
+				return Keys{}, fmt.Errorf("line %d: after the key, write only from=TIME, such as from=2026-12-01T00:00:00Z", i+1)
 			}
 		}
 		for e, other := range set.byEpoch {
 			if e == int32(epoch) || hmac.Equal(k.secret, other.secret) {
-				return Keys{}, fmt.Errorf("line %d: the epoch or its key is there twice", i+1)
+				return Keys{}, fmt.Errorf("line %d: the epoch or its key is in the file twice", i+1)
 			}
 		}
 		set.byEpoch[int32(epoch)] = k
 	}
 	if set.epochs = slices.Sorted(maps.Keys(set.byEpoch)); len(set.epochs) == 0 {
-		return Keys{}, errors.New("there is no key: a line is EPOCH HEX")
+		return Keys{}, errors.New("the file has no key: write lines of the form EPOCH HEX")
 	}
 	var last time.Time
 	for i, e := range set.epochs {
 		switch from := set.byEpoch[e].from; {
 		case i == 0 && !from.IsZero():
-			return Keys{}, fmt.Errorf("epoch %d is the first and has a from=TIME: before it no key would sign", e)
+			return Keys{}, fmt.Errorf("epoch %d is the first and has a from=TIME: remove the time, since no key would sign before it", e)
 		case i > 0 && !last.IsZero() && !from.After(last):
 			return Keys{}, fmt.Errorf("epoch %d begins to sign before epoch %d: give it a later from=TIME", e, set.epochs[i-1])
 		default:
@@ -90,8 +90,8 @@ func ParseKeys(lines []string) (Keys, error) {
 	return k, nil
 }
 
-// Replace exchanges the keys while they are in use. A key that has begun to sign must
-// stay: entries may have its MACs.
+// Replace replaces the keys while they are in use. A key that has begun to sign must stay, since
+// entries may have its MACs.
 func (k Keys) Replace(next Keys, now time.Time) error {
 	have, then := k.set.Load(), next.set.Load()
 	for _, e := range have.epochs {
@@ -101,16 +101,16 @@ func (k Keys) Replace(next Keys, now time.Time) error {
 		}
 		switch other, ok := then.byEpoch[e]; {
 		case !ok:
-			return fmt.Errorf("the key of epoch %d is missing, which is in use: entries could not be verified without it", e)
+			return fmt.Errorf("the key of epoch %d is in use and is missing: entries could not be verified without it", e)
 		case !hmac.Equal(old.secret, other.secret):
-			return fmt.Errorf("the key of epoch %d is another one than before, which is in use: give a new key a new epoch", e)
+			return fmt.Errorf("the key of epoch %d is in use and has changed: give a new key a new epoch", e)
 		}
 	}
 	k.set.Store(then)
 	return nil
 }
 
-// signing is the epoch whose key signs at a time.
+// signing returns the epoch of the key that signs at a time.
 func (k Keys) signing(at time.Time) (epoch int32) {
 	set := k.set.Load()
 	for _, e := range set.epochs {
@@ -121,13 +121,13 @@ func (k Keys) signing(at time.Time) (epoch int32) {
 	return epoch
 }
 
-// last is the newest epoch, which may not sign yet.
+// last returns the newest epoch, which may not sign yet.
 func (k Keys) last() int32 {
 	set := k.set.Load()
 	return set.epochs[len(set.epochs)-1]
 }
 
-// Format keeps keys out of whatever prints them.
+// Format prints only the epochs, never the keys.
 func (k Keys) Format(s fmt.State, _ rune) {
 	if k.set == nil {
 		fmt.Fprint(s, "audit.Keys without a key")
@@ -136,7 +136,7 @@ func (k Keys) Format(s fmt.State, _ rune) {
 	fmt.Fprintf(s, "audit.Keys of epochs %v", k.set.Load().epochs)
 }
 
-// link is everything that an entry's MAC covers. docs/audit.md says it in words.
+// link has everything that an entry's MAC covers. docs/audit.md describes it.
 type link struct {
 	epoch      int32
 	org        string
@@ -155,11 +155,11 @@ type link struct {
 	agent       string
 	session     string
 	request     string
-	prevWriter  int64 // the writer's number before, in this org
+	prevWriter  int64 // the writer's previous number in this org
 }
 
-// bytes returns the link of version 2: each part with its length before it. It is
-// what a Merkle tree over the chain has as its leaf's data.
+// bytes returns the link of version 2: each part with its length before it. It is the data of
+// a leaf in a Merkle tree over the chain.
 func (l link) bytes(b []byte) []byte {
 	number := func(n int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(n)) }
 	leaf := LeafHash(l.entry)
@@ -176,19 +176,19 @@ func (l link) bytes(b []byte) []byte {
 // linkDomainV2 is the first part of a link.
 const linkDomainV2 = "aid link v2"
 
-// macVersion is the version that is written. Version 1 is only verified.
+// macVersion is the version of new entries. Version 1 is only verified.
 const macVersion = 2
 
 // keyDomain separates the keys of orgs and epochs from other uses of the same key.
 const keyDomain = "aid audit chain v2\x00"
 
-// linkDomain keeps a MAC of ours from meaning anything else under the same key.
+// linkDomain separates these MACs from other uses of the same key.
 const linkDomain = "aid audit chain v1\x00"
 
 // A sealer computes the MACs of one epoch.
 type sealer struct {
-	h   hash.Hash // of version 1: the installation's key
-	h2  hash.Hash // of version 2: the org's key in this epoch
+	h   hash.Hash // for version 1, with the installation's key
+	h2  hash.Hash // for version 2, with the org's key in this epoch
 	buf []byte
 }
 
@@ -207,8 +207,8 @@ func (k Keys) sealer(org string, epoch int32) (*sealer, bool) {
 	return &sealer{h: hmac.New(sha256.New, key), h2: hmac.New(sha256.New, own)}, true
 }
 
-// mac returns HMAC-SHA256 over l. Every part has a fixed width or its length
-// before it, so that no two links have the same bytes.
+// mac returns HMAC-SHA256 over l. Every part has a fixed width or its length before it, so two
+// different links never have the same bytes.
 func (s *sealer) mac(l link) [32]byte {
 	if l.version == macVersion {
 		b := binary.BigEndian.AppendUint64(s.buf[:0], uint64(l.epoch))
@@ -245,9 +245,8 @@ func (s *sealer) mac(l link) [32]byte {
 // not block the records behind it.
 const KindMalformed = "malformed"
 
-// columns are what an entry is found by in the database. They say nothing that
-// the entry does not, so that Verify can tell when they were changed: what they
-// are made of must never change.
+// columns are the columns for searching entries in the database. They are derived from the
+// entry, so Verify detects a changed column. How they are derived must never change.
 type columns struct {
 	kind    string
 	time    time.Time
@@ -256,8 +255,8 @@ type columns struct {
 	session string
 }
 
-// describe returns the columns of an entry that writer wrote for org, and the
-// entry itself; nil if it is malformed.
+// describe returns the columns of an entry that writer wrote for org, and the parsed entry. A
+// malformed entry is nil.
 func describe(org, writer string, entry []byte, appendedAt time.Time, version int16) (columns, Entry) {
 	malformed := columns{kind: KindMalformed, time: appendedAt}
 	e, err := Parse(entry)
@@ -287,8 +286,8 @@ func describe(org, writer string, entry []byte, appendedAt time.Time, version in
 	}, e
 }
 
-// column is s as a text column can hold it: Postgres knows no NUL, and an index
-// no long strings. An entry of ours is not changed by it.
+// column returns s for a text column: Postgres does not support NUL, and an index does not
+// support long strings. It does not change the values of valid entries.
 func column(s string, limit int) string {
 	return bounded(strings.ReplaceAll(s, "\x00", "\ufffd"), limit)
 }

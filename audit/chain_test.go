@@ -145,7 +145,7 @@ func TestExactlyOnce(t *testing.T) {
 	}
 }
 
-// A node may write for its own org, under its own name, what it has not written yet.
+// A node may write only new records, for its own org and with its own name.
 func TestRefusedRecords(t *testing.T) {
 	db := storetest.Open(t)
 	org, other := storetest.Org(t, db), storetest.Org(t, db)
@@ -173,8 +173,8 @@ func TestRefusedRecords(t *testing.T) {
 	}
 }
 
-// A node says what it evaluated, and not who changed what: that is for the control plane
-// to say, in the transaction of the change.
+// A node may record its decisions, but no changes. Only the control plane records a change, in
+// the transaction of the change.
 func TestChangesAreNoNodesToTell(t *testing.T) {
 	db := storetest.Open(t)
 	org := storetest.Org(t, db)
@@ -212,8 +212,8 @@ func TestEpochs(t *testing.T) {
 	}
 }
 
-// TestTampering changes the table as its owner could, with the triggers off. Each
-// change is found, at the entry where it is.
+// TestTampering changes the table as its owner could, with the triggers off. Each change is
+// found at the changed entry.
 func TestTampering(t *testing.T) {
 	for _, c := range []struct {
 		name, sql string
@@ -258,7 +258,7 @@ func TestTampering(t *testing.T) {
 	}
 }
 
-// superuser connects to db as who may do anything.
+// superuser connects to db as the superuser.
 func superuser(t testing.TB, db *store.DB) *pgx.Conn {
 	t.Helper()
 	c, err := pgx.ParseConfig(storetest.AdminURL(t))

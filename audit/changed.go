@@ -4,8 +4,8 @@ import (
 	"time"
 )
 
-// Changed is an entry of the management API: who changed what. It never holds a
-// secret; Before and After are digests of the object, not the object.
+// Changed is an entry of the management API: the actor and the changed object. It never has a
+// secret. Before and After are digests of the object, not the object.
 type Changed struct {
 	Kind   string    `json:"kind"` // "agent.created", "key.revoked", …
 	Time   time.Time `json:"time"`
@@ -16,14 +16,14 @@ type Changed struct {
 	RequestID  string   `json:"request_id"`
 	ObjectKind string   `json:"object_kind"` // "agent", "key", …
 	ObjectID   string   `json:"object_id"`
-	AgentID    string   `json:"agent_id"` // the agent it concerns, if it concerns one
-	Fields     []string `json:"fields"`   // which fields changed
+	AgentID    string   `json:"agent_id"` // the agent of the object, if it has one
+	Fields     []string `json:"fields"`   // the changed fields
 	Before     string   `json:"before"`   // digest, empty for a creation
 	After      string   `json:"after"`    // digest, empty for a deletion
 	Omitted    int64    `json:"omitted"`  // how many of Fields were left out
 }
 
-// Actor is who changed something.
+// Actor is the person or program that made a change.
 type Actor struct {
 	Kind string `json:"kind"` // "org_key", "bootstrap", …
 	ID   string `json:"id"`

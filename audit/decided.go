@@ -4,9 +4,9 @@ import (
 	"time"
 )
 
-// Decided is the first entry of an exchange: who asked for what, and whether they
-// may. It is durable before anything is forwarded. It never holds the text of a
-// prompt: BodyDigest is keyed, so that a short body cannot be guessed from it.
+// Decided is the first entry of a request: the caller, the request and the decision. It is
+// durable before anything is forwarded. It never has the text of a prompt. BodyDigest is
+// keyed, so that a short body cannot be guessed from it.
 type Decided struct {
 	Time   time.Time `json:"time"`
 	Org    string    `json:"org"`    // set by the Writer
@@ -21,10 +21,10 @@ type Decided struct {
 	Mode                string   `json:"mode"` // "gateway" or "egress"
 	Method              string   `json:"method"`
 	Host                string   `json:"host"`
-	HostVerified        bool     `json:"host_verified"` // Host is one of the gateway's domains, and policy saw it
+	HostVerified        bool     `json:"host_verified"` // Host is one of the gateway's domains, and policies could use it
 	Path                string   `json:"path"`
 	Operation           string   `json:"operation"`
-	Model               string   `json:"model"` // as asked for
+	Model               string   `json:"model"` // as the client requested it
 	Provider            string   `json:"provider"`
 	ProviderID          string   `json:"provider_id"`
 	Cluster             string   `json:"cluster"`
@@ -38,21 +38,21 @@ type Decided struct {
 	UserAgent           string   `json:"user_agent"`
 
 	Effect        string   `json:"effect"` // "allow" or "deny"
-	Status        int      `json:"status"` // what a rejected caller gets; 0 when forwarded
+	Status        int      `json:"status"` // the status for a rejected caller; 0 if forwarded
 	Reasons       []Reason `json:"reasons"`
 	PolicyIDs     []string `json:"policy_ids"`
 	PolicyVersion string   `json:"policy_version"`
 	Limits        []Limit  `json:"limits"`
 	TraceID       string   `json:"trace_id"`
 
-	// ForwardedDigest is of the bytes that were sent, if they are others than those
-	// that were evaluated: a translation of them, or with inject_usage. Dropped are the
-	// fields that a translation left out.
+	// ForwardedDigest is the digest of the forwarded bytes, if they differ from the
+	// evaluated ones: after a translation, or with inject_usage. Dropped are the fields
+	// that a translation left out.
 	ForwardedDigest string   `json:"forwarded_digest"`
 	Dropped         []string `json:"dropped"`
 
-	// Hosts are those that the provider is asked to fetch from or to call: of images
-	// and files, of MCP servers.
+	// Hosts are the hosts that the provider would fetch from or call, for images, files and
+	// MCP servers.
 	Hosts []string `json:"hosts"`
 
 	// What else policy saw, so that the request can be evaluated again (see package
@@ -70,30 +70,31 @@ type Decided struct {
 	KeyRateLimit       int64     `json:"key_rate_limit"` // requests per minute; 0: none
 	KeyExpiresAt       time.Time `json:"key_expires_at"` // zero: never
 	OrgTier            string    `json:"org_tier"`
-	SessionID          string    `json:"session_id"` // of the caller's choice
-	BodyBytes          int64     `json:"body_bytes"` // of the decoded body; RequestBytes are as received
+	SessionID          string    `json:"session_id"` // set by the caller
+	BodyBytes          int64     `json:"body_bytes"` // size of the decoded body; RequestBytes is the size as received
 
 	// What is held under USD caps until the request is completed: one amount, held in the
 	// count of each cap in Limits. 0: no cap applies, or the request costs nothing.
 	ReservedNanoUSD int64  `json:"reserved_nano_usd"`
 	PriceVersion    string `json:"price_version"` // names the price lists that the amount was made from
 
-	// What the decision would be if the policies in shadow were enforced. ShadowEffect
-	// is "" if the org has none, or policy was not asked.
+	// The decision if the policies in shadow were enforced. ShadowEffect is "" if the org has
+	// none, or if no policy was evaluated.
 	ShadowEffect    string   `json:"shadow_effect"`
 	ShadowReasons   []Reason `json:"shadow_reasons"`
 	ShadowPolicyIDs []string `json:"shadow_policy_ids"`
 
-	// Clipped names the fields that are not whole: text that was cut or redacted,
+	// Clipped names the fields that are not complete: text that was cut or redacted, and
 	// lists and objects with elements left out.
 	Clipped []string `json:"clipped"`
 
-	// Omitted counts the elements of Tools, Reasons, PolicyIDs, Limits, Dropped, Hosts,
-	// ShadowReasons and ShadowPolicyIDs that were left out because the entry would have been too long.
+	// Omitted counts the elements that were left out because the entry would have been too
+	// long. They are of Tools, Reasons, PolicyIDs, Limits, Dropped, Hosts, ShadowReasons and
+	// ShadowPolicyIDs.
 	Omitted int64 `json:"omitted"`
 }
 
-// Reason says why a decision fell as it did.
+// Reason is a reason of a decision.
 type Reason struct {
 	Code     string `json:"code"`
 	Message  string `json:"message,omitempty"`

@@ -8,14 +8,14 @@ import (
 	"syscall"
 )
 
-// disk performs a Writer's operations on its directory, one at a time. So a test can let
-// any of them fail, before it is done or after.
+// disk performs a Writer's operations on its directory, one at a time. So a test can make any
+// of them fail, before or after it is done.
 type disk struct {
 	dir   string
 	fault func(o operation, do func() error) error // nil: none
 }
 
-// operation is one thing that is about to be done.
+// operation is an operation on a file or on the directory.
 type operation struct {
 	name string // "create", "write", "sync", "rename", "remove", "syncdir"
 	path string
@@ -53,11 +53,11 @@ func (d disk) write(f *os.File, data []byte) error {
 	})
 }
 
-// sync makes what was written durable, and how long the file is.
+// sync makes the written data and the file's length durable.
 func (d disk) sync(f *os.File) error {
 	return d.do(operation{name: "sync", path: f.Name()}, func() error {
 		for {
-			// Not fsync: when the file was changed is nothing that we would read.
+			// Not fsync, since the time of the last change is not used.
 			err := syscall.Fdatasync(int(f.Fd()))
 			if err == nil {
 				return nil
@@ -69,9 +69,9 @@ func (d disk) sync(f *os.File) error {
 	})
 }
 
-// reserve makes a file that long, with zeros behind what it holds. Writing into it
-// then changes nothing but data, and making that durable takes two thirds of the
-// time (docs/performance.md). Where a file system cannot, nothing changes.
+// reserve extends a file to size with zeros. A write then changes only data, and making it
+// durable takes two thirds of the time (docs/performance.md). On a file system without
+// support it does nothing.
 func (d disk) reserve(f *os.File, size int64) { _ = syscall.Fallocate(int(f.Fd()), 0, 0, size) }
 
 func (d disk) rename(from, to string) error {
@@ -82,8 +82,8 @@ func (d disk) remove(path string) error {
 	return d.do(operation{name: "remove", path: path}, func() error { return os.Remove(path) })
 }
 
-// syncDir makes durable which files there are. Without it a file that was synced
-// can be gone after a power failure, name and all.
+// syncDir makes the names of files durable. Without it, a synced file can be missing after a
+// power failure.
 func (d disk) syncDir() error {
 	return d.do(operation{name: "syncdir", path: d.dir}, func() error { return syncDir(d.dir) })
 }
@@ -97,7 +97,7 @@ func syncDir(path string) error {
 	return f.Sync()
 }
 
-// makeDir makes a directory, and its place in the one above it, durable.
+// makeDir creates a directory, and makes it and its name in the parent durable.
 func makeDir(path string) error {
 	if info, err := os.Stat(path); err == nil {
 		if !info.IsDir() {
@@ -107,7 +107,7 @@ func makeDir(path string) error {
 	}
 	above := filepath.Dir(filepath.Clean(path))
 	if above == path {
-		return fmt.Errorf("%s cannot be made", path)
+		return fmt.Errorf("%s cannot be created", path)
 	}
 	if err := makeDir(above); err != nil {
 		return err
@@ -122,7 +122,7 @@ func makeDir(path string) error {
 func (d disk) free() (int64, error) {
 	var s syscall.Statfs_t
 	if err := syscall.Statfs(d.dir, &s); err != nil {
-		return 0, fmt.Errorf("asking for the free space of %s: %w", d.dir, err)
+		return 0, fmt.Errorf("reading the free space of %s: %w", d.dir, err)
 	}
 	return int64(s.Bavail) * int64(s.Bsize), nil
 }
@@ -154,8 +154,8 @@ func (d disk) place(name string, fill func(f *os.File) error) (*os.File, error) 
 
 const temporarySuffix = ".tmp"
 
-// lock makes the directory ours for as long as the file it returns is open. The
-// kernel lets go of it when the process ends, however it ends.
+// lock locks the directory as long as the returned file is open. The kernel releases the lock
+// when the process ends.
 func lock(dir string) (*os.File, error) {
 	path := filepath.Join(dir, lockName)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
@@ -165,7 +165,7 @@ func lock(dir string) (*os.File, error) {
 	return held(f, dir, syscall.LOCK_EX)
 }
 
-// lockName is the file whose lock is the directory's.
+// lockName is the file that locks the directory.
 const lockName = "lock"
 
 // held returns the lock file once it is locked.
@@ -173,7 +173,7 @@ func held(f *os.File, dir string, how int) (*os.File, error) {
 	if err := syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%s is in use by another process: stop that one (`fuser %s` names it), or give this one a directory of its own", dir, f.Name())
+			return nil, fmt.Errorf("%s is in use by another process: stop that process (`fuser %s` shows it), or use another directory for this one", dir, f.Name())
 		}
 		return nil, fmt.Errorf("locking %s: %w", f.Name(), err)
 	}

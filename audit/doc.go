@@ -1,7 +1,7 @@
-// Package audit is the audit log: what an agent requested, what was decided, how the
-// request ended, and who changed what. It is kept so that it can be proved later.
+// Package audit is the audit log. It records requests of agents, decisions, the ends of
+// requests, and changes of the configuration, so that they can be proved later.
 //
-// An entry goes through three forms, and the bytes never change on the way:
+// An entry has three forms. Its bytes never change:
 //
 //	Entry      a Go value (Decided, Settled, Changed)
 //	segment    Writer.Append encodes it, writes it to a file beside the process
@@ -10,7 +10,7 @@
 //	           gives it the org's next sequence number and the next link of the
 //	           org's HMAC chain, in Postgres
 //
-// What is promised, and where it is kept:
+// The guarantees, and the code for each:
 //
 //   - Append returns nil only once the entry is on disk (writer.go, commit). After a
 //     failed write or fsync nothing more is written to that file: the kernel may have
@@ -20,8 +20,8 @@
 //     (segment.go, scan; recovery.go).
 //   - A record that was sent twice is in the chain once, and a sequence number is never
 //     missing (postgres.go, Append).
-//   - The package imports no other package of ours, so a later binary can verify the
-//     records of today (entry.go, Parse).
+//   - The package imports no other package of this module, so a later binary can verify
+//     today's records (entry.go, Parse).
 //
 // docs/audit.md describes the formats for those who verify them.
 package audit

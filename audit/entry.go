@@ -16,8 +16,8 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// An Entry is one thing that happened. Decided, Settled and Changed are entries;
-// Other is one that a newer build wrote.
+// An Entry is one event. Decided, Settled and Changed are entries. Other is an entry of a newer
+// build.
 //
 // Entries only ever gain optional fields, and an absent field means what it meant
 // before the field existed.
@@ -25,36 +25,35 @@ type Entry interface {
 	// Encode returns the bytes that are stored, hashed and chained: one line of
 	// ASCII JSON with its fields in a fixed order. Equal values give equal bytes.
 	Encode() []byte
-	// Head returns what every entry says.
+	// Head returns the fields that every entry has.
 	Head() Head
 
-	// stamped returns the entry as the one that writer wrote for org, at now if
-	// it does not say when it happened.
+	// stamped returns the entry with writer and org, and with now if it has no time.
 	stamped(org, writer string, now time.Time) Entry
 }
 
-// Head is what every entry says.
+// Head has the fields that every entry has.
 type Head struct {
 	Kind      string
 	Time      time.Time
 	Org       string
 	Writer    string
 	RequestID string
-	AgentID   string // empty where the entry is of no agent
+	AgentID   string // empty if the entry has no agent
 }
 
-// The kinds of the two entries that an exchange leaves.
+// The kinds of the two entries of a request.
 const (
 	KindDecided = "request.decided"
 	KindSettled = "request.settled"
 )
 
-// OutcomeUnknown is the outcome of an exchange whose end is not known: its process died
-// between the decision and the end.
+// OutcomeUnknown is the outcome of a request with an unknown end: the process died between the
+// decision and the end.
 const OutcomeUnknown = "unknown"
 
-// Bounds, in bytes of UTF-8 before escaping, and in elements. What is longer is
-// cut and ends in "…"; elements beyond the bound are counted in "omitted".
+// Limits, in bytes of UTF-8 before escaping, and in elements. Longer text is cut and ends in
+// "…". Elements beyond the limit are counted in "omitted".
 const (
 	maxWord    = 64
 	maxID      = 128
@@ -62,32 +61,31 @@ const (
 	maxMessage = 512
 	maxPath    = 1024
 
-	maxTools   = 512 // as many as the parser accepts, so that none is left out
+	maxTools   = 512 // the parser's limit, so that no tool is left out
 	maxHosts   = 256 // the same
-	maxDropped = 128 // what was left out has no effect
+	maxDropped = 128 // fields that were left out have no effect
 	maxReasons = 32
 	maxIDs     = 64
 	maxLimits  = 64 // a request with more is rejected
 	maxCounter = 1024
 	maxFields  = 128
-	maxModels  = 200 // as many as an agent or a key may have
+	maxModels  = 200 // the limit of an agent or a key
 
-	maxScalars = 16 << 10 // bytes of one object's names and texts
+	maxScalars = 16 << 10 // bytes of one object's names and strings
 	maxClipped = 64
 
-	// MaxEntryBytes is the longest an encoded entry may be. The bounds above keep
-	// every entry of ours well below it.
+	// MaxEntryBytes is the largest size of an encoded entry. With the limits above, every
+	// entry is well below it.
 	MaxEntryBytes = 512 << 10
 )
 
-// Stamp returns e as the entry that writer wrote for org, at now if e does not say
-// when it happened. An Other stays what it is. It is what a Writer and a Chain do
-// with every entry; who stands in for one in a test does it with Stamp.
+// Stamp returns e with writer and org, and with now if e has no time. An Other stays
+// unchanged. Writer and Chain stamp every entry. A fake of one of them in a test uses Stamp.
 func Stamp(e Entry, org, writer string, now time.Time) Entry {
 	return e.stamped(org, writer, now)
 }
 
-// timeLayout has as many characters for every instant: UTC, microseconds.
+// timeLayout has the same number of characters for every instant: UTC, in microseconds.
 const timeLayout = "2006-01-02T15:04:05.000000Z"
 
 func or(t, now time.Time) time.Time {
@@ -101,10 +99,10 @@ func or(t, now time.Time) time.Time {
 // method says otherwise.
 type object struct {
 	b     []byte
-	comma bool // a value stands before
+	comma bool // there is a value before
 	depth int
-	name  string   // of the entry's member that was begun last
-	cut   []string // the members that are not whole
+	name  string   // the name of the current member
+	cut   []string // the members that are not complete
 }
 
 func begin(size int, kind string, t time.Time, org, writer, request string) *object {
@@ -167,13 +165,13 @@ func (o *object) close(c byte) {
 	o.depth--
 }
 
-// must writes the field also when it is empty.
+// must writes the field, also if it is empty.
 func (o *object) must(name, s string, limit int) {
 	o.key(name)
 	o.text(s, limit)
 }
 
-// text writes s, and notes if it is not whole.
+// text writes s, and adds the member to cut if s was shortened.
 func (o *object) text(s string, limit int) {
 	if len(s) > limit || !utf8.ValidString(s) {
 		o.incomplete()
@@ -181,15 +179,15 @@ func (o *object) text(s string, limit int) {
 	o.b = appendString(o.b, s, limit)
 }
 
-// incomplete notes that the member that was begun last is not whole.
+// incomplete adds the current member to cut.
 func (o *object) incomplete() {
 	if !slices.Contains(o.cut, o.name) {
 		o.cut = append(o.cut, o.name)
 	}
 }
 
-// clipped writes the names of the members that are not whole: known ones, and those
-// found while writing.
+// clipped writes the names of the members that are not complete: known ones, and those in
+// cut.
 func (o *object) clipped(known []string) {
 	names := slices.Clone(known)
 	for _, name := range o.cut {
@@ -200,8 +198,8 @@ func (o *object) clipped(known []string) {
 	o.strs("clipped", names, maxClipped, maxWord)
 }
 
-// instant writes a time to the nanosecond, unlike an entry's own, because a decision
-// may depend on it. The zero time is left out.
+// instant writes a time with nanoseconds, since a decision may depend on them. The zero time is
+// left out.
 func (o *object) instant(name string, t time.Time) {
 	if t.IsZero() {
 		return
@@ -212,8 +210,8 @@ func (o *object) instant(name string, t time.Time) {
 	o.b = append(o.b, '"')
 }
 
-// scalars writes an object of strings, numbers and booleans, sorted by name. A value
-// of another type, and what is beyond maxScalars, is left out and noted.
+// scalars writes an object of strings, numbers and booleans, sorted by name. Values of other
+// types, and values beyond maxScalars, are left out, and the member is added to cut.
 func (o *object) scalars(name string, m Scalars) {
 	room, begun := maxScalars, false
 	if len(m) > 0 {
@@ -245,7 +243,7 @@ func (o *object) scalars(name string, m Scalars) {
 	}
 }
 
-// scalar is v as it is written: a string, a bool, or a number as a json.Number.
+// scalar returns v for encoding: a string, a bool, or a number as a json.Number value.
 func scalar(v any) (_ any, ok bool) {
 	switch v := v.(type) {
 	case string, bool:
@@ -286,7 +284,7 @@ func (o *object) flag(name string, v bool) {
 	}
 }
 
-// strs returns how many it left out.
+// strs writes a list of strings, and returns how many it left out.
 func (o *object) strs(name string, ss []string, count, limit int) (omitted int64) {
 	if len(ss) == 0 {
 		return 0
@@ -306,10 +304,10 @@ func (o *object) strs(name string, ss []string, count, limit int) (omitted int64
 
 const hexDigits = "0123456789abcdef"
 
-// appendString writes s as an ASCII JSON string. Everything except plain printable ASCII is
-// \u-escaped. So a record can be shown on a terminal or in a page as it is, and looks the
-// same in every editor (no bidirectional or invisible characters). Any JSON library that
-// escapes non-ASCII writes the same bytes. Invalid UTF-8 becomes U+FFFD.
+// appendString writes s as an ASCII JSON string. Every character that is not printable ASCII is
+// escaped as \u. So a record is safe to show on a terminal or in a page, and looks the same in
+// every editor. Any JSON library that escapes non-ASCII writes the same bytes. Invalid UTF-8
+// becomes U+FFFD.
 func appendString(b []byte, s string, limit int) []byte {
 	s = bounded(s, limit)
 	b = append(b, '"')
@@ -343,14 +341,13 @@ func appendUnit(b []byte, u rune) []byte {
 	return append(b, '\\', 'u', hexDigits[u>>12&15], hexDigits[u>>8&15], hexDigits[u>>4&15], hexDigits[u&15])
 }
 
-// bounded returns s as valid UTF-8 of at most limit bytes. What it returns it
-// returns again.
+// bounded returns s as valid UTF-8 of at most limit bytes. It is idempotent.
 func bounded(s string, limit int) string {
 	if !utf8.ValidString(s) {
-		// Bounded first, so that the cost does not depend on what was sent.
+		// Shortened first, so that the cost does not depend on the length of s.
 		s = string([]rune(s[:min(len(s), limit)]))
 		if len(s) > limit {
-			s += "…" // longer than limit in any case: cut below
+			s += "…" // s is longer than limit now, and is cut below
 		}
 	}
 	if len(s) <= limit {
@@ -363,8 +360,8 @@ func bounded(s string, limit int) string {
 	return s[:cut] + "…"
 }
 
-// Scalars is an object of strings, booleans and numbers. What was parsed has its
-// numbers as encoding/json.Number, which keeps them as they were written.
+// Scalars is an object of strings, booleans and numbers. Parsed numbers are
+// encoding/json.Number, which keeps their text.
 type Scalars map[string]any
 
 // UnmarshalJSON keeps numbers exact. Parse has checked the syntax.
@@ -384,10 +381,10 @@ func (m *Scalars) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// ErrMalformed is what Parse's errors wrap.
+// ErrMalformed is wrapped by Parse's errors.
 var ErrMalformed = errors.New("malformed audit entry")
 
-// Parse reads what Encode wrote. It is strict: one JSON object, valid UTF-8, no name twice,
+// Parse reads an encoded entry. It is strict: one JSON object, valid UTF-8, no name twice,
 // types as written, version 1. Unknown fields are allowed, since a newer build may add
 // some. An entry of an unknown kind becomes a Changed if it has an actor, and otherwise an
 // Other.
@@ -409,7 +406,7 @@ func Parse(b []byte) (Entry, error) {
 		return nil, malformed(err)
 	}
 	if h.V == nil {
-		return nil, fmt.Errorf("%w: no version", ErrMalformed)
+		return nil, fmt.Errorf("%w: it has no version", ErrMalformed)
 	}
 	if *h.V != 1 {
 		return nil, fmt.Errorf("%w: version %d; this build reads version 1", ErrMalformed, *h.V)
@@ -419,7 +416,7 @@ func Parse(b []byte) (Entry, error) {
 	}
 	at, err := time.Parse(timeLayout, h.Time)
 	if err != nil || at.Format(timeLayout) != h.Time {
-		return nil, fmt.Errorf("%w: time is not like %s", ErrMalformed, timeLayout)
+		return nil, fmt.Errorf("%w: the time does not have the form %s", ErrMalformed, timeLayout)
 	}
 	switch {
 	case h.Kind == KindDecided:
@@ -461,7 +458,7 @@ func Parse(b []byte) (Entry, error) {
 	}, nil
 }
 
-// malformed does not quote the entry: the error goes into a log.
+// malformed wraps ErrMalformed without quoting the entry, since the error is logged.
 func malformed(err error) error {
 	if err == nil {
 		return nil
@@ -470,5 +467,5 @@ func malformed(err error) error {
 	if errors.As(err, &s) {
 		return fmt.Errorf("%w: wrong type at %q", ErrMalformed, string(s.JSONPointer))
 	}
-	return fmt.Errorf("%w: not one strict JSON object", ErrMalformed)
+	return fmt.Errorf("%w: it is not one strict JSON object", ErrMalformed)
 }

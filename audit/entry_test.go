@@ -14,8 +14,8 @@ import (
 	"github.com/ai-identity/ai-identity/audit"
 )
 
-// full sets every field of v, and of what is in it, to a value that is not zero and
-// that no other field has.
+// full sets every field of v, recursively, to a value that is not zero and is different from
+// those of all other fields.
 func full(v reflect.Value, n *int) {
 	*n++
 	switch v.Interface().(type) {
@@ -73,7 +73,7 @@ func TestEncodeForgetsNoField(t *testing.T) {
 	}
 }
 
-// What does not fit is cut, and the entry says which fields are not whole.
+// A value that is too long is cut, and the entry names the fields that are not complete.
 func TestClipped(t *testing.T) {
 	long := strings.Repeat("x", 2000)
 	metadata := audit.Scalars{}

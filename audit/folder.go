@@ -11,11 +11,11 @@ import (
 	"syscall"
 )
 
-// Folder is a segment folder that no process uses, for reading. It is locked against
-// a sidecar's start until Close.
+// Folder is a segment folder that no process uses, opened for reading. It is locked until
+// Close, so no sidecar can start with it.
 type Folder struct {
 	Dir      string           `json:"folder"`
-	Acked    uint64           `json:"acked"` // as noted by the sidecar: the control plane has all up to this number
+	Acked    uint64           `json:"acked"` // as recorded by the sidecar: the control plane has all records up to this number
 	Records  int64            `json:"records"`
 	Unacked  int64            `json:"unacked"` // records above Acked
 	Damaged  int              `json:"damaged"` // segments
@@ -24,30 +24,29 @@ type Folder struct {
 	lock *os.File
 }
 
-// FolderSegment is what one segment holds.
+// FolderSegment describes one segment.
 type FolderSegment struct {
 	File    string           `json:"file"`
 	Version int              `json:"version"` // of its format: 1, 2, or 3 for one that holds a part of its records only
 	Writer  string           `json:"writer"`
-	First   uint64           `json:"first"` // number of its first record; 0: it has none
-	Last    uint64           `json:"last"`  // of its last
+	First   uint64           `json:"first"` // number of the first record; 0: the segment is empty
+	Last    uint64           `json:"last"`  // number of the last record
 	Records int64            `json:"records"`
 	Bytes   int64            `json:"bytes"`
 	Orgs    map[string]int64 `json:"orgs"`              // records by org
 	Kinds   map[string]int64 `json:"kinds"`             // records by kind
-	Open    int              `json:"open"`              // decisions without an end when it began
+	Open    int              `json:"open"`              // decisions without an end at its beginning
 	Acked   bool             `json:"acked"`             // the control plane has all of it
-	Torn    int64            `json:"torn_bytes"`        // of a write that a crash cut short; no caller was told that it is durable
-	Taken   int64            `json:"taken_back"`        // records whose writing failed; the next segment says so
+	Torn    int64            `json:"torn_bytes"`        // bytes of a write that a crash interrupted; it was never reported as durable
+	Taken   int64            `json:"taken_back"`        // records that could not be made durable, according to the next segment
 	Problem string           `json:"problem,omitempty"` // damage that no crash explains
 
 	seg   *segment
 	until uint64
 }
 
-// OpenFolder reads all heads and records of a segment folder. It fails if a process
-// holds the folder. Damage is reported in its segment: what stands before it can be
-// read.
+// OpenFolder reads all heads and records of a segment folder. It returns an error if a process
+// uses the folder. Damage is reported in its segment; the records before it can be read.
 func OpenFolder(dir string) (*Folder, error) {
 	f, err := openFolder(dir)
 	if err != nil {
@@ -59,10 +58,10 @@ func OpenFolder(dir string) (*Folder, error) {
 	return f, nil
 }
 
-// Close lets go of the folder.
+// Close unlocks the folder.
 func (f *Folder) Close() {
 	if f.lock != nil {
-		_ = f.lock.Close() // closing ends the lock, and nothing was written
+		_ = f.lock.Close() // closing releases the lock; nothing was written
 	}
 }
 
@@ -81,7 +80,7 @@ func openFolder(dir string) (f *Folder, err error) {
 		return f, err
 	}
 	if b, err := os.ReadFile(filepath.Join(dir, ackedName)); err == nil {
-		f.Acked = parseAcked(b).acked // what cannot be read is 0: all counts as not shipped
+		f.Acked = parseAcked(b).acked // 0 if it cannot be read: then all records count as not shipped
 	}
 	segs, _ = splitJoined(segs)
 	for _, seg := range segs {
@@ -113,12 +112,12 @@ func openFolder(dir string) (f *Folder, err error) {
 	return f, nil
 }
 
-// readLock locks the folder as a sidecar does, also where nothing can be written.
+// readLock locks the folder as a sidecar does, also on a read-only disk.
 func readLock(dir string) (*os.File, error) {
 	path := filepath.Join(dir, lockName)
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // no sidecar ever ran here: it is a copy
+		return nil, nil // the folder is a copy that no sidecar has used
 	}
 	if err != nil {
 		return nil, err
@@ -139,7 +138,7 @@ func headOf(seg *segment) (head, error) {
 	return h, err
 }
 
-// look counts what a segment holds.
+// look counts the records of a segment.
 func (f *Folder) look(s *FolderSegment, last bool) error {
 	file, err := os.Open(s.seg.path)
 	if err != nil {
@@ -171,16 +170,16 @@ func (f *Folder) look(s *FolderSegment, last bool) error {
 			return e
 		}
 		if found {
-			s.Problem = fmt.Sprintf("%v; the record at byte %d shows that it was durable once", err, proof)
+			s.Problem = fmt.Sprintf("%v; a later record at byte %d shows that it was durable once", err, proof)
 		} else {
 			s.Torn = s.seg.size - s.seg.end
 		}
 	case err != nil:
 		s.Problem = err.Error()
 	case !last && s.until != noLimit && s.seg.last != s.until && s.until >= s.seg.first:
-		s.Problem = fmt.Sprintf("record %d is the last one in %s, and the next segment vouches for %d", s.seg.last, s.seg.path, s.until)
+		s.Problem = fmt.Sprintf("record %d is the last one in %s, but according to the next segment it is %d", s.seg.last, s.seg.path, s.until)
 	case !last:
-		// What stands behind is of a write that failed.
+		// The bytes after the end belong to a failed write.
 		r := newFrames(s.seg.path, file, s.seg.end, s.seg.size)
 		for {
 			if _, err := r.next(); err != nil {
@@ -200,7 +199,7 @@ type FolderRecord struct {
 	Acked  bool
 }
 
-// Receipt is what the caller of the record's request holds.
+// Receipt returns the receipt that the caller of the request received.
 func (r FolderRecord) Receipt() Receipt {
 	return Receipt{Writer: r.Writer, Seq: r.Seq, Leaf: LeafHash(r.Entry)}
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/ai-identity/ai-identity/store/storetest"
 )
 
-// A folder can be read when its sidecar is gone, and not while a process has it. What
-// a crash cut short is told apart from damage.
+// A folder can be read when no process uses it. An interrupted write is distinguished from
+// damage.
 func TestFolder(t *testing.T) {
 	dir := t.TempDir()
 	w, err := audit.OpenWriter(audit.WriterConfig{Dir: dir, SegmentBytes: 4 << 10, MinFreeBytes: -1})
@@ -72,7 +72,7 @@ func TestFolder(t *testing.T) {
 		t.Errorf("reading kept the lock: %v", err)
 	}
 
-	// A byte in the middle is damage; the end of the last file is not.
+	// A wrong byte in the middle is damage. A wrong byte at the end of the last file is not.
 	f, _ = read2(t, dir)
 	for _, s := range f.Segments {
 		path := filepath.Join(dir, s.File)
@@ -95,7 +95,7 @@ func TestFolder(t *testing.T) {
 	}
 }
 
-// read2 reads a copy, so that no lock is in the way.
+// read2 reads a copy, which is not locked.
 func read2(t *testing.T, dir string) (*audit.Folder, map[string]bool) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.seg"))
@@ -124,7 +124,7 @@ func read2(t *testing.T, dir string) (*audit.Folder, map[string]bool) {
 	return f, held
 }
 
-// A receipt is in the chain, in a gap, still to come, or missing.
+// A receipt is in the chain, in a gap, pending, or missing.
 func TestLocate(t *testing.T) {
 	db := storetest.Open(t)
 	org := storetest.Org(t, db)
@@ -133,7 +133,7 @@ func TestLocate(t *testing.T) {
 	receipt := func(r audit.Record) audit.Receipt {
 		return audit.Receipt{Writer: "w_1", Seq: r.Seq, Leaf: audit.LeafHash(r.Entry)}
 	}
-	// 1 to 3 came, 4 to 6 are lost, 7 came, 8 and 9 wait.
+	// 1 to 3 arrived, 4 to 6 are lost, 7 arrived, 8 and 9 are waiting.
 	gap := audit.Record{Seq: 6, Prev: 3, Org: org, Entry: audit.Gap{Org: org, Writer: "w_1", After: 3, Last: 6}.Encode()}
 	for _, batch := range [][]audit.Record{recs[:3], {gap}, recs[6:7]} {
 		if _, err := c.Append(context.Background(), audit.Batch{Org: org, Node: "node_1", Writer: "w_1", Records: batch}); err != nil {

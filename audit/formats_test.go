@@ -12,16 +12,15 @@ import (
 	"github.com/ai-identity/ai-identity/store/storetest"
 )
 
-// testdata/v1 was written by the build of 73cbabe: a chain whose rows have MACs of
-// version 1, and the AIDSEG1 folder of the sidecar, killed with records that were not
-// shipped.
+// testdata/v1 was written by the build of 73cbabe. It has a chain with MACs of version 1. It
+// also has the AIDSEG1 folder of the sidecar, which was killed before it shipped all records.
 type oldChain struct {
 	Org      string         `json:"org"`
 	Receipts []string       `json:"receipts"`
 	Entries  []audit.Stored `json:"entries"`
 }
 
-// loadOld puts the rows into a database of today as the migration leaves them.
+// loadOld inserts the rows into a current database, as after the migration.
 func loadOld(t *testing.T, db *store.DB) oldChain {
 	t.Helper()
 	b, err := os.ReadFile("testdata/v1/chain.json")
@@ -58,8 +57,8 @@ func loadOld(t *testing.T, db *store.DB) oldChain {
 	return old
 }
 
-// History written by earlier builds verifies, is continued by this one, and what
-// their sidecars had not shipped arrives.
+// The history of earlier builds verifies, and this build continues it. Records that their
+// sidecars had not shipped arrive.
 func TestOldFormats(t *testing.T) {
 	db := storetest.Open(t)
 	old := loadOld(t, db)
@@ -106,7 +105,7 @@ func TestOldFormats(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 
-	// A row of version 1 that is changed is found, and cannot pass for one of version 2.
+	// A changed row of version 1 is found, and cannot be presented as version 2.
 	conn := superuser(t, db)
 	set := func(change string) {
 		t.Helper()

@@ -2,12 +2,11 @@ package audit
 
 import "time"
 
-// KindGap is the kind of a record that stands for records that are lost.
+// KindGap is the kind of a record that replaces lost records.
 const KindGap = "record.gap"
 
-// Gap is what a sidecar states where the chain lacks records that the sidecar no
-// longer has. It takes the number of the last lost record. The control plane
-// never writes one.
+// Gap replaces records that the chain lacks and the sidecar no longer has. The sidecar writes
+// it, with the number of the last lost record. The control plane never writes a Gap.
 type Gap struct {
 	Time   time.Time `json:"time"` // of the first record after the gap, so that a resend has equal bytes
 	Org    string    `json:"org"`
@@ -16,8 +15,8 @@ type Gap struct {
 	After uint64 `json:"after"` // the chain's last number before the gap; 0: the gap begins with the writer
 	Last  uint64 `json:"last"`  // the number of the last lost record
 
-	// Reason is GapRejected if the control plane rejected the record for its form and
-	// the node keeps it apart; empty: it is lost.
+	// Reason is GapRejected if the control plane rejected a record for its form, and the node
+	// keeps it in quarantine. It is empty for a lost record.
 	Reason string `json:"reason"`
 }
 

@@ -7,9 +7,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// VerifyHead checks the last entry of org and its head with keys. It is what a start
-// can afford: it finds keys that are not those of this chain. The error is a *Bad if
-// the last entry or the head is wrong. A chain without entries is right.
+// VerifyHead checks the last entry of org and its head with keys. It is fast enough for a
+// start, and detects keys of another chain. The error is a *Bad if the last entry or the head
+// is wrong. A chain without entries is valid.
 func VerifyHead(ctx context.Context, db DB, org string, keys Keys) error {
 	return db.InOrg(ctx, org, func(tx pgx.Tx) error {
 		v := verifier{report: Report{Org: org}, keys: keys}
@@ -17,7 +17,7 @@ func VerifyHead(ctx context.Context, db DB, org string, keys Keys) error {
 		err := tx.QueryRow(ctx, `SELECT seq, prev_mac FROM audit_entries
 			WHERE org_id = $1 AND seq = (SELECT seq FROM audit_heads WHERE org_id = $1)`, org).Scan(&seq, &v.mac)
 		if errors.Is(err, pgx.ErrNoRows) {
-			seq, err = 1, nil // step says whether an entry is missing
+			seq, err = 1, nil // step reports a missing entry
 		}
 		if err != nil {
 			return err

@@ -27,8 +27,8 @@ func gauges(t *testing.T, r *prometheus.Registry) map[string]float64 {
 	return out
 }
 
-// A process that is killed after a quiet time shows no lag at its next start: what the
-// control plane has is noted also after the last of a burst. (FAULTS P11)
+// A process that is killed after a quiet time shows no lag at its next start. The number of the
+// last shipped record is also stored after the end of a burst.
 func TestNoFalseLag(t *testing.T) {
 	dir, left := t.TempDir(), t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
@@ -46,7 +46,7 @@ func TestNoFalseLag(t *testing.T) {
 				t.Error(err)
 			}
 			time.Sleep(time.Hour)
-			// What a kill leaves is what the folder has now.
+			// After a kill, the folder has its current content.
 			if err := os.CopyFS(left, os.DirFS(dir)); err != nil && !errors.Is(err, os.ErrExist) {
 				t.Error(err)
 			}

@@ -24,37 +24,36 @@ const (
 	maxLanePause = 2 * time.Minute
 )
 
-// maxForks is how often a writer's records in an org are offered as a fork, each time
-// under another writer id, until Ship runs again.
+// maxForks is how often a writer's records in an org are sent as a fork, each time under
+// another writer id, until Ship runs again.
 const maxForks = 2
 
-// A lane ships the records of one org from its own place in the segments, because
-// the org's chain did not take a batch, or takes them slowly. It ends where the
-// common cursor is.
+// A lane ships the records of one org from its own position in the segments, because the
+// org's chain rejected a batch or is slow. It ends when it reaches the common cursor.
 type lane struct {
 	org  string
 	c    cursor // of the lane's goroutine
 	stop context.CancelFunc
 
 	// The Writer's mu guards the following.
-	until   uint64    // the common cursor left the org's records up to here to the lane
+	until   uint64    // the lane ships the org's records up to here
 	pos     uint64    // the chain has the org's records up to here
 	had     uint64    // the chain had the org's records up to here, and they are sent again
-	waiting int       // about how many records that leaves
-	oldest  time.Time // of the first of them
-	err     error     // why the last batch was not taken; nil: it was
-	since   time.Time // of the first failure in a row
+	waiting int       // about how many records remain
+	oldest  time.Time // time of the first of them
+	err     error     // why the last batch was rejected; nil: it was accepted
+	since   time.Time // time of the first failure in a row
 }
 
-// stuck says whether somebody must look at it.
+// stuck reports whether the lane needs attention.
 func (l *lane) stuck(now time.Time) bool {
 	return l.err != nil && (definite(l.err) || now.Sub(l.since) > stuckAfter)
 }
 
-// definite says whether sending the same again cannot help.
+// definite reports whether sending the same batch again cannot help.
 func definite(err error) bool { return errors.Is(err, ErrRefused) || errors.Is(err, ErrFork) }
 
-// parcels splits records by org. What is of an org with a lane is left to the lane.
+// parcels splits records by org. Records of an org with a lane are left to the lane.
 func (w *Writer) parcels(recs []Record) []parcel {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -103,7 +102,7 @@ func (sh *shipping) separate(ctx context.Context, p parcel, err error) {
 	if len(sh.streak) > lanesAtOnce {
 		level = slog.LevelDebug // it is not about this org
 	}
-	w.c.Log.Log(ctx, level, "an org's audit records are shipped apart from those of other orgs", "org", p.org, "err", err)
+	w.c.Log.Log(ctx, level, "an org's audit records are shipped separately from those of other orgs", "org", p.org, "err", err)
 	sh.startLocked(ctx, l)
 }
 
@@ -168,8 +167,7 @@ func (sh *shipping) startLocked(ctx context.Context, l *lane) {
 	})
 }
 
-// drive ships a lane until it has caught up. An error means that a segment cannot be
-// read.
+// drive ships a lane until it has caught up. It returns an error if a segment cannot be read.
 func (sh *shipping) drive(ctx context.Context, l *lane) error {
 	w := sh.w
 	turns, limit, pause := sh.fresh, freshDeadline, minSendPause
@@ -200,7 +198,7 @@ func (sh *shipping) drive(ctx context.Context, l *lane) error {
 			w.metrics.shipFailures.Inc()
 			waiting := w.notTaken(l, err)
 			wait := w.jitter(pause)
-			w.c.Log.Log(ctx, again(pause), "the control plane does not take an org's audit records", "org", l.org, "err", err, "waiting", waiting, "pause", wait)
+			w.c.Log.Log(ctx, again(pause), "the control plane does not accept an org's audit records", "org", l.org, "err", err, "waiting", waiting, "pause", wait)
 			most := min(maxSendPause*time.Duration(1+w.laneCount()/lanesAtOnce), maxLanePause)
 			pause = min(2*pause, most)
 			rest(ctx, wait)
@@ -256,7 +254,7 @@ func (c *cursor) reset(m cursor) {
 	*c = m
 }
 
-// notTaken notes why a lane's batch was not taken.
+// notTaken stores why a lane's batch was rejected.
 func (w *Writer) notTaken(l *lane, err error) (waiting int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -267,7 +265,7 @@ func (w *Writer) notTaken(l *lane, err error) (waiting int) {
 	return l.waiting
 }
 
-// advance notes that the chain has all that the lane has read.
+// advance stores that the chain has all records that the lane has read.
 func (w *Writer) advance(l *lane, n int) {
 	w.mu.Lock()
 	l.err, l.pos, l.waiting = nil, max(l.pos, l.c.at), max(0, l.waiting-n)
@@ -278,8 +276,7 @@ func (w *Writer) advance(l *lane, n int) {
 	w.acknowledge()
 }
 
-// rejoin ends a lane that has nothing left to send, unless the common cursor has
-// left more to it meanwhile.
+// rejoin ends a lane that has no records left to send.
 func (w *Writer) rejoin(ctx context.Context, l *lane) bool {
 	w.mu.Lock()
 	if l.until > l.c.limit {
@@ -298,7 +295,7 @@ func (w *Writer) rejoin(ctx context.Context, l *lane) bool {
 	return true
 }
 
-// rewind is sendOrg's error when the chain has lost records that may be here.
+// rewind is sendOrg's error if the chain has lost records that may be in the segments.
 type rewind struct {
 	writer string
 	have   uint64
@@ -308,8 +305,8 @@ func (r *rewind) Error() string {
 	return fmt.Sprintf("writer %s: send again after %d", r.writer, r.have)
 }
 
-// rewind moves a lane back to the oldest record here: a chain that lacks records of
-// one writer may lack those of writers before it. The chain drops what it has.
+// rewind moves a lane back to the oldest record in the segments. A chain that lacks records of
+// one writer may also lack those of earlier writers. The chain drops records that it has.
 func (w *Writer) rewind(l *lane) {
 	w.mu.Lock()
 	w.seekLocked(&l.c, 0)
@@ -322,8 +319,7 @@ func (w *Writer) rewind(l *lane) {
 	w.acknowledge()
 }
 
-// sendOrg sends records of one writer in one org. All are committed when it returns
-// nil.
+// sendOrg sends records of one writer in one org. When it returns nil, all are committed.
 func (sh *shipping) sendOrg(ctx context.Context, limit time.Duration, writer, org string, recs []Record) error {
 	w, k := sh.w, source{writer, org}
 	before := sh.before(writer, org, recs)
@@ -355,7 +351,7 @@ func (sh *shipping) sendOrg(ctx context.Context, limit time.Duration, writer, or
 				sh.mu.Unlock()
 				return &rewind{writer, behind.Have}
 			}
-			// What lies between is not here any more. Say so, once and for all.
+			// The records in between are not in the segments any more. Record the gap.
 			prev := recs[0].Prev
 			if prev <= behind.Have {
 				return err
@@ -381,7 +377,7 @@ func (sh *shipping) sendOrg(ctx context.Context, limit time.Duration, writer, or
 			sh.forks[k]++
 			sh.mu.Unlock()
 		case errors.Is(err, ErrRefused) && len(recs) > 1:
-			// One record is enough for a batch to be rejected. The others are not.
+			// One record can cause the rejection of a batch. Send halves to find it.
 			half := len(recs) / 2
 			if err := sh.sendOrg(ctx, limit, writer, org, recs[:half]); err != nil {
 				return err
@@ -393,10 +389,10 @@ func (sh *shipping) sendOrg(ctx context.Context, limit time.Duration, writer, or
 			return err
 		}
 	}
-	return fmt.Errorf("records of writer %s in org %s are answered differently again and again", writer, org)
+	return fmt.Errorf("the control plane's replies for records of writer %s in org %s contradict each other", writer, org)
 }
 
-// stuckLocked says which orgs' records do not reach the control plane; nil: none.
+// stuckLocked returns an error with the orgs whose records do not reach the control plane, or nil.
 func (w *Writer) stuckLocked(now time.Time) error {
 	var orgs []string
 	var first *lane
@@ -416,12 +412,12 @@ func (w *Writer) stuckLocked(now time.Time) error {
 	if n := len(orgs) - shown; n > 0 {
 		names = fmt.Sprintf("%s and %d more", names, n)
 	}
-	return fmt.Errorf("the control plane does not take the audit records of org %s: in %s %d wait, since %s: %w",
+	return fmt.Errorf("the control plane does not accept the audit records of org %s: in %s %d wait, since %s: %w",
 		names, first.org, first.waiting, first.since.UTC().Format(time.RFC3339), first.err)
 }
 
-// Failure is why a batch was not taken lately, of an org that still fails; nil: none
-// does. Shipping says when that needs attention.
+// Failure returns why the last batch of a failing org was rejected, or nil if no org fails.
+// Shipping returns an error when that needs attention.
 func (w *Writer) Failure() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

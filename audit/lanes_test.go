@@ -47,8 +47,8 @@ func arrive(t *testing.T, db *store.DB, org string, receipts []audit.Receipt) {
 	}
 }
 
-// An org whose batch the chain does not take holds up no other org, whether it is
-// rejected for good, fails, or takes long. It is named, and it catches up later.
+// An org with a batch that the chain does not accept blocks no other org: if it is rejected,
+// fails, or takes long. /readyz names the org, and its records arrive later.
 func TestOrgsShipApart(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -129,7 +129,7 @@ func TestOrgsShipApart(t *testing.T) {
 	}
 }
 
-// gate lets a test reject the batches of orgs on their way.
+// gate lets a test reject the batches of orgs.
 type gate struct {
 	next   audit.Shipper
 	poison string // batches with it are rejected for their form
@@ -239,8 +239,8 @@ func waitFor(t *testing.T, f func() bool) {
 	}
 }
 
-// A record that the control plane rejects for its form is kept, and a gap stands in its
-// place: those before and after it arrive, also of its own org. It can be sent later.
+// A record that the control plane rejects for its form is kept, and a gap replaces it. The
+// records before and after it arrive, also those of its own org. It can be sent later.
 func TestRejectedRecord(t *testing.T) {
 	db := storetest.Open(t)
 	org, other := storetest.Org(t, db), storetest.Org(t, db)

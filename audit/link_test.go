@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestLinkVector keeps the bytes that docs/audit.md describes, for verifiers that
-// others write.
+// TestLinkVector compares the bytes with docs/audit.md, for other implementations of the
+// verifier.
 func TestLinkVector(t *testing.T) {
 	b, err := os.ReadFile("testdata/link.json")
 	if err != nil {

@@ -7,15 +7,15 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// The places where Locate finds what a receipt is of.
+// The places where Locate can find the entry of a receipt.
 const (
 	PlaceChain   = "chain"   // the entry is in the chain, byte for byte
-	PlaceGap     = "gap"     // the chain says that the record is lost
-	PlacePending = "pending" // the chain has not come to the writer's number: the sidecar has the record, or it is lost
-	PlaceMissing = "missing" // the chain is past the number and has neither the entry nor a gap
+	PlaceGap     = "gap"     // the chain records the entry as lost
+	PlacePending = "pending" // the chain does not have the writer's number yet: the sidecar has the entry, or it is lost
+	PlaceMissing = "missing" // the chain has later numbers, and has neither the entry nor a gap
 )
 
-// Place says where the entry of a receipt is.
+// Place is the place of a receipt's entry.
 type Place struct {
 	Receipt string `json:"receipt"`
 	State   string `json:"state"` // a Place… constant
@@ -23,11 +23,11 @@ type Place struct {
 	Have    int64  `json:"have"`  // the chain's last number of the receipt's writer in this org
 }
 
-// locateAtOnce bounds the receipts of one statement.
+// locateAtOnce limits the receipts of one statement.
 const locateAtOnce = 1000
 
-// Locate finds the entries of receipts in the chain of org, in their order. It says
-// where they are and not whether the chain is right: see Verify.
+// Locate finds the entries of receipts in the chain of org, in the order of receipts. It does
+// not check the chain: see Verify.
 func Locate(ctx context.Context, db DB, org string, receipts []Receipt) ([]Place, error) {
 	places := make([]Place, 0, len(receipts))
 	for len(receipts) > 0 {
@@ -53,7 +53,7 @@ func locate(ctx context.Context, tx pgx.Tx, org string, receipts []Receipt) ([]P
 		places[i] = Place{Receipt: r.String(), State: PlaceMissing}
 		writers[i], seqs[i] = r.Writer, int64(r.Seq)
 	}
-	// How far the chain is comes first: a record that comes meanwhile is pending, not missing.
+	// Read the last numbers first, so that a record that arrives meanwhile is pending, not missing.
 	rows, err := tx.Query(ctx, `SELECT r.i, w.writer_seq FROM unnest($2::text[], $3::bigint[]) WITH ORDINALITY AS r(writer, seq, i)
 		JOIN audit_writers w ON w.org_id = $1 AND w.writer = r.writer AND w.lane = ''`, org, writers, seqs)
 	if err != nil {
@@ -71,7 +71,7 @@ func locate(ctx context.Context, tx pgx.Tx, org string, receipts []Receipt) ([]P
 			places[i].State = PlacePending
 		}
 	}
-	// A gap takes the number of the last record that is lost.
+	// A gap has the number of the last lost record.
 	rows, err = tx.Query(ctx, `SELECT r.i, g.seq FROM unnest($2::text[], $3::bigint[]) WITH ORDINALITY AS r(writer, seq, i)
 		JOIN audit_entries g ON g.org_id = $1 AND g.kind = $4 AND g.writer = r.writer AND g.prev_writer_seq < r.seq AND g.writer_seq >= r.seq`,
 		org, writers, seqs, KindGap)

@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics are those of a Writer.
+// metrics are the metrics of a Writer.
 type metrics struct {
 	append, sync, batch             prometheus.Histogram
 	failures, dropped               prometheus.Counter
@@ -38,19 +38,19 @@ func newMetrics(w *Writer) *metrics {
 		}
 	}
 	return &metrics{
-		append: seconds("append_seconds", "From an entry to its being durable."),
-		sync:   seconds("sync_seconds", "Writing one batch and making it durable."),
+		append: seconds("append_seconds", "Time until an entry is durable."),
+		sync:   seconds("sync_seconds", "Time to write one batch and to make it durable."),
 		batch: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "aid_audit_batch_records", Help: "Records made durable together.", Buckets: prometheus.ExponentialBuckets(1, 2, 13),
+			Name: "aid_audit_batch_records", Help: "Records in a batch that becomes durable together.", Buckets: prometheus.ExponentialBuckets(1, 2, 13),
 		}),
-		failures:     counter("write_failures_total", "Segments that could not be written or made durable. Not 0: look at the disk."),
-		dropped:      counter("dropped_total", "Entries without a waiting request that could not be kept. Not 0: exchanges are settled as unknown."),
-		recovered:    counter("recovered_total", "Exchanges that a crash left unsettled, settled as unknown at the start."),
-		truncated:    counter("truncated_bytes_total", "Bytes of a write that a crash cut short, dropped at the start."),
+		failures:     counter("write_failures_total", "Segments that could not be written or made durable. Above 0: check the disk."),
+		dropped:      counter("dropped_total", "Entries without a waiting request that could not be stored. Above 0: requests are completed as unknown."),
+		recovered:    counter("recovered_total", "Requests that were in flight at a crash, completed as unknown at the start."),
+		truncated:    counter("truncated_bytes_total", "Bytes of writes that a crash interrupted, dropped at the start."),
 		shipped:      counter("shipped_records_total", "Records that the control plane has committed."),
-		shipFailures: counter("ship_failures_total", "Batches that the control plane did not take."),
-		changes:      counter("writer_changes_total", "New writer ids taken while running. Not 0: a segment folder was copied, or another node uses this one's id."),
-		gaps:         counter("gaps_total", "Gaps stated: records that the control plane lost and that are not kept here any more."),
+		shipFailures: counter("ship_failures_total", "Batches that the control plane did not accept."),
+		changes:      counter("writer_changes_total", "New writer ids while running. Above 0: a segment folder was copied, or another node uses this node's id."),
+		gaps:         counter("gaps_total", "Recorded gaps: records that the control plane lost and that the segments no longer have."),
 
 		orgFull: counter("org_full_total", "Entries rejected because too much of their org waits for the control plane. Not 0: see stuck_orgs."),
 
@@ -63,14 +63,14 @@ func newMetrics(w *Writer) *metrics {
 			}
 			return 1
 		}),
-		quarantined: gauge("quarantined_records", "Records that the control plane rejects for their form, kept in quarantine/. Not 0: see docs/restore.md. -1: cannot be counted.", func() float64 {
+		quarantined: gauge("quarantined_records", "Records in quarantine/, which the control plane rejects for their form. Above 0: see docs/restore.md. -1: unknown.", func() float64 {
 			n, err := w.quarantined()
 			if err != nil {
 				return -1
 			}
 			return float64(n)
 		}),
-		stuck: gauge("stuck_orgs", "Orgs whose records the control plane does not take: it rejects them, or for 2 minutes none was taken. Not 0: /readyz names them.",
+		stuck: gauge("stuck_orgs", "Orgs with records that the control plane rejects, or has not accepted for 2 minutes. /readyz names them.",
 			locked(func() (n float64) {
 				for _, l := range w.lanes {
 					if l.stuck(w.c.Now()) {
@@ -79,20 +79,20 @@ func newMetrics(w *Writer) *metrics {
 				}
 				return n
 			})),
-		bytes: gauge("segment_bytes", "Bytes of the segments that count against --max-backlog: what the control plane does not have.", locked(func() float64 {
+		bytes: gauge("segment_bytes", "Bytes of segments that are not shipped. They count against --max-backlog.", locked(func() float64 {
 			return float64(w.bytesLocked())
 		})),
 		lagRecords: gauge("lag_records", "Durable records that the control plane does not have.", locked(func() float64 {
 			return float64(w.lagLocked())
 		})),
-		lagAge: gauge("lag_seconds", "Age of the oldest of them.", locked(func() float64 {
+		lagAge: gauge("lag_seconds", "Age of the oldest durable record that the control plane does not have.", locked(func() float64 {
 			oldest := w.oldestLocked()
 			if oldest.IsZero() {
 				return 0
 			}
 			return max(0, w.c.Now().Sub(oldest).Seconds())
 		})),
-		free: gauge("free_bytes", "Free bytes on the disk of the segments; -1: cannot be said.", func() float64 {
+		free: gauge("free_bytes", "Free bytes on the disk of the segments. -1: unknown.", func() float64 {
 			n, err := w.disk.free()
 			if err != nil {
 				return -1
@@ -126,7 +126,7 @@ func registerAll(r prometheus.Registerer, cs ...prometheus.Collector) error {
 	return nil
 }
 
-// chainMetrics are those of a Chain.
+// chainMetrics are the metrics of a Chain.
 type chainMetrics struct {
 	chained, resent, malformed, refused, behind prometheus.Counter
 	append                                      prometheus.Histogram
@@ -141,12 +141,12 @@ func newChainMetrics(r prometheus.Registerer, signing, missing func() int32) (*c
 	}
 	m := &chainMetrics{
 		chained:   counter("entries_total", "Entries appended to the chains of orgs."),
-		resent:    counter("resent_total", "Records that were sent again and were there already."),
-		malformed: counter("malformed_total", "Records whose entry could not be read. They are in the chain as they came. Not 0: a writer is broken."),
-		behind:    counter("behind_total", "Batches that did not follow what the chain has. Not 0: the database was restored, or a sidecar lost records."),
-		refused:   counter("refused_total", "Batches that no writer of ours sends, refused. Not 0: look at the log."),
+		resent:    counter("resent_total", "Records that were sent again and were in the chain already."),
+		malformed: counter("malformed_total", "Records with an entry that cannot be parsed. The chain stores them unchanged. Above 0: a writer has a fault."),
+		behind:    counter("behind_total", "Batches that did not follow the chain. Above 0: the database was restored, or a sidecar lost records."),
+		refused:   counter("refused_total", "Rejected batches that no correct writer sends. Above 0: see the log."),
 		append: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "aid_audit_chain_append_seconds", Help: "Appending one batch of one org.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
+			Name: "aid_audit_chain_append_seconds", Help: "Time to append one batch of one org.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
 		}),
 	}
 	money := func(name, help string) prometheus.Counter {

@@ -4,8 +4,7 @@ import (
 	"time"
 )
 
-// Other is an entry of a kind that this build does not know. Its bytes are kept
-// as they are.
+// Other is an entry of a kind that this build does not support. Its bytes stay unchanged.
 type Other struct {
 	head Head
 	raw  []byte

@@ -16,20 +16,20 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// DB runs fn in a transaction that sees the rows of one org, and commits it if fn
-// returns nil. It may run fn again if the database asks for that.
+// DB runs fn in a transaction that sees the rows of one org, and commits it if fn returns nil.
+// It may run fn again after a serialization failure.
 type DB interface {
 	InOrg(ctx context.Context, org string, fn func(pgx.Tx) error) error
 }
 
-// ChainConfig is what a Chain needs.
+// ChainConfig configures a Chain.
 type ChainConfig struct {
-	DB   DB   // of Append; Record brings its own transaction
+	DB   DB   // for Append; Record uses its caller's transaction
 	Keys Keys // at least one
 
 	Now        func() time.Time      // nil: time.Now
 	Log        *slog.Logger          // nil: nothing is logged
-	Registerer prometheus.Registerer // of aid_audit_chain_…; nil: no metrics
+	Registerer prometheus.Registerer // for aid_audit_chain_…; nil: no metrics
 }
 
 // A Chain appends entries to the chains of orgs in Postgres. Several Chains may do so at
@@ -58,11 +58,11 @@ func NewChain(c ChainConfig) (*Chain, error) {
 	return ch, err
 }
 
-// ErrKeyMissing is what an error wraps if a chain is in a key epoch that this process does
-// not know: another replica has signed with a newer key.
+// ErrKeyMissing means that a chain is in a key epoch without a key here: another replica has
+// signed with a newer key.
 var ErrKeyMissing = errors.New("the audit chain is in a newer key epoch")
 
-// missing is an epoch that a chain is in and whose key is not here; 0: none is known.
+// missing returns the epoch of a chain without a key here, or 0.
 func (c *Chain) missing() int32 {
 	epoch := c.ahead.Load()
 	if epoch == 0 {
@@ -74,20 +74,20 @@ func (c *Chain) missing() int32 {
 	return epoch
 }
 
-// Ready is nil if entries can be appended as far as the keys go.
+// Ready returns nil if the keys suffice to append entries.
 func (c *Chain) Ready() error {
 	if epoch := c.missing(); epoch != 0 {
-		return fmt.Errorf("%w: epoch %d, and the newest key here is of epoch %d: copy --hmac-keys from the other replica", ErrKeyMissing, epoch, c.c.Keys.last())
+		return fmt.Errorf("%w: epoch %d, and the newest key here has epoch %d: copy --hmac-keys from the other replica", ErrKeyMissing, epoch, c.c.Keys.last())
 	}
 	return nil
 }
 
-// ErrRefused is what Append's error wraps when sending the same again cannot help:
-// no writer of ours sends that, or a directory of segments was copied.
-var ErrRefused = errors.New("audit records refused")
+// ErrRefused means that sending the same batch again cannot help: no correct writer sends it,
+// or a directory of segments was copied.
+var ErrRefused = errors.New("audit records rejected")
 
-// controlWriter is the writer of what Record appends. No node may call itself so:
-// theirs begin with "w_".
+// controlWriter is the writer of Record's entries. No node can have this id, since the ids of
+// nodes' writers begin with "w_".
 const controlWriter = "control"
 
 // Append appends the records of a batch to the chain of its org, in their order. It returns
@@ -95,10 +95,10 @@ const controlWriter = "control"
 // commits none. Records that are in the chain already change nothing, so a batch may be
 // sent again, to any replica.
 //
-// A batch must continue what the chain has of its writer, otherwise the error is a *Behind.
+// A batch must follow the writer's last record in the chain, otherwise the error is a *Behind.
 // If the chain has other content, or the writer belongs to another node, it wraps ErrFork.
-// If no sidecar sends such a batch, it wraps ErrRefused. An entry that cannot be read is no
-// error: see KindMalformed.
+// If no sidecar sends such a batch, it wraps ErrRefused. An entry that cannot be parsed is not
+// an error: see KindMalformed.
 func (c *Chain) Append(ctx context.Context, b Batch) (uint64, error) {
 	if len(b.Records) == 0 {
 		return 0, nil
@@ -110,7 +110,7 @@ func (c *Chain) Append(ctx context.Context, b Batch) (uint64, error) {
 	if err := checkBatch(b); err != nil {
 		return 0, c.refused(ctx, b, err)
 	}
-	// A connection that goes silent must not hold the batch for good.
+	// A silent connection must not block the batch forever.
 	bounded, cancel := context.WithTimeout(ctx, appendDeadline)
 	defer cancel()
 	var done appended
@@ -126,7 +126,7 @@ func (c *Chain) Append(ctx context.Context, b Batch) (uint64, error) {
 	switch {
 	case errors.As(err, &behind):
 		c.metrics.behind.Inc()
-		c.c.Log.WarnContext(ctx, "audit records do not follow what the chain has", "org", b.Org, "node", b.Node, "writer", b.Writer, "have", behind.Have)
+		c.c.Log.WarnContext(ctx, "audit records do not follow the chain", "org", b.Org, "node", b.Node, "writer", b.Writer, "have", behind.Have)
 		return 0, behind
 	case errors.Is(err, ErrRefused) || errors.Is(err, ErrFork):
 		return 0, c.refused(ctx, b, err)
@@ -140,7 +140,7 @@ func (c *Chain) Append(ctx context.Context, b Batch) (uint64, error) {
 	c.metrics.resent.Add(float64(len(recs) - done.count))
 	if done.malformed > 0 {
 		c.metrics.malformed.Add(float64(done.malformed))
-		c.c.Log.ErrorContext(ctx, "audit entries that cannot be read or believed are in the chain as they came", "org", b.Org, "node", b.Node,
+		c.c.Log.ErrorContext(ctx, "audit entries that are not valid were stored unchanged", "org", b.Org, "node", b.Node,
 			"writer", b.Writer, "count", done.malformed, "from", recs[0].Seq, "to", recs[len(recs)-1].Seq)
 	}
 	return recs[len(recs)-1].Seq, nil
@@ -163,16 +163,16 @@ func (c *Chain) noteMoney(ctx context.Context, org string, done appended) {
 
 func dollars(nano int64) float64 { return float64(nano) / 1e9 }
 
-// appendDeadline bounds one batch, with all attempts that the database requires.
+// appendDeadline limits the time for one batch, including all retries of the transaction.
 const appendDeadline = 30 * time.Second
 
 func (c *Chain) refused(ctx context.Context, b Batch, err error) error {
 	c.metrics.refused.Inc()
-	c.c.Log.ErrorContext(ctx, "audit records refused", "org", b.Org, "node", b.Node, "writer", b.Writer, "err", err)
+	c.c.Log.ErrorContext(ctx, "audit records rejected", "org", b.Org, "node", b.Node, "writer", b.Writer, "err", err)
 	return err
 }
 
-// lockChain holds the org's chain until the transaction ends.
+// lockChain locks the org's chain until the transaction ends.
 func lockChain(ctx context.Context, tx pgx.Tx, org string) error {
 	for range 2 {
 		var one int
@@ -184,12 +184,12 @@ func lockChain(ctx context.Context, tx pgx.Tx, org string) error {
 			return err
 		}
 	}
-	return fmt.Errorf("org %s has no audit head that we may see", org)
+	return fmt.Errorf("org %s has no audit head that this role can read", org)
 }
 
-// appended is what append did.
+// appended is the result of append.
 type appended struct {
-	seq              int64 // of the last entry
+	seq              int64 // sequence number of the last entry
 	count, malformed int
 
 	thresholds []Threshold // that the charges of the batch have reached
@@ -205,8 +205,8 @@ FROM unnest($7::bigint[], $8::timestamptz[], $9::timestamptz[], $10::text[], $11
 	$16::bytea[], $17::text[], $18::bigint[])
 	AS u(seq, appended_at, time, kind, agent_id, request_id, writer_seq, entry, prev_mac, mac, session_id, prev_writer_seq)`
 
-// append gives recs the next numbers and links of the chain, which is locked, and
-// adds up what they say was used. A record without a number gets the chain's.
+// append assigns the next numbers and links of the locked chain to recs, and adds up their
+// usage. A record without a number gets the chain's number.
 func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Record) (appended, error) {
 	if len(recs) == 0 {
 		return appended{}, nil
@@ -225,9 +225,9 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 	seal, ok := c.c.Keys.sealer(org, epoch)
 	if !ok {
 		c.ahead.Store(max(c.ahead.Load(), epoch))
-		return appended{}, fmt.Errorf("%w: %s is in epoch %d, and the newest key here is of epoch %d", ErrKeyMissing, org, epoch, c.c.Keys.last())
+		return appended{}, fmt.Errorf("%w: %s is in epoch %d, and the newest key here has epoch %d", ErrKeyMissing, org, epoch, c.c.Keys.last())
 	}
-	now := c.c.Now().UTC().Truncate(time.Microsecond) // as the database keeps it, so that the MAC can be checked
+	now := c.c.Now().UTC().Truncate(time.Microsecond) // the database's precision, so that the MAC can be checked
 	if last.InfinityModifier == pgtype.Finite && !now.After(last.Time) {
 		now = last.Time.UTC().Add(time.Microsecond)
 	}
@@ -328,7 +328,7 @@ func (c *Chain) own(ctx context.Context, tx pgx.Tx, org string, entries []Entry)
 	return c.append(ctx, tx, Batch{Org: org, Writer: controlWriter, Shipper: controlWriter}, recs)
 }
 
-// Position is where in an org's chain an entry is.
+// Position is an entry's position in an org's chain.
 type Position struct {
 	Org string
 	Seq int64
@@ -341,7 +341,7 @@ func (c *Chain) Record(ctx context.Context, tx pgx.Tx, org string, e Changed) (P
 	b := Stamp(e, org, controlWriter, c.c.Now()).Encode()
 	got, err := Parse(b)
 	if _, ok := got.(Changed); err == nil && !ok {
-		err = fmt.Errorf("%w: kind %q is not of a change", ErrMalformed, e.Kind)
+		err = fmt.Errorf("%w: kind %q is not the kind of a change", ErrMalformed, e.Kind)
 	}
 	if err != nil {
 		return Position{}, fmt.Errorf("recording a change: %w", err)
@@ -357,21 +357,21 @@ func (c *Chain) Record(ctx context.Context, tx pgx.Tx, org string, e Changed) (P
 	return Position{Org: org, Seq: done.seq}, nil
 }
 
-// ---- what was used ----
+// ---- usage ----
 
-// UsageDay is what an agent used on a day of one model of one provider. Requests
-// counts completed exchanges; Rejected and Unpriced are among them.
+// UsageDay is the usage of an agent on one day, of one model and one provider. Requests counts
+// completed requests, including Rejected and Unpriced.
 type UsageDay struct {
 	AgentID  string
 	Day      time.Time // 00:00 UTC
 	Provider string
-	Model    string // as asked for
+	Model    string // as the client requested it
 
 	Requests, Refused                                                          int64
 	InputTokens, OutputTokens, CachedTokens, CacheWriteTokens, ReasoningTokens int64
 	CostNanoUSD                                                                int64
 	ChargedNanoUSD                                                             int64 // under USD caps
-	Unpriced                                                                   int64 // requests whose cost is not known
+	Unpriced                                                                   int64 // requests with unknown cost
 }
 
 type usageKey struct {
@@ -379,25 +379,25 @@ type usageKey struct {
 	day                    time.Time
 }
 
-// usage is what a batch adds.
+// usage is the usage that a batch adds.
 type usage struct {
 	days    map[usageKey]*UsageDay
-	unknown map[decision]usageKey // decisions whose end is "unknown" so far
+	unknown map[decision]usageKey // decisions that are completed as "unknown" so far
 	ended   map[decision]bool     // decisions with a real completion in this batch
 	ledger  ledger
 }
 
-// decision is a first entry, by its writer's number.
+// decision identifies a first entry by its writer and number.
 type decision struct {
 	writer string
 	seq    int64
 }
 
-// maxCount bounds what one exchange may say it used.
+// maxCount limits each figure in the usage of one request.
 const maxCount = 1e15
 
-// day returns where a completion counts. An entry's time is the node's word: what
-// it says of the future counts on the day when it came.
+// day returns the day and the keys to which a completion counts. The node sets an entry's
+// time. An entry with a future time counts on the day of its arrival.
 func (u *usage) day(s Settled, appendedAt time.Time) usageKey {
 	t := s.Time.UTC()
 	if t.After(appendedAt) {
@@ -409,8 +409,8 @@ func (u *usage) day(s Settled, appendedAt time.Time) usageKey {
 	}
 }
 
-// settle counts a completion once for its decision. A real one takes the place of a
-// recovered "unknown". An "unknown" after a real one is not counted.
+// settle counts a completion once for its decision. A real completion replaces a recovered
+// "unknown". An "unknown" after a real completion is not counted.
 func (u *usage) settle(ctx context.Context, tx pgx.Tx, org string, s Settled, appendedAt time.Time, fork bool) error {
 	k, d := u.day(s, appendedAt), decisionOf(s)
 	if d.seq == 0 {
@@ -421,7 +421,7 @@ func (u *usage) settle(ctx context.Context, tx pgx.Tx, org string, s Settled, ap
 		if _, twice := u.unknown[d]; twice || u.ended[d] {
 			return nil
 		}
-		// Rare: a process died. Has the decision ended already, in the chain?
+		// Rare: a process died. Check whether the chain has a completion already.
 		if ended, err := settledBefore(ctx, tx, org, s.RequestID); ended || err != nil {
 			return err
 		}
@@ -448,7 +448,7 @@ func (u *usage) settle(ctx context.Context, tx pgx.Tx, org string, s Settled, ap
 			return err
 		}
 	} else if fork {
-		// Both copies of a process may have ended the same request.
+		// Both copies of a process may have completed the same request.
 		if ended, err := settledBefore(ctx, tx, org, s.RequestID); ended || err != nil {
 			return err
 		}
@@ -470,14 +470,14 @@ func decisionOf(s Settled) decision {
 	return d
 }
 
-// settledBefore says whether the chain has a completion of the request.
+// settledBefore reports whether the chain has a completion of the request.
 func settledBefore(ctx context.Context, tx pgx.Tx, org, request string) (ended bool, err error) {
 	err = tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM audit_entries WHERE org_id = $1 AND request_id = $2 AND kind = $3)",
 		org, column(request, maxID), KindSettled).Scan(&ended)
 	return ended, err
 }
 
-// read finds out which of the decisions that end here were recovered as "unknown".
+// read finds the decisions that were recovered as "unknown" and are completed in this batch.
 func (u *usage) read(ctx context.Context, tx pgx.Tx, org string, entries []Entry) error {
 	u.unknown = make(map[decision]usageKey)
 	var writers []string
@@ -514,7 +514,7 @@ func (u *usage) add(k usageKey, s Settled, n int64) {
 	}
 	d.Requests += n
 	if s.Outcome == outcomeRefused {
-		d.Refused += n // and cost nothing, which is known
+		d.Refused += n // with a known cost of 0
 	} else if !s.Priced {
 		d.Unpriced += n
 	}
@@ -530,10 +530,10 @@ func (u *usage) add(k usageKey, s Settled, n int64) {
 	}
 }
 
-// outcomeRefused is the outcome of an exchange in which nothing was forwarded.
+// outcomeRefused is the outcome of a request that was not forwarded.
 const outcomeRefused = "refused"
 
-// queue adds the sums to those in the database, each bounded rather than rejected.
+// queue adds the sums to those in the database. A sum that is too large is set to the maximum.
 func (u *usage) queue(b *pgx.Batch, org string) {
 	if len(u.days) == 0 {
 		return
@@ -553,8 +553,8 @@ func (u *usage) queue(b *pgx.Batch, org string) {
 	}
 }
 
-// DailyUsage returns the usage of an agent, or of all agents if agent is empty, per UTC day
-// from the day of from to the day of to, oldest first. The org is tx's.
+// DailyUsage returns the usage per UTC day from the day of from to the day of to, oldest first.
+// It is the usage of an agent, or of all agents if agent is empty. The org is tx's.
 func DailyUsage(ctx context.Context, tx pgx.Tx, agent string, from, to time.Time) ([]UsageDay, error) {
 	rows, err := tx.Query(ctx, `
 		SELECT agent_id, day, provider, model, requests, refused, input_tokens, output_tokens, cached_tokens, cache_write_tokens,
@@ -578,19 +578,19 @@ func DailyUsage(ctx context.Context, tx pgx.Tx, agent string, from, to time.Time
 
 // ---- reading ----
 
-// Filter says which entries are wanted. Zero fields do not filter.
+// Filter selects entries. Zero fields do not filter.
 type Filter struct {
 	AgentID, RequestID, Kind string
-	Since, Until             time.Time // when it happened, by the entry: from Since, before Until
+	Since, Until             time.Time // the time in the entry: from Since, before Until
 
-	// AfterSeq is the last one that the caller has: what is returned comes after
-	// it in the order asked for. 0: from the beginning of that order.
+	// AfterSeq is the last number that the caller has. Entries after it are returned, in the
+	// requested order. 0: from the beginning of that order.
 	AfterSeq int64
 	Desc     bool // newest first
-	Limit    int  // from 1 to MaxEntries; else MaxEntries
+	Limit    int  // from 1 to MaxEntries; other values mean MaxEntries
 }
 
-// MaxEntries is how many Entries returns at most.
+// MaxEntries is the most entries that Entries returns.
 const MaxEntries = 1000
 
 // Stored is an entry in an org's chain.
@@ -599,18 +599,18 @@ type Stored struct {
 	AppendedAt time.Time
 	Kind       string
 	Writer     string
-	WriterSeq  int64 // with Writer and LeafHash(Entry): the receipt
+	WriterSeq  int64 // the receipt has Writer, WriterSeq and LeafHash(Entry)
 	Epoch      int32
 	PrevMAC    []byte
 	MAC        []byte
-	Entry      []byte // as they were made durable first
+	Entry      []byte // the bytes that were made durable first
 }
 
 // Parse reads the entry. The error wraps ErrMalformed; see KindMalformed.
 func (s Stored) Parse() (Entry, error) { return Parse(s.Entry) }
 
-// clockSlack is how far a node's clock may be ahead of the database's writer
-// before a filter by time misses what it wrote.
+// clockSlack is how far a node's clock may be ahead of the control plane's before a filter by
+// time misses its entries.
 const clockSlack = 24 * time.Hour
 
 // Entries returns the entries of tx's org that match f, by sequence number.
@@ -633,7 +633,7 @@ func Entries(ctx context.Context, tx pgx.Tx, f Filter) ([]Stored, error) {
 	}
 	if !f.Since.IsZero() {
 		and("time >= ?", f.Since)
-		// An entry is appended after it happened: older months are not looked at.
+		// An entry is appended after its time, so older months are not read.
 		and("appended_at >= ?", f.Since.Add(-clockSlack))
 	}
 	if !f.Until.IsZero() {

@@ -8,18 +8,18 @@ import (
 	"path/filepath"
 )
 
-// quarantineName is the folder, among the segments, of records that the control plane
-// rejects for their form. Each has a segment folder of its own in it, which
-// `aid segments` reads and ships like any other.
+// quarantineName is the folder of records that the control plane rejects for their form. It is
+// beside the segments. Each record has its own segment folder in it, which `aid segments`
+// reads and ships like any other.
 const quarantineName = "quarantine"
 
-// maxQuarantined bounds those records. Beyond it their org's lane stays stuck: a
-// control plane that rejects everything must not empty the segments.
+// maxQuarantined limits these records. Beyond it the org's lane stays stuck, since a control
+// plane that rejects everything must not empty the segments.
 const maxQuarantined = 1000
 
-// quarantine keeps a record apart that the control plane rejects, durably, and then
-// states a gap in its place, so that the records behind it can follow. If the gap is
-// rejected too, the lane stays stuck, and says so.
+// quarantine durably stores a record that the control plane rejects. Then it records a gap in
+// its place, so that later records can follow. If the gap is also rejected, the lane stays
+// stuck, with an error.
 func (sh *shipping) quarantine(ctx context.Context, writer string, r Record, fork bool, why error) error {
 	w := sh.w
 	e, err := Parse(r.Entry)
@@ -28,7 +28,7 @@ func (sh *shipping) quarantine(ctx context.Context, writer string, r Record, for
 	}
 	path, err := w.setApart(writer, r)
 	if err != nil {
-		return fmt.Errorf("%w; the record cannot be kept apart: %w", why, err)
+		return fmt.Errorf("%w; it cannot be stored in quarantine: %w", why, err)
 	}
 	gap := Gap{Org: r.Org, Writer: writer, After: r.Prev, Last: r.Seq, Reason: GapRejected}
 	if e != nil {
@@ -45,7 +45,7 @@ func (sh *shipping) quarantine(ctx context.Context, writer string, r Record, for
 	return nil
 }
 
-// setApart makes a record durable as a segment folder of its own.
+// setApart makes a record durable in its own segment folder.
 func (w *Writer) setApart(writer string, r Record) (path string, err error) {
 	w.apartMu.Lock()
 	defer w.apartMu.Unlock()

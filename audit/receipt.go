@@ -9,16 +9,16 @@ import (
 	"strings"
 )
 
-// Record is an entry as a writer keeps and ships it.
+// Record is an entry with its writer's numbers.
 type Record struct {
-	Seq   uint64 // of the writer: from 1, ascending, over all its orgs
-	Prev  uint64 // the writer's last durable number of the same org; 0: this is its first
+	Seq   uint64 // the writer's number: from 1, ascending over all of its orgs
+	Prev  uint64 // the writer's previous durable number in the same org; 0: this is the first
 	Org   string
-	Entry []byte // exactly as it was made durable
+	Entry []byte // the exact bytes that were made durable
 }
 
-// Receipt says where an entry is. It is given to the caller of the exchange, who
-// can later show that the entry must be in the org's log.
+// Receipt identifies an entry. The caller of the request receives it, and can later prove that
+// the entry must be in the org's log.
 type Receipt struct {
 	Writer string
 	Seq    uint64
@@ -33,7 +33,7 @@ func (r Receipt) String() string {
 	return r.Writer + "/" + strconv.FormatUint(r.Seq, 10) + "/" + hex.EncodeToString(r.Leaf[:])
 }
 
-// ParseReceipt reads what String wrote.
+// ParseReceipt parses the result of String.
 func ParseReceipt(s string) (Receipt, error) {
 	errForm := errors.New("a receipt is WRITER/SEQUENCE/LEAF, with the leaf's 64 hex digits")
 	part := strings.Split(s, "/")
@@ -50,12 +50,12 @@ func ParseReceipt(s string) (Receipt, error) {
 	}
 	r := Receipt{Writer: part[0], Seq: seq, Leaf: [32]byte(leaf)}
 	if r.String() != s {
-		return Receipt{}, fmt.Errorf("%w: not in its one form", errForm)
+		return Receipt{}, fmt.Errorf("%w: it is not in canonical form", errForm)
 	}
 	return r, nil
 }
 
-// LeafHash is the hash of a Merkle tree's leaf, RFC 6962 section 2.1.
+// LeafHash returns the hash of a leaf in a Merkle tree (RFC 6962, section 2.1).
 func LeafHash(entry []byte) [32]byte {
 	h := sha256.New()
 	h.Write([]byte{0})
@@ -63,8 +63,8 @@ func LeafHash(entry []byte) [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
-// validID says whether s can be an id of ours: short, and harmless in a path, a
-// log and a header.
+// validID reports whether s has the form of an id: short, and safe in a path, a log and a
+// header.
 func validID(s string) bool {
 	if s == "" || len(s) > maxID {
 		return false

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// recheckEvery is how often a Writer that ships makes sure that the chain still has
-// what it acknowledged.
+// recheckEvery is the interval at which a Writer that ships checks that the chain still has
+// the acknowledged records.
 const recheckEvery = time.Hour
 
 // recheck makes sure, when shipping begins and then every hour, that the chain has
@@ -45,14 +45,14 @@ type keptRecord struct {
 	rec    Record
 }
 
-// recheckOrg sends the record again. It says whether that is answered.
+// recheckOrg sends k's record again. It reports whether the result is definite.
 func (sh *shipping) recheckOrg(ctx context.Context, k keptRecord) bool {
 	w := sh.w
 	w.mu.Lock()
 	busy := w.lanes[k.rec.Org] != nil
 	w.mu.Unlock()
 	if busy {
-		return false // the lane finds out
+		return false // the lane checks it
 	}
 	err := sh.send(ctx, sendDeadline, Batch{Org: k.rec.Org, Writer: k.writer, Shipper: w.ID(), Records: []Record{k.rec}})
 	var behind *Behind
@@ -60,7 +60,7 @@ func (sh *shipping) recheckOrg(ctx context.Context, k keptRecord) bool {
 	case err == nil || definite(err):
 		return true
 	case errors.As(err, &behind):
-		w.c.Log.WarnContext(ctx, "the control plane has fewer audit records than it acknowledged; what is kept is sent again",
+		w.c.Log.WarnContext(ctx, "the control plane has fewer audit records than it acknowledged; the segments are sent again",
 			"org", k.rec.Org, "writer", k.writer, "acknowledged", k.rec.Seq, "have", behind.Have)
 		return sh.again(ctx, k.rec.Org)
 	}
@@ -105,7 +105,7 @@ func (sh *shipping) keep(writer string, recs []Record) {
 	sh.kept[last.Org] = keptRecord{writer, last}
 }
 
-// again has a lane send all that is kept of an org.
+// again starts a lane that sends all records of an org in the segments.
 func (sh *shipping) again(ctx context.Context, org string) bool {
 	w := sh.w
 	w.mu.Lock()
@@ -120,8 +120,7 @@ func (sh *shipping) again(ctx context.Context, org string) bool {
 	return true
 }
 
-// lastKept returns the last record of each org that the control plane acknowledged
-// and that is kept here.
+// lastKept returns each org's last acknowledged record in the segments.
 func (w *Writer) lastKept() (kept []keptRecord, err error) {
 	w.mu.Lock()
 	acked := w.passed // of an org that has less, the lane finds out
@@ -165,7 +164,7 @@ func (w *Writer) lastKept() (kept []keptRecord, err error) {
 	return kept, nil
 }
 
-// lastByOrg reads a segment's last records up to a number.
+// lastByOrg returns each org's last record in a segment, up to a number.
 func (w *Writer) lastByOrg(s *segment, end int64, upTo uint64) (map[string]Record, error) {
 	w.mu.Lock()
 	f, err := w.openLocked(s)

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// recover reads what an earlier process left, and makes the Writer ready to write.
+// recover reads the segments of an earlier process, and prepares the Writer for writing.
 func (w *Writer) recover() error {
 	if err := w.removeTemporary(); err != nil {
 		return err
@@ -20,7 +20,7 @@ func (w *Writer) recover() error {
 	if err != nil {
 		return err
 	}
-	// A writer id lives as long as its process. So a folder that was copied, or restored to
+	// A writer id belongs to one process. So a folder that was copied, or restored to
 	// an older state, never continues under an id that is in use.
 	id, err := newWriterID(w.c.Now(), w.c.Rand)
 	if err != nil {
@@ -49,7 +49,7 @@ func (w *Writer) recover() error {
 	return w.settleAll()
 }
 
-// removeTemporary removes files that never got their name.
+// removeTemporary removes files that were not completed.
 func (w *Writer) removeTemporary() error {
 	files, err := os.ReadDir(w.c.Dir)
 	if err != nil {
@@ -95,19 +95,19 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 		seg.take(h)
 		switch {
 		case h.first != seg.first:
-			return nil, &damage{seg.path, int64(len(magic)), fmt.Sprintf("it begins with record %d, not with that of its name", h.first)}
+			return nil, &damage{seg.path, int64(len(magic)), fmt.Sprintf("it begins with record %d, which is not the number in its name", h.first)}
 		case i > 0 && h.durable < heads[i-1].durable:
-			return nil, &damage{seg.path, int64(len(magic)), fmt.Sprintf("it vouches for record %d, and the segment before for %d", h.durable, heads[i-1].durable)}
+			return nil, &damage{seg.path, int64(len(magic)), fmt.Sprintf("its head has %d as the last durable record, and the head of the segment before has %d", h.durable, heads[i-1].durable)}
 		}
 	}
 
 	noted := w.readAcked()
 	acked := noted.acked
-	durable := heads[0].durable // where what counts ends, so far
+	durable := heads[0].durable // the last durable record so far
 	for i, seg := range segs[:len(segs)-1] {
 		until := heads[i+1].durable
 		if until <= acked && until+1 == heads[i+1].first && until >= seg.first {
-			// It is only kept: the control plane has it. It is read when it is needed.
+			// The control plane has this segment. It is read only when it is needed.
 			seg.last, seg.end, durable = until, seg.size, until
 			seg.ackedAt = w.c.Now()
 			continue
@@ -122,7 +122,7 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 			durable = seg.last
 		}
 		if durable != until {
-			return nil, &damage{seg.path, seg.end, fmt.Sprintf("record %d is the last one here, and the next segment vouches for %d", durable, until)}
+			return nil, &damage{seg.path, seg.end, fmt.Sprintf("record %d is the last one here, but according to the next segment it is %d", durable, until)}
 		}
 	}
 
@@ -160,7 +160,7 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 	for org, pos := range w.behind {
 		w.heldLocked(&lane{org: org, pos: pos})
 	}
-	// Behind what the last head took back, too: those numbers are used.
+	// Numbers that the last head took back stay used.
 	w.next = last.last + 1
 	if w.durable > w.acked {
 		w.oldest = w.c.Now()
@@ -208,8 +208,8 @@ func peek(path string, b []byte) error {
 	return err
 }
 
-// ackedName is the file that holds the last number that the control plane had. It
-// saves sending what is kept again. If it is wrong, the chain says what it has.
+// ackedName is the file with the last number that the control plane has. Without it, records
+// would be sent again. If the number is wrong, the chain's reply corrects it.
 const ackedName = "acked"
 
 func (w *Writer) readAcked() acked {
@@ -284,19 +284,19 @@ func (w *Writer) writeAcked(a acked) {
 		err = os.Rename(path+temporarySuffix, path)
 	}
 	if err != nil {
-		w.c.Log.Warn("how far records are shipped cannot be noted; they are sent again after a restart", "err", err)
+		w.c.Log.Warn("the number of the last shipped record cannot be stored; records are sent again after a restart", "err", err)
 	}
 }
 
-// cutShort decides whether damage in the last segment is a write that a crash cut short.
-// Only such a write may be dropped, because its callers got no success. It is the last
-// batch, since a batch is written only once the one before is durable. So if any record of
-// a later batch can be read behind the damage, the damaged part was durable once, and the
+// cutShort decides whether damage in the last segment is a write that a crash interrupted.
+// Only such a write may be dropped, because its callers got an error. It is the last batch,
+// since a batch is written only after the one before is durable. Suppose that a record of a
+// later batch can be read after the damage. Then the damaged part was durable once, and the
 // disk has lost it.
 //
-// One case cannot be recognized: the very last batch before a crash was written,
-// acknowledged, and then damaged on the disk, with nothing after it. A segment that was
-// closed or followed by another has no such batch: the next head states where it ends.
+// One case is not detected: the last batch before a crash was durable, and the disk damaged
+// it later, with nothing after it. A closed segment, or one with a successor, has no such
+// batch, since the next head has its end.
 func (w *Writer) cutShort(last *segment, f *os.File, found error) error {
 	if !isDamage(found) {
 		return found
@@ -309,15 +309,15 @@ func (w *Writer) cutShort(last *segment, f *os.File, found error) error {
 		return fmt.Errorf("%w; the entry at byte %d shows that it was durable once", found, proof)
 	}
 	w.metrics.truncated.Add(float64(last.size - last.end))
-	w.c.Log.Warn("audit segment ends in a write that was cut short; it was never reported as durable",
+	w.c.Log.Warn("an audit segment ends in an interrupted write, which was never reported as durable",
 		"path", last.path, "end", last.end, "bytes", last.size-last.end, "err", found)
 	return nil
 }
 
-// rewrite makes what was read from the last segment durable, in a new file under the same
-// name. That we can read it does not mean that the disk has it. If the earlier process died
-// of a failed fsync, the pages may be in memory only and marked clean. Another fsync of the
-// same file would not write them.
+// rewrite makes the content of the last segment durable, in a new file with the same name. A
+// file that can be read is not always on the disk. If the earlier process died after a failed
+// fsync, the pages may be only in memory and marked clean. Another fsync of the same file
+// would not write them.
 func (w *Writer) rewrite(last *segment) error {
 	old, err := os.Open(last.path)
 	if err != nil {
@@ -336,7 +336,7 @@ func (w *Writer) rewrite(last *segment) error {
 	return f.Close()
 }
 
-// readBook makes the completions to write for decisions that have none.
+// readBook returns the completions to write for decisions without a completion.
 func readBook(open map[uint64]frame) (book, error) {
 	b := newBook()
 	for _, f := range open {
@@ -351,7 +351,7 @@ func readBook(open map[uint64]frame) (book, error) {
 		case Settled: // from a head
 			s = e
 		default:
-			return book{}, fmt.Errorf("record %d is marked as a decision, and its entry is no decision", f.seq)
+			return book{}, fmt.Errorf("record %d is marked as a decision, and its entry is not a decision", f.seq)
 		}
 		if s.DecidedWriter == "" {
 			s.DecidedWriter = s.Writer
@@ -362,7 +362,7 @@ func readBook(open map[uint64]frame) (book, error) {
 	return b, nil
 }
 
-// frames returns the book as the head of a segment holds it.
+// frames returns the frames of the book for the head of a segment.
 func (b *book) frames() []frame {
 	fs := make([]frame, 0, len(b.bySeq))
 	for seq, s := range b.bySeq {
@@ -372,7 +372,7 @@ func (b *book) frames() []frame {
 	return fs
 }
 
-// settleAll writes for each decision in the book that its end is not known.
+// settleAll completes each decision in the book as unknown.
 func (w *Writer) settleAll() error {
 	b := &batch{done: make(chan struct{})}
 	now := w.c.Now()
@@ -388,6 +388,6 @@ func (w *Writer) settleAll() error {
 		return b.err
 	}
 	w.metrics.recovered.Add(float64(len(b.items)))
-	w.c.Log.Warn("exchanges were in progress when the process ended; how they ended is not known", "count", len(b.items))
+	w.c.Log.Warn("requests were in flight when the process ended; they are completed as unknown", "count", len(b.items))
 	return nil
 }

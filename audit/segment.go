@@ -17,17 +17,17 @@ import (
 	"time"
 )
 
-// A segment is a file of records. It is called after the sequence number of its
-// first one, and holds
+// A segment is a file of records. Its name is the sequence number of its first record. Its
+// parts are
 //
 //	magic    "AIDSEG2\n"
-//	head     one frame: who writes, where this file begins, what was durable before
-//	open     one frame for each allowed decision that had no settlement then
+//	head     one frame: the writer, where this file begins, the last durable record before
+//	open     one frame for each allowed decision without a completion at that time
 //	prev     one frame for each org: the writer's last durable number in it
 //	records  frames, appended batch by batch
 //
-// Magic, head and open are complete before the file gets its name. A batch is
-// written at once and is durable before the next one is written. A frame is
+// Magic, head and open are complete before the file gets its name. A batch is written in one
+// write, and is durable before the next one is written. A frame is
 //
 //	4 bytes  length of all that follows the sum, big endian, as all numbers are
 //	4        CRC-32C of all that follows
@@ -39,7 +39,7 @@ import (
 //	…        name
 //	…        body
 //
-// and its fields mean
+// with these fields:
 //
 //	kind      seq             mark                  ref              name    body
 //	head      of the 1st      the last that was     open frames      writer  —
@@ -47,15 +47,14 @@ import (
 //	          (body: how many prev frames there are, 8 bytes; in AIDSEG3 also
 //	          the last number of its range, 8 bytes)
 //	prev      the number          0                     0                org     —
-//	open      the decision's  0                     0                org     the settlement to write if nobody else does
+//	open      the decision's  0                     0                org     the completion to write after a crash
 //	record    its own         of its batch's 1st    0                org     entry
 //	allowed   its own         of its batch's 1st    0                org     entry, a decision to allow
-//	settled   its own         of its batch's 1st    the decision's   org     entry, its settlement
+//	settled   its own         of its batch's 1st    the decision's   org     entry, its completion
 //
-// The mark is what makes damage tell itself from a write that a crash cut short:
-// a record whose batch begins at M proves that everything before M was durable.
-// The mark of a head does the same for the files before it, and says where they
-// end: a record behind it is one whose writing failed, and whose caller knows.
+// The mark distinguishes damage from a write that a crash interrupted. If a record's batch
+// begins at M, everything before M was durable. The mark of a head is the end of the files
+// before it. Records after that end could not be made durable, and their callers got an error.
 type frame struct {
 	kind byte
 	seq  uint64
@@ -105,7 +104,7 @@ func appendFrame(b []byte, f frame) []byte {
 	return b
 }
 
-// parseFrame reads what follows the sum, which was found right.
+// parseFrame parses the bytes after the checksum, which is correct.
 func parseFrame(p []byte) (frame, bool) {
 	f := frame{
 		kind: p[0],
@@ -122,7 +121,7 @@ func parseFrame(p []byte) (frame, bool) {
 	return f, true
 }
 
-// damage is why the bytes at an offset are not what was written there.
+// damage is an error about bytes at an offset that are not valid.
 type damage struct {
 	path   string
 	offset int64
@@ -138,7 +137,7 @@ type frames struct {
 	path   string
 	file   io.ReaderAt
 	r      *bufio.Reader
-	offset int64 // of the next frame
+	offset int64 // offset of the next frame
 	end    int64
 	buf    []byte
 }
@@ -151,9 +150,8 @@ func (r *frames) damage(format string, args ...any) error {
 	return &damage{path: r.path, offset: r.offset, what: fmt.Sprintf(format, args...)}
 }
 
-// next returns the next frame, whose body is valid until the next call. The error
-// is io.EOF at the end, a *damage if what is there is no frame, and else that the
-// file cannot be read.
+// next returns the next frame. Its body is valid until the next call. The error is io.EOF at
+// the end, and a *damage if the bytes are not a frame. Other errors are from reading.
 func (r *frames) next() (frame, error) {
 	if r.unused() {
 		return frame{}, io.EOF
@@ -163,13 +161,13 @@ func (r *frames) next() (frame, error) {
 	case err == io.EOF:
 		return frame{}, io.EOF
 	case err == io.ErrUnexpectedEOF:
-		return frame{}, r.damage("%d bytes are left, which is no frame", n)
+		return frame{}, r.damage("%d bytes are left, which is too short for a frame", n)
 	case err != nil:
 		return frame{}, fmt.Errorf("reading %s: %w", r.path, err)
 	}
 	size := binary.BigEndian.Uint32(head[:])
 	if size < frameFixed || size > maxFrame {
-		return frame{}, r.damage("a frame of %d bytes cannot be", size)
+		return frame{}, r.damage("a frame of %d bytes is not valid", size)
 	}
 	r.buf = slices.Grow(r.buf[:0], int(size))[:size]
 	switch _, err := io.ReadFull(r.r, r.buf); {
@@ -189,8 +187,8 @@ func (r *frames) next() (frame, error) {
 	return f, nil
 }
 
-// unused says whether all that follows is zeros: room that was reserved and has not
-// been written to. A frame does not begin so.
+// unused reports whether the rest is zeros: space that was reserved and not written. A frame
+// never begins with zeros.
 func (r *frames) unused() bool {
 	if b, err := r.r.Peek(frameSum); err != nil || !zero(b) {
 		return false
@@ -215,20 +213,20 @@ func zero(b []byte) bool {
 	return true
 }
 
-// segment is what a Writer knows of one of its files. Fields are as of its last
-// durable write; what stands behind end in the file does not count.
+// segment is the state of one of a Writer's files after its last durable write. Bytes after
+// end are not valid.
 type segment struct {
 	path    string
 	writer  string
 	prevs   map[string]uint64 // by org: the writer's last number before first
 	ackedAt time.Time         // since when all orgs without a lane have all of it; zero: they have not
 	before  uint64            // the last record before it that counts
-	first   uint64            // sequence number that its first record has, or would have
-	last    uint64            // of its last record; first-1: it has none
-	start   int64             // where records begin
-	end     int64             // where they end
-	size    int64             // of the file, as far as we know
-	counts  int64             // bytes of it that are entries of counts
+	first   uint64            // sequence number of its first record, or of the next one
+	last    uint64            // sequence number of its last record; first-1: it has none
+	start   int64             // offset of the first record
+	end     int64             // offset after the last record
+	size    int64             // size of the file, if it has not changed
+	counts  int64             // bytes of entries of counts
 	orgs    map[string]int64  // bytes of its records by org; nil: it was acknowledged before this process, and not read
 	waiting map[string]int64  // of a passed one: the bytes that lanes still have to ship, by org
 	sparse  bool              // written again with some of its records; last is the end of its range
@@ -236,11 +234,11 @@ type segment struct {
 
 func (s *segment) empty() bool { return s.last < s.first }
 
-// head is what a segment begins with.
+// head is the beginning of a segment.
 type head struct {
 	writer  string
 	first   uint64
-	durable uint64 // everything before that counts ends with this one
+	durable uint64 // the last valid record of the segments before
 	open    []frame
 	prevs   map[string]uint64
 	start   int64
@@ -267,8 +265,8 @@ func appendHead(b []byte, h head) []byte {
 	return b
 }
 
-// readHead reads what a file begins with. It got its name when that was durable,
-// so whatever is wrong here is damage.
+// readHead reads the beginning of a file. The file got its name after that was durable, so
+// every error here is damage.
 func readHead(path string, f io.ReaderAt, size int64) (head, error) {
 	var got [len(magic)]byte
 	if size < int64(len(magic)) {
@@ -290,7 +288,7 @@ func readHead(path string, f io.ReaderAt, size int64) (head, error) {
 		case err != nil:
 			return frame{}, err
 		case f.kind != kind:
-			return frame{}, &damage{path, at, fmt.Sprintf("a frame of kind %q stands where one of %q must", f.kind, kind)}
+			return frame{}, &damage{path, at, fmt.Sprintf("a frame has kind %q and must have kind %q", f.kind, kind)}
 		}
 		return f, nil
 	}
@@ -312,11 +310,11 @@ func readHead(path string, f io.ReaderAt, size int64) (head, error) {
 		}
 		h.version, h.sparse, h.last = 3, true, binary.BigEndian.Uint64(hf.body[8:])
 		if h.last < h.first || h.last > math.MaxInt64 {
-			return head{}, &damage{path, int64(len(magic)), "the head says what no writer says"}
+			return head{}, &damage{path, int64(len(magic)), "the head has values that no writer writes"}
 		}
 	}
 	if !validID(h.writer) || h.first == 0 || h.first > math.MaxInt64 || h.durable >= h.first {
-		return head{}, &damage{path, int64(len(magic)), "the head says what no writer says"}
+		return head{}, &damage{path, int64(len(magic)), "the head has values that no writer writes"}
 	}
 	for range hf.ref {
 		f, err := next(kindOpen)
@@ -337,18 +335,18 @@ func readHead(path string, f io.ReaderAt, size int64) (head, error) {
 	return h, nil
 }
 
-// scan reads records until the one with sequence number until, or to the end of
-// the file. It calls fn for each, whose body is valid until fn returns.
+// scan reads records up to sequence number until, or to the end of the file. It calls fn for
+// each. The frame's body is valid until fn returns.
 //
-// The error is a *damage at the offset of the first frame that is wrong; seg then
-// says where the records before it end.
+// The error is a *damage at the offset of the first wrong frame. seg.end is then the end of
+// the records before it.
 func scan(seg *segment, f io.ReaderAt, until uint64, fn func(frame)) error {
 	if seg.sparse {
 		return seg.scanSparse(f, fn)
 	}
 	r := newFrames(seg.path, f, seg.start, seg.size)
 	seg.last, seg.end = seg.first-1, seg.start
-	batch := seg.first // the first of the batch that is being read
+	batch := seg.first // the first record of the current batch
 	for seg.last < until {
 		at := r.offset
 		f, err := r.next()
@@ -406,15 +404,15 @@ func (s *segment) add(f frame) {
 	}
 }
 
-// wrongRecord says what is wrong with a frame that stands where record seq must.
+// wrongRecord returns what is wrong with a frame at the place of record seq, or "".
 func wrongRecord(f frame, seq, batch uint64) string {
 	switch {
 	case f.kind != kindRecord && f.kind != kindAllowed && f.kind != kindSettled:
-		return fmt.Sprintf("a frame of kind %q stands where a record must", f.kind)
+		return fmt.Sprintf("a frame of kind %q is at the place of a record", f.kind)
 	case f.seq != seq:
-		return fmt.Sprintf("record %d stands where %d must", f.seq, seq)
+		return fmt.Sprintf("record %d is at the place of record %d", f.seq, seq)
 	case f.mark != batch && f.mark != seq:
-		return fmt.Sprintf("record %d says that its batch began with %d", f.seq, f.mark)
+		return fmt.Sprintf("record %d has a batch that begins with %d", f.seq, f.mark)
 	case (f.kind == kindSettled) != (f.ref != 0) || f.ref >= f.seq:
 		return fmt.Sprintf("record %d completes a decision that does not exist", f.seq)
 	case !validID(f.name) || len(f.body) == 0:
@@ -423,13 +421,12 @@ func wrongRecord(f frame, seq, batch uint64) string {
 	return ""
 }
 
-// acknowledged looks behind the damage in the last segment, at record lost, for proof that
-// the record was durable once. The proof is a record of a batch that began after it.
-// Without proof, the record belongs to the batch that was in flight when the process or the
-// machine died. Only one batch is in flight at a time, and the next is written only once it
-// is durable.
+// acknowledged searches the last segment after the damage at record lost, for proof that it was
+// durable once. The proof is a record of a later batch. Without proof, record lost belongs to
+// the batch that was in flight when the process or the machine died. Only one batch is in
+// flight at a time, and the next one is written only after it is durable.
 //
-// Entries are ASCII and a frame is not, so no entry can read like a frame.
+// Entries are ASCII and a frame is not, so no entry can look like a frame.
 func acknowledged(path string, f io.ReaderAt, from, size int64, lost uint64) (proof int64, found bool, err error) {
 	b := make([]byte, size-from)
 	if _, err := f.ReadAt(b, from); err != nil && err != io.EOF {
@@ -452,8 +449,8 @@ func acknowledged(path string, f io.ReaderAt, from, size int64, lost uint64) (pr
 	return 0, false, nil
 }
 
-// listSegments returns the segments of a directory, oldest first, with only path,
-// first and size known.
+// listSegments returns the segments of a directory, oldest first, with only path, first and
+// size set.
 func listSegments(dir string) ([]*segment, error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {
@@ -468,14 +465,14 @@ func listSegments(dir string) ([]*segment, error) {
 		path := filepath.Join(dir, f.Name())
 		first, err := strconv.ParseUint(digits, 10, 64)
 		if err != nil || segmentName(first) != f.Name() {
-			return nil, fmt.Errorf("%s is named like an audit segment, and is no segment", path)
+			return nil, fmt.Errorf("%s has the name of an audit segment, and is not a segment", path)
 		}
 		info, err := f.Info()
 		if err != nil {
 			return nil, err
 		}
 		if !info.Mode().IsRegular() {
-			return nil, fmt.Errorf("%s is called like an audit segment and is no file", path)
+			return nil, fmt.Errorf("%s has the name of an audit segment, and is not a file", path)
 		}
 		segs = append(segs, &segment{path: path, first: first, size: info.Size()})
 	}

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Settled is the second entry of an exchange: how it ended and what it used.
+// Settled is the second entry of a request: its outcome and its usage.
 type Settled struct {
 	Time   time.Time `json:"time"`
 	Org    string    `json:"org"`    // set by the Writer
@@ -13,15 +13,15 @@ type Settled struct {
 
 	RequestID     string `json:"request_id"`
 	DecidedWriter string `json:"decided_writer"` // the writer of the first entry; empty: this one
-	DecidedSeq    uint64 `json:"decided_seq"`    // that writer's number of it; 0: not known
+	DecidedSeq    uint64 `json:"decided_seq"`    // that writer's number of the first entry; 0: not known
 	AgentID       string `json:"agent_id"`
 	KeyID         string `json:"key_id"`
 	Provider      string `json:"provider"`
-	Model         string `json:"model"` // as asked for
+	Model         string `json:"model"` // as the client requested it
 	ResponseModel string `json:"response_model"`
 
-	// Outcome is "completed", "refused", "provider_error", "client_closed",
-	// "upstream_reset", "broken_off", "cut", "failed" or OutcomeUnknown.
+	// Outcome is `completed`, `refused`, `provider_error`, `client_closed`,
+	// `upstream_reset`, `broken_off`, `cut`, `failed` or OutcomeUnknown.
 	Outcome string `json:"outcome"`
 	Status  int    `json:"status"`
 	Usage   Usage  `json:"usage"`
@@ -31,7 +31,7 @@ type Settled struct {
 	FirstByteUS       int64  `json:"first_byte_us"`
 	ProviderRequestID string `json:"provider_request_id"`
 	CostNanoUSD       int64  `json:"cost_nano_usd"`
-	Priced            bool   `json:"priced"` // false: the cost is not known, which is not 0
+	Priced            bool   `json:"priced"` // false: the cost is not known
 
 	// What is charged under USD caps, to the counts that the first entry names. It differs
 	// from CostNanoUSD where the cost is not known. ChargeBasis says where the charge comes
@@ -40,8 +40,8 @@ type Settled struct {
 	ChargeBasis    string `json:"charge_basis"`
 	Overrun        bool   `json:"overrun"` // the charge is above what was reserved
 
-	// Lost names what a translated response had for which the caller's format has no
-	// place: "citations".
+	// Lost names the parts of a translated response that the caller's format does not
+	// support: "citations".
 	Lost []string `json:"lost"`
 }
 
@@ -55,7 +55,7 @@ const (
 	BasisLapsed      = "lease_ended"    // the same, by the control plane: the sidecar is gone
 )
 
-// Usage is what the provider says it used.
+// Usage is the usage that the provider reports.
 type Usage struct {
 	InputTokens      int64  `json:"input_tokens"`
 	OutputTokens     int64  `json:"output_tokens"`
@@ -108,8 +108,8 @@ func (e Settled) Encode() []byte {
 	return o.end()
 }
 
-// unbelievable names the figure that no exchange can have; empty: all can be. The
-// chain stores such an entry as malformed and adds none of it to the usage.
+// unbelievable returns the name of a figure that no request can have, or "". The chain stores
+// such an entry as malformed, and does not add it to the usage.
 func (e Settled) unbelievable() string {
 	for _, f := range []struct {
 		name string

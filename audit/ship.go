@@ -16,15 +16,14 @@ import (
 
 // A Shipper takes records to the control plane.
 type Shipper interface {
-	// Send sends a batch and returns its last number once all of it is committed.
-	// The error is a *Behind, or wraps ErrFork or ErrRefused, as Chain.Append's.
-	// Sending some of the records again changes nothing. It is called by several
-	// goroutines, each with another org.
+	// Send sends a batch and returns its last number once all of it is committed. The error
+	// is a *Behind, or wraps ErrFork or ErrRefused, like Chain.Append's. Sending some of the
+	// records again changes nothing. Several goroutines call it, each with another org.
 	Send(ctx context.Context, b Batch) (upTo uint64, err error)
 }
 
 const (
-	// Bounds of one shipment. A single record may be larger.
+	// Limits of one shipment. A single record may be larger.
 	maxSendRecords = 512
 	maxSendBytes   = 1 << 20
 
@@ -33,11 +32,9 @@ const (
 	// record after a quiet time is sent at once.
 	sendInterval = 100 * time.Millisecond
 
-	// sendDeadline bounds the wait for one batch: a connection that went silent is
-	// given up.
+	// sendDeadline limits the wait for one batch, so that a silent connection is closed.
 	sendDeadline = time.Minute
-	// separateAfter is how long one org's batch may take before the org gets a lane
-	// of its own.
+	// separateAfter is how long one org's batch may take before the org gets its own lane.
 	separateAfter    = 2 * time.Second
 	minSeparateAfter = 200 * time.Millisecond
 
@@ -123,13 +120,13 @@ type shipping struct {
 // source is a writer's records in an org.
 type source struct{ writer, org string }
 
-// parcel is what one org gets of what was read.
+// parcel has the records of one org, out of those that were read.
 type parcel struct {
 	org  string
 	recs []Record
 }
 
-// common ships all orgs that have no lane of their own, from one cursor.
+// common ships all orgs without a lane, from one cursor.
 func (sh *shipping) common(ctx context.Context, c *cursor) error {
 	w := sh.w
 	var writer string
@@ -159,7 +156,7 @@ func (sh *shipping) common(ctx context.Context, c *cursor) error {
 				select {
 				case <-changed:
 				case <-quiet:
-					w.acknowledge() // or a crash after a quiet hour would show a lag of an hour
+					w.acknowledge() // without it, a crash after a quiet hour would show a lag of an hour
 				case err := <-sh.failed:
 					return err
 				case <-ctx.Done():
@@ -186,8 +183,8 @@ func (sh *shipping) common(ctx context.Context, c *cursor) error {
 	return nil
 }
 
-// again is the level of a failure's line: the first one in a row is a warning. The
-// metrics show the rest, and a line says when records are taken again.
+// again returns the log level of a failure. The first one in a row is a warning. The metrics
+// show the others, and a log line reports when records are accepted again.
 func again(pause time.Duration) slog.Level {
 	if pause == minSendPause {
 		return slog.LevelWarn
@@ -226,7 +223,7 @@ func (sh *shipping) send(ctx context.Context, limit time.Duration, b Batch) erro
 	defer cancel()
 	upTo, err := sh.s.Send(ctx, b)
 	if last := b.Records[len(b.Records)-1].Seq; err == nil && upTo != last {
-		err = fmt.Errorf("it acknowledged record %d, and %d is the last one sent", upTo, last)
+		err = fmt.Errorf("the control plane acknowledged record %d, and the last one sent is %d", upTo, last)
 	}
 	if err != nil {
 		return err
@@ -239,7 +236,7 @@ func (sh *shipping) send(ctx context.Context, limit time.Duration, b Batch) erro
 	return nil
 }
 
-// changeID has Run take a new writer id in place of old, and waits for it.
+// changeID lets Run replace the writer id old, and waits until it has.
 func (w *Writer) changeID(ctx context.Context, old string) error {
 	ctx, cancel := context.WithTimeout(ctx, sendDeadline)
 	defer cancel()
@@ -256,7 +253,7 @@ func (w *Writer) changeID(ctx context.Context, old string) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("%w: writer %s needs another id, and gets one when the process starts again or the disk works", ErrFork, old)
+			return fmt.Errorf("%w: writer %s needs a new id, and gets it when the process restarts or the disk works again", ErrFork, old)
 		}
 	}
 }
@@ -271,8 +268,8 @@ func rest(ctx context.Context, d time.Duration) {
 	}
 }
 
-// WaitShipped waits until the control plane has all that is durable now. Ship
-// must run meanwhile. The error is ctx's, and says how much is left.
+// WaitShipped waits until the control plane has all records that are durable now. Ship must be
+// running. The error wraps ctx's, with the number of records that are left.
 func (w *Writer) WaitShipped(ctx context.Context) error {
 	w.mu.Lock()
 	until := w.durable
@@ -292,7 +289,7 @@ func (w *Writer) WaitShipped(ctx context.Context) error {
 	}
 }
 
-// Waiting is how many durable records the control plane does not have.
+// Waiting returns the number of durable records that the control plane does not have.
 func (w *Writer) Waiting() uint64 { return w.lag() }
 
 func (w *Writer) change() <-chan struct{} {
@@ -319,8 +316,8 @@ func (w *Writer) lagLocked() uint64 {
 	return n
 }
 
-// jitter returns from half of d to all of it, so that many nodes do not come back
-// at once.
+// jitter returns a random duration from half of d to d, so that many nodes do not connect at
+// once.
 func (w *Writer) jitter(d time.Duration) time.Duration {
 	var b [4]byte
 	if _, err := io.ReadFull(w.c.Rand, b[:]); err != nil {
@@ -329,7 +326,7 @@ func (w *Writer) jitter(d time.Duration) time.Duration {
 	return d/2 + time.Duration(float64(d/2)*float64(binary.BigEndian.Uint32(b[:]))/(1<<32))
 }
 
-// pass takes note that the orgs without a lane have everything up to upTo.
+// pass stores that the orgs without a lane have all records up to upTo.
 func (w *Writer) pass(upTo uint64) {
 	w.mu.Lock()
 	w.passLocked(max(w.passed, upTo))
@@ -341,10 +338,10 @@ func (w *Writer) pass(upTo uint64) {
 	w.acknowledge()
 }
 
-// noteInterval is how often acked is written to its file while records are shipped.
+// noteInterval is the interval at which acked is written to its file while shipping.
 const noteInterval = time.Second
 
-// unnoted says whether the file of acked is behind.
+// unnoted reports whether the file of acked is out of date.
 func (w *Writer) unnoted() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -383,17 +380,17 @@ func (w *Writer) acknowledge() {
 	}
 }
 
-// cursor is how far segments have been read.
+// cursor is a read position in the segments.
 type cursor struct {
 	seg    *segment // nil: none yet
 	file   *os.File
 	placed bool // offset and prevs are of seg
 	offset int64
 	prevs  map[string]uint64 // by org: the last number that was read; of org alone, if it is set
-	after  uint64            // records up to this one are not sent
-	at     uint64            // the last record that was read, or left out
-	org    string            // the records of others are left out; empty: none are
-	limit  uint64            // records behind this one are not read; 0: none
+	after  uint64            // records up to this number are not sent
+	at     uint64            // the last record that was read or skipped
+	org    string            // only records of this org are read; empty: of all orgs
+	limit  uint64            // records after this number are not read; 0: no limit
 }
 
 // close leaves the cursor where it is, without a file.
@@ -404,8 +401,8 @@ func (c *cursor) close() {
 	}
 }
 
-// read returns the next durable records, as many as may be sent at once. None
-// means that there are no more for now.
+// read returns the next durable records, at most as many as one shipment may have. An empty
+// result means that there are no more now.
 func (w *Writer) read(c *cursor) (writer string, recs []Record, err error) {
 	var batch shipment
 	for {
@@ -461,8 +458,8 @@ func (w *Writer) openLocked(s *segment) (*os.File, error) {
 	return os.Open(s.path)
 }
 
-// seekLocked moves the cursor to the first record after a number, or as near to it as
-// the files here go back.
+// seekLocked moves the cursor to the first record after a number, or to the oldest record in
+// the files.
 func (w *Writer) seekLocked(c *cursor, after uint64) {
 	c.close()
 	c.seg, c.placed = nil, false
@@ -479,14 +476,14 @@ func (w *Writer) seekLocked(c *cursor, after uint64) {
 	c.at = c.after
 }
 
-// shipment is what is sent at once.
+// shipment has the records of one batch.
 type shipment struct {
 	recs []Record
 	size int
 }
 
-// fill adds records up to the byte end of the segment, and says whether it
-// stopped because no more fit.
+// fill adds records up to offset end of the segment. full is true if it stopped because the
+// shipment is full.
 func (c *cursor) fill(s *shipment, end int64) (full bool, err error) {
 	r := newFrames(c.seg.path, c.file, c.offset, end)
 	for c.offset < end {
@@ -518,8 +515,8 @@ func (c *cursor) fill(s *shipment, end int64) (full bool, err error) {
 	return false, nil
 }
 
-// nextLocked returns the segment after seg, which may be gone already. If there is
-// one, seg does not grow any more.
+// nextLocked returns the segment after seg. seg may be removed already. If there is a next
+// segment, seg does not grow any more.
 func (w *Writer) nextLocked(seg *segment) *segment {
 	for _, s := range w.segs {
 		if s.first > seg.first {
@@ -529,8 +526,8 @@ func (w *Writer) nextLocked(seg *segment) *segment {
 	return nil
 }
 
-// noteOldest notes of when the oldest record is that is not shipped: in a lane, or in
-// all orgs without one.
+// noteOldest stores the time of the oldest record that is not shipped, in a lane or in all
+// orgs without a lane.
 func (w *Writer) noteOldest(l *lane, recs []Record) {
 	e, err := Parse(recs[0].Entry)
 	if err != nil {
@@ -545,8 +542,8 @@ func (w *Writer) noteOldest(l *lane, recs []Record) {
 	}
 }
 
-// oldestLocked is when the oldest record that is not shipped was made; zero: all are
-// shipped.
+// oldestLocked returns the time of the oldest record that is not shipped. It is zero if all
+// are shipped.
 func (w *Writer) oldestLocked() time.Time {
 	t := w.oldest
 	for _, l := range w.lanes {

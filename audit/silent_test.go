@@ -13,9 +13,8 @@ import (
 	"github.com/ai-identity/ai-identity/store/storetest"
 )
 
-// A database whose connections go silent stops shipping, which turns readiness red. Once
-// new connections work, shipping goes on without a restart, and readiness is green
-// again. (FAULTS P4)
+// If the connections of the database become silent, shipping stops, and readiness turns red.
+// Once new connections work, shipping continues without a restart, and readiness is green.
 func TestSilentDatabase(t *testing.T) {
 	url, hush, dropped := storetest.Silent(t, store.AppRole)
 	plain := storetest.Open(t)

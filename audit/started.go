@@ -8,14 +8,14 @@ import (
 // KindStarted is the kind of a writer's first record in an org.
 const KindStarted = "writer.started"
 
-// Started is the first record of a writer in an org. A writer id lives as long as
-// its process: each start begins another.
+// Started is the first record of a writer in an org. Each start of a process has a new writer
+// id.
 type Started struct {
 	Time   time.Time `json:"time"`
 	Org    string    `json:"org"`    // set by the Writer
 	Writer string    `json:"writer"` // set by the Writer
 
-	Node        string `json:"node"`         // as the process names itself; the chain stores the authenticated node beside it
+	Node        string `json:"node"`         // the process's own name; the chain also stores the authenticated node
 	Previous    string `json:"previous"`     // the writer before it in the same folder; empty: the folder was new
 	PreviousSeq uint64 `json:"previous_seq"` // that writer's last durable number in this org; 0: none is known
 }
@@ -37,7 +37,7 @@ func (e Started) Encode() []byte {
 	return o.end()
 }
 
-// unsigned leaves 0 out.
+// unsigned writes n, unless it is 0.
 func (o *object) unsigned(name string, n uint64) {
 	if n != 0 {
 		o.key(name)

@@ -14,51 +14,51 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// Report says what Verify found, for the entries from From to To. A chain cannot show that
-// its end was cut off together with its head, nor what was done by someone with the key.
-// Keep an earlier Report to check that the chain still has that Head at that To.
+// Report is the result of Verify for the entries from From to To. Two changes are not detected:
+// cutting off the end together with the head, and changes by anyone with the HMAC key. Keep an
+// earlier Report to check that the chain still has that Head at that To.
 type Report struct {
 	Org       string    `json:"org"`
-	From      int64     `json:"from"` // sequence numbers that were found right; 0: none
+	From      int64     `json:"from"` // first valid sequence number; 0: none
 	To        int64     `json:"to"`
 	Since     time.Time `json:"since"` // when those two were appended
 	Till      time.Time `json:"till"`
 	Entries   int64     `json:"entries"`
-	Malformed int64     `json:"malformed"` // among them: entries that could not be read when they came
+	Malformed int64     `json:"malformed"` // entries among them that could not be parsed on arrival
 	Epoch     int32     `json:"epoch"`     // of the last one's key
 	Head      string    `json:"head"`      // hex of the last one's MAC
 
-	// What is right and still needs a look: the chain has it as the nodes sent it.
-	Gaps      int64    `json:"gaps"`       // records.gap: records that a sidecar lost, and said so
+	// Findings that do not make the chain invalid: the nodes sent the records like this.
+	Gaps      int64    `json:"gaps"`       // record.gap: records that a sidecar reported as lost
 	Forks     int64    `json:"forks"`      // writers with two versions in the chain
-	Broken    int64    `json:"broken"`     // records that do not follow the one before of their writer
-	Ahead     int64    `json:"ahead"`      // entries that say they happened more than clockSkew after they came
-	BackDated int64    `json:"back_dated"` // entries more than clockSkew before one of the same writer that came earlier
-	Findings  []string `json:"findings"`   // the first of those, at most maxFindings
+	Broken    int64    `json:"broken"`     // records that do not follow their writer's previous record
+	Ahead     int64    `json:"ahead"`      // entries with a time more than clockSkew after their arrival
+	BackDated int64    `json:"back_dated"` // entries more than clockSkew before an earlier entry of the same writer
+	Findings  []string `json:"findings"`   // the first of these, at most maxFindings
 
-	FirstBad *Bad `json:"first_bad"` // nil: everything is right
+	FirstBad *Bad `json:"first_bad"` // nil: the chain is valid
 }
 
-// Bad is the first thing that is wrong with a chain. Nothing behind it was looked at.
+// Bad is the first error in a chain. Later entries were not checked.
 type Bad struct {
-	Seq     int64  `json:"seq"` // of the entry that is wrong or missing
+	Seq     int64  `json:"seq"` // sequence number of the wrong or missing entry
 	Problem string `json:"problem"`
 }
 
 func (b *Bad) Error() string { return fmt.Sprintf("audit entry %d: %s", b.Seq, b.Problem) }
 
-// window is how many sequence numbers are read at once.
+// window is how many sequence numbers one query reads.
 const window = 5000
 
 // Verify reads the whole chain of org in order and checks:
 //
 //   - The sequence begins with 1 and has no gap and no number twice.
-//   - Each entry's MAC is right, and includes the MAC before.
-//   - Columns equal what entries say.
-//   - The chain ends where its head says.
+//   - Each entry's MAC is valid, and includes the MAC before.
+//   - Columns equal the fields of entries.
+//   - The chain ends at its stored head.
 //
-// It calls progress now and then with the last sequence number that is right; nil is
-// allowed. Faults are in the Report. The error is for a check that could not be made.
+// It calls progress repeatedly with the last valid sequence number; progress may be nil. Faults
+// are in the Report. The error is for a check that could not be completed.
 func Verify(ctx context.Context, db DB, org string, keys Keys, progress func(seq int64)) (Report, error) {
 	v := verifier{report: Report{Org: org}, keys: keys, progress: progress}
 	for {
@@ -85,17 +85,17 @@ type verifier struct {
 	report   Report
 	keys     Keys
 	seal     *sealer
-	mac      []byte // of the last entry that is right
-	version  int16  // of its MAC
+	mac      []byte // MAC of the last valid entry
+	version  int16  // version of that MAC
 	writers  writers
 	progress func(int64)
 }
 
-// step checks the next window. It changes v only as far as it got, so it may be
-// run again. A *Bad is its error if it found one.
+// step checks the next window. It updates v only for checked entries, so it may be run again.
+// The error is a *Bad if an entry is wrong.
 func (v *verifier) step(ctx context.Context, tx pgx.Tx) (more bool, err error) {
-	// The head is read first. Head and entries are committed together, so what it
-	// counts must be seen by every statement after it.
+	// The head is read first. Head and entries are committed together, so every later
+	// statement sees the entries that the head counts.
 	var head struct {
 		seq   int64
 		epoch int32
@@ -140,7 +140,7 @@ func (v *verifier) step(ctx context.Context, tx pgx.Tx) (more bool, err error) {
 		return true, nil
 	}
 
-	// There is nothing behind what was checked, or a gap.
+	// The checked entries are the last ones, or there is a gap.
 	switch {
 	case head.seq > r.To:
 		return false, &Bad{r.To + 1, fmt.Sprintf("it is missing, and the head counts %d entries", head.seq)}
@@ -156,10 +156,10 @@ func (v *verifier) step(ctx context.Context, tx pgx.Tx) (more bool, err error) {
 	if next != nil && *next > r.To+window {
 		return false, &Bad{r.To + 1, fmt.Sprintf("it is missing, and %d is there", *next)}
 	}
-	return next != nil, nil // appended while we looked
+	return next != nil, nil // entries were appended meanwhile
 }
 
-// checked is a row.
+// checked is a row to check.
 type checked struct {
 	seq, writerSeq               int64
 	appendedAt, time             pgtype.Timestamptz
@@ -171,14 +171,14 @@ type checked struct {
 	session, shippedBy, lane     string
 }
 
-// check checks the next row and takes it into the report.
+// check checks the next row and adds it to the report.
 func (v *verifier) check(c *checked) error {
 	r := &v.report
 	want := r.To + 1
 	bad := func(format string, args ...any) error { return &Bad{want, fmt.Sprintf(format, args...)} }
 	switch {
 	case c.seq < want:
-		return &Bad{c.seq, "it is there twice, or before the first"}
+		return &Bad{c.seq, "the number occurs twice, or is before the first"}
 	case c.seq > want:
 		return bad("it is missing, and %d is there", c.seq)
 	case c.appendedAt.InfinityModifier != pgtype.Finite || c.time.InfinityModifier != pgtype.Finite:
@@ -207,15 +207,15 @@ func (v *verifier) check(c *checked) error {
 		return bad("its MAC is wrong")
 	}
 
-	// The entry is the one that was appended. What it is found by must agree.
+	// The entry is the one that was appended. Its columns must be equal to its fields.
 	appendedAt := c.appendedAt.Time.UTC()
 	cols := columns{kind: KindMalformed, time: appendedAt}
 	if c.kind == KindMalformed {
-		r.Malformed++ // then; a newer build may be able to read it
+		r.Malformed++ // when it was appended; a newer build may be able to parse it
 	} else {
 		var e Entry
 		if cols, e = describe(r.Org, c.writer, c.entry, appendedAt, c.version); e == nil {
-			return bad("it cannot be read")
+			return bad("it cannot be parsed")
 		}
 	}
 	for _, col := range []struct {
@@ -226,7 +226,7 @@ func (v *verifier) check(c *checked) error {
 		{"session_id", c.version == 1 || cols.session == c.session},
 	} {
 		if !col.same {
-			return bad("the column %s does not say what the entry says", col.name)
+			return bad("the column %s differs from the entry", col.name)
 		}
 	}
 	if r.From == 0 {
@@ -243,10 +243,10 @@ func (v *verifier) check(c *checked) error {
 // that was offline ships old entries, so an old time alone is not reported.
 const clockSkew = 5 * time.Minute
 
-// maxFindings bounds Report.Findings.
+// maxFindings limits Report.Findings.
 const maxFindings = 100
 
-// writers follows each lane of each writer.
+// writers has the state of each lane of each writer.
 type writers map[[2]string]*writerState
 
 type writerState struct {
@@ -254,7 +254,7 @@ type writerState struct {
 	latest time.Time
 }
 
-// see takes an entry that is right, and notes what its writer did.
+// see updates the state of a valid entry's writer, and adds findings.
 func (w *writers) see(r *Report, c *checked) {
 	if c.version == 1 {
 		return
@@ -274,7 +274,7 @@ func (w *writers) see(r *Report, c *checked) {
 	case s == nil && c.lane != "":
 		note(&r.Forks, "a fork of writer %s begins after its record %d; writer %s shipped it", c.writer, c.prevWriter, c.shippedBy)
 	case s == nil && c.prevWriter != 0 && c.writer != controlWriter, s != nil && s.last != c.prevWriter:
-		note(&r.Broken, "record %d of writer %s follows %d, which is not the one before it here", c.writerSeq, c.writer, c.prevWriter)
+		note(&r.Broken, "record %d of writer %s follows %d, which is not its previous record in the chain", c.writerSeq, c.writer, c.prevWriter)
 	}
 	if c.kind == KindGap {
 		note(&r.Gaps, "records of writer %s after %d, up to %d, are lost", c.writer, c.prevWriter, c.writerSeq)
@@ -288,9 +288,9 @@ func (w *writers) see(r *Report, c *checked) {
 		return
 	}
 	if t := c.time.Time; t.After(c.appendedAt.Time.Add(clockSkew)) {
-		note(&r.Ahead, "writer %s says that it happened at %s, and it came at %s", c.writer, t.UTC().Format(time.RFC3339), c.appendedAt.Time.UTC().Format(time.RFC3339))
+		note(&r.Ahead, "writer %s set the time %s, and the entry arrived at %s", c.writer, t.UTC().Format(time.RFC3339), c.appendedAt.Time.UTC().Format(time.RFC3339))
 	} else if t.Add(clockSkew).Before(s.latest) && c.kind != KindGap {
-		note(&r.BackDated, "writer %s says that it happened at %s, after an entry of %s", c.writer, t.UTC().Format(time.RFC3339), s.latest.UTC().Format(time.RFC3339))
+		note(&r.BackDated, "writer %s set the time %s, after an entry with the time %s", c.writer, t.UTC().Format(time.RFC3339), s.latest.UTC().Format(time.RFC3339))
 	} else if t.After(s.latest) {
 		s.latest = t
 	}

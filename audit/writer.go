@@ -17,63 +17,62 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// WriterConfig is what a Writer needs.
+// WriterConfig configures a Writer.
 type WriterConfig struct {
-	// Dir holds the segments and nothing else. It is made if it is not there, and
-	// belongs to one process at a time. It must be a disk that outlives the
-	// process: what is not shipped yet exists nowhere else.
+	// Dir has only the segments. It is created if it does not exist, and belongs to one
+	// process at a time. It must be on a disk that outlives the process, since it has the
+	// only copy of records that are not shipped.
 	Dir string
 
-	Node string           // how this sidecar names itself in writer.started
+	Node string           // this sidecar's name in writer.started
 	Now  func() time.Time // nil: time.Now
-	Rand io.Reader        // of the writer's id and of pauses; nil: crypto/rand
+	Rand io.Reader        // for the writer's id and for pauses; nil: crypto/rand
 	Log  *slog.Logger     // nil: nothing is logged
 
 	// Registerer registers the metrics aid_audit_…; nil: no metrics.
 	Registerer prometheus.Registerer
 
-	// SegmentBytes is how long a file gets before the next one is begun. 0: 16 MiB.
+	// SegmentBytes is the size of a file at which the next one begins. 0: 16 MiB.
 	SegmentBytes int64
-	// MaxBacklogBytes is how much all files together may hold before Append
-	// rejects: the control plane has been away for too long. Settlements are
-	// taken even then. 0: 4 GiB. At least two segments.
+	// MaxBacklogBytes is the size of all files from which on Append rejects, because the
+	// control plane was not available for too long. Completions are accepted even then.
+	// 0: 4 GiB. It must be at least two segments.
 	MaxBacklogBytes int64
-	// MinFreeBytes is how much room the disk must have for Append to accept an
-	// entry. What is left is for the completions of what was accepted, and for
-	// recovery, which writes the last segment again. 0: 64 MiB; negative: none.
+	// MinFreeBytes is the free space that the disk must have for Append to accept an entry.
+	// This space is for the completions of accepted requests, and for recovery, which writes
+	// the last segment again. 0: 64 MiB; negative: none.
 	MinFreeBytes int64
 
-	// KeepAckedBytes is how many bytes are kept of what the control plane has already. They
-	// are for a control plane that is restored to an older state, and are kept for
-	// keepAcked at most. This never rejects requests. 0: 2 GiB; negative: nothing is kept.
+	// KeepAckedBytes is the size of shipped segments to keep, for a database that is restored
+	// to an older state. They are kept for at most keepAcked, and never cause rejections.
+	// 0: 2 GiB; negative: none.
 	KeepAckedBytes int64
 
-	// Resend sends all that is kept, whatever was acknowledged before. The chain drops
-	// what it has.
+	// Resend sends all records in the segments, including acknowledged ones. The chain drops
+	// those that it has.
 	Resend bool
 
-	fault func(o operation, do func() error) error // of tests; see disk
+	fault func(o operation, do func() error) error // for tests; see disk
 }
 
 const (
-	// A batch is what one write and one fsync take to the disk.
+	// maxBatchBytes limits a batch, which is one write and one fsync.
 	maxBatchBytes = 4 << 20
-	// maxQueuedBytes bounds the entries that wait for a disk that does not work.
+	// maxQueuedBytes limits the entries that wait while the disk fails.
 	maxQueuedBytes = 64 << 20
-	// maxUnsettled bounds the exchanges in progress: each costs a few hundred
-	// bytes here, and again in the head of every segment that begins meanwhile.
+	// maxUnsettled limits the requests in flight. Each costs a few hundred bytes in memory,
+	// and again in the head of every segment that begins meanwhile.
 	maxUnsettled = 1 << 17
 
 	// lingerTime is how long entries without a waiting caller stay in memory. If an entry
-	// with a waiting caller comes meanwhile, one fsync serves both. So no decision waits
-	// for the fsync of a completion. A crash turns up to lingerTime more into outcome
-	// "unknown". lingerBytes of such entries are written at once.
+	// with a waiting caller arrives meanwhile, one fsync serves both. So no decision waits
+	// for the fsync of a completion. After a crash, the completions of the last lingerTime
+	// are "unknown". Entries of lingerBytes are written at once.
 	lingerTime  = 20 * time.Millisecond
 	lingerBytes = 256 << 10
 
-	// gatherTime is how long a batch is kept open after one that several callers waited
-	// for. An fsync costs about 0.1 ms of CPU whatever it writes. A single caller never
-	// waits for it.
+	// gatherTime is how long a batch stays open if several callers waited for the one before.
+	// An fsync costs about 0.1 ms of CPU for any size. A single caller never waits.
 	gatherTime = 500 * time.Microsecond
 
 	keepAcked = 24 * time.Hour
@@ -81,7 +80,7 @@ const (
 	// plane before Shipping reports it.
 	stuckAfter = 2 * time.Minute
 
-	freeInterval = time.Second // between two questions how full the disk is
+	freeInterval = time.Second // between two checks of the free space
 
 	// Pauses between attempts to begin a new segment on a disk that failed.
 	minRetry = 100 * time.Millisecond
@@ -96,11 +95,11 @@ const (
 // not write, and report success the next time. The Writer then rejects entries until it has
 // begun a new segment. It tries after 0.1 s, then later each time, up to every 5 s.
 //
-// The head of the new segment says which record was the last durable one. So it takes back
-// records of the failed batch that did reach the disk. A crash before that head is durable
-// leaves such a record standing. Its caller got an error, and it is in the audit log
-// anyway. If it was allowed, it has a completion of outcome "unknown". In both cases its
-// sequence number is never given to another entry.
+// The head of the new segment has the number of the last durable record. So records of the
+// failed batch that did reach the disk are not valid. If a crash happens before that head is
+// durable, such a record stays valid. Its caller got an error, and it is still in the
+// audit log. If it is an allowed decision, it is completed as "unknown". In both cases its
+// sequence number is never used for another entry.
 type Writer struct {
 	c       WriterConfig
 	disk    disk
@@ -117,22 +116,22 @@ type Writer struct {
 	closing chan struct{} // closed by Close
 	ended   chan struct{} // closed by Run when it has ended
 
-	unsettled atomic.Int64 // len(book.bySeq), for those who may not look there
+	unsettled atomic.Int64 // len(book.bySeq), for other goroutines
 
-	// These belong to the goroutine that commits: OpenWriter, then Run, then Close.
+	// Only the goroutine that commits uses these: OpenWriter, then Run, then Close.
 	next         uint64   // the next sequence number
-	file         *os.File // of the last segment; nil: it failed
+	file         *os.File // the last segment; nil: it failed
 	buf          []byte
 	book         book
 	prevs        map[string]uint64 // by org: the last durable number of this writer
-	previous     string            // the writer before
+	previous     string            // the previous writer
 	previousSeqs map[string]uint64 // its last durable numbers, by org
 
-	apartMu sync.Mutex // one puts a record in quarantine at a time
-	ackMu   sync.Mutex // one removes segments at a time; taken before mu
+	apartMu sync.Mutex // held while a record is put in quarantine
+	ackMu   sync.Mutex // held while segments are removed; locked before mu
 
 	mu       sync.Mutex // guards the following
-	queue    []*batch   // the last one still takes entries, unless it is full
+	queue    []*batch   // the last one accepts entries, unless it is full
 	queued   int64      // bytes in queue
 	failed   error      // why nothing can be written now
 	running  bool
@@ -140,7 +139,7 @@ type Writer struct {
 	ending   bool // Close was called
 	closed   bool // nothing is accepted any more
 	shipping bool
-	lock     *os.File // nil: no longer ours
+	lock     *os.File // nil: released
 	segs     []*segment
 	durable  uint64            // the last record that callers know to be durable
 	acked    uint64            // the control plane has all up to this one, in all orgs
@@ -156,45 +155,45 @@ type Writer struct {
 	full     error             // the disk has too little room left
 }
 
-// batch is what is committed together.
+// batch has the entries that are committed together.
 type batch struct {
 	items []item
 	bytes int64
-	waits int           // how many of the items somebody waits for
+	waits int           // how many of the items have a waiting caller
 	done  chan struct{} // closed when the items' numbers and err are set
 	err   error
 }
 
-// urgent says whether it must not stay in memory for company.
+// urgent reports whether the batch must be written without waiting for more entries.
 func (b *batch) urgent() bool { return b.waits > 0 || b.bytes >= lingerBytes }
 
 // item is an entry on its way to the disk.
 type item struct {
 	org    string
-	writer string // whose entry it is
-	source Entry  // what entry was made of, in case another writer writes it
+	writer string // the writer in the entry
+	source Entry  // the value that entry encodes, to encode it again for another writer
 	entry  []byte
-	seq    uint64 // set when it is written
+	seq    uint64 // set when the item is written
 	waited bool   // a caller waits, and gets an error if it fails
-	count  bool   // it counts unknown callers, and has space of its own
+	count  bool   // the entry counts unknown callers, and uses their space
 
-	allowed *Settled // of a decision to allow: what to write if nothing else comes
-	settled *Settled // of a completion: itself
+	allowed *Settled // for an allowed decision: the completion to write after a crash
+	settled *Settled // for a completion: the completion itself
 }
 
-// size is what it takes in a file, at most.
+// size returns the largest size of the item in a file.
 func (it item) size() int64 { return frameSum + frameFixed + maxID + int64(len(it.entry)) }
 
-// OpenWriter takes possession of a directory, checks every segment in it, and completes
-// what a crash left open. When it returns, each allowed decision without a completion has
+// OpenWriter locks a directory, checks every segment in it, and completes the requests that
+// were in flight at a crash. When it returns, each allowed decision without a completion has
 // one with outcome "unknown", durably.
 //
-// It fails if another process has the directory, or if a segment is damaged in a way that a
-// crash does not explain. The error names the file and the byte. It starts no goroutine:
-// nothing is written before Run.
+// It returns an error if another process uses the directory, or if a segment is damaged in a
+// way that a crash does not explain. The error names the file and the byte. It starts no
+// goroutine: nothing is written before Run.
 func OpenWriter(c WriterConfig) (*Writer, error) {
 	if c.Dir == "" {
-		return nil, errors.New("opening audit segments: no directory is named")
+		return nil, errors.New("opening audit segments: set a directory")
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -241,7 +240,7 @@ func OpenWriter(c WriterConfig) (*Writer, error) {
 		_ = w.lock.Close()
 		return nil, fmt.Errorf("opening audit segments: %w", err)
 	}
-	// Registered last: who may not have the directory must not shadow who has.
+	// Registered last, so that a Writer without the directory does not replace these metrics.
 	if err := w.metrics.register(c.Registerer); err != nil {
 		_ = w.file.Close()
 		_ = w.lock.Close()
@@ -250,12 +249,12 @@ func OpenWriter(c WriterConfig) (*Writer, error) {
 	return w, nil
 }
 
-// ID is "w_" and 26 characters: new at each start, and when the control plane has
-// other records under it.
+// ID returns the writer id: "w_" and 26 characters. It is new at each start, and if the control
+// plane has other records under the old one.
 func (w *Writer) ID() string { return *w.id.Load() }
 
-// Append writes e for org and returns nil only once it is durable. After an error
-// it is not, as far as is known; when ctx was done first, it may become so.
+// Append writes e for org and returns nil only once it is durable. After an error it is not
+// known to be durable. If ctx was done first, it may become durable later.
 func (w *Writer) Append(ctx context.Context, org string, e Entry) (Receipt, error) {
 	began := w.c.Now()
 	it, err := w.item(org, e)
@@ -304,13 +303,13 @@ func (w *Writer) Enqueue(org string, e Entry) {
 	}
 }
 
-// item encodes e, and rejects what could not be read again.
+// item encodes e, and rejects an entry that could not be parsed again.
 func (w *Writer) item(org string, e Entry) (item, error) {
 	id := w.ID()
 	e = Stamp(e, org, id, w.c.Now())
 	h := e.Head()
 	if !validID(org) || h.Org != org || h.Writer != id || h.Kind == "" {
-		return item{}, fmt.Errorf("audit entry of kind %q is not one that can be written for org %q", h.Kind, org)
+		return item{}, fmt.Errorf("an audit entry of kind %q cannot be written for org %q", h.Kind, org)
 	}
 	it := item{org: org, writer: id, source: e, entry: e.Encode()}
 	if len(it.entry) > MaxEntryBytes {
@@ -330,8 +329,8 @@ func (w *Writer) item(org string, e Entry) (item, error) {
 	return it, nil
 }
 
-// unknownSettlement is the completion of a decision whose end is not known. It charges all
-// that was reserved.
+// unknownSettlement returns the completion of a decision with an unknown end. It charges the
+// whole reservation.
 func unknownSettlement(d Decided) Settled {
 	s := Settled{
 		Time: d.Time, Org: d.Org, Writer: d.Writer, DecidedWriter: d.Writer, RequestID: d.RequestID, AgentID: d.AgentID, KeyID: d.KeyID,
@@ -344,10 +343,10 @@ func unknownSettlement(d Decided) Settled {
 	return s
 }
 
-// effectAllow is the effect of a decision after which something is forwarded.
+// effectAllow is the effect of a decision after which the request is forwarded.
 const effectAllow = "allow"
 
-// add puts it into the batch that is written next, and returns its place there.
+// add adds an item to the next batch, and returns the batch and the item's index.
 func (w *Writer) add(it item) (*batch, int, error) {
 	size := it.size()
 	w.mu.Lock()
@@ -358,9 +357,9 @@ func (w *Writer) add(it item) (*batch, int, error) {
 			return nil, 0, err
 		}
 		if it.waited || it.count || !full {
-			break // a count comes from the goroutine that commits, which must not wait for itself
+			break // the goroutine that commits adds counts, and must not wait for itself
 		}
-		// Only here can Enqueue wait: for a disk that works, so not for long.
+		// Only here Enqueue can wait: briefly, since the disk works.
 		first := w.queue[0]
 		w.mu.Unlock()
 		<-first.done
@@ -401,13 +400,13 @@ func (w *Writer) refusalLocked(it item, full bool) error {
 	case w.closed:
 		return errors.New("audit entry not written: the writer is closed")
 	case !it.waited && full && (w.failed != nil || w.stopped):
-		return fmt.Errorf("audit entry not written: %d MiB wait already, and nothing is being written", maxQueuedBytes>>20)
+		return fmt.Errorf("audit entry not written: %d MiB are waiting, and the disk does not work", maxQueuedBytes>>20)
 	case !it.waited:
 		return nil
 	case w.stopped:
 		return errors.New("audit entry not written: the writer is stopping")
 	case it.allowed != nil && w.unsettled.Load() >= maxUnsettled:
-		return fmt.Errorf("audit entry not written: %d exchanges are in progress already", maxUnsettled)
+		return fmt.Errorf("audit entry not written: there are %d requests in flight", maxUnsettled)
 	}
 	if err := w.unreadyLocked(); err != nil {
 		return err
@@ -419,7 +418,7 @@ func (w *Writer) refusalLocked(it item, full bool) error {
 	return err
 }
 
-// Ready returns nil if Append would take an entry now, or why it would not.
+// Ready returns nil if Append would accept an entry now, or the reason why not.
 func (w *Writer) Ready() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -439,7 +438,7 @@ func (w *Writer) unreadyLocked() error {
 	return w.diskLocked()
 }
 
-// diskLocked returns nil if the disk has room, or what is wrong with it.
+// diskLocked returns nil if the disk has enough free space, or an error.
 func (w *Writer) diskLocked() error {
 	if w.c.MinFreeBytes < 0 {
 		return nil
@@ -451,14 +450,14 @@ func (w *Writer) diskLocked() error {
 		case err != nil:
 			w.full = err
 		case free+w.keptLocked() < w.c.MinFreeBytes:
-			w.full = fmt.Errorf("%d bytes are free on the disk of %s, and %d must be", free, w.c.Dir, w.c.MinFreeBytes)
+			w.full = fmt.Errorf("%d bytes are free on the disk of %s, and the minimum is %d", free, w.c.Dir, w.c.MinFreeBytes)
 		}
 	}
 	return w.full
 }
 
-// bytesLocked counts what the control plane does not have, without the entries that
-// have space of their own.
+// bytesLocked returns the bytes that are not shipped, without the entries of counts, which
+// have separate space.
 func (w *Writer) bytesLocked() (n int64) {
 	for i, s := range w.segs {
 		n += max(0, w.waitingLocked(i)-s.counts)
@@ -466,7 +465,7 @@ func (w *Writer) bytesLocked() (n int64) {
 	return n
 }
 
-// keptLocked counts what the control plane has and is only kept.
+// keptLocked returns the bytes of shipped segments.
 func (w *Writer) keptLocked() (n int64) {
 	for i, s := range w.segs {
 		n += s.size - w.waitingLocked(i)
@@ -485,14 +484,14 @@ func (w *Writer) Shipping() error {
 	waiting := w.durable - min(w.passed, w.durable)
 	switch since := now.Sub(w.progress); {
 	case waiting > 0 && since > stuckAfter:
-		return fmt.Errorf("%d audit records wait, and none has reached the control plane for %s: see its log, and its database", waiting, since.Round(time.Second))
+		return fmt.Errorf("%d audit records wait, and none has reached the control plane for %s: check its log and its database", waiting, since.Round(time.Second))
 	}
 	return nil
 }
 
-// Run writes what is appended, until ctx is done or Close is called; it then
-// writes what is left and returns nil. It must outlive those who append: after it
-// nothing more is accepted. What is enqueued after it, Close still writes.
+// Run writes appended entries until ctx is done or Close is called. Then it writes the rest and
+// returns nil. It must outlive the callers of Append, since nothing is accepted after it.
+// Entries that are enqueued after it are written by Close.
 func (w *Writer) Run(ctx context.Context) error {
 	w.mu.Lock()
 	if w.running || w.stopped || w.ending {
@@ -552,7 +551,7 @@ func (w *Writer) Run(ctx context.Context) error {
 	}
 }
 
-// stop writes what is left, and releases all waiting callers.
+// stop writes the rest, and releases all waiting callers.
 func (w *Writer) stop() {
 	w.writeCounts()
 	w.mu.Lock()
@@ -561,7 +560,7 @@ func (w *Writer) stop() {
 	w.flush()
 }
 
-// flush writes what waits. If the disk was failing, it is tried once more.
+// flush writes waiting entries. If the disk was failing, it tries once more.
 func (w *Writer) flush() {
 	for tried := false; ; {
 		b, failed := w.take(true)
@@ -583,8 +582,8 @@ func (w *Writer) waiting() bool {
 	return len(w.queue) > 0
 }
 
-// Close writes what waits, begins a segment whose head states where all before it end, and
-// releases the directory once Ship has returned too. A second call does nothing.
+// Close writes waiting entries, begins a segment with the end of all segments before in its
+// head, and releases the directory once Ship has returned. A second call does nothing.
 func (w *Writer) Close() error {
 	w.mu.Lock()
 	if w.ending {
@@ -596,7 +595,7 @@ func (w *Writer) Close() error {
 	w.mu.Unlock()
 	close(w.closing)
 	if running {
-		<-w.ended // until then Enqueue still finds somebody who writes
+		<-w.ended // until then Run still writes enqueued entries
 	}
 	w.mu.Lock()
 	w.closed = true
@@ -605,8 +604,7 @@ func (w *Writer) Close() error {
 
 	var err error
 	if w.file != nil && !w.last().empty() {
-		// Whatever is wrong with the file later is now known not to be a write
-		// that was cut short.
+		// With a next segment, damage in this file is never an interrupted write.
 		err = w.begin()
 	}
 	w.leave()
@@ -633,8 +631,8 @@ func (w *Writer) releaseLocked() {
 	}
 }
 
-// take returns the next batch. It returns nil if nothing can be written, or if what there
-// is should be written later; with any, later does not count.
+// take returns the next batch. It returns nil if nothing can be written, or if the batch should
+// be written later. With any, it also returns such a batch.
 func (w *Writer) take(any bool) (b *batch, failed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -642,7 +640,7 @@ func (w *Writer) take(any bool) (b *batch, failed bool) {
 		return nil, w.failed != nil
 	}
 	if !any && len(w.queue) == 1 && !w.queue[0].urgent() {
-		return nil, false // one behind which others wait has all the company that it gets
+		return nil, false // wait for more entries; a batch with another one behind it does not
 	}
 	b = w.queue[0]
 	w.queue = w.queue[1:]
@@ -661,12 +659,12 @@ func (w *Writer) commit(b *batch) bool {
 		last = w.last()
 	}
 
-	// From here on these sequence numbers are used, whatever happens.
+	// From here on these sequence numbers are used, also after a failure.
 	first, id := w.next, w.ID()
 	buf := w.buf[:0]
-	var changes []change          // of the book, to be undone if the batch fails
-	before := map[string]uint64{} // of prevs, likewise; 0: the org was not there
-	counts := int64(0)            // bytes of entries that have space of their own
+	var changes []change          // changes of the book, to undo if the batch fails
+	before := map[string]uint64{} // old values of prevs, to restore if it fails; 0: no entry
+	counts := int64(0)            // bytes of entries of counts
 	written := map[string]int64{} // bytes by org
 	follow := func(org string, seq uint64) {
 		if _, ok := before[org]; !ok {
@@ -686,7 +684,7 @@ func (w *Writer) commit(b *batch) bool {
 		}
 		f := frame{kind: kindRecord, seq: w.next, mark: first, name: it.org}
 		w.next++
-		again := it.writer != id // it waited while the id changed
+		again := it.writer != id // the id changed while the item waited
 		if again {
 			it.source, it.writer = Stamp(it.source, it.org, id, w.c.Now()), id
 		}
@@ -701,7 +699,7 @@ func (w *Writer) commit(b *batch) bool {
 				f.kind, f.ref = kindSettled, s.DecidedSeq
 				w.book.close(s)
 				changes = append(changes, change{s: s})
-				// It names the writer and the number of its decision.
+				// The entry has the writer and the number of its decision.
 				if e, ok := it.source.(Settled); ok && (e.DecidedWriter != s.DecidedWriter || e.DecidedSeq != s.DecidedSeq) {
 					e.DecidedWriter, e.DecidedSeq = s.DecidedWriter, s.DecidedSeq
 					it.source, again = e, true
@@ -771,9 +769,8 @@ func (w *Writer) write(buf []byte) error {
 	return nil
 }
 
-// fail gives up the file, returns an error to all waiting callers, and keeps the entries
-// that no caller waits for. From now on nothing is accepted until reopen has begun another
-// file.
+// fail closes the file, returns an error to all waiting callers, and keeps the entries without
+// a waiting caller. From now on nothing is accepted until reopen has begun another file.
 func (w *Writer) fail(b *batch, err error) {
 	w.metrics.failures.Inc()
 	w.c.Log.Error("audit segment cannot be written", "path", w.last().path, "err", err)
@@ -807,8 +804,8 @@ func (w *Writer) fail(b *batch, err error) {
 	}
 }
 
-// reopen begins another file after a failure. That is the test whether the disk
-// works again: no record is at stake.
+// reopen begins another file after a failure. This tests whether the disk works again, without
+// risk to a record.
 func (w *Writer) reopen() {
 	if err := w.begin(); err != nil {
 		w.metrics.failures.Inc()
@@ -822,12 +819,11 @@ func (w *Writer) reopen() {
 	w.mu.Lock()
 	w.failed = nil
 	w.mu.Unlock()
-	w.linger.Reset(0) // for what was kept
+	w.linger.Reset(0) // write the entries that were kept
 }
 
-// begin makes the next segment and durable, and closes the one before it. Its head
-// carries the decisions that have no completion yet, so that no older file has to
-// be kept for them.
+// begin makes the next segment durable, and closes the one before it. Its head has the
+// decisions without a completion, so that older files are not needed for them.
 func (w *Writer) begin() error {
 	id, prevs, rotate := w.ID(), w.prevs, w.rotate.Load()
 	if rotate {
@@ -861,8 +857,8 @@ func (w *Writer) begin() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if n := len(w.segs); n > 0 && w.segs[n-1].empty() {
-		// It holds nothing that counts, and the new head says the same. So a disk that
-		// fails again and again does not leave a file each time.
+		// The old file has no valid record, and the new head is the same. So a disk that
+		// fails repeatedly does not leave a file each time.
 		if old := w.segs[n-1]; old.path == seg.path || w.disk.remove(old.path) == nil {
 			w.segs = w.segs[:n-1]
 		}
@@ -872,8 +868,8 @@ func (w *Writer) begin() error {
 	return nil
 }
 
-// leave closes the last segment and gives back its unused room. All of the segment is
-// durable, or known not to be. The next head says where it ends, so it may fail.
+// leave closes the last segment and releases its unused space. All of the segment is durable,
+// or known not to be. leave may fail, since the next head has the segment's end.
 func (w *Writer) leave() {
 	if w.file == nil {
 		return
@@ -883,7 +879,7 @@ func (w *Writer) leave() {
 	w.file = nil
 }
 
-// last is the segment that is written.
+// last returns the segment that is being written.
 func (w *Writer) last() *segment {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -895,8 +891,8 @@ func (w *Writer) tellLocked() {
 	w.changed = make(chan struct{})
 }
 
-// book holds the allowed decisions that have no completion: for each the one to
-// write if the process dies.
+// book has the allowed decisions without a completion, with the completion to write if the
+// process dies.
 type book struct {
 	bySeq     map[uint64]Settled
 	byRequest map[request]uint64
@@ -904,7 +900,7 @@ type book struct {
 
 type request struct{ org, id string }
 
-// change is one that can be undone.
+// change is a change that can be undone.
 type change struct {
 	opened bool // else closed
 	s      Settled
@@ -926,8 +922,8 @@ func (b *book) close(s Settled) {
 	}
 }
 
-// find returns the decision that a completion of org is of. One whose caller did
-// not wait for the decision to be durable does not know its number.
+// find returns the decision of a completion of org. If the caller did not wait until the
+// decision was durable, the completion does not have its number.
 func (b *book) find(org string, settled Settled) (Settled, bool) {
 	seq := settled.DecidedSeq
 	if seq == 0 {
@@ -947,8 +943,8 @@ func (b *book) undo(changes []change) {
 	}
 }
 
-// newWriterID returns a new id in the form of all our ids. It is 26 characters of base 32:
-// 48 bits of now in milliseconds since 1970 and 80 random ones.
+// newWriterID returns a new id in the form of all ids of this product. It has 26 characters of
+// base 32: 48 bits of now in milliseconds since 1970 and 80 random bits.
 func newWriterID(now time.Time, rand io.Reader) (string, error) {
 	const alphabet = "0123456789abcdefghjkmnpqrstvwxyz"
 	var b [16]byte
@@ -957,7 +953,7 @@ func newWriterID(now time.Time, rand io.Reader) (string, error) {
 		return "", fmt.Errorf("making a writer id: %w", err)
 	}
 	id := []byte("w_")
-	acc, n := uint(0), 2 // 26 digits are 130 bits: the first has only 3 of ours
+	acc, n := uint(0), 2 // 26 digits are 130 bits, so the first digit has only 3 bits of the id
 	for _, c := range b {
 		acc, n = acc<<8|uint(c), n+8
 		for n >= 5 {

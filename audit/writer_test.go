@@ -50,7 +50,7 @@ func decided(request, effect string) Decided {
 	return Decided{RequestID: request, AgentID: "ag_1", KeyID: "key_1", Effect: effect, Provider: "one", Model: "small", Time: time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)}
 }
 
-// shipped is a Shipper that keeps what it is sent.
+// shipped is a Shipper that keeps the batches.
 type shipped struct {
 	mu     sync.Mutex
 	writer string
@@ -78,7 +78,7 @@ func (s *shipped) Send(_ context.Context, b Batch) (uint64, error) {
 	return recs[len(recs)-1].Seq, nil
 }
 
-// drain ships all that is durable and returns it.
+// drain ships all durable records and returns them.
 func drain(t testing.TB, w *Writer) []Record {
 	t.Helper()
 	s := &shipped{}
@@ -86,12 +86,12 @@ func drain(t testing.TB, w *Writer) []Record {
 	return apart(s.recs)
 }
 
-// apart leaves out what writers say of themselves.
+// apart leaves out the records of KindStarted.
 func apart(recs []Record) []Record {
 	return slices.DeleteFunc(recs, func(r Record) bool { return bytes.Contains(r.Entry, []byte(`"kind":"writer.started"`)) })
 }
 
-// shipWhile ships to s while do runs, and then until all that is durable is there.
+// shipWhile ships to s while do runs, and then until all durable records have arrived.
 func shipWhile(t testing.TB, w *Writer, s Shipper, do func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -109,8 +109,8 @@ func shipWhile(t testing.TB, w *Writer, s Shipper, do func()) {
 	}
 }
 
-// TestShipInterval: a shipment is a transaction of the database, so small ones are
-// paced. The slower the machine, the fewer there may be.
+// TestShipInterval: a shipment is a transaction of the database, so the rate of small ones is
+// limited. A slower machine may have fewer.
 func TestShipInterval(t *testing.T) {
 	w, _ := open(t, t.TempDir(), nil)
 	sends := 0
@@ -161,8 +161,8 @@ func check(t testing.TB, recs []Record) (unsettled map[string]bool) {
 	return unsettled
 }
 
-// What was appended is there after a restart, in order. What was not completed is completed
-// as unknown, once.
+// Appended entries are there after a restart, in order. Decisions without a completion are
+// completed as unknown, once.
 func TestReopen(t *testing.T) {
 	dir := t.TempDir()
 	w, stop := open(t, dir, nil)
@@ -200,7 +200,7 @@ func TestReopen(t *testing.T) {
 		if strings.Contains(string(r.Entry), `"outcome":"unknown"`) {
 			unknown++
 		}
-		// What was shipped late is as it was, and what was recovered names its decision.
+		// An entry that was shipped late is unchanged, and a recovered completion names its decision.
 		want := last.Writer
 		if strings.Contains(string(r.Entry), `"outcome":"unknown"`) {
 			want = id
@@ -238,7 +238,7 @@ func TestOneProcessADirectory(t *testing.T) {
 	}
 }
 
-// Many append at once; each has its own place.
+// Many goroutines append at once, and each entry has its own number.
 func TestConcurrent(t *testing.T) {
 	w, _ := open(t, t.TempDir(), func(c *WriterConfig) { c.SegmentBytes = 32 << 10 })
 	var mu sync.Mutex
@@ -267,9 +267,9 @@ func TestConcurrent(t *testing.T) {
 	}
 }
 
-// TestDiskFaults lets each operation on the disk fail, before it was done and after. An
-// entry whose Append succeeded is there after a restart. A sequence number never stands for
-// two things, and no decision is left without an end.
+// TestDiskFaults makes each operation on the disk fail, before and after it is done. After a
+// successful Append, the entry is there after a restart. A sequence number is never used
+// twice, and every decision has a completion.
 func TestDiskFaults(t *testing.T) {
 	broken := errors.New("input/output error")
 	for _, name := range []string{"create", "write", "sync", "rename", "syncdir"} {
@@ -343,8 +343,8 @@ func TestDiskFaults(t *testing.T) {
 	}
 }
 
-// TestDamage changes a byte of a segment that was complete: it is an error that names
-// the file, never skipped. A torn end is what a crash leaves, and is cut off.
+// TestDamage changes a byte of a complete segment. That is an error that names the file, and is
+// never skipped. An interrupted write at the end is cut off.
 func TestDamage(t *testing.T) {
 	fill := func(t *testing.T, size int64, atLeast int) (dir string, segments []string) {
 		dir = t.TempDir()
@@ -385,7 +385,7 @@ func TestDamage(t *testing.T) {
 		}
 	})
 	t.Run("a torn end", func(t *testing.T) {
-		// As a crash leaves it: nothing was closed.
+		// As after a crash: nothing was closed.
 		live := t.TempDir()
 		w, _ := open(t, live, nil)
 		for i := range 20 {
@@ -437,9 +437,9 @@ func TestDamage(t *testing.T) {
 	})
 }
 
-// TestManyKept: entries without a waiting caller may be more than one batch when the disk
-// fails. All of them are written once the disk works again. A caller that waits then does
-// not wait behind them.
+// TestManyKept: when the disk fails, the entries without a waiting caller may fill more than
+// one batch. All of them are written once the disk works again. A waiting caller does not wait
+// for them.
 func TestManyKept(t *testing.T) {
 	var broken atomic.Bool
 	begun, fails := make(chan struct{}), make(chan struct{})
@@ -483,7 +483,7 @@ func TestManyKept(t *testing.T) {
 	}
 }
 
-// A disk that is nearly full is rejected before it is full.
+// Entries are rejected before the disk is full.
 func TestFull(t *testing.T) {
 	w, _ := open(t, t.TempDir(), func(c *WriterConfig) { c.MinFreeBytes = 1 << 60 })
 	if _, err := w.Append(context.Background(), "org_1", decided("r", "allow")); err == nil {
@@ -494,8 +494,8 @@ func TestFull(t *testing.T) {
 	}
 }
 
-// TestKilled kills a process that appends at full speed, again and again. Every entry that
-// it got success for is there afterwards.
+// TestKilled repeatedly kills a process that appends at full speed. Every entry with a
+// successful Append is there afterwards.
 func TestKilled(t *testing.T) {
 	if dir := os.Getenv("AID_TEST_KILLED"); dir != "" {
 		victim(t, dir)
@@ -517,7 +517,7 @@ func TestKilled(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		// It says each receipt once it has it; killed in the middle of that.
+		// The process prints each receipt once it has it, and is killed meanwhile.
 		buf := make([]byte, 64<<10)
 		var said strings.Builder
 		for said.Len() < 40_000 {
@@ -587,7 +587,7 @@ func victim(t *testing.T, dir string) {
 	wg.Wait()
 }
 
-// FuzzParse: what is read and written again is the same, and reads the same.
+// FuzzParse: an entry that is parsed and encoded again is unchanged, and parses the same.
 func FuzzParse(f *testing.F) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for _, e := range []Entry{decided("r", "allow"), Settled{RequestID: "r", Outcome: "completed"}, Changed{Kind: "agent.created", ObjectID: "ag_1"}} {

@@ -1,10 +1,10 @@
-// Command bench measures what docs/performance.md claims: in one run, on one
-// machine, against the same provider stand-in and with the same load, it drives
+// Command bench measures the figures of docs/performance.md. In one run, on one machine, with
+// the same test provider and the same load, it drives
 //
 //	plain   Envoy alone
-//	no-op   Envoy with an ext_proc server that answers the same messages and decides nothing
-//	aid     the whole product, started by `aid up`, with policy, record and credential swap
+//	no-op   Envoy with an ext_proc server that sends the same messages and decides nothing
+//	aid     the whole product, started by `aid up`, with policy, audit log and credentials
 //
-// and prints ratios. Absolute figures move with the machine; ratios within one
-// run are what counts, and none of them decides a test.
+// and prints ratios. Absolute figures depend on the machine, so only ratios within one run are
+// relevant. No test depends on them.
 package main

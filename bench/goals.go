@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// goals are what we set out to reach, and what this run says of them.
+// goals are the goals, and the results of this run.
 type goals struct {
 	fsync time.Duration // of one small record on this disk
 	rows  []goal
@@ -18,7 +18,7 @@ type goal struct {
 	what      string
 	got, want float64
 	unit      string
-	most      bool // want is the most it may be, not the least
+	most      bool // want is an upper limit, not a lower one
 }
 
 func (g *goals) add(what string, got, want float64, unit string, most bool) {

@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// load is one measurement. Each connection sends the next request when the last was
-// answered (a closed loop). It uses raw HTTP/1.1, so that the client costs little, and the
-// same for every path measured.
+// load is one measurement. Each connection sends the next request after the last response (a
+// closed loop). It uses raw HTTP/1.1, so that the client costs little, and the same on every
+// path.
 type load struct {
 	addr     string
 	request  []byte // the whole request, head and body
@@ -81,7 +81,7 @@ func (l load) connection(ctx context.Context, stop time.Time) ([]time.Duration, 
 	took := make([]time.Duration, 0, 1<<16)
 	for {
 		begin := time.Now()
-		if begin.After(stop) && len(took) > 0 { // at least one, however short it is
+		if begin.After(stop) && len(took) > 0 { // at least one request, for every duration
 			return took, nil
 		}
 		if _, err := conn.Write(l.request); err != nil {
@@ -98,8 +98,8 @@ func (l load) connection(ctx context.Context, stop time.Time) ([]time.Duration, 
 	}
 }
 
-// discardAnswer reads one HTTP/1.1 answer and returns its status. event, when
-// not nil, is called for each "data:" line of the body.
+// discardAnswer reads one HTTP/1.1 response and returns its status. event, if not nil, is
+// called for each "data:" line of the body.
 func discardAnswer(r *bufio.Reader, event func()) (int, error) {
 	line, err := r.ReadSlice('\n')
 	if err != nil {
@@ -165,7 +165,7 @@ func discardAnswer(r *bufio.Reader, event func()) (int, error) {
 	}
 }
 
-// Models of the stand-in: one that is passed through, and one that is translated for.
+// Models of the test provider: one with its own API, and one with translation.
 const (
 	modelPassed     = "bench-model"
 	modelTranslated = "bench-translated"

@@ -59,7 +59,7 @@ func run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := os.Chmod(dir, 0o755); err != nil { // Postgres runs under another account when we are root
+	if err := os.Chmod(dir, 0o755); err != nil { // as root, Postgres runs under another account
 		return err
 	}
 
@@ -253,8 +253,8 @@ func translated(ctx context.Context, out io.Writer, p *path, rounds, streams int
 	return nil
 }
 
-// stream reads n streams at once to their ends. It returns how many events came, and
-// how long half of the streams waited at most for their first.
+// stream reads n concurrent streams to their ends. It returns the number of events, and the
+// median wait for the first event.
 func stream(ctx context.Context, p *path, model string, n int) (int, time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()

@@ -8,8 +8,8 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 )
 
-// noop answers every ext_proc message with "go on": the floor under any
-// governed path that exchanges the same messages.
+// noop responds to every ext_proc message with "continue". Its cost is the lower limit for any
+// path that exchanges the same messages.
 type noop struct {
 	extprocv3.UnimplementedExternalProcessorServer
 }
@@ -18,7 +18,7 @@ func (noop) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
 	for {
 		req, err := stream.Recv()
 		if err == io.EOF {
-			return nil // measured, not governed: there is nothing here to fail closed for
+			return nil // this server only measures, so it does not need to fail closed
 		}
 		if err != nil {
 			return err
@@ -28,7 +28,7 @@ func (noop) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
 		case *extprocv3.ProcessingRequest_RequestHeaders:
 			resp.Response = &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{}}
 		case *extprocv3.ProcessingRequest_RequestBody:
-			// As much header work as a decision costs, so that the floor is an honest one.
+			// As many header changes as a decision has, so that the comparison is fair.
 			resp.Response = &extprocv3.ProcessingResponse_RequestBody{RequestBody: &extprocv3.BodyResponse{
 				Response: &extprocv3.CommonResponse{
 					ClearRouteCache: true,

@@ -19,20 +19,20 @@ import (
 	"time"
 )
 
-// path is one way through to the provider, running.
+// path is one running way to the provider.
 type path struct {
 	name string
 	addr string // where to send requests
 	key  string // what to send as the credential
-	dir  string // where its logs are
+	dir  string // the folder of its logs
 	cmds []*exec.Cmd
-	// ready is how long `aid up` took to say so; 0 for the other paths.
+	// ready is the time until `aid up` was ready; 0 for the other paths.
 	ready time.Duration
-	// procs names the processes whose CPU is the path's cost, by role.
+	// procs has the processes whose CPU time is the path's cost, by role.
 	procs func() map[string][]int
 }
 
-// stop ends the path's processes in the order they were started, last first.
+// stop ends the path's processes in the reverse order of their start.
 func (p *path) stop() {
 	for i := len(p.cmds) - 1; i >= 0; i-- {
 		_ = p.cmds[i].Process.Signal(syscall.SIGTERM)
@@ -40,8 +40,8 @@ func (p *path) stop() {
 	}
 }
 
-// envoyConfig is Envoy as plain and no-op use it: the same listener, the same
-// limits, and the ext_proc filter only where Socket is given.
+// envoyConfig is Envoy's configuration for plain and no-op: the same listener and limits, and
+// the ext_proc filter only if Socket is set.
 var envoyConfig = template.Must(template.New("envoy").Parse(`
 admin: {address: {pipe: {path: "{{.Dir}}/admin.sock"}}}
 static_resources:
@@ -88,8 +88,8 @@ static_resources:
 {{- end}}
 `))
 
-// startEnvoy runs Envoy alone, or with the no-op server when responseBody names
-// the ext_proc mode of the response's body.
+// startEnvoy runs Envoy alone, or with the no-op server if responseBody has an ext_proc mode for
+// the response's body.
 func startEnvoy(ctx context.Context, name, envoy, dir string, upstream int, responseBody string) (*path, error) {
 	dir = filepath.Join(dir, name)
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -154,10 +154,10 @@ func (p *path) start(ctx context.Context, dir, name, bin string, args ...string)
 	return nil
 }
 
-// lastWords are the ends of the logs of the path's programs.
+// lastWords returns the ends of the logs of the path's programs.
 func (p *path) lastWords() string {
 	var out strings.Builder
-	logs, _ := filepath.Glob(filepath.Join(p.dir, "*.log")) // its only error is of the pattern
+	logs, _ := filepath.Glob(filepath.Join(p.dir, "*.log")) // only an invalid pattern is an error
 	for _, file := range logs {
 		b, _ := os.ReadFile(file)
 		fmt.Fprintf(&out, "%s:\n%s\n", filepath.Base(file), b[max(0, len(b)-2000):])
@@ -165,7 +165,7 @@ func (p *path) lastWords() string {
 	return out.String()
 }
 
-// answers waits until the path answers a chat completion with 200.
+// answers waits until a chat completion on the path returns 200.
 func (p *path) answers(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
@@ -194,7 +194,7 @@ func startAID(ctx context.Context, name, aid, envoy, dir string, upstream int, u
 	providers := filepath.Join(home, "providers.yaml")
 	file := fmt.Appendf(nil,
 		"providers:\n- {name: bench, kind: openai, base_url: 'http://127.0.0.1:%d/v1', models: ['bench-*'], credential: {secret: sk-provider-bench-secret}}\n", upstream)
-	if usage == "stream" { // where Envoy reads usage, it would read none of this org's chat completions
+	if usage == "stream" { // if Envoy reads usage, this is not possible for this org's chat completions
 		file = fmt.Appendf(file,
 			"- {name: translated, kind: anthropic, base_url: 'http://127.0.0.1:%d', models: ['%s'], credential: {secret: sk-provider-bench-secret}}\n", upstream, modelTranslated)
 	}
@@ -253,7 +253,7 @@ func (p *path) profile(ctx context.Context, file string, d time.Duration) error 
 	return errors.Join(err, out.Close())
 }
 
-// waitReady waits until `aid up` says "ready".
+// waitReady waits until `aid up` prints "ready".
 func (p *path) waitReady(ctx context.Context, home string) error {
 	ctx, cancel := context.WithTimeout(ctx, 120*time.Second)
 	defer cancel()
@@ -275,7 +275,7 @@ func (p *path) waitReady(ctx context.Context, home string) error {
 	}
 }
 
-// settle makes the agent and the key that requests are sent with.
+// settle creates the agent and the key for the requests.
 func (p *path) settle(ctx context.Context, home string) error {
 	var ends struct{ Gateway, API string }
 	raw, err := os.ReadFile(filepath.Join(home, "endpoints.json"))

@@ -13,12 +13,12 @@ import (
 
 const answer = `{"id":"chatcmpl-bench","object":"chat.completion","created":1700000000,"model":"bench-model","choices":[{"index":0,"message":{"role":"assistant","content":"A short answer of a hundred or so characters, which is about what an agent's step is answered with."},"finish_reason":"stop"}],"usage":{"prompt_tokens":250,"completion_tokens":24,"total_tokens":274}}`
 
-// message is the same answer in Anthropic's words.
+// message is the same response in Anthropic's format.
 const message = `{"id":"msg_bench","type":"message","role":"assistant","model":"bench-model","content":[{"type":"text","text":"A short answer of a hundred or so characters, which is about what an agent's step is answered with."}],"stop_reason":"end_turn","usage":{"input_tokens":250,"output_tokens":24}}`
 
-// provider is the stand-in upstream. It responds to a chat completion and to Anthropic's
-// POST /v1/messages, whole, or as events one interval apart when the request asks for a
-// stream. It is raw HTTP/1.1, so that it costs little: it shares the machine.
+// provider is the test provider. It responds to a chat completion and to Anthropic's POST
+// /v1/messages. A streamed response has events at an interval. It is raw HTTP/1.1, so that it
+// costs little CPU on the shared machine.
 type provider struct {
 	events   int
 	interval time.Duration
@@ -37,7 +37,7 @@ func (p provider) serve(ctx context.Context, l net.Listener) error {
 		}
 		go func() {
 			defer conn.Close()
-			_ = p.connection(ctx, conn) // the peer hung up: nothing to tell anyone
+			_ = p.connection(ctx, conn) // an error means that the peer has disconnected
 		}()
 	}
 }

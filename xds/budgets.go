@@ -17,13 +17,13 @@ import (
 	aidv1 "github.com/ai-identity/ai-identity/proto/aid/v1"
 )
 
-// Ledger has the sums of the counts of USD caps; *audit.Chain is one.
+// Ledger returns the sums of the counts of USD caps; *audit.Chain is one.
 type Ledger interface {
-	// Counts returns sums, and notes that the sidecar serves the org.
+	// Counts returns sums, and stores that the sidecar serves the org.
 	Counts(ctx context.Context, r audit.CountsRequest) (audit.Counts, error)
 }
 
-// countsAtOnce is how many requests for sums are read at the same moment. Others wait.
+// countsAtOnce limits the concurrent reads of sums. Other requests wait.
 const countsAtOnce = 4
 
 // Counts returns the sums of an org's counts to a sidecar that serves the org.
@@ -77,14 +77,14 @@ type Budgets struct {
 	token  string
 }
 
-// NewBudgets requests over conn as the node with the token; "" is for a client
-// certificate.
+// NewBudgets returns Budgets that request over conn as the node with the token. The token is ""
+// for a client certificate.
 func NewBudgets(conn grpc.ClientConnInterface, token string) *Budgets {
 	return &Budgets{client: aidv1.NewBudgetsClient(conn), token: token}
 }
 
-// Counts is Ledger's. The control plane takes the node from the connection. The error wraps
-// ErrDenied or audit.ErrRefused if asking again cannot help.
+// Counts implements Ledger. The control plane takes the node from the connection. The error
+// wraps ErrDenied or audit.ErrRefused if another request cannot help.
 func (b *Budgets) Counts(ctx context.Context, r audit.CountsRequest) (audit.Counts, error) {
 	req := &aidv1.CountsRequest{OrgId: r.Org, Writer: r.Writer, EndedWriters: r.Ended, Leaving: r.Leaving}
 	for _, n := range r.Names {

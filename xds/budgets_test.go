@@ -18,7 +18,7 @@ import (
 	"github.com/ai-identity/ai-identity/xds"
 )
 
-// charged puts a sum into the database.
+// charged inserts a sum into the database.
 func (p *plane) charged(org, counter string, nanoUSD int64) {
 	p.t.Helper()
 	p.in(org, func(tx pgx.Tx) error {
@@ -27,7 +27,7 @@ func (p *plane) charged(org, counter string, nanoUSD int64) {
 	})
 }
 
-// A sidecar gets the sums that it names, in its order, and how many sidecars serve the org.
+// A sidecar receives the sums that it names, in its order, and the number of sidecars of the org.
 func TestCounts(t *testing.T) {
 	p := newPlane(t)
 	org := storetest.Org(t, p.db)
@@ -56,8 +56,8 @@ func TestCounts(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 
-	// Two processes of one node are two sidecars. One that leaves, or has ended for
-	// certain, is none.
+	// Two processes of one node are two sidecars. A process that leaves or has ended is not
+	// counted.
 	for _, step := range []struct {
 		r    audit.CountsRequest
 		want int
@@ -72,7 +72,7 @@ func TestCounts(t *testing.T) {
 			t.Errorf("%+v: %+v, want %d sidecars", step.r, got, step.want)
 		}
 	}
-	// Another node's process does not end because this node says so.
+	// A node cannot end another node's process.
 	other, _ := p.node(org)
 	if got, err := xds.NewBudgets(p.conn(), other).Counts(ctx(t), audit.CountsRequest{Org: org, Writer: "w_4", Ended: []string{"w_3"}}); err != nil || got.Sidecars != 2 {
 		t.Errorf("%+v, %v", got, err)
@@ -111,7 +111,7 @@ func TestCounts(t *testing.T) {
 	}
 }
 
-// Of sidecars that start at the same moment, only one may believe that it is alone.
+// If sidecars start at the same moment, at most one may find that it is alone.
 func TestSidecarsStartTogether(t *testing.T) {
 	p := newPlane(t)
 	for range 5 {

@@ -26,49 +26,49 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// Input is what Build makes an org's Envoy configuration from.
+// Input is the input of Build for one org.
 type Input struct {
 	OrgID     string
 	Providers []provider.Provider // in any order
 	Gateway   string              // host:port to listen on; the host is an address, "localhost" or empty for all
 	Usage     string              // "stream" or "envoy"
-	MaxBody   int64               // of a request, in bytes
-	Origins   []string            // of web pages that may call the gateway: see CheckOrigins
-	Targets   provider.Targets    // the addresses that providers may have
+	MaxBody   int64               // largest request body, in bytes
+	Origins   []string            // origins of web pages that may call the gateway: see CheckOrigins
+	Targets   provider.Targets    // the addresses that providers may use
 	CAFile    string              // PEM, on Envoy's machine; empty: SystemCAs
 }
 
-// SystemCAs is where Debian, and most images made from it, keep the CAs.
+// SystemCAs is the file with the CAs in Debian and most images that are based on it.
 const SystemCAs = "/etc/ssl/certs/ca-certificates.crt"
 
-// Names of what Build makes, beside a cluster for each provider.
+// Names of the resources of Build, except the clusters of providers.
 const (
 	listenerName = "aid_gateway"
 	routesName   = "aid_routes"
 )
 
-// slack is how much larger than the largest body Envoy's buffers are. So a body that is a
-// little too large is rejected by extproc.
+// slack is added to the largest body for Envoy's buffers. So extproc, not Envoy, rejects a
+// body that is a little too large.
 const slack = 1 << 20
 
-// Snapshot is what one org's Envoys get.
+// Snapshot is the configuration of one org's Envoys.
 type Snapshot struct {
 	Listeners map[string]*listenerv3.Listener
 	Routes    map[string]*routev3.RouteConfiguration
 	Clusters  map[string]*clusterv3.Cluster
 
-	// Left says why a provider, by its id, is not in the rest. The others are.
+	// Left has the providers that are not in the configuration, by id, and the reasons.
 	Left map[string]error
 }
 
-// Build makes a snapshot. It is a pure function: equal input gives equal bytes, in
-// whatever order the providers come.
+// Build makes a snapshot. It is a pure function: equal input gives equal bytes. The order of
+// providers has no effect.
 func Build(in Input) (*Snapshot, error) {
 	if in.Usage != envoy.UsageStream && in.Usage != envoy.UsageEnvoy {
-		return nil, fmt.Errorf("xds: usage %q: want stream or envoy", in.Usage)
+		return nil, fmt.Errorf("xds: usage %q: valid values are stream and envoy", in.Usage)
 	}
 	if in.MaxBody <= 0 || in.MaxBody > 1<<30 {
-		return nil, fmt.Errorf("xds: largest body of %d bytes: want 1 to %d", in.MaxBody, 1<<30)
+		return nil, fmt.Errorf("xds: largest body of %d bytes: set 1 to %d", in.MaxBody, 1<<30)
 	}
 	if err := CheckOrigins(in.Origins); err != nil {
 		return nil, fmt.Errorf("xds: %w", err)
@@ -105,9 +105,9 @@ func Build(in Input) (*Snapshot, error) {
 	return s, nil
 }
 
-// Join makes one snapshot of several orgs' for an Envoy that serves all of them. The
-// listener and the routes to the management API are alike in all. A cluster's name is a
-// digest of its org, so no route of one org leads to another's provider.
+// Join makes one snapshot out of several orgs' for an Envoy that serves all of them. The
+// listener and the routes to the management API are the same in all. A cluster's name
+// includes a digest of its org, so no route of one org leads to another org's provider.
 func Join(all []*Snapshot) (*Snapshot, error) {
 	if len(all) == 0 || slices.Contains(all, nil) {
 		return nil, errors.New("xds: an org has no configuration for Envoy")
@@ -121,7 +121,7 @@ func Join(all []*Snapshot) (*Snapshot, error) {
 	}
 	table := proto.CloneOf(all[0].Routes[routesName])
 	host := table.GetVirtualHosts()[0]
-	var tail []*routev3.Route // what is not to a provider, from the first org
+	var tail []*routev3.Route // routes that do not lead to a provider, from the first org
 	var providers []*routev3.Route
 	for i, one := range all {
 		for name, c := range one.Clusters {
@@ -144,19 +144,18 @@ func Join(all []*Snapshot) (*Snapshot, error) {
 	return s, nil
 }
 
-// CheckOrigins returns what is wrong with the origins of web pages, or nil. Each is
-// written as browsers send it.
+// CheckOrigins returns an error for an origin that is not written as browsers send it.
 func CheckOrigins(origins []string) error {
 	for _, o := range origins {
 		u, err := url.Parse(o)
 		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || o != u.Scheme+"://"+strings.ToLower(u.Host) || strings.Contains(o, "*") {
-			return fmt.Errorf("origin %q: want a scheme and a host in lower case, such as https://app.example.com", o)
+			return fmt.Errorf("origin %q: set a scheme and a host in lower case, such as https://app.example.com", o)
 		}
 	}
 	return nil
 }
 
-// Resources are a snapshot's resources of one type, by name.
+// Resources returns a snapshot's resources of one type, by name.
 func (s *Snapshot) Resources(typeURL string) map[string]proto.Message {
 	out := map[string]proto.Message{}
 	switch typeURL {
@@ -176,8 +175,8 @@ func (s *Snapshot) Resources(typeURL string) map[string]proto.Message {
 	return out
 }
 
-// Static is the snapshot as an Envoy without a control plane takes it: for tests,
-// and to have Envoy itself validate it. The routes are inside the listener.
+// Static returns the snapshot for an Envoy without a control plane, for tests and for
+// validation by Envoy itself. The routes are inside the listener.
 func (s *Snapshot) Static() (*bootstrapv3.Bootstrap_StaticResources, error) {
 	out := &bootstrapv3.Bootstrap_StaticResources{}
 	for _, l := range s.Listeners {
@@ -197,11 +196,11 @@ func (s *Snapshot) Static() (*bootstrapv3.Bootstrap_StaticResources, error) {
 	return out, nil
 }
 
-// socket takes an address apart that Envoy is to listen on.
+// socket parses the address that Envoy listens on.
 func socket(address string) (*corev3.Address, error) {
 	host, service, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, fmt.Errorf("xds: gateway %q: want host:port", address)
+		return nil, fmt.Errorf("xds: gateway %q: set host:port", address)
 	}
 	switch host {
 	case "":
@@ -211,7 +210,7 @@ func socket(address string) (*corev3.Address, error) {
 	}
 	port, err := strconv.ParseUint(service, 10, 16)
 	if _, bad := netip.ParseAddr(host); bad != nil || err != nil || port == 0 {
-		return nil, fmt.Errorf("xds: gateway %q: want an address and a port, such as 127.0.0.1:8080", address)
+		return nil, fmt.Errorf("xds: gateway %q: set an address and a port, such as 127.0.0.1:8080", address)
 	}
 	return socketAddress(host, uint32(port)), nil
 }
@@ -222,7 +221,7 @@ func socketAddress(host string, port uint32) *corev3.Address {
 	}}}
 }
 
-// pack cannot fail: the message is ours and complete. Equal messages give equal bytes.
+// pack cannot fail, since Build made a complete message. Equal messages give equal bytes.
 func pack(m proto.Message) *anypb.Any {
 	a := &anypb.Any{TypeUrl: typePrefix + string(m.ProtoReflect().Descriptor().FullName())}
 	a.Value, _ = proto.MarshalOptions{Deterministic: true}.Marshal(m)

@@ -29,7 +29,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite testdata")
 
-// providers are one of each way to reach a server.
+// providers has one provider for each way to reach a server.
 func providers() []provider.Provider {
 	return []provider.Provider{
 		{ID: "prov_a", OrgID: "org_1", Name: "openai", Kind: "openai", BaseURL: "https://api.openai.com/v1", Models: []string{"gpt-*"}},
@@ -40,7 +40,7 @@ func providers() []provider.Provider {
 	}
 }
 
-// private is what the tests' providers need.
+// private are the addresses of the tests' providers.
 var private, _ = provider.ParseTargets([]string{"::1", "10.0.0.0/8", "127.0.0.0/8"})
 
 func input(usage string, ps ...provider.Provider) xds.Input {
@@ -59,7 +59,7 @@ func build(t testing.TB, in xds.Input) *xds.Snapshot {
 	return s
 }
 
-// render is a snapshot in the form in which Envoy's documentation writes it.
+// render returns a snapshot as YAML, as in Envoy's documentation.
 func render(t testing.TB, s *xds.Snapshot) []byte {
 	t.Helper()
 	all := map[string]json.RawMessage{}
@@ -83,8 +83,8 @@ func render(t testing.TB, s *xds.Snapshot) []byte {
 	return append(out.Bytes(), '\n')
 }
 
-// without takes out what Envoy's own responses are made from, a JSON text for each
-// line. It is long, and the same in every snapshot.
+// without removes the mappers of Envoy's own responses. They are long, and the same in every
+// snapshot.
 func without(t testing.TB, s *xds.Snapshot) []byte {
 	t.Helper()
 	var lines bytes.Buffer
@@ -137,7 +137,7 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// The order in which providers come from the database means nothing.
+// The order of providers has no effect.
 func TestOrderOfProviders(t *testing.T) {
 	ps := providers()
 	want := render(t, build(t, input("envoy", ps...)))
@@ -147,7 +147,7 @@ func TestOrderOfProviders(t *testing.T) {
 	}
 }
 
-// One bad object never blocks the others.
+// One invalid object never blocks the others.
 func TestBadProviderIsLeftOut(t *testing.T) {
 	bad := providers()[1]
 	bad.BaseURL = "ftp://nowhere"
@@ -181,10 +181,10 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
-// Envoy itself has the last word on what is valid.
+// Envoy itself validates the configuration.
 func TestEnvoyValidates(t *testing.T) {
 	path := envoytest.Path(t)
-	// The longest list of response headers that settings may have, of the longest names.
+	// The longest list of response headers that settings may have, with the longest names.
 	settings := provider.Settings{}
 	for i := range 16 {
 		settings.PassResponseHeaders = append(settings.PassResponseHeaders, fmt.Sprintf("%c", 'a'+i)+strings.Repeat("x", 63))
@@ -212,7 +212,7 @@ func TestEnvoyValidates(t *testing.T) {
 			t.Errorf("%s: %v\n%s", usage, err, out)
 		}
 		for line := range strings.SplitSeq(string(out), "\n") {
-			// The filters of usage "envoy" are work in progress upstream, which it warns of.
+			// Envoy warns that the filters of usage "envoy" are work in progress.
 			if strings.Contains(line, "[warning]") && (usage == "stream" || strings.Contains(line, "eprecated")) {
 				t.Errorf("%s: Envoy warns of the configuration: %s", usage, line)
 			}
@@ -220,8 +220,8 @@ func TestEnvoyValidates(t *testing.T) {
 	}
 }
 
-// writeBootstrap is a bootstrap of ours with a snapshot inside, for an Envoy without a
-// control plane.
+// writeBootstrap writes a bootstrap with a snapshot inside, for an Envoy without a control
+// plane.
 func writeBootstrap(t testing.TB, dir string, static *bootstrapv3.Bootstrap_StaticResources) string {
 	t.Helper()
 	b, err := envoy.Bootstrap(envoy.Config{

@@ -24,35 +24,35 @@ import (
 	"github.com/ai-identity/ai-identity/verdict"
 )
 
-// ErrUnavailable says that it cannot be said now: there is no control plane, what
-// is known is too old, or too many ask at once.
-var ErrUnavailable = errors.New("the control plane cannot be asked")
+// ErrUnavailable means that a lookup is not possible now: there is no control plane, the
+// configuration is too old, or there are too many lookups.
+var ErrUnavailable = errors.New("the control plane is not available")
 
-// ErrDenied says that the control plane denied this node with a definite answer. The node
-// is revoked, expired or unknown, or lacks the role. Nothing is decided then. It is
-// ErrUnavailable too.
+// ErrDenied means that the control plane denied this node definitely. The node is revoked,
+// expired or unknown, or does not have the role. Requests are not decided then. It wraps
+// ErrUnavailable.
 var ErrDenied = fmt.Errorf("%w: it denies this node; give the node a valid token or certificate (`aid node create`)", ErrUnavailable)
 
-// ClientConfig is what a Client needs.
+// ClientConfig configures a Client.
 type ClientConfig struct {
 	Conn   grpc.ClientConnInterface // to the control plane
-	NodeID string                   // what the node calls itself, for people
+	NodeID string                   // the node's own name, for logs
 	Token  string                   // join token; "" with a client certificate
 
-	// MaxStaleness is how long to go on without hearing that the control plane's
-	// database answers. 0: 10 min.
+	// MaxStaleness is how long to decide without a heartbeat, which means that the control
+	// plane's database responds. 0: 10 min.
 	MaxStaleness time.Duration
-	// NegativeTTL is how long an unknown key is known to be unknown. 0: 5 s.
+	// NegativeTTL is how long an unknown key is cached as unknown. 0: 5 s.
 	NegativeTTL time.Duration
-	// MaxCallers bounds the callers in memory that are not InUse; the longest unused
-	// go first. 0: 100,000.
+	// MaxCallers limits the callers in memory that are not InUse. The longest unused ones
+	// are evicted. 0: 100,000.
 	MaxCallers int
-	// InUse, if not nil, reports whether a request that began with the key is in flight.
-	// Then the key is kept, whatever MaxCallers is, so that its revocation is received. It
-	// must not block, nor call the client.
+	// InUse, if not nil, reports whether a request with the key is in flight. Such a key is
+	// kept even above MaxCallers, so that its revocation is received. InUse must not block,
+	// and must not call the client.
 	InUse func(p identity.Presented) bool
-	// Changed, if not nil, is called with what the control plane now returns for a key that
-	// was known. It must not block.
+	// Changed, if not nil, is called when the control plane sends a change of a known key.
+	// It must not block.
 	Changed func(p identity.Presented, c identity.Caller, known bool)
 
 	Now        func() time.Time // nil: time.Now
@@ -60,27 +60,27 @@ type ClientConfig struct {
 	Registerer prometheus.Registerer
 }
 
-// maxNegative bounds the keys that are known to be unknown.
+// maxNegative limits the keys that are cached as unknown.
 const maxNegative = 10_000
 
-// Client knows what an org decides by and who its callers are. It is safe for
-// concurrent use; a known caller costs one look into a map.
+// Client has the configuration of orgs and their callers. It is safe for concurrent use. A
+// known caller costs one lookup in a map.
 type Client struct {
 	c       ClientConfig
 	metrics *clientMetrics
 	orgs    atomic.Pointer[map[string]verdict.Org]
 	home    atomic.Pointer[string]
-	beat    atomic.Int64 // when the last heartbeat came, Unix nanoseconds; 0: never
+	beat    atomic.Int64 // time of the last heartbeat, in Unix nanoseconds; 0: never
 
 	mu      sync.RWMutex
 	callers map[identity.Presented]*caller
-	unknown map[identity.Presented]time.Time // until when
+	unknown map[identity.Presented]time.Time // unknown keys, and until when they are cached
 	lookups lookups
-	changes map[identity.Presented]bool // to subscribe (true) or unsubscribe, not said yet
-	speak   chan struct{}               // holds a token while there are changes
+	changes map[identity.Presented]bool // to subscribe (true) or unsubscribe, not sent yet
+	speak   chan struct{}               // has a token while there are changes
 	up      bool                        // there is a stream
-	denied  atomic.Bool                 // by the control plane's last answer
-	held    held                        // the loop's own
+	denied  atomic.Bool                 // the control plane's last response denied this node
+	held    held                        // used only by the loop
 }
 
 type caller struct {
@@ -89,10 +89,10 @@ type caller struct {
 	used    atomic.Int64 // Unix nanoseconds
 }
 
-// NewClient returns a client that knows nothing until Run has run for a while.
+// NewClient returns a client. It has no configuration until Run has received it.
 func NewClient(c ClientConfig) (*Client, error) {
 	if c.Conn == nil {
-		return nil, errors.New("xds: a client needs a connection")
+		return nil, errors.New("xds: a client requires a connection")
 	}
 	if c.MaxStaleness == 0 {
 		c.MaxStaleness = 10 * time.Minute
@@ -140,7 +140,7 @@ func (x *Client) connected() bool {
 	return x.up
 }
 
-// age is how long ago the control plane's database answered.
+// age returns the time since the last heartbeat.
 func (x *Client) age() time.Duration {
 	beat := x.beat.Load()
 	if beat == 0 {
@@ -149,8 +149,8 @@ func (x *Client) age() time.Duration {
 	return x.c.Now().Sub(time.Unix(0, beat))
 }
 
-// Staleness is how long ago the control plane last said that its database answers.
-// Not ok: it never did.
+// Staleness returns the time since the last heartbeat of the control plane. ok is false if
+// there was none.
 func (x *Client) Staleness() (age time.Duration, ok bool) {
 	if x.beat.Load() == 0 {
 		return 0, false
@@ -164,21 +164,21 @@ func (x *Client) fresh() error {
 	}
 	if age := x.age(); age > x.c.MaxStaleness {
 		if x.beat.Load() == 0 {
-			return fmt.Errorf("%w: it has not answered yet", ErrUnavailable)
+			return fmt.Errorf("%w: it has not responded yet", ErrUnavailable)
 		}
-		return fmt.Errorf("%w: its last answer is %v old, and --max-staleness is %v", ErrUnavailable, age.Round(time.Second), x.c.MaxStaleness)
+		return fmt.Errorf("%w: its last heartbeat is %v old, and --max-staleness is %v", ErrUnavailable, age.Round(time.Second), x.c.MaxStaleness)
 	}
 	return nil
 }
 
-// Org returns what the org decides by, or why that is not known well enough.
+// Org returns the org's configuration, or an error if it is missing or too old.
 func (x *Client) Org(id string) (verdict.Org, error) {
 	if err := x.fresh(); err != nil {
 		return verdict.Org{}, err
 	}
 	o, ok := (*x.orgs.Load())[id]
 	if !ok {
-		return verdict.Org{}, fmt.Errorf("%w: nothing is known of %s yet", ErrUnavailable, id)
+		return verdict.Org{}, fmt.Errorf("%w: the configuration of %s was not received yet", ErrUnavailable, id)
 	}
 	return o, nil
 }
@@ -190,20 +190,20 @@ func (x *Client) Orgs() int { return len(*x.orgs.Load()) }
 // if it does not exist or was not received yet.
 func (x *Client) Home() string { return *x.home.Load() }
 
-// Ready is nil if requests can be decided.
+// Ready returns nil if requests can be decided.
 func (x *Client) Ready() error {
 	if err := x.fresh(); err != nil {
 		return err
 	}
 	if len(*x.orgs.Load()) == 0 {
-		return fmt.Errorf("%w: no org's configuration has come yet", ErrUnavailable)
+		return fmt.Errorf("%w: no configuration was received yet", ErrUnavailable)
 	}
 	return nil
 }
 
-// Caller returns the caller that presents p. A known caller is returned from memory.
-// Another one is requested, once for all who wait. The error wraps verdict.ErrUnknownCaller
-// or ErrUnavailable.
+// Caller returns the caller that presents p. A known caller comes from memory. Another one is
+// looked up, once for all requests that wait for it. The error wraps
+// verdict.ErrUnknownCaller or ErrUnavailable.
 func (x *Client) Caller(ctx context.Context, p identity.Presented, peer netip.Addr) (identity.Caller, error) {
 	if err := x.fresh(); err != nil {
 		x.metrics.lookups.WithLabelValues("stale").Inc()
@@ -246,7 +246,7 @@ func (x *Client) Caller(ctx context.Context, p identity.Presented, peer netip.Ad
 	return c.Caller, nil
 }
 
-// requestLocked notes that the control plane is to be told about a name.
+// requestLocked queues a change of the subscription to a name.
 func (x *Client) requestLocked(p identity.Presented, subscribe bool) {
 	x.changes[p] = subscribe
 	select {
@@ -272,13 +272,13 @@ func (x *Client) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		level := slog.LevelDebug // one line for each change, not for each attempt
+		level := slog.LevelDebug // log each change of the state, not each attempt
 		if heard || !said || denied != x.denied.Load() {
 			level, said = slog.LevelWarn, true
 		}
-		x.c.Log.Log(ctx, level, "no stream to the control plane, opening it again", "err", err)
+		x.c.Log.Log(ctx, level, "no stream to the control plane; opening it again", "err", err)
 		if heard && x.c.Now().Sub(began) > last {
-			pause = first // one that breaks at once again is not opened ever faster
+			pause = first // only a stream that has received something resets the pause
 		}
 		timer := time.NewTimer(pause/2 + rand.N(pause/2+1))
 		select {
@@ -289,7 +289,7 @@ func (x *Client) Run(ctx context.Context) error {
 	}
 }
 
-// disconnected fails who waits for a response that will not come.
+// disconnected ends the lookups that wait for a response, with an error.
 func (x *Client) disconnected() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -300,11 +300,11 @@ func (x *Client) disconnected() {
 	clear(x.changes)
 }
 
-// deny drops all that is known: who is denied must not go on with what it was sent
-// before. In-flight requests are ended as if each key had been deleted. The stream is
-// opened again as after an outage, in case the operator lets the node in again.
+// deny deletes the whole configuration, since a denied node must not continue with it.
+// Requests in flight end as if each key had been deleted. The stream is opened again as
+// after an outage, in case the operator permits the node again.
 func (x *Client) deny() {
-	x.denied.Store(true) // first, so that nothing is looked up in between
+	x.denied.Store(true) // first, so that no lookup starts in between
 	x.held = newHeld()
 	x.orgs.Store(&map[string]verdict.Org{})
 	x.home.Store(new(string))
@@ -320,7 +320,7 @@ func (x *Client) deny() {
 	}
 }
 
-// stream is one connection, from its first word to its end.
+// stream runs one stream to the control plane until it ends.
 func (x *Client) stream(ctx context.Context) (heard bool, err error) {
 	ctx, cancel := context.WithCancel(bearer(ctx, x.c.Token))
 	defer cancel()
@@ -349,7 +349,7 @@ func (x *Client) stream(ctx context.Context) (heard bool, err error) {
 	for {
 		select {
 		case <-ctx.Done():
-			return heard, ctx.Err() // the one who reads may end without a word
+			return heard, ctx.Err() // the goroutine that receives may end without an error
 		case err := <-failed:
 			return heard, err
 		case resp := <-answers:
@@ -364,7 +364,7 @@ func (x *Client) stream(ctx context.Context) (heard bool, err error) {
 			ack := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
 			if err := x.receive(ctx, resp); err != nil {
 				x.metrics.rejected.WithLabelValues(short(resp.GetTypeUrl())).Inc()
-				x.c.Log.ErrorContext(ctx, "refusing what the control plane sent; what was known stays", "type", short(resp.GetTypeUrl()), "err", err)
+				x.c.Log.ErrorContext(ctx, "rejecting a response of the control plane; the last accepted one stays", "type", short(resp.GetTypeUrl()), "err", err)
 				ack.ErrorDetail = &status.Status{Code: 3, Message: provider.Clip(err.Error(), 500)}
 			}
 			if err := g.Send(ack); err != nil {
@@ -380,8 +380,8 @@ func (x *Client) stream(ctx context.Context) (heard bool, err error) {
 
 type deltaClient = discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 
-// subscribe asks for every type of this role, and again for the callers that are
-// known, with the versions that are held.
+// subscribe subscribes to every type of this role and to the known callers, with their
+// current versions.
 func (x *Client) subscribe(g deltaClient) error {
 	node := &corev3.Node{Id: x.c.NodeID, Cluster: "aid-extproc"}
 	for _, k := range kinds {
@@ -392,7 +392,7 @@ func (x *Client) subscribe(g deltaClient) error {
 		if err := g.Send(req); err != nil {
 			return err
 		}
-		node = nil // the first message says who we are
+		node = nil // only the first message has the node's name
 	}
 	req := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: CallerType, InitialResourceVersions: map[string]string{}}
 	x.mu.RLock()
@@ -408,7 +408,7 @@ func (x *Client) subscribe(g deltaClient) error {
 	return g.Send(req)
 }
 
-// sendChanges subscribes to the callers that are wanted, and unsubscribes from others.
+// sendChanges sends the queued changes of subscriptions to callers.
 func (x *Client) sendChanges(g deltaClient) error {
 	req := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: CallerType}
 	x.mu.Lock()

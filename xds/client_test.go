@@ -17,8 +17,8 @@ import (
 	"github.com/ai-identity/ai-identity/xds"
 )
 
-// A key with something going on is not forgotten, however long it was not looked
-// up: who uses it must hear that it was revoked.
+// A key with a request in flight is never evicted, since the request must end when the key is
+// revoked.
 func TestInUseIsKept(t *testing.T) {
 	p := newPlane(t)
 	org := storetest.Org(t, p.db)
@@ -61,18 +61,18 @@ func TestInUseIsKept(t *testing.T) {
 	case <-ctx(t).Done():
 		t.Fatal("nobody was told that the key was revoked")
 	}
-	// Out of use it is forgotten like any other.
+	// Without a request in flight, it is evicted like any other.
 	inUse.Store(false)
 	others()
 }
 
-// A client that is stopped while a response arrives stops.
+// A client also stops if a response arrives at the same time.
 func TestStopsWhileAnswered(t *testing.T) {
 	p := newPlane(t)
 	org := storetest.Org(t, p.db)
 	token, _ := p.node(org)
 	conn := p.conn()
-	for i := range 30 { // of those two that may happen then, each
+	for i := range 30 { // so that both orders happen
 		c, cancel := context.WithCancel(context.Background())
 		x, err := xds.NewClient(xds.ClientConfig{Conn: stopping{conn, cancel}, NodeID: "test", Token: token, Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
@@ -91,7 +91,7 @@ func TestStopsWhileAnswered(t *testing.T) {
 	}
 }
 
-// stopping is a connection whose user is stopped as soon as something arrives.
+// stopping is a connection that stops the client as soon as a message arrives.
 type stopping struct {
 	grpc.ClientConnInterface
 	stop context.CancelFunc

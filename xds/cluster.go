@@ -20,14 +20,14 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// dnsCluster is the type of a cluster that is found by name.
+// dnsCluster is the type of a cluster with a DNS name.
 const dnsCluster = "envoy.clusters.dns"
 
 const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
-// cluster is where a provider is, and host the name that it is to be called by.
-// There is no limit of ours on how many requests a provider gets: Envoy's default
-// of 1,024 would end streamed responses, which live long.
+// cluster returns a provider's cluster, and the Host header for it. The requests to a
+// provider have no effective limit: Envoy's default of 1,024 is too low for streamed
+// responses, which take long.
 func (in Input) cluster(p provider.Provider) (c *clusterv3.Cluster, host string, err error) {
 	if err := provider.Validate(p); err != nil {
 		return nil, "", err
@@ -64,9 +64,9 @@ func (in Input) cluster(p provider.Provider) (c *clusterv3.Cluster, host string,
 	if notIP != nil {
 		c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
 			Name: dnsCluster, TypedConfig: pack(&dnsv3.DnsCluster{
-				// Each address is a host of its own, so that the filter of targets sees the one
-				// that is connected to. A host that goes away ends no request. One that cannot be
-				// reached costs a retry, so one family is better than two.
+				// Each address is a separate host, so that the filter of targets checks the
+				// address of the connection. A host that disappears ends no request. A host
+				// that cannot be reached costs a retry, so one address family is better.
 				DnsLookupFamily: commondnsv3.DnsLookupFamily_V4_PREFERRED, RespectDnsTtl: true, DnsRefreshRate: seconds(10), // for responses without a TTL
 			}),
 		}}
@@ -77,7 +77,7 @@ func (in Input) cluster(p provider.Provider) (c *clusterv3.Cluster, host string,
 	return c, authority(up), nil
 }
 
-// authority is the Host header that a provider expects.
+// authority returns the Host header that a provider expects.
 func authority(up provider.Upstream) string {
 	host := up.Host
 	if a, err := netip.ParseAddr(host); err == nil && a.Is6() {
@@ -89,7 +89,7 @@ func authority(up provider.Upstream) string {
 	return host + ":" + uitoa(uint64(up.Port))
 }
 
-// upstreamHTTP lets TLS choose HTTP/2 or 1.1; without TLS there is no choice.
+// upstreamHTTP lets ALPN choose HTTP/2 or HTTP/1.1. Without TLS it is HTTP/1.1.
 func (in Input) upstreamHTTP(tls bool) *httpv3.HttpProtocolOptions {
 	o := &httpv3.HttpProtocolOptions{
 		HttpFilters: []*hcmv3.HttpFilter{
@@ -97,8 +97,8 @@ func (in Input) upstreamHTTP(tls bool) *httpv3.HttpProtocolOptions {
 			{Name: filterCodec, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&codecv3.UpstreamCodec{})}},
 		},
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
-			// Below what servers keep an idle connection for, so that they do not
-			// close one at the moment when it is used again.
+			// Shorter than the idle timeout of servers, so that a server does not close a
+			// connection at the moment of its next use.
 			IdleTimeout: seconds(50),
 		},
 	}
@@ -120,8 +120,8 @@ func (in Input) upstreamHTTP(tls bool) *httpv3.HttpProtocolOptions {
 	return o
 }
 
-// tls demands that the server is the one of the base URL: a chain to a CA is not
-// enough. The name matches as RFC 6125 has it, one wildcard label included.
+// tls requires that the certificate has the host name of the base URL: a chain to a CA is not
+// enough. The name matches as in RFC 6125, with at most one wildcard label.
 func (in Input) tls(host string, ip bool) *corev3.TransportSocket {
 	san, sni := tlsv3.SubjectAltNameMatcher_DNS, host
 	if ip {

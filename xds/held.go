@@ -20,8 +20,8 @@ import (
 	"github.com/ai-identity/ai-identity/verdict"
 )
 
-// held is what a client was sent of the types that come whole, with its version.
-// Only the loop touches it.
+// held has the resources that a client received by wildcard subscription, with their
+// versions. Only the loop uses it.
 type held struct {
 	orgs        map[string]versioned[*aidv1.Org]
 	policies    map[string]versioned[*aidv1.Policy]
@@ -43,15 +43,15 @@ func newHeld() held {
 	}
 }
 
-// received is what is held of one type.
+// received has the resources of one type.
 type received interface {
 	versions() map[string]string
-	// receive applies a response. Resources that cannot be read stay as they were,
-	// and the others are applied; the error names them.
+	// receive applies a response. A resource that cannot be parsed keeps its old value. The
+	// others are applied. The error names those that were not applied.
 	receive(*discoveryv3.DeltaDiscoveryResponse) error
 }
 
-// of is what is held of a type; nil: nothing ever is.
+// of returns the resources of a type, or nil if the client does not keep the type.
 func (h held) of(t string) received {
 	switch t {
 	case OrgType:
@@ -80,7 +80,7 @@ func (h held) clone() held {
 		nodes: maps.Clone(h.nodes)}
 }
 
-// table is a map of what is held of a type that comes as M and is kept as T.
+// table has the resources of one type. They are received as M and stored as T.
 type table[M proto.Message, T any] struct {
 	into   map[string]versioned[T]
 	unpack func(M) (T, error)
@@ -100,7 +100,7 @@ func (t table[M, T]) receive(resp *discoveryv3.DeltaDiscoveryResponse) error {
 		var none M
 		m, ok := none.ProtoReflect().New().Interface().(M)
 		if err := r.GetResource().UnmarshalTo(m); !ok || err != nil {
-			bad = append(bad, fmt.Errorf("%s: not of its type", r.GetName()))
+			bad = append(bad, fmt.Errorf("%s: the resource has another type", r.GetName()))
 			continue
 		}
 		v, err := t.unpack(m)
@@ -116,15 +116,15 @@ func (t table[M, T]) receive(resp *discoveryv3.DeltaDiscoveryResponse) error {
 	return errors.Join(bad...)
 }
 
-// receive applies a response. An error names what was not applied: for that, what was
-// known before stays, and the control plane gets the error. One org's mistake does
-// not hold up the others.
+// receive applies a response. An error names the resources that were not applied. For these
+// the old values stay, and the control plane receives the error. An error in one org does
+// not affect the others.
 func (x *Client) receive(ctx context.Context, resp *discoveryv3.DeltaDiscoveryResponse) error {
 	x.metrics.received.WithLabelValues(short(resp.GetTypeUrl())).Add(float64(len(resp.GetResources()) + len(resp.GetRemovedResources())))
 	switch k, _ := kindOf(resp.GetTypeUrl()); {
 	case k.url == HeartbeatType:
 		if len(resp.GetResources()) > 0 {
-			x.beat.Store(x.c.Now().UnixNano()) // our own clock, so that the two need not agree
+			x.beat.Store(x.c.Now().UnixNano()) // the local clock, so that clocks need not agree
 		}
 		return nil
 	case k.named:
@@ -133,7 +133,7 @@ func (x *Client) receive(ctx context.Context, resp *discoveryv3.DeltaDiscoveryRe
 	next := x.held.clone()
 	of := next.of(resp.GetTypeUrl())
 	if of == nil {
-		return errors.New("this type was not subscribed to")
+		return errors.New("the client did not subscribe to this type")
 	}
 	bad := of.receive(resp)
 	home := next.nodes[nodeName].value.GetHomeOrgId()
@@ -146,10 +146,10 @@ func (x *Client) receive(ctx context.Context, resp *discoveryv3.DeltaDiscoveryRe
 
 func same[M proto.Message](m M) (M, error) { return m, nil }
 
-// build makes what exchanges decide by. An org is whole once its own resource has
-// come, since it is sent last. Policies are compiled only if they are not those of
-// before: it takes longer than all else, and what changes is mostly something else.
-// An org that cannot be built stays as it was before, and the error names it.
+// build builds the configuration for decisions. An org is complete once its own resource has
+// arrived, since it is sent last. Policies are compiled only if they have changed, since
+// compiling is slow and most changes are others. An org that cannot be built keeps its old
+// configuration, and the error names it.
 func (h held) build(ctx context.Context, before map[string]verdict.Org) (map[string]verdict.Org, error) {
 	orgs := make(map[string]verdict.Org, len(h.orgs))
 	var bad []error
@@ -188,7 +188,7 @@ func (h held) org(ctx context.Context, id string, before verdict.Org) (verdict.O
 		if p.OrgID != id {
 			continue
 		}
-		// A credential is sent only where it was meant to be sent.
+		// A credential is used only for the cluster that it was set for.
 		if c := h.credentials[name].value; c.GetOrgId() == id && c.GetProviderId() == p.ID && c.GetCluster() == p.Cluster {
 			p.Credential = provider.NewSecret(string(c.GetSecret()))
 		}
@@ -217,15 +217,15 @@ func unpackCalendar(o *aidv1.Org) (*budget.Calendar, error) {
 	return budget.NewCalendar(o.GetTimezone(), cmp.Or(o.GetTimezoneBefore(), o.GetTimezone()), from)
 }
 
-// change is an argument list of Changed, which is called after the lock is released.
+// change has the arguments of Changed, which is called after the lock is released.
 type change struct {
 	p      identity.Presented
 	caller identity.Caller
 	known  bool
 }
 
-// receiveCallers applies what came of callers, and wakes those who wait for it. One
-// that cannot be read is unknown, whatever it was before: it denies.
+// receiveCallers applies received callers, and wakes the requests that wait for them. A
+// caller that cannot be parsed becomes unknown, so its requests are denied.
 func (x *Client) receiveCallers(resp *discoveryv3.DeltaDiscoveryResponse) error {
 	var bad error
 	var changes []change
@@ -234,7 +234,7 @@ func (x *Client) receiveCallers(resp *discoveryv3.DeltaDiscoveryResponse) error 
 	for _, r := range resp.GetResources() {
 		p, ok := parseCallerName(r.GetName())
 		if !ok {
-			bad = errors.New("a caller by another name")
+			bad = errors.New("a caller with another name than its resource")
 			continue
 		}
 		var m aidv1.Caller
@@ -251,7 +251,7 @@ func (x *Client) receiveCallers(resp *discoveryv3.DeltaDiscoveryResponse) error 
 		_, had := x.callers[p]
 		_, asked := x.lookups.byKey[p]
 		if !had && !asked {
-			x.requestLocked(p, false) // forgotten in the meantime
+			x.requestLocked(p, false) // evicted in the meantime
 			continue
 		}
 		next := &caller{Caller: c, version: r.GetVersion()}
@@ -277,8 +277,8 @@ func (x *Client) receiveCallers(resp *discoveryv3.DeltaDiscoveryResponse) error 
 	return bad
 }
 
-// forgetLocked notes for a while that the key does not exist, and unsubscribes from it.
-// Junk must not be held at either end.
+// forgetLocked caches for a while that the key does not exist, and unsubscribes from it, so
+// that unknown keys use no memory at either end.
 func (x *Client) forgetLocked(p identity.Presented, now time.Time) (told []change) {
 	if _, had := x.callers[p]; had {
 		delete(x.callers, p)
@@ -289,7 +289,7 @@ func (x *Client) forgetLocked(p identity.Presented, now time.Time) (told []chang
 			break
 		}
 		if !now.Before(until) || len(x.unknown) >= maxNegative {
-			delete(x.unknown, other) // any: it will be asked for again
+			delete(x.unknown, other) // any one; it will be looked up again
 		}
 	}
 	x.unknown[p] = now.Add(x.c.NegativeTTL)
@@ -298,10 +298,10 @@ func (x *Client) forgetLocked(p identity.Presented, now time.Time) (told []chang
 	return told
 }
 
-// makeRoomLocked forgets callers that were not used for long, of a few taken at random each
-// time. That is close to the least recently used, without a list. A caller in use stays:
-// otherwise the revocation of its key would not be received. If all of the few are in use,
-// the next call makes room.
+// makeRoomLocked evicts a caller: out of a few random ones, the one that was not used for the
+// longest time. That approximates least recently used, without a list. A caller in use
+// stays, since the revocation of its key must be received. If all of the few are in use, the
+// next call makes room.
 func (x *Client) makeRoomLocked() {
 	const sample = 32
 	for len(x.callers) > x.c.MaxCallers {

@@ -13,8 +13,7 @@ import (
 	"github.com/ai-identity/ai-identity/verdict"
 )
 
-// Policies are compiled when policies change, and not when something else does: an
-// org's Bundle is the same one until then.
+// Policies are compiled only when policies change: until then, an org has the same Bundle.
 func TestPoliciesAreCompiledWhenTheyChange(t *testing.T) {
 	h := newHeld()
 	orgs := map[string]verdict.Org{}
@@ -91,6 +90,6 @@ func TestPoliciesAreCompiledWhenTheyChange(t *testing.T) {
 	changed("one more", map[string]bool{"org_1": false, "org_2": false, "org_3": true}, func(put func(proto.Message, string)) { put(pol("pol_3", "org_3", 1, "deny"), "pol_3") })
 	delete(h.policies, "pol_3")
 	changed("one fewer", map[string]bool{"org_1": false, "org_2": false, "org_3": true}, func(func(proto.Message, string)) {})
-	// From one org to another, which no control plane does.
+	// A move from one org to another, which no control plane sends.
 	changed("another org's", map[string]bool{"org_1": true, "org_2": true, "org_3": false}, func(put func(proto.Message, string)) { put(pol("pol_2", "org_1", 1, "deny"), "pol_2") })
 }

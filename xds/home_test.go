@@ -12,8 +12,8 @@ import (
 	"github.com/ai-identity/ai-identity/store/storetest"
 )
 
-// A node learns where its requests of no known caller are counted. Of several orgs it
-// is the one that the operator chose, and no other takes its place.
+// A node receives its home, the org with the audit log for requests without a known caller.
+// It is the org that the operator chose, and no other org replaces it.
 func TestHome(t *testing.T) {
 	p := newPlane(t)
 	alone, shared, other := storetest.Org(t, p.db), storetest.Org(t, p.db), storetest.Org(t, p.db)

@@ -19,8 +19,7 @@ import (
 	aidv1 "github.com/ai-identity/ai-identity/proto/aid/v1"
 )
 
-// Append takes a node's audit records. A node may write for the orgs that
-// it serves only.
+// Append accepts a node's audit records. A node may write only for the orgs that it serves.
 func (s *Server) Append(g grpc.BidiStreamingServer[aidv1.AppendRequest, aidv1.AppendReply]) error {
 	ctx := g.Context()
 	n, err := s.identify(ctx)
@@ -29,7 +28,7 @@ func (s *Server) Append(g grpc.BidiStreamingServer[aidv1.AppendRequest, aidv1.Ap
 	}
 	if !n.Has(identity.NodeExtproc) {
 		s.metrics.refused.Inc()
-		return status.Error(codes.PermissionDenied, "this node has not the role extproc, which appending audit records requires: make one with `aid node create --role extproc`")
+		return status.Error(codes.PermissionDenied, "this node does not have the role extproc, which appending audit records requires: create a node with `aid node create --role extproc`")
 	}
 	presented, _ := presentedBy(ctx)
 	st := s.appending(n)
@@ -81,23 +80,23 @@ func (s *Server) Append(g grpc.BidiStreamingServer[aidv1.AppendRequest, aidv1.Ap
 			continue
 		}
 		if len(req.GetRecords()) == 0 {
-			return status.Error(codes.InvalidArgument, "a batch without records")
+			return status.Error(codes.InvalidArgument, "the batch has no records")
 		}
-		// Nothing is appended of a batch that holds a record of another org.
+		// A batch with a record of another org is rejected as a whole.
 		recs := make([]audit.Record, len(req.GetRecords()))
 		for i, r := range req.GetRecords() {
 			if !slices.Contains(n.Orgs, r.GetOrgId()) {
 				s.metrics.records.WithLabelValues("foreign").Inc()
 				s.c.Log.ErrorContext(ctx, "a node sends records of an org that it does not serve", "node", n.ID)
-				return status.Error(codes.PermissionDenied, "records of another org")
+				return status.Error(codes.PermissionDenied, "the batch has records of an org that this node does not serve")
 			}
 			if r.GetOrgId() != req.GetRecords()[0].GetOrgId() {
-				return status.Error(codes.InvalidArgument, "a batch is of one org: the chain's reply is about that org")
+				return status.Error(codes.InvalidArgument, "all records of a batch must belong to one org")
 			}
 			recs[i] = audit.Record{Seq: r.GetWriterSeq(), Prev: r.GetPrev(), Org: r.GetOrgId(), Entry: r.GetEntry()}
 		}
 		org := recs[0].Org
-		// The node is the authenticated one. What the batch says of itself is not asked.
+		// The node is the authenticated one. The node's name in the batch is ignored.
 		upTo, err := s.c.Appender.Append(ctx, audit.Batch{
 			Org: org, Node: n.ID, Writer: req.GetWriter(), Shipper: req.GetShippedBy(), Fork: req.GetFork(), Records: recs,
 		})
@@ -210,7 +209,7 @@ type Ingest struct {
 	token  string
 
 	mu   sync.Mutex
-	idle *appendStream // kept for the next call; nil: none
+	idle *appendStream // for the next call; may be nil
 }
 
 // appendStream is one stream of batches and their replies.
@@ -219,8 +218,8 @@ type appendStream struct {
 	cancel context.CancelFunc
 }
 
-// NewIngest sends over conn as the node with the token; "" is for a client
-// certificate.
+// NewIngest returns an Ingest that sends over conn as the node with the token. The token is ""
+// for a client certificate.
 func NewIngest(conn grpc.ClientConnInterface, token string) *Ingest {
 	return &Ingest{client: aidv1.NewIngestClient(conn), token: token}
 }
@@ -241,7 +240,7 @@ func (i *Ingest) Send(ctx context.Context, b audit.Batch) (uint64, error) {
 		reply, err = stream.send(ctx, b)
 	}
 	if err != nil {
-		stream.cancel() // the next try begins anew
+		stream.cancel() // the next try opens a new stream
 		return 0, fmt.Errorf("sending audit records: %w", err)
 	}
 	i.keep(stream)
@@ -255,8 +254,8 @@ func (i *Ingest) Send(ctx context.Context, b audit.Batch) (uint64, error) {
 	case aidv1.AppendResult_APPEND_RESULT_REFUSED:
 		return 0, fmt.Errorf("%w: %s", audit.ErrRefused, reply.GetReason())
 	}
-	// A newer control plane's reply says nothing definite to this build.
-	return 0, fmt.Errorf("sending audit records: the control plane replies %v, which this build does not know: update the node", reply.GetResult())
+	// A reply of a newer control plane that this build does not support.
+	return 0, fmt.Errorf("sending audit records: this version does not support the control plane's reply %v: update the node", reply.GetResult())
 }
 
 // stream returns the idle stream, which was used before, or a new one.
@@ -275,7 +274,7 @@ func (i *Ingest) stream(ctx context.Context) (s *appendStream, used bool, err er
 func (i *Ingest) open(ctx context.Context) (*appendStream, error) {
 	// The stream outlives this call: its context is its own.
 	own, cancel := context.WithCancel(bearer(context.WithoutCancel(ctx), i.token))
-	stop := context.AfterFunc(ctx, cancel) // but opening it must not take longer
+	stop := context.AfterFunc(ctx, cancel) // opening the stream must end with ctx
 	stream, err := i.client.Append(own)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
@@ -305,15 +304,15 @@ func (s *appendStream) send(ctx context.Context, b audit.Batch) (*aidv1.AppendRe
 	for n, r := range b.Records {
 		req.Records[n] = &aidv1.Record{WriterSeq: r.Seq, Prev: r.Prev, OrgId: r.Org, Entry: r.Entry}
 	}
-	// Send's own error is io.EOF, and Recv says why.
+	// If Send returns io.EOF, Recv returns the cause.
 	if err := s.Send(req); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
 	return s.Recv()
 }
 
-// bearer adds a join token to what is sent. gRPC's own credentials reject to send
-// one without TLS, which a Unix socket does not need.
+// bearer adds a join token to the metadata. gRPC's own credentials require TLS, which a Unix
+// socket does not need.
 func bearer(ctx context.Context, token string) context.Context {
 	if token == "" {
 		return ctx

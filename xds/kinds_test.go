@@ -20,15 +20,15 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 )
 
-// TestFilesOfAType: no type is named in more than three files, all in this package. So
-// a new one costs edits in no more: its row in resource.go, where a client keeps it,
-// and where a server makes it. Envoy's types are kept by Envoy.
+// TestFilesOfAType: each type is named in at most three files, all in this package. So a new
+// type needs edits in three files: its row in resource.go, the client and the server. For
+// Envoy's types, Envoy is the client.
 func TestFilesOfAType(t *testing.T) {
 	root, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := map[string]string{} // of a constant: its type URL
+	names := map[string]string{} // type URLs by the names of constants
 	uses := map[string]map[string]bool{}
 	each := func(visit func(file string, n ast.Node)) {
 		t.Helper()
@@ -118,8 +118,8 @@ func literal(n ast.Node) string {
 	return ""
 }
 
-// TestNewType: a row of kinds is enough for the protocol. The type is subscribed to,
-// sent in its place in the order, removed when it has gone, and counted under its name.
+// TestNewType: a row of kinds is enough for the protocol. Clients subscribe to the type. It is
+// sent in its place in the order, removed when deleted, and counted under its name.
 func TestNewType(t *testing.T) {
 	const url = typePrefix + "google.protobuf.StringValue"
 	before := kinds

@@ -30,24 +30,23 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// lint collects what is wrong, each with its rule. The rules are those of
-// ../shared/reference/hardening.md, section 1.3, that apply to what Build makes:
+// lint collects the faults of a snapshot, each with its rule:
 //
-//	L01  extproc stands before the router, once, and only the management API is reached without it
-//	L02  extproc fails closed, and its refusals are obeyed
-//	L03  it sees whole requests, and no mode that it may choose shows it less
+//	L01  extproc is before the router, once; only routes to the management API skip it
+//	L02  extproc fails closed, and Envoy applies its rejections
+//	L03  extproc receives complete requests, and no mode that it may choose has less
 //	L04  a forbidden change of a header is an error
-//	L05  a provider is reached by the verdict only; what no route matches ends here
-//	L06  one reading of paths, hosts and headers; clients are not believed
+//	L05  only a decision leads to a provider; every other request ends at the gateway
+//	L06  paths, hosts and headers are normalized once; data of clients is not trusted
 //	L07  no mirror, redirect, upgrade, CONNECT or HTTP/3
 //	L08  limits are explicit and large enough
-//	L11  TLS to providers names the server and the CA
-//	L12  Envoy's own answers are in our words: extproc's pass, and nothing else does
-//	L13  what extproc removes from a provider's response, Envoy removes where extproc does not see it
-//	L14  the address of a provider is checked when it is connected to
+//	L11  TLS to providers has the name of the server and the CA
+//	L12  Envoy's own responses are replaced; only extproc's pass unchanged
+//	L13  if extproc does not receive response headers, Envoy removes the same ones
+//	L14  the address of a provider is checked when Envoy connects
 type lint struct {
 	found  []error
-	unseen bool // extproc does not see response headers
+	unseen bool // extproc does not receive response headers
 }
 
 func (l *lint) bad(rule, format string, args ...any) {
@@ -60,8 +59,8 @@ func (l *lint) want(ok bool, rule, what string) {
 	}
 }
 
-// Lint says what of a snapshot breaks the rules, or nil. It does not trust Build:
-// it looks at what Envoy would get.
+// Lint returns the faults of a snapshot, or nil. It does not trust Build: it checks the
+// resources that Envoy would receive.
 func Lint(s *Snapshot) error {
 	l := &lint{}
 	l.want(len(s.Listeners) == 1 && len(s.Routes) == 1, "L01", "there is not exactly one listener and one route table")
@@ -82,7 +81,7 @@ func (l *lint) listener(li *listenerv3.Listener) {
 	l.want(a.GetAddress() != "" && a.GetPortValue() != 0, "L08", "the listener has no address")
 	l.want(a.GetProtocol() == corev3.SocketAddress_TCP && li.GetUdpListenerConfig() == nil, "L07", "the listener is not TCP")
 	l.want(small(li.GetPerConnectionBufferLimitBytes()), "L08", "the listener's buffer limit is not set, or above 1 MiB")
-	l.want(li.GetDefaultFilterChain() == nil && len(li.GetListenerFilters()) == 0, "L01", "the listener has another way in")
+	l.want(li.GetDefaultFilterChain() == nil && len(li.GetListenerFilters()) == 0, "L01", "the listener has another filter chain or a listener filter")
 	hcm, err := managerOf(li)
 	if err != nil {
 		l.bad("L01", "%v", err)
@@ -93,30 +92,30 @@ func (l *lint) listener(li *listenerv3.Listener) {
 }
 
 func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
-	l.want(h.GetRds().GetRouteConfigName() == routesName, "L01", "the routes are not those that are linted")
+	l.want(h.GetRds().GetRouteConfigName() == routesName, "L01", "the listener uses other routes than the snapshot's")
 	l.want(h.GetNormalizePath().GetValue(), "L06", "normalize_path is off")
 	l.want(h.GetMergeSlashes(), "L06", "merge_slashes is off")
 	l.want(h.GetPathWithEscapedSlashesAction() == hcmv3.HttpConnectionManager_REJECT_REQUEST ||
 		h.GetPathWithEscapedSlashesAction() == hcmv3.HttpConnectionManager_KEEP_UNCHANGED, "L06", "escaped slashes are decoded")
 	l.want(h.GetStripAnyHostPort(), "L06", "strip_any_host_port is off")
 	l.want(h.GetSchemeHeaderTransformation().GetMatchUpstream(), "L06", "the client's scheme is sent to a provider")
-	l.want(h.GetUseRemoteAddress().GetValue(), "L06", "use_remote_address is off: the client would say where it comes from")
-	l.want(h.GetXffNumTrustedHops() == 0 && len(h.GetOriginalIpDetectionExtensions()) == 0, "L06", "x-forwarded-for of clients is believed")
-	l.want(!h.GetPreserveExternalRequestId() && h.GetGenerateRequestId().GetValue(), "L06", "request ids are the client's")
-	l.want(h.GetForwardClientCertDetails() == hcmv3.HttpConnectionManager_SANITIZE_SET, "L06", "x-forwarded-client-cert of clients is believed")
+	l.want(h.GetUseRemoteAddress().GetValue(), "L06", "use_remote_address is off: clients could choose their address")
+	l.want(h.GetXffNumTrustedHops() == 0 && len(h.GetOriginalIpDetectionExtensions()) == 0, "L06", "x-forwarded-for of clients is trusted")
+	l.want(!h.GetPreserveExternalRequestId() && h.GetGenerateRequestId().GetValue(), "L06", "clients can choose request ids")
+	l.want(h.GetForwardClientCertDetails() == hcmv3.HttpConnectionManager_SANITIZE_SET, "L06", "x-forwarded-client-cert of clients is trusted")
 	l.want(h.GetStreamErrorOnInvalidHttpMessage().GetValue(), "L06", "stream_error_on_invalid_http_message is off")
 	c := h.GetCommonHttpProtocolOptions()
 	l.want(c.GetHeadersWithUnderscoresAction() == corev3.HttpProtocolOptions_REJECT_REQUEST, "L06", "headers with underscores are not rejected")
 	l.want(!h.GetHttpProtocolOptions().GetAllowChunkedLength(), "L06", "chunked bodies with a content-length are accepted")
 	l.want(len(h.GetUpgradeConfigs()) == 0 && !h.GetHttp2ProtocolOptions().GetAllowConnect(), "L07", "upgrades or CONNECT are on")
 	l.want(h.GetHttp3ProtocolOptions() == nil && h.GetCodecType() != hcmv3.HttpConnectionManager_HTTP3, "L07", "HTTP/3 is on")
-	l.want(len(h.GetAccessLog()) == 1 && proto.Equal(h.GetAccessLog()[0], endLog()), "L06", "an access log other than extproc's could hold a credential from a URL")
-	l.want(h.GetMaxRequestHeadersKb().GetValue() > 0 && c.GetMaxHeadersCount().GetValue() > 0, "L08", "headers are not bounded")
+	l.want(len(h.GetAccessLog()) == 1 && proto.Equal(h.GetAccessLog()[0], endLog()), "L06", "an access log other than extproc's could contain a credential from a URL")
+	l.want(h.GetMaxRequestHeadersKb().GetValue() > 0 && c.GetMaxHeadersCount().GetValue() > 0, "L08", "headers have no limit")
 	l.want(small(h.GetHttp2ProtocolOptions().GetInitialStreamWindowSize()) && small(h.GetHttp2ProtocolOptions().GetInitialConnectionWindowSize()), "L08", "HTTP/2 windows are not set, or above 1 MiB")
-	l.want(h.GetHttp2ProtocolOptions().GetMaxConcurrentStreams().GetValue() > 0, "L08", "HTTP/2 streams are not bounded")
-	l.want(h.GetRequestHeadersTimeout().AsDuration() > 0 && h.GetRequestTimeout().AsDuration() > 0, "L08", "requests may arrive for ever")
-	l.want(h.GetStreamIdleTimeout().AsDuration() >= seconds(60).AsDuration(), "L08", "stream_idle_timeout is not set, or too short for a model that thinks")
-	l.want(c.GetIdleTimeout().AsDuration() > 0, "L08", "idle connections stay for ever")
+	l.want(h.GetHttp2ProtocolOptions().GetMaxConcurrentStreams().GetValue() > 0, "L08", "HTTP/2 streams have no limit")
+	l.want(h.GetRequestHeadersTimeout().AsDuration() > 0 && h.GetRequestTimeout().AsDuration() > 0, "L08", "the time for a request to arrive has no limit")
+	l.want(h.GetStreamIdleTimeout().AsDuration() >= seconds(60).AsDuration(), "L08", "stream_idle_timeout is not set, or shorter than a model may take")
+	l.want(c.GetIdleTimeout().AsDuration() > 0, "L08", "idle connections have no timeout")
 	l.replies(h.GetLocalReplyConfig())
 	removed, peer, protocol := false, false, false
 	for _, e := range h.GetEarlyHeaderMutationExtensions() {
@@ -136,27 +135,27 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 			}
 		}
 	}
-	l.want(peer, "L05", "clients may say where they come from: "+envoy.HeaderPeer+" is not overwritten")
-	l.want(removed, "L05", "clients may send "+envoy.HeaderRoute)
+	l.want(peer, "L05", "clients can choose their address: "+envoy.HeaderPeer+" is not overwritten")
+	l.want(removed, "L05", "clients can send "+envoy.HeaderRoute)
 	l.want(protocol, "L06", "extproc does not see HTTP/1.0: "+envoy.HeaderProtocol+" is not overwritten")
 }
 
-// replies must name none of what Envoy says of itself, and leave no response out.
+// replies checks that every response of Envoy is mapped, without Envoy's own text.
 func (l *lint) replies(c *hcmv3.LocalReplyConfig) {
 	ms := c.GetMappers()
 	if len(ms) < 2 || c.GetBodyFormat() != nil {
-		l.bad("L12", "Envoy's own answers are not mapped, or have a format beside the mappers")
+		l.bad("L12", "Envoy's own responses are not mapped, or have a format beside the mappers")
 		return
 	}
-	l.want(proto.Equal(ms[0].GetFilter(), extprocs()) && ms[0].GetBodyFormatOverride() == nil && ms[0].GetBody() == nil, "L12", "extproc's answers do not pass as they are")
+	l.want(proto.Equal(ms[0].GetFilter(), extprocs()) && ms[0].GetBodyFormatOverride() == nil && ms[0].GetBody() == nil, "L12", "extproc's responses do not pass unchanged")
 	for i, m := range ms[1:] {
 		f := m.GetBodyFormatOverride()
-		l.want(f.GetContentType() == "application/json" && len(f.GetJsonFormat().GetFields()) > 0, "L12", fmt.Sprintf("answer %d of Envoy's is no JSON", i+1))
-		l.want(m.GetStatusCode() == nil && m.GetBody() == nil, "L12", fmt.Sprintf("answer %d of Envoy's has another status or body", i+1))
+		l.want(f.GetContentType() == "application/json" && len(f.GetJsonFormat().GetFields()) > 0, "L12", fmt.Sprintf("response %d of Envoy is not JSON", i+1))
+		l.want(m.GetStatusCode() == nil && m.GetBody() == nil, "L12", fmt.Sprintf("response %d of Envoy has another status or body", i+1))
 		text := strings.NewReplacer(requestIDNow, "", statusNow, "").Replace(f.GetJsonFormat().String())
-		l.want(!strings.Contains(text, "%"), "L12", fmt.Sprintf("answer %d of Envoy's says more than the request's id", i+1))
+		l.want(!strings.Contains(text, "%"), "L12", fmt.Sprintf("response %d of Envoy has more data than the request's id", i+1))
 	}
-	l.want(proto.Equal(ms[len(ms)-1].GetFilter(), cel("true")), "L12", "some of Envoy's answers have no mapper")
+	l.want(proto.Equal(ms[len(ms)-1].GetFilter(), cel("true")), "L12", "some of Envoy's responses have no mapper")
 }
 
 func (l *lint) filters(fs []*hcmv3.HttpFilter) {
@@ -164,10 +163,10 @@ func (l *lint) filters(fs []*hcmv3.HttpFilter) {
 	for _, f := range fs {
 		names = append(names, f.GetName())
 		l.want(!f.GetDisabled() && !f.GetIsOptional(), "L01", f.GetName()+" is disabled or optional")
-		l.want(f.GetConfigDiscovery() == nil, "L01", f.GetName()+" comes later, by discovery")
+		l.want(f.GetConfigDiscovery() == nil, "L01", f.GetName()+" comes from discovery")
 	}
 	if len(names) > 0 && names[0] == envoy.FilterCORS {
-		fs, names = fs[1:], names[1:] // it only answers preflights, and adds headers to responses
+		fs, names = fs[1:], names[1:] // CORS only responds to preflights, and adds headers to responses
 	}
 	with := []string{envoy.FilterExtProc, "envoy.filters.http.router"}
 	withUsage := []string{envoy.FilterExtProc, envoy.FilterReplace, envoy.FilterResponse, envoy.FilterUsage, "envoy.filters.http.router"}
@@ -177,33 +176,33 @@ func (l *lint) filters(fs []*hcmv3.HttpFilter) {
 	}
 	var p extprocv3.ExternalProcessor
 	if err := fs[0].GetTypedConfig().UnmarshalTo(&p); err != nil {
-		l.bad("L01", "the filter named extproc is another one")
+		l.bad("L01", "the filter with the name extproc is another one")
 		return
 	}
-	l.want(p.GetGrpcService().GetEnvoyGrpc().GetClusterName() == envoy.ClusterExtProc, "L01", "somebody else than extproc is asked")
+	l.want(p.GetGrpcService().GetEnvoyGrpc().GetClusterName() == envoy.ClusterExtProc, "L01", "the filter calls another service than extproc")
 	l.want(!p.GetFailureModeAllow(), "L02", "failure_mode_allow is on")
 	l.want(!p.GetObservabilityMode(), "L02", "observability_mode is on")
 	l.want(!p.GetDisableImmediateResponse(), "L02", "disable_immediate_response is on: rejections would pass")
 	l.want(!p.GetSendBodyWithoutWaitingForHeaderResponse(), "L03", "bodies are sent before the headers are evaluated")
-	l.want(p.GetAllowModeOverride() == (len(p.GetAllowedOverrideModes()) > 0), "L03", "any mode may be chosen")
+	l.want(p.GetAllowModeOverride() == (len(p.GetAllowedOverrideModes()) > 0), "L03", "extproc may choose any mode")
 	for _, m := range p.GetAllowedOverrideModes() {
 		l.want(m.GetRequestBodyMode() == extprocv3.ProcessingMode_BUFFERED && m.GetRequestTrailerMode() == p.GetProcessingMode().GetRequestTrailerMode() &&
 			m.GetResponseHeaderMode() == extprocv3.ProcessingMode_SEND && m.GetResponseTrailerMode() == extprocv3.ProcessingMode_SEND &&
-			(m.GetResponseBodyMode() == extprocv3.ProcessingMode_STREAMED || m.GetResponseBodyMode() == extprocv3.ProcessingMode_BUFFERED), "L03", "a mode may be chosen that shows extproc less")
+			(m.GetResponseBodyMode() == extprocv3.ProcessingMode_STREAMED || m.GetResponseBodyMode() == extprocv3.ProcessingMode_BUFFERED), "L03", "extproc may choose a mode that sends it less")
 	}
 	m := p.GetProcessingMode()
 	l.unseen = m.GetResponseHeaderMode() != extprocv3.ProcessingMode_SEND
 	l.want(m.GetRequestHeaderMode() == extprocv3.ProcessingMode_SEND, "L03", "request headers are not sent")
-	l.want(m.GetRequestBodyMode() == extprocv3.ProcessingMode_BUFFERED, "L03", "request bodies are not sent whole")
+	l.want(m.GetRequestBodyMode() == extprocv3.ProcessingMode_BUFFERED, "L03", "request bodies are not buffered")
 	l.want(m.GetResponseHeaderMode() == extprocv3.ProcessingMode_SEND || m.GetResponseHeaderMode() == extprocv3.ProcessingMode_SKIP && len(fs) == len(withUsage), "L03", "response headers are not sent")
 	l.want(m.GetResponseBodyMode() == extprocv3.ProcessingMode_STREAMED || m.GetResponseBodyMode() == extprocv3.ProcessingMode_NONE && len(fs) == len(withUsage), "L03", "response bodies are not streamed")
 	l.want(m.GetResponseTrailerMode() == extprocv3.ProcessingMode_SEND, "L03", "response trailers are not sent")
 	r := p.GetMutationRules()
-	l.want(r.GetDisallowIsError().GetValue(), "L04", "a change that is not allowed is no error")
+	l.want(r.GetDisallowIsError().GetValue(), "L04", "a change that is not allowed is not an error")
 	l.want(!r.GetAllowEnvoy().GetValue() && !r.GetAllowAllRouting().GetValue(), "L04", "x-envoy-* or routing headers may be changed")
 	l.want(p.GetMessageTimeout().AsDuration() >= seconds(5).AsDuration(), "L08", "message_timeout is not set, or too short")
 	l.want(p.GetMaxMessageTimeout().AsDuration() == 0, "L08", "extproc may take longer than message_timeout")
-	l.want(p.GetRouteCacheAction() == extprocv3.ExternalProcessor_DEFAULT, "L05", "the route cache is not cleared by the decision alone")
+	l.want(p.GetRouteCacheAction() == extprocv3.ExternalProcessor_DEFAULT, "L05", "something other than the decision clears the route cache")
 }
 
 func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clusterv3.Cluster) {
@@ -212,10 +211,10 @@ func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clust
 		return
 	}
 	vh := rc.GetVirtualHosts()[0]
-	l.want(rc.GetVhds() == nil && vh.GetMatcher() == nil, "L05", "routes come from elsewhere")
+	l.want(rc.GetVhds() == nil && vh.GetMatcher() == nil, "L05", "routes come from another source")
 	l.want(len(vh.GetTypedPerFilterConfig())+len(rc.GetTypedPerFilterConfig()) == 0, "L01", "filters are changed for many routes at once")
 	l.want(len(vh.GetRequestMirrorPolicies())+len(rc.GetRequestMirrorPolicies()) == 0, "L07", "requests are mirrored")
-	l.want(vh.GetRetryPolicy() == nil && len(rc.GetClusterSpecifierPlugins()) == 0, "L05", "routes have settings that are not their own")
+	l.want(vh.GetRetryPolicy() == nil && len(rc.GetClusterSpecifierPlugins()) == 0, "L05", "routes inherit settings")
 	l.want(vh.GetRequestBodyBufferLimit().GetValue() >= slack, "L08", "the buffer of a request's body is not set, or too small")
 	last := len(vh.GetRoutes()) - 1
 	if last < 1 {
@@ -226,7 +225,7 @@ func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clust
 	end := vh.GetRoutes()[last]
 	l.want(end.GetMatch().GetPrefix() == "/" && len(end.GetMatch().GetHeaders()) == 0 && end.GetRoute().GetCluster() == nowhere &&
 		end.GetRoute().GetClusterNotFoundResponseCode() == routev3.RouteAction_SERVICE_UNAVAILABLE && len(end.GetRoute().GetRequestMirrorPolicies()) == 0, "L05",
-		"what no route matches is not answered 503")
+		"requests that no route matches do not get 503")
 	l.want(clusters[nowhere] == nil, "L05", "there is a cluster for requests without a decision")
 	reached := map[string]bool{}
 	for i, r := range vh.GetRoutes()[1:last] {
@@ -245,7 +244,7 @@ func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clust
 			reached[name] = true
 			l.providerRoute(r, name)
 		default:
-			l.bad("L05", "route %d leads to %q, which is no cluster of a provider", i, name)
+			l.bad("L05", "route %d leads to %q, which is not a provider's cluster", i, name)
 		}
 	}
 	for name := range clusters {
@@ -253,18 +252,18 @@ func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clust
 	}
 }
 
-// providerRoute must be reached by the decision, and be evaluated.
+// providerRoute checks that only the decision leads to the route, and that extproc is on.
 func (l *lint) providerRoute(r *routev3.Route, cluster string) {
 	hs, read := r.GetMatch().GetHeaders(), false
-	if len(hs) == 2 && hs[1].GetName() == envoy.HeaderAnswer { // it narrows the match
+	if len(hs) == 2 && hs[1].GetName() == envoy.HeaderAnswer { // this narrows the match
 		hs, read = hs[:1], true
 		l.want(slices.Contains(r.GetRequestHeadersToRemove(), envoy.HeaderAnswer), "L05", envoy.HeaderAnswer+" is sent upstream")
 	}
 	l.want(len(hs) == 1 && hs[0].GetName() == envoy.HeaderRoute && !hs[0].GetInvertMatch() && !hs[0].GetTreatMissingHeaderAsEmpty() &&
-		hs[0].GetStringMatch().GetExact() == cluster && !hs[0].GetStringMatch().GetIgnoreCase(), "L05", "a provider is reached without the decision for exactly "+cluster)
+		hs[0].GetStringMatch().GetExact() == cluster && !hs[0].GetStringMatch().GetIgnoreCase(), "L05", "a request reaches a provider without the decision for exactly "+cluster)
 	l.want(slices.Contains(r.GetRequestHeadersToRemove(), envoy.HeaderRoute), "L05", "the decision is sent upstream")
 	for _, name := range envoysOwn {
-		l.want(slices.Contains(r.GetRequestHeadersToRemove(), name), "L06", "the client's connection is sent to a provider in "+name)
+		l.want(slices.Contains(r.GetRequestHeadersToRemove(), name), "L06", "the provider receives the client's connection in "+name)
 	}
 	l.want(len(r.GetRequestHeadersToAdd()) == 0, "L05", "a provider's route adds headers")
 	c := r.GetTypedPerFilterConfig()
@@ -272,11 +271,11 @@ func (l *lint) providerRoute(r *routev3.Route, cluster string) {
 		l.want(name == envoy.FilterUsage || name == envoy.FilterResponse || name == envoy.FilterReplace, "L01", "a provider's route changes "+name)
 	}
 	if l.unseen && !read {
-		l.want(filtersResponses(c[envoy.FilterResponse]), "L13", "a provider's response headers pass unfiltered")
+		l.want(filtersResponses(c[envoy.FilterResponse]), "L13", "a provider's response headers are not filtered")
 		l.want(proto.Equal(c[envoy.FilterReplace], pack(replaced())), "L13", "a provider's 401 or redirect reaches the caller")
 	}
-	l.want(len(r.GetResponseHeadersToAdd()) == 0, "L13", "a provider's route adds response headers, which are removed again")
-	l.want(r.GetRoute().GetHostRewriteLiteral() != "", "L06", "a provider would get the gateway's host")
+	l.want(len(r.GetResponseHeadersToAdd()) == 0, "L13", "a provider's route adds response headers, which the filter removes")
+	l.want(r.GetRoute().GetHostRewriteLiteral() != "", "L06", "a provider would receive the gateway's host")
 	l.want(r.GetRoute().GetTimeout() != nil && r.GetRoute().GetTimeout().AsDuration() == 0, "L08", "a provider's response has a timeout")
 	l.want(r.GetRoute().GetIdleTimeout().AsDuration() >= seconds(60).AsDuration(), "L08", "a provider's route has no idle timeout, or a short one")
 	for _, on := range strings.Split(r.GetRoute().GetRetryPolicy().GetRetryOn(), ",") {
@@ -288,8 +287,8 @@ func (l *lint) providerRoute(r *routev3.Route, cluster string) {
 	}
 }
 
-// filtersResponses returns whether a configuration removes the response headers that
-// no provider's settings can let pass, and sets the gateway's own.
+// filtersResponses reports whether a configuration removes the response headers that no
+// setting of a provider can permit, and sets the gateway's own.
 func filtersResponses(a *anypb.Any) bool {
 	var m headerv3.HeaderMutationPerRoute
 	if a.UnmarshalTo(&m) != nil || len(m.GetMutations().GetResponseMutations()) == 0 {
@@ -310,14 +309,14 @@ func filtersResponses(a *anypb.Any) bool {
 	return slices.EqualFunc(m.GetMutations().GetResponseMutations()[1:], rest, func(a, b *mutationv3.HeaderMutation) bool { return proto.Equal(a, b) })
 }
 
-// managementRoute must be for a management path and nothing else.
+// managementRoute checks that the route is only for a management path.
 func (l *lint) managementRoute(r *routev3.Route) {
 	path := r.GetMatch().GetPath()
 	if prefix := r.GetMatch().GetPrefix(); prefix != "" {
 		path = strings.TrimSuffix(prefix, "/")
-		l.want(prefix != path, "L01", "the management path "+prefix+" also stands for what only begins like it")
+		l.want(prefix != path, "L01", "the management path "+prefix+" also matches other paths with the same beginning")
 	}
-	l.want(slices.Contains(ManagementPaths, path), "L01", fmt.Sprintf("%q goes to the management API, which does not have it", path))
+	l.want(slices.Contains(ManagementPaths, path), "L01", fmt.Sprintf("%q leads to the management API, which does not have the path", path))
 	var disabled extprocv3.ExtProcPerRoute
 	c := r.GetTypedPerFilterConfig()
 	l.want(len(c) == 1 && unpacks(c[envoy.FilterExtProc], &disabled) && disabled.GetDisabled(), "L01", "a management route changes filters in another way")
@@ -338,9 +337,9 @@ func (l *lint) cluster(name string, c *clusterv3.Cluster) {
 	case t != nil && t.GetName() == dnsCluster && t.GetTypedConfig().UnmarshalTo(&dns) == nil:
 	case t == nil && c.GetType() == clusterv3.Cluster_STATIC:
 	default:
-		l.bad("L07", "%s finds its server in another way than by name or address", name)
+		l.bad("L07", "%s has a discovery type other than DNS or static", name)
 	}
-	l.want(!dns.GetAllAddressesInSingleEndpoint(), "L14", name+" has addresses that the filter of targets does not see")
+	l.want(!dns.GetAllAddressesInSingleEndpoint(), "L14", name+" has addresses that the filter of targets does not check")
 	l.want(checksTargets(c), "L14", name+" connects to any address")
 	l.want(small(c.GetPerConnectionBufferLimitBytes()), "L08", name+" has no buffer limit, or one above 1 MiB")
 	l.want(c.GetConnectTimeout().AsDuration() > 0, "L08", name+" has no connect timeout")
@@ -348,7 +347,7 @@ func (l *lint) cluster(name string, c *clusterv3.Cluster) {
 	l.want(len(ts) > 0, "L08", name+" has Envoy's default circuit breakers")
 	for _, t := range ts {
 		l.want(t.GetMaxRequests().GetValue() >= 10_000 && t.GetMaxPendingRequests().GetValue() >= 10_000 && t.GetMaxConnections().GetValue() >= 10_000,
-			"L08", name+"'s circuit breakers are too small for streamed answers")
+			"L08", name+"'s circuit breakers are too small for streamed responses")
 	}
 	n := 0
 	for _, loc := range c.GetLoadAssignment().GetEndpoints() {
@@ -356,23 +355,22 @@ func (l *lint) cluster(name string, c *clusterv3.Cluster) {
 	}
 	l.want(n == 1, "L05", name+" has not exactly one server")
 	if c.GetTransportSocket() == nil {
-		return // http, which somebody asked for
+		return // http, which the base URL sets
 	}
 	var t tlsv3.UpstreamTlsContext
 	if c.GetTransportSocket().GetTypedConfig().UnmarshalTo(&t) != nil {
-		l.bad("L11", "%s speaks something other than TLS", name)
+		l.bad("L11", "%s has a transport other than TLS", name)
 		return
 	}
 	v := t.GetCommonTlsContext().GetValidationContext()
-	l.want(v.GetTrustedCa().GetFilename() != "", "L11", name+" trusts no CA, so it believes everybody")
-	l.want(len(v.GetMatchTypedSubjectAltNames()) == 1 && v.GetMatchTypedSubjectAltNames()[0].GetMatcher().GetExact() != "", "L11", name+" takes any server that a CA vouches for")
-	l.want(v.GetTrustChainVerification() == tlsv3.CertificateValidationContext_VERIFY_TRUST_CHAIN && !v.GetAllowExpiredCertificate(), "L11", name+" takes certificates that are not valid")
-	l.want(t.GetCommonTlsContext().GetTlsParams().GetTlsMinimumProtocolVersion() >= tlsv3.TlsParameters_TLSv1_2, "L11", name+" speaks TLS below 1.2")
+	l.want(v.GetTrustedCa().GetFilename() != "", "L11", name+" has no CA, so it trusts every server")
+	l.want(len(v.GetMatchTypedSubjectAltNames()) == 1 && v.GetMatchTypedSubjectAltNames()[0].GetMatcher().GetExact() != "", "L11", name+" accepts any server with a certificate of the CA")
+	l.want(v.GetTrustChainVerification() == tlsv3.CertificateValidationContext_VERIFY_TRUST_CHAIN && !v.GetAllowExpiredCertificate(), "L11", name+" accepts certificates that are not valid")
+	l.want(t.GetCommonTlsContext().GetTlsParams().GetTlsMinimumProtocolVersion() >= tlsv3.TlsParameters_TLSv1_2, "L11", name+" permits TLS below 1.2")
 	l.want(!t.GetAllowRenegotiation(), "L11", name+" allows renegotiation")
 }
 
-// checksTargets reports whether the address that is connected to must be public, or one
-// that is named.
+// checksTargets reports whether Envoy connects only to addresses that are public or listed.
 func checksTargets(c *clusterv3.Cluster) bool {
 	var o httpv3.HttpProtocolOptions
 	var rbac rbacfilterv3.RBAC

@@ -27,7 +27,7 @@ import (
 	"github.com/ai-identity/ai-identity/xds"
 )
 
-// parts are what a mutation may break: the snapshot, taken apart.
+// parts are the parts of a snapshot that a mutation may change.
 type parts struct {
 	s        *xds.Snapshot
 	listener *listenerv3.Listener
@@ -35,11 +35,11 @@ type parts struct {
 	extproc  *extprocv3.ExternalProcessor
 	vh       *routev3.VirtualHost
 	provider *routev3.Route // the first
-	unseen   *routev3.Route // with usage "envoy": the first whose response headers extproc does not see
-	escaped  *routev3.Route // the first of all, for paths with escaped slashes
+	unseen   *routev3.Route // with usage "envoy": the first one without response headers for extproc
+	escaped  *routev3.Route // the first route, for paths with escaped slashes
 	manage   *routev3.Route // the first to the management API
 	last     *routev3.Route
-	cluster  *clusterv3.Cluster // one with TLS
+	cluster  *clusterv3.Cluster // a cluster with TLS
 	tls      *tlsv3.UpstreamTlsContext
 }
 
@@ -100,7 +100,7 @@ func pack(t testing.TB, m proto.Message) *anypb.Any {
 	return a
 }
 
-// broken is a good snapshot with one thing changed.
+// broken is a valid snapshot with one change.
 func broken(t testing.TB, usage string, change func(*parts)) *xds.Snapshot {
 	t.Helper()
 	p := &parts{s: build(t, input(usage, providers()...)), hcm: &hcmv3.HttpConnectionManager{}, extproc: &extprocv3.ExternalProcessor{}, tls: &tlsv3.UpstreamTlsContext{}}
@@ -142,8 +142,8 @@ func broken(t testing.TB, usage string, change func(*parts)) *xds.Snapshot {
 	return p.s
 }
 
-// TestLint breaks a good snapshot in each way that matters. The lint must say so,
-// and name the rule.
+// TestLint breaks a valid snapshot in each relevant way. Lint must return an error with the
+// rule.
 func TestLint(t *testing.T) {
 	if err := xds.Lint(broken(t, "stream", func(*parts) {})); err != nil {
 		t.Fatalf("a good one: %v", err)
@@ -395,7 +395,7 @@ func TestLint(t *testing.T) {
 	}
 }
 
-// Where extproc does not see a provider's response headers, Envoy's filters stand in.
+// If extproc does not receive a provider's response headers, Envoy's filters remove them.
 func TestLintUnseen(t *testing.T) {
 	if err := xds.Lint(broken(t, "envoy", func(*parts) {})); err != nil {
 		t.Fatalf("a good one: %v", err)

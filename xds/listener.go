@@ -36,16 +36,16 @@ func (in Input) listener() (*listenerv3.Listener, error) {
 	}, nil
 }
 
-// What Envoy holds of a connection beyond the body that it buffers for extproc, which
-// the route bounds. All are small: a slow reader, or a sender that is about to be
-// rejected, holds this much and no more (docs/operations.md, Limits).
+// Envoy's buffers for a connection, without the body that it buffers for extproc. The route
+// limits that body. These limits are small, since a slow reader or a rejected sender can
+// fill them (docs/operations.md, Limits).
 const (
 	connectionBuffer = 256 << 10
 	streamWindow     = 256 << 10
 	connectionWindow = 1 << 20
 )
 
-// manager is Envoy's HTTP at a governed edge (docs/operations.md lists the limits).
+// manager returns the HTTP settings of the gateway (docs/operations.md lists the limits).
 func (in Input) manager() *hcmv3.HttpConnectionManager {
 	return &hcmv3.HttpConnectionManager{
 		StatPrefix: "gateway",
@@ -58,18 +58,18 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 		}},
 		HttpFilters: in.filters(),
 
-		// One reading of a path and of a host, for identity, policy, routing and record.
+		// Paths and hosts are normalized once, for identity, policy, routing and the audit log.
 		NormalizePath: wrapperspb.Bool(true),
 		MergeSlashes:  true,
-		// A path with an escaped slash reaches extproc, which knows the one place for it: a
-		// model's name. No route leads from there to a cluster (see escapedSlash).
+		// A path with an escaped slash reaches extproc, which accepts it only in a model's
+		// name. No route leads from there to a cluster (see escapedSlash).
 		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_KEEP_UNCHANGED,
 		StripPortMode:                &hcmv3.HttpConnectionManager_StripAnyHostPort{StripAnyHostPort: true},
 		StripTrailingHostDot:         true,
-		// The scheme that a client names over HTTP/2 would go on over HTTP/2.
+		// Without this, a client's :scheme would be forwarded over HTTP/2.
 		SchemeHeaderTransformation: &corev3.SchemeHeaderTransformation{MatchUpstream: true},
 
-		// What a client says of itself and of others is not believed.
+		// Addresses, ids and certificates in a client's headers are not trusted.
 		UseRemoteAddress:              yes(),
 		GenerateRequestId:             yes(),
 		PreserveExternalRequestId:     false,
@@ -79,7 +79,7 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 		ServerHeaderTransformation:    hcmv3.HttpConnectionManager_OVERWRITE,
 		ServerName:                    "aid",
 
-		// What two parsers could read differently is rejected.
+		// A message that parsers could read differently is rejected.
 		StreamErrorOnInvalidHttpMessage: yes(),
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
 			IdleTimeout:                  seconds(900),
@@ -90,7 +90,7 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 			// extproc rejects HTTP/1.0, by envoy.HeaderProtocol. A request without a Host gets
 			// one that does not exist, so that it has the same response.
 			AcceptHttp_10: true, DefaultHostForHttp_10: "http-1.0.invalid", AllowChunkedLength: false,
-			EnableTrailers: true, // to be seen, and rejected, on both protocols alike
+			EnableTrailers: true, // so that they are rejected with both protocols
 		},
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
 			MaxConcurrentStreams:        wrapperspb.UInt32(1000),
@@ -101,7 +101,7 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 
 		RequestHeadersTimeout: seconds(10),
 		RequestTimeout:        seconds(300), // for the whole request to arrive
-		StreamIdleTimeout:     seconds(600), // a model may think for long before it says more
+		StreamIdleTimeout:     seconds(600), // a model may pause for minutes
 		DelayedCloseTimeout:   seconds(1),
 		DrainTimeout:          seconds(5),
 
@@ -133,14 +133,14 @@ func (in Input) filters() []*hcmv3.HttpFilter {
 	}
 	fs = append(fs, filter(envoy.FilterExtProc, &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(envoy.ExtProcFilter(in.Usage))}))
 	if in.Usage == envoy.UsageEnvoy {
-		// Responses pass these in reverse order. Their work is in the routes.
+		// Responses pass these in reverse order. The routes have their settings.
 		fs = append(fs, filter(envoy.FilterReplace, &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&customv3.CustomResponse{})}),
 			filter(envoy.FilterResponse, &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&headerv3.HeaderMutation{})}))
 		fs = append(fs, filter(envoy.FilterUsage, &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&aiv3.AiProtocolManager{
 			ResponseHandling: &aiv3.ResponseHandling{TokenUsage: &aiv3.TokenUsageExtraction{
 				MetadataNamespace: envoy.UsageNamespace, UsageSignal: aiv3.TokenUsageExtraction_SYNTHESIZE_TRAILERS,
 				Limits: &aiv3.TokenUsageExtractionLimits{
-					// Its defaults are for short answers; these are the most it takes.
+					// The defaults are for short responses; these are the highest values.
 					MaxSseEventSize: wrapperspb.UInt32(1 << 20), MaxJsonBodySize: wrapperspb.UInt32(10 << 20), MaxParsedSseEvents: wrapperspb.UInt32(1_000_000),
 				},
 			}},
@@ -151,10 +151,10 @@ func (in Input) filters() []*hcmv3.HttpFilter {
 	})}))
 }
 
-// managerOf unpacks the one HTTP connection manager of a listener of ours.
+// managerOf unpacks the HTTP connection manager of a listener that Build made.
 func managerOf(l *listenerv3.Listener) (*hcmv3.HttpConnectionManager, error) {
 	if len(l.GetFilterChains()) != 1 || len(l.GetFilterChains()[0].GetFilters()) != 1 {
-		return nil, errors.New("xds: a listener of ours has one filter")
+		return nil, errors.New("xds: the listener does not have exactly one filter")
 	}
 	var hcm hcmv3.HttpConnectionManager
 	if err := l.GetFilterChains()[0].GetFilters()[0].GetTypedConfig().UnmarshalTo(&hcm); err != nil {

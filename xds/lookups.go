@@ -11,33 +11,33 @@ import (
 )
 
 const (
-	// lookupWindow is how many keys the control plane is asked for at the same moment.
-	// What comes next is chosen when it is sent, so a queue never forms behind it.
+	// lookupWindow is how many lookups are in flight to the control plane. The next one is
+	// chosen when one ends, so no queue forms at the control plane.
 	lookupWindow = 200
-	// maxPeerLookups bounds the keys of one peer that wait, and maxLookups those of all.
+	// maxPeerLookups limits the waiting lookups of one peer, and maxLookups those of all.
 	maxPeerLookups = 2000
 	maxLookups     = 8000
 )
 
-// lookups is the keys that the control plane is asked for. Each peer has a queue, and
-// the queues take turns: a peer that sends many keys that no agent has delays only
-// itself. Guarded by Client.mu.
+// lookups are the lookups of keys at the control plane. Each peer has a queue, and the queues
+// take turns. So a peer that sends many unknown keys delays only itself. Guarded by
+// Client.mu.
 type lookups struct {
 	byKey   map[identity.Presented]*lookup
-	queues  map[netip.Prefix]*list.List // of *lookup, by peer; none is empty
-	turns   *list.List                  // of netip.Prefix: whose turn comes first
+	queues  map[netip.Prefix]*list.List // of *lookup, by peer; no queue is empty
+	turns   *list.List                  // of netip.Prefix, in the order of their turns
 	waiting int                         // in all queues
-	asked   int                         // sent and not answered
+	asked   int                         // in flight
 }
 
-// lookup is one key, however many requests wait for it.
+// lookup is the lookup of one key, for all requests that wait for it.
 type lookup struct {
 	key  identity.Presented
 	done chan struct{} // closed when the response is in callers or unknown, or err is set
 	err  error
 
 	peer    netip.Prefix
-	place   *list.Element // in the peer's queue; nil: it was sent
+	place   *list.Element // in the peer's queue; nil: the lookup is in flight
 	waiters int
 }
 
@@ -45,8 +45,8 @@ func newLookups() lookups {
 	return lookups{byKey: make(map[identity.Presented]*lookup), queues: make(map[netip.Prefix]*list.List), turns: list.New()}
 }
 
-// peerOf is the part of an address that counts as one peer: one IPv4 address, or
-// the /64 of IPv6 that one client may have all of.
+// peerOf returns the part of an address that counts as one peer. It is an IPv4 address, or an
+// IPv6 /64, since one client may have all of it.
 func peerOf(a netip.Addr) netip.Prefix {
 	bits := 64
 	if a = a.Unmap().WithZone(""); a.Is4() {
@@ -56,7 +56,7 @@ func peerOf(a netip.Addr) netip.Prefix {
 	return p
 }
 
-// add puts a key into its peer's queue. The error is the reason if there is no room.
+// add puts a key into its peer's queue. It returns an error if a queue is full.
 func (l *lookups) add(p identity.Presented, peer netip.Prefix) (*lookup, error) {
 	q := l.queues[peer]
 	if q != nil && q.Len() >= maxPeerLookups {
@@ -92,8 +92,8 @@ func (l *lookups) evict() {
 	l.end(n, fmt.Errorf("%w: %d keys are being looked up", ErrUnavailable, maxLookups))
 }
 
-// next takes the lookup whose turn it is, or returns nil if none waits or enough are
-// with the control plane.
+// next removes and returns the next lookup. It returns nil if no lookup waits, or if
+// lookupWindow are in flight.
 func (l *lookups) next() *lookup {
 	if l.asked >= lookupWindow || l.waiting == 0 {
 		return nil
@@ -106,7 +106,7 @@ func (l *lookups) next() *lookup {
 	return n
 }
 
-// unqueue takes a lookup out of its queue.
+// unqueue removes a lookup from its queue.
 func (l *lookups) unqueue(n *lookup) {
 	q := l.queues[n.peer]
 	q.Remove(n.place)
@@ -116,7 +116,7 @@ func (l *lookups) unqueue(n *lookup) {
 		return
 	}
 	delete(l.queues, n.peer)
-	for e := l.turns.Back(); e != nil; e = e.Prev() { // next has just put it there
+	for e := l.turns.Back(); e != nil; e = e.Prev() { // next has moved it to the back
 		if e.Value == n.peer {
 			l.turns.Remove(e)
 			return
@@ -124,7 +124,7 @@ func (l *lookups) unqueue(n *lookup) {
 	}
 }
 
-// end wakes those who wait for a lookup.
+// end wakes the requests that wait for a lookup.
 func (l *lookups) end(n *lookup, err error) {
 	if n.place != nil {
 		l.unqueue(n)
@@ -136,15 +136,15 @@ func (l *lookups) end(n *lookup, err error) {
 	close(n.done)
 }
 
-// leave is called by a request that waits no more. A key that no request waits for is
-// not looked up, unless it was sent.
+// leave is called by a request that stops waiting. A lookup without a waiting request is
+// removed, unless it is in flight.
 func (l *lookups) leave(n *lookup) {
 	if n.waiters--; n.waiters == 0 && n.place != nil {
 		l.end(n, context.Canceled)
 	}
 }
 
-// ask joins the lookup of a key, or begins one.
+// ask joins the lookup of a key, or starts one.
 func (x *Client) ask(p identity.Presented, peer netip.Addr) (*lookup, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -161,9 +161,9 @@ func (x *Client) ask(p identity.Presented, peer netip.Addr) (*lookup, error) {
 	}
 	if !x.up {
 		x.metrics.lookups.WithLabelValues("disconnected").Inc()
-		return nil, fmt.Errorf("%w: not connected, and this key was not seen before", ErrUnavailable)
+		return nil, fmt.Errorf("%w: not connected, and this key is not in memory", ErrUnavailable)
 	}
-	if x.callers[p] != nil { // it came in the meantime
+	if x.callers[p] != nil { // received in the meantime
 		l := &lookup{done: make(chan struct{})}
 		close(l.done)
 		return l, nil
@@ -178,7 +178,7 @@ func (x *Client) ask(p identity.Presented, peer netip.Addr) (*lookup, error) {
 	return l, nil
 }
 
-// sendLookupsLocked asks the control plane for as many keys as it may have at once.
+// sendLookupsLocked sends lookups until lookupWindow are in flight.
 func (x *Client) sendLookupsLocked() {
 	for l := x.lookups.next(); l != nil; l = x.lookups.next() {
 		x.requestLocked(l.key, true)

@@ -21,7 +21,7 @@ import (
 	"github.com/ai-identity/ai-identity/xds"
 )
 
-// overheard is a connection that notes in which order callers are answered.
+// overheard is a connection that records the order of the responses for callers.
 type overheard struct {
 	grpc.ClientConnInterface
 	mu      sync.Mutex
@@ -52,8 +52,8 @@ func (s overheardStream) RecvMsg(m any) error {
 	return err
 }
 
-// before is how many callers were answered in messages before that of the name, and
-// in how many messages all were.
+// before returns how many callers were in messages before the message with the name, and the
+// number of messages.
 func (o *overheard) before(name string) (n, messages int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -66,7 +66,7 @@ func (o *overheard) before(name string) (n, messages int) {
 	return -1, len(o.answers)
 }
 
-// lockKeys keeps every transaction from reading keys, until the returned function is called.
+// lockKeys blocks every transaction that reads keys, until the returned function is called.
 func lockKeys(t *testing.T) (release func()) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), storetest.OwnerURL(t))
@@ -84,9 +84,9 @@ func lockKeys(t *testing.T) (release func()) {
 	}
 }
 
-// A thousand keys that no agent has, all at once from one peer, cost a few transactions.
-// A first use from another peer is answered before most of them, and one from the same
-// peer is answered too. (FAULTS A3)
+// A thousand unknown keys, all at once from one peer, cost a few transactions. A new key of
+// another peer is looked up before most of them. A new key of the same peer is also looked
+// up.
 func TestJunkKeysDoNotStarve(t *testing.T) {
 	const junk = 1000
 	attacker, client := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
@@ -155,8 +155,8 @@ func TestJunkKeysDoNotStarve(t *testing.T) {
 	}
 	t.Logf("%d keys in %d transactions; %d before the good one", junk+2, messages, n)
 
-	// Another node asks for the same keys: the control plane knows that they are junk, and
-	// needs no transaction. No transaction could read a key now.
+	// Another node looks up the same keys. The control plane has them in its cache of
+	// missing callers, so it needs no transaction. A transaction would block now.
 	release = lockKeys(t)
 	token, _ = p.node(org)
 	x2 := p.client(token, func(c *xds.ClientConfig) { c.NegativeTTL = time.Millisecond })
@@ -164,7 +164,7 @@ func TestJunkKeysDoNotStarve(t *testing.T) {
 	flood(x2)
 	users.Wait()
 	release()
-	// A key that is created is known at once.
+	// A created key is known at once.
 	a, _ := p.agent(org)
 	hash, _ := key(0).KeyHash()
 	k := identity.Key{OrgID: org, AgentID: a.ID, ID: "key_late", Name: "late", Hash: hash, CreatedAt: time.Now()}
@@ -172,8 +172,8 @@ func TestJunkKeysDoNotStarve(t *testing.T) {
 	eventually(t, func() error { _, err := x2.Caller(ctx(t), key(0), attacker); return err })
 }
 
-// One peer's keys, and those of all peers, are bounded. The peer with the most gives
-// way to one that has none waiting.
+// The lookups of one peer and of all peers are limited. If all are full, the newest lookup of
+// the peer with the most ends, and a peer without a lookup gets its place.
 func TestLookupsAreBounded(t *testing.T) {
 	p := newPlane(t)
 	org := storetest.Org(t, p.db)
@@ -204,7 +204,7 @@ func TestLookupsAreBounded(t *testing.T) {
 			}
 		}
 	}
-	// 200 of the first peer are with the control plane and wait in no queue.
+	// 200 lookups of the first peer are in flight and not in a queue.
 	from("192.0.2.1", perPeer+200+50)
 	rejected(50)
 	from("192.0.2.2", perPeer+1)
@@ -216,9 +216,9 @@ func TestLookupsAreBounded(t *testing.T) {
 	}
 	from("2001:db8::ffff", 1)
 	rejected(1)
-	from("192.0.2.4", 1) // all are full: the newest of a full peer gives way
+	from("192.0.2.4", 1) // all are full: the newest of a full peer ends
 	rejected(1)
-	from("192.0.2.4", 1) // it has one already
+	from("192.0.2.4", 1) // this peer has one already
 	rejected(1)
 	if len(results) != 0 {
 		t.Errorf("%d more were rejected", len(results))

@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// serverMetrics counts what is served. No label takes a value from a node.
+// serverMetrics are the server's metrics. No label has a value from a node.
 type serverMetrics struct {
 	acks, nacks, pushed, unpublished *prometheus.CounterVec
 	refused, silent, flooded         prometheus.Counter
@@ -31,12 +31,12 @@ func newServerMetrics(r prometheus.Registerer, nodes, unopened func() int) (*ser
 		silent:      plain("heartbeats_missed_total", "Heartbeats not sent because the database did not answer."),
 		flooded:     plain("notification_floods_total", "Readings of everything because more changes were notified than may wait. Rising: look who sends NOTIFY aid_changed."),
 		size: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "aid_xds_snapshot_resources", Help: "Resources in the last snapshot that was made, by type.",
+			Name: "aid_xds_snapshot_resources", Help: "Resources in the last snapshot, by type.",
 		}, []string{"type"}),
 		apply: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "aid_xds_apply_seconds", Help: "From hearing of a change to handing it to the nodes' streams.", Buckets: prometheus.ExponentialBuckets(.0001, 4, 9),
+			Name: "aid_xds_apply_seconds", Help: "Time from the notification of a change until the nodes' streams have it.", Buckets: prometheus.ExponentialBuckets(.0001, 4, 9),
 		}),
-		records: counter("ingest_records_total", "Audit records that nodes sent, by what became of them.", "result"),
+		records: counter("ingest_records_total", "Audit records that nodes sent, by result.", "result"),
 	}
 	for _, what := range []string{"policies", "envoy", "provider", "credential"} {
 		m.unpublished.WithLabelValues(what)
@@ -45,7 +45,7 @@ func newServerMetrics(r prometheus.Registerer, nodes, unopened func() int) (*ser
 		m.nacks.WithLabelValues(k.short)
 	}
 	connected := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "aid_xds_nodes", Help: "Nodes that are connected, Envoys and sidecars counted each.",
+		Name: "aid_xds_nodes", Help: "Connected nodes; Envoys and sidecars are counted separately.",
 	}, func() float64 { return float64(nodes()) })
 	sealed := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "aid_xds_unopened", Help: "Credentials and headers of connected orgs that cannot be opened. Not 0: nodes keep the last good ones, and /readyz names them.",
@@ -53,7 +53,7 @@ func newServerMetrics(r prometheus.Registerer, nodes, unopened func() int) (*ser
 	return m, register(r, m.acks, m.nacks, m.pushed, m.unpublished, m.refused, m.silent, m.flooded, m.size, m.apply, m.records, connected, sealed)
 }
 
-// clientMetrics says what a sidecar knows, and how old it is.
+// clientMetrics are the metrics of a sidecar's configuration and its age.
 type clientMetrics struct {
 	lookups  *prometheus.CounterVec
 	rejected *prometheus.CounterVec
@@ -72,19 +72,19 @@ func newClientMetrics(r prometheus.Registerer, callers, lookups func() int, age 
 	m := &clientMetrics{
 		lookups:  counter("lookups_total", "Lookups of callers, by result.", "result"),
 		rejected: counter("rejected_total", "Responses of the control plane that were rejected, by type. The last accepted ones stay.", "type"),
-		received: counter("resources_total", "Resources received, removals included, by type.", "type"),
-		evicted:  prometheus.NewCounter(prometheus.CounterOpts{Name: "aid_xds_client_evicted_total", Help: "Callers forgotten to make room."}),
+		received: counter("resources_total", "Resources received, including removals, by type.", "type"),
+		evicted:  prometheus.NewCounter(prometheus.CounterOpts{Name: "aid_xds_client_evicted_total", Help: "Callers that were evicted from memory."}),
 		first: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "aid_xds_client_first_lookup_seconds", Help: "Time of the first lookup of a key, at the control plane.", Buckets: prometheus.ExponentialBuckets(.0005, 2, 13),
 		}),
 	}
 	for _, k := range kinds {
-		m.rejected.WithLabelValues(k.short) // alerts read it from the start
+		m.rejected.WithLabelValues(k.short) // alerts need the metric from the start
 	}
 	return m, register(r, m.lookups, m.rejected, m.received, m.evicted, m.first,
 		gauge("callers", "Callers in memory.", func() float64 { return float64(callers()) }),
-		gauge("lookups_waiting", "Keys that are being looked up at the control plane or wait for it.", func() float64 { return float64(lookups()) }),
-		gauge("staleness_seconds", "Time since the control plane last said that its database answers.", func() float64 { return age().Seconds() }),
+		gauge("lookups_waiting", "Lookups of keys that wait or are in flight to the control plane.", func() float64 { return float64(lookups()) }),
+		gauge("staleness_seconds", "Time since the last heartbeat of the control plane, which means that its database responds.", func() float64 { return age().Seconds() }),
 		gauge("connected", "1 while there is a stream to the control plane.", func() float64 {
 			if up() {
 				return 1

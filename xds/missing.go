@@ -7,30 +7,30 @@ import (
 )
 
 const (
-	// maxMissing bounds the names that are known to be of no caller.
+	// maxMissing limits the cached names that belong to no caller.
 	maxMissing = 100_000
-	// missingFor is how long such a name is not looked up again. A caller that is
-	// created is looked up at once; this is for a change that was not received.
+	// missingFor is how long such a name stays in the cache. A created caller is removed
+	// from it at once; this limit is for a notification that was lost.
 	missingFor = 10 * time.Second
 )
 
-// missing remembers which callers were not found, so that keys that no caller has
-// cost no transaction each. The zero missing is empty.
+// missing is a cache of callers that were not found, so that an unknown key does not cost a
+// transaction each time. The zero missing is empty.
 type missing struct {
 	mu      sync.Mutex
 	changes uint64                          // counts what may have created a caller
-	names   map[string]map[string]time.Time // by name and by the orgs that were searched: until when
+	names   map[string]map[string]time.Time // expiry, by name and by the searched orgs
 	count   int
 }
 
-// now is passed to note: what was created in between is not noted as missing.
+// now returns the state to pass to note, which ignores names if something was created since.
 func (m *missing) now() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.changes
 }
 
-// has is true if the name was looked up in these orgs a moment ago, and not found.
+// has reports whether the cache has the name for these orgs.
 func (m *missing) has(name string, orgs []string, at time.Time) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -38,7 +38,7 @@ func (m *missing) has(name string, orgs []string, at time.Time) bool {
 	return ok && at.Before(until)
 }
 
-// note remembers names that were not found, unless something changed since now.
+// note adds names that were not found, unless something changed since now.
 func (m *missing) note(since uint64, names, orgs []string, at time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -55,7 +55,7 @@ func (m *missing) note(since uint64, names, orgs []string, at time.Time) {
 				break
 			}
 			m.count -= len(by)
-			delete(m.names, other) // any: it will be looked up again
+			delete(m.names, other) // any one; it will be looked up again
 		}
 		if m.names[name] == nil {
 			m.names[name] = make(map[string]time.Time)
@@ -67,7 +67,7 @@ func (m *missing) note(since uint64, names, orgs []string, at time.Time) {
 	}
 }
 
-// forget is called when a caller of that name may have been created.
+// forget is called when a caller with that name may have been created.
 func (m *missing) forget(name string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -49,8 +49,8 @@ func (h *heard) count(s string) int {
 	return strings.Count(h.b.String(), s)
 }
 
-// A control plane that is away is one line in the log, however often the stream is
-// opened again, and so is its return. (FAULTS P13)
+// A control plane that is not available is one line in the log, for all attempts to open the
+// stream. Its return is also one line.
 func TestOneLineForAChange(t *testing.T) {
 	p := newPlane(t)
 	token, _ := p.node(storetest.Org(t, p.db))

@@ -23,21 +23,21 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// What Envoy puts into its responses while it gives them.
+// Placeholders that Envoy replaces in its responses.
 const (
 	requestIDNow = "%REQ(X-REQUEST-ID)%"
 	statusNow    = "%RESPONSE_CODE%"
 )
 
-// ownReply is a response that Envoy gives. Envoy's own text never passes: it has
-// addresses in it.
+// ownReply is a response that Envoy generates. Envoy's own text is never sent, since it has
+// addresses.
 type ownReply struct {
 	flags   []string // Envoy's response flags; empty: any
 	details string   // the beginning of Envoy's response code details; empty: any
 	provider.Error
 }
 
-// ownReplies are the responses that Envoy gives. The first one that matches counts.
+// ownReplies returns the responses that Envoy generates. The first match is used.
 func ownReplies() []ownReply {
 	const invalid, server = "invalid_request_error", "api_error"
 	var all []ownReply
@@ -79,8 +79,8 @@ func ownReplies() []ownReply {
 	return all
 }
 
-// replacements are the responses of providers that must not reach a caller, where
-// extproc does not see them. extproc gives the same ones where it does.
+// replacements are the responses of providers that must not reach a caller, for routes on
+// which extproc does not receive them. extproc replaces the same ones on other routes.
 var replacements = []struct {
 	status  *matcherv3xds.Matcher_MatcherList_Predicate
 	details string
@@ -94,8 +94,8 @@ var replacements = []struct {
 		Message: "The provider did not respond in HTTP. Try again, or contact an administrator."}},
 }
 
-// replaced has Envoy give its own response, 502, in place of one in replacements. The
-// details name the reason; localReplies has the body.
+// replaced lets Envoy replace the responses in replacements by its own, with status 502. The
+// details have the reason; localReplies has the body.
 func replaced() *customv3.CustomResponse {
 	list := &matcherv3xds.Matcher_MatcherList{}
 	for _, r := range replacements {
@@ -133,7 +133,7 @@ func inputMatches(input proto.Message, value string) *matcherv3xds.Matcher_Match
 	}}
 }
 
-// redirects are all 3xx but 304, which leads nowhere.
+// redirects matches all 3xx except 304, which is not a redirect.
 func redirects() *matcherv3xds.Matcher_MatcherList_Predicate {
 	return &matcherv3xds.Matcher_MatcherList_Predicate{MatchType: &matcherv3xds.Matcher_MatcherList_Predicate_AndMatcher{
 		AndMatcher: &matcherv3xds.Matcher_MatcherList_Predicate_PredicateList{Predicate: []*matcherv3xds.Matcher_MatcherList_Predicate{
@@ -148,7 +148,7 @@ func redirects() *matcherv3xds.Matcher_MatcherList_Predicate {
 // is for everything else.
 var formats = []struct {
 	format provider.Format
-	asks   string // of PATH
+	asks   string // a condition on PATH
 }{
 	{provider.FormatAnthropic, `PATH == "/v1/messages" || PATH.startsWith("/v1/messages/") || PATH == "/v1/complete"`},
 	{provider.FormatGemini, `PATH.startsWith("/v1beta/") || PATH.startsWith("/v1alpha/") || PATH.startsWith("/v1/models/") && !PATH.startsWith("/v1/models/ft:") && PATH.matches(":[a-z][a-zA-Z]*[A-Z][a-zA-Z]*$")`},
@@ -157,10 +157,10 @@ var formats = []struct {
 	{provider.FormatOpenAI, ""},
 }
 
-// asks is true where the caller's format is f. After the decision the path is the
-// provider's; if that asks for another format, extproc has said which one the
-// caller's is. Without a path, since the request's head could not be read, it is
-// true for none.
+// asks returns a filter for requests with the caller's format f. After the decision the path
+// is the provider's, and may be of another format. Then extproc has set the caller's format
+// in the metadata. Without a path, because the request headers could not be parsed, no
+// filter matches.
 func asks(f provider.Format, condition string) *accesslogv3.AccessLogFilter {
 	const ours = `metadata.filter_metadata["` + envoy.MetadataNamespace + `"]`
 	condition = strings.ReplaceAll(condition, "PATH", "request.url_path")
@@ -168,8 +168,8 @@ func asks(f provider.Format, condition string) *accesslogv3.AccessLogFilter {
 		ours + `["` + envoy.MetadataFormat + `"] == "` + f.String() + `" : (` + condition + `)`)
 }
 
-// localReplies gives Envoy's own answers the form of the errors of the API that
-// was called. What extproc answers ("aid_…") passes as it is.
+// localReplies converts Envoy's own responses to errors in the format of the called API.
+// Responses of extproc ("aid_…") pass unchanged.
 func localReplies() *hcmv3.LocalReplyConfig {
 	mappers := []*hcmv3.ResponseMapper{{Filter: extprocs()}}
 	for _, f := range formats {
@@ -207,15 +207,15 @@ func localReplies() *hcmv3.LocalReplyConfig {
 	return &hcmv3.LocalReplyConfig{Mappers: mappers}
 }
 
-// extprocs is true for what extproc answers.
+// extprocs returns a filter for responses of extproc.
 func extprocs() *accesslogv3.AccessLogFilter {
 	return cel(`response.code_details.startsWith("` + envoy.DetailsPrefix + `")`)
 }
 
-// replyBody is what provider's Encode makes of e, with placeholders for what is only known
-// later. A request whose headers were rejected has no id: then it is null, where Encode
-// would leave it out. (Envoy's omit_empty_values would leave out OpenAI's param too.)
-// Encode always writes an object. Otherwise Lint would find an empty body.
+// replyBody returns the result of provider's Encode for e, with placeholders for values that
+// only Envoy has. A request with rejected headers has no id. Then the id is null, and Encode
+// would omit it. (Envoy's omit_empty_values would also omit OpenAI's param.) Encode always
+// writes an object; Lint would report an empty body.
 func replyBody(f provider.Format, e provider.Error) *structpb.Struct {
 	anyStatus := e.Status == 0
 	if anyStatus {
@@ -224,7 +224,7 @@ func replyBody(f provider.Format, e provider.Error) *structpb.Struct {
 	s := &structpb.Struct{}
 	_ = protojson.Unmarshal(f.Encode(&e, requestIDNow, ""), s)
 	if detail := s.GetFields()["error"].GetStructValue(); anyStatus && detail.GetFields()["code"].GetNumberValue() != 0 {
-		detail.Fields["code"] = structpb.NewStringValue(statusNow) // alone in a string it becomes a number
+		detail.Fields["code"] = structpb.NewStringValue(statusNow) // Envoy converts a string with only this placeholder to a number
 	}
 	return s
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// Without extproc, a real Envoy responds. On each path it must choose the format that
-// provider.FormatOf chooses, and write what Encode would.
+// Without extproc, a real Envoy responds. On each path it must choose the same format as
+// provider.FormatOf, and write the same body as Encode.
 func TestRepliesOfEnvoy(t *testing.T) {
 	dir := envoytest.SocketDir(t)
 	in := input("stream", providers()...)
@@ -46,7 +46,7 @@ func TestRepliesOfEnvoy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		req.URL.Opaque = "//" + in.Gateway + path // as it is, and not as Go would write it
+		req.URL.Opaque = "//" + in.Gateway + path // unchanged by Go
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			t.Fatal(err)
@@ -87,7 +87,7 @@ func TestRepliesOfEnvoy(t *testing.T) {
 	for _, path := range []string{"/", "/v1", "/v1/messages/", "/v1/messagesx", "/v1/complete/x", "/v1/models/", "/v1/models/g:generateContent", "/v1/models/g:Generate", "/v1/models/g:countTokens2", "/v1/models/ft:gpt:aB", "/v1/models/a:b:cD", "/v1/modelsx/g:y", "/v1beta", "/v1alpha/x", "/v2", "/v2/", "/v1/ocr/x", "/v1/fim", "/v1/fim/x", "/mistral", "/mistral/x", "/mistralx/v1/ocr", "/v1/mistral/x"} {
 		want(path, failed)
 	}
-	// And on whatever else can be made of the words in the conditions.
+	// Also on other combinations of the words in the conditions.
 	words := []string{"/", "/v1", "/v2", "/v1beta", "/v1alpha", "/messages", "/complete", "/models", "/fim", "/ocr", "/x", ":", "?", "x"}
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 300 {
@@ -96,7 +96,7 @@ func TestRepliesOfEnvoy(t *testing.T) {
 			path += words[random.IntN(len(words))]
 		}
 		if strings.Contains(path, "//") {
-			continue // Envoy merges slashes before anybody looks
+			continue // Envoy merges slashes first
 		}
 		want(path, failed)
 	}

@@ -21,7 +21,7 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// Type URLs of what is served.
+// Type URLs of the served resources.
 const (
 	typePrefix = "type.googleapis.com/"
 
@@ -38,23 +38,23 @@ const (
 	HeartbeatType  = typePrefix + "aid.v1.Heartbeat"
 )
 
-// heartbeatName is the one Heartbeat there is, and nodeName the one Node.
+// heartbeatName is the name of the only Heartbeat, and nodeName of the only Node.
 const (
 	heartbeatName = "clock"
 	nodeName      = "self"
 )
 
-// A kind is a resource type that is served. A new one is a row here, its place in held
-// and what a snapshot puts into it: TestFilesOfAType, TestNewType.
+// A kind is a resource type. A new type needs a row here, a field in held, and code in a
+// snapshot: TestFilesOfAType, TestNewType.
 type kind struct {
 	url   string
 	short string            // for labels and logs
 	role  identity.NodeRole // the nodes that may subscribe to it
-	named bool              // it is subscribed to by name only
+	named bool              // nodes subscribe to it only by name
 }
 
-// kinds is every type, in the order in which what is new is sent. What has gone is
-// removed in the reverse order.
+// kinds are all types, in the order in which new resources are sent. Removals are sent in the
+// reverse order.
 var kinds = []kind{
 	{url: ClusterType, short: "Cluster", role: identity.NodeEnvoy},
 	{url: ListenerType, short: "Listener", role: identity.NodeEnvoy},
@@ -63,7 +63,7 @@ var kinds = []kind{
 	{url: CredentialType, short: "Credential", role: identity.NodeExtproc},
 	{url: ProviderType, short: "Provider", role: identity.NodeExtproc},
 	{url: PolicyType, short: "Policy", role: identity.NodeExtproc},
-	{url: OrgType, short: "Org", role: identity.NodeExtproc}, // last: an org is whole once it has come
+	{url: OrgType, short: "Org", role: identity.NodeExtproc}, // last, since an org is complete once this has arrived
 	{url: HeartbeatType, short: "Heartbeat", role: identity.NodeExtproc},
 	{url: CallerType, short: "Caller", role: identity.NodeExtproc, named: true},
 }
@@ -76,7 +76,7 @@ func kindOf(url string) (kind, bool) {
 	return kinds[i], true
 }
 
-// short is a type's name, for labels and logs. A node may send any type.
+// short returns a type's name for labels and logs. A node may send any type.
 func short(url string) string {
 	if k, ok := kindOf(url); ok {
 		return k.short
@@ -84,11 +84,11 @@ func short(url string) string {
 	return "other"
 }
 
-// inOrg is the resource name of an org's object: ids are unique within an org only.
+// inOrg returns the resource name of an org's object. Ids are unique only within an org.
 func inOrg(org, id string) string { return org + "/" + id }
 
-// resource packs m. Its version is a digest, so that equal ones are equal whichever
-// replica serves them.
+// resource packs m. The version is a digest, so that all replicas send the same version for
+// the same resource.
 func resource(name string, m proto.Message) (*discoveryv3.Resource, error) {
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
@@ -101,7 +101,7 @@ func resource(name string, m proto.Message) (*discoveryv3.Resource, error) {
 	}, nil
 }
 
-// callerName is the resource name of the caller who presents p.
+// callerName returns the resource name of the caller that presents p.
 func callerName(p identity.Presented) string { return "key:" + string(p) }
 
 func parseCallerName(name string) (p identity.Presented, ok bool) {
@@ -138,15 +138,15 @@ func packCaller(c identity.Caller) (*aidv1.Caller, error) {
 	return out, nil
 }
 
-// unpackCaller is packCaller backwards. Whatever is not said to be active is not.
+// unpackCaller reverses packCaller. An agent or key without an active status is not active.
 func unpackCaller(p identity.Presented, m *aidv1.Caller) (identity.Caller, error) {
 	hash, ok := p.KeyHash()
 	if !ok {
-		return identity.Caller{}, errors.New("a caller who presents no key")
+		return identity.Caller{}, errors.New("a caller without a key")
 	}
 	a, k := m.GetAgent(), m.GetKey()
 	if a.GetId() == "" || k.GetId() == "" || k.GetAgentId() != a.GetId() || k.GetOrgId() != a.GetOrgId() || a.GetOrgId() == "" {
-		return identity.Caller{}, errors.New("a caller whose key is not its agent's")
+		return identity.Caller{}, errors.New("a caller with a key of another agent")
 	}
 	metadata, err := identity.ParseMetadata(a.GetMetadataJson())
 	if err != nil {
@@ -175,7 +175,7 @@ func unpackCaller(p identity.Presented, m *aidv1.Caller) (identity.Caller, error
 	return c, nil
 }
 
-// revoked is the time of a revocation whose time is not known.
+// revoked is the time of a revocation with an unknown time.
 var revoked = time.Unix(1, 0).UTC()
 
 func stamp(t time.Time) *timestamppb.Timestamp {
@@ -200,7 +200,7 @@ func unpackProvider(m *aidv1.Provider) (provider.Provider, error) {
 		Hosts: m.GetHosts(), Headers: provider.Headers(m.GetHeaders()), Settings: m.GetSettingsJson(), Cluster: m.GetCluster(), HasCredential: m.GetHasCredential(),
 	}
 	if p.ID == "" || p.OrgID == "" || p.Cluster != provider.ClusterName(p) {
-		return p, errors.New("a provider whose cluster is another's")
+		return p, errors.New("a provider with the cluster of another")
 	}
 	return p, provider.Validate(p)
 }

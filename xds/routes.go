@@ -19,22 +19,21 @@ import (
 
 func uitoa(n uint64) string { return strconv.FormatUint(n, 10) }
 
-// ManagementPaths go to the management API and never to a provider. The API requires its
-// own kind of credentials. On these routes extproc is off, and the header that leads to
-// providers has been removed from the request. Each path stands for itself and for all
-// paths below it.
+// ManagementPaths lead to the management API and never to a provider. The API requires its
+// own credentials. On these routes extproc is off, and the header that selects a provider
+// has been removed from the request. Each entry matches the path and all paths below it.
 var ManagementPaths = []string{
 	"/v1/agents", "/v1/policies", "/v1/providers", "/v1/org-keys", "/v1/nodes", "/v1/me", "/v1/audit",
 	"/v1/shadow-agents", "/v1/approvals", "/v1/attestations", "/v1/compliance",
 	"/docs", "/redoc", "/openapi.json", "/openapi.yaml", "/openapi-3.0.json", "/openapi-3.0.yaml", "/schemas", "/.well-known",
 }
 
-// nowhere is the cluster of what has no decision. It does not exist, so Envoy answers
-// 503; the lint keeps every cluster from having this name.
+// nowhere is the cluster of requests without a decision. It does not exist, so Envoy returns
+// 503. Lint checks that no cluster has this name.
 const nowhere = "no-verdict-no-route"
 
-// routes is the whole table: to providers by the decision, to the management API by
-// path, and else nowhere.
+// routes returns the route table. The decision leads to providers, and a management path to
+// the management API. Every other request leads nowhere.
 func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 	all := append([]*routev3.Route{escapedSlash()}, providers...)
 	for _, p := range ManagementPaths {
@@ -55,8 +54,8 @@ func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 	}
 	end := ended(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}})
 	if len(in.Origins) > 0 {
-		// The route of each request before its decision, which is when the filter reads this.
-		// The management API has no such policy.
+		// Every request has this route before its decision, when the CORS filter reads the
+		// policy. The management API has no CORS policy.
 		end.TypedPerFilterConfig = map[string]*anypb.Any{envoy.FilterCORS: pack(in.cors())}
 	}
 	all = append(all, end)
@@ -70,9 +69,9 @@ func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 	}
 }
 
-// ended is a route that leads nowhere. It is no direct response, because the bound on a
-// request's body holds only for routes to a cluster (Envoy 1.40). Before the decision every
-// request has this route.
+// ended returns a route to the cluster nowhere. It is not a direct response, because the limit
+// of a request's body holds only for routes to a cluster (Envoy 1.40). Before the decision
+// every request has this route.
 func ended(m *routev3.RouteMatch) *routev3.Route {
 	return &routev3.Route{
 		Match: m,
@@ -82,17 +81,17 @@ func ended(m *routev3.RouteMatch) *routev3.Route {
 	}
 }
 
-// escapedSlash is the first route: no path with an escaped slash or backslash goes to
-// a provider or to the management API, whatever the decision. extproc itself answers
-// GET /v1/models/{model}, where SDKs write the name "org/model" in this way.
+// escapedSlash returns the first route. A path with an escaped slash or backslash never leads
+// to a provider or to the management API. SDKs use such a path in GET /v1/models/{model} for
+// the name "org/model", and extproc itself responds to it.
 func escapedSlash() *routev3.Route {
 	return ended(&routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_SafeRegex{
 		SafeRegex: &matcherv3.RegexMatcher{Regex: `.*%(2[fF]|5[cC]).*`},
 	}})
 }
 
-// cors is what scripts of the allowed origins may do: send a key in a header, and read
-// the response. Browsers send no cookies.
+// cors returns the policy for scripts of the allowed origins. They may send a key in a header
+// and read the response. Browsers send no cookies.
 func (in Input) cors() *corsv3.CorsPolicy {
 	p := &corsv3.CorsPolicy{
 		AllowMethods: "GET, POST", AllowHeaders: "authorization, *", ExposeHeaders: "*", MaxAge: "600", AllowCredentials: wrapperspb.Bool(false),
@@ -103,10 +102,10 @@ func (in Input) cors() *corsv3.CorsPolicy {
 	return p
 }
 
-// envoysOwn are headers that Envoy adds to a request after the client's headers of these
-// names are removed. extproc cannot remove them: Envoy needs x-forwarded-proto to find a
-// route, and x-envoy-* is closed to extproc. They describe the client and its connection,
-// and must not reach the provider.
+// envoysOwn are headers that Envoy adds to a request after it has removed the client's
+// headers with these names. extproc cannot remove them: Envoy needs x-forwarded-proto to
+// find a route, and extproc may not change x-envoy-*. They describe the client and its
+// connection, and must not reach the provider.
 var envoysOwn = []string{"x-forwarded-proto", "x-envoy-external-address", "x-envoy-internal"}
 
 func overwrite(name, value string) *corev3.HeaderValueOption {
@@ -115,7 +114,7 @@ func overwrite(name, value string) *corev3.HeaderValueOption {
 	}
 }
 
-// providerRoutes are the only ones to a provider.
+// providerRoutes returns the only routes to a provider.
 func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*routev3.Route {
 	build := func(path string, llm llmv3.LLMProtocol, read bool) *routev3.Route {
 		r := &routev3.Route{
@@ -131,10 +130,10 @@ func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*rou
 			Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 				ClusterSpecifier:     &routev3.RouteAction_Cluster{Cluster: cluster},
 				HostRewriteSpecifier: &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: host},
-				Timeout:              seconds(0),   // a response takes as long as it takes,
-				IdleTimeout:          seconds(600), // but says something
-				// Only where nothing was sent. The same cluster, so the same
-				// credential; and the request was evaluated once for all tries.
+				Timeout:              seconds(0),   // a response has no time limit
+				IdleTimeout:          seconds(600), // only a limit between its parts
+				// Only if nothing was sent. The cluster and the credential stay the
+				// same, and the decision holds for all tries.
 				RetryPolicy: &routev3.RetryPolicy{
 					RetryOn: "connect-failure,refused-stream,reset-before-request", NumRetries: wrapperspb.UInt32(2),
 				},
@@ -159,8 +158,8 @@ func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*rou
 	if in.Usage != envoy.UsageEnvoy {
 		return []*routev3.Route{route("", 0)}
 	}
-	// First the one for answers that extproc reads. Envoy reads no usage there: the
-	// trailers in which it would say so come after the end of a translated response.
+	// The first route is for responses that extproc reads. Envoy does not read usage there,
+	// since it sends usage in trailers, after the end of a translated response.
 	read := build("", 0, true)
 	read.Match.Headers = append(read.Match.Headers, &routev3.HeaderMatcher{
 		Name: envoy.HeaderAnswer, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true},
@@ -172,7 +171,7 @@ func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*rou
 	case provider.KindGemini:
 		return []*routev3.Route{read, route("", llmv3.LLMProtocol_GEMINI_GENERATE_CONTENT)}
 	case provider.KindCohere:
-		return []*routev3.Route{read, route("", 0)} // Envoy does not read its usage
+		return []*routev3.Route{read, route("", 0)} // Envoy cannot read the usage of this kind
 	default:
 		return []*routev3.Route{read, route(`.*/responses`, llmv3.LLMProtocol_OPENAI_RESPONSES), route("", llmv3.LLMProtocol_OPENAI_CHAT_COMPLETIONS)}
 	}

@@ -28,25 +28,25 @@ import (
 	"github.com/ai-identity/ai-identity/store"
 )
 
-// Appender takes the records that a node ships; *audit.Chain is one.
+// Appender appends the records that a node ships; *audit.Chain is one.
 type Appender interface {
 	// Append returns the sequence number up to which records are committed.
 	Append(ctx context.Context, b audit.Batch) (uint64, error)
 }
 
-// ServerConfig is what a Server needs.
+// ServerConfig configures a Server.
 type ServerConfig struct {
 	DB       *store.DB
-	Sealer   *provider.Sealer // opens the credentials that are pushed to nodes
+	Sealer   *provider.Sealer // decrypts the credentials that are pushed to nodes
 	Appender Appender
 	Ledger   Ledger // of sums of USD caps
 
 	Gateway string           // host:port that Envoys listen on for applications
-	Usage   string           // "stream" or "envoy": who reads usage from answers
+	Usage   string           // reader of usage in responses: "stream" or "envoy"
 	MaxBody int64            // largest request body, in bytes
-	Origins []string         // of web pages that may call the gateway
-	Targets provider.Targets // the addresses that providers may have
-	CAFile  string           // PEM file on the Envoys' machines that vouches for providers; empty: the system's
+	Origins []string         // origins of web pages that may call the gateway
+	Targets provider.Targets // the addresses that providers may use
+	CAFile  string           // PEM file on the Envoys' machines with the CAs of providers; empty: the system's
 	// DigestKey returns the key that is in use, and is called again by Reread. It keys the digests of request bodies in the record. Each org gets a
 	// key of its own that is derived from it. Empty: the record has no digests.
 	DigestKey func() []byte
@@ -56,11 +56,11 @@ type ServerConfig struct {
 	Heartbeat time.Duration
 	Now       func() time.Time // nil: time.Now
 	Log       *slog.Logger     // nil: slog.Default()
-	// Registerer takes the metrics (aid_xds_…). Nil: they are not shown.
+	// Registerer registers the metrics (aid_xds_…). Nil: they are not exported.
 	Registerer prometheus.Registerer
 }
 
-// Server serves Envoys and sidecars over delta ADS, and takes their audit records.
+// Server serves Envoys and sidecars over delta ADS, and accepts their audit records.
 type Server struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	aidv1.UnimplementedIngestServer
@@ -68,14 +68,14 @@ type Server struct {
 
 	c        ServerConfig
 	metrics  *serverMetrics
-	missing  missing       // callers that are known not to be there
-	turns    chan struct{} // holds a token for each reading of callers
-	counting chan struct{} // holds a token for each reading of counts
+	missing  missing       // cache of callers that do not exist
+	turns    chan struct{} // has a token for each transaction that reads callers
+	counting chan struct{} // has a token for each transaction that reads counts
 	reading  sync.Mutex    // held while an org's configuration is read and published
-	changes  *queue        // what is to be read again
+	changes  *queue        // changes to read
 
 	mu      sync.Mutex
-	orgs    map[string]*orgState // those that a node is connected for
+	orgs    map[string]*orgState // orgs with a connected node
 	joined  map[string]joined    // by the orgs' ids
 	streams map[*stream]struct{}
 	appends appendStreams
@@ -83,20 +83,20 @@ type Server struct {
 	beat    time.Time // the last heartbeat
 }
 
-// orgState is what the nodes of an org are served. Guarded by Server.mu.
+// orgState is the configuration of an org's nodes. Guarded by Server.mu.
 type orgState struct {
 	id       string
 	loaded   bool
-	view     view      // what sidecars get
-	envoy    *Snapshot // the last good one; nil: there was none yet
-	unopened []string  // providers with a credential or header that could not be opened
+	view     view      // the resources of sidecars
+	envoy    *Snapshot // the last valid one; nil: there was none yet
+	unopened []string  // providers with a credential or header that could not be decrypted
 	opened   int       // credentials and providers' headers that could
 }
 
-// NewServer returns a server. Run must run for it to serve anything.
+// NewServer returns a server. It serves only while Run runs.
 func NewServer(c ServerConfig) (*Server, error) {
 	if c.DB == nil || c.Sealer == nil || c.Appender == nil || c.Ledger == nil {
-		return nil, errors.New("xds needs a DB, a Sealer, an Appender and a Ledger")
+		return nil, errors.New("xds requires a DB, a Sealer, an Appender and a Ledger")
 	}
 	if c.Heartbeat == 0 {
 		c.Heartbeat = 2 * time.Second
@@ -167,7 +167,7 @@ func (s *Server) unopenedLocked() error {
 	if n > shown {
 		names = append(names, fmt.Sprintf("%d more", n-shown))
 	}
-	return fmt.Errorf("the credential or a header of %s cannot be opened, and nodes keep what they have: add the key that encrypted it to --fernet-keys, or set it again",
+	return fmt.Errorf("the credential or a header of %s cannot be decrypted. Nodes keep the last one. Add the key that encrypted it to --fernet-keys, or set it again",
 		strings.Join(names, ", "))
 }
 
@@ -202,8 +202,8 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// Reread has Run read the configuration of all connected orgs again. It is for when
-// ServerConfig.Sealer has other keys: what could not be opened may open now.
+// Reread makes Run read the configuration of all connected orgs again. Call it when
+// ServerConfig.Sealer has new keys, which may decrypt more.
 func (s *Server) Reread() { s.changes.all() }
 
 // Any role of the database may send a notification. So it is only a hint of what to read,
@@ -251,7 +251,7 @@ func parseAnnounced(payload string) (a announced, ok bool) {
 
 const tagLength = 16
 
-// of is true if the change may be one of the org's.
+// of reports whether the change may belong to the org.
 func (a announced) of(org string) bool {
 	sum := sha256.Sum256([]byte(strconv.FormatInt(a.seq, 10) + " " + org))
 	return hex.EncodeToString(sum[:])[:tagLength] == a.tag
@@ -337,8 +337,8 @@ func (q *queue) waits() bool {
 	return q.flooded
 }
 
-// apply reads what has changed and hands it to the streams. What cannot be read
-// now stays to be done, and is tried again.
+// apply reads the changes and passes them to the streams. A change that cannot be read now is
+// tried again.
 func (s *Server) apply(ctx context.Context, changes *queue) {
 	retry := time.NewTicker(s.c.Heartbeat)
 	defer retry.Stop()
@@ -371,7 +371,7 @@ func (s *Server) apply(ctx context.Context, changes *queue) {
 		waiting := append(unread, fresh...)
 		read, err := s.read(ctx, waiting)
 		if unread = nil; err != nil && ctx.Err() == nil {
-			s.c.Log.WarnContext(ctx, "reading changes, trying again", "err", err)
+			s.c.Log.WarnContext(ctx, "reading changes failed; trying again", "err", err)
 			if unread = waiting; len(unread) > maxQueued {
 				todo, unread = []string{"*"}, nil
 			}
@@ -381,7 +381,7 @@ func (s *Server) apply(ctx context.Context, changes *queue) {
 		}
 		for _, change := range merged(append(todo, read...)) {
 			if err := s.changed(ctx, change); err != nil && ctx.Err() == nil {
-				s.c.Log.WarnContext(ctx, "reading a change, trying again", "change", change, "err", err)
+				s.c.Log.WarnContext(ctx, "reading a change failed; trying again", "change", change, "err", err)
 				left = append(left, change)
 			}
 		}
@@ -436,8 +436,8 @@ func (s *Server) read(ctx context.Context, all []announced) (changes []string, e
 	return changes, nil
 }
 
-// merged leaves out what is said twice: a "*" stands for everything before it,
-// and all that makes an org's whole configuration is one change.
+// merged removes duplicates. A "*" replaces all changes before it. Changes that reload an
+// org's whole configuration become one.
 func merged(changes []string) (out []string) {
 	seen := map[string]bool{}
 	for _, c := range changes {
@@ -493,8 +493,8 @@ func (s *Server) each(org string, fn func(*stream)) {
 	}
 }
 
-// resync reads everything again that a connected node has, because notifications were lost
-// while the connection was down.
+// resync reads the whole configuration of connected nodes again, because notifications were
+// lost while the connection was down.
 func (s *Server) resync(ctx context.Context) error {
 	s.mu.Lock()
 	var orgs []string
@@ -519,7 +519,7 @@ func (s *Server) resync(ctx context.Context) error {
 	return nil
 }
 
-// heartbeats tells nodes that the database answers.
+// heartbeats sends heartbeats to nodes while the database responds.
 func (s *Server) heartbeats(ctx context.Context) {
 	tick := time.NewTicker(s.c.Heartbeat)
 	defer tick.Stop()
@@ -544,7 +544,7 @@ func (s *Server) heartbeats(ctx context.Context) {
 	}
 }
 
-// identify returns the node of a stream, or the reason why it is not known.
+// identify returns the node of a stream, or an error if it is not known.
 func (s *Server) identify(ctx context.Context) (identity.Node, error) {
 	presented, err := presentedBy(ctx)
 	if err != nil {
@@ -555,7 +555,7 @@ func (s *Server) identify(ctx context.Context) (identity.Node, error) {
 	switch {
 	case errors.Is(err, identity.ErrNotFound):
 		s.metrics.refused.Inc()
-		return n, status.Error(codes.Unauthenticated, "this token or certificate is of no node; make one with `aid node create`")
+		return n, status.Error(codes.Unauthenticated, "no node has this token or certificate; create a node with `aid node create`")
 	case err != nil:
 		s.c.Log.WarnContext(ctx, "looking up a node", "err", err)
 		return n, status.Error(codes.Unavailable, "nodes cannot be looked up now")

@@ -48,7 +48,7 @@ type plane struct {
 	serve  func()
 }
 
-// taken is an Appender that remembers what it took.
+// taken is an Appender that stores its batches.
 type taken struct {
 	mu   sync.Mutex
 	recs []audit.Record
@@ -100,7 +100,7 @@ func newPlane(t testing.TB) *plane {
 		defer mu.Unlock()
 		l, g = bufconn.Listen(1<<20), grpc.NewServer()
 		p.server.Register(g)
-		go g.Serve(l) //nolint:errcheck // it ends with Stop
+		go g.Serve(l) //nolint:errcheck // returns after Stop
 	}
 	p.stop = func() {
 		mu.Lock()
@@ -164,13 +164,13 @@ func mint(t testing.TB, kind identity.Kind) (string, [32]byte) {
 	return secret, hash
 }
 
-// node lets a node of the org in and returns its token and id.
+// node creates a node of the org and returns its token and id.
 func (p *plane) node(org string) (token, id string) {
 	p.t.Helper()
 	return p.nodeOf(identity.Node{Roles: []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc}}, org)
 }
 
-// nodeOf lets a node in that serves the orgs.
+// nodeOf creates a node that serves the orgs.
 func (p *plane) nodeOf(n identity.Node, orgs ...string) (token, id string) {
 	p.t.Helper()
 	token, hash := mint(p.t, identity.NodeToken)
@@ -189,7 +189,7 @@ func (p *plane) nodeOf(n identity.Node, orgs ...string) (token, id string) {
 	return token, id
 }
 
-// agent makes an agent with one key.
+// agent creates an agent with one key.
 func (p *plane) agent(org string) (a identity.Agent, k identity.Key) {
 	p.t.Helper()
 	now := time.Now().UTC().Truncate(time.Microsecond)
@@ -243,7 +243,7 @@ func ctx(t testing.TB) context.Context {
 	return c
 }
 
-// A key is looked up once; what happens to it and to its agent is pushed.
+// A key is looked up once. Changes of the key and its agent are pushed.
 func TestCallers(t *testing.T) {
 	p := newPlane(t)
 	org := storetest.Org(t, p.db)
@@ -307,7 +307,7 @@ func TestCallers(t *testing.T) {
 	}
 }
 
-// What changes while a node is cut off is there when it is back.
+// A node that was disconnected receives the changes when it connects again.
 func TestReconnect(t *testing.T) {
 	p := newPlane(t)
 	org := storetest.Org(t, p.db)
@@ -331,7 +331,7 @@ func TestReconnect(t *testing.T) {
 		}
 		return nil
 	})
-	// A known caller needs no control plane; an unknown one is no unknown key.
+	// A known caller needs no control plane. Another key is unavailable, not unknown.
 	if _, err := x.Caller(ctx(t), identity.PresentedKey(k.Hash), netip.Addr{}); err != nil {
 		t.Errorf("a known caller, cut off: %v", err)
 	}
@@ -349,8 +349,8 @@ func TestReconnect(t *testing.T) {
 	eventually(t, func() error { _, err := x.Caller(ctx(t), identity.PresentedKey(unseen.Hash), netip.Addr{}); return err })
 }
 
-// Providers, credentials and policies take effect without a restart, and one bad
-// object leaves the last good ones in force.
+// Providers, credentials and policies take effect without a restart. With one invalid object,
+// the last valid ones stay.
 func TestOrg(t *testing.T) {
 	p := newPlane(t)
 	org := storetest.Org(t, p.db)
@@ -386,7 +386,7 @@ func TestOrg(t *testing.T) {
 		}
 		return err
 	})
-	// Another address: the credential does not follow.
+	// A new address removes the credential.
 	prov.BaseURL = "http://127.0.0.1:10/v1"
 	p.in(org, func(tx pgx.Tx) (err error) {
 		prov, err = provider.Update(context.Background(), tx, p.sealer, prov)
@@ -416,7 +416,7 @@ func TestOrg(t *testing.T) {
 		return fmt.Errorf("the policy is not in force: %+v", d)
 	}
 	eventually(t, denies)
-	// A document that this build does not understand gets into the table.
+	// The table has a document that this build does not support.
 	bad := pol
 	bad.ID, bad.Name, bad.Document = "pol_2", "bad", []byte(`{"name":"bad","effect":"someday"}`)
 	marker := prov
@@ -439,7 +439,7 @@ func TestOrg(t *testing.T) {
 	}
 }
 
-// An org's nodes get what is that org's, and an unknown node gets nothing.
+// An org's nodes receive only that org's configuration. An unknown node receives nothing.
 func TestIsolation(t *testing.T) {
 	p := newPlane(t)
 	one, two := storetest.Org(t, p.db), storetest.Org(t, p.db)
@@ -453,7 +453,7 @@ func TestIsolation(t *testing.T) {
 	if _, err := x.Org(two); err == nil {
 		t.Error("another org's configuration")
 	}
-	// Records of another org are rejected; one's own are taken.
+	// Records of another org are rejected. The node's own are accepted.
 	ship := xds.NewIngest(p.conn(), token)
 	if _, err := ship.Send(ctx(t), audit.Batch{Writer: "w_1", Records: []audit.Record{{Seq: 1, Org: two, Entry: []byte("{}")}}}); status.Code(errors.Unwrap(err)) != codes.PermissionDenied {
 		t.Errorf("another org's record: %v", err)
@@ -461,7 +461,7 @@ func TestIsolation(t *testing.T) {
 	if n, err := ship.Send(ctx(t), audit.Batch{Writer: "w_1", Records: []audit.Record{{Seq: 1, Org: one, Entry: []byte("{}")}}}); err != nil || n != 1 {
 		t.Errorf("one's own record: %d %v", n, err)
 	}
-	// A node that is revoked is cut, and stays out.
+	// A revoked node is disconnected, and cannot connect again.
 	p.in(one, func(tx pgx.Tx) error { return identity.RevokeNode(context.Background(), tx, id, time.Now()) })
 	eventually(t, func() error {
 		if _, err := x.Caller(ctx(t), identity.PresentedKey([32]byte{3}), netip.Addr{}); !errors.Is(err, xds.ErrUnavailable) {
@@ -474,7 +474,7 @@ func TestIsolation(t *testing.T) {
 	}
 }
 
-// Whatever is asked without a node's credential gets nothing.
+// A request without a node's credential receives nothing.
 func TestUnauthenticated(t *testing.T) {
 	p := newPlane(t)
 	client := discoveryv3.NewAggregatedDiscoveryServiceClient(p.conn())
@@ -499,7 +499,7 @@ func TestUnauthenticated(t *testing.T) {
 	}
 }
 
-// Without a sign of life of the database nothing is decided after a while.
+// Without heartbeats of the database, nothing is decided after MaxStaleness.
 func TestStaleness(t *testing.T) {
 	p := newPlane(t)
 	org := storetest.Org(t, p.db)
@@ -537,7 +537,7 @@ func TestStaleness(t *testing.T) {
 	}
 }
 
-// Unknown keys leave nothing behind, and callers are kept up to a number.
+// Unknown keys use no memory, and the number of callers is limited.
 func TestBounds(t *testing.T) {
 	p := newPlane(t)
 	org := storetest.Org(t, p.db)

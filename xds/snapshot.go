@@ -20,11 +20,11 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// join subscribes a stream to the changes of its orgs, whose configuration is read
-// first if no other node is connected for them.
+// join subscribes a stream to the changes of its orgs. It first reads the configuration of
+// orgs without another connected node.
 func (s *Server) join(ctx context.Context, st *stream) error {
 	s.mu.Lock()
-	s.streams[st] = struct{}{} // before anything is read, so that no change falls between
+	s.streams[st] = struct{}{} // before reading, so that no change is missed
 	var missing []string
 	for _, org := range st.orgs {
 		o := s.orgs[org]
@@ -46,7 +46,7 @@ func (s *Server) join(ctx context.Context, st *stream) error {
 	return nil
 }
 
-// leave is the end of a stream. Orgs that no node is connected for are forgotten.
+// leave ends a stream. It removes the state of orgs without a connected node.
 func (s *Server) leave(st *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -64,8 +64,8 @@ func (s *Server) forgetLocked() {
 	maps.DeleteFunc(s.orgs, func(org string, _ *orgState) bool { return !wanted[org] })
 }
 
-// view is what a node should have. What is kept is not removed from a node that has
-// it: it cannot be read now, which is no reason to take it away.
+// view has the resources that a node should have. Resources in kept cannot be read now. They
+// are not removed from a node that has them.
 type view struct {
 	resources map[string]map[string]*discoveryv3.Resource // by type and name; never changed in place
 	kept      map[string][]string                         // by type: a name, an org with "/", or "" for the whole type
@@ -95,7 +95,7 @@ func (v view) put(t, name string, m proto.Message) error {
 	return nil
 }
 
-// add puts what another view has into v.
+// add adds the resources of another view to v.
 func (v view) add(other view) {
 	for t, rs := range other.resources {
 		if v.resources[t] == nil {
@@ -108,7 +108,7 @@ func (v view) add(other view) {
 	}
 }
 
-// viewOf is what a node of these orgs should have. Not ok: not everything is read yet.
+// viewOf returns the view of a node of these orgs. ok is false if not everything is read yet.
 func (s *Server) viewOf(ctx context.Context, orgs []string) (v view, ok bool) {
 	if len(orgs) == 0 {
 		return view{}, false
@@ -132,14 +132,14 @@ func (s *Server) viewOf(ctx context.Context, orgs []string) (v view, ok bool) {
 	return v, true
 }
 
-// joined is the Envoy configuration of some orgs, and what it was made from.
+// joined is the Envoy configuration of some orgs, and the snapshots that it is made from.
 type joined struct {
 	from []*Snapshot
 	view view
 }
 
 // envoyLocked returns the configuration of an Envoy that serves the orgs. It has one
-// listener, the routes of each org, which differ by their clusters, and their clusters.
+// listener, and the routes and clusters of each org.
 func (s *Server) envoyLocked(ctx context.Context, orgs []*orgState) view {
 	var ids []string
 	var from []*Snapshot
@@ -164,7 +164,7 @@ func (s *Server) envoyLocked(ctx context.Context, orgs []*orgState) view {
 	}
 	if err != nil {
 		s.metrics.unpublished.WithLabelValues("envoy").Inc()
-		s.c.Log.ErrorContext(ctx, "not published, the last good one stays", "what", "envoy", "orgs", key, "err", err)
+		s.c.Log.ErrorContext(ctx, "not published; the last valid one stays", "what", "envoy", "orgs", key, "err", err)
 		v = newView()
 		if last, ok := s.joined[key]; ok {
 			v = last.view
@@ -180,7 +180,7 @@ func (s *Server) envoyLocked(ctx context.Context, orgs []*orgState) view {
 	return v
 }
 
-// content is an org's configuration as the database has it.
+// content is an org's configuration in the database.
 type content struct {
 	org         identity.Org
 	policies    []policy.Policy
@@ -188,8 +188,8 @@ type content struct {
 	credentials []provider.Credential
 }
 
-// reload reads an org's configuration and publishes what may be published of it.
-// One at a time, so that an older reading never replaces a newer one.
+// reload reads an org's configuration and publishes the valid parts. Only one runs at a time,
+// so that an older state never replaces a newer one.
 func (s *Server) reload(ctx context.Context, org string) error {
 	s.reading.Lock()
 	defer s.reading.Unlock()
@@ -201,7 +201,7 @@ func (s *Server) reload(ctx context.Context, org string) error {
 	}
 	s.mu.Unlock()
 	if o == nil {
-		return nil // no node is connected for it
+		return nil // the org has no connected node
 	}
 	var c content
 	err := s.c.DB.InOrg(ctx, org, func(tx pgx.Tx) (err error) {
@@ -237,8 +237,8 @@ func (s *Server) reload(ctx context.Context, org string) error {
 	return nil
 }
 
-// resources makes an org's configuration into resources. What must not be
-// published stays as it was before, or as the nodes have it.
+// resources converts an org's configuration to resources. A part that must not be published
+// keeps its last valid state, or the state of the nodes.
 func (s *Server) resources(ctx context.Context, c content, before orgState) (next orgState, err error) {
 	v, org := newView(), c.org.ID
 	next.view = v
@@ -251,7 +251,7 @@ func (s *Server) resources(ctx context.Context, c content, before orgState) (nex
 			}
 			p.HasCredential = true
 			if cred.Cluster != p.Cluster {
-				continue // it was given for another address
+				continue // the credential was set for another address
 			}
 			name := inOrg(org, p.ID)
 			secret, err := s.c.Sealer.Open(cred.Sealed)
@@ -284,15 +284,15 @@ func (s *Server) resources(ctx context.Context, c content, before orgState) (nex
 			return next, err
 		}
 	}
-	// What is published was compiled once, and need not be again.
+	// Policies are compiled again only if they have changed.
 	if !maps.EqualFunc(v.resources[PolicyType], before.view.resources[PolicyType], func(a, b *discoveryv3.Resource) bool { return a.GetVersion() == b.GetVersion() }) {
 		if _, err := policy.Compile(ctx, c.policies); err != nil {
 			s.metrics.unpublished.WithLabelValues("policies").Inc()
-			s.c.Log.ErrorContext(ctx, "not published, the last good one stays", "what", "policies", "org", org, "err", err)
+			s.c.Log.ErrorContext(ctx, "not published; the last valid one stays", "what", "policies", "org", org, "err", err)
 			v.resources[PolicyType] = before.view.resources[PolicyType]
 			if !before.loaded || before.view.keeps(PolicyType, org+"/") {
-				// Nodes keep what they have. One that has nothing gets no org: without
-				// its policies it must not decide.
+				// Nodes keep their policies. A new node does not receive the org, since it
+				// must not decide without policies.
 				delete(v.resources, PolicyType)
 				v.keep(PolicyType, org+"/")
 				v.keep(OrgType, org)
@@ -306,7 +306,7 @@ func (s *Server) resources(ctx context.Context, c content, before orgState) (nex
 	}
 	if err != nil {
 		s.metrics.unpublished.WithLabelValues("envoy").Inc()
-		s.c.Log.ErrorContext(ctx, "not published, the last good one stays", "what", "envoy", "org", org, "err", err)
+		s.c.Log.ErrorContext(ctx, "not published; the last valid one stays", "what", "envoy", "org", org, "err", err)
 		snap = before.envoy
 	} else {
 		for id, problem := range snap.Left {
@@ -324,11 +324,11 @@ func (s *Server) resources(ctx context.Context, c content, before orgState) (nex
 	})
 }
 
-// unopened leaves what nodes have of a resource whose secret cannot be opened: a key that
-// is missing here says nothing about the secret.
+// unopened keeps the last state of a resource with a secret that cannot be decrypted. A key
+// that is missing here does not mean that the secret is wrong.
 func (s *Server) unopened(ctx context.Context, v view, before orgState, t, name string, err error) {
 	s.metrics.unpublished.WithLabelValues("credential").Inc()
-	s.c.Log.ErrorContext(ctx, "a provider's credential or header cannot be opened, the last good one stays: is its key missing from --fernet-keys?",
+	s.c.Log.ErrorContext(ctx, "a provider's credential or header cannot be decrypted; the last one stays: check that --fernet-keys has its key",
 		"resource", name, "type", short(t), "err", err)
 	last := before.view.resources[t][name]
 	if last == nil {
@@ -341,7 +341,7 @@ func (s *Server) unopened(ctx context.Context, v view, before orgState, t, name 
 	v.resources[t][name] = last
 }
 
-// digestKey is the org's own, so that two orgs' digests of one body differ.
+// digestKey returns the org's own key, so that two orgs have different digests of a body.
 func (s *Server) digestKey(org string) []byte {
 	if s.c.DigestKey == nil {
 		return nil

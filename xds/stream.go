@@ -21,44 +21,44 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// Bounds of one response; what is more comes in several.
+// Limits of one response. More data is sent in several responses.
 const (
 	maxAnswerResources = 1000
 	maxAnswerBytes     = 2 << 20
-	// How many callers are read in one transaction. A node has one at a time, and
-	// readsAtOnce nodes do, in the order in which they asked.
+	// callersAtOnce is how many callers one transaction reads. A node has one transaction
+	// at a time. readsAtOnce nodes have one at the same time, in the order of their requests.
 	callersAtOnce = 500
 	readsAtOnce   = 4
-	// maxTogether bounds the messages that are taken before anything is read for them.
+	// maxTogether limits the messages that are handled before their callers are read.
 	maxTogether = 256
-	// maxAsked bounds the lookups of one node that wait. Our sidecar has lookupWindow.
+	// maxAsked limits the waiting lookups of one node. A sidecar has at most lookupWindow.
 	maxAsked = 10_000
-	// A node may be subscribed to so many callers at most.
+	// maxSubscribed limits the callers that a node is subscribed to.
 	maxSubscribed = 2_000_000
 )
 
-// stream is one node's connection. Others only note what is due and wake it; all
-// else is the loop's.
+// stream is one node's connection. Other goroutines only set what is due and wake it. Only
+// its loop uses the other fields.
 type stream struct {
 	s         *Server
 	node      identity.Node
-	orgs      []string // that the node serves, sorted; the loop's, and changed under Server.mu
+	orgs      []string // the node's orgs, sorted; used by the loop, and changed under Server.mu
 	presented string
-	woken     chan struct{} // holds a token while something is due
+	woken     chan struct{} // has a token while something is due
 
 	mu      sync.Mutex          // guards what is due
 	dead    bool                // the node may have been revoked
-	agents  map[string]struct{} // whose callers are due; "": all
-	callers map[string]struct{} // names that are due
+	agents  map[string]struct{} // agents with due callers; "": all
+	callers map[string]struct{} // due names
 
 	g     discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
 	subs  map[string]*subscription // by type
-	asked []string                 // callers that requests wait for, in the order in which they were asked for
+	asked []string                 // callers that requests wait for, in the order of the lookups
 	owner map[string]string        // the agent of each caller that was sent
 	nonce uint64
 }
 
-// subscription is what a stream is subscribed to of a type, and what it was sent.
+// subscription is a stream's subscription to a type, and the sent versions.
 type subscription struct {
 	whole    bool
 	names    map[string]struct{}
@@ -84,7 +84,7 @@ func (st *stream) recheck()                  { st.note(func() { st.dead = true }
 func (st *stream) agentChanged(id string)    { st.note(func() { st.agents[id] = struct{}{} }) }
 func (st *stream) callerChanged(name string) { st.note(func() { st.callers[name] = struct{}{} }) }
 
-// DeltaAggregatedResources serves one node until it goes, or is revoked.
+// DeltaAggregatedResources serves one node until it disconnects or is revoked.
 func (s *Server) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	ctx := g.Context()
 	n, err := s.identify(ctx)
@@ -124,7 +124,7 @@ func (s *Server) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryServi
 		case <-failed:
 			return nil
 		case req := <-reqs:
-			// Those that came meanwhile share a transaction.
+			// Lookups that arrived in the meantime share a transaction.
 			for more := len(reqs); ; more-- {
 				if err := st.request(ctx, req); err != nil {
 					return err
@@ -142,24 +142,24 @@ func (s *Server) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryServi
 	}
 }
 
-// request handles a node's request: its changed subscriptions, and its ACK or NACK of what
-// it was sent.
+// request handles a node's request: changes of subscriptions, and the ACK or NACK of a
+// response.
 func (st *stream) request(ctx context.Context, req *discoveryv3.DeltaDiscoveryRequest) error {
 	t := req.GetTypeUrl()
 	if d := req.GetErrorDetail(); d != nil {
 		st.s.metrics.nacks.WithLabelValues(short(t)).Inc()
-		st.s.c.Log.ErrorContext(ctx, "a node refuses what it was sent", "node", st.node.ID, "type", short(t), "err", provider.Clip(d.GetMessage(), 500))
+		st.s.c.Log.ErrorContext(ctx, "a node rejects a response", "node", st.node.ID, "type", short(t), "err", provider.Clip(d.GetMessage(), 500))
 	} else if req.GetResponseNonce() != "" {
 		st.s.metrics.acks.WithLabelValues(short(t)).Inc()
 	}
 	k, known := kindOf(t)
 	if known && !st.node.Has(k.role) {
 		st.s.metrics.refused.Inc()
-		return status.Errorf(codes.PermissionDenied, "this node has not the role %s, which fetching %s requires: make one with `aid node create --role %s`", k.role, k.short, k.role)
+		return status.Errorf(codes.PermissionDenied, "this node does not have the role %s, which fetching %s requires: create a node with `aid node create --role %s`", k.role, k.short, k.role)
 	}
 	if !known {
 		if st.subs[t] == nil && len(st.subs) < 64 {
-			st.subs[t] = &subscription{} // nothing of it, ever; see missing
+			st.subs[t] = &subscription{} // this type never has resources; see missing
 		}
 		return nil
 	}
@@ -167,7 +167,7 @@ func (st *stream) request(ctx context.Context, req *discoveryv3.DeltaDiscoveryRe
 	first := sub == nil
 	if first {
 		sub = &subscription{names: make(map[string]struct{}), sent: make(map[string]string)}
-		// A first request without names is for all there are.
+		// A first request without names is a wildcard subscription.
 		sub.whole = !k.named && len(req.GetResourceNamesSubscribe()) == 0
 		maps.Copy(sub.sent, req.GetInitialResourceVersions())
 		st.subs[t] = sub
@@ -178,19 +178,19 @@ func (st *stream) request(ctx context.Context, req *discoveryv3.DeltaDiscoveryRe
 			continue
 		}
 		if len(sub.names) >= maxSubscribed {
-			return status.Error(codes.ResourceExhausted, "too many subscriptions")
+			return status.Error(codes.ResourceExhausted, "this node has too many subscriptions")
 		}
 		sub.names[name] = struct{}{}
 		if !first {
-			delete(sub.sent, name) // a node that asks again is sent it again
+			delete(sub.sent, name) // a node that subscribes again receives it again
 		}
 		switch {
 		case t != CallerType:
 		case first:
-			st.callerChanged(name) // it is known there: it is read after those that are not
+			st.callerChanged(name) // the node has it, so lookups of unknown callers come first
 		case len(st.asked) >= maxAsked:
 			st.s.metrics.refused.Inc()
-			return status.Errorf(codes.ResourceExhausted, "this node waits for %d callers already", maxAsked)
+			return status.Errorf(codes.ResourceExhausted, "this node has %d waiting lookups already", maxAsked)
 		default:
 			st.asked = append(st.asked, name)
 			st.wake()
@@ -208,7 +208,7 @@ func (st *stream) request(ctx context.Context, req *discoveryv3.DeltaDiscoveryRe
 	return nil
 }
 
-// push sends what the node should have and has not.
+// push sends the resources that the node should have and does not have.
 func (st *stream) push(ctx context.Context) error {
 	st.mu.Lock()
 	recheck, agents, callers := st.dead, st.agents, st.callers
@@ -225,8 +225,8 @@ func (st *stream) push(ctx context.Context) error {
 	return st.pushCallers(ctx, agents, callers)
 }
 
-// lookAgain finds out what the node is now. One that serves other orgs than before is
-// sent the difference; one with other roles begins anew.
+// lookAgain reads the node again. If its orgs have changed, the difference is sent. If its
+// roles have changed, the stream ends and the node opens a new one.
 func (st *stream) lookAgain(ctx context.Context) error {
 	n, err := st.s.node(ctx, st.presented)
 	switch {
@@ -234,7 +234,7 @@ func (st *stream) lookAgain(ctx context.Context) error {
 		return status.Error(codes.Unauthenticated, "this node was revoked or has expired")
 	case err != nil:
 		st.mu.Lock()
-		st.dead = true // and no wake: the heartbeat does that, when the database answers again
+		st.dead = true // without a wake: the heartbeat wakes the loop when the database responds again
 		st.mu.Unlock()
 		return nil
 	case n.ID != st.node.ID || !slices.Equal(n.Roles, st.node.Roles):
@@ -256,7 +256,7 @@ func (st *stream) lookAgain(ctx context.Context) error {
 	return nil
 }
 
-// pushWholeTypes sends the types that are subscribed to as a whole.
+// pushWholeTypes sends the types with a wildcard subscription.
 func (st *stream) pushWholeTypes(ctx context.Context) error {
 	v, loaded := st.s.viewOf(ctx, st.orgs)
 	if !loaded {
@@ -315,8 +315,8 @@ func (sub *subscription) wants(name string) bool {
 	return sub.whole || named
 }
 
-// send answers in as many parts as it takes. A subscription's first answer is
-// sent also if there is nothing: it says so.
+// send sends resources in as many responses as needed. The first response of a subscription
+// is sent even if it is empty.
 func (st *stream) send(t string, sub *subscription, add []*discoveryv3.Resource, gone []string) error {
 	slices.Sort(gone)
 	for first := true; len(add) > 0 || len(gone) > 0 || first && !sub.answered; first = false {
@@ -345,10 +345,9 @@ func (st *stream) send(t string, sub *subscription, add []*discoveryv3.Resource,
 	return nil
 }
 
-// pushCallers reads callers that are due and sends what differs from what the node
-// has. A caller that is not there is sent as removed. It is one transaction: what is
-// left is read when the node's other messages have had their turn. Callers that
-// requests wait for come first.
+// pushCallers reads due callers and sends those that have changed. A caller that does not
+// exist is sent as removed. It uses one transaction. The rest is read after the node's other
+// messages. Callers that requests wait for come first.
 func (st *stream) pushCallers(ctx context.Context, agents, due map[string]struct{}) error {
 	sub := st.subs[CallerType]
 	if sub == nil {
@@ -399,9 +398,9 @@ func (st *stream) pushCallers(ctx context.Context, agents, due map[string]struct
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		st.s.c.Log.WarnContext(ctx, "reading callers, trying again", "node", st.node.ID, "callers", len(names), "err", err)
+		st.s.c.Log.WarnContext(ctx, "reading callers failed; trying again", "node", st.node.ID, "callers", len(names), "err", err)
 		st.asked = append(names, st.asked...)
-		// Not at once: the heartbeat wakes us when the database answers again.
+		// Not at once: the heartbeat wakes the loop when the database responds again.
 		select {
 		case <-st.woken:
 		default:
@@ -422,11 +421,11 @@ func (st *stream) pushCallers(ctx context.Context, agents, due map[string]struct
 			add = append(add, c.resource)
 		}
 	}
-	sub.answered = true // there is no empty answer to be given
+	sub.answered = true // no empty response is needed
 	return st.send(CallerType, sub, add, gone)
 }
 
-// callersInTurn is readCallers, for a few nodes at the same time: lookups never take
+// callersInTurn is readCallers, for a few nodes at the same time, so that lookups never use
 // all connections of the database.
 func (s *Server) callersInTurn(ctx context.Context, orgs, names []string) (map[string]callerRead, error) {
 	select {
@@ -438,14 +437,14 @@ func (s *Server) callersInTurn(ctx context.Context, orgs, names []string) (map[s
 	return s.readCallers(ctx, orgs, names)
 }
 
-// callerRead is a caller that was found, as a resource, and the id of its agent.
+// callerRead is the resource of a caller that was found, and the id of its agent.
 type callerRead struct {
 	resource *discoveryv3.Resource
 	agent    string
 }
 
-// readCallers looks up callers by name in the orgs, and in no others. Those that are
-// not there are left out, and are remembered for a while.
+// readCallers looks up callers by name, only in the orgs. Callers that do not exist are left
+// out, and are cached as missing for a while.
 func (s *Server) readCallers(ctx context.Context, orgs, names []string) (map[string]callerRead, error) {
 	since := s.missing.now()
 	hashes := make([]string, 0, len(names))
@@ -463,7 +462,7 @@ func (s *Server) readCallers(ctx context.Context, orgs, names []string) (map[str
 	if len(orgs) == 1 {
 		byOrg[orgs[0]] = hashes
 	} else {
-		// A transaction for each org would be too many for one junk key.
+		// A transaction for each org would be too expensive for one unknown key.
 		err := s.c.DB.Presenting(ctx, strings.Join(hashes, ","), func(tx pgx.Tx) error {
 			clear(byOrg)
 			of, err := identity.OrgsOfKeys(ctx, tx, hashes)
@@ -510,14 +509,14 @@ func (s *Server) readCallers(ctx context.Context, orgs, names []string) (map[str
 	return out, nil
 }
 
-// heartbeat is the resource that says when the database last answered.
+// heartbeatLocked returns the resource with the time of the database's last response.
 func (s *Server) heartbeatLocked() *discoveryv3.Resource {
 	if s.beat.IsZero() {
 		return nil
 	}
 	r, err := resource(heartbeatName, &aidv1.Heartbeat{Time: timestamppb.New(s.beat)})
 	if err != nil {
-		return nil // a timestamp can be packed
+		return nil // not reached: a timestamp can be packed
 	}
 	return r
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/ai-identity/ai-identity/store/storetest"
 )
 
-// A node that cannot be looked up is looked up again when the database answers again,
-// and not over and over until then.
+// A node that cannot be looked up is looked up again when the database responds again, and
+// not repeatedly until then.
 func TestRecheckWaits(t *testing.T) {
 	db := storetest.Open(t)
 	db.Close()

@@ -12,9 +12,9 @@ import (
 	"github.com/ai-identity/ai-identity/provider"
 )
 
-// Envoy resolves names and connects, so Envoy checks the address: filterTargets runs in
-// each cluster once a host is chosen and before it is connected to, on whatever the name
-// stands for at that moment.
+// Envoy resolves names and connects, so Envoy checks the address. filterTargets runs in each
+// cluster after a host is chosen and before Envoy connects. So it checks the address that
+// the name has at that moment.
 const (
 	filterTargets = "envoy.filters.http.upstream_rbac"
 	filterCodec   = "envoy.filters.http.upstream_codec"
@@ -23,8 +23,8 @@ const (
 	policyTargets = "targets"
 )
 
-// targets is provider.Targets' Allows as Envoy evaluates it. What no policy names is
-// rejected.
+// targets returns provider.Targets' Allows as an RBAC policy of Envoy. An address that no
+// policy lists is rejected.
 func targets(t provider.Targets) *rbacv3.RBAC {
 	allowed := []*rbacv3.Permission{allOf(anyOf(matching(provider.Public)...), not(anyOf(matching(provider.Special)...)))}
 	if len(t.Private) > 0 {
@@ -47,7 +47,7 @@ func matching(ps []netip.Prefix) (out []*rbacv3.Permission) {
 	return out
 }
 
-// target is true for a host in p, at port unless that is 0.
+// target matches a host in p, with port unless port is 0.
 func target(p netip.Prefix, port uint16) *rbacv3.Permission {
 	m := &upstreamv3.UpstreamIpPortMatcher{UpstreamIp: &corev3.CidrRange{AddressPrefix: p.Addr().String(), PrefixLen: wrapperspb.UInt32(uint32(p.Bits()))}}
 	if port != 0 {

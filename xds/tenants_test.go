@@ -31,7 +31,7 @@ import (
 
 var wrongTenant = flag.Int("wrong-tenant", 50_000, "requests of TestWrongTenant; 1000000 for the whole")
 
-// provider makes a provider with a credential. Its id is the same in every org.
+// provider creates a provider with a credential. Its id is the same in every org.
 func (p *plane) provider(org, secret string) provider.Provider {
 	p.t.Helper()
 	now := time.Now()
@@ -47,7 +47,7 @@ func (p *plane) provider(org, secret string) provider.Provider {
 	return prov
 }
 
-// sole is the one provider that a client has for an org.
+// sole returns the only provider that a client has for an org.
 func sole(x *xds.Client, org string) (provider.Provider, error) {
 	o, err := x.Org(org)
 	if err != nil {
@@ -76,9 +76,9 @@ func (p *plane) fetch(token, typeURL string) (*discoveryv3.DeltaDiscoveryRespons
 	return g.Recv()
 }
 
-// One gateway serves several orgs, whose providers have the same ids, names and models. A
-// request's key decides the org, and with it the provider, its cluster and its credential.
-// An org that the gateway does not serve does not exist for it.
+// One gateway serves several orgs. Their providers have the same ids, names and models. A
+// request's key selects the org, and so the provider, its cluster and its credential. An org
+// that the gateway does not serve does not exist for it.
 func TestWrongTenant(t *testing.T) {
 	p := newPlane(t)
 	var orgs []string
@@ -86,7 +86,7 @@ func TestWrongTenant(t *testing.T) {
 		orgs = append(orgs, storetest.Org(t, p.db))
 	}
 	served, foreign := orgs[:4], orgs[4]
-	keys := map[identity.Presented]string{} // to its org
+	keys := map[identity.Presented]string{} // orgs by key
 	clusters := map[string]string{}         // by org
 	for _, org := range orgs {
 		clusters[org] = provider.ClusterName(p.provider(org, "secret of "+org))
@@ -107,8 +107,8 @@ func TestWrongTenant(t *testing.T) {
 		})
 	}
 
-	// What Envoy gets: a route for each org, by a name of its own, to the cluster of
-	// that name; none for the other org.
+	// Envoy has a route for each org, with its own name, to the cluster of that name. The
+	// other org has no route.
 	resp, err := p.fetch(token, xds.RouteType)
 	if err != nil || len(resp.GetResources()) != 1 {
 		t.Fatalf("routes: %v, %v", resp, err)
@@ -117,7 +117,7 @@ func TestWrongTenant(t *testing.T) {
 	if err := resp.GetResources()[0].GetResource().UnmarshalTo(&table); err != nil {
 		t.Fatal(err)
 	}
-	leads := map[string]string{} // from the value of x-aid-route
+	leads := map[string]string{} // clusters by the value of x-aid-route
 	for _, r := range table.GetVirtualHosts()[0].GetRoutes() {
 		for _, h := range r.GetMatch().GetHeaders() {
 			leads[h.GetStringMatch().GetExact()] = r.GetRoute().GetCluster()
@@ -177,7 +177,7 @@ func TestWrongTenant(t *testing.T) {
 		}
 	}
 
-	// A node may append for its orgs, and nothing of a batch that has another one.
+	// A node may append for its orgs. A batch with another org is rejected as a whole.
 	ship := xds.NewIngest(p.conn(), token)
 	entry := []byte("{}")
 	for i, org := range served[:2] {
@@ -191,7 +191,7 @@ func TestWrongTenant(t *testing.T) {
 	if status.Code(errors.Unwrap(err)) != codes.PermissionDenied || p.taken.count() != before {
 		t.Errorf("a batch with another org's record: %v, and %d were taken", err, p.taken.count()-before)
 	}
-	// The reply is about one org, so a batch is.
+	// All records of a batch must belong to one org, since the reply is about one.
 	_, err = ship.Send(ctx(t), audit.Batch{Writer: "w_1", Records: []audit.Record{{Seq: 4, Org: served[0], Entry: entry}, {Seq: 5, Org: served[1], Entry: entry}}})
 	if status.Code(errors.Unwrap(err)) != codes.InvalidArgument || p.taken.count() != before {
 		t.Errorf("a batch of two orgs: %v, and %d were taken", err, p.taken.count()-before)
@@ -202,8 +202,8 @@ func TestWrongTenant(t *testing.T) {
 	}
 }
 
-// An org that revokes its share of a gateway is not served any more, and the others are. A
-// gateway that gets one more org serves it without a restart.
+// An org that revokes a gateway is no longer served; the other orgs are. A gateway that gets
+// another org serves it without a restart.
 func TestOrgLeavesGateway(t *testing.T) {
 	p := newPlane(t)
 	one, two := storetest.Org(t, p.db), storetest.Org(t, p.db)
@@ -239,7 +239,7 @@ func TestOrgLeavesGateway(t *testing.T) {
 	}
 }
 
-// Each role gets its types and no others, and only a sidecar appends.
+// Each role receives only its types, and only a sidecar may append.
 func TestRoles(t *testing.T) {
 	p := newPlane(t)
 	org := storetest.Org(t, p.db)
@@ -260,7 +260,7 @@ func TestRoles(t *testing.T) {
 		for _, typeURL := range slices.Concat(envoys, sidecars, []string{xds.CallerType}) {
 			may := slices.Contains(c.may, typeURL)
 			if may && typeURL == xds.CallerType {
-				continue // there is nothing to send until a name is asked for
+				continue // nothing is sent until the node subscribes to a name
 			}
 			resp, err := p.fetch(token, typeURL)
 			if may && err != nil || !may && status.Code(err) != codes.PermissionDenied {
@@ -274,7 +274,7 @@ func TestRoles(t *testing.T) {
 	}
 }
 
-// A node that is revoked drops what it has, at once: a definite denial is no outage.
+// A revoked node deletes its configuration at once: a denial is not an outage.
 func TestRevokedNodeDecidesNothing(t *testing.T) {
 	p := newPlane(t)
 	org := storetest.Org(t, p.db)
@@ -304,8 +304,8 @@ func TestRevokedNodeDecidesNothing(t *testing.T) {
 	}
 }
 
-// A control plane without the key that sealed a credential takes it from no node, and
-// says that it is not well.
+// A control plane without the key that encrypted a credential removes it from no node, and
+// is not ready.
 func TestUnopenedCredentialIsKept(t *testing.T) {
 	p := newPlane(t)
 	org := storetest.Org(t, p.db)
@@ -354,7 +354,7 @@ func TestUnopenedCredentialIsKept(t *testing.T) {
 	if err := p.server.Unopened(); err == nil || !strings.Contains(err.Error(), org) || !strings.Contains(err.Error(), prov.ID) || strings.Contains(err.Error(), second) {
 		t.Errorf("what does not open: %v", err)
 	}
-	// Also after all is read anew by a control plane that never could open it.
+	// Also with another control plane that has never had the key.
 	p.stop()
 	eventually(t, func() error {
 		if _, err := x.Caller(ctx(t), identity.PresentedKey([32]byte{9}), netip.Addr{}); !errors.Is(err, xds.ErrUnavailable) {
@@ -368,7 +368,7 @@ func TestUnopenedCredentialIsKept(t *testing.T) {
 	if err := holds(); err != nil {
 		t.Errorf("after a reconnect: %v", err)
 	}
-	// The key comes back: the credential opens without another change in the database.
+	// With the key, the credential is decrypted without a change in the database.
 	if err := p.sealer.Replace([]string{"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4=", "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="}); err != nil {
 		t.Fatal(err)
 	}

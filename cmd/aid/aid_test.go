@@ -27,7 +27,7 @@ import (
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// play runs aid and returns what it exits with and says.
+// play runs aid and returns its exit code and output.
 func play(t *testing.T, args ...string) (code int, out, errs string) {
 	t.Helper()
 	var o, e bytes.Buffer
@@ -35,7 +35,7 @@ func play(t *testing.T, args ...string) (code int, out, errs string) {
 	return code, o.String(), e.String()
 }
 
-// What a person gets wrong is answered with the flag's name and what to do.
+// A usage error names the flag and the fix.
 func TestErrorsNameTheFlag(t *testing.T) {
 	dir := t.TempDir()
 	empty := filepath.Join(dir, "empty")
@@ -51,26 +51,26 @@ func TestErrorsNameTheFlag(t *testing.T) {
 		want []string
 	}{
 		{"up --bogus", []string{"--bogus", "aid up --help"}},
-		{"up --home " + dir + " --usage later", []string{"--usage", "stream or envoy"}},
+		{"up --home " + dir + " --usage later", []string{"--usage", "stream and envoy"}},
 		{"up --home " + dir + " --max-body -1", []string{"--max-body"}},
 		{"up --home " + dir + " --domains ai.example.com:443", []string{"--domains", "ai.example.com:443", "without a port"}},
 		{"up --home " + dir + " --cors-origins *", []string{"--cors-origins", "https://app.example.com"}},
 		{"control --cors-origins https://App.example.com/", []string{"--cors-origins", "https://app.example.com"}},
 		{"extproc --xds unix:/x --segments " + dir + " --domains https://ai.example.com", []string{"--domains", "such as ai.example.com"}},
-		{"up --home " + dir + " --gateway 8080", []string{"--gateway", "host:port"}},
-		{"up --home " + dir + " --gateway unix:/x", []string{"--gateway", "host:port"}},
+		{"up --home " + dir + " --gateway 8080", []string{"--gateway", "host"}},
+		{"up --home " + dir + " --gateway unix:/x", []string{"--gateway", "host"}},
 		{"up --home " + dir + " --gateway 127.0.0.1:0 --api 192.0.2.1:80", []string{"--api", "not an address of this machine"}},
 		{"up --home " + empty, []string{"--home"}},
 		{"up --home " + dir + " --gateway 127.0.0.1:0 --api 127.0.0.1:0 --metrics 127.0.0.1:0 --envoy /nonexistent", []string{"--envoy", "/nonexistent"}},
 		{"up --home " + dir + " --prices /nonexistent", []string{"--prices", "/nonexistent"}},
 		{"up --home " + dir + " --prices " + badPrices, []string{"--prices " + badPrices, `line 3: unknown field "price"`}},
 		{"extproc --xds unix:/x --segments " + dir + " --prices " + badPrices, []string{"--prices " + badPrices, "line 3"}},
-		{"up --log-level loud", []string{"--log-level", "debug, info, warn or error"}},
-		{"up --log-format xml", []string{"--log-format", "text or json"}},
+		{"up --log-level loud", []string{"--log-level", "debug, info, warn and error"}},
+		{"up --log-format xml", []string{"--log-format", "text and json"}},
 		{"envoy-bootstrap", []string{"--xds"}},
 		{"envoy-bootstrap --xds cp.example.com:1", []string{"TLS is required"}},
 		{"control", []string{"--fernet-keys"}},
-		{"control --usage later", []string{"--usage", "stream or envoy"}},
+		{"control --usage later", []string{"--usage", "stream and envoy"}},
 		{"control --listen-xds 0.0.0.0:18000", []string{"--listen-xds", "--tls-cert"}},
 		{"control --tls-cert /nonexistent --tls-key /nonexistent", []string{"--tls-cert", "--tls-key"}},
 		{"control --fernet-keys " + empty, []string{"--fernet-keys", "empty"}},
@@ -86,7 +86,7 @@ func TestErrorsNameTheFlag(t *testing.T) {
 		{"org create", []string{"--name"}},
 		{"org create --name x --out " + empty, []string{"--out"}},
 		{"org create --name x", []string{"--postgres", "AID_POSTGRES"}},
-		{"org key create --org o --name x --role boss", []string{"--role", "admin, auditor or reviewer"}},
+		{"org key create --org o --name x --role boss", []string{"--role", "admin, auditor and reviewer"}},
 		{"org key create --name x", []string{"--org"}},
 		{"org list-keys --home " + dir, []string{"--home"}},
 		{"node create", []string{"--name"}},
@@ -106,8 +106,7 @@ func TestErrorsNameTheFlag(t *testing.T) {
 	}
 }
 
-// --help must teach: every command says what it does, and those that a person
-// starts show how.
+// Every command has a description in --help, and commands for users have an example.
 func TestHelp(t *testing.T) {
 	var walk func(*cobra.Command)
 	walk = func(c *cobra.Command) {
@@ -140,7 +139,7 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// A secret is handed over once, to a new private file.
+// A secret is written once, to a new private file.
 func TestHandOver(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "key")
 	if err := canHandOver(file); err != nil {
@@ -160,7 +159,7 @@ func TestHandOver(t *testing.T) {
 	}
 }
 
-// A secret of the folder is made once, and one that is not of its kind is not used.
+// A secret of the folder is created once, and a secret of another kind is not used.
 func TestKept(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "org.key")
 	secret, hash, err := kept(file, identity.OrgKey)
@@ -276,7 +275,7 @@ func TestHomeSecrets(t *testing.T) {
 	}
 }
 
-// A Unix socket's path has little room; a home that is deep gets another folder.
+// A Unix socket's path is limited, so a home with a long path uses another folder for sockets.
 func TestDeepHome(t *testing.T) {
 	h, err := openHome(filepath.Join(t.TempDir(), strings.Repeat("deep/", 30)))
 	if err != nil {
@@ -294,7 +293,7 @@ func TestDeepHome(t *testing.T) {
 	}
 }
 
-// A folder that another user prepared, or can change, is not used.
+// A folder that belongs to another user, or that another user can change, is not used.
 func TestFoldersAreOurs(t *testing.T) {
 	dir := t.TempDir()
 	link, open, foreign := filepath.Join(dir, "link"), filepath.Join(dir, "open"), filepath.Join(dir, "foreign")
@@ -327,7 +326,7 @@ func TestFoldersAreOurs(t *testing.T) {
 	}
 }
 
-// Files of keys are ours or root's, and no others can read or change them.
+// Files of keys belong to this user or root, and others can neither read nor change them.
 func TestFilesAreOurs(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name string, mode os.FileMode, owner int) string {
@@ -388,7 +387,7 @@ func TestFilesAreOurs(t *testing.T) {
 	}
 }
 
-// Every flag that names a file of keys uses the same check.
+// Every flag for a file of keys uses the same check.
 func TestFlagsCheckTheirFiles(t *testing.T) {
 	open := filepath.Join(t.TempDir(), "open")
 	if err := errors.Join(os.WriteFile(open, []byte("1 "+strings.Repeat("00", 32)+"\n"), 0o600), os.Chmod(open, 0o666)); err != nil {
@@ -413,7 +412,7 @@ func TestFlagsCheckTheirFiles(t *testing.T) {
 	}
 }
 
-// What is not built is rejected, on the command line and as a variable.
+// A flag that is not built is rejected, on the command line and as a variable.
 func TestNotBuiltIsRejected(t *testing.T) {
 	for _, name := range []string{"egress", "proxy", "redis"} {
 		home := filepath.Join(t.TempDir(), "home")
@@ -457,7 +456,7 @@ func TestListen(t *testing.T) {
 	if _, err := listen(ctx, "listen", "unix:"+path); err == nil || !strings.Contains(err.Error(), "another process") {
 		t.Errorf("in use: %v", err)
 	}
-	// What a killed process leaves behind is replaced.
+	// The socket of a killed process is replaced.
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	l.Close()
 	l, err = listen(ctx, "listen", "unix:"+path)
@@ -481,7 +480,7 @@ func TestLocal(t *testing.T) {
 	}
 }
 
-// What depends on something ends before it does.
+// A part ends before the parts that it depends on.
 func TestLifeEndsInReverse(t *testing.T) {
 	l := newLife(quiet)
 	var mu sync.Mutex
@@ -534,7 +533,7 @@ func TestMerged(t *testing.T) {
 	)
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
-	want := `# HELP aid_up_scrape_ok Whether the process answered this scrape.
+	want := `# HELP aid_up_scrape_ok Whether the process responded to this scrape.
 # TYPE aid_up_scrape_ok gauge
 aid_up_scrape_ok{process="extproc"} 1
 aid_up_scrape_ok{process="control"} 1

@@ -26,8 +26,8 @@ import (
 	"github.com/ai-identity/ai-identity/envoy"
 )
 
-// keyInfo shows which keys a process uses, by fingerprints that say nothing about them.
-// Replicas with other keys than each other cannot verify or open what the others wrote.
+// keyInfo exports the keys of a process as fingerprints, which do not reveal the keys.
+// Replicas with different keys cannot verify or decrypt each other's data.
 type keyInfo struct{ gauge *prometheus.GaugeVec }
 
 func newKeyInfo(reg prometheus.Registerer) keyInfo {
@@ -53,14 +53,14 @@ func (k keyInfo) set(flag string, keys []string) {
 	}
 }
 
-// fingerprint names a key. A key is 16 random bytes or more, so it cannot be guessed from it.
+// fingerprint identifies a key. A key has at least 16 random bytes, so it cannot be derived from it.
 func fingerprint(flag, key string) string {
 	m := hmac.New(sha256.New, []byte(key))
-	io.WriteString(m, "aid key fingerprint "+flag) //nolint:errcheck // a hash takes everything
+	io.WriteString(m, "aid key fingerprint "+flag) //nolint:errcheck // a hash returns no error
 	return hex.EncodeToString(m.Sum(nil)[:8])
 }
 
-// apart are the processes that doctor asks where they run apart.
+// apart are the processes on other machines that doctor checks.
 type apart struct {
 	controls, sidecars []string // URLs of --listen-status
 	envoyAdmin         string
@@ -72,13 +72,13 @@ func (a apart) any() bool {
 	return len(a.controls)+len(a.sidecars) > 0 || a.envoyAdmin != "" || a.xds != ""
 }
 
-// asked is what one process said.
+// asked has the responses of one process.
 type asked struct {
 	url     string
 	metrics map[string]*dto.MetricFamily
 }
 
-// checkApart asks each process, and compares them.
+// checkApart queries each process, and compares the responses.
 func (d *doctor) checkApart(ctx context.Context) {
 	var controls, all []asked
 	for _, url := range d.apart.controls {
@@ -133,7 +133,7 @@ func (d *doctor) ask(ctx context.Context, what, url string) (p asked, ok bool) {
 	text := string(bytes.TrimSpace(body[:min(len(body), 500)]))
 	switch {
 	case err != nil:
-		d.fail(what, fmt.Sprintf("%s cannot be reached: %v", url, err), "check that the process runs and that --listen-status is an address that this machine reaches")
+		d.fail(what, fmt.Sprintf("%s cannot be reached: %v", url, err), "check that the process runs, and that this machine can reach its --listen-status address")
 		return p, false
 	case code == http.StatusNotFound:
 		d.fail(what, url+" is not a status address: it has no /readyz", "give the URL of --listen-status, such as http://control-1.example.com:9091")
@@ -142,13 +142,13 @@ func (d *doctor) ask(ctx context.Context, what, url string) (p asked, ok bool) {
 		d.fail(what, fmt.Sprintf("%s is not ready: %s", url, text), "see docs/operations.md, When something fails, and the log of that process")
 	case strings.Contains(text, "\n"):
 		_, note, _ := strings.Cut(text, "\n")
-		d.warn(what, fmt.Sprintf("%s is ready, and says: %s", url, note), "check that the control planes run and can be reached from there")
+		d.warn(what, fmt.Sprintf("%s is ready, with the note: %s", url, note), "check that the control planes run and that this process can reach them")
 	default:
 		d.ok(what, "%s is ready", url)
 	}
 	// Date has whole seconds.
 	if skew := max(time.Until(at), began.Add(-time.Second).Sub(at)); !at.IsZero() && skew > 2*time.Second+took {
-		d.fail("clock", fmt.Sprintf("the clock of %s differs from the one here by %v", url, skew.Round(time.Second)), "run chrony or systemd-timesyncd on both")
+		d.fail("clock", fmt.Sprintf("the clock of %s differs from the clock of this machine by %v", url, skew.Round(time.Second)), "run chrony or systemd-timesyncd on both")
 	}
 	_, body, _, err = read("/metrics")
 	if err == nil {
@@ -156,13 +156,13 @@ func (d *doctor) ask(ctx context.Context, what, url string) (p asked, ok bool) {
 		p.metrics, err = parser.TextToMetricFamilies(bytes.NewReader(body))
 	}
 	if err != nil {
-		d.fail(what, fmt.Sprintf("%s has no metrics that can be read: %v", url, err), "give the URL of --listen-status")
+		d.fail(what, fmt.Sprintf("the metrics of %s cannot be read: %v", url, err), "give the URL of --listen-status")
 		return p, false
 	}
 	return p, true
 }
 
-// values are a metric's samples: the value by its labels.
+// values returns a metric's samples: values by their labels.
 func (p asked) values(name string) map[string]float64 {
 	out := map[string]float64{}
 	for _, m := range p.metrics[name].GetMetric() {
@@ -186,16 +186,16 @@ func (d *doctor) checkSidecar(p asked) {
 	lag, old := p.sum("aid_audit_lag_records"), time.Duration(p.sum("aid_audit_lag_seconds"))*time.Second
 	switch {
 	case old > time.Minute:
-		d.fail("backlog", fmt.Sprintf("%.0f audit records wait on %s, the oldest for %v", lag, p.url, old), "see the control plane's log and its database; the node rejects requests at --max-backlog")
+		d.fail("backlog", fmt.Sprintf("%s has %.0f audit records to ship; the oldest has waited for %v", p.url, lag, old), "see the control plane's log and its database; the node rejects requests at --max-backlog")
 	default:
-		d.ok("backlog", "%.0f audit records wait on %s", lag, p.url)
+		d.ok("backlog", "%s has %.0f audit records to ship", p.url, lag)
 	}
 	if stale := time.Duration(p.sum("aid_xds_client_staleness_seconds")) * time.Second; stale > staleAfter {
-		d.fail("xds", fmt.Sprintf("%s has had no answer of a control plane for %v", p.url, stale), "check --xds, its name in DNS, and the certificate; at --max-staleness the node rejects all requests")
+		d.fail("xds", fmt.Sprintf("%s has received nothing from a control plane for %v", p.url, stale), "check --xds, its name in DNS, and the certificate; at --max-staleness the node rejects all requests")
 	}
 }
 
-// checkExpiry looks at the certificates that a process uses.
+// checkExpiry checks the certificates that a process uses.
 func (d *doctor) checkExpiry(p asked) {
 	for flag, at := range p.values("aid_certificate_expiry_timestamp_seconds") {
 		left := time.Until(time.Unix(int64(at), 0))
@@ -204,7 +204,7 @@ func (d *doctor) checkExpiry(p asked) {
 	if n := p.values("aid_file_reloads_total"); len(n) > 0 {
 		for labels, count := range n {
 			if flag, failed := strings.CutSuffix(labels, " failed"); failed && count > 0 {
-				d.warn("files", fmt.Sprintf("%s could not read the changed file of --%s again, %.0f times", p.url, flag, count), "if its log does not say since that the file is in use, correct the file")
+				d.warn("files", fmt.Sprintf("%s could not read the changed file of --%s again, %.0f times", p.url, flag, count), "correct the file, unless a later line of its log has that the file is in use")
 			}
 		}
 	}
@@ -222,11 +222,11 @@ func (d *doctor) expiry(what string, left time.Duration) {
 	}
 }
 
-// checkConfiguration looks whether what was published was accepted.
+// checkConfiguration checks whether nodes accepted the published configuration.
 func (d *doctor) checkConfiguration(p asked) {
 	for name, text := range map[string]string{
-		"aid_xds_nacks_total":           "%.0f updates from %s were rejected by an Envoy or a sidecar since its start",
-		"aid_xds_client_rejected_total": "%.0f updates were rejected by %[2]s since its start",
+		"aid_xds_nacks_total":           "Envoys and sidecars have rejected %.0f updates from %s since its start",
+		"aid_xds_client_rejected_total": "%[2]s has rejected %.0[1]f updates since its start",
 	} {
 		if n := p.sum(name); n > 0 {
 			d.warn("xds", fmt.Sprintf(text, n, p.url), "see the log of the control plane: it names the resource and the reason")
@@ -289,7 +289,7 @@ func (d *doctor) checkEnvoyAdmin(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	if err := envoy.Admin(d.apart.envoyAdmin).Live(ctx); err != nil {
-		d.fail("envoy", fmt.Sprintf("the Envoy of --envoy-admin %s is not live: %v", d.apart.envoyAdmin, err), "check that it runs, and that extproc serves it (--listen-xds): without configuration it listens on nothing")
+		d.fail("envoy", fmt.Sprintf("the Envoy of --envoy-admin %s is not live: %v", d.apart.envoyAdmin, err), "check that it runs, and that it gets its configuration (from --listen-xds of extproc): without it, Envoy opens no port")
 		return
 	}
 	d.ok("envoy", "live (%s)", d.apart.envoyAdmin)
@@ -306,7 +306,7 @@ func (d *doctor) checkTLS(ctx context.Context) {
 	dialer := &tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: config}
 	conn, err := dialer.DialContext(ctx, "tcp", d.apart.xds)
 	if err != nil {
-		d.fail("tls", fmt.Sprintf("--xds %s: %v", d.apart.xds, err), "check the address, the CA (--tls-ca), and that the certificate carries the name of --xds, or --tls-server-name")
+		d.fail("tls", fmt.Sprintf("--xds %s: %v", d.apart.xds, err), "check the address and the CA (--tls-ca); the certificate must have the name in --xds or in --tls-server-name")
 		return
 	}
 	defer conn.Close()

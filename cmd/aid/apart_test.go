@@ -11,7 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// doctor compares processes that run apart, and shows no key.
+// doctor compares processes on other machines, and shows no key.
 func TestDoctorApart(t *testing.T) {
 	const key = "7f3b0c5e9a1d2846bb7c00112233445566778899aabbccddeeff001122334455"
 	replica := func(keys []string, expiry float64, ready error) string {
@@ -39,10 +39,10 @@ func TestDoctorApart(t *testing.T) {
 		{"--control " + one + "," + newer, 1, "have different keys in --hmac-keys"},
 		{"--control " + expired, 1, "--tls-cert of " + expired + " has expired"},
 		{"--control " + red, 1, red + " is not ready: database: away"},
-		{"--extproc " + one, 0, "0 audit records wait on " + one},
+		{"--extproc " + one, 0, one + " has 0 audit records to ship"},
 		{"--control http://127.0.0.1:1", 1, "http://127.0.0.1:1 cannot be reached"},
 		{"--envoy-admin /nonexistent.sock", 1, "is not live"},
-		{"--control control-1.example.com", 2, "want a URL of --listen-status"},
+		{"--control control-1.example.com", 2, "set a URL of --listen-status"},
 		{"--xds control.example.com:18000", 2, "--tls-ca"},
 	} {
 		code, out, errs := play(t, append([]string{"doctor"}, strings.Fields(c.args)...)...)

@@ -41,29 +41,36 @@ func auditVerifyCommand() *cobra.Command {
 the sequence has no gap, and that each HMAC covers exactly the bytes that are
 stored and the entry before. It checks that the chain ends where its head says.
 
-It says up to which entry and time it has looked, and exits with 1 at the first
-thing that is wrong, naming its sequence number. An HMAC is no proof against
-who holds its key, and a chain does not show that its end was cut off together
-with its head: keep a copy of what verify printed last.
+  - The sequence numbers have no gap.
+  - Each HMAC fits the stored bytes of the entry and the HMAC before.
+  - The chain ends at its stored head.
 
-With --receipts it also looks for what callers hold: one X-AID-Receipt a line, as
-the response header has it. It says of each where it is:
+It prints the last entry and time that it has checked. At the first error it prints
+the sequence number and exits with 1. Two changes are not detected. Anyone with the
+HMAC key can rewrite the chain. Anyone who can write to the database can cut off its
+end together with the head. Keep a copy of the last output of verify.
 
-  in the chain   the entry is there, byte for byte; its number follows
-  in a gap       the chain says that the record is lost; the gap's number follows
-  pending        the chain has not come to this number of the writer; the node
+With --receipts it also looks for the receipts of callers. The file has one value of
+the response header X-AID-Receipt per line. verify prints the place of each:
+
+  in the chain   the chain has the entry, byte for byte; its number follows
+  in a gap       the chain records the entry as lost; the gap's number follows
+  pending        the chain does not have this number of the writer yet; the node
                  still has the record, or the node is lost: see aid segments
-  MISSING        the chain is past this number and does not have the entry
+  MISSING        the chain has later numbers of the writer, but not this entry
 
-Exit codes: 0 all is right, and each receipt is in the chain; 1 the chain is wrong,
-or a receipt is missing; 2 wrong usage; 3 the chain is right, none is missing, and
-a receipt is pending or in a gap.`,
+Exit codes:
+
+  0   The chain is valid and has each receipt.
+  1   The chain is not valid, or a receipt is missing.
+  2   Wrong usage.
+  3   The chain is valid, and a receipt is pending or in a gap.`,
 		Example: `  aid audit verify --org org_default --hmac-keys hmac.keys
 
-  # what aid up keeps in .aid, while it runs
+  # the chain of an aid up that runs on .aid
   aid audit verify --home .aid
 
-  # are the answers that these callers got on the record?
+  # check that the chain has the entries of these callers' receipts
   aid audit verify --home .aid --receipts receipts.txt`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -85,11 +92,11 @@ a receipt is pending or in a gap.`,
 				return err
 			})
 			if errors.Is(err, identity.ErrNotFound) {
-				return usagef("--org %s: there is no organization with this id in the database", m.org)
+				return usagef("--org %s: the database has no organization with this id", m.org)
 			} else if err != nil {
 				return fmt.Errorf("verifying %s: %w", m.org, err)
 			}
-			// First the receipts: the chain that is verified then has what was found.
+			// Receipts first, so that the verified chain includes the entries that were found.
 			places, err := locateReceipts(cmd.Context(), db, m.org, held)
 			if err != nil {
 				return err
@@ -99,7 +106,7 @@ a receipt is pending or in a gap.`,
 			report, err := audit.Verify(cmd.Context(), db, m.org, keys, func(seq int64) {
 				if now := m.now(); now.Sub(said) >= 2*time.Second {
 					said = now
-					fmt.Fprintf(cmd.ErrOrStderr(), "aid: %d entries are right so far, %.0f a second\n", seq, float64(seq)/now.Sub(began).Seconds())
+					fmt.Fprintf(cmd.ErrOrStderr(), "aid: %d entries are valid so far, %.0f per second\n", seq, float64(seq)/now.Sub(began).Seconds())
 				}
 			})
 			if err != nil {
@@ -118,13 +125,13 @@ a receipt is pending or in a gap.`,
 			return v.result()
 		},
 	}
-	cmd.Flags().StringVar(&receipts, "receipts", "", "`file` with one X-AID-Receipt a line, to look for in the chain; - is stdin")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "the report as one JSON object")
+	cmd.Flags().StringVar(&receipts, "receipts", "", "`file` with one X-AID-Receipt per line to look for in the chain; - is stdin")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as one JSON object")
 	m.flags(cmd, true, true)
 	return cmd
 }
 
-// verification is what verify says.
+// verification is the report of verify.
 type verification struct {
 	audit.Report
 	Receipts []audit.Place  `json:"receipts,omitempty"`
@@ -141,7 +148,7 @@ func (v *verification) count() {
 	}
 }
 
-// show writes it for people.
+// show writes the report as text.
 func (v *verification) show(w io.Writer) error {
 	out := bufio.NewWriter(w)
 	for _, p := range v.Receipts {
@@ -149,25 +156,25 @@ func (v *verification) show(w io.Writer) error {
 		case audit.PlaceChain:
 			fmt.Fprintf(out, "%s in the chain, entry %d\n", p.Receipt, p.Seq)
 		case audit.PlaceGap:
-			fmt.Fprintf(out, "%s in a gap: entry %d says that it is lost\n", p.Receipt, p.Seq)
+			fmt.Fprintf(out, "%s in a gap: entry %d records it as lost\n", p.Receipt, p.Seq)
 		case audit.PlacePending:
-			fmt.Fprintf(out, "%s pending: the chain has this writer up to %d\n", p.Receipt, p.Have)
+			fmt.Fprintf(out, "%s pending: the chain has this writer's records up to %d\n", p.Receipt, p.Have)
 		default:
-			fmt.Fprintf(out, "%s MISSING: the chain has this writer up to %d, and not this entry\n", p.Receipt, p.Have)
+			fmt.Fprintf(out, "%s MISSING: the chain has this writer's records up to %d, but not this entry\n", p.Receipt, p.Have)
 		}
 	}
 	r := v.Report
 	switch {
 	case r.Entries == 0 && r.FirstBad != nil:
-		// Only what is wrong: nothing was found right before it.
+		// The first entry is wrong, so there is no valid part to print.
 	case r.Entries == 0:
 		fmt.Fprintf(out, "%s has no entries\n", r.Org)
 	default:
-		fmt.Fprintf(out, "%s: %d entries are right, from %d (%s) to %d (%s)\nkey epoch %d, head %s\n", r.Org, r.Entries,
+		fmt.Fprintf(out, "%s: %d entries are valid, from %d (%s) to %d (%s)\nkey epoch %d, head %s\n", r.Org, r.Entries,
 			r.From, r.Since.Format(time.RFC3339Nano), r.To, r.Till.Format(time.RFC3339Nano), r.Epoch, r.Head)
 	}
 	if r.Malformed > 0 {
-		fmt.Fprintf(out, "%d of them could not be read when they came, and are in the chain as they came\n", r.Malformed)
+		fmt.Fprintf(out, "%d of them could not be parsed on arrival, and are in the chain unchanged\n", r.Malformed)
 	}
 	for _, finding := range r.Findings {
 		fmt.Fprintln(out, finding)
@@ -187,7 +194,7 @@ func (v *verification) receipts() string {
 		v.Places[audit.PlaceChain], v.Places[audit.PlaceGap], v.Places[audit.PlacePending], v.Places[audit.PlaceMissing])
 }
 
-// result is what the command exits with.
+// result returns the error that sets the exit code.
 func (v *verification) result() error {
 	switch n := len(v.Receipts); {
 	case v.FirstBad != nil:
@@ -200,11 +207,11 @@ func (v *verification) result() error {
 	return nil
 }
 
-// maxReceipts bounds what one run looks for.
+// maxReceipts limits the receipts of one run.
 const maxReceipts = 1_000_000
 
-// readReceipts reads one receipt a line. Empty lines, lines that begin with # and the
-// header's name before a receipt are left out.
+// readReceipts reads one receipt per line. It skips empty lines, lines that begin with #, and
+// the header's name before a receipt.
 func readReceipts(name string, stdin io.Reader) ([]audit.Receipt, error) {
 	if name == "" {
 		return nil, nil
@@ -241,12 +248,12 @@ func readReceipts(name string, stdin io.Reader) ([]audit.Receipt, error) {
 		return nil, err
 	}
 	if len(receipts) == 0 {
-		return nil, errors.New("it has no receipt")
+		return nil, errors.New("the file has no receipt")
 	}
 	return receipts, nil
 }
 
-// locateReceipts is audit.Locate of none as well.
+// locateReceipts is audit.Locate, without a query if there are no receipts.
 func locateReceipts(ctx context.Context, db *store.DB, org string, receipts []audit.Receipt) ([]audit.Place, error) {
 	if len(receipts) == 0 {
 		return nil, nil

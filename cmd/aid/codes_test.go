@@ -17,11 +17,11 @@ import (
 	"testing"
 )
 
-// site is a place in our code that names an error code.
+// site is a place in the source with an error code.
 type site struct {
 	area   string // gateway or management
 	code   string
-	status int // 0: not said there
+	status int // 0: the place has no status
 	where  string
 }
 
@@ -36,8 +36,8 @@ var statuses = func() map[string]int {
 	return m
 }()
 
-// sites finds the error codes in the source of the folders that reply to callers: in
-// errors' fields, and in arguments for parameters that are called code or reason.
+// sites finds the error codes in the source of the folders that reply to callers. They are in
+// the fields of errors, and in arguments for parameters with the names code or reason.
 func sites(t *testing.T) (found []site, open map[string]string) {
 	t.Helper()
 	open = map[string]string{}
@@ -63,7 +63,7 @@ func sites(t *testing.T) (found []site, open map[string]string) {
 			area = "management"
 		}
 		s := scanner{fset: fset, area: area, folder: dir, open: open, consts: map[string]string{}, params: map[string]int{}}
-		// Functions of every folder may be called from it.
+		// The folder may call functions of every folder.
 		for _, all := range files {
 			for _, f := range all {
 				s.declared(f)
@@ -74,7 +74,7 @@ func sites(t *testing.T) (found []site, open map[string]string) {
 		}
 		found = append(found, s.found...)
 	}
-	// What the baseline says in Rego.
+	// The codes of the baseline, which is Rego.
 	rego, err := os.ReadFile(filepath.Join(root, "policy", "baseline.rego"))
 	if err != nil {
 		t.Fatal(err)
@@ -89,9 +89,9 @@ type scanner struct {
 	fset   *token.FileSet
 	area   string
 	folder string
-	open   map[string]string // expressions that are no constants, by their place
+	open   map[string]string // expressions that are not constant, by their place
 	consts map[string]string
-	params map[string]int // functions with a parameter for a code, and which one it is
+	params map[string]int // functions with a parameter for a code, and its index
 	found  []site
 }
 
@@ -235,11 +235,11 @@ func (s *scanner) look(n ast.Node) bool {
 	return true
 }
 
-// computed are the codes that the source does not write down as one word: the
-// expression in the place of a code, and what it can be.
+// computed are the codes that are not literals in the source: the expression, and the codes
+// that it can have.
 var computed = map[string][]string{
 	"extproc why":                         {"too_many_waiting"},
-	"extproc code":                        nil, // a parameter: its arguments are found
+	"extproc code":                        nil, // a parameter; its arguments are found
 	"verdict code":                        nil,
 	"verdict reason":                      {"key_expired", "key_revoked", "key_unknown", "overloaded", "agent_suspended", "agent_inactive", "inactive"},
 	"verdict r.Code":                      nil, // a reason of policy
@@ -249,7 +249,7 @@ var computed = map[string][]string{
 	"policy a.Elem(1).Value.(ast.String)": nil,
 	"provider code":                       nil,
 	"provider e.Code":                     nil,
-	// A provider's own word passes in an error that is translated.
+	// A translated error has the provider's own code.
 	"provider a.codeOf(own, f.message)":            {"context_length_exceeded"},
 	`provider a.codeOf("", inner.string())`:        nil,
 	`provider delta.get("finish_reason").string()`: nil,
@@ -258,7 +258,7 @@ var computed = map[string][]string{
 	`api "key_" + reason`: {"key_malformed", "key_wrong_kind", "key_unknown", "key_expired", "key_revoked"},
 	`api "key_" + status`: nil, // key_expired and key_revoked
 
-	// These are no error codes of ours.
+	// These are not error codes.
 	"policy storage.NotFoundErr":        nil,
 	"provider e.Status":                 nil,
 	"xds grpcstatus.Code(err)":          nil,
@@ -267,8 +267,8 @@ var computed = map[string][]string{
 	"extproc typev3.StatusCode(status)": nil,
 }
 
-// Every code that a caller can receive is explained, with the status that the source
-// gives it, and no code is explained that does not exist.
+// Every code that a caller can receive has an explanation with its status in the source.
+// Every explained code exists.
 func TestErrorCodes(t *testing.T) {
 	type key struct{ area, code string }
 	explained := map[key]errorCode{}

@@ -29,8 +29,8 @@ import (
 	"github.com/ai-identity/ai-identity/xds"
 )
 
-// defaultMaxBody is the largest request body: more than any prompt that people
-// send today, and little enough that a crowd of them fits into memory.
+// defaultMaxBody is the largest request body. It is larger than usual prompts, and small
+// enough that many bodies fit into memory.
 const defaultMaxBody = 16 << 20
 
 func controlCommand() *cobra.Command {
@@ -38,16 +38,16 @@ func controlCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "control",
 		Short: "Run the control plane: management API, xDS, audit ingest",
-		Long: `control is the control plane. It serves the management API, configures every
-Envoy and every ` + "`aid extproc`" + ` over xDS, and appends what the sidecars record to each
-org's chain in Postgres.
+		Long: `control is the control plane. It serves the management API. It configures every
+Envoy and every ` + "`aid extproc`" + ` over xDS. It appends the records of the sidecars to
+each org's chain in Postgres.
 
 Replicas need the same database and the same key files. Each replica can serve
-every node. The schema must be there before: ` + "`aid migrate`" + `.
+every node. Run ` + "`aid migrate`" + ` first: it creates the schema.
 
 Nodes authenticate with a join token or a client certificate. On an address that
 others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
-/readyz turns red, nothing new is accepted, and requests in flight end.`,
+/readyz turns red, new connections are rejected, and requests in flight end.`,
 		Example: `  # on one machine, behind a Unix socket
   export AID_POSTGRES='postgres://aid_app@/aid?host=/run/postgresql'
   aid control --listen-xds unix:/run/aid/xds.sock --fernet-keys fernet.keys \
@@ -68,32 +68,32 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	}
 	f := cmd.Flags()
 	f.StringVar(&c.postgres, "postgres", "", postgresHelp)
-	f.Int32Var(&c.connections, "postgres-connections", 20, "connections to the database at most")
+	f.Int32Var(&c.connections, "postgres-connections", 20, "limit of connections to the database")
 	f.StringVar(&c.api, "listen-api", defaultAPI, "`address` of the management API: host:port or unix:/path")
 	f.StringVar(&c.xds, "listen-xds", "127.0.0.1:18000", "`address` that Envoys and sidecars connect to: host:port or unix:/path")
 	f.StringVar(&c.status, "listen-status", "127.0.0.1:9091", "`address` of /metrics, /healthz and /readyz: host:port or unix:/path")
-	f.StringVar(&c.publicURL, "public-url", "", "`URL` under which users reach the API, for its documentation (default: where they asked)")
+	f.StringVar(&c.publicURL, "public-url", "", "`URL` of the API in its documentation (default: the address of the request)")
 	f.StringVar(&c.files.cert, "tls-cert", "", "PEM `file` of the certificate for the listeners that others can reach")
-	f.StringVar(&c.files.key, "tls-key", "", "PEM `file` of its key")
+	f.StringVar(&c.files.key, "tls-key", "", "PEM `file` of the key of --tls-cert")
 	f.StringVar(&c.files.ca, "tls-client-ca", "", "PEM `file` of the CA of nodes' certificates (their SPIFFE ids are the nodes' identities)")
-	f.StringVar(&c.fernet, "fernet-keys", "", "`file` with the keys that seal provider credentials, one a line; the first seals, all open")
+	f.StringVar(&c.fernet, "fernet-keys", "", "`file` with the keys that encrypt provider credentials, one per line; the first encrypts, all decrypt")
 	f.StringVar(&c.hmac, "hmac-keys", "", "`file` with the keys of the audit chain, one \"EPOCH HEX\" or \"EPOCH HEX from=TIME\" a line; the newest whose time has come seals, all verify")
 	f.StringVar(&c.digest, "digest-key", "", "`file` with the hex key of the digests of request bodies in the audit log")
 	f.StringVar(&c.gateway, "gateway", defaultGateway, "`address` that Envoys listen on for applications")
-	f.StringVar(&c.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
-	f.StringVar(&c.providerCA, "provider-ca", "", "PEM `file` on the Envoys' machines that vouches for providers (default: "+xds.SystemCAs+")")
+	f.StringVar(&c.usage, "usage", "stream", "reader of usage in responses: stream (the sidecar) or envoy (faster, experimental in Envoy)")
+	f.StringVar(&c.providerCA, "provider-ca", "", "PEM `file` on the Envoys' machines with the CAs of providers (default: "+xds.SystemCAs+")")
 	f.StringSliceVar(&c.private, "private-targets", nil, privateHelp)
 	f.StringSliceVar(&c.origins, "cors-origins", nil, originsHelp)
-	f.Int64Var(&c.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
+	f.Int64Var(&c.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones get 413")
 	f.BoolVar(&c.pprof, "pprof", false, "serve Go's profiles beside /metrics, under /debug/pprof/")
 	return cmd
 }
 
 const postgresHelp = "database `URL`, better given as AID_POSTGRES; verify-full TLS unless it is on this machine"
 
-const privateHelp = "`addresses` or CIDRs that are not public and that providers may have, such as 10.0.0.0/8 (default: none)"
+const privateHelp = "`addresses` or CIDRs that are not public and that providers may use, such as 10.0.0.0/8 (default: none)"
 
-const originsHelp = "`origins` of web pages whose scripts may call the gateway, such as https://app.example.com (default: none, CORS is off)"
+const originsHelp = "`origins` of web pages with scripts that may call the gateway, such as https://app.example.com (default: none, CORS is off)"
 
 // control is one run of `aid control`.
 type control struct {
@@ -111,10 +111,10 @@ type control struct {
 
 func (c *control) run(ctx context.Context) error {
 	ctx, restore := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, restore) // a second signal is not ours to catch
+	context.AfterFunc(ctx, restore) // a second signal ends the process at once
 
 	if c.usage != "stream" && c.usage != "envoy" {
-		return usagef("--usage %q: want stream or envoy", c.usage)
+		return usagef("--usage %q: valid values are stream and envoy", c.usage)
 	}
 	if err := xds.CheckOrigins(c.origins); err != nil {
 		return usagef("--cors-origins: %v", err)
@@ -125,7 +125,7 @@ func (c *control) run(ctx context.Context) error {
 	}
 	targets.Own = ownPorts(c.api, c.xds, c.status, c.gateway)
 	if c.maxBody <= 0 {
-		return usagef("--max-body %d: want a number of bytes above 0", c.maxBody)
+		return usagef("--max-body %d: set a number of bytes above 0", c.maxBody)
 	}
 	reg := registry()
 	files := newReloads(reg, c.log)
@@ -134,17 +134,17 @@ func (c *control) run(ctx context.Context) error {
 		return err
 	}
 	if secure == nil && !local(c.xds) {
-		return usagef("--listen-xds %s: others can reach it, and it serves credentials: give --tls-cert and --tls-key, or listen on 127.0.0.1 or unix:/path", c.xds)
+		return usagef("--listen-xds %s: other machines can reach this address, and it serves credentials: set --tls-cert and --tls-key, or listen on 127.0.0.1 or unix:/path", c.xds)
 	}
 	if secure == nil && !local(c.api) {
-		c.log.Warn("others can reach --listen-api, which speaks plain HTTP: give --tls-cert and --tls-key, or put TLS in front of it", "address", c.api)
+		c.log.Warn("other machines can reach --listen-api, which is plain HTTP: set --tls-cert and --tls-key, or terminate TLS in front of it", "address", c.api)
 	}
 	sealer, err := sealerOf(c.fernet)
 	if err != nil {
 		return err
 	}
 	shown := newKeyInfo(reg)
-	var reread atomic.Pointer[func()] // once there is what uses them
+	var reread atomic.Pointer[func()] // set once the keys have a user
 	err = files.add("fernet-keys", func() ([]byte, error) { return readTrusted(c.fernet, secretFile) }, func() (func(), error) {
 		keys, err := lines(c.fernet)
 		if err != nil {
@@ -154,7 +154,7 @@ func (c *control) run(ctx context.Context) error {
 			return nil, err
 		}
 		return func() {
-			sealer.Replace(keys) //nolint:errcheck // NewSealer took them
+			sealer.Replace(keys) //nolint:errcheck // NewSealer has accepted them
 			shown.set("fernet-keys", keys)
 			if again := reread.Load(); again != nil {
 				(*again)()
@@ -204,7 +204,7 @@ func (c *control) run(ctx context.Context) error {
 		}
 	}
 
-	// Listen first: an address that is taken is said before anything is opened.
+	// Listen first, so that an address in use is reported before anything is opened.
 	statusL, err := listen(ctx, "listen-status", c.status)
 	if err != nil {
 		return err
@@ -215,7 +215,7 @@ func (c *control) run(ctx context.Context) error {
 	life.start(ctx, "status", func(ctx context.Context) error {
 		return serveHTTP(ctx, statusL, profiled(status(registered(reg, c.log), ready.ask), c.pprof), c.log)
 	})
-	defer ready.stop() // red before anything ends: this runs before life.stop
+	defer ready.stop() // runs before life.stop, so that /readyz is red before a part ends
 
 	life.start(ctx, "files", files.run)
 	db, err := waitForStore(ctx, c.postgres, c.connections, reg, c.log)
@@ -295,7 +295,7 @@ func (c *control) run(ctx context.Context) error {
 	return life.wait(ctx)
 }
 
-// ownPorts are the addresses of listeners that are not sockets of this machine.
+// ownPorts returns the TCP addresses of listeners, without Unix sockets.
 func ownPorts(listeners ...string) (out []netip.AddrPort) {
 	for _, l := range listeners {
 		host, port, err := net.SplitHostPort(l)
@@ -312,8 +312,8 @@ func ownPorts(listeners ...string) (out []netip.AddrPort) {
 	return out
 }
 
-// xdsServer serves ADS and the audit ingest. One answer may hold all that
-// changed, and one batch of records is a few hundred of them.
+// xdsServer serves ADS and the audit ingest. A response may have all changed resources, and
+// a batch has a few hundred records.
 func (c *control) xdsServer(secure *tls.Config, control *xds.Server) *grpc.Server {
 	s := grpc.NewServer(c.xdsOptions(secure)...)
 	control.Register(s)
@@ -332,8 +332,8 @@ func (c *control) xdsOptions(secure *tls.Config) []grpc.ServerOption {
 	return options
 }
 
-// serveGRPC serves s on l until ctx is done. Streams of xDS have no end of their own:
-// connected nodes get a GOAWAY, and are cut soon after.
+// serveGRPC serves s on l until ctx is done. xDS streams never end on their own, so
+// connected nodes get a GOAWAY, and the connections are closed soon after.
 func serveGRPC(ctx context.Context, l net.Listener, s *grpc.Server) error {
 	failed := make(chan error, 1)
 	go func() { failed <- s.Serve(l) }()
@@ -346,7 +346,7 @@ func serveGRPC(ctx context.Context, l net.Listener, s *grpc.Server) error {
 	return nil
 }
 
-// stopGRPC lets streams end for at most limit, and then cuts them.
+// stopGRPC waits at most limit for streams to end, and then closes them.
 func stopGRPC(s *grpc.Server, limit time.Duration) {
 	ended := make(chan struct{})
 	go func() {
@@ -363,7 +363,7 @@ func stopGRPC(s *grpc.Server, limit time.Duration) {
 	}
 }
 
-// registry has what every process of ours says of itself.
+// registry returns a registry with the metrics of every aid process.
 func registry() *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -373,7 +373,7 @@ func registry() *prometheus.Registry {
 // openStore opens the database that --postgres names.
 func openStore(ctx context.Context, url string, connections int32, reg prometheus.Registerer, log *slog.Logger) (*store.DB, error) {
 	if url == "" {
-		return nil, usagef("--postgres: say where the database is, best in the variable AID_POSTGRES, such as postgres://aid_app@db.example.com/aid?sslmode=verify-full")
+		return nil, usagef("--postgres is required: the URL of the database, best in the variable AID_POSTGRES, such as postgres://aid_app@db.example.com/aid?sslmode=verify-full")
 	}
 	warnOfPassword(url, log)
 	db, err := store.Open(ctx, store.Config{URL: url, MaxConns: connections, Log: log, Registerer: reg})
@@ -383,23 +383,23 @@ func openStore(ctx context.Context, url string, connections int32, reg prometheu
 	return db, nil
 }
 
-// waitForStore is openStore that waits while the database cannot be reached, as when both
-// are started together. An error that a later try cannot change ends the wait: a wrong URL
-// or password, a role with too many rights, a schema that is too old.
+// waitForStore is openStore, and waits while the database cannot be reached, as when both
+// are started together. An error that stays ends the wait: a wrong URL or password, a role
+// with too many rights, or a schema that is too old.
 func waitForStore(ctx context.Context, url string, connections int32, reg prometheus.Registerer, log *slog.Logger) (*store.DB, error) {
 	const pause, repeat = time.Second, 30 * time.Second
 	said := time.Time{}
 	for {
 		db, err := openStore(ctx, url, connections, reg, log)
 		if err == nil && !said.IsZero() {
-			log.Info("the database is there")
+			log.Info("the database is available")
 		}
 		if err == nil || ctx.Err() != nil || !store.Away(err) {
 			return db, err
 		}
 		if time.Since(said) >= repeat {
 			said = time.Now()
-			log.Warn("waiting for the database; until it is there, nothing is served and /readyz is red", "err", err)
+			log.Warn("waiting for the database; until then, nothing is served and /readyz is red", "err", err)
 		}
 		timer := time.NewTimer(pause)
 		select {
@@ -411,10 +411,10 @@ func waitForStore(ctx context.Context, url string, connections int32, reg promet
 	}
 }
 
-// sealerOf reads the keys that seal provider credentials.
+// sealerOf reads the keys that encrypt provider credentials.
 func sealerOf(file string) (*provider.Sealer, error) {
 	if file == "" {
-		return nil, usagef("--fernet-keys: give the file with the keys that seal provider credentials; `head -c 32 /dev/urandom | base64 | tr +/ -_` makes one")
+		return nil, usagef("--fernet-keys is required: a file with the keys that encrypt provider credentials; create one with `head -c 32 /dev/urandom | base64 | tr +/ -_`")
 	}
 	keys, err := lines(file)
 	if err != nil {
@@ -431,7 +431,7 @@ func sealerOf(file string) (*provider.Sealer, error) {
 func chainKeys(file string) (audit.Keys, error) {
 	var none audit.Keys
 	if file == "" {
-		return none, usagef("--hmac-keys: give the file with the keys of the audit chain, one \"EPOCH HEX\" a line; `echo 1 $(openssl rand -hex 32)` makes one")
+		return none, usagef("--hmac-keys is required: a file with the keys of the audit chain, one \"EPOCH HEX\" per line; create one with `echo 1 $(openssl rand -hex 32)`")
 	}
 	text, err := lines(file)
 	if err != nil {
@@ -444,7 +444,7 @@ func chainKeys(file string) (audit.Keys, error) {
 	return keys, nil
 }
 
-// digestKey reads the key of the digests of request bodies. None: no digests.
+// digestKey reads the key of the digests of request bodies. Without a file it returns nil: no digests.
 func digestKey(file string) ([]byte, error) {
 	if file == "" {
 		return nil, nil
@@ -455,7 +455,7 @@ func digestKey(file string) ([]byte, error) {
 	}
 	key, err := hex.DecodeString(text)
 	if err != nil || len(key) < 16 {
-		return nil, usagef("--digest-key %s: want at least 32 hex digits, such as `openssl rand -hex 32` makes", file)
+		return nil, usagef("--digest-key %s: the file must have at least 32 hex digits; create it with `openssl rand -hex 32`", file)
 	}
 	return key, nil
 }

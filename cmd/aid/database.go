@@ -19,17 +19,17 @@ import (
 	"github.com/ai-identity/ai-identity/store"
 )
 
-// database is where the servers and the commands of one `aid up` connect to.
+// database has the URLs with which the servers and commands of one `aid up` connect.
 type database struct{ appURL, ownerURL string }
 
-// The files in a home's run/ that say so to commands with --home, and to scripts.
+// The files in a home's run/ with these URLs, for commands with --home and for scripts.
 const (
 	appURLFile   = "postgres.url"
 	ownerURLFile = "postgres-owner.url"
 )
 
-// database starts the embedded Postgres, or takes the one of --postgres, and
-// brings roles, database and schema up to date.
+// database starts the embedded Postgres, or uses --postgres, and brings roles, database and
+// schema up to date.
 func (u *up) database(ctx context.Context) (at database, err error) {
 	admin := u.postgres
 	c := store.ProvisionConfig{Log: u.log}
@@ -69,7 +69,7 @@ func (u *up) database(ctx context.Context) (at database, err error) {
 	return at, nil
 }
 
-// embedded starts a Postgres of our own and returns how to be its administrator.
+// embedded starts the embedded Postgres and returns the URL of its administrator.
 func (u *up) embedded(ctx context.Context) (string, error) {
 	dir, missing, err := findPostgres(u.postgresDir)
 	if err != nil {
@@ -77,7 +77,7 @@ func (u *up) embedded(ctx context.Context) (string, error) {
 	}
 	if missing != "" {
 		if err := store.FetchPostgres(ctx, missing, func(step string) { u.say("%s", step) }); err != nil {
-			return "", fmt.Errorf("fetching Postgres into %s: %w; install one, or use a server of yours with --postgres", missing, err)
+			return "", fmt.Errorf("fetching Postgres into %s: %w; install one, or use your own server with --postgres", missing, err)
 		}
 		dir = missing
 	}
@@ -95,8 +95,8 @@ func (u *up) embedded(ctx context.Context) (string, error) {
 	return e.URL(), nil
 }
 
-// findPostgres finds the programs of Postgres as package store does, or those that
-// we fetched ourselves. missing is the folder to fetch them into if there are none.
+// findPostgres finds the programs of Postgres as package store does, or downloaded ones. If
+// there are none, missing is the folder to download them into.
 func findPostgres(asked string) (dir, missing string, err error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -106,7 +106,7 @@ func findPostgres(asked string) (dir, missing string, err error) {
 	if err == nil || asked != "" {
 		return dir, "", err
 	}
-	// Root's own cache is closed to the account that the server runs under.
+	// The server runs under another account, which cannot read root's own cache.
 	cache := "/var/cache"
 	if os.Getuid() != 0 {
 		if cache, err = os.UserCacheDir(); err != nil {
@@ -120,16 +120,15 @@ func findPostgres(asked string) (dir, missing string, err error) {
 	return "", fetched, nil
 }
 
-// checkDatabase looks whether there is a database to serve from, or the means to
-// start one.
+// checkDatabase checks whether the database is available, or can be started.
 func (d *doctor) checkDatabase(ctx context.Context) {
 	if d.postgres == "" {
 		dir, missing, err := findPostgres(d.postgresDir)
 		switch {
 		case err != nil:
-			d.fail("database", err.Error(), "run `make setup`, or use a server of yours with --postgres")
+			d.fail("database", err.Error(), "run `make setup`, or use your own server with --postgres")
 		case dir == "":
-			d.warn("database", "no Postgres to embed: `aid up` will download one (15 MB) into "+missing, "run `make setup`, or use a server of yours with --postgres")
+			d.warn("database", "no Postgres is installed: `aid up` will download one (15 MB) into "+missing, "run `make setup`, or use your own server with --postgres")
 		default:
 			d.ok("database", "embedded, with the programs of %s", dir)
 		}
@@ -148,7 +147,7 @@ func (d *doctor) checkDatabase(ctx context.Context) {
 		d.fail("database", err.Error(), "check that the server runs and can be reached")
 		return
 	}
-	d.ok("database", "answers in %v, and its schema is recent enough", time.Since(began).Round(10*time.Microsecond))
+	d.ok("database", "responds in %v, and its schema is recent enough", time.Since(began).Round(10*time.Microsecond))
 }
 
 func (u *up) databaseError(err error) error {
@@ -164,8 +163,8 @@ func randomHex() (string, error) {
 	return hex.EncodeToString(b[:]) + "\n", err
 }
 
-// warnOfPassword says it when a password came as an argument, where every
-// process of the machine can read it.
+// warnOfPassword logs a warning if a password is in an argument, where every process of the
+// machine can read it.
 func warnOfPassword(address string, log *slog.Logger) {
 	u, err := url.Parse(address)
 	if err != nil || u.User == nil {
@@ -175,33 +174,33 @@ func warnOfPassword(address string, log *slog.Logger) {
 		return
 	}
 	if slices.ContainsFunc(os.Args, func(a string) bool { return strings.Contains(a, address) }) {
-		log.Warn("a password in an argument is seen by every process of this machine: use the variable AID_POSTGRES, or passfile= in the URL")
+		log.Warn("every process of this machine can read a password in an argument: use the variable AID_POSTGRES, or passfile= in the URL")
 	}
 }
 
-// housekeeping makes the partitions of the audit log for the next months. If it cannot,
-// entries go to the default partition, nothing is lost, and it is loud: an error in the
-// log, a metric and /readyz.
+// housekeeping creates the audit log's partitions of the next months. If that fails, entries
+// go to the default partition, and nothing is lost. The failure is an error in the log, a
+// metric and a line of /readyz.
 type housekeeping struct {
 	db   *store.DB
 	log  *slog.Logger
-	last atomic.Pointer[error] // of the last try; nil before
+	last atomic.Pointer[error] // the result of the last try; nil before
 
 	failures prometheus.Counter
 }
 
 func newHousekeeping(db *store.DB, reg prometheus.Registerer, log *slog.Logger) *housekeeping {
 	h := &housekeeping{db: db, log: log, failures: prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "aid_store_partition_failures_total", Help: "How often the audit log's partitions of the next months could not be made.",
+		Name: "aid_store_partition_failures_total", Help: "Failures to create the audit log's partitions of the next months.",
 	})}
 	reg.MustRegister(h.failures)
 	return h
 }
 
-// failed is why the last try did not work. A database that is away is not its finding.
+// failed returns why the last try failed. It returns nil if the database was not available.
 func (h *housekeeping) failed() error {
 	if err := h.last.Load(); err != nil && *err != nil {
-		return fmt.Errorf("making the audit log's partitions of the next months: %w", *err)
+		return fmt.Errorf("creating the audit log's partitions of the next months: %w", *err)
 	}
 	return nil
 }
@@ -222,7 +221,7 @@ func (h *housekeeping) run(ctx context.Context) error {
 			pause = often
 			h.failures.Inc()
 			h.last.Store(&err)
-			h.log.Error("making the audit log's partitions of the next months", "err", err)
+			h.log.Error("creating the audit log's partitions of the next months", "err", err)
 		default:
 			h.last.Store(&err)
 		}

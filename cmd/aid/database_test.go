@@ -12,8 +12,8 @@ import (
 	"github.com/ai-identity/ai-identity/store/storetest"
 )
 
-// The control plane waits for a database that is away, says so, and goes on when it is
-// there. What a wait cannot mend ends it.
+// The control plane waits for a database that is not available, logs that, and continues
+// when it is available. A permanent error ends the wait.
 func TestControlWaitsForTheDatabase(t *testing.T) {
 	var log strings.Builder
 	ctx, cancel := context.WithCancel(t.Context())
@@ -38,8 +38,8 @@ type writerFunc func([]byte)
 
 func (f writerFunc) Write(b []byte) (int, error) { f(b); return len(b), nil }
 
-// If the partitions of the next months cannot be made, the log has an error, /readyz
-// reports it, and a metric that exists from the start counts it.
+// A failure to create the partitions of the next months is in the log and in /readyz. A
+// metric counts it, and exists from the start.
 func TestPartitionsFailLoudly(t *testing.T) {
 	db := storetest.Open(t)
 	var log strings.Builder

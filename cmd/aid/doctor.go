@@ -21,18 +21,20 @@ func doctorCommand() *cobra.Command {
 	var d doctor
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Check this machine, or processes that run apart; say what to do",
-		Long: `doctor looks at what ` + "`aid up`" + ` and the servers need, changes nothing, and says for
-each thing that is wrong what to do about it.
+		Short: "Check this machine or processes on other machines, and print remedies",
+		Long: `doctor checks what ` + "`aid up`" + ` and the servers need, and changes nothing. For each
+fault it prints a remedy.
 
-With --control, --extproc, --envoy-admin or --xds it asks processes that run apart:
-whether each can be reached and is ready, certificates that expire, clocks that
-differ, versions, whether all control planes have the same keys (by fingerprints, which
-show no key), audit records that wait, and configuration that was rejected. With
---postgres it also checks the database and its schema.
+With --control, --extproc, --envoy-admin or --xds it checks processes on other machines:
 
-It exits with 0 if nothing must be put right (warnings are shown), with 1 if something
-must, and with 2 if a flag is wrong.`,
+  - Each can be reached and is ready.
+  - Certificates do not expire soon, clocks agree, and versions are the same.
+  - All control planes have the same keys (it compares fingerprints, not keys).
+  - Audit records do not wait, and no configuration was rejected.
+
+With --postgres it also checks the database and its schema.
+
+Exit codes: 0 no fault (warnings are printed); 1 a fault; 2 wrong usage.`,
 		Example: `  aid doctor
   AID_POSTGRES=postgres://aid_app@db.example.com/aid?sslmode=verify-full aid doctor
 
@@ -60,8 +62,8 @@ must, and with 2 if a flag is wrong.`,
 	f.StringSliceVar(&d.apart.sidecars, "extproc", nil, "`URLs` of sidecars' --listen-status, or unix:/path")
 	f.StringVar(&d.apart.envoyAdmin, "envoy-admin", "", "Unix `socket` of Envoy's admin interface")
 	f.StringVar(&d.apart.xds, "xds", "", "`address` where nodes reach the control planes, to check its TLS")
-	f.StringVar(&d.apart.files.ca, "tls-ca", "", "PEM `file` of the CA that vouches for the control planes")
-	f.StringVar(&d.apart.serverName, "tls-server-name", "", "name that the control planes' certificate carries (default: the host of --xds)")
+	f.StringVar(&d.apart.files.ca, "tls-ca", "", "PEM `file` of the CA of the control planes' certificate")
+	f.StringVar(&d.apart.serverName, "tls-server-name", "", "name in the control planes' certificate (default: the host of --xds)")
 	f.BoolVar(&d.json, "json", false, "print the findings as JSON")
 	return cmd
 }
@@ -77,7 +79,7 @@ type doctor struct {
 	failed   int
 }
 
-// finding is one thing that was looked at.
+// finding is the result of one check.
 type finding struct {
 	Level  string `json:"level"` // ok, warn, fail
 	What   string `json:"what"`
@@ -87,11 +89,11 @@ type finding struct {
 
 func (d *doctor) run(ctx context.Context) error {
 	if d.apart.xds != "" && d.apart.files.ca == "" {
-		return usagef("--xds %s: give the CA of the control planes with --tls-ca", d.apart.xds)
+		return usagef("--xds %s: set --tls-ca to the CA of the control planes", d.apart.xds)
 	}
 	for _, url := range append(slices.Clone(d.apart.controls), d.apart.sidecars...) {
 		if !strings.HasPrefix(url, "http://") && !strings.HasPrefix(url, "https://") && !strings.HasPrefix(url, "unix:/") {
-			return usagef("--control and --extproc: %q: want a URL of --listen-status, such as http://control-1.example.com:9091", url)
+			return usagef("--control and --extproc: %q: set a URL of --listen-status, such as http://control-1.example.com:9091", url)
 		}
 	}
 	if !d.json {
@@ -117,7 +119,7 @@ func (d *doctor) run(ctx context.Context) error {
 		}
 	}
 	if d.failed > 0 {
-		return fmt.Errorf("%d of these must be put right", d.failed)
+		return fmt.Errorf("%d faults must be corrected", d.failed)
 	}
 	return nil
 }
@@ -166,7 +168,7 @@ func (d *doctor) checkEnvoy(ctx context.Context) {
 	d.ok("envoy", "%s (%s)", v, path)
 }
 
-// findEnvoy finds the Envoy beside this binary if none is asked for.
+// findEnvoy returns the path that is set, or finds the Envoy beside this binary.
 func findEnvoy(asked string) (string, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -175,24 +177,22 @@ func findEnvoy(asked string) (string, error) {
 	return envoy.Find(asked, filepath.Dir(exe))
 }
 
-// A clock that is off makes keys expire at the wrong moment and entries tell
-// the wrong time.
+// With a wrong clock, keys expire at the wrong moment and entries have the wrong time.
 func (d *doctor) checkClock() {
 	var t syscall.Timex
 	state, err := syscall.Adjtimex(&t)
 	const staUnsync, timeError = 0x40, 5
 	switch {
 	case err != nil:
-		d.warn("clock", "the kernel does not say whether the clock is synchronised: "+err.Error(), "make sure that chrony or systemd-timesyncd runs on the host")
+		d.warn("clock", "the kernel does not report whether the clock is synchronised: "+err.Error(), "make sure that chrony or systemd-timesyncd runs on the host")
 	case state == timeError || t.Status&staUnsync != 0:
-		d.warn("clock", "not synchronised, says the kernel; it shows "+time.Now().UTC().Format(time.RFC3339), "run chrony or systemd-timesyncd (in a container: on the host)")
+		d.warn("clock", "the kernel reports that the clock is not synchronised; it shows "+time.Now().UTC().Format(time.RFC3339), "run chrony or systemd-timesyncd (in a container: on the host)")
 	default:
 		d.ok("clock", "synchronised, within %v", time.Duration(t.Maxerror)*time.Microsecond)
 	}
 }
 
-// The disk is on the request path: nothing is forwarded before its record is
-// on it.
+// The disk is on the request path: a request is forwarded only after its record is on disk.
 func (d *doctor) checkDisk() {
 	dir := d.home
 	for {
@@ -203,7 +203,7 @@ func (d *doctor) checkDisk() {
 		if up == dir {
 			break
 		}
-		dir = up // not there yet: what will hold it
+		dir = up // the folder does not exist yet; its parent does
 	}
 	var s syscall.Statfs_t
 	if err := syscall.Statfs(dir, &s); err != nil {
@@ -216,9 +216,9 @@ func (d *doctor) checkDisk() {
 	case err != nil:
 		d.fail("disk", fmt.Sprintf("writing in %s: %v", dir, err), "make the folder writable, or choose another with --home")
 	case free < 256<<20:
-		d.fail("disk", fmt.Sprintf("%d MB free in %s: soon nothing can be recorded, and then nothing is forwarded", free>>20, dir), "free some space, or choose another folder with --home")
+		d.fail("disk", fmt.Sprintf("%d MB free in %s: when the disk is full, nothing can be recorded or forwarded", free>>20, dir), "free some space, or choose another folder with --home")
 	case free < 2<<30:
-		d.warn("disk", fmt.Sprintf("%d MB free in %s", free>>20, dir), "keep 2 GB free: audit entries wait here while the control plane is away")
+		d.warn("disk", fmt.Sprintf("%d MB free in %s", free>>20, dir), "keep 2 GB free: audit entries wait here while the control plane is not available")
 	case latency > 20*time.Millisecond:
 		d.warn("disk", fmt.Sprintf("one fsync takes %v, and each request waits for one", latency), "put --home on a local SSD")
 	default:
@@ -226,7 +226,7 @@ func (d *doctor) checkDisk() {
 	}
 }
 
-// fsyncLatency is the median time that one small record takes to be durable.
+// fsyncLatency returns the median time to make one small record durable.
 func fsyncLatency(dir string) (time.Duration, error) {
 	f, err := os.CreateTemp(dir, ".aid-doctor-")
 	if err != nil {
@@ -252,12 +252,12 @@ func fsyncLatency(dir string) (time.Duration, error) {
 
 func (d *doctor) checkPorts(ctx context.Context) {
 	if pid := runsOn(d.home); pid != "" {
-		d.ok("ports", "not looked at: `aid up` (process %s) runs on %s", pid, d.home)
+		d.ok("ports", "not checked: `aid up` (process %s) runs on %s", pid, d.home)
 		return
 	}
 	for _, p := range []struct{ flag, address string }{{"gateway", d.gateway}, {"api", d.api}, {"metrics", d.metrics}} {
 		if _, err := free(ctx, p.flag, p.address); err != nil {
-			d.fail("port", err.Error(), "`ss -ltnp` says who listens where")
+			d.fail("port", err.Error(), "`ss -ltnp` lists the processes that listen")
 		} else {
 			d.ok("port", "--%s %s is free", p.flag, p.address)
 		}

@@ -44,12 +44,15 @@ plane (--xds) and stay in memory. What it records waits in --segments until the
 control plane has it. Without a control plane it continues with what it has for
 --max-staleness, then rejects every request.
 
-/readyz is green once a request sent to --gateway-url came here through Envoy. On
-SIGTERM /readyz turns red and requests are served on for --lame-duck, so that a load
-balancer can send them elsewhere. Then new requests get 503 with Retry-After, those in
-progress may end within --drain, and the audit log is flushed and shipped. The wait of
---lame-duck ends early when Envoy has closed its connections. A second signal skips
---lame-duck and --drain, and a third ends the process at once.
+/readyz is green once a request to --gateway-url has arrived here through Envoy. SIGTERM
+stops the process in three steps:
+
+  1. /readyz turns red. Requests are still served for --lame-duck, so that a load
+     balancer can use other nodes. This ends early if Envoy closes its connections.
+  2. New requests get 503 with Retry-After. Requests in flight may end within --drain.
+  3. The audit log is flushed and shipped.
+
+A second signal skips --lame-duck and --drain. A third ends the process at once.
 
 Keep --segments on a disk that survives this process. It is the only copy of entries
 that are not yet shipped.`,
@@ -76,32 +79,32 @@ that are not yet shipped.`,
 	f.StringVar(&s.xds, "xds", "", "control plane: host:port or unix:/path")
 	f.StringVar(&s.nodeID, "node-id", "", "name of this sidecar at the control plane (default: the host's name)")
 	f.StringVar(&s.tokenFile, "token-file", "", "`file` with the node's join token (aid_node_…)")
-	f.StringVar(&s.files.ca, "tls-ca", "", "PEM `file` of the CA that vouches for the control plane; needed unless it is on this machine")
-	f.StringVar(&s.serverName, "tls-server-name", "", "name that the control plane's certificate carries (default: the host of --xds)")
+	f.StringVar(&s.files.ca, "tls-ca", "", "PEM `file` of the CA of the control plane's certificate; required unless the control plane is on this machine")
+	f.StringVar(&s.serverName, "tls-server-name", "", "name in the control plane's certificate (default: the host of --xds)")
 	f.StringVar(&s.files.cert, "tls-cert", "", "PEM `file` of this node's client certificate")
-	f.StringVar(&s.files.key, "tls-key", "", "PEM `file` of its key")
-	f.StringVar(&s.segments, "segments", "", "`folder` for audit entries on their way to the control plane; durable, and of this sidecar alone")
-	f.Int64Var(&s.maxBacklog, "max-backlog", 4<<30, "`bytes` of segments at which requests are rejected: nothing is forwarded that cannot be recorded")
-	f.Int64Var(&s.keepAcked, "keep-acked", 2<<30, "`bytes` of segments to keep on top once the control plane has them, for 24h, in case its database is restored (negative: none)")
-	f.Int64Var(&s.minFree, "min-free", 64<<20, "free `bytes` on that disk below which requests are refused")
-	f.StringVar(&s.gatewayURL, "gateway-url", "", "`URL` of the Envoy that this sidecar judges for; /readyz sends a request through it (default: /readyz does not know whether Envoy asks us)")
+	f.StringVar(&s.files.key, "tls-key", "", "PEM `file` of the key of --tls-cert")
+	f.StringVar(&s.segments, "segments", "", "`folder` for audit entries on their way to the control plane; on a durable disk, and not shared with another sidecar")
+	f.Int64Var(&s.maxBacklog, "max-backlog", 4<<30, "`bytes` of segments from which on requests are rejected, since they could not be recorded")
+	f.Int64Var(&s.keepAcked, "keep-acked", 2<<30, "`bytes` of shipped segments to keep for 24h, in addition, in case the database is restored (negative: none)")
+	f.Int64Var(&s.minFree, "min-free", 64<<20, "free `bytes` on the disk of --segments below which requests are rejected")
+	f.StringVar(&s.gatewayURL, "gateway-url", "", "`URL` of the Envoy beside this sidecar; /readyz sends a request through it (default: /readyz does not check Envoy)")
 	f.StringVar(&s.envoyAdmin, "envoy-admin", "", "Unix `socket` of Envoy's admin interface; --listen-status then has Envoy's statistics under /metrics/envoy (default: it has none)")
-	f.DurationVar(&s.maxStaleness, "max-staleness", 10*time.Minute, "how long to go on deciding without the control plane")
+	f.DurationVar(&s.maxStaleness, "max-staleness", 10*time.Minute, "how long to decide without contact to the control plane")
 	f.StringSliceVar(&s.domains, "domains", nil, domainsHelp)
-	f.Int64Var(&s.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
+	f.Int64Var(&s.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones get 413")
 	f.StringVar(&s.prices, "prices", "", pricesHelp)
-	f.IntVar(&s.maxStreams, "max-streams", 20_000, "exchanges at once, a streamed answer for its whole life")
-	f.IntVar(&s.maxDeciding, "max-deciding", 0, "exchanges that parse and decide at the same moment (default: 4 for each CPU)")
-	f.Int64Var(&s.maxWaiting, "max-waiting-bytes", 512<<20, "`bytes` that the bodies of all waiting requests may have, half of them for one agent, a quarter for one key")
-	f.IntVar(&s.maxCallers, "max-callers", 100_000, "keys that are kept in memory; those with requests in progress come on top")
-	f.DurationVar(&s.lameDuck, "lame-duck", 5*time.Second, "how long to serve on when stopping, with /readyz red, until no more requests are sent here")
-	f.DurationVar(&s.drain, "drain", 10*time.Second, "how long exchanges in progress may go on when stopping")
-	f.DurationVar(&s.shipLast, "ship-last", 5*time.Second, "how long to wait when stopping for the control plane to take what is recorded")
+	f.IntVar(&s.maxStreams, "max-streams", 20_000, "limit of concurrent requests; a streamed response counts until it ends")
+	f.IntVar(&s.maxDeciding, "max-deciding", 0, "limit of requests that are parsed and decided at the same time (default: 4 for each CPU)")
+	f.Int64Var(&s.maxWaiting, "max-waiting-bytes", 512<<20, "limit in `bytes` for the bodies of all waiting requests; one agent may use half of it, one key a quarter")
+	f.IntVar(&s.maxCallers, "max-callers", 100_000, "limit of keys in memory; keys with requests in flight are not counted")
+	f.DurationVar(&s.lameDuck, "lame-duck", 5*time.Second, "how long to continue serving when stopping, with /readyz red, until no more requests arrive")
+	f.DurationVar(&s.drain, "drain", 10*time.Second, "how long requests in flight may continue when stopping")
+	f.DurationVar(&s.shipLast, "ship-last", 5*time.Second, "how long to wait when stopping until the control plane has all records")
 	f.BoolVar(&s.pprof, "pprof", false, "serve Go's profiles beside /metrics, under /debug/pprof/")
 	return cmd
 }
 
-const domainsHelp = "`hosts` by which clients call the gateway, such as ai.example.com or *.example.com; others get 421 (default: every host, and policies see no request.host)"
+const domainsHelp = "`hosts` that clients use for the gateway, such as ai.example.com or *.example.com; others get 421 (default: every host, and policies have no request.host)"
 
 // sidecar is one run of `aid extproc`.
 type sidecar struct {
@@ -121,39 +124,39 @@ type sidecar struct {
 	log *slog.Logger
 }
 
-// check rejects what cannot be meant.
+// check validates the flags.
 func (s *sidecar) check() error {
 	if err := extproc.CheckDomains(s.domains); err != nil {
 		return usagef("--domains: %v", err)
 	}
 	switch {
 	case s.xds == "":
-		return usagef("--xds is required: the address of the control plane, such as control.example.com:18000 or unix:/run/aid/xds.sock")
+		return usagef("--xds is required: set it to the address of the control plane, such as control.example.com:18000 or unix:/run/aid/xds.sock")
 	case s.segments == "":
-		return usagef("--segments is required: a folder for the audit log, on a disk that survives this process, such as /var/lib/aid/segments")
+		return usagef("--segments is required. Set a folder for the audit log on a durable disk, such as /var/lib/aid/segments")
 	case s.maxBody <= 0:
-		return usagef("--max-body %d: want a number of bytes above 0", s.maxBody)
+		return usagef("--max-body %d: set a number of bytes above 0", s.maxBody)
 	case s.maxWaiting < 4*s.maxBody:
-		return usagef("--max-waiting-bytes %d: one key may use a quarter, which must hold a body of --max-body %d: want %d or more", s.maxWaiting, s.maxBody, 4*s.maxBody)
+		return usagef("--max-waiting-bytes %d: one key may use a quarter, which must be at least --max-body %d: set %d or more", s.maxWaiting, s.maxBody, 4*s.maxBody)
 	case s.maxStaleness <= 0:
-		return usagef("--max-staleness %v: want a time above 0, such as 10m", s.maxStaleness)
+		return usagef("--max-staleness %v: set a time above 0, such as 10m", s.maxStaleness)
 	case s.lameDuck < 0 || s.drain < 0 || s.shipLast < 0:
 		return usagef("--lame-duck, --drain and --ship-last must not be negative")
 	case s.maxStreams <= 0:
-		return usagef("--max-streams %d: want a number above 0", s.maxStreams)
+		return usagef("--max-streams %d: set a number above 0", s.maxStreams)
 	case !local(s.listen):
-		return usagef("--listen %s: this address can be reached from other machines, and every client is trusted. Use unix:/path or 127.0.0.1", s.listen)
+		return usagef("--listen %s: other machines can reach this address. Use unix:/path or 127.0.0.1, since every client is trusted", s.listen)
 	case s.envoyXDS != "" && !strings.HasPrefix(s.envoyXDS, "unix:"):
-		return usagef("--listen-xds %s: every process of this machine could reach it: use unix:/path in a folder that only Envoy and we may enter", s.envoyXDS)
+		return usagef("--listen-xds %s: every process of this machine could reach it. Use unix:/path in a folder for only Envoy and this sidecar", s.envoyXDS)
 	case s.files.ca == "" && !local(s.xds):
-		return usagef("--xds %s is not on this machine: give --tls-ca", s.xds)
+		return usagef("--xds %s is not on this machine: set --tls-ca", s.xds)
 	}
 	return nil
 }
 
 func (s *sidecar) run(ctx context.Context) error {
 	ctx, restore := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, restore) // end takes the next one
+	context.AfterFunc(ctx, restore) // end handles the next signal
 	if err := s.check(); err != nil {
 		return err
 	}
@@ -164,9 +167,9 @@ func (s *sidecar) run(ctx context.Context) error {
 	if s.nodeID == "" {
 		s.nodeID, _ = os.Hostname()
 	}
-	// The live heap is a few MB. By Go's rule (collect when it has doubled) the collector
-	// would run all the time. Unused memory is not resident and counts as live, so this
-	// adds constant room.
+	// The live heap is a few MB. Go collects when it has doubled, so the collector would
+	// run all the time. This unused memory is not resident and counts as live, so the
+	// collector runs less often.
 	room := make([]byte, 16<<20)
 	defer runtime.KeepAlive(room)
 
@@ -188,7 +191,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Two lives: what the end of an exchange needs outlives what takes exchanges.
+	// Two lives: parts that complete requests must outlive parts that accept requests.
 	below, above := newLife(s.log), newLife(s.log)
 	defer below.stop(10 * time.Second)
 	var ready readiness
@@ -213,7 +216,7 @@ func (s *sidecar) run(ctx context.Context) error {
 		return writer.Ship(shipping, xds.NewIngest(conn, ""))
 	})
 
-	var server *extproc.Server // made below; Changed and InUse are called only by Run
+	var server *extproc.Server // set below; only Run calls Changed and InUse
 	client, err := xds.NewClient(xds.ClientConfig{
 		Conn: conn, NodeID: s.nodeID, MaxStaleness: s.maxStaleness, MaxCallers: s.maxCallers,
 		InUse:   func(p identity.Presented) bool { return server.InUse(p) },
@@ -273,10 +276,14 @@ func (s *sidecar) run(ctx context.Context) error {
 	return <-ended
 }
 
-// end is the order of death. A second signal skips the waits, and the audit log is made
-// durable all the same: say that we are not ready, serve on for a while, let
-// exchanges in progress end, stop answering, make everything that they recorded durable, and let the
-// control plane have it if it is there.
+// end stops the sidecar in this order:
+//
+//  1. /readyz turns red, and requests are served for --lame-duck.
+//  2. Requests in flight end, within --drain.
+//  3. The gRPC server stops.
+//  4. All records are made durable, and are shipped if the control plane is available.
+//
+// A second signal skips the waits of the first two steps. Records are always made durable.
 func (s *sidecar) end(ctx context.Context, ready *readiness, server *extproc.Server, g *grpc.Server, envoys *connections, writer *audit.Writer) {
 	hurry, calm := nextSignal(ctx)
 	defer calm()
@@ -290,12 +297,12 @@ func (s *sidecar) end(ctx context.Context, ready *readiness, server *extproc.Ser
 	}
 	stopGRPC(g, time.Second)
 	if err := writer.Close(); err != nil {
-		s.log.Error("closing the record", "err", err)
+		s.log.Error("closing the audit log", "err", err)
 	}
 	last, cancel := context.WithTimeout(ctx, s.shipLast)
 	defer cancel()
 	if err := writer.WaitShipped(last); err != nil {
-		s.log.Warn("part of the audit log waits here for the next start", "segments", s.segments, "err", err)
+		s.log.Warn("some audit records are not shipped; the next start ships them", "segments", s.segments, "err", err)
 	}
 }
 
@@ -323,7 +330,7 @@ func (s *sidecar) dial(files *reloads, more ...grpc.DialOption) (*grpc.ClientCon
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(256<<20), grpc.MaxCallSendMsgSize(32<<20)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			// A control plane that comes back is found soon, and not by all at once.
+			// Reconnect soon after the control plane is back, but not all nodes at once.
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.3, MaxDelay: 3 * time.Second},
 			MinConnectTimeout: 3 * time.Second,
 		}))
@@ -334,20 +341,20 @@ func (s *sidecar) dial(files *reloads, more ...grpc.DialOption) (*grpc.ClientCon
 	return conn, nil
 }
 
-// maxMessage is the largest message between Envoy and us. Envoy bounds bodies at
-// maxBody and some slack, and may exceed that bound before it stops to read.
+// maxMessage returns the largest message between Envoy and the sidecar. Envoy limits bodies
+// to maxBody plus a margin, and may exceed that limit before it stops reading.
 func maxMessage(maxBody int64) int { return int(min(4*maxBody+64<<20, 1<<31-1)) }
 
-// server is the gRPC server that Envoy speaks to. There is no interceptor that
-// recovers from panics: one that answered nil would be an "allow" to Envoy.
+// server returns the gRPC server for Envoy. It has no interceptor that recovers from panics:
+// a nil response would be an "allow" for Envoy.
 func (s *sidecar) server(handler extprocv3.ExternalProcessorServer, more ...grpc.ServerOption) *grpc.Server {
 	g := grpc.NewServer(append(more,
-		// Far above Envoy's buffers, which are soft: a chunk of a response may be larger
-		// than the limit by what was read at once. No message is rejected for its size.
+		// Far above Envoy's buffer limits, which are soft: a chunk of a response may exceed
+		// the limit by one read. So no message is rejected for its size.
 		grpc.MaxRecvMsgSize(maxMessage(s.maxBody)), grpc.MaxSendMsgSize(maxMessage(s.maxBody)),
 		grpc.MaxConcurrentStreams(uint32(s.maxStreams)+1000),
-		// Small, so that Envoy stops reading a response that is not taken here. Otherwise
-		// only the limit for request bodies bounds what waits for extproc.
+		// Small, so that Envoy stops reading a response that extproc does not read.
+		// Otherwise only the limit of request bodies would limit the waiting bytes.
 		grpc.InitialWindowSize(256<<10), grpc.InitialConnWindowSize(16<<20),
 		grpc.ReadBufferSize(64<<10), grpc.WriteBufferSize(64<<10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
@@ -357,8 +364,8 @@ func (s *sidecar) server(handler extprocv3.ExternalProcessorServer, more ...grpc
 	return g
 }
 
-// ready says whether requests are evaluated: we can record, we know what to decide
-// by, and a request that enters at Envoy arrives here.
+// ready reports whether requests are evaluated. The audit log must be writable, the
+// configuration must be present, and a request to Envoy must arrive here.
 func (s *sidecar) ready(server *extproc.Server, client *xds.Client, writer *audit.Writer) check {
 	gateway := &http.Client{
 		Timeout:       5 * time.Second,
@@ -378,7 +385,7 @@ func (s *sidecar) ready(server *extproc.Server, client *xds.Client, writer *audi
 			}
 		}
 		if age, ok := client.Staleness(); ok && age > staleAfter {
-			return stillReady(fmt.Sprintf("control plane: its last answer is %v old; requests are rejected from %v on (--max-staleness)", age.Round(time.Second), s.maxStaleness))
+			return stillReady(fmt.Sprintf("control plane: its last message is %v old; requests are rejected from %v on (--max-staleness)", age.Round(time.Second), s.maxStaleness))
 		}
 		if err := writer.Shipping(); err != nil {
 			return stillReady("record: " + err.Error()) // requests are recorded here as long as there is room
@@ -387,7 +394,7 @@ func (s *sidecar) ready(server *extproc.Server, client *xds.Client, writer *audi
 	}
 }
 
-// staleAfter is the age from which /readyz shows how old the configuration is: several
+// staleAfter is the age of the configuration from which on /readyz shows it. It is several
 // heartbeats.
 const staleAfter = 15 * time.Second
 
@@ -414,10 +421,10 @@ func canary(ctx context.Context, gateway *http.Client, url string, server *extpr
 	select {
 	case <-seen:
 	default:
-		return fmt.Errorf("answered %d, and the request did not come to this sidecar", resp.StatusCode)
+		return fmt.Errorf("Envoy returned %d, and the request did not arrive at this sidecar", resp.StatusCode)
 	}
 	if resp.StatusCode != http.StatusNoContent || resp.Header.Get(envoy.HeaderCanary) != nonce {
-		return fmt.Errorf("answered %d, and not by this sidecar", resp.StatusCode)
+		return fmt.Errorf("Envoy returned %d, and the response is not from this sidecar", resp.StatusCode)
 	}
 	return nil
 }

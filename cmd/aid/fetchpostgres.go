@@ -8,7 +8,7 @@ import (
 	"github.com/ai-identity/ai-identity/store"
 )
 
-// fetchPostgresCommand is for make: people get Postgres when they need it.
+// fetchPostgresCommand is hidden, since only make needs it.
 func fetchPostgresCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    "fetch-postgres DIR",

@@ -17,8 +17,8 @@ import (
 
 // forwardXDS serves Envoy's configuration on a socket of this machine, over the
 // sidecar's own connection to the control plane. Envoy then needs no join token and no
-// certificate, and its /config_dump has none. Who may connect is decided by the socket's
-// folder, as for the sidecar's own socket.
+// certificate, and neither is in its /config_dump. The permissions of the socket's folder
+// decide which processes may connect, as for the sidecar's own socket.
 func forwardXDS(to *grpc.ClientConn) *grpc.Server {
 	return grpc.NewServer(
 		grpc.ForceServerCodecV2(verbatim{}), grpc.MaxConcurrentStreams(16),
@@ -50,7 +50,7 @@ func forward(in grpc.ServerStream, to *grpc.ClientConn) error {
 		for {
 			var message []byte
 			if err := in.RecvMsg(&message); errors.Is(err, io.EOF) {
-				out.CloseSend() //nolint:errcheck // it is always nil
+				out.CloseSend() //nolint:errcheck // the error is always nil
 				return
 			} else if err != nil {
 				cancel()

@@ -22,13 +22,13 @@ import (
 //	lock             held while an `aid up` runs here
 //	org.key          the first organization key, shown nowhere else
 //	endpoints.json   where things listen, for scripts
-//	secrets/         keys that only this machine has; lose them and what they seal is lost
+//	secrets/         keys that only this machine has; without them, encrypted data is lost
 //	postgres/        the embedded database
 //	segments/        audit entries on their way to the database
 //	run/             sockets and the files of this run
 type home struct {
 	dir  string
-	run  string // where sockets are: dir/run, or a short folder in /tmp
+	run  string // the folder of sockets: dir/run, or a short path in /tmp
 	lock *os.File
 }
 
@@ -38,7 +38,7 @@ func openHome(dir string) (*home, error) {
 	if err != nil {
 		return nil, err
 	}
-	// 0711: the embedded Postgres may have a user id of its own, and must reach its folder.
+	// 0711, since the embedded Postgres may have another user id and must reach its folder.
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return nil, fmt.Errorf("--home %s: %w", dir, err)
 	}
@@ -67,7 +67,7 @@ func openHome(dir string) (*home, error) {
 		return nil, fmt.Errorf("--home %s: %w", dir, err)
 	}
 	h := &home{dir: dir, lock: lock, run: filepath.Join(dir, "run")}
-	// The longest socket path that we make must fit into a Unix address.
+	// The longest socket path must fit into a Unix address.
 	if len(filepath.Join(h.run, "control-status.sock")) > maxSocketPath {
 		sum := sha256.Sum256([]byte(dir))
 		h.run = filepath.Join("/tmp", fmt.Sprintf("aid-%d-%s", os.Getuid(), hex.EncodeToString(sum[:6])))
@@ -79,7 +79,7 @@ func openHome(dir string) (*home, error) {
 	return h, nil
 }
 
-// runsOn is the process id of the `aid up` that runs on the folder, or "".
+// runsOn returns the process id of the `aid up` that uses the folder, or "".
 func runsOn(dir string) string {
 	lock, err := os.Open(filepath.Join(dir, "lock"))
 	if err != nil {
@@ -87,7 +87,7 @@ func runsOn(dir string) string {
 	}
 	defer lock.Close()
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); err == nil {
-		return "" // closing it gives it back
+		return "" // closing the file releases the lock
 	}
 	by, _ := io.ReadAll(io.LimitReader(lock, 32))
 	return strings.TrimSpace(string(by))
@@ -125,7 +125,7 @@ func (h *home) secret(name string, generate func() (string, error)) (path string
 type keyFiles struct{ fernet, hmac, digest string }
 
 // lostKeys says which key files are missing. Beside a database that is in use, new ones
-// could not verify its audit log nor open its credentials.
+// could not verify its audit log and could not decrypt its credentials.
 func (h *home) lostKeys() error {
 	var lost []string
 	for _, name := range []string{"fernet.keys", "hmac.keys", "digest.key"} {
@@ -137,8 +137,8 @@ func (h *home) lostKeys() error {
 		return nil
 	}
 	return fmt.Errorf("the database is in use and its keys are missing: %s. Restore them from your backup of %s. "+
-		"Without hmac.keys the audit log cannot be verified, without fernet.keys no stored credential can be opened. "+
-		"To begin anew instead, choose another --home (and another database)", strings.Join(lost, ", "), h.path("secrets"))
+		"Without hmac.keys the audit log cannot be verified. Without fernet.keys no stored credential can be decrypted. "+
+		"To start with empty state instead, choose another --home (and another database)", strings.Join(lost, ", "), h.path("secrets"))
 }
 
 // keys returns the key files, and makes those that are missing.
@@ -157,7 +157,7 @@ func (h *home) keys() (k keyFiles, err error) {
 	return k, errors.Join(errs[:]...)
 }
 
-// endpoints is what endpoints.json says; what is not built is absent.
+// endpoints is the content of endpoints.json. Parts that are not built are absent.
 type endpoints struct {
 	Gateway   string `json:"gateway,omitempty"`
 	Egress    string `json:"egress,omitempty"`

@@ -29,13 +29,16 @@ func resealCommand() *cobra.Command {
 again, with the first key of --fernet-keys. Values that have that key already are
 left alone, so you can stop it and run it again.
 
-To rotate: put a new key on the first line of each control plane's file, wait until
-each has read it (aid_file_reloads_total, or a restart), run reseal for each
-organization, and remove the old key one day later. Until then stored responses of
-requests with an Idempotency-Key need it.
+To rotate a key:
 
-Exit code 0: every value has the newest key. 1: some cannot be opened; they are
-named, and all others were encrypted again.`,
+  1. Add a new key as the first line of each control plane's file.
+  2. Wait until each has read the file (aid_file_reloads_total), or restart them.
+  3. Run reseal for each organization.
+  4. Remove the old key one day later. Stored responses of requests with an
+     Idempotency-Key need it until then.
+
+Exit codes: 0 every value has the newest key; 1 some values cannot be decrypted.
+They are listed, and all others were encrypted again.`,
 		Example: `  export AID_POSTGRES='postgres://aid_app@db.example.com/aid?sslmode=verify-full&passfile=app.pgpass'
   aid keys reseal --org org_default --fernet-keys fernet.keys --hmac-keys hmac.keys`,
 		Args: cobra.NoArgs,
@@ -93,14 +96,14 @@ named, and all others were encrypted again.`,
 					fmt.Fprintf(cmd.ErrOrStderr(), "aid: %s: %d encrypted again\n", id, n)
 				}
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: %d providers, %d values encrypted again, %d providers with values that cannot be opened\n", m.org, len(ids), again, len(failed))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: %d providers, %d values encrypted again, %d providers with values that cannot be decrypted\n", m.org, len(ids), again, len(failed))
 			if len(failed) > 0 {
-				return fmt.Errorf("no key in %s opens values of %s: add the key that encrypted them, or set them again", fernet, strings.Join(failed, ", "))
+				return fmt.Errorf("no key in %s decrypts values of %s: add the key that encrypted them, or set the values again", fernet, strings.Join(failed, ", "))
 			}
 			return nil
 		},
 	}
 	m.flags(cmd, true, true)
-	cmd.Flags().StringVar(&fernet, "fernet-keys", "", "`file` with the Fernet keys, one a line; the first encrypts, all open")
+	cmd.Flags().StringVar(&fernet, "fernet-keys", "", "`file` with the Fernet keys, one per line; the first encrypts, all decrypt")
 	return cmd
 }

@@ -11,8 +11,8 @@ import (
 	"google.golang.org/grpc/stats"
 )
 
-// serveOn waits for --lame-duck. It ends early if no request can come any more, since
-// Envoy has closed its connections, and when hurry is done.
+// serveOn waits for --lame-duck. It returns early if Envoy has closed its connections, since
+// no request can arrive then, and when hurry is done.
 func (s *sidecar) serveOn(hurry context.Context, envoys *connections) {
 	s.log.Info("stopping: /readyz is red", "lame_duck", s.lameDuck, "drain", s.drain)
 	timer := time.NewTimer(s.lameDuck)
@@ -26,8 +26,8 @@ func (s *sidecar) serveOn(hurry context.Context, envoys *connections) {
 	}
 }
 
-// nextSignal returns a context that ends with the next signal to stop. The signal after
-// that ends the process.
+// nextSignal returns a context that ends with the next stop signal. The signal after that
+// ends the process.
 func nextSignal(ctx context.Context) (context.Context, func()) {
 	ctx, stop := signal.NotifyContext(context.WithoutCancel(ctx), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
@@ -38,12 +38,12 @@ func nextSignal(ctx context.Context) (context.Context, func()) {
 type connections struct {
 	mu    sync.Mutex
 	open  int
-	ended chan struct{} // closed while there were some and all have gone; nil: there were none yet
+	ended chan struct{} // closed while no connection of the earlier ones is left; nil: there was none yet
 }
 
 var _ stats.Handler = (*connections)(nil)
 
-// gone is closed once there were connections and none is left.
+// gone returns a channel that is closed once all connections have ended.
 func (c *connections) gone() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -17,15 +17,15 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 )
 
-// An hour of --lame-duck ends when Envoy has closed its connections, and with a second
-// signal, which does not end the process.
+// A --lame-duck of an hour ends early when Envoy has closed its connections, and with a
+// second signal. That signal does not end the process.
 func TestLameDuckEndsEarly(t *testing.T) {
 	logs := &heard{}
 	s := &sidecar{lameDuck: time.Hour, log: slog.New(slog.NewTextHandler(logs, nil))}
 	envoys := &connections{}
 	g := grpc.NewServer(grpc.StatsHandler(envoys))
 	l := bufconn.Listen(1 << 10)
-	go g.Serve(l) //nolint:errcheck // it ends with Stop
+	go g.Serve(l) //nolint:errcheck // returns after Stop
 	defer g.Stop()
 	dial := func() *grpc.ClientConn {
 		conn, err := grpc.NewClient("passthrough:///x", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -81,7 +81,7 @@ func TestLameDuckEndsEarly(t *testing.T) {
 	}
 }
 
-// heard is a log that is read while it is written.
+// heard is a log that can be read while it is written.
 type heard struct {
 	mu sync.Mutex
 	b  strings.Builder

@@ -10,9 +10,8 @@ import (
 	"time"
 )
 
-// life holds the running parts in the order of their start, and ends them in the reverse
-// order. So a part ends before what it depends on. Each part has a context of its own for
-// this.
+// life has the running parts in the order of their start, and stops them in the reverse
+// order. So a part ends before the parts that it depends on. Each part has its own context.
 type life struct {
 	log   *slog.Logger
 	mu    sync.Mutex
@@ -28,7 +27,7 @@ type part struct {
 
 func newLife(log *slog.Logger) *life { return &life{log: log, ended: make(chan error, 1)} }
 
-// start runs a part. Its context carries ctx's values and not its end.
+// start runs a part. Its context has ctx's values, and does not end with ctx.
 func (l *life) start(ctx context.Context, name string, run func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	p := part{name, cancel, make(chan struct{})}
@@ -55,7 +54,7 @@ func (l *life) start(ctx context.Context, name string, run func(context.Context)
 	}()
 }
 
-// wait returns nil when ctx is done, or why a part has ended before.
+// wait returns nil when ctx is done, or the error of a part that ended earlier.
 func (l *life) wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -65,7 +64,7 @@ func (l *life) wait(ctx context.Context) error {
 	}
 }
 
-// stop ends all parts, last first, each within limit.
+// stop stops all parts, the last one first, each within limit.
 func (l *life) stop(limit time.Duration) {
 	l.mu.Lock()
 	parts := l.parts
@@ -77,7 +76,7 @@ func (l *life) stop(limit time.Duration) {
 		select {
 		case <-p.done:
 		case <-timer.C:
-			l.log.Error("did not stop in time, going on without it", "part", p.name, "limit", limit)
+			l.log.Error("the part did not stop in time; continuing without it", "part", p.name, "limit", limit)
 		}
 		timer.Stop()
 	}

@@ -17,14 +17,14 @@ import (
 	"time"
 )
 
-// listen opens what a flag names: "unix:/path" (mode 0600, replacing the socket
-// of a process that is gone) or "host:port". Errors name the flag and the fix.
+// listen opens the address of a flag: "host:port", or "unix:/path" with mode 0600. It replaces
+// the socket of an ended process. Errors name the flag and the fix.
 func listen(ctx context.Context, flag, address string) (net.Listener, error) {
 	var lc net.ListenConfig
 	path, unix := strings.CutPrefix(address, "unix:")
 	if !unix {
 		if _, _, err := net.SplitHostPort(address); err != nil {
-			return nil, usagef("--%s %q: want host:port, such as 127.0.0.1:8080, or unix:/path", flag, address)
+			return nil, usagef("--%s %q: set host:port, such as 127.0.0.1:8080, or unix:/path", flag, address)
 		}
 		l, err := lc.Listen(ctx, "tcp", address)
 		if err != nil {
@@ -53,14 +53,14 @@ func listen(ctx context.Context, flag, address string) (net.Listener, error) {
 	return l, nil
 }
 
-// busy turns what the kernel says about an address into what to do about it.
+// busy converts the kernel's error about an address to an error with a fix.
 func busy(flag, address string, err error) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("--%s: %s is in use by another process; stop it, or choose another address with --%s (or %s)",
 			flag, address, flag, variable(flag))
 	case errors.Is(err, syscall.EACCES):
-		return fmt.Errorf("--%s: not allowed to listen on %s; ports below 1024 need privileges: choose another with --%s",
+		return fmt.Errorf("--%s: no permission to listen on %s; ports below 1024 need privileges: choose another with --%s",
 			flag, address, flag)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return fmt.Errorf("--%s: %s is not an address of this machine", flag, address)
@@ -68,8 +68,8 @@ func busy(flag, address string, err error) error {
 	return fmt.Errorf("--%s: listening on %s: %w", flag, address, err)
 }
 
-// free says whether somebody could listen on address now, and with a port of 0,
-// on which.
+// free returns an error if the address is in use. For port 0 it returns the port that the
+// kernel chose.
 func free(ctx context.Context, flag, address string) (string, error) {
 	l, err := listen(ctx, flag, address)
 	if err != nil {
@@ -84,17 +84,17 @@ func free(ctx context.Context, flag, address string) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-// sun_path has room for 107 bytes and a NUL; we stay a little below it.
+// sun_path has room for 107 bytes and a NUL. The limit here is a little lower.
 const maxSocketPath = 100
 
 func checkSocketPath(path string) error {
 	if len(path) > maxSocketPath {
-		return fmt.Errorf("socket path %q has %d bytes, and %d is the most a Unix socket may have; choose a shorter folder", path, len(path), maxSocketPath)
+		return fmt.Errorf("socket path %q has %d bytes, and the limit is %d; choose a folder with a shorter path", path, len(path), maxSocketPath)
 	}
 	return nil
 }
 
-// local says whether only this machine can reach the address.
+// local reports whether only this machine can reach the address.
 func local(address string) bool {
 	if strings.HasPrefix(address, "unix:") {
 		return true
@@ -123,8 +123,8 @@ func (f tlsFiles) pair() (tls.Certificate, error) {
 	return tls.X509KeyPair(cert, key)
 }
 
-// server is the TLS that a listener which others can reach must speak.
-// A client that presents a certificate must be of ca.
+// server returns the TLS configuration of a listener that other machines can reach. A client
+// certificate must be signed by ca.
 func (f tlsFiles) server() (*tls.Config, error) {
 	if f.cert == "" && f.key == "" {
 		return nil, nil
@@ -143,7 +143,7 @@ func (f tlsFiles) server() (*tls.Config, error) {
 	return c, nil
 }
 
-// client is the TLS towards a server that only ca may vouch for.
+// client returns the TLS configuration for a server with a certificate signed by ca.
 func (f tlsFiles) client(serverName string) (*tls.Config, error) {
 	roots, err := pool(f.ca)
 	if err != nil {
@@ -172,7 +172,7 @@ func pool(file string) (*x509.CertPool, error) {
 	return p, nil
 }
 
-// certificates are the DER bytes of a PEM file's certificates.
+// certificates returns the DER bytes of a PEM file's certificates.
 func certificates(text []byte) (all [][]byte) {
 	for {
 		var block *pem.Block
@@ -185,8 +185,8 @@ func certificates(text []byte) (all [][]byte) {
 	}
 }
 
-// serveHTTP serves h on l until ctx is done, and then lets requests in flight end
-// for a few seconds. No timeout is left at "none".
+// serveHTTP serves h on l until ctx is done. Requests in flight then have a few seconds to
+// end. Every timeout is set.
 func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	s := &http.Server{
 		Handler:           h,
@@ -212,7 +212,7 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, log *slog.Lo
 	return nil
 }
 
-// overUnix is a client for a server of ours on a Unix socket.
+// overUnix returns a client for an aid server on a Unix socket.
 func overUnix(path string) *http.Client {
 	return &http.Client{
 		Timeout: 10 * time.Second,

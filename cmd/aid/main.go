@@ -1,14 +1,14 @@
 // Command aid identifies AI agents, evaluates their requests to LLM providers by policy,
 // records each decision, and lets Envoy forward what is allowed.
 //
-//	aid up        everything on this machine: the newcomer's way, and the single host's
+//	aid up        everything on this machine, to try it out or for a single host
 //	aid control   the control plane: management API, xDS, audit ingest
 //	aid extproc   the sidecar beside Envoy that evaluates each request
 //	aid migrate   brings the database's schema up to date, before a rollout
 //
-// This is the only package that reads flags and the environment, the only one that imports
-// all others, and the one that decides the order of shutdown. There is a file for each
-// subcommand, and each wires by hand what it needs.
+// Only this package reads flags and the environment, and only this package imports all
+// others. It decides the order of shutdown. There is a file for each subcommand, which
+// constructs what the subcommand needs.
 package main
 
 import (
@@ -32,7 +32,7 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
-// run is main for tests: it returns what the process exits with.
+// run is main for tests: it returns the exit code.
 func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) int {
 	root := newRoot()
 	root.SetArgs(args)
@@ -57,7 +57,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) 
 	}
 }
 
-// usageError is a flag, an argument or a variable that cannot be used as given.
+// usageError is an error in a flag, an argument or a variable.
 type usageError struct{ err error }
 
 func (e *usageError) Error() string { return e.err.Error() }
@@ -65,7 +65,7 @@ func (e *usageError) Unwrap() error { return e.err }
 
 func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
 
-// incompleteError says that nothing is wrong, and that not everything is there.
+// incompleteError means that nothing is wrong, but something is still missing.
 type incompleteError struct{ err error }
 
 func (e *incompleteError) Error() string { return e.err.Error() }
@@ -74,17 +74,17 @@ func (e *incompleteError) Unwrap() error { return e.err }
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "aid",
-		Short: "Identity, policy and a record for AI agents, in front of any LLM provider",
+		Short: "Identity, policy and an audit log for AI agents, in front of any LLM provider",
 		Long: `aid identifies the AI agent behind each request to an LLM provider, and decides by
 policy whether the request is allowed. It records the decision so that it can be
 proved later, and only then lets Envoy forward the request.
 
-New here? Start everything on this machine and follow what it prints:
+To begin, start everything on this machine and follow the output:
 
   aid up --providers providers.yaml
 
-Every flag can be given as a variable: --api is AID_API, --log-level AID_LOG_LEVEL.
-Flags win. Secrets are read from files or variables, never from arguments.`,
+Every flag can also be set as a variable: --api is AID_API, --log-level is AID_LOG_LEVEL.
+A flag overrides its variable. Secrets are read from files or variables, never from arguments.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
@@ -93,9 +93,9 @@ Flags win. Secrets are read from files or variables, never from arguments.`,
 			return flagsFromEnv(cmd.Flags(), os.LookupEnv)
 		},
 	}
-	root.PersistentFlags().String("log-level", "info", "least level that is logged: debug, info, warn, error")
-	root.PersistentFlags().String("log-format", "text", "form of the log on stderr: text or json")
-	root.SetUsageTemplate(root.UsageTemplate() + "\nEvery flag is a variable too: --log-level is AID_LOG_LEVEL. Flags win.\n")
+	root.PersistentFlags().String("log-level", "info", "lowest level in the log: debug, info, warn, error")
+	root.PersistentFlags().String("log-format", "text", "format of the log on stderr: text or json")
+	root.SetUsageTemplate(root.UsageTemplate() + "\nEvery flag is also a variable: --log-level is AID_LOG_LEVEL. A flag overrides its variable.\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%v; see `%s --help`", err, cmd.CommandPath())
 	})
@@ -104,8 +104,8 @@ Flags win. Secrets are read from files or variables, never from arguments.`,
 	return root
 }
 
-// flagsFromEnv gives each flag that the command line left alone the value of its
-// variable: AID_ and the flag's name.
+// flagsFromEnv sets each flag that is not on the command line to the value of its variable,
+// which is AID_ and the flag's name.
 func flagsFromEnv(flags *pflag.FlagSet, lookup func(string) (string, bool)) (err error) {
 	flags.VisitAll(func(f *pflag.Flag) {
 		name := variable(f.Name)
@@ -124,13 +124,13 @@ func variable(flag string) string {
 	return "AID_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// logger makes the log that cmd's flags ask for, and marks its lines with the
-// process that wrote them: under `aid up` several share one stderr.
+// logger returns the log that cmd's flags configure. Its lines have the name of the process,
+// since several processes of `aid up` share one stderr.
 func logger(cmd *cobra.Command, process string) (*slog.Logger, error) {
 	text, _ := cmd.Flags().GetString("log-level")
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(text)); err != nil {
-		return nil, usagef("--log-level %q: want debug, info, warn or error", text)
+		return nil, usagef("--log-level %q: valid values are debug, info, warn and error", text)
 	}
 	options := &slog.HandlerOptions{Level: level}
 	form, _ := cmd.Flags().GetString("log-format")
@@ -141,7 +141,7 @@ func logger(cmd *cobra.Command, process string) (*slog.Logger, error) {
 	case "json":
 		h = slog.NewJSONHandler(cmd.ErrOrStderr(), options)
 	default:
-		return nil, usagef("--log-format %q: want text or json", form)
+		return nil, usagef("--log-format %q: valid values are text and json", form)
 	}
 	return slog.New(h).With("process", process), nil
 }

@@ -23,9 +23,8 @@ import (
 	"github.com/ai-identity/ai-identity/store"
 )
 
-// manage is what commands share that change the database directly, not through the API.
-// They are for what comes before the first org key. Their changes are in the org's audit
-// log like all others.
+// manage is shared by commands that change the database directly. They are needed before the
+// first org key exists. Their changes are in the org's audit log, like all others.
 type manage struct {
 	postgres, hmac, org, home string
 
@@ -33,13 +32,13 @@ type manage struct {
 	now func() time.Time
 }
 
-// flags adds what every one of them needs.
+// flags adds the flags of these commands.
 func (m *manage) flags(cmd *cobra.Command, changes, inOrg bool) {
 	f := cmd.Flags()
 	f.StringVar(&m.postgres, "postgres", "", postgresHelp)
-	f.StringVar(&m.home, "home", "", "`folder` of an aid up that runs: its database, keys and organization are the defaults")
+	f.StringVar(&m.home, "home", "", "`folder` of a running aid up; its database, keys and organization are the defaults")
 	if changes {
-		f.StringVar(&m.hmac, "hmac-keys", "", "`file` with the keys of the audit chain, the same that the control plane has: what is changed is recorded")
+		f.StringVar(&m.hmac, "hmac-keys", "", "`file` with the keys of the audit chain, the same as the control plane's, to record the change")
 	}
 	if inOrg {
 		f.StringVar(&m.org, "org", "", "id of the organization (org_…)")
@@ -56,12 +55,12 @@ func (m *manage) open(cmd *cobra.Command, inOrg bool) (db *store.DB, err error) 
 		return nil, err
 	}
 	if inOrg && m.org == "" {
-		return nil, usagef("--org: say which organization, such as org_default")
+		return nil, usagef("--org is required: the id of the organization, such as org_default")
 	}
 	return openStore(cmd.Context(), m.postgres, 2, nil, m.log)
 }
 
-// fromHome takes what is not given from an `aid up` that runs on --home.
+// fromHome sets missing flags to the values of the `aid up` that uses --home.
 func (m *manage) fromHome() error {
 	if m.home == "" {
 		return nil
@@ -69,7 +68,7 @@ func (m *manage) fromHome() error {
 	if m.postgres == "" {
 		url, err := readSecret(filepath.Join(m.home, "run", ownerURLFile))
 		if errors.Is(err, os.ErrNotExist) {
-			return usagef("--home %s: no `aid up` has run there", m.home)
+			return usagef("--home %s: no `aid up` has used this folder", m.home)
 		} else if err != nil {
 			return usagef("--home: %v", err)
 		}
@@ -84,7 +83,7 @@ func (m *manage) fromHome() error {
 	return nil
 }
 
-// chain seals what is recorded.
+// chain returns the chain to which changes are appended.
 func (m *manage) chain(db *store.DB) (*audit.Chain, error) {
 	keys, err := chainKeys(m.hmac)
 	if err != nil {
@@ -93,7 +92,7 @@ func (m *manage) chain(db *store.DB) (*audit.Chain, error) {
 	return audit.NewChain(audit.ChainConfig{DB: db, Keys: keys, Log: m.log})
 }
 
-// operator is who ran the command, as far as this machine knows.
+// operator returns the user and host of the command, as the actor in the audit log.
 func operator() audit.Actor {
 	name := "unknown"
 	if u, err := user.Current(); err == nil {
@@ -103,12 +102,12 @@ func operator() audit.Actor {
 	return audit.Actor{Kind: "operator", ID: name + "@" + host}
 }
 
-// created is the entry of something that was not there before.
+// created returns the audit entry of a new object.
 func created(actor audit.Actor, kind, id string, object any) audit.Changed {
 	return audit.Changed{Kind: kind + ".created", Actor: actor, ObjectKind: kind, ObjectID: id, After: digest(object)}
 }
 
-// digest names a state of an object without telling it. Objects hold no secrets.
+// digest identifies a state of an object without its content. Objects have no secrets.
 func digest(object any) string {
 	b, err := json.Marshal(object)
 	if err != nil {
@@ -118,7 +117,7 @@ func digest(object any) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// newOrgKey makes an org key of a role and its record.
+// newOrgKey returns a new org key of a role, and its record.
 func newOrgKey(org, name string, role identity.Role, now time.Time) (string, identity.OrgKeyRecord, error) {
 	secret, hash, err := identity.Mint(identity.OrgKey, rand.Reader)
 	if err != nil {
@@ -128,7 +127,7 @@ func newOrgKey(org, name string, role identity.Role, now time.Time) (string, ide
 	return secret, identity.OrgKeyRecord{ID: id, OrgID: org, Name: name, Role: role, Hash: hash, CreatedAt: now}, err
 }
 
-// newNode makes a node with a join token and its record.
+// newNode returns a new join token, and its node.
 func newNode(org, name string, now time.Time) (string, identity.Node, error) {
 	token, hash, err := identity.Mint(identity.NodeToken, rand.Reader)
 	if err != nil {
@@ -138,7 +137,7 @@ func newNode(org, name string, now time.Time) (string, identity.Node, error) {
 	return token, identity.Node{ID: id, OrgID: org, Name: name, TokenHash: hash, CreatedAt: now}, err
 }
 
-// insertOrgKey stores and records an org key, or nothing.
+// insertOrgKey stores an org key and records it in the same transaction.
 func insertOrgKey(ctx context.Context, tx pgx.Tx, chain *audit.Chain, actor audit.Actor, k identity.OrgKeyRecord) error {
 	if err := identity.InsertOrgKey(ctx, tx, k); err != nil {
 		return err
@@ -148,7 +147,7 @@ func insertOrgKey(ctx context.Context, tx pgx.Tx, chain *audit.Chain, actor audi
 	return err
 }
 
-// insertNode stores and records a node, or nothing.
+// insertNode stores a node and records it in the same transaction.
 func insertNode(ctx context.Context, tx pgx.Tx, chain *audit.Chain, actor audit.Actor, n identity.Node) error {
 	if err := identity.InsertNode(ctx, tx, n); err != nil {
 		return err
@@ -158,8 +157,7 @@ func insertNode(ctx context.Context, tx pgx.Tx, chain *audit.Chain, actor audit.
 	return err
 }
 
-// handOver gives a secret to who asked for it, once: to a new private file, or to
-// stdout where no file is named.
+// handOver writes a secret once, to a new private file, or to stdout if no file is named.
 func handOver(out io.Writer, file, secret string) error {
 	if file == "" {
 		_, err := fmt.Fprintln(out, secret)
@@ -167,7 +165,7 @@ func handOver(out io.Writer, file, secret string) error {
 	}
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, os.ErrExist) {
-		return usagef("--out %s: it is there already, and may hold a secret that is in use; name another file", file)
+		return usagef("--out %s: the file exists, and may have a secret that is in use; name another file", file)
 	}
 	if err != nil {
 		return fmt.Errorf("--out: %w", err)
@@ -176,13 +174,13 @@ func handOver(out io.Writer, file, secret string) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// canHandOver says before anything is made whether handOver would be able to.
+// canHandOver returns an error if handOver would fail, before anything is created.
 func canHandOver(file string) error {
 	if file == "" {
 		return nil
 	}
 	if _, err := os.Lstat(file); err == nil {
-		return usagef("--out %s: it is there already, and may hold a secret that is in use; name another file", file)
+		return usagef("--out %s: the file exists, and may have a secret that is in use; name another file", file)
 	}
 	return nil
 }

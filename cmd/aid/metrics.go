@@ -25,16 +25,16 @@ import (
 	"github.com/ai-identity/ai-identity/envoy"
 )
 
-// check says why something is not ready, or nil.
+// check returns why something is not ready, or nil.
 type check func(context.Context) error
 
-// stillReady is a check's error that is shown and does not make the process unready.
+// stillReady is a check's error that /readyz shows while it stays green.
 type stillReady string
 
 func (s stillReady) Error() string { return string(s) }
 
-// status is what each of our processes serves beside its work: /metrics, /healthz (this
-// process responds) and /readyz (it can do its work, or the reason why not).
+// status serves /metrics, /healthz (this process responds) and /readyz (it can work, or the
+// reason why it cannot). Every aid process has it.
 func status(metrics http.Handler, ready check) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
@@ -58,8 +58,8 @@ func status(metrics http.Handler, ready check) http.Handler {
 	return mux
 }
 
-// profiled adds Go's profiles under /debug/pprof/ to what a status server serves, if on.
-// They show the insides of this process, and cost CPU while they run.
+// profiled adds Go's profiles under /debug/pprof/ to a status server, if on is set. They
+// reveal internals of this process, and cost CPU while they run.
 func profiled(h http.Handler, on bool) http.Handler {
 	if !on {
 		return h
@@ -72,8 +72,8 @@ func profiled(h http.Handler, on bool) http.Handler {
 	return mux
 }
 
-// withEnvoy adds Envoy's own statistics under /metrics/envoy: its admin interface, which
-// can also stop it and shows its configuration, stays on a private socket.
+// withEnvoy adds Envoy's statistics under /metrics/envoy. Envoy's admin interface can also
+// stop Envoy and shows its configuration, so it stays on a private socket.
 func withEnvoy(h http.Handler, socket string) http.Handler {
 	if socket == "" {
 		return h
@@ -86,7 +86,7 @@ func withEnvoy(h http.Handler, socket string) http.Handler {
 		defer cancel()
 		text, err := admin.Get(ctx, "/stats/prometheus")
 		if err != nil {
-			http.Error(w, "Envoy does not answer on --envoy-admin "+socket+": "+err.Error(), http.StatusBadGateway)
+			http.Error(w, "Envoy does not respond on --envoy-admin "+socket+": "+err.Error(), http.StatusBadGateway)
 			return
 		}
 		w.Header().Set("Content-Type", string(expfmt.NewFormat(expfmt.TypeTextPlain)))
@@ -95,8 +95,8 @@ func withEnvoy(h http.Handler, socket string) http.Handler {
 	return mux
 }
 
-// readiness is what /readyz answers in the course of a process: not yet, then
-// what the check says, and no once it stops, before anything ends.
+// readiness is the state of /readyz: red at the start, then the result of the check, and red
+// again once the process begins to stop.
 type readiness struct {
 	stopping atomic.Bool
 	check    atomic.Pointer[check]
@@ -160,7 +160,7 @@ func registered(reg *prometheus.Registry, log *slog.Logger) http.Handler {
 	})
 }
 
-// gathered is what is registered, in the text format.
+// gathered returns the metrics of a registry in the text format.
 func gathered(reg *prometheus.Registry) ([]byte, error) {
 	families, err := reg.Gather()
 	if err != nil {
@@ -175,8 +175,8 @@ func gathered(reg *prometheus.Registry) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// remember keeps a check's response for a while, so that being asked often costs
-// nothing, and asks once where many ask at the same moment.
+// remember caches the result of a check for a while, so that frequent calls are cheap.
+// Concurrent calls run the check once.
 func remember(d time.Duration, c check) check {
 	var mu sync.Mutex
 	var last error
@@ -191,7 +191,7 @@ func remember(d time.Duration, c check) check {
 	}
 }
 
-// readyOver asks a child of ours on its Unix socket.
+// readyOver returns a check of a child process on its Unix socket.
 func readyOver(name string, client *http.Client) check {
 	return func(ctx context.Context) error {
 		body, err := get(ctx, client, "http://"+name+"/readyz")
@@ -210,7 +210,7 @@ func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil, errors.Unwrap(err) // without the URL, which says nothing over a socket
+		return nil, errors.Unwrap(err) // without the URL, which has no meaning for a socket
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
@@ -223,15 +223,14 @@ func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
 	return body, nil
 }
 
-// scrape asks one process for its metrics, in the text format.
+// scrape requests the metrics of one process, in the text format.
 type scrape struct {
 	process string
 	text    func(context.Context) ([]byte, error)
 }
 
-// merged serves the metrics of several processes as one, each sample with the
-// process it came from. A process that does not answer leaves the others alone
-// and shows as aid_up_scrape_ok 0.
+// merged serves the metrics of several processes together. Each sample has a label with its
+// process. For a process that does not respond, aid_up_scrape_ok is 0.
 func merged(log *slog.Logger, scrapes ...scrape) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), 8*time.Second)
@@ -250,7 +249,7 @@ func merged(log *slog.Logger, scrapes ...scrape) http.Handler {
 		wg.Wait()
 		families := map[string]*dto.MetricFamily{}
 		ok := &dto.MetricFamily{
-			Name: ptr("aid_up_scrape_ok"), Help: ptr("Whether the process answered this scrape."), Type: dto.MetricType_GAUGE.Enum(),
+			Name: ptr("aid_up_scrape_ok"), Help: ptr("Whether the process responded to this scrape."), Type: dto.MetricType_GAUGE.Enum(),
 		}
 		families[ok.GetName()] = ok
 		for i, s := range scrapes {
@@ -277,8 +276,8 @@ func merged(log *slog.Logger, scrapes ...scrape) http.Handler {
 	})
 }
 
-// merge adds the samples in text to families. Where two processes disagree on
-// a metric's type, the first is believed and the other's is left out.
+// merge adds the samples in text to families. If two processes have different types for a
+// metric, the first one is used and the other one is left out.
 func merge(families map[string]*dto.MetricFamily, process string, text []byte) error {
 	p := expfmt.NewTextParser(model.UTF8Validation)
 	parsed, err := p.TextToMetricFamilies(bytes.NewReader(text))
@@ -300,12 +299,12 @@ func label(name, value string) *dto.LabelPair { return &dto.LabelPair{Name: &nam
 
 func ptr[T any](v T) *T { return &v }
 
-// envoyMetrics are Envoy's metrics for our operators: traffic downstream and upstream, and
-// the counters of ext_proc. Some of those must stay 0 (design: failure_mode_allowed,
+// envoyMetrics matches Envoy's metrics for operators: downstream and upstream traffic, and
+// the counters of ext_proc. Some must stay 0 (failure_mode_allowed,
 // spurious_msgs_received, …).
 var envoyMetrics = regexp.MustCompile(`^envoy_(http_(downstream_(rq|cx)|ext_proc|no_route|passthrough)|ext_proc|cluster_(upstream_(rq|cx)|ext_proc|circuit|membership)|control_plane|cluster_manager|listener_(manager|downstream)|overload|server_(uptime|live|version|memory|concurrency|total_connections|worker)|runtime_load)`)
 
-// filtered keeps of Envoy's thousands of metrics those that envoyMetrics names.
+// filtered returns the metrics that match envoyMetrics, out of Envoy's thousands.
 func filtered(text []byte) []byte {
 	var out bytes.Buffer
 	for line := range bytes.Lines(text) {

@@ -20,10 +20,10 @@ func migrateCommand() *cobra.Command {
 it as the owner before servers of a new version start. They reject a schema that is
 too old, and work with one that is newer.
 
-With --provision it first makes the database and the roles aid_owner, aid_app and
+With --provision it first creates the database and the roles aid_owner, aid_app and
 aid_auditor, as an administrator. Then it migrates as the owner. A second run changes
 only what is missing. Passwords come from files. A role without a password file has no
-password: it can connect only as the server's rules allow (peer, a certificate).`,
+password. It can connect only by other methods, such as a certificate.`,
 		Example: `  # once, as an administrator
   export AID_POSTGRES='postgres://postgres@db.example.com/postgres?sslmode=verify-full&passfile=admin.pgpass'
   aid migrate --provision --database aid --owner-password-file owner.pw --app-password-file app.pw
@@ -38,13 +38,13 @@ password: it can connect only as the server's rules allow (peer, a certificate).
 				return err
 			}
 			if postgres == "" {
-				return usagef("--postgres: say where the database is, best in the variable AID_POSTGRES, such as postgres://aid_owner@db.example.com/aid?sslmode=verify-full")
+				return usagef("--postgres is required: the URL of the database, best in the variable AID_POSTGRES, such as postgres://aid_owner@db.example.com/aid?sslmode=verify-full")
 			}
 			warnOfPassword(postgres, log)
 			if !provision {
 				for flag, v := range map[string]string{"database": database, "owner-password-file": ownerFile, "app-password-file": appFile, "auditor-password-file": auditorFile} {
 					if v != "" && cmd.Flags().Changed(flag) {
-						return usagef("--%s is for --provision", flag)
+						return usagef("--%s works only with --provision", flag)
 					}
 				}
 				return store.Migrate(cmd.Context(), postgres, log)
@@ -67,7 +67,7 @@ password: it can connect only as the server's rules allow (peer, a certificate).
 			}
 			owner := made.OwnerURL
 			if ownerFile == "" {
-				// The owner may have no way in but through the administrator.
+				// The owner may only be reachable through the administrator.
 				if owner, err = inDatabase(postgres, database); err != nil {
 					return usagef("--postgres: %v", err)
 				}
@@ -77,19 +77,19 @@ password: it can connect only as the server's rules allow (peer, a certificate).
 	}
 	f := cmd.Flags()
 	f.StringVar(&postgres, "postgres", "", "database `URL` as the owner (with --provision: as an administrator), better given as AID_POSTGRES")
-	f.BoolVar(&provision, "provision", false, "make the roles and the database first")
-	f.StringVar(&database, "database", "aid", "name of the database that --provision makes")
+	f.BoolVar(&provision, "provision", false, "create the roles and the database first")
+	f.StringVar(&database, "database", "aid", "name of the database that --provision creates")
 	f.StringVar(&ownerFile, "owner-password-file", "", "`file` with the password of aid_owner")
 	f.StringVar(&appFile, "app-password-file", "", "`file` with the password of aid_app")
 	f.StringVar(&auditorFile, "auditor-password-file", "", "`file` with the password of aid_auditor")
 	return cmd
 }
 
-// inDatabase is the same URL for another database of the server.
+// inDatabase returns the URL for another database of the same server.
 func inDatabase(address, database string) (string, error) {
 	u, err := url.Parse(address)
 	if err != nil {
-		return "", errors.New("not a URL") // without the address, which may hold a password
+		return "", errors.New("not a URL") // without the address, which may have a password
 	}
 	q := u.Query()
 	q.Del("dbname")

@@ -16,10 +16,10 @@ import (
 func nodeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "node",
-		Short: "Say which Envoys and sidecars may fetch an organization's configuration",
-		Long: `node manages the machines that enforce. Each Envoy and each ` + "`aid extproc`" + ` presents a
-join token or a certificate to the control plane. It receives the configuration of its
-organizations, credentials included. An unknown node receives nothing.`,
+		Short: "Manage the Envoys and sidecars that may fetch an organization's configuration",
+		Long: `node manages the machines that enforce policies. Each Envoy and each ` + "`aid extproc`" + `
+presents a join token or a certificate to the control plane. It receives the configuration
+of its organizations, including credentials. An unknown node receives nothing.`,
 	}
 	cmd.AddCommand(nodeCreateCommand(), nodeListCommand(), nodeRevokeCommand())
 	return cmd
@@ -32,19 +32,19 @@ func nodeCreateCommand() *cobra.Command {
 	var expires time.Duration
 	cmd := &cobra.Command{
 		Use:   "create",
-		Short: "Let a node join, with a token or by its certificate",
-		Long: `create makes a node. Without --spiffe-id it gets a join token, shown once, on stdout
-or in a new file (--out), for --token-file of ` + "`aid extproc`" + `.
-With --spiffe-id the node is each machine that presents a certificate of that id.
+		Short: "Create a node, with a join token or for a certificate",
+		Long: `create creates a node. Without --spiffe-id the node gets a join token for --token-file of
+` + "`aid extproc`" + `. The token is shown once, on stdout or in a new file (--out).
+With --spiffe-id, each machine with a certificate of that id is this node.
 
 --role envoy is for an Envoy: it gets listeners, routes and clusters. --role extproc
 is for a sidecar: it gets callers, credentials and policies, and appends audit
 records. Without --role the node may do both, as ` + "`aid up`" + ` does.
 
-With --orgs one gateway serves several organizations: the caller's key names the
-organization of each request. Only the operator can make such a node. Requests that
-name no known caller belong to none of them. They are counted in the audit log of
---org, the node's home: name the organization of those who run the gateway.`,
+With --orgs one gateway serves several organizations: the caller's key selects the
+organization of each request. Only the operator can create such a node. Requests
+without a known caller belong to no organization. They are counted in the audit log of
+--org, the node's home. Set --org to the organization of the gateway's operator.`,
 		Example: `  aid node create --org org_default --name vm-7 --hmac-keys hmac.keys --out vm-7.token
   aid node create --org org_default --name gateways --hmac-keys hmac.keys \
       --spiffe-id spiffe://cluster.local/ns/ai/sa/gateway
@@ -52,13 +52,13 @@ name no known caller belong to none of them. They are counted in the audit log o
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if name == "" {
-				return usagef("--name: say which machine it is")
+				return usagef("--name is required: the name of the machine")
 			}
 			if spiffe != "" && !strings.HasPrefix(spiffe, "spiffe://") {
-				return usagef("--spiffe-id %q: want spiffe://TRUST-DOMAIN/PATH", spiffe)
+				return usagef("--spiffe-id %q: set spiffe://TRUST-DOMAIN/PATH", spiffe)
 			}
 			if expires < 0 {
-				return usagef("--expires %v: want a time from now, such as 720h", expires)
+				return usagef("--expires %v: set a time from now, such as 720h", expires)
 			}
 			roles, err := nodeRoles(role)
 			if err != nil {
@@ -94,9 +94,9 @@ name no known caller belong to none of them. They are counted in the audit log o
 				return insertNode(cmd.Context(), tx, chain, operator(), n)
 			})
 			if err != nil {
-				return fmt.Errorf("making a node of %s: %w", strings.Join(orgs, ", "), err)
+				return fmt.Errorf("creating a node of %s: %w", strings.Join(orgs, ", "), err)
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "aid: node %s (%s) of %s made\n", n.ID, name, strings.Join(orgs, ", "))
+			fmt.Fprintf(cmd.ErrOrStderr(), "aid: created node %s (%s) of %s\n", n.ID, name, strings.Join(orgs, ", "))
 			if token == "" {
 				return nil
 			}
@@ -104,11 +104,11 @@ name no known caller belong to none of them. They are counted in the audit log o
 		},
 	}
 	m.flags(cmd, true, true)
-	cmd.Flags().StringVar(&name, "name", "", "which machine it is")
+	cmd.Flags().StringVar(&name, "name", "", "name of the machine")
 	cmd.Flags().StringVar(&role, "role", "both", "envoy, extproc or both")
-	cmd.Flags().StringSliceVar(&more, "orgs", nil, "further organizations that the node serves; --org stays its home")
-	cmd.Flags().StringVar(&spiffe, "spiffe-id", "", "id in the node's certificate; then it needs no token")
-	cmd.Flags().DurationVar(&expires, "expires", 0, "when it expires, from now (default: never)")
+	cmd.Flags().StringSliceVar(&more, "orgs", nil, "other organizations that the node serves; --org is its home")
+	cmd.Flags().StringVar(&spiffe, "spiffe-id", "", "id in the node's certificate, instead of a token")
+	cmd.Flags().DurationVar(&expires, "expires", 0, "time from now until the node expires (default: never)")
 	cmd.Flags().StringVar(&out, "out", "", "new private `file` for the token (default: stdout)")
 	return cmd
 }
@@ -156,11 +156,11 @@ func nodeRevokeCommand() *cobra.Command {
 	var more []string
 	cmd := &cobra.Command{
 		Use:   "revoke NODE",
-		Short: "Let a node join no more",
-		Long: `revoke ends what a node may fetch: its streams to the control plane are closed
-and no new one is accepted. A connected sidecar drops what it has at once. One that
-is cut off goes on until its --max-staleness is over. A node of several
-organizations goes on for the others: name them with --orgs to revoke it there too.`,
+		Short: "Revoke a node",
+		Long: `revoke ends a node's access: the control plane closes its streams and rejects new
+ones. A connected sidecar deletes its configuration at once. A sidecar without contact
+continues until its --max-staleness is over. A node of several organizations continues
+for the others: name them with --orgs to revoke it there as well.`,
 		Example: `  aid node revoke node_01jabc… --org org_default --hmac-keys hmac.keys`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -190,11 +190,11 @@ organizations goes on for the others: name them with --orgs to revoke it there t
 		},
 	}
 	m.flags(cmd, true, true)
-	cmd.Flags().StringSliceVar(&more, "orgs", nil, "further organizations to revoke it in")
+	cmd.Flags().StringSliceVar(&more, "orgs", nil, "other organizations in which to revoke the node")
 	return cmd
 }
 
-// nodeRoles are the roles that --role names.
+// nodeRoles returns the roles of --role.
 func nodeRoles(role string) ([]identity.NodeRole, error) {
 	switch role {
 	case "envoy", "extproc":
@@ -202,7 +202,7 @@ func nodeRoles(role string) ([]identity.NodeRole, error) {
 	case "both":
 		return []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc}, nil
 	}
-	return nil, usagef("--role %q: want envoy, extproc or both", role)
+	return nil, usagef("--role %q: valid values are envoy, extproc and both", role)
 }
 
 func rolesShown(roles []identity.NodeRole) string {

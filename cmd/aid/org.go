@@ -18,10 +18,10 @@ import (
 func orgCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "org",
-		Short: "Make an organization, and the keys that manage it",
-		Long: `org makes what the management API needs before its first use: an
-organization and its first key. Everything else is done with that key through
-the API. ` + "`aid up`" + ` does this for its organization "default".`,
+		Short: "Create an organization, and the keys that manage it",
+		Long: `org creates an organization and its first key, which the management API needs.
+Do everything else with that key through the API. ` + "`aid up`" + ` creates the
+organization "default" and its key.`,
 	}
 	key := &cobra.Command{Use: "key", Short: "Keys that manage an organization"}
 	key.AddCommand(orgKeyCreateCommand())
@@ -34,18 +34,18 @@ func orgCreateCommand() *cobra.Command {
 	var name, tier, out string
 	cmd := &cobra.Command{
 		Use:   "create",
-		Short: "Make an organization and its first key",
-		Long: `create makes an organization and a key with the role admin. The key is shown
-once, on stdout or in a new file (--out): only its hash is kept. The
+		Short: "Create an organization and its first key",
+		Long: `create creates an organization and a key with the role admin. The key is shown
+once, on stdout or in a new file (--out): only its hash is stored. The
 organization's id is on stderr.
 
-The database is opened as its owner: servers may not make organizations.`,
+Connect as the owner of the database: other roles may not create organizations.`,
 		Example: `  export AID_POSTGRES='postgres://aid_owner@db.example.com/aid?sslmode=verify-full&passfile=owner.pgpass'
   aid org create --name acme --hmac-keys hmac.keys --out acme.key`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if name == "" {
-				return usagef("--name: say what the organization is called")
+				return usagef("--name is required: the name of the organization")
 			}
 			if err := canHandOver(out); err != nil {
 				return err
@@ -80,15 +80,15 @@ The database is opened as its owner: servers may not make organizations.`,
 				return insertOrgKey(ctx, tx, chain, operator(), k)
 			})
 			if err != nil {
-				return fmt.Errorf("making the organization: %w", err)
+				return fmt.Errorf("creating the organization: %w", err)
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "aid: organization %s (%s) made; its key is %s\n", id, name, k.ID)
+			fmt.Fprintf(cmd.ErrOrStderr(), "aid: created organization %s (%s) with key %s\n", id, name, k.ID)
 			return handOver(cmd.OutOrStdout(), out, secret)
 		},
 	}
 	m.flags(cmd, true, false)
-	cmd.Flags().StringVar(&name, "name", "", "what the organization is called")
-	cmd.Flags().StringVar(&tier, "tier", "", "what policies see as org.tier")
+	cmd.Flags().StringVar(&name, "name", "", "name of the organization")
+	cmd.Flags().StringVar(&tier, "tier", "", "value of org.tier in policies")
 	cmd.Flags().StringVar(&out, "out", "", "new private `file` for the key (default: stdout)")
 	return cmd
 }
@@ -99,9 +99,9 @@ func orgKeyCreateCommand() *cobra.Command {
 	var expires time.Duration
 	cmd := &cobra.Command{
 		Use:   "create",
-		Short: "Make a further key of an organization",
-		Long: `create makes a key that manages an organization, for when the API cannot: no key
-is left that works. It is shown once, on stdout or in a new file (--out).
+		Short: "Create another key of an organization",
+		Long: `create creates a key that manages an organization. Use it if no active admin key is
+left for the API. The key is shown once, on stdout or in a new file (--out).
 
 Roles: admin may do everything, auditor may read everything, reviewer may read
 agents and decide approvals.`,
@@ -111,13 +111,13 @@ agents and decide approvals.`,
 			switch identity.Role(role) {
 			case identity.Admin, identity.Auditor, identity.Reviewer:
 			default:
-				return usagef("--role %q: want admin, auditor or reviewer", role)
+				return usagef("--role %q: valid values are admin, auditor and reviewer", role)
 			}
 			if name == "" {
-				return usagef("--name: say what the key is for")
+				return usagef("--name is required: the purpose of the key")
 			}
 			if expires < 0 {
-				return usagef("--expires %v: want a time from now, such as 720h", expires)
+				return usagef("--expires %v: set a time from now, such as 720h", expires)
 			}
 			if err := canHandOver(out); err != nil {
 				return err
@@ -143,16 +143,16 @@ agents and decide approvals.`,
 				return insertOrgKey(cmd.Context(), tx, chain, operator(), k)
 			})
 			if err != nil {
-				return fmt.Errorf("making a key of %s: %w", m.org, err)
+				return fmt.Errorf("creating a key of %s: %w", m.org, err)
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "aid: key %s (%s) of %s made\n", k.ID, role, m.org)
+			fmt.Fprintf(cmd.ErrOrStderr(), "aid: created key %s (%s) of %s\n", k.ID, role, m.org)
 			return handOver(cmd.OutOrStdout(), out, secret)
 		},
 	}
 	m.flags(cmd, true, true)
-	cmd.Flags().StringVar(&name, "name", "", "what the key is for")
+	cmd.Flags().StringVar(&name, "name", "", "purpose of the key")
 	cmd.Flags().StringVar(&role, "role", string(identity.Admin), "admin, auditor or reviewer")
-	cmd.Flags().DurationVar(&expires, "expires", 0, "when it expires, from now (default: never)")
+	cmd.Flags().DurationVar(&expires, "expires", 0, "time from now until the key expires (default: never)")
 	cmd.Flags().StringVar(&out, "out", "", "new private `file` for the key (default: stdout)")
 	return cmd
 }
@@ -191,7 +191,7 @@ func orgListKeysCommand() *cobra.Command {
 	return cmd
 }
 
-// state is what a list says of a key or a node.
+// state returns the status of a key or a node for lists.
 func state(inactive error) string {
 	if inactive == nil {
 		return "active"
@@ -199,7 +199,7 @@ func state(inactive error) string {
 	return inactive.Error()
 }
 
-// allOrgKeys reads page after page: an org has few keys.
+// allOrgKeys reads all pages of an org's keys.
 func allOrgKeys(ctx context.Context, tx pgx.Tx) (all []identity.OrgKeyRecord, err error) {
 	return identity.ListOrgKeys(ctx, tx)
 }
@@ -208,17 +208,18 @@ func orgTrustCommand() *cobra.Command {
 	var m manage
 	cmd := &cobra.Command{
 		Use:   "trust PREFIX",
-		Short: "Let an organization make nodes below a SPIFFE trust domain or path",
-		Long: `trust lets the admins of an organization make nodes with SPIFFE ids below PREFIX:
-a trust domain, or a trust domain and whole path segments. Without it an organization
-can make nodes with join tokens only. Prefixes of two organizations must not overlap.
+		Short: "Let an organization create nodes with SPIFFE ids below a prefix",
+		Long: `trust lets the admins of an organization create nodes with SPIFFE ids below PREFIX.
+PREFIX is a trust domain, or a trust domain and whole path segments. Without a prefix
+an organization can only create nodes with join tokens. Prefixes of two organizations
+must not overlap.
 
-The database is opened as its owner: servers may not grant this.`,
+Connect as the owner of the database: other roles may not grant prefixes.`,
 		Example: `  aid org trust spiffe://corp.example/ns/acme --org org_acme --hmac-keys hmac.keys`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !spiffePrefix.MatchString(args[0]) {
-				return usagef("PREFIX %q: want spiffe://TRUST-DOMAIN or spiffe://TRUST-DOMAIN/PATH, without a slash at the end", args[0])
+				return usagef("PREFIX %q: set spiffe://TRUST-DOMAIN or spiffe://TRUST-DOMAIN/PATH, without a slash at the end", args[0])
 			}
 			db, err := m.open(cmd, true)
 			if err != nil {
@@ -237,12 +238,12 @@ The database is opened as its owner: servers may not grant this.`,
 				return err
 			})
 			if errors.Is(err, identity.ErrConflict) {
-				return fmt.Errorf("%s overlaps with a prefix that an organization has already", args[0])
+				return fmt.Errorf("%s overlaps with the prefix of another organization: choose a longer one", args[0])
 			}
 			if err != nil {
 				return fmt.Errorf("granting %s to %s: %w", args[0], m.org, err)
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "aid: %s may make nodes below %s\n", m.org, args[0])
+			fmt.Fprintf(cmd.ErrOrStderr(), "aid: %s may create nodes below %s\n", m.org, args[0])
 			return nil
 		},
 	}

@@ -4,9 +4,9 @@ import (
 	"github.com/ai-identity/ai-identity/provider/prices"
 )
 
-const pricesHelp = "YAML `file` with prices, which come before the built-in ones (docs/prices.md); read once, at the start"
+const pricesHelp = "YAML `file` with prices, which override the built-in ones (docs/prices.md); read only at the start"
 
-// loadPrices reads the file of --prices, "" for none.
+// loadPrices reads the file of --prices. Without a file it returns the built-in prices.
 func loadPrices(file string) (*prices.Table, error) {
 	var text []byte
 	if file != "" {

@@ -25,15 +25,15 @@ import (
 // defaultOrg is the organization of `aid up`.
 var defaultOrg = identity.Org{ID: "org_default", Name: "default"}
 
-// joinToken is what the sidecar and Envoy of `aid up` show to the control plane.
+// joinToken is the token with which the sidecar of `aid up` authenticates to the control plane.
 type joinToken struct{ file, secret string }
 
-// settle makes what must exist before anything is served: the organization, its first key,
-// this machine's node, and the providers of --providers. What exists is left alone, so a
-// second start changes nothing.
+// settle creates what must exist before the start: the organization, its first key, this
+// machine's node, and the providers of --providers. Existing objects stay, so a second start
+// changes nothing.
 func (u *up) settle(ctx context.Context, at database) (joinToken, error) {
 	var none joinToken
-	// Only the owner may make organizations.
+	// Only the owner may create organizations.
 	db, err := store.Open(ctx, store.Config{URL: at.ownerURL, MaxConns: 2, Log: u.log})
 	if err != nil {
 		return none, fmt.Errorf("database: %w", err)
@@ -69,14 +69,14 @@ func (u *up) settle(ctx context.Context, at database) (joinToken, error) {
 	}
 	s := settler{up: u, db: db, chain: chain, sealer: sealer, now: time.Now()}
 	if err := s.org(ctx); err != nil {
-		return none, fmt.Errorf("making the organization: %w", err)
+		return none, fmt.Errorf("creating the organization: %w", err)
 	}
 	if err := s.orgKey(ctx, u.home.path("org.key")); err != nil {
-		return none, fmt.Errorf("making org.key: %w", err)
+		return none, fmt.Errorf("creating org.key: %w", err)
 	}
 	token, err := s.node(ctx, u.home.path("secrets", "node.token"))
 	if err != nil {
-		return none, fmt.Errorf("making the node: %w", err)
+		return none, fmt.Errorf("creating the node: %w", err)
 	}
 	if u.standIn != "" {
 		demo := standInProvider(u.standIn)
@@ -95,7 +95,7 @@ func (u *up) settle(ctx context.Context, at database) (joinToken, error) {
 	return token, nil
 }
 
-// inUse says whether this is not the first start: the organization exists.
+// inUse reports whether the organization exists, so that this is not the first start.
 func inUse(ctx context.Context, db *store.DB) (used bool, err error) {
 	err = db.InOrg(ctx, defaultOrg.ID, func(tx pgx.Tx) error {
 		_, err := identity.OrgByID(ctx, tx, defaultOrg.ID)
@@ -108,14 +108,14 @@ func inUse(ctx context.Context, db *store.DB) (used bool, err error) {
 	return used, err
 }
 
-// checkChain rejects keys that the audit log was not signed with.
+// checkChain returns an error if the audit log was not signed with keys.
 func checkChain(ctx context.Context, db *store.DB, keys audit.Keys, file string) error {
 	err := audit.VerifyHead(ctx, db, defaultOrg.ID, keys)
 	var bad *audit.Bad
 	if errors.As(err, &bad) {
 		return fmt.Errorf("the end of the audit log does not verify with %s: %w. "+
-			"If this file is new or from another installation, restore the one that belongs to this database; "+
-			"otherwise the database was changed: keep it, and look with `aid audit verify`", file, err)
+			"If this file is new or from another installation, restore the file of this database. "+
+			"Otherwise the database was changed: keep it, and run `aid audit verify`", file, err)
 	}
 	return err
 }
@@ -128,7 +128,7 @@ type settler struct {
 	now    time.Time
 }
 
-// bootstrap is who `aid up` is in the audit log.
+// bootstrap is the actor of `aid up` in the audit log.
 var bootstrap = audit.Actor{Kind: "bootstrap", ID: "aid-up"}
 
 func (s settler) org(ctx context.Context) error {
@@ -147,9 +147,9 @@ func (s settler) org(ctx context.Context) error {
 	})
 }
 
-// kept returns the secret of a file, or makes one there. The file is written before its
-// row: if we die in between, the next start finds the file and makes the row. In the other
-// order the secret would be lost.
+// kept returns the secret of a file, or creates one. The file is written before its row. After
+// a crash in between, the next start finds the file and creates the row. In the other order
+// the secret would be lost.
 func kept(file string, kind identity.Kind) (secret string, hash [32]byte, err error) {
 	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
 		secret, _, err := identity.Mint(kind, rand.Reader)
@@ -165,7 +165,7 @@ func kept(file string, kind identity.Kind) (secret string, hash [32]byte, err er
 	}
 	is, hash, err := identity.Parse(secret)
 	if err != nil || is != kind {
-		return "", hash, fmt.Errorf("%s does not hold one of ours (%s…); move it away, and a new one is made", file, kind.Prefix())
+		return "", hash, fmt.Errorf("%s does not have a key with the prefix %s: move the file away, and a new one is created", file, kind.Prefix())
 	}
 	return secret, hash, nil
 }
@@ -181,7 +181,7 @@ func (s settler) orgKey(ctx context.Context, file string) error {
 			return err
 		}
 		if slices.ContainsFunc(all, func(k identity.OrgKeyRecord) bool { return k.Hash == hash }) {
-			return nil // also when it was revoked: somebody meant it
+			return nil // also if it is revoked, since that was intended
 		}
 		id, err := identity.NewID(identity.OrgKeyID, s.now, rand.Reader)
 		if err != nil {
@@ -193,8 +193,7 @@ func (s settler) orgKey(ctx context.Context, file string) error {
 	})
 }
 
-// node lets this machine join. A token that was revoked or has expired is no use
-// to anybody: it is replaced.
+// node creates this machine's node. A revoked or expired token is replaced.
 func (s settler) node(ctx context.Context, file string) (joinToken, error) {
 	for {
 		token, hash, err := kept(file, identity.NodeToken)
@@ -229,9 +228,8 @@ func (s settler) node(ctx context.Context, file string) (joinToken, error) {
 	}
 }
 
-// providers makes the providers of the file as it says, each in a transaction of
-// its own. Providers that are not in the file are left alone: they may have come
-// through the API.
+// providers creates or updates the providers of the file, each in its own transaction.
+// Providers that are not in the file stay, since they may come from the API.
 func (s settler) providers(ctx context.Context, file string) error {
 	text, err := readTrusted(file, publicFile)
 	if err != nil {
@@ -272,8 +270,8 @@ func (s settler) providers(ctx context.Context, file string) error {
 	return nil
 }
 
-// model returns a model for the first request that we print. It is the stand-in's, or one
-// that is named in full, or a known one that a pattern allows.
+// model returns a model for the example request. It is the stand-in's, or one with an exact
+// name, or a known one that a pattern matches.
 func (s settler) model(ctx context.Context) (model string, err error) {
 	if s.standIn != "" {
 		return standInModel, nil
@@ -307,8 +305,8 @@ func (s settler) model(ctx context.Context) (model string, err error) {
 	return model, err
 }
 
-// provider makes or changes the provider with the file's name. A credential that
-// the file does not name is left as it is.
+// provider creates or updates the provider with the name in the file. If the file has no
+// credential, the stored one stays.
 func (s settler) provider(ctx context.Context, want provider.Provider, secret string) error {
 	return s.db.InOrg(ctx, defaultOrg.ID, func(tx pgx.Tx) error {
 		p, err := s.described(ctx, tx, want)
@@ -319,7 +317,7 @@ func (s settler) provider(ctx context.Context, want provider.Provider, secret st
 	})
 }
 
-// described stores what the file says of a provider, if that is new.
+// described stores the provider of the file, if it differs from the stored one.
 func (s settler) described(ctx context.Context, tx pgx.Tx, want provider.Provider) (provider.Provider, error) {
 	all, err := provider.List(ctx, tx)
 	if err != nil {
@@ -357,7 +355,7 @@ func (s settler) described(ctx context.Context, tx pgx.Tx, want provider.Provide
 	return next, err
 }
 
-// differences are the fields in which a file's provider is not as it is stored.
+// differences returns the fields in which a file's provider differs from the stored one.
 func differences(sealer *provider.Sealer, have, want provider.Provider) (fields []string) {
 	open, err := have.OpenHeaders(sealer)
 	a, errA := provider.ParseSettings(have.Settings)
@@ -377,8 +375,8 @@ func differences(sealer *provider.Sealer, have, want provider.Provider) (fields 
 	return fields
 }
 
-// credential stores a provider's credential unless it is there already, for the
-// address that the provider has now.
+// credential stores a provider's credential, unless the same one is stored for the current
+// address.
 func (s settler) credential(ctx context.Context, tx pgx.Tx, p provider.Provider, secret string) error {
 	all, err := provider.Credentials(ctx, tx)
 	if err != nil {

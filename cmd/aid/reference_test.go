@@ -58,7 +58,7 @@ func page(t *testing.T, name, text string) {
 	}
 }
 
-// row is a line of a table. A bar within a cell would end it.
+// row returns a row of a table. A bar within a cell would end the cell.
 func row(cells ...string) string {
 	for i, c := range cells {
 		cells[i] = strings.ReplaceAll(strings.ReplaceAll(c, "|", `\|`), "\n", " ")
@@ -68,7 +68,7 @@ func row(cells ...string) string {
 
 func head(cells ...string) string { return row(cells...) + strings.Repeat("|---", len(cells)) + "|\n" }
 
-// docs/configuration.md is made from the flags as the commands define them.
+// docs/configuration.md is generated from the flags of the commands.
 func TestConfigurationReference(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("# Configuration\n\n" + generated + `
@@ -129,7 +129,7 @@ func flagTable(flags *pflag.FlagSet) string {
 
 var defaultIn = regexp.MustCompile(` \(default:? (.*)\)$`)
 
-// defaultOf takes the default out of the usage, where words say it.
+// defaultOf takes the default out of the usage text.
 func defaultOf(f *pflag.Flag, usage string) (rest, preset string) {
 	if m := defaultIn.FindStringSubmatchIndex(usage); m != nil {
 		return usage[:m[0]], usage[m[2]:m[3]]
@@ -164,7 +164,7 @@ func typeOf(f *pflag.Flag, name string) string {
 	return f.Value.Type()
 }
 
-// otherVariables are those that belong to no flag. TestVariables compares them with the source.
+// otherVariables are the variables without a flag. TestVariables compares them with the source.
 var otherVariables = []struct{ name, by, meaning string }{
 	{"OTEL_EXPORTER_OTLP_ENDPOINT", "`aid up`, `aid extproc`", "Where traces are sent (gRPC). Without it there are none."},
 	{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "`aid up`, `aid extproc`", "The same, for traces alone."},
@@ -177,7 +177,7 @@ var otherVariables = []struct{ name, by, meaning string }{
 	{"AID_ENVOY, AID_POSTGRES_DIR, AID_SDK_PYTHON, AID_FRAMEWORKS_PYTHON", "tests", "Where tests find what they need. `make` sets them."},
 }
 
-// No variable is read that the page does not have.
+// The page has every variable that the source reads.
 func TestVariables(t *testing.T) {
 	listed := ""
 	for _, v := range otherVariables {
@@ -222,7 +222,7 @@ func TestVariables(t *testing.T) {
 	}
 }
 
-// docs/errors.md is made from errorGroups, which TestErrorCodes holds to the source.
+// docs/errors.md is generated from errorGroups, which TestErrorCodes compares with the source.
 func TestErrorReference(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("# Errors\n\n" + generated + `
@@ -255,7 +255,7 @@ The **management API** replies with ` + "`{\"error\": {\"code\", \"message\", \"
 	page(t, "errors.md", b.String())
 }
 
-// noted registers nothing and keeps what was to be registered.
+// noted keeps the collectors that a package registers.
 type noted struct{ collectors []prometheus.Collector }
 
 func (n *noted) Register(c prometheus.Collector) error {
@@ -336,7 +336,7 @@ type alertRules struct {
 	}
 }
 
-// docs/metrics.md is made from what each process registers, and from docs/alerts/aid.yml.
+// docs/metrics.md is generated from the metrics of each process, and from docs/alerts/aid.yml.
 func TestMetricReference(t *testing.T) {
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
 	must := func(err error) {
@@ -345,7 +345,7 @@ func TestMetricReference(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// As aid control registers them.
+	// The metrics of aid control.
 	control := &noted{}
 	db := storetest.OpenWith(t, store.Config{Registerer: control})
 	keys, err := audit.ParseKeys([]string{"1 " + strings.Repeat("ab", 32)})
@@ -360,7 +360,7 @@ func TestMetricReference(t *testing.T) {
 	_, err = api.New(api.Config{DB: db, Chain: chain, Sealer: sealer, Log: quiet, Registerer: control})
 	must(err)
 	newReloads(control, quiet)
-	// As aid extproc does.
+	// The metrics of aid extproc.
 	sidecar := &noted{}
 	newReloads(sidecar, quiet)
 	writer, err := audit.OpenWriter(audit.WriterConfig{Dir: t.TempDir(), Node: "n", Log: quiet, Registerer: sidecar})
@@ -379,7 +379,7 @@ func TestMetricReference(t *testing.T) {
 	must(err)
 	_, err = extproc.New(extproc.Config{Directory: client, Recorder: writer, Limiter: budget.NewMemory(time.Now), Log: quiet, Registerer: sidecar})
 	must(err)
-	// As aid up does.
+	// The metrics of aid up.
 	all := &noted{collectors: []prometheus.Collector{restarts("envoy", func() int64 { return 0 })}}
 
 	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "alerts", "aid.yml"))

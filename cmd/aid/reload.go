@@ -19,12 +19,12 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// reloadEvery is how often files of keys and certificates are read again.
+// reloadEvery is the interval at which files of keys and certificates are read again.
 const reloadEvery = 5 * time.Second
 
-// reloads reads files again while we run: certificates, tokens and keys are replaced by
-// those who issue them, without a restart. Each is read every reloadEvery and upon
-// SIGHUP. A file that cannot be used changes nothing: the last good one stays.
+// reloads reads files again while the process runs, so that certificates, tokens and keys
+// can be replaced without a restart. Each file is read every reloadEvery and upon SIGHUP. If
+// a file is not valid, the last valid one stays in use.
 type reloads struct {
 	log   *slog.Logger
 	files []*reloaded
@@ -34,12 +34,12 @@ type reloads struct {
 	expiry *prometheus.GaugeVec
 }
 
-// reloaded is what one flag, or a group of them, names.
+// reloaded is the file of a flag, or the files of a group of flags.
 type reloaded struct {
 	flag string
-	read func() ([]byte, error) // all bytes that load depends on
-	load func() (func(), error) // reads anew; the func that it returns makes it current
-	sum  [sha256.Size]byte      // of what is current
+	read func() ([]byte, error) // returns all bytes that load depends on
+	load func() (func(), error) // reads the file; the returned func puts it into use
+	sum  [sha256.Size]byte      // digest of the file in use
 	bad  string                 // the last error, so that it is logged once
 }
 
@@ -47,24 +47,24 @@ func newReloads(reg prometheus.Registerer, log *slog.Logger) *reloads {
 	r := &reloads{
 		log: log, hup: make(chan os.Signal, 1),
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "aid_file_reloads_total", Help: "Files that changed and were read again, by flag and result (ok, failed). A failed one leaves the last good file in use.",
+			Name: "aid_file_reloads_total", Help: "Reads of changed files, by flag and result (ok, failed). After a failed one, the last valid file stays in use.",
 		}, []string{"flag", "result"}),
 		expiry: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "aid_certificate_expiry_timestamp_seconds", Help: "When the first certificate in a file expires, in Unix time.",
+			Name: "aid_certificate_expiry_timestamp_seconds", Help: "Expiry of the certificate in a file that expires first, in Unix time.",
 		}, []string{"flag"}),
 	}
 	reg.MustRegister(r.total, r.expiry)
-	signal.Notify(r.hup, syscall.SIGHUP) // from here on it does not end us
+	signal.Notify(r.hup, syscall.SIGHUP) // SIGHUP no longer ends the process
 	return r
 }
 
-// add reads a file now and from now on.
+// add reads a file now, and then again when it changes.
 func (r *reloads) add(flag string, read func() ([]byte, error), load func() (func(), error)) error {
 	f := &reloaded{flag: flag, read: read, load: load}
 	for _, result := range []string{"ok", "failed"} {
 		r.total.WithLabelValues(flag, result)
 	}
-	use, err := f.load() // its errors name the flags
+	use, err := f.load() // the error names the flags
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func (r *reloads) run(ctx context.Context) error {
 	}
 }
 
-// check reads what has changed.
+// check reads the files that have changed.
 func (r *reloads) check() {
 	for _, f := range r.files {
 		b, err := f.read()
@@ -111,18 +111,18 @@ func (r *reloads) check() {
 			if text := err.Error(); text != f.bad {
 				f.bad = text
 				r.total.WithLabelValues(f.flag, "failed").Inc()
-				r.log.Error("a file cannot be read again: the last good one stays in use", "flag", f.flag, "err", text)
+				r.log.Error("a changed file is not valid: the last valid one stays in use", "flag", f.flag, "err", text)
 			}
 			continue
 		}
 		use()
 		f.sum, f.bad = sha256.Sum256(b), ""
 		r.total.WithLabelValues(f.flag, "ok").Inc()
-		r.log.Info("a file has changed and is in use", "flag", f.flag)
+		r.log.Info("a changed file is in use", "flag", f.flag)
 	}
 }
 
-// all returns the bytes of files, one after the other. Files without a name are left out.
+// all returns the bytes of files in order. It skips empty names.
 func all(files map[string]audience, order ...string) ([]byte, error) {
 	var out []byte
 	for _, file := range order {
@@ -143,8 +143,8 @@ func (f tlsFiles) bytes() ([]byte, error) {
 	return all(map[string]audience{f.cert: publicFile, f.ca: publicFile, f.key: secretFile}, f.cert, f.key, f.ca)
 }
 
-// server is the TLS of the listeners that others can reach, always with the files as
-// they are now; nil where no certificate is given.
+// server returns the TLS configuration of the listeners that other machines can reach. It
+// always uses the current files. Without a certificate it returns nil.
 func (r *reloads) server(f tlsFiles) (*tls.Config, error) {
 	if f.cert == "" && f.key == "" {
 		return nil, nil
@@ -166,7 +166,7 @@ func (r *reloads) server(f tlsFiles) (*tls.Config, error) {
 	}, nil
 }
 
-// client is the TLS towards the control plane, always with the files as they are now.
+// client returns the TLS credentials for the control plane. They always use the current files.
 func (r *reloads) client(f tlsFiles, serverName string) (credentials.TransportCredentials, error) {
 	c := &clientTLS{current: &atomic.Pointer[tls.Config]{}}
 	err := r.add("tls-ca", f.bytes, func() (func(), error) {
@@ -183,7 +183,7 @@ func (r *reloads) client(f tlsFiles, serverName string) (credentials.TransportCr
 	return c, nil
 }
 
-// expires sets the metric of the files' certificates.
+// expires sets the metric with the expiry of certificates.
 func (r *reloads) expires(f tlsFiles, pairs []tls.Certificate) {
 	if len(pairs) > 0 && pairs[0].Leaf != nil {
 		r.expiry.WithLabelValues("tls-cert").Set(float64(pairs[0].Leaf.NotAfter.Unix()))
@@ -196,7 +196,7 @@ func (r *reloads) expires(f tlsFiles, pairs []tls.Certificate) {
 	}
 }
 
-// firstExpiry is when the first of a file's certificates expires.
+// firstExpiry returns the earliest expiry of a file's certificates.
 func firstExpiry(file string) (first time.Time, err error) {
 	b, err := readTrusted(file, publicFile)
 	if err != nil {
@@ -217,7 +217,7 @@ func firstExpiry(file string) (first time.Time, err error) {
 	return first, nil
 }
 
-// clientTLS begins each connection with the current files.
+// clientTLS uses the current files for each new connection.
 type clientTLS struct {
 	credentials.TransportCredentials
 	current *atomic.Pointer[tls.Config]
@@ -231,7 +231,7 @@ func (c *clientTLS) Clone() credentials.TransportCredentials {
 	return &clientTLS{c.TransportCredentials.Clone(), c.current}
 }
 
-// token is the join token of a file, as it is now, for each call to the control plane.
+// token returns credentials that add the current join token of a file to each call.
 func (r *reloads) token(file string) (credentials.PerRPCCredentials, error) {
 	t := &joinTokens{}
 	read := func() ([]byte, error) { return readTrusted(file, secretFile) }
@@ -245,8 +245,8 @@ func (r *reloads) token(file string) (credentials.PerRPCCredentials, error) {
 	return t, err
 }
 
-// joinTokens adds the current token to calls. That the connection is private was
-// checked when the flags were: it is TLS, or stays on this machine.
+// joinTokens adds the current token to calls. The check of the flags has made sure that the
+// connection uses TLS or stays on this machine.
 type joinTokens struct{ current atomic.Pointer[string] }
 
 func (t *joinTokens) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {

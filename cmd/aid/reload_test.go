@@ -24,7 +24,7 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// issue writes a certificate for localhost that vouches for itself, until an expiry.
+// issue writes a self-signed certificate for localhost with an expiry.
 func issue(t *testing.T, f tlsFiles, serial int64, until time.Time) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -52,7 +52,7 @@ func issue(t *testing.T, f tlsFiles, serial int64, until time.Time) {
 	}
 }
 
-// sample is the value of a counter or gauge.
+// sample returns the value of a counter or gauge.
 func sample(t *testing.T, m prometheus.Metric) float64 {
 	t.Helper()
 	var d dto.Metric
@@ -62,8 +62,8 @@ func sample(t *testing.T, m prometheus.Metric) float64 {
 	return d.GetCounter().GetValue() + d.GetGauge().GetValue()
 }
 
-// A certificate that was renewed is used by the next connection, on both sides, without a
-// restart. One that cannot be used changes nothing and is counted.
+// The next connection uses a renewed certificate, on both sides and without a restart. A
+// certificate that is not valid is counted, and the last valid one stays in use.
 func TestCertificatesAreReloaded(t *testing.T) {
 	dir := t.TempDir()
 	f := tlsFiles{cert: filepath.Join(dir, "crt"), key: filepath.Join(dir, "key"), ca: filepath.Join(dir, "ca")}
@@ -141,7 +141,7 @@ func TestCertificatesAreReloaded(t *testing.T) {
 			t.Fatal(err)
 		}
 		here.check()
-		here.check() // the same finding is counted once
+		here.check() // the same error is counted once
 		there.check()
 		want(2, second)
 		if got := sample(t, here.total.WithLabelValues("tls-cert", "failed")); got != failed+1 {
@@ -153,8 +153,8 @@ func TestCertificatesAreReloaded(t *testing.T) {
 	}
 }
 
-// A join token and the Fernet keys are read again, by themselves and upon SIGHUP, which
-// does not end the process.
+// A join token and the Fernet keys are read again, regularly and upon SIGHUP. SIGHUP does
+// not end the process.
 func TestSecretsAreReloaded(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "node.token")
 	if err := writeFile(file, []byte("first\n"), 0o600); err != nil {

@@ -27,17 +27,16 @@ func segmentsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "segments",
 		Short: "Read or ship the audit records in a node's segment folder",
-		Long: `segments works on the folder of ` + "`aid extproc --segments`" + ` while no sidecar uses it:
-after a node died, or on a copy of its disk. A folder that a process holds is
-rejected.
+		Long: `segments works on the folder of ` + "`aid extproc --segments`" + ` while no sidecar uses it,
+for example on the disk of a failed node. A folder that a process uses is rejected.
 
-  inspect   what is in the folder, and whether it is whole
-  ship      send what the control plane does not have
+  inspect   list the segments and their damage
+  ship      send the records that the control plane does not have
   export    write the records as JSON lines
 
-Records hold no prompts, no responses and no keys.
+Records have no prompts, no responses and no keys.
 
-Exit codes: 0 done; 1 damage, or not all could be shipped; 2 wrong usage.`,
+Exit codes: 0 done; 1 damaged, or not all records were shipped; 2 wrong usage.`,
 	}
 	cmd.AddCommand(segmentsInspectCommand(), segmentsShipCommand(), segmentsExportCommand())
 	return cmd
@@ -47,16 +46,16 @@ func segmentsInspectCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "inspect FOLDER",
-		Short: "List segments: writers, numbers, orgs, kinds, what is shipped, what is torn",
+		Short: "List segments with writers, numbers, orgs and kinds, and find damage",
 		Long: `inspect reads every record in a segment folder and changes nothing. For each segment
 it lists the writer, the numbers, the organizations, the kinds, and whether the
 control plane has all of it.
 
-A torn end is a write that a crash cut short. No caller was told that it is
-durable, so nothing is lost. Damage anywhere else is named with file and byte.
+A torn end is a write that a crash interrupted. It was never reported as durable, so
+nothing is lost. Other damage is listed with file and byte.
 
-Exit codes: 0 the folder is whole; 1 a segment is damaged, or the folder is in
-use; 2 wrong usage.`,
+Exit codes: 0 no damage; 1 a segment is damaged, or the folder is in use;
+2 wrong usage.`,
 		Example: `  aid segments inspect /var/lib/aid/segments
   aid segments inspect --json /var/lib/aid/segments`,
 		Args: oneFolder,
@@ -77,12 +76,12 @@ use; 2 wrong usage.`,
 				showFolder(out, f)
 			}
 			if f.Damaged > 0 {
-				return fmt.Errorf("%s: %d of %d segments are damaged: keep the folder, and `aid segments export` reads what can be read", f.Dir, f.Damaged, len(f.Segments))
+				return fmt.Errorf("%s: %d of %d segments are damaged: keep the folder; `aid segments export` reads the records before the damage", f.Dir, f.Damaged, len(f.Segments))
 			}
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "one JSON object instead of text")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object instead of text")
 	return cmd
 }
 
@@ -113,13 +112,13 @@ func showFolder(out io.Writer, f *audit.Folder) {
 			fmt.Fprintf(out, "  records   %d, from %d to %d, %s\n  orgs      %s\n  kinds     %s\n", s.Records, s.First, s.Last, shipped, counts(s.Orgs), counts(s.Kinds))
 		}
 		if s.Open > 0 {
-			fmt.Fprintf(out, "  open      %d decisions had no end when it began\n", s.Open)
+			fmt.Fprintf(out, "  open      %d requests were in flight at its begin\n", s.Open)
 		}
 		if s.Torn > 0 {
-			fmt.Fprintf(out, "  torn end  %d bytes of a write that a crash cut short\n", s.Torn)
+			fmt.Fprintf(out, "  torn end  %d bytes of an interrupted write\n", s.Torn)
 		}
 		if s.Taken > 0 {
-			fmt.Fprintf(out, "  not valid %d records at the end, whose writing failed\n", s.Taken)
+			fmt.Fprintf(out, "  not valid %d records at the end, which could not be made durable\n", s.Taken)
 		}
 		if s.Problem != "" {
 			fmt.Fprintf(out, "  DAMAGED   %s\n", s.Problem)
@@ -134,14 +133,15 @@ func segmentsExportCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "export FOLDER",
 		Short: "Write records as JSON lines",
-		Long: `export writes one JSON object a line on stdout, oldest record first: receipt (as the
-caller holds it), writer, writer_seq, prev, org, segment, shipped, and entry, whose
-bytes are exactly those that are hashed. An entry that is not JSON is entry_base64.
+		Long: `export writes one JSON object per line to stdout, the oldest record first. The fields are
+receipt (as the caller received it), writer, writer_seq, prev, org, segment, shipped, and
+entry. entry has exactly the bytes that are hashed. An entry that is not JSON is in
+entry_base64.
 
-Of a damaged segment it writes what stands before the damage, and exits with 1.
+From a damaged segment it writes the records before the damage, and exits with 1.
 
-Exit codes: 0 all was written; 1 a segment is damaged, or the folder is in use;
-2 wrong usage.`,
+Exit codes: 0 all records were written; 1 a segment is damaged, or the folder is in
+use; 2 wrong usage.`,
 		Example: `  aid segments export /var/lib/aid/segments > records.jsonl
   aid segments export --org org_default --unshipped /var/lib/aid/segments
   aid segments export /var/lib/aid/segments | jq -r .receipt > receipts.txt`,
@@ -166,20 +166,20 @@ Exit codes: 0 all was written; 1 a segment is damaged, or the folder is in use;
 				err = e
 			}
 			if err == nil && f.Damaged > 0 {
-				err = fmt.Errorf("%s: %d of %d segments are damaged; what stands before the damage was written", f.Dir, f.Damaged, len(f.Segments))
+				err = fmt.Errorf("%s: %d of %d segments are damaged; only the records before the damage were written", f.Dir, f.Damaged, len(f.Segments))
 			}
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&org, "org", "", "only records of this organization (default: all)")
-	cmd.Flags().BoolVar(&unshipped, "unshipped", false, "only records that the control plane does not have, as far as the node noted")
+	cmd.Flags().StringVar(&org, "org", "", "write only records of this organization (default: all)")
+	cmd.Flags().BoolVar(&unshipped, "unshipped", false, "write only records that the control plane does not have, as far as the node has recorded")
 	return cmd
 }
 
-// appendRecord writes a record by hand: an encoder may change an entry's bytes.
+// appendRecord encodes a record without a JSON encoder, which could change the entry's bytes.
 func appendRecord(b []byte, r audit.FolderRecord) []byte {
 	text := func(s string) []byte {
-		q, _ := json.Marshal(s) // a string always can be
+		q, _ := json.Marshal(s) // never fails for a string
 		return q
 	}
 	b = append(append(b, `{"receipt":`...), text(r.Receipt().String())...)
@@ -203,18 +203,20 @@ func segmentsShipCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "ship FOLDER",
-		Short: "Send what the control plane does not have",
-		Long: `ship does what the node's sidecar would do at its next start: it completes requests
+		Short: "Send the records that the control plane does not have",
+		Long: `ship does what the node's sidecar would do at its next start. It completes requests
 that were in flight (outcome "unknown"), and sends all records in the folder. The
-control plane drops those that it has. It needs a token or certificate of a node that serves the same organizations.
-With the dead node's own, the records continue its writers. With another node's,
-they are stored beside them as a fork, with the same bytes.
+control plane drops those that it has.
 
-It may be stopped and run again: no record is stored twice. The disk needs room for
-one segment; where it has none, copy the folder to another disk first.
+It needs a token or certificate of a node that serves the same organizations. With the
+failed node's own, the records continue its writers. With another node's, they are
+stored beside them as a fork, with the same bytes.
 
-Exit codes: 0 the control plane has everything; 1 something was not taken: the
-error names the organization; 2 wrong usage.`,
+You can stop it and run it again: no record is stored twice. The disk needs space for
+one segment. If it has none, copy the folder to another disk first.
+
+Exit codes: 0 the control plane has all records; 1 some were rejected, and the error
+names the organization; 2 wrong usage.`,
 		Example: `  aid segments ship --xds control.example.com:18000 --tls-ca ca.pem --token-file vm-7.token /mnt/vm-7/segments`,
 		Args:    oneFolder,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
@@ -223,13 +225,13 @@ error names the organization; 2 wrong usage.`,
 				return err
 			}
 			if s.xds == "" {
-				return usagef("--xds: say where the control plane is, such as control.example.com:18000 or unix:/run/aid/xds.sock")
+				return usagef("--xds is required: set it to the address of the control plane, such as control.example.com:18000 or unix:/run/aid/xds.sock")
 			}
 			if s.files.ca == "" && !local(s.xds) {
-				return usagef("--xds %s is not on this machine: give --tls-ca", s.xds)
+				return usagef("--xds %s is not on this machine: set --tls-ca", s.xds)
 			}
 			if patience <= 0 {
-				return usagef("--patience %v: want a time above 0, such as 2m", patience)
+				return usagef("--patience %v: set a time above 0, such as 2m", patience)
 			}
 			if _, err := os.Stat(s.segments); err != nil {
 				return usagef("%v", err)
@@ -248,23 +250,23 @@ error names the organization; 2 wrong usage.`,
 	f := cmd.Flags()
 	f.StringVar(&s.xds, "xds", "", "`address` of the control plane: host:port, or unix:/path")
 	f.StringVar(&s.tokenFile, "token-file", "", "`file` with a node's join token (or a client certificate)")
-	f.StringVar(&s.files.ca, "tls-ca", "", "PEM `file` of the CA that vouches for the control plane; needed unless it is on this machine")
-	f.StringVar(&s.serverName, "tls-server-name", "", "name that the control plane's certificate carries (default: the host of --xds)")
+	f.StringVar(&s.files.ca, "tls-ca", "", "PEM `file` of the CA of the control plane's certificate; required unless the control plane is on this machine")
+	f.StringVar(&s.serverName, "tls-server-name", "", "name in the control plane's certificate (default: the host of --xds)")
 	f.StringVar(&s.files.cert, "tls-cert", "", "PEM `file` of a node's client certificate")
-	f.StringVar(&s.files.key, "tls-key", "", "PEM `file` of its key")
-	f.DurationVar(&patience, "patience", 2*time.Minute, "how long to go on while no record is taken")
-	f.BoolVar(&asJSON, "json", false, "the result as one JSON object; progress stays on stderr")
+	f.StringVar(&s.files.key, "tls-key", "", "PEM `file` of the key of --tls-cert")
+	f.DurationVar(&patience, "patience", 2*time.Minute, "how long to continue while the control plane accepts no record")
+	f.BoolVar(&asJSON, "json", false, "print the result as one JSON object; progress stays on stderr")
 	return cmd
 }
 
-// shipResult is what `aid segments ship` says.
+// shipResult is the result of `aid segments ship`.
 type shipResult struct {
 	Folder string `json:"folder"`
 	Sent   uint64 `json:"sent"`
 	Left   uint64 `json:"left"`
 }
 
-// shipFolder ships until the control plane has everything, or takes nothing more.
+// shipFolder ships until the control plane has all records, or accepts no more of them.
 func (s *sidecar) shipFolder(ctx context.Context, patience time.Duration, progress io.Writer) (shipResult, error) {
 	result := shipResult{Folder: s.segments}
 	ctx, restore := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
@@ -285,7 +287,7 @@ func (s *sidecar) shipFolder(ctx context.Context, patience time.Duration, progre
 	whole := w.Waiting()
 	fmt.Fprintf(progress, "aid: %d records to send\n", whole)
 	err = s.watch(ctx, below, w, patience, func(left uint64) {
-		fmt.Fprintf(progress, "aid: %d of %d records are sent\n", whole-min(left, whole), whole)
+		fmt.Fprintf(progress, "aid: %d of %d records sent\n", whole-min(left, whole), whole)
 	})
 	result.Left = w.Waiting()
 	result.Sent = whole - min(result.Left, whole)
@@ -296,7 +298,7 @@ func (s *sidecar) shipFolder(ctx context.Context, patience time.Duration, progre
 	return result, err
 }
 
-// watch waits until nothing is left, and gives up when it gets no less.
+// watch waits until no record is left. It returns an error if the number stays the same for patience.
 func (s *sidecar) watch(ctx context.Context, below *life, w *audit.Writer, patience time.Duration, say func(left uint64)) error {
 	left, since := w.Waiting(), time.Now()
 	told := since
@@ -308,7 +310,7 @@ func (s *sidecar) watch(ctx context.Context, below *life, w *audit.Writer, patie
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
-			return fmt.Errorf("stopped: %d records are left: run it again to go on", now)
+			return fmt.Errorf("stopped: %d records are left: run the command again to continue", now)
 		case now < left:
 			left, since = now, time.Now()
 		}
@@ -323,9 +325,9 @@ func (s *sidecar) watch(ctx context.Context, below *life, w *audit.Writer, patie
 		}
 		if time.Since(since) > patience {
 			if err := w.Failure(); err != nil {
-				return fmt.Errorf("%d records are left and none was taken for %v: %w", left, patience, err)
+				return fmt.Errorf("%d records are left, and the control plane has accepted none for %v: %w", left, patience, err)
 			}
-			return fmt.Errorf("%d records are left and none was taken for %v: is the control plane at %s?", left, patience, s.xds)
+			return fmt.Errorf("%d records are left, and none was accepted for %v: check that the control plane runs at %s", left, patience, s.xds)
 		}
 	}
 }

@@ -13,11 +13,11 @@ import (
 // standInModel is the model that the stand-in of --stand-in serves.
 const standInModel = "demo"
 
-// standInCredential is what we present to the stand-in. It opens nothing else.
+// standInCredential is the credential for the stand-in. It is valid for nothing else.
 const standInCredential = "sk-demo-no-secret"
 
-const standInSays = "Hello! I am the stand-in that --stand-in starts. I answer everything with this sentence; " +
-	"your request reached me through Envoy, identified, decided and recorded."
+const standInSays = "Hello! I am the stand-in of --stand-in, and I always send this text. " +
+	"Your request reached me through Envoy: it was identified, allowed and recorded."
 
 // standInProvider is the stand-in as a provider of the default organization.
 func standInProvider(address string) provider.FileProvider {
@@ -29,8 +29,8 @@ func standInProvider(address string) provider.FileProvider {
 	}
 }
 
-// standIn is a provider for trying things out: it answers each chat completion with one
-// sentence, whole or as a stream, in OpenAI's format.
+// standIn returns a provider for trying the product out. It responds to each chat completion
+// with one sentence in OpenAI's format, also as a stream.
 func standIn() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) {
@@ -81,7 +81,7 @@ func standIn() http.Handler {
 		if asked.StreamOptions.IncludeUsage {
 			chunk(map[string]any{"choices": []any{}, "usage": usage})
 		}
-		io.WriteString(w, "data: [DONE]\n\n") //nolint:errcheck // the client may have gone
+		io.WriteString(w, "data: [DONE]\n\n") //nolint:errcheck // the client may have disconnected
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		standInError(w, http.StatusNotFound, "The stand-in serves chat completions only. Configure a provider with --providers.")
@@ -96,5 +96,5 @@ func standInError(w http.ResponseWriter, status int, message string) {
 func writeJSON(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(body) //nolint:errcheck // the client may have gone
+	json.NewEncoder(w).Encode(body) //nolint:errcheck // the client may have disconnected
 }

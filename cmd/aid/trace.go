@@ -12,11 +12,11 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 )
 
-// tracing is set by the standard variables only. Spans are sent to
+// tracing is configured only with the standard variables. Spans are sent to
 // OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT), if that is set and OTEL_SDK_DISABLED
-// is not true. The exporter and the sampler read the other OTEL_* variables. Otherwise tp
-// is nil: there are no spans, and traceparent is still passed on. stop sends the remaining
-// spans.
+// is not true. The exporter and the sampler read the other OTEL_* variables. If tracing is
+// off, tp is nil: there are no spans, and traceparent is still forwarded. stop sends the
+// remaining spans.
 func tracing(ctx context.Context, service string) (tp *sdktrace.TracerProvider, stop func(), err error) {
 	on := os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" || os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") != ""
 	if !on || os.Getenv("OTEL_SDK_DISABLED") == "true" || os.Getenv("OTEL_TRACES_EXPORTER") == "none" {
@@ -26,7 +26,7 @@ func tracing(ctx context.Context, service string) (tp *sdktrace.TracerProvider, 
 	if err != nil {
 		return nil, nil, fmt.Errorf("OTEL_EXPORTER_OTLP_ENDPOINT: %w", err)
 	}
-	// What OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say wins over ours.
+	// OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME override these attributes.
 	about, err := resource.New(ctx, resource.WithAttributes(
 		attribute.String("service.name", "aid-"+service), attribute.String("service.version", version()),
 	), resource.WithFromEnv())

@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// audience says who may read a file that a flag names.
+// audience sets which users may read the file of a flag.
 type audience int
 
 const (
@@ -21,17 +21,17 @@ const (
 // maxFile is the most bytes that a file of keys, certificates or settings may have.
 const maxFile = 4 << 20
 
-// readTrusted reads a file that decides what we do: a key, a token, a certificate, a
-// configuration. It rejects a file that another user has prepared or can change, and a
-// secret that others can read:
+// readTrusted reads a key, a token, a certificate or a configuration. It rejects a file that
+// another user can change, and a secret that others can read. These rules hold:
 //
-//   - The file is a regular file of ours or of root's, and so is each link to it.
+//   - The file is a regular file. It and each link to it belong to this process's user or to
+//     root.
 //   - No other user may write it.
-//   - A secret of ours has at most mode 0600. One of root's has at most mode 0640, since
-//     Kubernetes and systemd pass on secrets like that.
+//   - A secret of this user has at most mode 0600. A secret of root has at most mode 0640,
+//     since Kubernetes and systemd provide secrets with that mode.
 //
-// The checks are made on the open file, so that it cannot be exchanged after them. No error
-// quotes the file.
+// The open file is checked, so it cannot be exchanged after the check. No error quotes the
+// content.
 func readTrusted(path string, who audience) ([]byte, error) {
 	if link, err := os.Lstat(path); err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func readTrusted(path string, who audience) ([]byte, error) {
 	case !info.Mode().IsRegular():
 		return nil, fmt.Errorf("%s is not a regular file", path)
 	case !ours(info):
-		return nil, fmt.Errorf("%s belongs to user id %d, who could change it: it must belong to %s (`chown`)", path, ownerID(info), us())
+		return nil, fmt.Errorf("%s belongs to user id %d, which could change it: it must belong to %s (`chown`)", path, ownerID(info), us())
 	case info.Mode().Perm()&forbidden != 0:
 		return nil, fmt.Errorf("%s has mode %#o, so others can read or change it: `%s %s`", path, info.Mode().Perm(), fix, path)
 	case info.Size() > maxFile:
@@ -72,21 +72,21 @@ func readTrusted(path string, who audience) ([]byte, error) {
 	return b, nil
 }
 
-// checkFolder rejects a folder that another user has prepared or can change. With
-// private, others may not even enter it: what they may is taken away.
+// checkFolder rejects a folder that belongs to another user or that others can change. With
+// private, it removes all permissions of others.
 func checkFolder(dir string, private bool) error {
 	info, err := os.Lstat(dir)
 	switch {
 	case err != nil:
 		return err
 	case info.Mode()&fs.ModeSymlink != 0:
-		return fmt.Errorf("%s is a link: name the folder that it leads to", dir)
+		return fmt.Errorf("%s is a link: use the path of the folder itself", dir)
 	case !info.IsDir():
 		return fmt.Errorf("%s is not a folder", dir)
 	case ownerID(info) != os.Geteuid():
-		return fmt.Errorf("%s belongs to user id %d, and we run as %d: run as that user, or choose another folder", dir, ownerID(info), os.Geteuid())
+		return fmt.Errorf("%s belongs to user id %d, and this process runs as %d: run as that user, or choose another folder", dir, ownerID(info), os.Geteuid())
 	case info.Mode().Perm()&0o022 != 0:
-		return fmt.Errorf("%s has mode %#o, so others can put files there: look at what is in it, then `chmod go-w %s`", dir, info.Mode().Perm(), dir)
+		return fmt.Errorf("%s has mode %#o, so others can create files in it: check its content, then run `chmod go-w %s`", dir, info.Mode().Perm(), dir)
 	}
 	if private && info.Mode().Perm()&0o077 != 0 {
 		return os.Chmod(dir, 0o700)
@@ -94,7 +94,7 @@ func checkFolder(dir string, private bool) error {
 	return nil
 }
 
-// makeFolder makes a folder of mode, or checks the one that exists.
+// makeFolder creates a folder with mode, or checks the existing one.
 func makeFolder(dir string, mode fs.FileMode) error {
 	if err := os.Mkdir(dir, mode); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
@@ -107,7 +107,7 @@ func ours(info fs.FileInfo) bool {
 	return owner == 0 || owner == os.Geteuid()
 }
 
-// ownerID is -1 where it is not known.
+// ownerID returns -1 if the owner is not known.
 func ownerID(info fs.FileInfo) int {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		return int(st.Uid)
@@ -122,7 +122,7 @@ func us() string {
 	return fmt.Sprintf("user id %d or root", os.Geteuid())
 }
 
-// readSecret reads a file that holds one secret.
+// readSecret reads a file with one secret.
 func readSecret(path string) (string, error) {
 	b, err := readTrusted(path, secretFile)
 	if err != nil {
@@ -135,7 +135,7 @@ func readSecret(path string) (string, error) {
 	return s, nil
 }
 
-// lines are the lines of a file of keys that are neither blank nor a comment.
+// lines returns the lines of a file of keys, without blank lines and comments.
 func lines(path string) (out []string, err error) {
 	text, err := readSecret(path)
 	if err != nil {

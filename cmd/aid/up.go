@@ -43,14 +43,14 @@ func upCommand() *cobra.Command {
 		Long: `up runs the whole product on this machine, as the same processes and over the same
 sockets as in production. These are an embedded Postgres (or yours, with --postgres),
 the control plane, the sidecar that evaluates requests, and a real Envoy. They are
-supervised: they are started again if they end, and end with up.
+supervised: they are restarted if they end, and they stop with up.
 
-State is in one folder (--home). The first time, an organization "default" is
-made there and its key written to org.key: that key manages agents and keys.
+State is in one folder (--home). The first start creates an organization "default" and
+writes its key to org.key. Use that key to manage agents and their keys.
 
-up is ready when a request of its own has gone through Envoy and the sidecar. Then it
-writes endpoints.json into the folder and prints "ready" as its last line on stdout. Progress and the log are on stderr. Ctrl-C stops everything
-in order; a second one stops it at once.`,
+up is ready when a test request has gone through Envoy and the sidecar. Then it writes
+endpoints.json into the folder and prints "ready" as its last line on stdout. Progress and
+the log are on stderr. Ctrl-C stops everything in order; a second one stops it at once.`,
 		Example: `  # with a provider, whose key is in a variable
   cat > providers.yaml <<END
   providers:
@@ -94,22 +94,22 @@ in order; a second one stops it at once.`,
 	f.StringVar(&u.api, "api", defaultAPI, "`address` of the management API")
 	f.StringVar(&u.metrics, "metrics", defaultMetrics, "`address` of /metrics, /healthz and /readyz")
 	f.StringVar(&u.envoyPath, "envoy", "", "`path` of Envoy (default: the one that make installed, then PATH)")
-	f.StringVar(&u.postgres, "postgres", "", "`URL` of a Postgres 15 or newer to use, as a user who may create roles and databases (default: an embedded one)")
-	f.StringVar(&u.postgresDir, "postgres-dir", "", "`folder` of the Postgres to embed (default: the one that make installed; without any, it is downloaded)")
+	f.StringVar(&u.postgres, "postgres", "", "`URL` of a Postgres 15 or newer, as a user that may create roles and databases (default: an embedded Postgres)")
+	f.StringVar(&u.postgresDir, "postgres-dir", "", "`folder` of the Postgres to embed (default: the one that make installed, or a downloaded one)")
 	f.String("redis", "", "`URL` of a Redis for limits shared between machines (not built yet: rejected)")
 	f.StringVar(&u.providers, "providers", "", "YAML `file` with the LLM providers; those with the same name are updated")
-	f.StringVar(&u.standIn, "stand-in", "", "`address` on this machine for a stand-in provider, \"demo\", that needs no key and answers each chat with one sentence")
+	f.StringVar(&u.standIn, "stand-in", "", "`address` on this machine for a test provider, \"demo\", that needs no key and responds to each chat with one sentence")
 	f.StringVar(&u.prices, "prices", "", pricesHelp)
-	f.StringVar(&u.providerCA, "provider-ca", systemCAs(), "PEM `file` that vouches for providers")
-	f.StringVar(&u.usage, "usage", "stream", "who reads usage from answers: stream (the sidecar) or envoy (faster, experimental in Envoy)")
-	f.StringSliceVar(&u.private, "private-targets", []string{"127.0.0.0/8", "::1"}, "`addresses` or CIDRs that are not public and that providers may have, such as 10.0.0.0/8")
+	f.StringVar(&u.providerCA, "provider-ca", systemCAs(), "PEM `file` with the CAs of providers")
+	f.StringVar(&u.usage, "usage", "stream", "reader of usage in responses: stream (the sidecar) or envoy (faster, experimental in Envoy)")
+	f.StringSliceVar(&u.private, "private-targets", []string{"127.0.0.0/8", "::1"}, "`addresses` or CIDRs that are not public and that providers may use, such as 10.0.0.0/8")
 	f.StringSliceVar(&u.origins, "cors-origins", nil, originsHelp)
 	f.StringSliceVar(&u.domains, "domains", nil, domainsHelp)
-	f.Int64Var(&u.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones are answered 413")
-	f.DurationVar(&u.maxStaleness, "max-staleness", 10*time.Minute, "how long the sidecar goes on deciding without the control plane")
+	f.Int64Var(&u.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones get 413")
+	f.DurationVar(&u.maxStaleness, "max-staleness", 10*time.Minute, "how long the sidecar decides without contact to the control plane")
 	f.IntVar(&u.concurrency, "envoy-concurrency", 0, "worker threads of Envoy (default: one for each CPU)")
-	f.DurationVar(&u.drain, "drain", 10*time.Second, "how long requests in flight may go on when stopping")
-	f.BoolVar(&u.pprof, "pprof", false, "let the control plane and the sidecar serve Go's profiles on their sockets in the folder's run/")
+	f.DurationVar(&u.drain, "drain", 10*time.Second, "how long requests in flight may continue when stopping")
+	f.BoolVar(&u.pprof, "pprof", false, "serve Go's profiles of the control plane and the sidecar, on their sockets in the folder's run/")
 	return cmd
 }
 
@@ -118,7 +118,7 @@ type up struct {
 	homeDir, gateway, api, metrics string
 	envoyPath, postgres, providers string
 	prices, standIn                string
-	model                          string // that the first request may name; "": no provider has one
+	model                          string // the model of the example request; "": no provider has one
 	postgresDir, providerCA        string
 	usage                          string
 	domains, origins, private      []string
@@ -134,13 +134,13 @@ type up struct {
 	home     *home
 	life     *life
 	mu       sync.Mutex
-	children []*process.Child // changed under mu, by the goroutine of run alone
+	children []*process.Child // changed under mu, only by the goroutine of run
 	stopping atomic.Bool
 
-	postgresRestarts func() int64 // of the embedded Postgres; nil: another one is used
+	postgresRestarts func() int64 // restarts of the embedded Postgres; nil: it is not used
 }
 
-// say prints progress for the person at the terminal.
+// say prints progress on the terminal.
 func (u *up) say(format string, args ...any) {
 	fmt.Fprintf(u.errs, "aid: "+format+"\n", args...)
 }
@@ -149,7 +149,7 @@ func (u *up) run(ctx context.Context) (err error) {
 	if err := u.check(); err != nil {
 		return err
 	}
-	// A second Ctrl-C is not ours to catch: it ends us, and the children with us.
+	// A second Ctrl-C is not caught: it ends this process, and so the children.
 	ctx, restore := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, restore)
 
@@ -209,7 +209,7 @@ func (u *up) run(ctx context.Context) (err error) {
 	return u.life.wait(ctx)
 }
 
-// passOn gives SIGHUP to the children, which read their files again.
+// passOn forwards SIGHUP to the children, which read their files again.
 func (u *up) passOn(ctx context.Context, hup <-chan os.Signal) error {
 	for {
 		select {
@@ -221,7 +221,7 @@ func (u *up) passOn(ctx context.Context, hup <-chan os.Signal) error {
 			u.mu.Unlock()
 			for _, c := range children {
 				if pid := c.PID(); pid != 0 {
-					syscall.Kill(pid, syscall.SIGHUP) //nolint:errcheck // it has ended, then
+					syscall.Kill(pid, syscall.SIGHUP) //nolint:errcheck // an error means that it has ended
 				}
 			}
 		}
@@ -231,7 +231,7 @@ func (u *up) passOn(ctx context.Context, hup <-chan os.Signal) error {
 // check validates every flag. It takes neither a lock nor a port.
 func (u *up) check() error {
 	if u.usage != "stream" && u.usage != "envoy" {
-		return usagef("--usage %q: want stream or envoy", u.usage)
+		return usagef("--usage %q: valid values are stream and envoy", u.usage)
 	}
 	if u.maxBody <= 0 || u.maxBody > 1<<30 {
 		return usagef("--max-body %d: want a number of bytes from 1 to %d", u.maxBody, 1<<30)
@@ -253,13 +253,13 @@ func (u *up) check() error {
 			continue
 		}
 		if _, port, err := net.SplitHostPort(a.address); err != nil || strings.HasPrefix(a.address, "unix:") {
-			return usagef("--%s %q: want host:port, such as 127.0.0.1:8080", a.flag, a.address)
+			return usagef("--%s %q: set a host and a port, such as 127.0.0.1:8080, instead of a Unix socket", a.flag, a.address)
 		} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 			return usagef("--%s %q: the port must be a number from 0 to 65535", a.flag, a.address)
 		}
 	}
 	if u.standIn != "" && !local(u.standIn) {
-		return usagef("--stand-in %s: others could reach it; use an address of this machine, such as 127.0.0.1:8089", u.standIn)
+		return usagef("--stand-in %s: other machines could reach this address: use a local one, such as 127.0.0.1:8089", u.standIn)
 	}
 	for _, f := range []struct{ flag, file string }{{"providers", u.providers}, {"provider-ca", u.providerCA}} {
 		if f.file == "" || f.file == systemCAs() {
@@ -286,7 +286,7 @@ func (u *up) look(ctx context.Context) (err error) {
 	}
 	for flag, address := range map[string]string{"gateway": u.gateway, "api": u.api, "metrics": u.metrics} {
 		if !local(address) {
-			u.log.Warn("others can reach --"+flag+", which speaks plain HTTP: put TLS in front of it", "address", address)
+			u.log.Warn("other machines can reach --"+flag+", which is plain HTTP: terminate TLS in front of it", "address", address)
 		}
 	}
 	if u.envoyPath, err = findEnvoy(u.envoyPath); err != nil {
@@ -303,7 +303,7 @@ func (u *up) look(ctx context.Context) (err error) {
 	return nil
 }
 
-// start runs the three programs and our own status server, last first in death.
+// start starts the three programs and the status server. They stop in the reverse order.
 func (u *up) start(ctx context.Context, db database, token joinToken) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -369,8 +369,8 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 	return nil
 }
 
-// systemCAs is where this machine keeps the authorities that vouch for servers:
-// distributions do not agree on it.
+// systemCAs returns the file with this machine's certificate authorities. Its path depends on
+// the distribution.
 func systemCAs() string {
 	places := []string{os.Getenv("SSL_CERT_FILE"), xds.SystemCAs, "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem"}
 	for _, file := range places {
@@ -381,7 +381,7 @@ func systemCAs() string {
 	return xds.SystemCAs
 }
 
-// reachable is how to get from this machine to what listens on address.
+// reachable returns the address with which this machine can reach a listener.
 func reachable(address string) string {
 	for _, any := range []string{"0.0.0.0:", "[::]:", ":"} {
 		if port, ok := strings.CutPrefix(address, any); ok {
@@ -393,13 +393,13 @@ func reachable(address string) string {
 
 func restarts(name string, n func() int64) prometheus.Collector {
 	return prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "aid_up_restarts_total", Help: "How often a child ended unasked and was started again.",
+		Name: "aid_up_restarts_total", Help: "Restarts of child processes that ended unexpectedly.",
 		ConstLabels: prometheus.Labels{"child": name},
 	}, func() float64 { return float64(n()) })
 }
 
-// child runs a subcommand of this binary. It inherits nothing of our environment
-// but what is named here, so that no provider's key is in it by accident.
+// child runs a subcommand of this binary. It inherits only the variables that are named here,
+// so that it never has a provider's key by accident.
 func (u *up) child(ctx context.Context, self, name string, env map[string]string, args ...string) {
 	var all []string
 	for _, v := range os.Environ() {
@@ -418,10 +418,10 @@ func (u *up) child(ctx context.Context, self, name string, env map[string]string
 		Name: name, Path: self,
 		Args: append([]string{name, "--log-level", u.logLevel, "--log-format", u.logFormat, "--pprof=" + strconv.FormatBool(u.pprof)}, args...),
 		Env:  all,
-		// Its lines are log lines of the same form as ours.
+		// Its lines are log lines of the same format.
 		Line:        func(line string) { fmt.Fprintln(u.errs, line) },
 		StopTimeout: u.drain + 10*time.Second,
-		// While one is gone nothing is served: it comes back soon, each time.
+		// Without one child nothing is served, so the backoff is short.
 		MaxBackoff: 2 * time.Second,
 		Log:        u.log,
 	})
@@ -460,8 +460,8 @@ func (u *up) waitReady(ctx context.Context) error {
 	return u.until(ctx, "a request through Envoy to be evaluated", 60*time.Second, u.ready)
 }
 
-// until asks until the response is nil. It gives up when limit is over, when a
-// part of us has failed, or when a child dies again and again.
+// until runs a check until it returns nil. It returns an error when limit is over, when a
+// part has failed, or when a child ends repeatedly.
 func (u *up) until(ctx context.Context, what string, limit time.Duration, ask check) error {
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
@@ -476,22 +476,22 @@ func (u *up) until(ctx context.Context, what string, limit time.Duration, ask ch
 		}
 		for _, c := range u.children {
 			if c.Restarts() >= 3 {
-				return fmt.Errorf("waiting for %s: %s ends again and again:\n  %s", what, c.Name(), strings.Join(c.Tail(), "\n  "))
+				return fmt.Errorf("waiting for %s: %s ends repeatedly:\n  %s", what, c.Name(), strings.Join(c.Tail(), "\n  "))
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return nil // told to stop: not an error
+			return nil // stopped by a signal, which is not an error
 		case err := <-u.life.ended:
 			return err
 		case <-deadline.C:
-			return fmt.Errorf("waiting for %s: not after %v: %w; --log-level info says more", what, limit, err)
+			return fmt.Errorf("waiting for %s: not ready after %v: %w; --log-level info shows more", what, limit, err)
 		case <-tick.C:
 		}
 	}
 }
 
-// allMetrics are everybody's, under one address.
+// allMetrics serves the metrics of all processes under one address.
 func (u *up) allMetrics(reg *prometheus.Registry) http.Handler {
 	over := func(name, socket string) scrape {
 		client := overUnix(socket)
@@ -509,7 +509,7 @@ func (u *up) allMetrics(reg *prometheus.Registry) http.Handler {
 	)
 }
 
-// next prints the next steps for a newcomer.
+// next prints the next steps for a new user.
 func (u *up) next(e endpoints, took time.Duration) {
 	u.say("ready after %.1f s", took.Seconds())
 	fmt.Fprintf(u.errs, `

@@ -13,7 +13,7 @@ import (
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "Say which build this is, and the oldest Envoy it works with",
+		Short: "Print the version, and the oldest Envoy that works with it",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "aid %s (%s, %s/%s)\nenvoy %s or newer\n",
@@ -23,8 +23,8 @@ func versionCommand() *cobra.Command {
 	}
 }
 
-// version is what the Go toolchain knew when it built us: the module's version,
-// or the commit, marked if the tree was not clean.
+// version returns the version that the Go toolchain recorded in the build: the module's
+// version, or the commit, marked if the tree was not clean.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

@@ -168,7 +168,10 @@ func (p paragraph) forVale() string {
 		return strings.Repeat("x", utf8.RuneCountInString(code))
 	})
 	first, size := utf8.DecodeRuneInString(text)
-	return string(unicode.ToUpper(first)) + strings.TrimRight(text[size:], ".") + "."
+	if first = unicode.ToUpper(first); !unicode.IsUpper(first) {
+		first = 'X'
+	}
+	return string(first) + strings.TrimRight(text[size:], ".:") + "!"
 }
 
 // lineAt returns the line of the word at column, which counts characters from 1.
@@ -384,7 +387,7 @@ func fromString(file string, line int, text string) (ps []paragraph) {
 	}
 	lines := strings.Split(text, "\n")
 	for i, l := range lines {
-		if len(lines) > 1 && setting.MatchString(l) {
+		if lines[i] = " " + l; len(lines) > 1 && setting.MatchString(l) {
 			lines[i] = ""
 		}
 	}
