@@ -413,7 +413,7 @@ func TestProviders(t *testing.T) {
 	if moved.field("has_credential") != false || !strings.Contains(moved.body, "warnings") {
 		t.Error(moved.body)
 	}
-	// A control plane whose keys do not open the credential says so.
+	// A control plane without the key of the credential shows that in the response.
 	w.want(200, "PUT", "/v1/providers/"+id+"/credential", `{"secret":"sk-canary-0123456789"}`)
 	plain := w.want(201, "POST", "/v1/providers", `{"name":"plain","kind":"openai","base_url":"http://api.example.com/v1","models":["plain"]}`)
 	if !strings.Contains(plain.body, "unencrypted") || !strings.Contains(w.want(200, "GET", "/v1/providers/"+plain.field("id").(string), "").body, "unencrypted") {

@@ -10,22 +10,22 @@ import (
 	"time"
 )
 
-// What one org's chain does not take must not hold up, or fill the disk of, the other
-// orgs. A segment is passed once all orgs without a lane have all of it. Of a passed
-// segment only the records that a lane still has to ship count as waiting; the rest is
-// kept like any acknowledged record. When what is kept must go, the segment is written
-// again with the waiting records alone.
+// An org with a chain that accepts no records must not block the other orgs, or fill their
+// disk. A segment is passed once all orgs without a lane have all of it. In a passed segment,
+// only the records that a lane still has to ship count as waiting. The others are kept like
+// any acknowledged record. When the kept records must be removed, the segment is written again
+// with only the waiting records.
 
-// holdLocked notes which bytes of a passed segment a lane still has to ship.
+// holdLocked stores how many bytes of a passed segment a lane still has to ship.
 func (w *Writer) holdLocked(s *segment, l *lane) {
 	switch n, ok := s.orgs[l.org]; {
 	case s.last > w.passed:
-		// Not passed: all of it waits.
+		// Not passed, so all of it waits.
 	case s.last <= l.pos || s.orgs != nil && !ok:
 		delete(s.waiting, l.org)
 	default:
 		if s.last <= l.had {
-			n = 0 // sent again: it must stay, and requests are not rejected for it
+			n = 0 // the records are sent again: they stay, and cause no rejections
 		}
 		if s.waiting == nil {
 			s.waiting = make(map[string]int64)
@@ -34,23 +34,23 @@ func (w *Writer) holdLocked(s *segment, l *lane) {
 	}
 }
 
-// heldLocked notes anew what an org's lane still has to ship.
+// heldLocked updates the bytes that an org's lane still has to ship.
 func (w *Writer) heldLocked(l *lane) {
 	for _, s := range w.segs {
 		w.holdLocked(s, l)
 	}
 }
 
-// releasedLocked is for a lane that has ended: all it had to ship has arrived, or is
-// shipped by the common cursor.
+// releasedLocked is called for a lane that has ended: its records have arrived, or the common
+// cursor ships them.
 func (w *Writer) releasedLocked(org string) {
 	for _, s := range w.segs {
 		delete(s.waiting, org)
 	}
 }
 
-// passLocked notes that the orgs without a lane have everything up to upTo. It may be
-// less than before.
+// passLocked stores that the orgs without a lane have all records up to upTo. upTo may be less
+// than before.
 func (w *Writer) passLocked(upTo uint64) {
 	before := w.passed
 	w.passed = upTo
@@ -65,7 +65,7 @@ func (w *Writer) passLocked(upTo uint64) {
 	}
 }
 
-// waitingLocked counts the bytes of a segment that the control plane does not have.
+// waitingLocked returns the bytes of a segment that the control plane does not have.
 func (w *Writer) waitingLocked(i int) (n int64) {
 	s := w.segs[i]
 	if i == len(w.segs)-1 || s.last > w.passed {
@@ -77,7 +77,7 @@ func (w *Writer) waitingLocked(i int) (n int64) {
 	return n
 }
 
-// orgBytesLocked counts the bytes of an org that the control plane does not have.
+// orgBytesLocked returns the bytes of an org that the control plane does not have.
 func (w *Writer) orgBytesLocked(org string) (n int64) {
 	for i, s := range w.segs {
 		if i == len(w.segs)-1 || s.last > w.passed {
@@ -89,37 +89,37 @@ func (w *Writer) orgBytesLocked(org string) (n int64) {
 	return n
 }
 
-// orgShare bounds what one org may have waiting: so many times what is free of
-// MaxBacklogBytes. One org alone gets four fifths of it, and n stuck orgs leave
+// orgShare limits the waiting bytes of one org to this multiple of the free part of
+// MaxBacklogBytes. A single org may use four fifths of MaxBacklogBytes, and n stuck orgs leave
 // 1/(4n+1) of it to the others.
 const orgShare = 4
 
-// orgFullLocked returns why an org's entry is not accepted, while those of others are.
+// orgFullLocked returns an error if an org's entries are rejected, while those of others are accepted.
 func (w *Writer) orgFullLocked(org string) error {
 	left := w.c.MaxBacklogBytes - w.bytesLocked()
 	if orgShare*left >= w.c.MaxBacklogBytes {
-		return nil // all that waits is less than what is left for one org
+		return nil // all waiting bytes together are within the limit of one org
 	}
 	if n := w.orgBytesLocked(org); n >= orgShare*left {
-		return fmt.Errorf("%d bytes of org %s wait for the control plane, and one org may have at most %d times the %d bytes that are left of the limit: "+
-			"/readyz and aid_audit_stuck_orgs say why", n, org, orgShare, left)
+		return fmt.Errorf("%d bytes of org %s wait for the control plane. One org may have at most %d times the free bytes, which are %d: "+
+			"see /readyz and aid_audit_stuck_orgs", n, org, orgShare, left)
 	}
 	return nil
 }
 
-// due says whether what is kept of a segment must go.
+// dueLocked reports whether the kept records of a segment must be removed.
 func (w *Writer) dueLocked(s *segment, kept int64) bool {
 	return kept > w.c.KeepAckedBytes || w.c.Now().Sub(s.ackedAt) > keepAcked || w.full != nil
 }
 
-// tidy removes passed segments of which nothing waits, the oldest first, and writes
-// those again of which a part does. The caller holds ackMu.
+// tidy removes passed segments without waiting records, the oldest first. It writes passed
+// segments with some waiting records again. The caller holds ackMu.
 func (w *Writer) tidy() error {
 	for at := 0; ; {
 		w.mu.Lock()
 		kept := w.keptLocked()
 		for at < len(w.segs)-1 && w.segs[at].sparse && len(w.segs[at].waiting) > 0 && w.segs[at].last <= w.passed {
-			at++ // it has nothing else
+			at++ // all of its records are waiting
 		}
 		if at >= len(w.segs)-1 || w.segs[at].last > w.passed || !w.dueLocked(w.segs[at], kept) {
 			w.mu.Unlock()
@@ -156,8 +156,8 @@ func (w *Writer) tidy() error {
 func (w *Writer) removeFirst(s *segment) error {
 	err := w.disk.remove(s.path)
 	if err == nil || errors.Is(err, os.ErrNotExist) {
-		// One after the other, or a crash could leave a hole in the middle, which
-		// looks as if somebody had taken a segment away.
+		// In order, since a crash could otherwise leave a hole, which looks like a segment
+		// that was removed by hand.
 		err = w.disk.syncDir()
 	}
 	if err != nil {
@@ -171,13 +171,13 @@ func (w *Writer) removeFirst(s *segment) error {
 	return nil
 }
 
-// joins says whether a sparse segment and n bytes of the next one may be one file.
+// joins reports whether a sparse segment and n bytes of the next one may be one file.
 func (s *segment) joins(next *segment, n, limit int64) bool {
 	return s.sparse && s.writer == next.writer && s.size+n <= limit
 }
 
-// compact writes a segment again with the records of orgs alone, into the sparse one
-// before it if both fit into one file.
+// compact writes a segment again with only the records of orgs. It writes them into the sparse
+// segment before it if both fit into one file.
 func (w *Writer) compact(before, s *segment, orgs map[string]int64) (joined bool, err error) {
 	var size int64
 	for org := range orgs {
@@ -212,8 +212,8 @@ func (w *Writer) compact(before, s *segment, orgs map[string]int64) (joined bool
 	if err := errors.Join(err, f.Close()); err != nil {
 		return false, err
 	}
-	// A cursor opens a segment while it holds mu, so it never has the one with the
-	// other's offsets.
+	// A cursor opens a segment while it holds mu, so it never mixes one file with the offsets
+	// of the other.
 	w.mu.Lock()
 	if err = w.disk.rename(tmp, next.path); err == nil {
 		i := slices.Index(w.segs, s)
@@ -230,8 +230,8 @@ func (w *Writer) compact(before, s *segment, orgs map[string]int64) (joined bool
 		err = w.disk.syncDir()
 	}
 	if err == nil && joined {
-		// If the process dies before this, the next start sees that the file before
-		// has all of it.
+		// If the process dies before this, the next start detects that the file before has
+		// all of it.
 		err = w.disk.remove(s.path)
 	}
 	return joined, err

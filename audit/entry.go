@@ -95,8 +95,7 @@ func or(t, now time.Time) time.Time {
 	return t
 }
 
-// object writes one entry. A field with its zero value is left out unless the
-// method says otherwise.
+// object writes one entry. Most methods leave out a field with its zero value.
 type object struct {
 	b     []byte
 	comma bool // there is a value before

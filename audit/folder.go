@@ -27,7 +27,7 @@ type Folder struct {
 // FolderSegment describes one segment.
 type FolderSegment struct {
 	File    string           `json:"file"`
-	Version int              `json:"version"` // of its format: 1, 2, or 3 for one that holds a part of its records only
+	Version int              `json:"version"` // version of the format: 1, 2, or 3 for a segment with only some of its records
 	Writer  string           `json:"writer"`
 	First   uint64           `json:"first"` // number of the first record; 0: the segment is empty
 	Last    uint64           `json:"last"`  // number of the last record

@@ -11,13 +11,13 @@ import (
 	"time"
 )
 
-// Every org whose batch fails has a lane, which takes about 10 KiB. Its batch (1 MiB, or
-// one longer record), its open file and its buffer of 256 KiB it has only in its turn.
+// Every org with a failed batch has a lane, which takes about 10 KiB. Only in its turn it also
+// has a batch (1 MiB, or one longer record), an open file and a buffer of 256 KiB.
 const (
-	// lanesAtOnce is how many lanes have a turn: so many that did not fail yet, and so
-	// many that did. So those that hang do not hold up those that are only behind.
+	// lanesAtOnce is how many lanes have a turn: this many lanes without a failure, and this
+	// many with one. So lanes that hang do not block lanes that are only behind.
 	lanesAtOnce = 16
-	// freshDeadline bounds the first batch of a lane, and later ones after success.
+	// freshDeadline limits the first batch of a lane, and later ones after success.
 	freshDeadline = 10 * time.Second
 	// maxLanePause is the longest pause of a lane. The pauses grow with the number of
 	// lanes, so that all of them send as often as lanesAtOnce would.
@@ -32,13 +32,13 @@ const maxForks = 2
 // org's chain rejected a batch or is slow. It ends when it reaches the common cursor.
 type lane struct {
 	org  string
-	c    cursor // of the lane's goroutine
+	c    cursor // used by the lane's goroutine
 	stop context.CancelFunc
 
 	// The Writer's mu guards the following.
 	until   uint64    // the lane ships the org's records up to here
 	pos     uint64    // the chain has the org's records up to here
-	had     uint64    // the chain had the org's records up to here, and they are sent again
+	had     uint64    // the chain had the org's records up to here; they are sent again
 	waiting int       // about how many records remain
 	oldest  time.Time // time of the first of them
 	err     error     // why the last batch was rejected; nil: it was accepted
@@ -84,7 +84,7 @@ func (w *Writer) laneCount() int {
 	return len(w.lanes)
 }
 
-// separate gives the org of a parcel that failed a lane.
+// separate starts a lane for the org of a failed parcel.
 func (sh *shipping) separate(ctx context.Context, p parcel, err error) {
 	w := sh.w
 	first, last := p.recs[0].Seq, p.recs[len(p.recs)-1].Seq
@@ -92,7 +92,7 @@ func (sh *shipping) separate(ctx context.Context, p parcel, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if l := w.lanes[p.org]; l != nil {
-		// recheck began one meanwhile, which comes to these records.
+		// recheck has started a lane meanwhile, which will ship these records.
 		l.until, l.waiting = max(l.until, last), l.waiting+len(p.recs)
 		return
 	}
@@ -100,15 +100,15 @@ func (sh *shipping) separate(ctx context.Context, p parcel, err error) {
 	sh.streak = append(sh.streak, l)
 	level := slog.LevelWarn
 	if len(sh.streak) > lanesAtOnce {
-		level = slog.LevelDebug // it is not about this org
+		level = slog.LevelDebug // the cause is not this org
 	}
 	w.c.Log.Log(ctx, level, "an org's audit records are shipped separately from those of other orgs", "org", p.org, "err", err)
 	sh.startLocked(ctx, l)
 }
 
-// taken notes that the chain of an org took a batch. If many orgs failed one after the
-// other before that, what failed was the control plane or its database, and not their
-// chains. Their lanes end, so that what waits is read once and not once for each org.
+// taken is called when the chain of an org has accepted a batch. If many orgs failed in a row
+// before, the cause was the control plane or its database, not their chains. Their lanes end,
+// so that waiting records are read once and not once for each org.
 func (sh *shipping) taken(org string) {
 	w := sh.w
 	w.mu.Lock()
@@ -121,8 +121,8 @@ func (sh *shipping) taken(org string) {
 	sh.streak = nil
 }
 
-// together ends the lanes that are to end, and moves the common cursor back to where
-// they are. An org is moved at most once until its chain takes a batch.
+// together ends these lanes, and moves the common cursor back to their position. An org is moved
+// at most once until its chain accepts a batch.
 func (sh *shipping) together(ctx context.Context, c *cursor) bool {
 	w := sh.w
 	w.mu.Lock()
@@ -145,7 +145,7 @@ func (sh *shipping) together(ctx context.Context, c *cursor) bool {
 	}
 	w.passLocked(back)
 	w.seekLocked(c, back)
-	w.c.Log.InfoContext(ctx, "the control plane takes audit records again; orgs are shipped together", "orgs", orgs)
+	w.c.Log.InfoContext(ctx, "the control plane accepts audit records again; orgs are shipped together", "orgs", orgs)
 	return true
 }
 
@@ -206,11 +206,11 @@ func (sh *shipping) drive(ctx context.Context, l *lane) error {
 	}
 }
 
-// unreadable is a segment's error.
+// unreadable is an error from reading a segment.
 type unreadable struct{ error }
 
-// step sends the next batch of a lane. If it is not taken, the lane is where it was. Not
-// more: the lane has ended.
+// step sends the next batch of a lane. If the batch is rejected, the lane's position stays. If
+// more is false, the lane has ended.
 func (sh *shipping) step(ctx context.Context, l *lane, limit time.Duration) (sent int, more bool, err error) {
 	w := sh.w
 	w.mu.Lock()
@@ -241,7 +241,7 @@ func (sh *shipping) step(ctx context.Context, l *lane, limit time.Duration) (sen
 	return 0, true, err
 }
 
-// mark returns where a cursor of one org is.
+// mark returns the position of a cursor of one org.
 func (c *cursor) mark() cursor {
 	m := *c
 	m.file, m.prevs = nil, maps.Clone(c.prevs)
@@ -338,7 +338,7 @@ func (sh *shipping) sendOrg(ctx context.Context, limit time.Duration, writer, or
 		var behind *Behind
 		switch {
 		case err == nil && before != nil && sh.has(ctx, limit, before) != nil:
-			return fmt.Errorf("what the chain has of writer %s is not known", before.writer)
+			return fmt.Errorf("the chain's last record of writer %s is not known", before.writer)
 		case err == nil:
 			if forks == 0 {
 				sh.keep(writer, recs)

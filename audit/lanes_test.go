@@ -186,8 +186,7 @@ func (g *gate) Send(ctx context.Context, b audit.Batch) (uint64, error) {
 	return upTo, err
 }
 
-// Many orgs may fail, each for itself or all together: those that do not fail go on, and
-// all catch up.
+// Many orgs may fail, separately or together. The others continue, and all records arrive.
 func TestManyOrgsFail(t *testing.T) {
 	db := storetest.Open(t)
 	s := &gate{next: direct{chain(t, db, 1), "node_1"}}
@@ -210,7 +209,7 @@ func TestManyOrgsFail(t *testing.T) {
 	good := storetest.Org(t, db)
 	arrive(t, db, good, write(t, w, good, "good", 3))
 	arrive(t, db, good, write(t, w, good, "later", 3))
-	// All fail together, and then each for itself again.
+	// All fail together, and then separately again.
 	s.refuse(good, away)
 	others := write(t, w, good, "away", 3)
 	for _, org := range orgs {
@@ -294,8 +293,8 @@ func TestRejectedRecord(t *testing.T) {
 	}
 }
 
-// An org whose chain takes nothing takes neither the backlog nor the disk from the others.
-// What it has waiting is bounded, and arrives later, also after a restart.
+// An org with a chain that accepts no records uses neither the backlog nor the disk of the
+// others. Its waiting records are limited, and arrive later, also after a restart.
 func TestStuckOrgLeavesRoom(t *testing.T) {
 	const backlog = 256 << 10
 	db := storetest.Open(t)
@@ -311,7 +310,7 @@ func TestStuckOrgLeavesRoom(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- w.Ship(ctx, s) }()
 
-	// One record waits, and several times the backlog goes by.
+	// One record waits, while several times the backlog is shipped.
 	receipts[bad] = write(t, w, bad, "stuck", 1)
 	for n := range 10 {
 		receipts[good] = append(receipts[good], write(t, w, good, fmt.Sprint("good", n), 100)...)
@@ -323,7 +322,7 @@ func TestStuckOrgLeavesRoom(t *testing.T) {
 	if n := value(t, reg, "aid_audit_segment_bytes"); n > backlog/4 {
 		t.Errorf("%v bytes count against the backlog", n)
 	}
-	// It fills what one org may have.
+	// The org fills its share.
 	var err error
 	for i := 0; err == nil && i < 5000; i++ {
 		var r audit.Receipt
@@ -401,8 +400,8 @@ func value(t *testing.T, r *prometheus.Registry, name string) float64 {
 	return 0
 }
 
-// The chain is restored after a process has made sure that it is whole, and before that
-// process ships its first record.
+// The chain is restored after a process has checked that it is complete, and before that process
+// ships its first record.
 func TestRestoredBeforeFirstRecord(t *testing.T) {
 	db := storetest.Open(t)
 	org, other := storetest.Org(t, db), storetest.Org(t, db)

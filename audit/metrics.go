@@ -52,7 +52,7 @@ func newMetrics(w *Writer) *metrics {
 		changes:      counter("writer_changes_total", "New writer ids while running. Above 0: a segment folder was copied, or another node uses this node's id."),
 		gaps:         counter("gaps_total", "Recorded gaps: records that the control plane lost and that the segments no longer have."),
 
-		orgFull: counter("org_full_total", "Entries rejected because too much of their org waits for the control plane. Not 0: see stuck_orgs."),
+		orgFull: counter("org_full_total", "Entries that were rejected because too many bytes of their org wait for the control plane. See stuck_orgs."),
 
 		repeated: counter("repeated_rejections_total", "Requests with a key that may not be used, counted together after the first of a minute."),
 

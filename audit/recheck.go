@@ -16,7 +16,7 @@ const recheckEvery = time.Hour
 
 // recheck makes sure, when shipping begins and then every hour, that the chain has
 // the last acknowledged record of each org. A chain that was restored to an older
-// state lacks it. Without this the loss would show at the org's next record only.
+// state lacks it. Without recheck, the loss would show only at the org's next record.
 func (sh *shipping) recheck(ctx context.Context) {
 	for ctx.Err() == nil {
 		sh.mu.Lock()
@@ -67,9 +67,9 @@ func (sh *shipping) recheckOrg(ctx context.Context, k keptRecord) bool {
 	return false
 }
 
-// before returns the last acknowledged record of the org if recs begin another writer.
-// The chain takes a writer's first record whatever it has of the writers before, so a
-// chain that was restored would not be noticed.
+// before returns the last acknowledged record of the org if recs begin another writer. The chain
+// accepts a writer's first record without regard to earlier writers. So a restored chain would
+// not be noticed.
 func (sh *shipping) before(writer, org string, recs []Record) *keptRecord {
 	if recs[0].Prev != 0 {
 		return nil
@@ -94,7 +94,7 @@ func (sh *shipping) has(ctx context.Context, limit time.Duration, k *keptRecord)
 	return err
 }
 
-// keep notes the last record that was acknowledged.
+// keep stores the last acknowledged record.
 func (sh *shipping) keep(writer string, recs []Record) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -123,7 +123,7 @@ func (sh *shipping) again(ctx context.Context, org string) bool {
 // lastKept returns each org's last acknowledged record in the segments.
 func (w *Writer) lastKept() (kept []keptRecord, err error) {
 	w.mu.Lock()
-	acked := w.passed // of an org that has less, the lane finds out
+	acked := w.passed // for an org that has less, the lane checks it
 	segs := slices.Clone(w.segs)
 	ends := make([]int64, len(segs))
 	for i, s := range segs {
@@ -140,7 +140,7 @@ func (w *Writer) lastKept() (kept []keptRecord, err error) {
 		}
 		last, err := w.lastByOrg(s, ends[i], acked)
 		if errors.Is(err, os.ErrNotExist) {
-			continue // removed meanwhile, or written again without what is acknowledged
+			continue // removed meanwhile, or written again without acknowledged records
 		}
 		if err != nil {
 			return kept, err

@@ -113,7 +113,7 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 			continue
 		}
 		if seg.sparse && until < seg.last && until >= seg.first {
-			return nil, &damage{seg.path, int64(len(magic)), fmt.Sprintf("its range ends with %d, and the next segment vouches for %d", seg.last, until)}
+			return nil, &damage{seg.path, int64(len(magic)), fmt.Sprintf("its range ends with %d, but according to the next segment the last record is %d", seg.last, until)}
 		}
 		if err := scan(seg, files[i], until, seg.add); err != nil {
 			return nil, err
@@ -170,7 +170,7 @@ func (w *Writer) readAll(segs []*segment) (map[uint64]frame, error) {
 
 const noLimit = 1<<64 - 1
 
-// take notes what a segment's head says.
+// take copies the fields of a segment's head.
 func (s *segment) take(h head) {
 	s.start, s.writer, s.prevs, s.before, s.sparse = h.start, h.writer, h.prevs, h.durable, h.sparse
 	if h.sparse {
@@ -178,8 +178,8 @@ func (s *segment) take(h head) {
 	}
 }
 
-// splitJoined takes out the segments that a sparse one before them has taken in: the
-// process died before it removed them.
+// splitJoined removes from the list the segments whose records are in the sparse segment before
+// them: the process died before it removed their files.
 func splitJoined(segs []*segment) (kept, joined []*segment) {
 	var covered uint64 // up to the end of the last sparse one
 	for _, s := range segs {
@@ -189,7 +189,7 @@ func splitJoined(segs []*segment) (kept, joined []*segment) {
 		}
 		kept = append(kept, s)
 		if b := make([]byte, len(magicSparse)); peek(s.path, b) == nil && string(b) == magicSparse {
-			if h, err := headOf(s); err == nil { // damage is found by the one who reads it
+			if h, err := headOf(s); err == nil { // reading the segment later reports damage
 				covered = h.last
 			}
 		}
@@ -197,7 +197,7 @@ func splitJoined(segs []*segment) (kept, joined []*segment) {
 	return kept, joined
 }
 
-// peek reads what a file begins with.
+// peek reads the beginning of a file.
 func peek(path string, b []byte) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -223,11 +223,11 @@ func (w *Writer) readAcked() acked {
 	return parseAcked(b)
 }
 
-// acked is what that file says: one number if all orgs have the same, and lines
-// "passed NUMBER" and "ORG NUMBER" after it if some orgs are behind.
+// acked is the content of that file. It is one number if all orgs have the same. If some orgs
+// are behind, lines "passed NUMBER" and "ORG NUMBER" follow.
 type acked struct {
-	acked  uint64            // all orgs have everything up to here
-	passed uint64            // those that are not in behind have everything up to here
+	acked  uint64            // all orgs have all records up to here
+	passed uint64            // orgs that are not in behind have all records up to here
 	behind map[string]uint64 // by org
 }
 
@@ -265,7 +265,7 @@ func (a acked) bytes() []byte {
 	return b
 }
 
-// notedLocked is what the file should say now.
+// notedLocked returns the current content for the file.
 func (w *Writer) notedLocked() acked {
 	a := acked{acked: w.acked, passed: w.passed, behind: maps.Clone(w.behind)}
 	if w.lanes != nil {

@@ -67,8 +67,8 @@ type frame struct {
 const (
 	magic    = "AIDSEG2\n"
 	magicOld = "AIDSEG1\n" // has no prev frames
-	// magicSparse begins a segment that was written again with some of its records: its
-	// numbers have holes, and its head says which number its range ends with.
+	// magicSparse begins a segment that was written again with only some of its records. Its
+	// numbers have holes, and its head has the number at the end of its range.
 	magicSparse = "AIDSEG3\n"
 
 	kindHead    = 'H'
@@ -220,16 +220,16 @@ type segment struct {
 	writer  string
 	prevs   map[string]uint64 // by org: the writer's last number before first
 	ackedAt time.Time         // since when all orgs without a lane have all of it; zero: they have not
-	before  uint64            // the last record before it that counts
+	before  uint64            // the last valid record before it
 	first   uint64            // sequence number of its first record, or of the next one
 	last    uint64            // sequence number of its last record; first-1: it has none
 	start   int64             // offset of the first record
 	end     int64             // offset after the last record
 	size    int64             // size of the file, if it has not changed
 	counts  int64             // bytes of entries of counts
-	orgs    map[string]int64  // bytes of its records by org; nil: it was acknowledged before this process, and not read
-	waiting map[string]int64  // of a passed one: the bytes that lanes still have to ship, by org
-	sparse  bool              // written again with some of its records; last is the end of its range
+	orgs    map[string]int64  // bytes of its records by org; nil: not read, since it was acknowledged before this process
+	waiting map[string]int64  // for a passed segment: the bytes that lanes still have to ship, by org
+	sparse  bool              // written again with only some of its records; last is the end of its range
 }
 
 func (s *segment) empty() bool { return s.last < s.first }
@@ -244,7 +244,7 @@ type head struct {
 	start   int64
 	version int    // of the format
 	sparse  bool   // it was written again: see magicSparse
-	last    uint64 // of a sparse one: the end of its range
+	last    uint64 // for a sparse segment: the end of its range
 }
 
 func appendHead(b []byte, h head) []byte {
@@ -276,7 +276,7 @@ func readHead(path string, f io.ReaderAt, size int64) (head, error) {
 		return head{}, fmt.Errorf("reading %s: %w", path, err)
 	}
 	if s := string(got[:]); s != magic && s != magicOld && s != magicSparse {
-		return head{}, &damage{path, 0, "it does not begin as a segment of this version (AIDSEG2 or AIDSEG3) does"}
+		return head{}, &damage{path, 0, "it does not begin like a segment of this version (AIDSEG2 or AIDSEG3)"}
 	}
 	r := newFrames(path, f, int64(len(magic)), size)
 	next := func(kind byte) (frame, error) {
@@ -306,7 +306,7 @@ func readHead(path string, f io.ReaderAt, size int64) (head, error) {
 	}
 	if string(got[:]) == magicSparse {
 		if len(hf.body) != 16 {
-			return head{}, &damage{path, int64(len(magic)), "the head says nothing about the end of its range"}
+			return head{}, &damage{path, int64(len(magic)), "the head does not have the end of its range"}
 		}
 		h.version, h.sparse, h.last = 3, true, binary.BigEndian.Uint64(hf.body[8:])
 		if h.last < h.first || h.last > math.MaxInt64 {
@@ -366,8 +366,8 @@ func scan(seg *segment, f io.ReaderAt, until uint64, fn func(frame)) error {
 	return nil
 }
 
-// scanSparse is scan of a segment with holes. It was complete when it got its name, so
-// it is read to its end, and last stays what its head says.
+// scanSparse is scan for a segment with holes. The segment was complete when it got its name, so
+// it is read to its end, and last stays the number in its head.
 func (s *segment) scanSparse(f io.ReaderAt, fn func(frame)) error {
 	r := newFrames(s.path, f, s.start, s.size)
 	s.end = s.start
@@ -382,7 +382,7 @@ func (s *segment) scanSparse(f io.ReaderAt, fn func(frame)) error {
 		}
 		problem := wrongRecord(f, f.seq, f.mark)
 		if problem == "" && (f.seq <= before || f.seq > s.last) {
-			problem = fmt.Sprintf("record %d does not lie between %d and %d", f.seq, before, s.last)
+			problem = fmt.Sprintf("record %d is not between %d and %d", f.seq, before, s.last)
 		}
 		if problem != "" {
 			return &damage{s.path, at, problem}
@@ -392,7 +392,7 @@ func (s *segment) scanSparse(f io.ReaderAt, fn func(frame)) error {
 	}
 }
 
-// add notes a record that was found in the segment's file.
+// add counts a record of the segment's file.
 func (s *segment) add(f frame) {
 	if s.orgs == nil {
 		s.orgs = make(map[string]int64)

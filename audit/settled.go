@@ -34,8 +34,8 @@ type Settled struct {
 	Priced            bool   `json:"priced"` // false: the cost is not known
 
 	// What is charged under USD caps, to the counts that the first entry names. It differs
-	// from CostNanoUSD where the cost is not known. ChargeBasis says where the charge comes
-	// from; it is empty if the first entry reserved nothing.
+	// from CostNanoUSD where the cost is not known. ChargeBasis is how the charge was
+	// computed; it is empty if the first entry reserved nothing.
 	ChargedNanoUSD int64  `json:"charged_nano_usd"`
 	ChargeBasis    string `json:"charge_basis"`
 	Overrun        bool   `json:"overrun"` // the charge is above what was reserved

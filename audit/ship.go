@@ -42,18 +42,17 @@ const (
 	maxSendPause = 15 * time.Second
 )
 
-// Ship sends what is durable to s, in each org's order, and lets go of each segment
-// once the control plane has all of it. While s fails it tries again after 0.1 s,
-// then later and later up to every 15 s. It blocks until ctx is done and then
-// returns nil; any other return means that a segment cannot be read, which is never
-// skipped. It may be called again, one at a time.
+// Ship sends durable records to s, in each org's order. It releases each segment once the
+// control plane has all of it. If s fails, it tries again after 0.1 s, with growing pauses up
+// to 15 s. It returns nil when ctx is done. It returns an error if a segment cannot be read,
+// since a segment is never skipped. It may be called again, but only one call runs at a time.
 //
-// An org whose batch fails, or takes longer than 2 s, gets a lane of its own and
-// holds up no other org: see lanes.go. s is called by several lanes at once.
+// An org gets its own lane if its batch fails or takes longer than 2 seconds. It then does not
+// block other orgs (lanes.go). Several lanes call s concurrently.
 func (w *Writer) Ship(ctx context.Context, s Shipper) error {
 	kept, err := w.lastKept()
 	if err != nil {
-		w.c.Log.WarnContext(ctx, "kept audit segments cannot be read: whether the chain still has them is not known", "err", err)
+		w.c.Log.WarnContext(ctx, "shipped audit segments cannot be read, so it is not checked whether the chain still has them", "err", err)
 	}
 	w.mu.Lock()
 	if w.shipping || w.lock == nil {
@@ -103,18 +102,18 @@ type shipping struct {
 	running sync.WaitGroup // the lanes
 	failed  chan error     // a lane cannot read its segment
 
-	// Turns of the lanes: of those that did not fail yet, and of those that did.
+	// Turns of the lanes without a failure, and of those with one.
 	fresh, failing chan struct{}
 
 	// Guarded by the Writer's mu.
-	streak []*lane         // began since a batch of any org was taken
-	merge  []*lane         // are to end: what failed was not their org's alone
-	merged map[string]bool // orgs that were merged, and of which nothing was taken since
+	streak []*lane         // lanes that began since a batch of any org was accepted
+	merge  []*lane         // lanes to end, since the failure was not specific to their org
+	merged map[string]bool // orgs that were merged, and had no accepted batch since
 
 	mu      sync.Mutex
-	forks   map[source]int        // how often the chain had other records of that writer; above 0: they are shipped as a fork
-	rewound map[source]uint64     // it was sent again from there already; what lies between is lost
-	kept    map[string]keptRecord // by org: the last record that was acknowledged
+	forks   map[source]int        // how often the chain had other records of that writer; above 0: ship as a fork
+	rewound map[source]uint64     // records were already sent again from this number; those in between are lost
+	kept    map[string]keptRecord // the last acknowledged record, by org
 }
 
 // source is a writer's records in an org.
@@ -194,8 +193,8 @@ func again(pause time.Duration) slog.Level {
 
 // try sends a parcel once.
 func (sh *shipping) try(ctx context.Context, writer string, p parcel) error {
-	// The more orgs hang, the shorter is the wait for the next one, so that all of them
-	// together hold up the others for seconds.
+	// With more hanging orgs, the wait for the next one is shorter, so that together they
+	// delay the others only by seconds.
 	limit := max(separateAfter/time.Duration(1+sh.w.laneCount()), minSeparateAfter)
 	sh.mu.Lock()
 	fork := sh.forks[source{writer, p.org}] > 0
@@ -207,7 +206,7 @@ func (sh *shipping) try(ctx context.Context, writer string, p parcel) error {
 	if err := sh.send(ctx, limit, Batch{Org: p.org, Writer: writer, Shipper: sh.w.ID(), Fork: fork, Records: p.recs}); err != nil {
 		return err
 	}
-	// Once more: the chain may have been restored between the two.
+	// Check again, since the chain may have been restored in between.
 	if err := sh.has(ctx, limit, before); err != nil {
 		return err
 	}
@@ -348,9 +347,9 @@ func (w *Writer) unnoted() bool {
 	return w.notedAt != [2]uint64{w.acked, w.passed}
 }
 
-// acknowledge finds out up to where the control plane has everything, in all orgs. What
-// it has is kept for a while: see KeepAckedBytes. The unsettled decisions of a segment
-// are in the head of the one after it.
+// acknowledge computes the number up to which the control plane has the records of all orgs.
+// Shipped records are kept for a while: see KeepAckedBytes. The decisions of a segment without a
+// completion are in the head of the next segment.
 func (w *Writer) acknowledge() {
 	w.ackMu.Lock()
 	defer w.ackMu.Unlock()
@@ -376,7 +375,7 @@ func (w *Writer) acknowledge() {
 		w.writeAcked(noted)
 	}
 	if err := w.tidy(); err != nil {
-		w.c.Log.Warn("a shipped audit segment cannot be removed or written again; it is tried again later", "err", err)
+		w.c.Log.Warn("a shipped audit segment cannot be removed or written again; trying again later", "err", err)
 	}
 }
 

@@ -609,7 +609,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// byOrg takes what is shipped, but for an org.
+// byOrg is a Shipper that accepts batches, except those of one org.
 type byOrg struct {
 	mu    sync.Mutex
 	stuck string

@@ -53,7 +53,7 @@ const (
 const otherFamily = "other"
 
 // attributeOf returns the attribute with the name that conditions use. If there is no such
-// attribute, fix says what to do.
+// attribute, fix is how to correct the name.
 func attributeOf(name string) (a attribute, fix string) {
 	switch name {
 	case "agent.id", "agent.name", "agent.team", "agent.environment", "agent.tier":

@@ -43,7 +43,7 @@ func builtins() []string {
 
 // functions are this package's functions for Rego:
 //
-//	aid.glob(patterns, text)  whether a pattern matches, as Matches says
+//	aid.glob(patterns, text)  whether a pattern matches, as in Matches
 //	aid.wild(patterns, text)  the same, but "*" also stands for characters that join names
 //	aid.cidr(ranges, text)    whether a range has the address; undefined if text is no address
 //	aid.within(span, time)    whether a span of request.time has the time

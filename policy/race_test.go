@@ -2,5 +2,5 @@
 
 package policy_test
 
-// racing says whether the race detector is built in.
+// racing reports whether the race detector is built in.
 const racing = true

@@ -390,7 +390,7 @@ func TestLint(t *testing.T) {
 	} {
 		err := xds.Lint(broken(t, "stream", c.change))
 		if err == nil || !strings.Contains(err.Error(), c.rule+": ") {
-			t.Errorf("%s, %s: lint says %v", c.rule, c.name, err)
+			t.Errorf("%s, %s: Lint returned %v", c.rule, c.name, err)
 		}
 	}
 }
@@ -409,10 +409,10 @@ func TestLintUnseen(t *testing.T) {
 		"on the route below": func(p *parts) { p.vh.Routes[3].TypedPerFilterConfig = nil },
 	} {
 		if err := xds.Lint(broken(t, "envoy", change)); err == nil || !strings.Contains(err.Error(), "L13: ") {
-			t.Errorf("%s: lint says %v", name, err)
+			t.Errorf("%s: Lint returned %v", name, err)
 		}
 	}
 	if err := xds.Lint(broken(t, "envoy", func(p *parts) { p.hcm.HttpFilters = append(p.hcm.HttpFilters[:1:1], p.hcm.HttpFilters[2:]...) })); err == nil || !strings.Contains(err.Error(), "L01: ") {
-		t.Errorf("without the filter that replaces responses: lint says %v", err)
+		t.Errorf("without the filter that replaces responses: Lint returned %v", err)
 	}
 }

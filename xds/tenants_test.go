@@ -333,7 +333,7 @@ func TestUnopenedCredentialIsKept(t *testing.T) {
 	})
 	eventually(t, func() error {
 		if err := p.server.Ready(context.Background()); err == nil || !strings.Contains(err.Error(), "fernet") {
-			return fmt.Errorf("the keys open nothing, and ready says %v", err)
+			return fmt.Errorf("the keys decrypt nothing, and Ready returned %v", err)
 		}
 		return nil
 	})

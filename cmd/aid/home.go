@@ -124,7 +124,7 @@ func (h *home) secret(name string, generate func() (string, error)) (path string
 // keyFiles are the secrets that the control plane needs.
 type keyFiles struct{ fernet, hmac, digest string }
 
-// lostKeys says which key files are missing. Beside a database that is in use, new ones
+// lostKeys returns an error with the missing key files. New files, beside a used database,
 // could not verify its audit log and could not decrypt its credentials.
 func (h *home) lostKeys() error {
 	var lost []string

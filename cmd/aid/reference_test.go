@@ -54,7 +54,7 @@ func page(t *testing.T, name, text string) {
 		t.Fatal(err)
 	}
 	if string(is) != text {
-		t.Errorf("docs/%s is not what the code says: run `make generate`", name)
+		t.Errorf("docs/%s differs from the code: run `make generate`", name)
 	}
 }
 
