@@ -170,7 +170,7 @@ func newChainMetrics(r prometheus.Registerer, signing, missing func() int32) (*c
 	epoch := func(name, help string, f func() int32) prometheus.GaugeFunc {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "aid_audit_chain_" + name, Help: help}, func() float64 { return float64(f()) })
 	}
-	return m, registerAll(r, epoch("key_epoch", "The epoch whose HMAC key signs now.", signing),
-		epoch("missing_epoch", "A key epoch that a chain is in and whose key is not in --hmac-keys. Not 0: this replica cannot append.", missing), m.chained, m.resent, m.malformed, m.refused, m.behind, m.append,
+	return m, registerAll(r, epoch("key_epoch", "The epoch of the HMAC key that signs now.", signing),
+		epoch("missing_epoch", "The epoch of a chain without a key in --hmac-keys. Above 0: this replica cannot append.", missing), m.chained, m.resent, m.malformed, m.refused, m.behind, m.append,
 		m.reserved, m.charged, m.corrected, m.lapsed, m.overruns, m.unmatched, m.thresholds)
 }

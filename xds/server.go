@@ -47,8 +47,9 @@ type ServerConfig struct {
 	Origins []string         // origins of web pages that may call the gateway
 	Targets provider.Targets // the addresses that providers may use
 	CAFile  string           // PEM file on the Envoys' machines with the CAs of providers; empty: the system's
-	// DigestKey returns the key that is in use, and is called again by Reread. It keys the digests of request bodies in the record. Each org gets a
-	// key of its own that is derived from it. Empty: the record has no digests.
+	// DigestKey returns the key for digests of request bodies in the audit log. Reread calls
+	// it again. Each org has its own key, which is derived from it. Empty: there are no
+	// digests.
 	DigestKey func() []byte
 
 	// Heartbeat is the interval of heartbeats to nodes, sent while the database responds.

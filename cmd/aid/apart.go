@@ -32,7 +32,7 @@ type keyInfo struct{ gauge *prometheus.GaugeVec }
 
 func newKeyInfo(reg prometheus.Registerer) keyInfo {
 	k := keyInfo{prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "aid_key_info", Help: "The keys in use, by flag, place (HMAC keys: the epoch, and @from=TIME if it has one) and fingerprint. Replicas must show the same.",
+		Name: "aid_key_info", Help: "The keys in use, by flag, place (HMAC keys: the epoch, and @from=TIME if it has one) and fingerprint. All replicas must have the same values.",
 	}, []string{"flag", "place", "fingerprint"})}
 	version := version()
 	built := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "aid_build_info", Help: "The version of this process."}, []string{"version"})

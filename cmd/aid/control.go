@@ -77,7 +77,7 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	f.StringVar(&c.files.key, "tls-key", "", "PEM `file` of the key of --tls-cert")
 	f.StringVar(&c.files.ca, "tls-client-ca", "", "PEM `file` of the CA of nodes' certificates (their SPIFFE ids are the nodes' identities)")
 	f.StringVar(&c.fernet, "fernet-keys", "", "`file` with the keys that encrypt provider credentials, one per line; the first encrypts, all decrypt")
-	f.StringVar(&c.hmac, "hmac-keys", "", "`file` with the keys of the audit chain, one \"EPOCH HEX\" or \"EPOCH HEX from=TIME\" a line; the newest whose time has come seals, all verify")
+	f.StringVar(&c.hmac, "hmac-keys", "", "`file` with the keys of the audit chain, one \"EPOCH HEX\" or \"EPOCH HEX from=TIME\" per line; the newest after its time signs, all verify")
 	f.StringVar(&c.digest, "digest-key", "", "`file` with the hex key of the digests of request bodies in the audit log")
 	f.StringVar(&c.gateway, "gateway", defaultGateway, "`address` that Envoys listen on for applications")
 	f.StringVar(&c.usage, "usage", "stream", "reader of usage in responses: stream (the sidecar) or envoy (faster, experimental in Envoy)")
