@@ -212,8 +212,8 @@ func TestForkCharges(t *testing.T) {
 	b.is("m", "2026-03", 20+5+7, 3, 0)
 }
 
-// Half, four fifths and all of a cap are each recorded once in a period, with the charge
-// that reaches it, also if one charge reaches several, or the cap is changed.
+// Half, four fifths and all of a cap are each recorded once in a period, with the charge that
+// reaches the threshold. This also holds if one charge reaches several, or the cap changes.
 func TestThresholds(t *testing.T) {
 	b := newBooks(t, storetest.Open(t))
 	var seq uint64
@@ -352,9 +352,9 @@ func TestLapse(t *testing.T) {
 	}
 }
 
-// The sums are those of the completions in the chain, whatever comes in which order: the
-// charge of each decision's real completion, or its reservation if there is only an unknown
-// one. What is not completed is reserved.
+// The sums equal those of the completions in the chain, in every order. A decision counts the
+// charge of its real completion, or its reservation if there is only an unknown one. A decision
+// without a completion counts its reservation.
 func TestSumsAreTheChains(t *testing.T) {
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))

@@ -34,9 +34,9 @@ the body of POST /v1/policies, or a list of such bodies.`,
 	return cmd
 }
 
-const inputHelp = `An input file has the input document of docs/policy.md. State only the fields that differ
-from the sample input: an active agent and key that may use every model and scope, which
-request chat.completions on Monday, 2026-01-05, at 12:00 UTC.`
+const inputHelp = `An input file has the input document of docs/policy.md. Set only the fields that differ
+from the sample input. In the sample, an active agent and key may use every model and scope.
+The request is chat.completions on Monday, 2026-01-05, at 12:00 UTC.`
 
 func policyEvalCommand() *cobra.Command {
 	var policies []string
@@ -224,7 +224,7 @@ func policyTestCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "test FILE…",
 		Short: "Run tests of policies",
-		Long: `test runs the tests of files, each of which names its policies:
+		Long: `test runs the tests of files. Each file names its policies:
 
   {
     "policies": ["support.json"],
