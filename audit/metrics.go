@@ -56,8 +56,8 @@ func newMetrics(w *Writer) *metrics {
 
 		repeated: counter("repeated_rejections_total", "Requests with a key that may not be used, counted together after the first of a minute."),
 
-		unknownCallers: counter("unknown_callers_total", "Requests that named no known caller."),
-		shipping: gauge("shipping", "1 if records reach the control plane or none wait; 0 if shipping is stuck.", func() float64 {
+		unknownCallers: counter("unknown_callers_total", "Requests without a known caller."),
+		shipping: gauge("shipping", "1 if records reach the control plane or none wait. 0 if shipping is stuck.", func() float64 {
 			if w.Shipping() != nil {
 				return 0
 			}

@@ -186,8 +186,8 @@ func (x *Client) Org(id string) (verdict.Org, error) {
 // Orgs is how many organizations have a configuration here.
 func (x *Client) Orgs() int { return len(*x.orgs.Load()) }
 
-// Home is the organization whose audit log counts requests of no known caller, or ""
-// if it does not exist or was not received yet.
+// Home returns the organization with the audit log that counts requests without a known
+// caller. It returns "" if it does not exist or was not received yet.
 func (x *Client) Home() string { return *x.home.Load() }
 
 // Ready returns nil if requests can be decided.

@@ -5,7 +5,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// Callers is how many callers a client keeps.
+// Callers returns the number of callers in a client's memory.
 func Callers(x *Client) int { return x.size() }
 
 // Appending is how many streams of audit records are open.

@@ -202,8 +202,8 @@ func (s *Server) dueAppends() {
 	}
 }
 
-// Ingest ships a writer's records to the control plane. It is an audit.Shipper: each
-// call that is in flight has a stream of its own.
+// Ingest ships a writer's records to the control plane. It is an audit.Shipper. Each call in
+// flight has its own stream.
 type Ingest struct {
 	client aidv1.IngestClient
 	token  string
@@ -272,7 +272,7 @@ func (i *Ingest) stream(ctx context.Context) (s *appendStream, used bool, err er
 }
 
 func (i *Ingest) open(ctx context.Context) (*appendStream, error) {
-	// The stream outlives this call: its context is its own.
+	// The stream outlives this call, so it has its own context.
 	own, cancel := context.WithCancel(bearer(context.WithoutCancel(ctx), i.token))
 	stop := context.AfterFunc(ctx, cancel) // opening the stream must end with ctx
 	stream, err := i.client.Append(own)

@@ -23,12 +23,12 @@ func newServerMetrics(r prometheus.Registerer, nodes, unopened func() int) (*ser
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "aid_xds_" + name, Help: help})
 	}
 	m := &serverMetrics{
-		acks:        counter("acks_total", "Answers that nodes took, by type.", "type"),
-		nacks:       counter("nacks_total", "Responses that nodes rejected, by type. Not 0: a node runs on an older configuration.", "type"),
-		pushed:      counter("resources_pushed_total", "Resources sent, removals included, by type.", "type"),
-		unpublished: counter("unpublished_total", "Configuration that was not published, by what it was; the last good one stays.", "what"),
-		refused:     plain("refused_total", "Nodes turned away because they did not authenticate."),
-		silent:      plain("heartbeats_missed_total", "Heartbeats not sent because the database did not answer."),
+		acks:        counter("acks_total", "Responses that nodes accepted, by type.", "type"),
+		nacks:       counter("nacks_total", "Responses that nodes rejected, by type. The node keeps its older configuration.", "type"),
+		pushed:      counter("resources_pushed_total", "Resources sent, including removals, by type.", "type"),
+		unpublished: counter("unpublished_total", "Configuration that was not published, by what it was. The last valid one stays.", "what"),
+		refused:     plain("refused_total", "Nodes that were rejected because they did not authenticate."),
+		silent:      plain("heartbeats_missed_total", "Heartbeats that were not sent because the database did not respond."),
 		flooded:     plain("notification_floods_total", "Readings of everything because more changes were notified than may wait. Rising: look who sends NOTIFY aid_changed."),
 		size: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "aid_xds_snapshot_resources", Help: "Resources in the last snapshot, by type.",

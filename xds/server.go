@@ -210,7 +210,7 @@ func (s *Server) Reread() { s.changes.all() }
 // Any role of the database may send a notification. So it is only a hint of what to read,
 // and what it can cost is bounded.
 const (
-	// maxQueued bounds the changes that wait. More of them are one reading of everything.
+	// maxQueued limits the queued changes. With more of them, everything is read again.
 	maxQueued = 2_000
 	// floodPause is the least time between two such readings.
 	floodPause = 5 * time.Second
@@ -299,7 +299,7 @@ func (q *queue) done(all []announced) {
 	}
 }
 
-// all says that everything is to be read.
+// all queues reading everything.
 func (q *queue) all() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -399,8 +399,8 @@ func rest(ctx context.Context, d time.Duration) {
 	}
 }
 
-// read looks up what was announced, for the orgs that a node is connected for. Each
-// org's changes are read as that org.
+// read reads the announced changes of the orgs with a connected node. Each org's changes are
+// read in a transaction of that org.
 func (s *Server) read(ctx context.Context, all []announced) (changes []string, err error) {
 	s.mu.Lock()
 	connected := maps.Clone(s.orgs)

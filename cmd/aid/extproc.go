@@ -306,7 +306,7 @@ func (s *sidecar) end(ctx context.Context, ready *readiness, server *extproc.Ser
 	}
 }
 
-// dial connects to the control plane, now or later.
+// dial returns a connection to the control plane, which may be established later.
 func (s *sidecar) dial(files *reloads, more ...grpc.DialOption) (*grpc.ClientConn, error) {
 	target, secure := s.xds, insecure.NewCredentials()
 	if !strings.HasPrefix(target, "unix:") {

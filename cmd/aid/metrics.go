@@ -153,7 +153,7 @@ func (r *readiness) announce(log *slog.Logger, serves func() []any) func(context
 	}
 }
 
-// registered serves what is registered in this process.
+// registered serves the metrics of this process.
 func registered(reg *prometheus.Registry, log *slog.Logger) http.Handler {
 	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelError), Timeout: 10 * time.Second,
