@@ -1,11 +1,12 @@
 // Command words checks the prose of this repository with Vale. That is README, docs, the
 // comments of Go and proto files, and the strings in Go that people read.
 //
-//	words [-vale PATH] [pathspec ...]
+//	words [-vale PATH] [-count] [pathspec ...]
 //
 // Run it in the folder with .vale.ini. It checks the files in git that match a pathspec;
 // without pathspecs, all of them. It prints one finding per line as "file:line: message".
-// It exits with 1 if there is a finding, and with 2 if it cannot check.
+// It exits with 1 if there is a finding, and with 2 if it cannot check. With -count it
+// prints how many odd constructions (the rule Plain.Pattern) Go comments have per 1,000 lines.
 //
 // The prose of Go is its comments and the text of `doc:"…"` tags. Outside tests it is also
 // each string of at least four words that is not code, as are errors and help.
@@ -39,6 +40,7 @@ const maxLine = 140
 
 func main() {
 	vale := flag.String("vale", ".tools/bin/vale", "the `path` of Vale's binary")
+	count := flag.Bool("count", false, "print the odd constructions per 1,000 comment lines of Go, and no findings")
 	flag.Parse()
 	files, err := tracked(flag.Args())
 	if err != nil {
@@ -50,6 +52,15 @@ func main() {
 		fmt.Fprintln(os.Stderr, "words:", err)
 		os.Exit(2)
 	}
+	if *count {
+		odd, lines, err := rate(files, found)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "words:", err)
+			os.Exit(2)
+		}
+		fmt.Printf("%d odd constructions in %d comment lines of Go: %.2f per 1,000\n", odd, lines, 1000*float64(odd)/float64(max(lines, 1)))
+		return
+	}
 	for _, f := range found {
 		fmt.Println(f)
 	}
@@ -57,6 +68,37 @@ func main() {
 		fmt.Fprintf(os.Stderr, "words: %d findings\n", len(found))
 		os.Exit(1)
 	}
+}
+
+// rate counts the findings of Plain.Pattern in Go files, and the lines of their comments.
+func rate(files []string, found []finding) (odd, lines int, err error) {
+	for _, f := range found {
+		if filepath.Ext(f.file) == ".go" && strings.HasSuffix(f.message, "(Plain.Pattern)") {
+			odd++
+		}
+	}
+	for _, file := range files {
+		if filepath.Ext(file) != ".go" {
+			continue
+		}
+		positions := token.NewFileSet()
+		tree, err := parser.ParseFile(positions, file, nil, parser.ParseComments|parser.SkipObjectResolution)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // deleted, and not yet committed
+		}
+		if err != nil {
+			return 0, 0, err
+		}
+		if ast.IsGenerated(tree) {
+			continue
+		}
+		for _, group := range tree.Comments {
+			for _, c := range group.List {
+				lines += 1 + strings.Count(c.Text, "\n")
+			}
+		}
+	}
+	return odd, lines, nil
 }
 
 // finding is one fault in one line of a file.
