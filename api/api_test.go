@@ -35,7 +35,7 @@ func (n none) Record(context.Context, pgx.Tx, string, audit.Changed) (audit.Posi
 	return audit.Position{}, context.Canceled
 }
 
-// asset is a file that a page needs, fetched what a script loads by itself.
+// asset matches a file that a page needs; fetched matches a file that a script loads.
 var (
 	asset   = regexp.MustCompile(`(?:src|href)="([^"#]+)"`)
 	fetched = regexp.MustCompile(`src:"https?://[^"]*"|https?://[^"'` + "`" + ` ]*cdn[^"'` + "`" + ` ]*\.(?:svg|png|js|css)`)

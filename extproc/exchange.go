@@ -712,7 +712,7 @@ func (x *exchange) settle(ctx context.Context, err error) {
 // requests it replaces the reservation by the actual use.
 func (x *exchange) settleLimits(ctx context.Context) {
 	if x.effect != policy.Allow {
-		for _, l := range x.verdict.ShadowReserved { // each was taken by itself
+		for _, l := range x.verdict.ShadowReserved { // each was reserved separately
 			x.s.c.Limiter.Release(ctx, x.req.ID, []budget.Limit{l})
 		}
 	}

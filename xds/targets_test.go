@@ -87,8 +87,8 @@ func ruleOf(t *testing.T, p *rbacv3.Permission) rule {
 	}
 }
 
-// TestTargetsAlike compares the rules that Envoy gets with provider.Targets: the check of a
-// literal address and the check of what a name stands for are the same.
+// TestTargetsAlike compares Envoy's rules with provider.Targets: the check of a literal address
+// and the check of a resolved name are the same.
 func TestTargetsAlike(t *testing.T) {
 	const each, seed = 25_000, 7
 	random := rand.New(rand.NewPCG(seed, seed))

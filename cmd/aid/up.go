@@ -259,7 +259,7 @@ func (u *up) check() error {
 		}
 	}
 	if u.standIn != "" && !local(u.standIn) {
-		return usagef("--stand-in %s: other machines could reach this address: use a local one, such as 127.0.0.1:8089", u.standIn)
+		return usagef("--stand-in %s: other machines could reach this address. Use a local one, such as 127.0.0.1:8089", u.standIn)
 	}
 	for _, f := range []struct{ flag, file string }{{"providers", u.providers}, {"provider-ca", u.providerCA}} {
 		if f.file == "" || f.file == systemCAs() {
