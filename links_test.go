@@ -101,7 +101,7 @@ func TestPictures(t *testing.T) {
 }
 
 var (
-	goTest   = regexp.MustCompile("go test (\\./[a-z0-9/]+) -run '?([A-Za-z0-9_|]+)")
+	goTest   = regexp.MustCompile(`go test (\./[a-z0-9/]+) -run '?([A-Za-z0-9_|]+)`)
 	testsOf  = regexp.MustCompile("`(\\./[a-z0-9/]+)` (Test[A-Za-z0-9_]+(?:, Test[A-Za-z0-9_]+)*)")
 	testFunc = regexp.MustCompile(`(?m)^func (Test[A-Za-z0-9_]*)\(`)
 )

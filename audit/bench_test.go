@@ -9,8 +9,8 @@ import (
 	"github.com/ai-identity/ai-identity/store/storetest"
 )
 
-// BenchmarkChain appends batches to the chain of one org in a real Postgres, as an ingest
-// does: it shows how many entries a second one chain takes.
+// BenchmarkChain appends batches to the chain of one org in a real Postgres, as ingest does.
+// It reports how many entries one chain accepts each second.
 func BenchmarkChain(b *testing.B) {
 	for _, size := range []int{1, 64, 512} {
 		b.Run(fmt.Sprintf("batch=%d", size), func(b *testing.B) {

@@ -32,8 +32,8 @@ func (p *plane) appendStream(token string) interface {
 	return stream
 }
 
-// A stream of records that is idle ends when its node is revoked or loses an org, also if
-// the node has no stream of configuration here.
+// A stream of records that is idle ends when its node is revoked or loses an org. It ends
+// also if the node has no stream of configuration here.
 func TestIdleAppendEnds(t *testing.T) {
 	p := newPlane(t)
 	one, two := storetest.Org(t, p.db), storetest.Org(t, p.db)

@@ -125,8 +125,8 @@ func (s *Server) Append(g grpc.BidiStreamingServer[aidv1.AppendRequest, aidv1.Ap
 	}
 }
 
-// appendStreams are those of nodes that append records. They are told of changes as the
-// streams of configuration are.
+// appendStreams are the streams of nodes that append records. They receive the same changes
+// as the streams of configuration.
 type appendStreams map[*appending]struct{}
 
 // appending is one node's stream. Server.mu guards all but woken.

@@ -121,7 +121,7 @@ func (r *readiness) ask(ctx context.Context) error {
 const announceEvery, announceFirst = 10 * time.Second, 500 * time.Millisecond
 
 // announce returns a part that logs a line when the process becomes ready, with what it
-// serves, and when it is no longer ready, with the reason.
+// serves. It logs another, with the reason, when the process is no longer ready.
 func (r *readiness) announce(log *slog.Logger, serves func() []any) func(context.Context) error {
 	return func(ctx context.Context) error {
 		every, was := announceFirst, false

@@ -79,9 +79,9 @@ func (p *silentPlane) stream(_ any, s grpc.ServerStream) error {
 	return s.Context().Err()
 }
 
-// A connection between sidecar and control plane that goes silent, without a FIN and
-// without a byte, is noticed at both ends: by the sidecar within 15 s, by the control plane
-// within 30 s (docs/operations.md). Both ends have the options that they are run with.
+// A connection between sidecar and control plane can go silent, without a FIN and without
+// a byte. The sidecar notices it within 15 s, the control plane within 30 s
+// (docs/operations.md). Both ends have the options that they are run with.
 func TestSilentConnection(t *testing.T) {
 	t.Parallel()
 	p := &silentPlane{opened: make(chan struct{}, 1), ended: make(chan struct{}, 1)}
