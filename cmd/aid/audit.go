@@ -170,7 +170,7 @@ func (v *verification) show(w io.Writer) error {
 	case r.Entries == 0:
 		fmt.Fprintf(out, "%s has no entries\n", r.Org)
 	default:
-		fmt.Fprintf(out, "%s: %d entries are valid, from %d (%s) to %d (%s)\nkey epoch %d, head %s\n", r.Org, r.Entries,
+		fmt.Fprintf(out, "%s: %d entries are right, from %d (%s) to %d (%s)\nkey epoch %d, head %s\n", r.Org, r.Entries,
 			r.From, r.Since.Format(time.RFC3339Nano), r.To, r.Till.Format(time.RFC3339Nano), r.Epoch, r.Head)
 	}
 	if r.Malformed > 0 {

@@ -16,8 +16,8 @@ const standInModel = "demo"
 // standInCredential is the credential for the stand-in. It is valid for nothing else.
 const standInCredential = "sk-demo-no-secret"
 
-const standInSays = "Hello! I am the stand-in of --stand-in, and I always send this text. " +
-	"Your request reached me through Envoy: it was identified, allowed and recorded."
+const standInSays = "Hello! I am the stand-in that --stand-in starts. I answer everything with this sentence; " +
+	"your request reached me through Envoy, identified, decided and recorded."
 
 // standInProvider is the stand-in as a provider of the default organization.
 func standInProvider(address string) provider.FileProvider {
