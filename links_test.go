@@ -77,7 +77,7 @@ func anchors(t *testing.T, page string) (all []string) {
 	return all
 }
 
-// The dark variant of a picture says what the light one says.
+// The dark variant of an image has the same text as the light variant.
 func TestPictures(t *testing.T) {
 	words := func(name string) (all []string) {
 		text, err := os.ReadFile(filepath.Join("docs", name))
