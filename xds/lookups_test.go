@@ -117,7 +117,7 @@ func TestJunkKeysDoNotStarve(t *testing.T) {
 	flood := func(x *xds.Client) {
 		for n := range junk {
 			users.Go(func() {
-				if _, err := x.Caller(t.Context(), key(n), attacker); !errors.Is(err, verdict.ErrUnknownCaller) {
+				if _, err := x.Caller(ctx(t), key(n), attacker); !errors.Is(err, verdict.ErrUnknownCaller) {
 					t.Errorf("junk: %v", err)
 				}
 			})

@@ -19,11 +19,13 @@ const (
 type missing struct {
 	mu      sync.Mutex
 	changes uint64                          // counts what may have created a caller
+	whole   uint64                          // changes at the last forgetAll
+	changed map[string]uint64               // changes at the last forget, by name
 	names   map[string]map[string]time.Time // expiry, by name and by the searched orgs
 	count   int
 }
 
-// now returns the state to pass to note, which ignores names if something was created since.
+// now returns the state to pass to note, which ignores names that were created since.
 func (m *missing) now() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -38,11 +40,11 @@ func (m *missing) has(name string, orgs []string, at time.Time) bool {
 	return ok && at.Before(until)
 }
 
-// note adds names that were not found, unless something changed since now.
+// note adds names that were not found, except names that were forgotten since now.
 func (m *missing) note(since uint64, names, orgs []string, at time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.changes != since {
+	if m.whole > since {
 		return
 	}
 	if m.names == nil {
@@ -50,6 +52,9 @@ func (m *missing) note(since uint64, names, orgs []string, at time.Time) {
 	}
 	key := strings.Join(orgs, " ")
 	for _, name := range names {
+		if m.changed[name] > since {
+			continue
+		}
 		for other, by := range m.names {
 			if m.count < maxMissing {
 				break
@@ -72,6 +77,14 @@ func (m *missing) forget(name string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.changes++
+	if len(m.changed) >= maxMissing { // a read in progress then notes nothing
+		m.whole = m.changes
+		clear(m.changed)
+	}
+	if m.changed == nil {
+		m.changed = make(map[string]uint64)
+	}
+	m.changed[name] = m.changes
 	m.count -= len(m.names[name])
 	delete(m.names, name)
 }
@@ -80,5 +93,6 @@ func (m *missing) forgetAll() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.changes++
-	m.names, m.count = nil, 0
+	m.whole = m.changes
+	m.names, m.changed, m.count = nil, nil, 0
 }
