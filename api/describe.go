@@ -120,7 +120,7 @@ func (r route) problems() []int {
 	if r.Unbuilt != "" {
 		return append(out, http.StatusNotImplemented)
 	}
-	if strings.Contains(r.Path, "{") {
+	if r.Names || strings.Contains(r.Path, "{") {
 		out = append(out, http.StatusNotFound)
 	}
 	if r.Method != http.MethodGet {

@@ -36,7 +36,7 @@ const (
 // DryRunIn is a candidate and the traffic that it is tried on.
 type DryRunIn struct {
 	Policy   policyBody `json:"policy" doc:"The same body as POST /v1/policies."`
-	Replaces string     `json:"replaces,omitzero" doc:"The id of the policy that it takes the place of. Without it, a policy with the same name is replaced." example:"pol_01k0000000abcdefghjkmnpqrs"`
+	Replaces *string    `json:"replaces,omitzero" nullable:"true" doc:"The id of the policy that it takes the place of. Without it, a policy with the same name is replaced." example:"pol_01k0000000abcdefghjkmnpqrs"`
 	Window   windowIn   `json:"window" doc:"How far back: hours or days like 24h and 7d, or a start and an end."`
 }
 
@@ -215,15 +215,18 @@ func dryRunPolicy(ctx context.Context, x *call, in *struct{ Body DryRunIn }) (*d
 	set := slices.Clone(all)
 	var replaces *string
 	i := slices.IndexFunc(set, func(p policy.Policy) bool {
-		return p.ID == in.Body.Replaces || in.Body.Replaces == "" && p.Name == name
+		if in.Body.Replaces != nil {
+			return p.ID == *in.Body.Replaces
+		}
+		return p.Name == name
 	})
 	switch {
 	case i >= 0:
 		candidate.ID, candidate.Version = set[i].ID, set[i].Version+1
 		replaces = &candidate.ID
 		set[i] = candidate
-	case in.Body.Replaces != "":
-		return nil, notFound("policy", in.Body.Replaces)
+	case in.Body.Replaces != nil:
+		return nil, notFound("policy", *in.Body.Replaces)
 	default:
 		set = append(set, candidate)
 	}

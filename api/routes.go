@@ -30,6 +30,8 @@ type route struct {
 	Example string // an example of the body
 	// Only the handler validates Raw bodies, with better messages.
 	Raw bool
+	// Names rows have the id of an object in their body, and return 404 if it does not exist.
+	Names bool
 	// Conditional rows read If-Match. [serves] sets it.
 	Conditional bool
 	// Unbuilt names an operation that is not built; the row returns 501.
@@ -162,12 +164,12 @@ func routes() []route {
 			Summary: "Get a policy in Rego", Description: "What the policy is compiled to. `policy/decision.rego` and `policy/baseline.rego` are evaluated with it.",
 		}, policyRego),
 		serves(route{
-			Method: "POST", Path: "/v1/policies/explain", ID: "explain-decision", Tag: tagPolicies, Roles: auditors,
+			Method: "POST", Path: "/v1/policies/explain", ID: "explain-decision", Tag: tagPolicies, Roles: auditors, Names: true,
 			Summary:     "Explain a decision",
 			Description: "Evaluates the input of a recorded request again, by the policies that decided it. The response lists every condition that fails in each policy that governs the agent. Nothing is changed.",
 		}, explainRequest),
 		serves(route{
-			Method: "POST", Path: "/v1/policies/dry-run", ID: "dry-run-policy", Tag: tagPolicies, Roles: admins, Raw: true,
+			Method: "POST", Path: "/v1/policies/dry-run", ID: "dry-run-policy", Tag: tagPolicies, Roles: admins, Raw: true, Names: true,
 			Summary:     "Dry-run a policy on recorded traffic",
 			Description: "Evaluates recorded requests by today's policies with the candidate among them, and by today's policies alone. It changes no policy. A window with many requests is a job: the response is 202, and GET /v1/policy-dry-runs/{id} has its progress and its result.",
 			Example:     `{"policy":{"name":"no-big-models","effect":"deny","conditions":{"request.model":{"glob":"gpt-4*"}}},"window":"24h"}`,

@@ -35,7 +35,7 @@ type Author struct {
 func policyVersions(ctx context.Context, x *call, in *struct {
 	ByID
 	Limit int    `query:"limit" minimum:"1" maximum:"100" default:"20" doc:"How many at most."`
-	After string `query:"after" pattern:"^[1-9][0-9]{0,17}$" patternDescription:"the next of the page before" doc:"The next of the page before: what follows it is listed." example:"12"`
+	After string `query:"after" pattern:"^[1-9][0-9]{0,8}$" patternDescription:"the next of the page before" doc:"The next of the page before: what follows it is listed." example:"12"`
 }) (*paged[PolicyVersion], error) {
 	if !isID(policyID, in.ID) {
 		return nil, notFound("policy", in.ID)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -94,7 +95,11 @@ func (n *night) organizations(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		o := &tenant{key: strings.TrimSpace(string(key)), id: strings.Fields(string(made))[2]}
+		id := regexp.MustCompile(`org_\w+`).FindString(string(made))
+		if id == "" {
+			t.Fatalf("aid org create printed no id of an organization: %s", made)
+		}
+		o := &tenant{key: strings.TrimSpace(string(key)), id: id}
 		n.orgs = append(n.orgs, o)
 		var p struct{ ID string }
 		n.manage(t, o, http.MethodPost, "/v1/providers", n.provider.Body("night", "night-model"), &p)

@@ -63,7 +63,8 @@ func TestSDKs(t *testing.T) {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()
 				_, one := s.up.Key(t, s.agent, `{"name":"one","scopes":["*"],"rate_limit":1}`)
-				env := append(s.environ(t), "AID_ONE_RPM_KEY="+one)
+				_, other := s.up.Key(t, s.agent, `{"name":"other","scopes":["*"],"rate_limit":1}`)
+				env := append(s.environ(t), "AID_ONE_RPM_KEY="+one, "AID_OTHER_ONE_RPM_KEY="+other)
 				switch c.program {
 				case "node":
 					play(t, s.dir, env, s.programs[c.program], "--test", c.file)

@@ -106,8 +106,8 @@ def test_413_too_large():
     assert e.value.status_code == 413
 
 
-def test_429_over_the_keys_rate():
-    one = client("AID_ONE_RPM_KEY")
+def test_429_over_the_keys_rate(form):
+    one = client("AID_OTHER_ONE_RPM_KEY" if form else "AID_ONE_RPM_KEY")
     ask(one)
     with pytest.raises(SDKError) as e:
         ask(one)

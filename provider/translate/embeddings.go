@@ -136,6 +136,7 @@ func (a *Response) embedded(v raw) []byte {
 	w.key("data")
 	w.open('[')
 	n := int64(0)
+	var id raw // OpenAI's response has none. Mistral's SDK requires it, also in OpenAI's format.
 	one := func(values raw) {
 		w.open('{')
 		w.keyString("object", "embedding")
@@ -168,12 +169,17 @@ func (a *Response) embedded(v raw) []byte {
 			one(e.get("embedding"))
 		}
 		a.openaiUsage(v.get("usage"))
+		id = v.get("id")
 	}
 	if n != int64(a.req.inputs) {
 		a.status, a.broken = 502, true
 		return unreadable(a.req.Kind).encode()
 	}
 	w.close(']')
+	if id.kind() == '"' {
+		w.key("id")
+		w.raw(id)
+	}
 	w.keyString("model", a.Model())
 	if a.usage.known { // an unknown figure is not written as 0
 		w.key("usage")
