@@ -155,6 +155,11 @@ func Main(m *testing.M) int {
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.up != nil {
+		// No test interrupts the shared control plane, so Envoy's stream to it lasts for minutes.
+		if said := shared.up.Stderr(); strings.Contains(said, "config stream to aid_xds closed") {
+			fmt.Fprintf(os.Stderr, "Envoy lost its configuration stream:\n%s", said)
+			code = 1
+		}
 		if err := shared.up.end(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1

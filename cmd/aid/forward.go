@@ -5,10 +5,12 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
 	grpcstatus "google.golang.org/grpc/status"
 )
@@ -21,6 +23,9 @@ func forwardXDS(to *grpc.ClientConn) *grpc.Server {
 	return grpc.NewServer(
 		grpc.ForceServerCodecV2(verbatim{}), grpc.MaxConcurrentStreams(16),
 		grpc.MaxRecvMsgSize(32<<20), grpc.MaxSendMsgSize(256<<20),
+		// Envoy pings every 10 s (envoy/bootstrap.go). gRPC's default allows a ping every 5
+		// minutes, and closes the connection at the fourth.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.UnknownServiceHandler(func(_ any, in grpc.ServerStream) error { return forward(in, to) }),
 	)
 }
