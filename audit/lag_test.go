@@ -38,14 +38,14 @@ func TestNoFalseLag(t *testing.T) {
 				if _, err := w.Append(t.Context(), "org_a", decided("r", "deny")); err != nil {
 					t.Fatal(err)
 				}
-				time.Sleep(30 * time.Millisecond)
+				time.Sleep(30 * time.Millisecond) // synctest's time: nothing waits
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			if err := w.WaitShipped(ctx); err != nil {
 				t.Error(err)
 			}
-			time.Sleep(time.Hour)
+			time.Sleep(time.Hour) // synctest's time
 			// After a kill, the folder has its current content.
 			if err := os.CopyFS(left, os.DirFS(dir)); err != nil && !errors.Is(err, os.ErrExist) {
 				t.Error(err)
