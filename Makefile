@@ -9,6 +9,8 @@ ENVOY_DONE := $(TOOLS)/venv/.done
 POSTGRES  := $(TOOLS)/postgres/.done
 PROMETHEUS := $(TOOLS)/prometheus/.done
 BUF       := $(TOOLS)/buf/.done
+# What `aid version` prints. The toolchain records it too, but not with GOFLAGS=-buildvcs=false.
+COMMIT    := $(shell git describe --tags --always --abbrev=12 --dirty=+changes 2>/dev/null)
 BUF_BIN   := $(TOOLS)/buf/node_modules/.bin/buf
 SDK_PY    := $(TOOLS)/sdk/.done
 FRAMES_PY := $(TOOLS)/frameworks/.done
@@ -119,7 +121,7 @@ clean: ## remove what was built and installed here (not the state in .aid)
 $(BIN): # go knows best what is out of date
 	@mkdir -p bin
 	@test -e $(BIN) || printf '\033[1m==>\033[0m %s\n' "building $(BIN): the first time takes minutes, and prints little" >&2
-	@go build -trimpath -o $(BIN) ./cmd/aid
+	@go build -trimpath -ldflags "-X main.commit=$(COMMIT)" -o $(BIN) ./cmd/aid
 
 check-run check-test:
 	@PYTHON="$(PYTHON)" tools/check $@

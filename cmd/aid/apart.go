@@ -299,7 +299,7 @@ func (d *doctor) checkEnvoyAdmin(ctx context.Context) {
 func (d *doctor) checkTLS(ctx context.Context) {
 	config, err := d.apart.files.client(cmp.Or(d.apart.serverName, hostOnly(d.apart.xds)))
 	if err != nil {
-		d.fail("tls", err.Error(), "give the CA of the control planes' certificate with --tls-ca")
+		d.fail("tls", err.Error(), "correct the file of --tls-ca, or name another: it has the CA of the control planes' certificate")
 		return
 	}
 	config.NextProtos = []string{"h2"}

@@ -23,9 +23,15 @@ func versionCommand() *cobra.Command {
 	}
 }
 
-// version returns the version that the Go toolchain recorded in the build: the module's
-// version, or the commit, marked if the tree was not clean.
+// commit is the tag or commit that the Makefile built, marked if the tree was not clean.
+var commit string
+
+// version returns what the Makefile recorded. For another build it is what the Go toolchain
+// recorded: the module's version or the commit.
 func version() string {
+	if commit != "" {
+		return commit
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"
