@@ -3,6 +3,8 @@ package api
 import (
 	"context"
 	"errors"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/text/unicode/norm"
@@ -25,6 +27,7 @@ type Agent struct {
 	CreatedAt     time.Time `json:"created_at" doc:"Time of creation, UTC." example:"2026-01-31T12:00:00Z"`
 	UpdatedAt     time.Time `json:"updated_at" doc:"Time of the last change, UTC." example:"2026-01-31T12:00:00Z"`
 	Version       int64     `json:"version" doc:"Number of the version, from 1. It is also in the ETag." example:"1"`
+	Warnings      []string  `json:"warnings,omitempty" nullable:"false" doc:"Warnings about this change."`
 }
 
 func agentShown(a identity.Agent) Agent {
@@ -100,7 +103,30 @@ func createAgent(ctx context.Context, x *call, in *struct{ Body NewAgent }) (*ma
 	if err := x.record(ctx, "agent.created", "agent", a.ID, a.ID, nil, shown); err != nil {
 		return nil, err
 	}
+	if shown.Warnings, err = sameName(ctx, x, a); err != nil {
+		return nil, err
+	}
 	return &made[Agent]{Location: "/v1/agents/" + a.ID, ETag: etag(a.Version), Body: shown}, nil
+}
+
+// sameName warns if other agents have the agent's name. Names are not unique: the id
+// identifies an agent. But a policy can select by name, and then applies to all of them.
+func sameName(ctx context.Context, x *call, a identity.Agent) (warnings []string, err error) {
+	const most = 3
+	all, err := identity.ListAgents(ctx, x.tx, 0, "", most+1, identity.AgentFilter{Name: a.Name})
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, other := range all {
+		if other.ID != a.ID && len(ids) < most {
+			ids = append(ids, other.ID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	return []string{"Other agents have the name " + strconv.Quote(a.Name) + " too: " + strings.Join(ids, ", ") + ". A policy that selects agents by name applies to all of them. Choose another name, or select by id."}, nil
 }
 
 // agent returns the agent with the id, or a 404 with the id.
@@ -155,7 +181,11 @@ func updateAgent(ctx context.Context, x *call, in *struct {
 			return err
 		}
 		out = &one[Agent]{ETag: etag(after.Version), Body: agentShown(after)}
-		return x.record(ctx, "agent.updated", "agent", after.ID, after.ID, agentShown(before), out.Body)
+		if err := x.record(ctx, "agent.updated", "agent", after.ID, after.ID, agentShown(before), out.Body); err != nil || after.Name == before.Name {
+			return err
+		}
+		out.Body.Warnings, err = sameName(ctx, x, after)
+		return err
 	})
 	return out, err
 }

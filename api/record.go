@@ -23,20 +23,22 @@ type LogEntry struct{ stored audit.Stored }
 func (l LogEntry) MarshalJSON() ([]byte, error) {
 	place := struct {
 		Seq        int64     `json:"seq"`
+		WriterSeq  int64     `json:"writer_seq"`
 		AppendedAt time.Time `json:"appended_at"`
 		MAC        string    `json:"mac"`
-	}{l.stored.Seq, l.stored.AppendedAt.UTC(), hex.EncodeToString(l.stored.MAC)}
+	}{l.stored.Seq, l.stored.WriterSeq, l.stored.AppendedAt.UTC(), hex.EncodeToString(l.stored.MAC)}
 	b, err := json.Marshal(place)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := l.stored.Parse(); err != nil || l.stored.Kind == audit.KindMalformed { // its own fields cannot be trusted
 		return json.Marshal(struct {
-			Seq    int64  `json:"seq"`
-			Kind   string `json:"kind"`
-			Writer string `json:"writer"`
-			Bytes  string `json:"entry_base64"`
-		}{l.stored.Seq, l.stored.Kind, l.stored.Writer, base64.StdEncoding.EncodeToString(l.stored.Entry)})
+			Seq       int64  `json:"seq"`
+			WriterSeq int64  `json:"writer_seq"`
+			Kind      string `json:"kind"`
+			Writer    string `json:"writer"`
+			Bytes     string `json:"entry_base64"`
+		}{l.stored.Seq, l.stored.WriterSeq, l.stored.Kind, l.stored.Writer, base64.StdEncoding.EncodeToString(l.stored.Entry)})
 	}
 	b[len(b)-1] = ','
 	return append(b, l.stored.Entry[1:]...), nil
@@ -49,16 +51,20 @@ func (l LogEntry) Schema(huma.Registry) *huma.Schema {
 		Type: huma.TypeObject, AdditionalProperties: true,
 		Description: "An entry of the audit log. docs/audit.md lists the fields of each kind.",
 		Properties: map[string]*huma.Schema{
-			"seq":         {Type: huma.TypeInteger, Description: "The entry's number in the org's chain, from 1 and without gaps."},
-			"appended_at": {Type: huma.TypeString, Format: "date-time", Description: "The time at which the entry was appended to the chain."},
-			"mac":         text("The entry's HMAC in the chain, in hex."),
-			"kind":        text("request.decided, request.settled, agent.created, …"),
-			"time":        {Type: huma.TypeString, Format: "date-time", Description: "The time of the event."},
-			"request_id":  text("The request's id, which the caller received as X-Request-ID."),
-			"agent_id":    text("The agent of the event."),
-			"effect":      text("For request.decided: allow or deny."),
-			"reasons":     {Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}, Description: "For request.decided: the reasons of a denial."},
-			"outcome":     text("For request.settled: how the request ended."),
+			"seq":            {Type: huma.TypeInteger, Description: "The entry's number in the org's chain, from 1 and without gaps."},
+			"appended_at":    {Type: huma.TypeString, Format: "date-time", Description: "The time at which the entry was appended to the chain."},
+			"mac":            text("The entry's HMAC in the chain, in hex."),
+			"writer":         text("The process that wrote the entry."),
+			"writer_seq":     {Type: huma.TypeInteger, Description: "The entry's number at its writer. A receipt names writer and number, and so does a completion."},
+			"kind":           text("request.decided, request.settled, agent.created, …"),
+			"time":           {Type: huma.TypeString, Format: "date-time", Description: "The time of the event."},
+			"request_id":     text("The request's id, which the caller received as X-Request-ID."),
+			"agent_id":       text("The agent of the event."),
+			"effect":         text("For request.decided: allow or deny."),
+			"reasons":        {Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}, Description: "For request.decided: the reasons of a denial."},
+			"outcome":        text("For request.settled: how the request ended."),
+			"decided_writer": text("For request.settled: the writer of its request.decided. Absent: the same writer."),
+			"decided_seq":    {Type: huma.TypeInteger, Description: "For request.settled: the writer_seq of its request.decided."},
 		},
 		Required: []string{"seq", "kind"},
 	}

@@ -368,11 +368,11 @@ func (s *Server) refused(ctx context.Context, err error) error {
 		return notFound("object", "")
 	case errors.Is(err, policy.ErrNameTaken), errors.Is(err, provider.ErrNameTaken):
 		return nameTaken()
-	case errors.Is(err, audit.ErrKeyMissing):
+	case errors.Is(err, audit.ErrKeyMissing), errors.Is(err, audit.ErrKeyDiffers):
 		s.c.Log.ErrorContext(ctx, "the change cannot be recorded", "request", requestIDOf(ctx), "err", err)
 		return &problem{
-			Status: http.StatusServiceUnavailable, Code: "unavailable", Message: "This control plane lacks the newest key of the audit log. Nothing was changed.",
-			Fix: "Try again: other replicas may have it. The operator copies --hmac-keys to all replicas.", Header: http.Header{"Retry-After": {"2"}},
+			Status: http.StatusServiceUnavailable, Code: "unavailable", Message: "This control plane does not have the current key of the audit log. Nothing was changed.",
+			Fix: "Try again: other replicas may have it. The operator must copy --hmac-keys to all replicas.", Header: http.Header{"Retry-After": {"2"}},
 		}
 	case errors.Is(err, identity.ErrConflict), conflict(err):
 		return &problem{Status: http.StatusConflict, Code: "changed", Message: "Another request is changing this object.", Fix: "Try again."}

@@ -507,6 +507,38 @@ func TestNamesHaveOneSpelling(t *testing.T) {
 	}
 }
 
+// Two agents may have one name, and policies can select by it. So the response has a warning.
+func TestSameName(t *testing.T) {
+	w := serve(t)
+	create := func(name string) (id string, warnings any) {
+		t.Helper()
+		r := w.want(201, "POST", "/v1/agents", `{"name":"`+name+`"}`)
+		return r.field("id").(string), r.field("warnings")
+	}
+	first, warnings := create("bo\u0308t")
+	if warnings != nil {
+		t.Errorf("the first: %v", warnings)
+	}
+	second, warnings := create("b\u00f6t")
+	if !strings.Contains(fmt.Sprint(warnings), first) || strings.Contains(fmt.Sprint(warnings), second) {
+		t.Errorf("the second: %v", warnings)
+	}
+	third, warnings := create("other")
+	if warnings != nil {
+		t.Errorf("another name: %v", warnings)
+	}
+	if r := w.want(200, "PATCH", "/v1/agents/"+third, `{"name":"böt"}`); !strings.Contains(fmt.Sprint(r.field("warnings")), first) {
+		t.Errorf("renamed: %s", r.body)
+	}
+	if r := w.want(200, "PATCH", "/v1/agents/"+third, `{"team":"x"}`); r.field("warnings") != nil {
+		t.Errorf("its name did not change: %s", r.body)
+	}
+	// Another org's agent is not mentioned.
+	if r := serve(t).want(201, "POST", "/v1/agents", `{"name":"other"}`); r.field("warnings") != nil {
+		t.Errorf("in another org: %s", r.body)
+	}
+}
+
 func TestDeletionIsConditional(t *testing.T) {
 	w := serve(t)
 	id := w.want(201, "POST", "/v1/agents", `{"name":"a"}`).field("id").(string)

@@ -85,14 +85,14 @@ func TestKeyRotation(t *testing.T) {
 	if _, err := c.Append(context.Background(), b); !errors.Is(err, audit.ErrKeyMissing) {
 		t.Errorf("without the key: %v", err)
 	}
-	if err := c.Ready(); !errors.Is(err, audit.ErrKeyMissing) {
+	if err := c.Ready(t.Context(), db.Pool()); !errors.Is(err, audit.ErrKeyMissing) {
 		t.Errorf("ready without the key: %v", err)
 	}
 	if err := late.Replace(parsed(t, next...), now); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Append(context.Background(), b); err != nil || c.Ready() != nil {
-		t.Errorf("with the key: %v %v", err, c.Ready())
+	if _, err := c.Append(context.Background(), b); err != nil || c.Ready(t.Context(), db.Pool()) != nil {
+		t.Errorf("with the key: %v %v", err, c.Ready(t.Context(), db.Pool()))
 	}
 }
 
@@ -131,5 +131,78 @@ func TestKeyLines(t *testing.T) {
 		if err := parsed(t, have...).Replace(parsed(t, c.next...), now); (err == nil) != c.ok {
 			t.Errorf("%q: %v", c.next, err)
 		}
+	}
+}
+
+// Two replicas have different keys under one epoch number. The chain gets entries of one of
+// them only. The other one is not ready and rejects batches by name, for every org, also in
+// an installation that is older than the proofs of keys.
+func TestOtherKeyUnderOneEpoch(t *testing.T) {
+	db := storetest.Open(t)
+	org, other := storetest.Org(t, db), storetest.Org(t, db)
+	replica := func(secret int) *audit.Chain {
+		t.Helper()
+		c, err := audit.NewChain(audit.ChainConfig{DB: db, Keys: parsed(t, "1 "+secretOf(secret))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	appends := func(c *audit.Chain, org string, n int) error {
+		_, err := c.Append(t.Context(), audit.Batch{Org: org, Node: "node_1", Writer: "w_1", Records: records(org, "w_1", n, 1)})
+		return err
+	}
+	right, wrong := replica(1), replica(7)
+	if err := errors.Join(right.Ready(t.Context(), db.Pool()), wrong.Ready(t.Context(), db.Pool())); err != nil {
+		t.Errorf("before the first entry: %v", err)
+	}
+	if err := appends(right, org, 1); err != nil {
+		t.Fatal(err)
+	}
+	// From the first entry on, before wrong has appended anything.
+	if err := wrong.Ready(t.Context(), db.Pool()); !errors.Is(err, audit.ErrKeyDiffers) || !strings.Contains(err.Error(), "epoch 1") {
+		t.Errorf("ready with another key: %v", err)
+	}
+	for _, o := range []string{org, other} {
+		if err := appends(wrong, o, 2); !errors.Is(err, audit.ErrKeyDiffers) && !errors.As(err, new(*audit.Behind)) {
+			t.Errorf("%s: appending with another key: %v", o, err)
+		}
+	}
+	if err := appends(wrong, other, 1); !errors.Is(err, audit.ErrKeyDiffers) {
+		t.Errorf("an org without entries: %v", err)
+	}
+	if err := appends(right, org, 2); err != nil {
+		t.Error(err)
+	}
+
+	// Without a proof, as after an update of an older installation.
+	owner := storetest.Connect(t, storetest.OwnerURL(t))
+	if _, err := owner.Exec(t.Context(), "DELETE FROM installation_keys"); err != nil {
+		t.Fatal(err)
+	}
+	if err := appends(replica(7), org, 3); !errors.Is(err, audit.ErrKeyDiffers) {
+		t.Errorf("without a proof: %v", err)
+	}
+	if err := appends(replica(1), org, 3); err != nil {
+		t.Error(err)
+	}
+	if err := wrong.Ready(t.Context(), db.Pool()); !errors.Is(err, audit.ErrKeyDiffers) {
+		t.Errorf("after the proof was stored again: %v", err)
+	}
+	if r := verify(t, db, org, 1); r.FirstBad != nil || r.Entries != 3 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// A replica without the newest key is not ready as soon as another one has signed with it.
+func TestNewerKeyElsewhere(t *testing.T) {
+	db := storetest.Open(t)
+	org := storetest.Org(t, db)
+	ahead, behind := chain(t, db, 1, 2), chain(t, db, 1)
+	if _, err := ahead.Append(t.Context(), audit.Batch{Org: org, Node: "node_1", Writer: "w_1", Records: records(org, "w_1", 1, 1)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := behind.Ready(t.Context(), db.Pool()); !errors.Is(err, audit.ErrKeyMissing) || !strings.Contains(err.Error(), "epoch 2") {
+		t.Errorf("ready: %v", err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +27,9 @@ type DB interface {
 type ChainConfig struct {
 	DB   DB   // for Append; Record uses its caller's transaction
 	Keys Keys // at least one
+	// AtOnce limits the batches that Append appends at the same time, of all orgs. Each needs
+	// a connection to the database. 0: 10.
+	AtOnce int
 
 	Now        func() time.Time      // nil: time.Now
 	Log        *slog.Logger          // nil: nothing is logged
@@ -39,6 +43,9 @@ type Chain struct {
 	c       ChainConfig
 	metrics *chainMetrics
 	ahead   atomic.Int32 // the newest epoch that a chain was in and whose key was not here
+
+	confirmed sync.Map // proofs of keys that are the installation's
+	turns     *turns   // to append batches
 }
 
 // NewChain checks c.
@@ -52,7 +59,10 @@ func NewChain(c ChainConfig) (*Chain, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	ch := &Chain{c: c}
+	if c.AtOnce == 0 {
+		c.AtOnce = defaultAtOnce
+	}
+	ch := &Chain{c: c, turns: newTurns(c.AtOnce)}
 	var err error
 	ch.metrics, err = newChainMetrics(c.Registerer, func() int32 { return c.Keys.signing(c.Now()) }, ch.missing)
 	return ch, err
@@ -72,14 +82,6 @@ func (c *Chain) missing() int32 {
 		return 0
 	}
 	return epoch
-}
-
-// Ready returns nil if the keys suffice to append entries.
-func (c *Chain) Ready() error {
-	if epoch := c.missing(); epoch != 0 {
-		return fmt.Errorf("%w: epoch %d, and the newest key here has epoch %d: copy --hmac-keys from the other replica", ErrKeyMissing, epoch, c.c.Keys.last())
-	}
-	return nil
 }
 
 // ErrRefused means that sending the same batch again cannot help: no correct writer sends it,
@@ -113,8 +115,13 @@ func (c *Chain) Append(ctx context.Context, b Batch) (uint64, error) {
 	// A silent connection must not block the batch forever.
 	bounded, cancel := context.WithTimeout(ctx, appendDeadline)
 	defer cancel()
+	leave, err := c.turns.take(bounded, b.Org)
+	if err != nil {
+		return 0, fmt.Errorf("waiting until other audit records of %s are appended: %w", b.Org, err)
+	}
+	defer leave()
 	var done appended
-	err := c.c.DB.InOrg(bounded, b.Org, func(tx pgx.Tx) error {
+	err = c.c.DB.InOrg(bounded, b.Org, func(tx pgx.Tx) error {
 		fresh, err := unseen(bounded, tx, b)
 		if err != nil {
 			return err
@@ -221,11 +228,15 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 		return appended{}, err
 	}
 	// A replica that signs with an older epoch than the chain's follows the chain.
+	headEpoch := epoch
 	epoch = max(epoch, c.c.Keys.signing(c.c.Now()))
 	seal, ok := c.c.Keys.sealer(org, epoch)
 	if !ok {
 		c.ahead.Store(max(c.ahead.Load(), epoch))
 		return appended{}, fmt.Errorf("%w: %s is in epoch %d, and the newest key here has epoch %d", ErrKeyMissing, org, epoch, c.c.Keys.last())
+	}
+	if err := c.installed(ctx, tx, org, epoch, headEpoch); err != nil {
+		return appended{}, err
 	}
 	now := c.c.Now().UTC().Truncate(time.Microsecond) // the database's precision, so that the MAC can be checked
 	if last.InfinityModifier == pgtype.Finite && !now.After(last.Time) {

@@ -129,7 +129,8 @@ func (r *response) headers(m *extprocv3.HttpHeaders, req *extprocv3.ProcessingRe
 		}
 	}
 	if ofProvider {
-		if rejected := r.unusableStatus(); rejected != nil {
+		if rejected := provider.Unusable(r.status); rejected != nil {
+			r.outcome = verdict.OutcomeProviderError
 			return nil, rejected
 		}
 	}
@@ -152,25 +153,6 @@ func (r *response) headers(m *extprocv3.HttpHeaders, req *extprocv3.ProcessingRe
 		return r.translate(out, length)
 	}
 	return followHeaders(out), nil
-}
-
-// unusableStatus rejects a response by its status, or returns nil.
-func (r *response) unusableStatus() *provider.Error {
-	switch {
-	case r.status == http.StatusUnauthorized:
-		// The caller's key is valid. The provider rejects the gateway's, and its error
-		// may quote it.
-		return r.unusable("provider_unauthorized", "The provider rejected the gateway's credential. Your key is valid. An administrator must renew the provider's credential.")
-	case r.status >= 300 && r.status < 400 && r.status != http.StatusNotModified:
-		// A client that follows the redirect leaves the gateway with the prompt and its
-		// key: HTTP clients remove only "authorization".
-		return r.unusable("provider_redirects", "The provider sent a redirect, which the gateway does not follow. An administrator must correct the provider's base URL.")
-	case r.status < http.StatusOK:
-		// Only 101 comes here, which was not requested: the bytes after it would be in
-		// another protocol. Envoy keeps the other 1xx.
-		return r.unusable("provider_protocol", "The provider did not respond in HTTP. Try again, or contact an administrator.")
-	}
-	return nil
 }
 
 // unusable returns the error that replaces a response that must not reach the caller.

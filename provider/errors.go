@@ -35,6 +35,41 @@ func (e *Error) Final() bool {
 	return false
 }
 
+// UnusableStatus is a class of a provider's responses that must not reach a caller. The
+// error replaces them.
+type UnusableStatus struct {
+	From, To int // the statuses, inclusive
+	Except   int // a status in between that may pass; 0: none
+	Error    Error
+}
+
+// UnusableStatuses are all of them. extproc replaces these responses, and Envoy does on
+// routes where extproc does not receive responses.
+var UnusableStatuses = []UnusableStatus{
+	// The caller's key is valid. The provider rejects the gateway's, and its error may quote it.
+	{From: http.StatusUnauthorized, To: http.StatusUnauthorized, Error: Error{Status: http.StatusBadGateway, Type: "api_error", Code: "provider_unauthorized",
+		Message: "The provider rejected the gateway's credential. Your key is valid. An administrator must renew the provider's credential."}},
+	// A client that follows a redirect leaves the gateway with the prompt and its key: HTTP
+	// clients remove only "authorization".
+	{From: 300, To: 399, Except: http.StatusNotModified, Error: Error{Status: http.StatusBadGateway, Type: "api_error", Code: "provider_redirects",
+		Message: "The provider sent a redirect, which the gateway does not follow. An administrator must correct the provider's base URL."}},
+	// Only 101 comes here, which was not requested: the bytes after it would be in another
+	// protocol. Envoy keeps the other 1xx.
+	{From: 100, To: 199, Error: Error{Status: http.StatusBadGateway, Type: "api_error", Code: "provider_protocol",
+		Message: "The provider did not respond in HTTP. Try again, or contact an administrator."}},
+}
+
+// Unusable returns the error that replaces a provider's response with the status, or nil.
+func Unusable(status int) *Error {
+	for _, u := range UnusableStatuses {
+		if u.From <= status && status <= u.To && status != u.Except {
+			e := u.Error
+			return &e
+		}
+	}
+	return nil
+}
+
 const invalidRequest = "invalid_request_error"
 
 // bad returns an error with status 400.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Providers are in the table providers, and their encrypted credentials in
@@ -235,4 +236,56 @@ func Reseal(ctx context.Context, tx pgx.Tx, s *Sealer, id string) (n int, err er
 		_, err = tx.Exec(ctx, `UPDATE providers SET headers = $2 WHERE org_id = aid_org() AND id = $1`, id, headers)
 	}
 	return n + old, doing(err, "storing headers")
+}
+
+// proofText is the content of the proof of Fernet keys.
+const proofText = "aid fernet proof v1"
+
+// CheckKeys returns nil if s has the keys of this installation. The first control plane
+// stores a proof, which is a token of its first key. Keys that do not decrypt the proof are
+// others, and the error is then ErrUnreadable. It needs no organization, so a control plane
+// notices a wrong file before it serves a node.
+func CheckKeys(ctx context.Context, pool *pgxpool.Pool, s *Sealer) error {
+	proof, err := keyProof(ctx, pool)
+	if errors.Is(err, pgx.ErrNoRows) {
+		sealed, bad := s.Seal([]byte(proofText))
+		if bad != nil {
+			return bad
+		}
+		if _, err := pool.Exec(ctx, `INSERT INTO installation_keys (name, epoch, proof) VALUES ('fernet', 0, $1) ON CONFLICT DO NOTHING`, sealed); err != nil {
+			return doing(err, "storing the proof of Fernet keys")
+		}
+		proof, err = keyProof(ctx, pool) // Another control plane may have stored its own.
+	}
+	if err != nil {
+		return doing(err, "reading the proof of Fernet keys")
+	}
+	if text, err := s.Open(proof); err != nil || string(text) != proofText {
+		return fmt.Errorf("the proof of this installation's keys: %w", ErrUnreadable)
+	}
+	return nil
+}
+
+func keyProof(ctx context.Context, pool *pgxpool.Pool) (proof string, err error) {
+	err = pool.QueryRow(ctx, `SELECT proof FROM installation_keys WHERE name = 'fernet'`).Scan(&proof)
+	return proof, err
+}
+
+// ResealProof stores the proof of CheckKeys again with s' first key, unless it has that key.
+// Call it when s has decrypted all values of an organization, so that its keys are right.
+func ResealProof(ctx context.Context, pool *pgxpool.Pool, s *Sealer) error {
+	proof, err := keyProof(ctx, pool)
+	if err == nil && s.Newest(proof) {
+		return nil
+	}
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return doing(err, "reading the proof of Fernet keys")
+	}
+	sealed, err := s.Seal([]byte(proofText))
+	if err != nil {
+		return err
+	}
+	_, err = pool.Exec(ctx, `INSERT INTO installation_keys (name, epoch, proof) VALUES ('fernet', 0, $1)
+		ON CONFLICT (name, epoch) DO UPDATE SET proof = excluded.proof`, sealed)
+	return doing(err, "storing the proof of Fernet keys")
 }

@@ -70,7 +70,8 @@ type Client struct {
 	metrics *clientMetrics
 	orgs    atomic.Pointer[map[string]verdict.Org]
 	home    atomic.Pointer[string]
-	beat    atomic.Int64 // time of the last heartbeat, in Unix nanoseconds; 0: never
+	began   time.Time    // what the times below count from, so that a step of the machine's clock changes none
+	beat    atomic.Int64 // time of the last heartbeat, by since; 0: never
 
 	mu      sync.RWMutex
 	callers map[identity.Presented]*caller
@@ -86,7 +87,7 @@ type Client struct {
 type caller struct {
 	identity.Caller
 	version string
-	used    atomic.Int64 // Unix nanoseconds
+	used    atomic.Int64 // by Client.since
 }
 
 // NewClient returns a client. It has no configuration until Run has received it.
@@ -111,7 +112,7 @@ func NewClient(c ClientConfig) (*Client, error) {
 	}
 	x := &Client{
 		c: c, callers: make(map[identity.Presented]*caller), unknown: make(map[identity.Presented]time.Time), lookups: newLookups(),
-		changes: make(map[identity.Presented]bool), speak: make(chan struct{}, 1), held: newHeld(),
+		changes: make(map[identity.Presented]bool), speak: make(chan struct{}, 1), held: newHeld(), began: c.Now(),
 	}
 	x.orgs.Store(&map[string]verdict.Org{})
 	x.home.Store(new(string))
@@ -140,13 +141,18 @@ func (x *Client) connected() bool {
 	return x.up
 }
 
+// since returns the nanoseconds from the start of the client, from 1. It is monotonic: a
+// step of the machine's clock, back or forward, makes the configuration neither fresh nor
+// stale.
+func (x *Client) since() int64 { return max(1, int64(x.c.Now().Sub(x.began))) }
+
 // age returns the time since the last heartbeat.
 func (x *Client) age() time.Duration {
 	beat := x.beat.Load()
 	if beat == 0 {
 		return x.c.MaxStaleness + 1 // never
 	}
-	return x.c.Now().Sub(time.Unix(0, beat))
+	return time.Duration(x.since() - beat)
 }
 
 // Staleness returns the time since the last heartbeat of the control plane. ok is false if
@@ -213,7 +219,7 @@ func (x *Client) Caller(ctx context.Context, p identity.Presented, peer netip.Ad
 	c := x.callers[p]
 	x.mu.RUnlock()
 	if c != nil {
-		c.used.Store(x.c.Now().UnixNano())
+		c.used.Store(x.since())
 		return c.Caller, nil
 	}
 	began := x.c.Now()

@@ -124,7 +124,7 @@ func (x *Client) receive(ctx context.Context, resp *discoveryv3.DeltaDiscoveryRe
 	switch k, _ := kindOf(resp.GetTypeUrl()); {
 	case k.url == HeartbeatType:
 		if len(resp.GetResources()) > 0 {
-			x.beat.Store(x.c.Now().UnixNano()) // the local clock, so that clocks need not agree
+			x.beat.Store(x.since()) // the local clock, so that clocks need not agree
 		}
 		return nil
 	case k.named:
@@ -255,7 +255,7 @@ func (x *Client) receiveCallers(resp *discoveryv3.DeltaDiscoveryResponse) error 
 			continue
 		}
 		next := &caller{Caller: c, version: r.GetVersion()}
-		next.used.Store(now.UnixNano())
+		next.used.Store(x.since())
 		x.callers[p] = next
 		if had {
 			changes = append(changes, change{p, c, true})

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -41,10 +42,8 @@ type ownReply struct {
 func ownReplies() []ownReply {
 	const invalid, server = "invalid_request_error", "api_error"
 	var all []ownReply
-	for _, r := range replacements {
-		e := r.reply
-		e.Status, e.Type = http.StatusBadGateway, server
-		all = append(all, ownReply{details: r.details, Error: e})
+	for _, u := range provider.UnusableStatuses {
+		all = append(all, ownReply{details: u.Error.Code, Error: u.Error})
 	}
 	add := func(details string, flags []string, e provider.Error) { all = append(all, ownReply{flags, details, e}) }
 	add("", nil, provider.Error{Status: 400, Type: invalid, Code: "bad_request",
@@ -79,34 +78,36 @@ func ownReplies() []ownReply {
 	return all
 }
 
-// replacements are the responses of providers that must not reach a caller, for routes on
-// which extproc does not receive them. extproc replaces the same ones on other routes.
-var replacements = []struct {
-	status  *matcherv3xds.Matcher_MatcherList_Predicate
-	details string
-	reply   provider.Error
-}{
-	{statusMatches("401"), "provider_unauthorized", provider.Error{Code: "provider_unauthorized",
-		Message: "The provider rejected the gateway's credential. Your key is fine; an administrator must renew the provider's."}},
-	{redirects(), "provider_redirects", provider.Error{Code: "provider_redirects",
-		Message: "The provider sent a redirect, which the gateway does not follow. An administrator must correct the provider's base URL."}},
-	{classMatches("1xx"), "provider_protocol", provider.Error{Code: "provider_protocol",
-		Message: "The provider did not respond in HTTP. Try again, or contact an administrator."}},
+// unusable matches the responses of a class, on routes where extproc does not receive them.
+func unusable(u provider.UnusableStatus) *matcherv3xds.Matcher_MatcherList_Predicate {
+	if u.From == u.To {
+		return statusMatches(strconv.Itoa(u.From))
+	}
+	class := classMatches(strconv.Itoa(u.From/100) + "xx")
+	if u.Except == 0 {
+		return class
+	}
+	return &matcherv3xds.Matcher_MatcherList_Predicate{MatchType: &matcherv3xds.Matcher_MatcherList_Predicate_AndMatcher{
+		AndMatcher: &matcherv3xds.Matcher_MatcherList_Predicate_PredicateList{Predicate: []*matcherv3xds.Matcher_MatcherList_Predicate{
+			class,
+			{MatchType: &matcherv3xds.Matcher_MatcherList_Predicate_NotMatcher{NotMatcher: statusMatches(strconv.Itoa(u.Except))}},
+		}},
+	}}
 }
 
-// replaced lets Envoy replace the responses in replacements by its own, with status 502. The
-// details have the reason; localReplies has the body.
+// replaced lets Envoy replace provider.UnusableStatuses by its own responses. The details
+// have the code of the error; localReplies has the body.
 func replaced() *customv3.CustomResponse {
 	list := &matcherv3xds.Matcher_MatcherList{}
-	for _, r := range replacements {
+	for _, u := range provider.UnusableStatuses {
 		list.Matchers = append(list.Matchers, &matcherv3xds.Matcher_MatcherList_FieldMatcher{
-			Predicate: r.status,
+			Predicate: unusable(u),
 			OnMatch: &matcherv3xds.Matcher_OnMatch{OnMatch: &matcherv3xds.Matcher_OnMatch_Action{Action: &corexds.TypedExtensionConfig{
-				Name: r.details,
+				Name: u.Error.Code,
 				TypedConfig: pack(&localv3.LocalResponsePolicy{
-					StatusCode:                wrapperspb.UInt32(http.StatusBadGateway),
+					StatusCode:                wrapperspb.UInt32(uint32(u.Error.Status)),
 					ResponseHeadersToAdd:      []*corev3.HeaderValueOption{overwrite(envoy.HeaderDecision, "allow"), overwrite(envoy.HeaderReceipt, envoy.ReceiptFormat)},
-					ResponseCodeDetailsAction: &localv3.LocalResponsePolicy_ResponseCodeDetails{ResponseCodeDetails: r.details},
+					ResponseCodeDetailsAction: &localv3.LocalResponsePolicy_ResponseCodeDetails{ResponseCodeDetails: u.Error.Code},
 				}),
 			}}},
 		})
@@ -130,16 +131,6 @@ func inputMatches(input proto.Message, value string) *matcherv3xds.Matcher_Match
 				MatchPattern: &matcherv3xds.StringMatcher_Exact{Exact: value},
 			}},
 		},
-	}}
-}
-
-// redirects matches all 3xx except 304, which is not a redirect.
-func redirects() *matcherv3xds.Matcher_MatcherList_Predicate {
-	return &matcherv3xds.Matcher_MatcherList_Predicate{MatchType: &matcherv3xds.Matcher_MatcherList_Predicate_AndMatcher{
-		AndMatcher: &matcherv3xds.Matcher_MatcherList_Predicate_PredicateList{Predicate: []*matcherv3xds.Matcher_MatcherList_Predicate{
-			classMatches("3xx"),
-			{MatchType: &matcherv3xds.Matcher_MatcherList_Predicate_NotMatcher{NotMatcher: statusMatches("304")}},
-		}},
 	}}
 }
 

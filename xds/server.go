@@ -125,22 +125,30 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 
 // Ready is nil if changes in the database are received, and this server has the keys of
 // the credentials. One that opens none of them has the wrong keys and serves no new node.
-// Those that do not open beside others that do are in Unopened.
-func (s *Server) Ready(context.Context) error {
+// Without a connected node there are no credentials to open. Then the keys must fit the
+// proof that the installation's first control plane stored. Credentials that do not open
+// beside others that do are in Unopened.
+func (s *Server) Ready(ctx context.Context) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.synced {
-		return errors.New("not listening to the database yet")
-	}
+	synced, opened, unopened := s.synced, 0, s.unopenedLocked()
 	for _, o := range s.orgs {
-		if o.opened > 0 {
-			return nil
+		opened += o.opened
+	}
+	s.mu.Unlock()
+	switch {
+	case !synced:
+		return errors.New("not listening to the database yet")
+	case opened == 0 && unopened != nil:
+		return fmt.Errorf("no credential can be opened: %w", unopened)
+	}
+	err := provider.CheckKeys(ctx, s.c.DB.Pool(), s.c.Sealer)
+	if errors.Is(err, provider.ErrUnreadable) {
+		if opened > 0 {
+			return nil // The proof has a newer key than these credentials.
 		}
+		return fmt.Errorf("%w: --fernet-keys is not the file of this installation, so no credential can be opened. Copy the file of the other control planes", err)
 	}
-	if err := s.unopenedLocked(); err != nil {
-		return fmt.Errorf("no credential can be opened: %w", err)
-	}
-	return nil
+	return err
 }
 
 // Unopened names credentials and headers that cannot be opened, of the connected orgs;

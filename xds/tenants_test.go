@@ -381,3 +381,36 @@ func TestUnopenedCredentialIsKept(t *testing.T) {
 		return errors.Join(err, p.server.Ready(context.Background()))
 	})
 }
+
+// A control plane with another Fernet file is not ready before any node is connected. It is
+// ready with the right file, and while a rotation is in progress. (FAULTS P5)
+func TestOtherFernetFile(t *testing.T) {
+	const first, second, stale = "cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4=", "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=", "MTEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+	p := newPlane(t) // the first control plane, with the key first
+	ready := func(want bool, keys ...string) {
+		t.Helper()
+		if err := p.sealer.Replace(keys); err != nil {
+			t.Fatal(err)
+		}
+		err := p.server.Ready(t.Context())
+		if want && err != nil {
+			t.Errorf("%v", err)
+		}
+		if !want && (err == nil || !strings.Contains(err.Error(), "--fernet-keys") || !strings.Contains(err.Error(), "credential")) {
+			t.Errorf("with another file: %v", err)
+		}
+	}
+	ready(false, stale)
+	ready(true, first)
+	ready(true, second, first) // the rotation: this replica first
+	ready(true, first)         // the other replica has not read the file yet
+	both, err := provider.NewSealer([]string{second, first})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := provider.ResealProof(t.Context(), p.db.Pool(), both); err != nil {
+		t.Fatal(err)
+	}
+	ready(true, second)
+	ready(false, first) // the old key alone is a stale file now
+}

@@ -4,9 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -30,6 +33,23 @@ func TestDoctorApart(t *testing.T) {
 	newer := replica([]string{"1 " + key, "2 " + strings.Repeat("ab", 32)}, later, nil)
 	expired := replica([]string{"1 " + key}, 1e9, nil)
 	red := replica([]string{"1 " + key}, later, errors.New("database: away"))
+	// process is one with metrics of another version, or with a clock that is wrong by ahead.
+	process := func(ahead time.Duration, metrics string) string {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Date", time.Now().Add(ahead).UTC().Format(http.TimeFormat))
+			if r.URL.Path == "/metrics" {
+				io.WriteString(w, metrics)
+			}
+		}))
+		t.Cleanup(s.Close)
+		return s.URL
+	}
+	const built = `aid_build_info{version="`
+	fast, slow := process(time.Hour, built+version()+"\"} 1\n"), process(-time.Hour, built+version()+"\"} 1\n")
+	older := process(0, built+"v0.0.1\"} 1\n")
+	behind := process(0, built+version()+"\"} 1\naid_audit_lag_records 412\naid_audit_lag_seconds 300\n")
+	stale := process(0, built+version()+"\"} 1\naid_xds_client_staleness_seconds 120\n")
+	rejecting := process(0, built+version()+"\"} 1\naid_xds_nacks_total 3\n")
 	for _, c := range []struct {
 		args string
 		code int
@@ -40,6 +60,13 @@ func TestDoctorApart(t *testing.T) {
 		{"--control " + expired, 1, "--tls-cert of " + expired + " has expired"},
 		{"--control " + red, 1, red + " is not ready: database: away"},
 		{"--extproc " + one, 0, one + " has 0 audit records to ship"},
+		{"--control " + fast, 1, "the clock of " + fast + " differs from the clock of this machine by 1h0m"},
+		{"--extproc " + slow, 1, "the clock of " + slow + " differs from the clock of this machine by 1h0m"},
+		{"--control " + one + " --extproc " + older, 0, "v0.0.1 on " + older},
+		{"--control " + one + " --extproc " + one, 0, "all processes are " + version()},
+		{"--extproc " + behind, 1, behind + " has 412 audit records to ship; the oldest has waited for 5m0s"},
+		{"--extproc " + stale, 1, stale + " has received nothing from a control plane for 2m0s"},
+		{"--control " + rejecting, 0, "rejected 3 updates from " + rejecting},
 		{"--control http://127.0.0.1:1", 1, "http://127.0.0.1:1 cannot be reached"},
 		{"--envoy-admin /nonexistent.sock", 1, "is not live"},
 		{"--control control-1.example.com", 2, "set a URL of --listen-status"},

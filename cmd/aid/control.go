@@ -68,7 +68,7 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	}
 	f := cmd.Flags()
 	f.StringVar(&c.postgres, "postgres", "", postgresHelp)
-	f.Int32Var(&c.connections, "postgres-connections", 20, "limit of connections to the database")
+	f.Int32Var(&c.connections, "postgres-connections", 20, "limit of connections to the database; at most half of them append audit records")
 	f.StringVar(&c.api, "listen-api", defaultAPI, "`address` of the management API: host:port or unix:/path")
 	f.StringVar(&c.xds, "listen-xds", "127.0.0.1:18000", "`address` that Envoys and sidecars connect to: host:port or unix:/path")
 	f.StringVar(&c.status, "listen-status", "127.0.0.1:9091", "`address` of /metrics, /healthz and /readyz: host:port or unix:/path")
@@ -227,7 +227,7 @@ func (c *control) run(ctx context.Context) error {
 		db.Close()
 		return nil
 	})
-	chain, err := audit.NewChain(audit.ChainConfig{DB: db, Keys: keys, Log: c.log, Registerer: reg})
+	chain, err := audit.NewChain(audit.ChainConfig{DB: db, Keys: keys, AtOnce: max(1, int(c.connections)/2), Log: c.log, Registerer: reg})
 	if err != nil {
 		return err
 	}
@@ -253,7 +253,7 @@ func (c *control) run(ctx context.Context) error {
 		if err := control.Ready(ctx); err != nil {
 			return fmt.Errorf("xds: %w", err)
 		}
-		if err := chain.Ready(); err != nil {
+		if err := chain.Ready(ctx, db.Pool()); err != nil {
 			return err
 		}
 		if err := control.Unopened(); err != nil {

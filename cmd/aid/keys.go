@@ -61,11 +61,17 @@ They are listed, and all others were encrypted again.`,
 				return err
 			}
 			var ids []string
+			var values int
 			err = db.InOrg(ctx, m.org, func(tx pgx.Tx) error {
 				all, err := provider.List(ctx, tx)
-				ids = nil
+				if err != nil {
+					return err
+				}
+				stored, err := provider.Credentials(ctx, tx)
+				ids, values = nil, len(stored)
 				for _, p := range all {
 					ids = append(ids, p.ID)
+					values += len(p.Headers)
 				}
 				return err
 			})
@@ -99,6 +105,12 @@ They are listed, and all others were encrypted again.`,
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: %d providers, %d values encrypted again, %d providers with values that cannot be decrypted\n", m.org, len(ids), again, len(failed))
 			if len(failed) > 0 {
 				return fmt.Errorf("no key in %s decrypts values of %s: add the key that encrypted them, or set the values again", fernet, strings.Join(failed, ", "))
+			}
+			if values == 0 {
+				return nil // Nothing shows that the keys are right.
+			}
+			if err := provider.ResealProof(ctx, db.Pool(), sealer); err != nil {
+				return fmt.Errorf("encrypting the proof of the keys again: %w", err)
 			}
 			return nil
 		},

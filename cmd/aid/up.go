@@ -242,7 +242,8 @@ func (u *up) check() error {
 	if err := extproc.CheckDomains(u.domains); err != nil {
 		return usagef("--domains: %v", err)
 	}
-	if _, err := provider.ParseTargets(u.private); err != nil {
+	targets, err := provider.ParseTargets(u.private)
+	if err != nil {
 		return usagef("--private-targets: %v", err)
 	}
 	if u.maxStaleness <= 0 || u.drain < 0 || u.concurrency < 0 {
@@ -261,6 +262,11 @@ func (u *up) check() error {
 	if u.standIn != "" && !local(u.standIn) {
 		return usagef("--stand-in %s: other machines could reach this address. Use a local one, such as 127.0.0.1:8089", u.standIn)
 	}
+	if u.standIn != "" {
+		if err := targets.Check(standInProvider(u.standIn).Provider); err != nil {
+			return usagef("--stand-in %s: --private-targets %s does not have this address, so Envoy would not connect to it: %v", u.standIn, strings.Join(u.private, ","), err)
+		}
+	}
 	for _, f := range []struct{ flag, file string }{{"providers", u.providers}, {"provider-ca", u.providerCA}} {
 		if f.file == "" || f.file == systemCAs() {
 			continue
@@ -270,7 +276,7 @@ func (u *up) check() error {
 		}
 	}
 	// The sidecar reads the prices later. Errors are better shown now.
-	_, err := loadPrices(u.prices)
+	_, err = loadPrices(u.prices)
 	return err
 }
 

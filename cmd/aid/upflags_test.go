@@ -32,4 +32,13 @@ func TestUpChecksFlagsFirst(t *testing.T) {
 			t.Errorf("--%s=%s: the folder was made before the flags were checked", c.flag, c.value)
 		}
 	}
+
+	// The stand-in is a provider, so its address must be allowed like any other.
+	for _, standIn := range []string{"127.0.0.1:0", "[::1]:0", "localhost:0"} {
+		home := filepath.Join(t.TempDir(), "home")
+		code, out, errs := play(t, "up", "--home", home, "--gateway", l.Addr().String(), "--private-targets", "10.0.0.0/8", "--stand-in", standIn)
+		if code != 2 || out != "" || !strings.Contains(errs, "--private-targets") || !strings.Contains(errs, standIn) {
+			t.Errorf("--stand-in %s: %d %q %q", standIn, code, out, errs)
+		}
+	}
 }
