@@ -91,8 +91,8 @@ type Querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-// Ready returns nil if the keys suffice to append entries: no chain and no other replica has
-// a newer epoch, and no replica has another key under the same number.
+// Ready returns nil if the keys suffice to append entries. No chain and no other replica may
+// have a newer epoch, and no replica another key under the same number.
 func (c *Chain) Ready(ctx context.Context, db Querier) error {
 	newest := c.missing()
 	rows, err := db.Query(ctx, "SELECT epoch, proof FROM installation_keys WHERE name = 'hmac' ORDER BY epoch")

@@ -135,8 +135,8 @@ func TestKeyLines(t *testing.T) {
 }
 
 // Two replicas have different keys under one epoch number. The chain gets entries of one of
-// them only. The other one is not ready and rejects batches by name, for every org, also in
-// an installation that is older than the proofs of keys.
+// them only. The other one is not ready, and rejects batches of every org by name. That also
+// holds in an installation that is older than the proofs of keys.
 func TestOtherKeyUnderOneEpoch(t *testing.T) {
 	db := storetest.Open(t)
 	org, other := storetest.Org(t, db), storetest.Org(t, db)

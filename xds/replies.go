@@ -78,8 +78,8 @@ func ownReplies() []ownReply {
 	return all
 }
 
-// unusable matches the responses of a class, on routes where extproc does not receive them.
-func unusable(u provider.UnusableStatus) *matcherv3xds.Matcher_MatcherList_Predicate {
+// statusesMatch matches the responses of a class, on routes where extproc does not receive them.
+func statusesMatch(u provider.UnusableStatus) *matcherv3xds.Matcher_MatcherList_Predicate {
 	if u.From == u.To {
 		return statusMatches(strconv.Itoa(u.From))
 	}
@@ -101,7 +101,7 @@ func replaced() *customv3.CustomResponse {
 	list := &matcherv3xds.Matcher_MatcherList{}
 	for _, u := range provider.UnusableStatuses {
 		list.Matchers = append(list.Matchers, &matcherv3xds.Matcher_MatcherList_FieldMatcher{
-			Predicate: unusable(u),
+			Predicate: statusesMatch(u),
 			OnMatch: &matcherv3xds.Matcher_OnMatch{OnMatch: &matcherv3xds.Matcher_OnMatch_Action{Action: &corexds.TypedExtensionConfig{
 				Name: u.Error.Code,
 				TypedConfig: pack(&localv3.LocalResponsePolicy{
@@ -115,8 +115,8 @@ func replaced() *customv3.CustomResponse {
 	return &customv3.CustomResponse{CustomResponseMatcher: &matcherv3xds.Matcher{MatcherType: &matcherv3xds.Matcher_MatcherList_{MatcherList: list}}}
 }
 
-func statusMatches(code string) *matcherv3xds.Matcher_MatcherList_Predicate {
-	return inputMatches(&matcherv3.HttpResponseStatusCodeMatchInput{}, code)
+func statusMatches(status string) *matcherv3xds.Matcher_MatcherList_Predicate {
+	return inputMatches(&matcherv3.HttpResponseStatusCodeMatchInput{}, status)
 }
 
 func classMatches(class string) *matcherv3xds.Matcher_MatcherList_Predicate {

@@ -38,7 +38,11 @@ func TestDoctorApart(t *testing.T) {
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Date", time.Now().Add(ahead).UTC().Format(http.TimeFormat))
 			if r.URL.Path == "/metrics" {
-				io.WriteString(w, metrics)
+				for line := range strings.Lines(metrics) {
+					name, _, _ := strings.Cut(line, " ")
+					name, _, _ = strings.Cut(name, "{")
+					io.WriteString(w, "# TYPE "+name+" gauge\n"+line)
+				}
 			}
 		}))
 		t.Cleanup(s.Close)
@@ -60,8 +64,8 @@ func TestDoctorApart(t *testing.T) {
 		{"--control " + expired, 1, "--tls-cert of " + expired + " has expired"},
 		{"--control " + red, 1, red + " is not ready: database: away"},
 		{"--extproc " + one, 0, one + " has 0 audit records to ship"},
-		{"--control " + fast, 1, "the clock of " + fast + " differs from the clock of this machine by 1h0m"},
-		{"--extproc " + slow, 1, "the clock of " + slow + " differs from the clock of this machine by 1h0m"},
+		{"--control " + fast, 1, "the clock of " + fast + " differs from the clock of this machine by "},
+		{"--extproc " + slow, 1, "the clock of " + slow + " differs from the clock of this machine by "},
 		{"--control " + one + " --extproc " + older, 0, "v0.0.1 on " + older},
 		{"--control " + one + " --extproc " + one, 0, "all processes are " + version()},
 		{"--extproc " + behind, 1, behind + " has 412 audit records to ship; the oldest has waited for 5m0s"},
