@@ -109,7 +109,12 @@ func listPolicies(ctx context.Context, x *call, in *Pages) (*paged[Policy], erro
 }
 
 func createPolicy(ctx context.Context, x *call, in *struct{ Body policyBody }) (*made[Policy], error) {
-	name, err := checked(in.Body.rawObject)
+	return x.createPolicy(ctx, in.Body.rawObject)
+}
+
+// createPolicy stores a new policy with the document.
+func (x *call) createPolicy(ctx context.Context, document []byte) (*made[Policy], error) {
+	name, err := checked(document)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +129,7 @@ func createPolicy(ctx context.Context, x *call, in *struct{ Body policyBody }) (
 	if err != nil {
 		return nil, err
 	}
-	p := policy.Policy{ID: id, OrgID: x.org, Name: name, Version: 1, Document: in.Body.rawObject, CreatedAt: x.now, UpdatedAt: x.now}
+	p := policy.Policy{ID: id, OrgID: x.org, Name: name, Version: 1, Document: document, CreatedAt: x.now, UpdatedAt: x.now}
 	if err := policy.Insert(ctx, x.tx, p, x.by()); err != nil {
 		return nil, err
 	}

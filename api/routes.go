@@ -179,6 +179,19 @@ func routes() []route {
 			Summary: "Get a dry-run", Description: "Its progress, or its result, page by page. It is kept for a week.",
 		}, getDryRun),
 
+		serves(route{
+			Method: "GET", Path: "/v1/policy-templates", ID: "list-policy-templates", Tag: tagPolicies, Roles: everyone,
+			Summary: "List policy templates",
+			Description: "Policies for common kinds of agents, without the agents that they govern. " +
+				"With `operations`, `models` or `tools` that an agent was seen to use, the nearest template is first, and `fit` has what it does not permit.",
+		}, listTemplates),
+		serves(route{
+			Method: "POST", Path: "/v1/policies/from-template", ID: "create-policy-from-template", Tag: tagPolicies, Roles: admins, Status: 201, Names: true,
+			Summary:     "Create a policy from a template",
+			Description: "The result is an ordinary policy. At least one of `agents`, `team` and `environment` is required: otherwise the policy would govern every agent.",
+			Example:     `{"template":"support","name":"support-defaults","team":"support","models":["gpt-4o-mini","claude-haiku-*"]}`,
+		}, createFromTemplate),
+
 		// Providers
 		serves(route{
 			Method: "GET", Path: "/v1/providers", ID: "list-providers", Tag: tagProviders, Roles: auditors,
