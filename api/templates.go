@@ -16,7 +16,7 @@ type PolicyTemplate struct {
 	ID      string       `json:"id" doc:"The template's id." example:"support"`
 	Summary string       `json:"summary" doc:"What such an agent does, and what it does not."`
 	Policy  rawObject    `json:"policy" doc:"The policy's effect, conditions and limits. The conditions that select agents are added."`
-	Fit     *TemplateFit `json:"fit" doc:"How well it fits what was observed; null without a filter."`
+	Fit     *TemplateFit `json:"fit,omitzero" doc:"How well it fits what was observed; only with a filter."`
 }
 
 // TemplateFit is how well a template fits what was observed.
@@ -29,9 +29,9 @@ type TemplateFit struct {
 }
 
 func listTemplates(ctx context.Context, _ *call, in *struct {
-	Operations []string `query:"operations" maxItems:"100" maxLength:"256" doc:"Operations that an agent used, separated by commas." example:"chat.completions"`
-	Models     []string `query:"models" maxItems:"100" maxLength:"256" doc:"Models that it used, separated by commas." example:"gpt-4o-mini"`
-	Tools      []string `query:"tools" maxItems:"100" maxLength:"256" doc:"Tools that its requests involved, separated by commas." example:"crm.read"`
+	Operations []string `query:"operations" minItems:"1" maxItems:"100" minLength:"1" maxLength:"256" doc:"Operations that an agent used, separated by commas." example:"chat.completions"`
+	Models     []string `query:"models" minItems:"1" maxItems:"100" minLength:"1" maxLength:"256" doc:"Models that it used, separated by commas." example:"gpt-4o-mini"`
+	Tools      []string `query:"tools" minItems:"1" maxItems:"100" minLength:"1" maxLength:"256" doc:"Tools that its requests involved, separated by commas." example:"crm.read"`
 }) (*paged[PolicyTemplate], error) {
 	seen := policy.Observed{Operations: in.Operations, Models: in.Models, Tools: in.Tools}
 	filtered := len(seen.Operations)+len(seen.Models)+len(seen.Tools) > 0

@@ -251,3 +251,32 @@ func TestChildrenComeBack(t *testing.T) {
 		})
 	}
 }
+
+// One base URL is enough: the gateway passes each path of the management API on to it. A
+// path that is missing from xds.ManagementPaths would be answered as a model's path.
+func TestGatewayServesTheManagementAPI(t *testing.T) {
+	up := e2e.Shared(t)
+	var spec struct {
+		Paths map[string]map[string]any
+	}
+	if err := json.Unmarshal(up.Do(t, up.API, http.MethodGet, "/openapi.json", "", "").Body, &spec); err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	for path, operations := range spec.Paths {
+		if path == "/v1/models" || !strings.HasPrefix(path, "/v1/") { // with an agent's key it lists the agent's models
+			continue
+		}
+		for method := range operations {
+			asked++
+			r := up.Do(t, up.Gateway, strings.ToUpper(method), strings.NewReplacer("{", "", "}", "").Replace(path), "", "")
+			var e struct{ Error struct{ Code, Fix string } }
+			if json.Unmarshal(r.Body, &e) != nil || r.Status != 401 || e.Error.Code != "unauthenticated" || !strings.Contains(e.Error.Fix, "aid_org_") {
+				t.Errorf("%s %s: %d %s", method, path, r.Status, r.Body)
+			}
+		}
+	}
+	if asked < 40 {
+		t.Errorf("only %d operations were asked for", asked)
+	}
+}
