@@ -52,14 +52,14 @@ func TestTemplates(t *testing.T) {
 	w.want(409, "POST", "/v1/policies/from-template", `{"template":"support","name":"s","team":"x"}`)
 	w.want(404, "POST", "/v1/policies/from-template", `{"template":"support","name":"t","agents":["ag_none"]}`)
 	for body, field := range map[string]string{
-		`{"template":"support","name":"t"}`:                                       "agents",
-		`{"template":"suport","name":"t","team":"x"}`:                             "template",
-		`{"template":"support","name":"t","team":"x","tools":["a?"]}`:             "tools.in[0]",
-		`{"template":"support","name":"t","team":"x","limits":{"requests":1}}`:    "limits.requests",
-		`{"template":"support","name":"t","team":"x","tier":"gold"}`:              "tier",
-		`{"template":"support","name":"\u0007","team":"x"}`:                       "name",
-		`{"template":"support","name":"t","environment":"e","models":[""]}`:       "models.in[0]",
-		`{"template":"support","name":"t","team":"x","state":"on"}`:               "state",
+		`{"template":"support","name":"t"}`:                                    "agents",
+		`{"template":"suport","name":"t","team":"x"}`:                          "template",
+		`{"template":"support","name":"t","team":"x","tools":["a?"]}`:          "tools.in[0]",
+		`{"template":"support","name":"t","team":"x","limits":{"requests":1}}`: "limits.requests",
+		`{"template":"support","name":"t","team":"x","tier":"gold"}`:           "tier",
+		`{"template":"support","name":"\u0007","team":"x"}`:                    "name",
+		`{"template":"support","name":"t","environment":"e","models":[""]}`:    "models.in[0]",
+		`{"template":"support","name":"t","team":"x","state":"on"}`:            "state",
 	} {
 		if r := w.want(422, "POST", "/v1/policies/from-template", body); r.field("error", "field") != field {
 			t.Errorf("%s: %s", body, r.body)

@@ -134,7 +134,7 @@ func (t Template) Fill(f Filling) ([]byte, error) {
 	return b, nil
 }
 
-// names returns the operator for names, of which some may be patterns.
+// names returns the operator for names and patterns.
 func names(ns []string) map[string][]string {
 	if slices.ContainsFunc(ns, func(n string) bool { return strings.ContainsRune(n, '*') }) {
 		return map[string][]string{"glob": ns}
