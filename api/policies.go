@@ -61,7 +61,8 @@ func (p policyBody) Schema(huma.Registry) *huma.Schema {
 			"conditions": {Type: huma.TypeObject, AdditionalProperties: true, Description: `Attributes with a literal or an operator, such as {"in": […]} or {"between": [lowest, highest]}; and any, all and not. All must hold; {} is every request.`},
 			"approval": {Type: huma.TypeObject, AdditionalProperties: true, Description: `For the effect require_approval: {"reviewer_team": "ops", "timeout_seconds": 900, "on_timeout": "deny"}. ` +
 				"This version does not support approvals, so such a policy denies the requests that it applies to."},
-			"limits": {Type: huma.TypeObject, AdditionalProperties: true, Description: `For the effect allow: {"rpm": 60}, counted for each agent.`},
+			"limits": {Type: huma.TypeObject, AdditionalProperties: true, Description: `For the effect allow: rpm, tpm, concurrent, max_tokens, daily_usd_cap and monthly_usd_cap. ` +
+				`Each is a number, {"limit": 500, "per": "agent"}, or a list of these. A cap counts for the policy as a whole, any other for each agent, unless per differs.`},
 		},
 	}
 }

@@ -139,7 +139,7 @@ func routes() []route {
 				"Allow policies select agents by their conditions on `agent.*` and `caller.*`. A selected agent may do only what one of these policies permits. " +
 				"Any other agent may do what its `allowed_models` and its key's scopes permit. " +
 				"A condition on an attribute that the request does not have is not true. A policy that this version cannot enforce is rejected.",
-			Example: `{"name":"support-agents-read-only-crm","effect":"allow","conditions":{"agent.team":"support","agent.environment":"prod","request.tool":{"in":["crm.read","kb.search"]},"request.hour_utc":{"between":[13,23]}},"limits":{"rpm":60}}`,
+			Example: `{"name":"support-agents-read-only-crm","effect":"allow","conditions":{"agent.team":"support","agent.environment":"prod","request.tool":{"in":["crm.read","kb.search"]},"request.hour_utc":{"between":[13,23]}},"limits":{"rpm":60,"monthly_usd_cap":500}}`,
 		}, createPolicy),
 		serves(route{
 			Method: "GET", Path: "/v1/policies/{id}", ID: "get-policy", Tag: tagPolicies, Roles: everyone,

@@ -315,7 +315,7 @@ func TestRefusals(t *testing.T) {
 		{"GET", "/v1/agents?colour=red", "", 422, "colour"},
 		{"GET", "/v1/agents?after=junk", "", 422, "after"},
 		{"POST", "/v1/policies", `{"name":"p","effect":"allow","conditions":{"agent.colour":"red"}}`, 422, "conditions.agent.colour"},
-		{"POST", "/v1/policies", `{"name":"p","effect":"allow","conditions":{},"limits":{"monthly_usd_cap":500}}`, 422, "limits.monthly_usd_cap"},
+		{"POST", "/v1/policies", `{"name":"p","effect":"allow","conditions":{},"limits":{"weekly_usd_cap":500}}`, 422, "limits.weekly_usd_cap"},
 		{"POST", "/v1/policies", `{"name":"p","effect":"require_approval","conditions":{}}`, 422, "approval"},
 		{"POST", "/v1/providers", `{"name":"p","kind":"openai","base_url":"https://user:pass@x/v1"}`, 422, "base_url"},
 		{"POST", "/v1/providers", `{"name":"p","kind":"openai","base_url":"https://x/v1","headers":{"authorization":"x"}}`, 422, "headers.authorization"},

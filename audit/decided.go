@@ -51,6 +51,10 @@ type Decided struct {
 	ForwardedDigest string   `json:"forwarded_digest"`
 	Dropped         []string `json:"dropped"`
 
+	// Added are the fields that were added to the request, such as
+	// "max_completion_tokens=16384".
+	Added []string `json:"added"`
+
 	// Hosts are the hosts that the provider would fetch from or call, for images, files and
 	// MCP servers.
 	Hosts []string `json:"hosts"`
@@ -180,6 +184,7 @@ func (e Decided) Encode() []byte {
 	o.str("trace_id", e.TraceID, maxWord)
 	o.str("forwarded_digest", e.ForwardedDigest, maxID)
 	e.Omitted += o.strs("dropped", e.Dropped, maxDropped, maxID)
+	e.Omitted += o.strs("added", e.Added, maxIDs, maxID)
 	e.Omitted += o.strs("hosts", e.Hosts, maxHosts, maxName)
 	o.num("input_version", e.InputVersion)
 	o.str("agent_team", e.AgentTeam, maxName)

@@ -46,7 +46,11 @@ func (w *Writer) recover() error {
 	if err := w.begin(); err != nil {
 		return err
 	}
-	return w.settleAll()
+	if err := w.settleAll(); err != nil {
+		return err
+	}
+	w.noteEarlier()
+	return nil
 }
 
 // removeTemporary removes files that were not completed.

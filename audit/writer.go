@@ -126,6 +126,7 @@ type Writer struct {
 	prevs        map[string]uint64 // by org: the last durable number of this writer
 	previous     string            // the previous writer
 	previousSeqs map[string]uint64 // its last durable numbers, by org
+	earlier      []string          // all writers before that the folder knows, oldest first
 
 	apartMu sync.Mutex // held while a record is put in quarantine
 	ackMu   sync.Mutex // held while segments are removed; locked before mu
@@ -141,6 +142,7 @@ type Writer struct {
 	shipping bool
 	lock     *os.File // nil: released
 	segs     []*segment
+	found    uint64            // the last record that was durable when the folder was opened
 	durable  uint64            // the last record that callers know to be durable
 	acked    uint64            // the control plane has all up to this one, in all orgs
 	behind   map[string]uint64 // by org: while Ship does not run, how far those are that have less than passed

@@ -21,12 +21,12 @@ func (c *clock) now() time.Time {
 func (c *clock) advance(d time.Duration) { c.ns.Add(int64(d)) }
 
 func one(key string, perMinute int64) []budget.Limit {
-	return []budget.Limit{{Key: key, PerMinute: perMinute}}
+	return []budget.Limit{{Key: key, Max: perMinute}}
 }
 
 func TestOneLimit(t *testing.T) {
 	c := &clock{}
-	m := budget.NewMemory(c.now)
+	m := budget.NewMemory(c.now, nil)
 	for i, step := range []struct {
 		wait time.Duration
 		want budget.Result
@@ -50,7 +50,7 @@ func TestOneLimit(t *testing.T) {
 }
 
 func TestNoLimits(t *testing.T) {
-	m := budget.NewMemory((&clock{}).now)
+	m := budget.NewMemory((&clock{}).now, nil)
 	if r := m.Take(nil); !r.OK || r.Which != -1 {
 		t.Errorf("no limits: %+v", r)
 	}
@@ -66,15 +66,15 @@ func TestNoLimits(t *testing.T) {
 
 // A rejected request is counted against no limit, whichever limit rejects it.
 func TestAllOrNone(t *testing.T) {
-	m := budget.NewMemory((&clock{}).now)
-	wide, narrow, never := budget.Limit{Key: "wide", PerMinute: 10}, budget.Limit{Key: "narrow", PerMinute: 2}, budget.Limit{Key: "never"}
+	m := budget.NewMemory((&clock{}).now, nil)
+	wide, narrow, never := budget.Limit{Key: "wide", Max: 10}, budget.Limit{Key: "narrow", Max: 2}, budget.Limit{Key: "never"}
 	for _, order := range [][]budget.Limit{{wide, narrow}, {narrow, wide}} {
-		if r := m.Take(order); !r.OK || order[r.Which] != narrow {
+		if r := m.Take(order); !r.OK || order[r.Which].Key != narrow.Key {
 			t.Fatalf("%+v: the figures are not the narrow limit's", r)
 		}
 	}
 	for _, order := range [][]budget.Limit{{wide, narrow}, {narrow, wide}, {never, wide}, {wide, never}, {wide, narrow, never}} {
-		if r := m.Take(order); r.OK || order[r.Which] == wide || r.RetryAfter <= 0 {
+		if r := m.Take(order); r.OK || order[r.Which].Key == wide.Key || r.RetryAfter <= 0 {
 			t.Fatalf("%+v", r)
 		}
 	}
@@ -87,8 +87,8 @@ func TestAllOrNone(t *testing.T) {
 }
 
 func TestOneKeyTwice(t *testing.T) {
-	m := budget.NewMemory((&clock{}).now)
-	twice := []budget.Limit{{Key: "k", PerMinute: 4}, {Key: "k", PerMinute: 2}}
+	m := budget.NewMemory((&clock{}).now, nil)
+	twice := []budget.Limit{{Key: "k", Max: 4}, {Key: "k", Max: 2}}
 	if r := m.Take(twice); !r.OK || r.Limit != 2 || r.Remaining != 1 {
 		t.Errorf("first: %+v", r)
 	}
@@ -105,7 +105,7 @@ func TestOneKeyTwice(t *testing.T) {
 func TestRate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := &clock{}
-		m := budget.NewMemory(c.now)
+		m := budget.NewMemory(c.now, nil)
 		n := rapid.OneOf(rapid.Int64Range(1, 50), rapid.Int64Range(1, 1_000_000)).Draw(t, "n")
 		var passed []time.Duration
 		var now time.Duration
@@ -148,7 +148,7 @@ func TestRate(t *testing.T) {
 // A burst is exactly n, also where a minute is not n whole nanoseconds.
 func TestBurst(t *testing.T) {
 	for _, n := range []int64{1, 7, 60, 99_991} {
-		m := budget.NewMemory((&clock{}).now)
+		m := budget.NewMemory((&clock{}).now, nil)
 		for i := range n {
 			if r := m.Take(one("k", n)); !r.OK || r.Remaining != n-i-1 {
 				t.Fatalf("%d a minute, number %d: %+v", n, i, r)
@@ -159,7 +159,7 @@ func TestBurst(t *testing.T) {
 		}
 	}
 	for _, n := range []int64{1 << 62, 1<<63 - 1, int64(time.Minute) + 1} {
-		m := budget.NewMemory((&clock{}).now)
+		m := budget.NewMemory((&clock{}).now, nil)
 		if r := m.Take(one("k", n)); !r.OK || r.Limit != n {
 			t.Errorf("%d a minute: %+v", n, r)
 		}
@@ -168,7 +168,7 @@ func TestBurst(t *testing.T) {
 
 func TestForgets(t *testing.T) {
 	c := &clock{}
-	m := budget.NewMemory(c.now)
+	m := budget.NewMemory(c.now, nil)
 	for i := range 200_000 {
 		c.advance(10 * time.Millisecond) // 33 minutes in all
 		m.Take(one("key:"+strconv.Itoa(i), 1))
@@ -190,13 +190,13 @@ func TestForgets(t *testing.T) {
 }
 
 func TestConcurrent(t *testing.T) {
-	m := budget.NewMemory((&clock{}).now)
+	m := budget.NewMemory((&clock{}).now, nil)
 	var passed atomic.Int64
 	var wg sync.WaitGroup
 	for g := range 8 {
 		wg.Go(func() {
 			for i := range 500 {
-				if m.Take([]budget.Limit{{Key: "shared", PerMinute: 1000}, {Key: fmt.Sprint(g, i%3), PerMinute: 1000}}).OK {
+				if m.Take([]budget.Limit{{Key: "shared", Max: 1000}, {Key: fmt.Sprint(g, i%3), Max: 1000}}).OK {
 					passed.Add(1)
 				}
 			}
@@ -209,8 +209,8 @@ func TestConcurrent(t *testing.T) {
 }
 
 func BenchmarkTake(b *testing.B) {
-	m := budget.NewMemory(time.Now)
-	limits := []budget.Limit{{Key: "key:key_1", PerMinute: 1 << 40}, {Key: "policy:pol_1:ag_1", PerMinute: 1 << 40}}
+	m := budget.NewMemory(time.Now, nil)
+	limits := []budget.Limit{{Key: "key:key_1", Max: 1 << 40}, {Key: "policy:pol_1:ag_1", Max: 1 << 40}}
 	b.ReportAllocs()
 	for b.Loop() {
 		m.Take(limits)

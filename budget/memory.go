@@ -2,82 +2,384 @@ package budget
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 )
 
+// Sums is what was charged before, by whichever process. Package xds has one: it asks the
+// control plane, which keeps the sums of the audit log.
+type Sums interface {
+	// Charged returns what was charged to each counter of the org, in nano-dollars. It
+	// returns an error if a charge may be missing in one of them.
+	Charged(ctx context.Context, org string, counters []string) ([]int64, error)
+	// Alone returns nil if no other process counts for the org. The error wraps
+	// ErrStoreRequired or ErrUnknownSums.
+	Alone(ctx context.Context, org string) error
+}
+
 // Memory keeps counts in this process. Make one with NewMemory. It is safe for concurrent
 // use.
 //
-// It keeps the keys that were used in the last two to four minutes. Older counts are full
-// buckets, as are keys that it does not have.
+// Of rates it keeps those that were used in the last two to four minutes, and those in debt.
+// Any other is a full bucket. Of USD caps it keeps the current period, and earlier ones that
+// still hold a reservation. The first request under a cap waits for Sums.
 type Memory struct {
-	now func() time.Time
+	now  func() time.Time
+	sums Sums
 
-	mu      sync.Mutex
-	epoch   time.Time     // what the durations below count from
-	last    time.Duration // the latest now: the clock never goes back here
-	turned  time.Duration // when young became old
-	young   map[string]time.Duration
-	old     map[string]time.Duration // not used since turned
-	changes []time.Duration          // of one Take; kept to save the allocation
+	mu     sync.Mutex
+	epoch  time.Time     // what the durations below count from
+	last   time.Duration // the latest now: the clock never goes back here
+	turned time.Duration // when young became old
+	young  map[string]time.Duration
+	old    map[string]time.Duration // not used since turned
+
+	slots    map[string]int64 // in use; none is 0
+	accounts map[string]*account
+	held     map[string][]Limit // by request: what Reserve took and nothing has replaced
+	periods  map[zoned]span     // that of each kind which is current
+
+	steps []step // of one Reserve; kept to save the allocation
 }
 
-// NewMemory returns a Memory in which nothing was counted yet.
-func NewMemory(now func() time.Time) *Memory {
-	return &Memory{now: now, epoch: now(), young: map[string]time.Duration{}}
+// account is the count of a USD cap in one period.
+type account struct {
+	charged, reserved int64
+	known             bool          // charged holds what was charged before
+	asking            chan struct{} // closed when Sums has answered; nil: it is not asked
+	err               error         // why not
+	end               time.Time     // of the period
 }
 
-// Take counts one against every limit. If any limit is exceeded, it counts against none.
+type zoned struct {
+	kind     Kind
+	calendar *Calendar
+}
+
+type span struct {
+	name string
+	end  time.Time
+}
+
+// step is what one limit would do.
+type step struct {
+	tat     time.Duration
+	account *account
+	result  Result
+	again   bool // an earlier limit has the same count
+}
+
+// sumsTimeout bounds the wait for Sums.
+const sumsTimeout = 2 * time.Second
+
+// NewMemory returns a Memory in which nothing was counted yet. Without sums, requests under
+// USD caps are rejected.
+func NewMemory(now func() time.Time, sums Sums) *Memory {
+	return &Memory{
+		now: now, sums: sums, epoch: now(), young: map[string]time.Duration{}, slots: map[string]int64{},
+		accounts: map[string]*account{}, held: map[string][]Limit{}, periods: map[zoned]span{},
+	}
+}
+
+// Reserve takes the request from every limit. If any limit is exceeded, it takes from none.
 // Without limits the result is allowed. A key that is given twice is counted once, against
 // the stricter of its limits.
-func (m *Memory) Take(limits []Limit) Result {
-	best := Result{OK: true, Which: -1}
+//
+// What was taken is held under the id until Settle or Release. A request whose id is held
+// takes nothing more. The error wraps ErrUnknownSums or ErrStoreRequired.
+func (m *Memory) Reserve(ctx context.Context, org, id string, limits []Limit) (Result, error) {
 	if len(limits) == 0 {
-		return best
+		return Result{OK: true, Which: -1}, nil
+	}
+	if spends(limits) {
+		if m.sums == nil {
+			return Result{}, ErrUnknownSums
+		}
+		if err := m.sums.Alone(ctx, org); err != nil {
+			return Result{}, err
+		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.last = max(m.last, m.now().Sub(m.epoch))
-	m.turn()
-
-	changes := m.changes[:0]
-	for i, l := range limits {
-		next, r := take(m.last, m.tat(l.Key), l.PerMinute)
-		changes = append(changes, next)
-		r.Which = i
-		switch {
-		case i == 0, best.OK && !r.OK:
-			best = r
-		case best.OK != r.OK:
-		case r.OK && r.Remaining < best.Remaining, !r.OK && r.RetryAfter > best.RetryAfter:
-			best = r
+	for {
+		m.advance()
+		if before, ok := m.held[id]; ok {
+			copy(limits, before)
+			return Result{OK: true, Which: -1}, nil
+		}
+		unknown := m.locate(limits)
+		if len(unknown) == 0 {
+			break
+		}
+		if err := m.learn(ctx, org, unknown); err != nil {
+			return Result{}, err
 		}
 	}
-	m.changes = changes
+	best := m.evaluate(limits)
 	if best.OK {
-		for i, l := range limits {
-			// Of equal keys the latest full bucket holds.
-			m.young[l.Key] = max(m.young[l.Key], changes[i])
+		m.take(limits)
+		m.held[id] = limits
+	}
+	return best, nil
+}
+
+// Take is Reserve for limits on requests alone, for a request that nothing ends.
+func (m *Memory) Take(limits []Limit) Result {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.advance()
+	best := m.evaluate(limits)
+	if best.OK {
+		m.take(limits)
+	}
+	return best
+}
+
+// spends reports whether the request takes from a USD cap that is enforced.
+func spends(limits []Limit) bool {
+	for i := range limits {
+		if l := &limits[i]; l.Kind.Money() && l.amount() > 0 && !l.Shadow {
+			return true
+		}
+	}
+	return false
+}
+
+// advance sets last to now, and forgets what is no longer needed.
+func (m *Memory) advance() {
+	m.last = max(m.last, m.now().Sub(m.epoch))
+	m.turn()
+}
+
+// locate sets the period of each USD cap and returns the counters whose sums are not known.
+// A cap that the request takes nothing from needs no sum.
+func (m *Memory) locate(limits []Limit) (unknown []string) {
+	for i := range limits {
+		l := &limits[i]
+		if !l.Kind.Money() {
+			continue
+		}
+		in := m.period(l)
+		l.Period = in.name
+		if l.amount() == 0 {
+			continue
+		}
+		counter := l.Counter()
+		a := m.accounts[counter]
+		if a == nil {
+			a = &account{end: in.end, known: l.Shadow}
+			m.accounts[counter] = a
+		}
+		if !a.known {
+			unknown = append(unknown, counter)
+		}
+	}
+	return unknown
+}
+
+// period is the current one of the limit.
+func (m *Memory) period(l *Limit) span {
+	const most = 64 // calendars change with the configuration
+	z := zoned{l.Kind, l.Calendar}
+	now := m.epoch.Add(m.last)
+	in, ok := m.periods[z]
+	if !ok || !now.Before(in.end) {
+		if l.Kind == Day {
+			in.name, in.end = l.Calendar.Day(now)
+		} else {
+			in.name, in.end = l.Calendar.Month(now)
+		}
+		if len(m.periods) >= most {
+			clear(m.periods)
+		}
+		m.periods[z] = in
+	}
+	return in
+}
+
+// learn asks Sums for counters, or waits for another request that has asked for one of them.
+// It is called with the lock held, and does not hold it while it waits. It waits for others
+// only after its own question is answered, so no two requests wait for each other.
+func (m *Memory) learn(ctx context.Context, org string, counters []string) error {
+	ctx, cancel := context.WithTimeout(ctx, sumsTimeout)
+	defer cancel()
+	var mine []string
+	var of, others []*account
+	var waits []chan struct{}
+	done := make(chan struct{})
+	for _, c := range counters {
+		if a := m.accounts[c]; a.asking == nil {
+			a.asking, a.err = done, nil
+			mine, of = append(mine, c), append(of, a)
+		} else {
+			others, waits = append(others, a), append(waits, a.asking)
+		}
+	}
+	m.mu.Unlock()
+	defer m.mu.Lock()
+	if len(mine) > 0 {
+		sums, err := m.sums.Charged(ctx, org, mine)
+		if err == nil && len(sums) != len(mine) {
+			err = fmt.Errorf("%w: %d of %d sums came", ErrUnknownSums, len(sums), len(mine))
+		} else if err != nil {
+			err = fmt.Errorf("asking for what was charged: %w", err)
+		}
+		m.answered(of, sums, err, done)
+		if err != nil {
+			return err
+		}
+	}
+	for i, a := range others {
+		select {
+		case <-waits[i]:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ErrUnknownSums, ctx.Err())
+		}
+		m.mu.Lock()
+		err := a.err
+		m.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// answered ends the question for these accounts.
+func (m *Memory) answered(of []*account, sums []int64, err error, done chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, a := range of {
+		a.asking, a.err = nil, err
+		if err == nil {
+			a.charged, a.known = add(a.charged, sums[i]), true
+		}
+	}
+	close(done)
+}
+
+// evaluate finds out what each limit would do, and sets its figures as they are before.
+func (m *Memory) evaluate(limits []Limit) Result {
+	m.steps = m.steps[:0]
+	best := Result{OK: true, Which: -1}
+	for i := range limits {
+		s := m.step(limits, i)
+		m.steps = append(m.steps, s)
+		limits[i].Left, limits[i].Reset = m.figures(&limits[i])
+		r := s.result
+		r.Which = i
+		switch {
+		case !r.OK && (best.OK || worse(r, best)):
+			best = r
+		case r.OK && best.OK && limits[i].Kind == Requests && (best.Which < 0 || r.Remaining < best.Remaining):
+			best = r
 		}
 	}
 	return best
 }
 
-// Reserve is Take: a rate is counted in full when a request is admitted. It ignores the id,
-// since it keeps nothing about the request. It never fails.
-func (m *Memory) Reserve(_ context.Context, _ string, limits []Limit) (Result, error) {
-	return m.Take(limits), nil
+// worse reports whether a, and not b, is the reason that a rejected caller gets.
+func worse(a, b Result) bool {
+	final := func(r Result) bool { return r.RetryAfter == 0 }
+	if final(a) != final(b) {
+		return final(a)
+	}
+	return a.RetryAfter > b.RetryAfter
+}
+
+// step is what limit i would do.
+func (m *Memory) step(limits []Limit, i int) (s step) {
+	l := &limits[i]
+	for j := range limits[:i] {
+		s.again = s.again || limits[j].Key == l.Key
+	}
+	n := l.amount()
+	switch l.Kind {
+	case Requests, Tokens:
+		s.tat, s.result = take(m.last, m.tat(l.Key), l.Max, n)
+	case Slots:
+		left := l.Max - m.slots[l.Key]
+		s.result = Result{OK: left > 0, Limit: l.Max, Remaining: max(0, left-1), Why: Busy}
+		if !s.result.OK {
+			s.result.RetryAfter = time.Second
+		}
+	case Day, Month:
+		if n == 0 {
+			s.result = Result{OK: true, Limit: l.Max}
+			break
+		}
+		s.account = m.accounts[l.Counter()]
+		s.result = s.account.take(l.Max, n, s.account.end.Sub(m.epoch.Add(m.last)))
+	default:
+		s.result = Result{Why: TooLarge} // a kind that cannot be counted rejects
+	}
+	return s
+}
+
+// take says whether n fits under the cap.
+func (a *account) take(most, n int64, reset time.Duration) Result {
+	r := Result{Limit: most, Remaining: max(0, most-a.charged-a.reserved), Reset: reset}
+	switch free := most - a.charged; {
+	case !a.known:
+	case free <= 0:
+		r.Why = Spent
+	case n > free:
+		r.Why, r.Fits = TooLarge, free
+	case n > free-a.reserved:
+		r.Why, r.RetryAfter = Held, time.Second
+	default:
+		r.OK, r.Remaining = true, free-a.reserved-n
+	}
+	return r
+}
+
+// figures are what is left of a limit now, and until when.
+func (m *Memory) figures(l *Limit) (int64, time.Duration) {
+	switch l.Kind {
+	case Requests, Tokens:
+		tat := m.tat(l.Key)
+		return left(m.last, tat, l.Max), max(0, tat-m.last)
+	case Slots:
+		return l.Max - m.slots[l.Key], 0
+	}
+	reset := m.period(l).end.Sub(m.epoch.Add(m.last))
+	if a := m.accounts[l.Counter()]; a != nil {
+		return l.Max - a.charged - a.reserved, reset
+	}
+	return l.Max, reset
+}
+
+// take takes the steps. All are allowed.
+func (m *Memory) take(limits []Limit) {
+	for i := range limits {
+		l, s := &limits[i], &m.steps[i]
+		switch {
+		case l.Kind == Requests || l.Kind == Tokens:
+			m.young[l.Key] = max(m.young[l.Key], s.tat) // of equal keys the latest full bucket holds
+		case s.again:
+		case l.Kind == Slots:
+			m.slots[l.Key]++
+		case s.account != nil:
+			s.account.reserved += l.amount()
+		}
+	}
+	for i := range limits {
+		limits[i].Left, limits[i].Reset = m.figures(&limits[i])
+	}
 }
 
 // Full returns the figures of the limit with the longest wait, if a limit is exceeded. It
-// counts nothing.
+// counts nothing. USD caps are not looked at.
 func (m *Memory) Full(limits []Limit) (worst Result, full bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	now := max(m.last, m.now().Sub(m.epoch))
-	for i, l := range limits {
-		if _, r := take(now, m.tat(l.Key), l.PerMinute); !r.OK && (!full || r.RetryAfter > worst.RetryAfter) {
+	m.last = max(m.last, m.now().Sub(m.epoch))
+	for i := range limits {
+		if limits[i].Kind.Money() {
+			continue
+		}
+		if r := m.step(limits, i).result; !r.OK && (!full || worse(r, worst)) {
 			worst, full = r, true
 			worst.Which = i
 		}
@@ -85,36 +387,121 @@ func (m *Memory) Full(limits []Limit) (worst Result, full bool) {
 	return worst, full
 }
 
-// Release returns what Take counted for one request: each bucket is full again one interval
-// sooner.
-func (m *Memory) Release(_ context.Context, _ string, limits []Limit) {
+// Release returns what Reserve took for a request that was not forwarded. A rate is full
+// again that much sooner.
+func (m *Memory) Release(_ context.Context, id string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	back := make(map[string]time.Duration, len(limits))
-	for _, l := range limits {
-		if l.PerMinute > 0 {
-			back[l.Key] = max(back[l.Key], interval(l.PerMinute)) // the narrower of equal keys, as in Take
+	limits := m.held[id]
+	for i := range limits {
+		l := &limits[i]
+		if again(limits, i) {
+			continue
+		}
+		switch l.Kind {
+		case Requests, Tokens:
+			narrowest := l.Max
+			for _, o := range limits[i:] {
+				if o.Key == l.Key {
+					narrowest = min(narrowest, o.Max) // as Reserve took it
+				}
+			}
+			m.shift(l.Key, -times(interval(narrowest), l.amount()))
+		default:
+			m.free(l)
 		}
 	}
-	for key, d := range back {
-		if tat := m.tat(key); tat > d {
-			m.young[key] = tat - d
-		}
-	}
+	delete(m.held, id)
 }
 
-// Settle changes nothing: a rate counts requests, whatever they use.
-func (m *Memory) Settle(context.Context, string, []Limit, Used) {}
+// Settle replaces what Reserve took by what the request has used. A second call, or one for
+// a request that holds nothing, changes nothing.
+func (m *Memory) Settle(_ context.Context, id string, used Used) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	limits := m.held[id]
+	for i := range limits {
+		l := &limits[i]
+		if again(limits, i) {
+			continue
+		}
+		switch l.Kind {
+		case Requests:
+		case Tokens:
+			if d := used.Tokens - l.amount(); used.Counted && d >= 0 {
+				m.shift(l.Key, times(interval(l.Max), d))
+			} else if used.Counted {
+				m.shift(l.Key, -times(interval(l.Max), -d))
+			}
+		default:
+			if a := m.free(l); a != nil {
+				a.charged = add(a.charged, max(0, used.NanoUSD))
+			}
+		}
+	}
+	delete(m.held, id)
+}
+
+// free gives back a slot, or what was reserved, and returns the account of a cap.
+func (m *Memory) free(l *Limit) *account {
+	if l.Kind == Slots {
+		if m.slots[l.Key]--; m.slots[l.Key] <= 0 {
+			delete(m.slots, l.Key)
+		}
+		return nil
+	}
+	a := m.accounts[l.Counter()]
+	if a != nil && l.amount() > 0 {
+		a.reserved -= l.amount()
+	}
+	return a
+}
+
+// again says whether an earlier limit has the count of limit i.
+func again(limits []Limit, i int) bool {
+	for j := range limits[:i] {
+		if limits[j].Key == limits[i].Key {
+			return true
+		}
+	}
+	return false
+}
+
+// shift moves the instant at which a rate is full again.
+func (m *Memory) shift(key string, by time.Duration) {
+	m.last = max(m.last, m.now().Sub(m.epoch))
+	tat := m.tat(key)
+	if by > 0 {
+		tat = max(tat, m.last)
+	} else if tat <= m.last {
+		return // it is full
+	}
+	m.young[key] = min(tat+by, m.last+farthest)
+}
 
 // Len returns how many counts are kept, for metrics. A key that is used again after two
 // minutes may be counted twice.
 func (m *Memory) Len() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return len(m.young) + len(m.old)
+	return len(m.young) + len(m.old) + len(m.slots) + len(m.accounts)
 }
 
-// tat is the state of a key; 0 is long past.
+// InFlight returns what is reserved under USD caps, the slots in use, and the requests that
+// hold something.
+func (m *Memory) InFlight() (reserved, slots int64, requests int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, a := range m.accounts {
+		reserved = add(reserved, a.reserved)
+	}
+	for _, n := range m.slots {
+		slots += n
+	}
+	return reserved, slots, len(m.held)
+}
+
+// tat is the state of a rate; 0 is long past.
 func (m *Memory) tat(key string) time.Duration {
 	if tat, ok := m.young[key]; ok {
 		return tat
@@ -122,15 +509,45 @@ func (m *Memory) tat(key string) time.Duration {
 	return m.old[key]
 }
 
-// turn forgets the counts that were unused for so long that their buckets are full. A key
-// that is used is in young from then on.
+// turn forgets the counts that were unused for so long that their buckets are full, and the
+// periods that are over. A rate that is used is in young from then on.
 func (m *Memory) turn() {
 	idle := m.last - m.turned
 	if idle < longest {
 		return
 	}
+	before := m.old
 	m.old, m.young, m.turned = m.young, map[string]time.Duration{}, m.last
 	if idle >= 2*longest {
+		for key, tat := range m.old {
+			if tat > m.last {
+				m.young[key] = tat
+			}
+		}
 		m.old = nil
 	}
+	for key, tat := range before {
+		if _, used := m.old[key]; !used && tat > m.last { // in debt
+			m.young[key] = max(tat, m.young[key])
+		}
+	}
+	now := m.epoch.Add(m.last)
+	for counter, a := range m.accounts {
+		if a.reserved == 0 && a.asking == nil && !now.Before(a.end) {
+			delete(m.accounts, counter)
+		}
+	}
+	for z, in := range m.periods {
+		if !now.Before(in.end) {
+			delete(m.periods, z)
+		}
+	}
+}
+
+// add is a sum that does not overflow.
+func add(a, b int64) int64 {
+	if s := a + b; b <= 0 || s > a {
+		return s
+	}
+	return 1<<63 - 1
 }

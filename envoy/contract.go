@@ -39,6 +39,7 @@ const (
 	HeaderDecision = "x-aid-decision"
 	HeaderReceipt  = "x-aid-receipt"
 	HeaderDropped  = "x-aid-dropped"
+	HeaderAdded    = "x-aid-added"
 )
 
 // PrefixOwn and PrefixAgent are the beginnings of header names that are reserved

@@ -117,7 +117,7 @@ func serve(t testing.TB, o options) *world {
 		org:     verdict.Org{ID: "org_acme", Tier: "pro", DigestKey: []byte("digest key"), Policies: bundle, Providers: reg},
 	}
 	c := extproc.Config{
-		Directory: w.dir, Recorder: w.record, Limiter: budget.NewMemory(w.clock.Now), Now: w.clock.Now, Rand: &lockedReader{r: seed},
+		Directory: w.dir, Recorder: w.record, Limiter: budget.NewMemory(w.clock.Now, nil), Now: w.clock.Now, Rand: &lockedReader{r: seed},
 		Log: slog.New(slog.NewTextHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if o.config != nil {

@@ -293,7 +293,7 @@ func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 		return verdict.Unavailable("policy_unavailable", "Policies are not available right now. Try again shortly.")
 	}
 	x.org = org // one snapshot for the whole exchange
-	x.org.ID, x.org.Limiter, x.org.Phase = caller.Agent.OrgID, x.s.c.Limiter, x.phase
+	x.org.ID, x.org.Limiter, x.org.Pricer, x.org.Phase = caller.Agent.OrgID, x.s.c.Limiter, x.s.c.Pricer, x.phase
 	return nil
 }
 
@@ -533,10 +533,8 @@ func (x *exchange) reject(e *provider.Error) *extprocv3.ProcessingResponse {
 	if e.RetryAfter > 0 {
 		m.header("retry-after", strconv.FormatInt(verdict.Seconds(e.RetryAfter), 10))
 	}
-	if e.Status == http.StatusTooManyRequests && x.verdict.Taken.Limit > 0 {
-		m.header("x-ratelimit-limit-requests", strconv.FormatInt(x.verdict.Taken.Limit, 10))
-		m.header("x-ratelimit-remaining-requests", strconv.FormatInt(x.verdict.Taken.Remaining, 10))
-		m.header("x-ratelimit-reset-requests", x.verdict.Taken.Reset.Round(time.Millisecond).String())
+	if e.Status == http.StatusTooManyRequests || x.verdict.Provider.RateHeaders() != provider.RatesOff {
+		x.rateHeaders(m)
 	}
 	return respond(e.Status, m, x.req.Format.Encode(e, x.req.ID, x.policyID()), envoy.DetailsPrefix+e.Code)
 }
@@ -554,6 +552,9 @@ func (x *exchange) setHeaders(m *mutation) {
 	if x.effect == policy.Allow {
 		if dropped := x.verdict.Forward.Dropped(); len(dropped) > 0 {
 			m.header(envoy.HeaderDropped, listed(dropped))
+		}
+		if added := x.verdict.Forward.Added(); len(added) > 0 {
+			m.header(envoy.HeaderAdded, listed(added))
 		}
 	}
 }
@@ -591,6 +592,9 @@ func (x *exchange) responseHeaders(m *extprocv3.HttpHeaders, req *extprocv3.Proc
 	x.state = answering
 	out := newMutation(3)
 	x.setHeaders(out)
+	if x.verdict.Provider.RateHeaders() == provider.RatesAll {
+		x.rateHeaders(out)
+	}
 	reply, rejected := x.response.headers(m, req, out)
 	return x.followed(reply, rejected, nil)
 }
@@ -696,34 +700,43 @@ func (x *exchange) settle(ctx context.Context, err error) {
 			x.s.c.Log.ErrorContext(ctx, "incomplete request not recorded", "exchange", x.req.ID, "agent", x.caller.Agent.ID, "err", err)
 		}
 	}
-	x.settleLimits(ctx)
-	if !x.recorded && !x.inDoubt {
-		return // the decision entry certainly does not exist
-	}
 	if outcome == outcomeUnrecorded {
 		outcome = verdict.OutcomeRefused // the entry may exist, and the request was rejected in any case
 	}
 	ending := x.response.ending(outcome)
 	ending.DecidedSeq = x.receipt.Seq
-	x.s.c.Recorder.Enqueue(x.org.ID, x.verdict.Settled(x.caller, &x.req.Request, ending, x.effect == policy.Allow, x.s.c.Pricer))
+	settled := x.verdict.Settled(x.caller, &x.req.Request, ending, x.effect == policy.Allow, x.s.c.Pricer)
+	x.settleLimits(ctx, settled.ChargedNanoUSD)
+	if settled.Overrun {
+		x.s.metrics.overruns.Inc()
+		x.s.c.Log.WarnContext(ctx, "a request cost more than was reserved for it", "exchange", x.req.ID, "model", x.verdict.Call.Model,
+			"charged", verdict.USD(settled.ChargedNanoUSD))
+	}
+	if !x.recorded && !x.inDoubt {
+		return // it is certain that there is no first entry
+	}
+	x.s.c.Recorder.Enqueue(x.org.ID, settled)
 }
 
 // settleLimits releases what was reserved for a request that was not forwarded. For other
 // requests it replaces the reservation by the actual use.
-func (x *exchange) settleLimits(ctx context.Context) {
-	if x.effect != policy.Allow {
-		for _, l := range x.verdict.ShadowReserved { // each was reserved separately
-			x.s.c.Limiter.Release(ctx, x.req.ID, []budget.Limit{l})
+func (x *exchange) settleLimits(ctx context.Context, nanoUSD int64) {
+	u := x.response.usage
+	used := budget.Used{Tokens: u.InputTokens + u.OutputTokens, Counted: u.Source == "provider", NanoUSD: nanoUSD}
+	for _, id := range x.verdict.ShadowIDs {
+		if x.effect == policy.Allow {
+			x.s.c.Limiter.Settle(ctx, id, used)
+		} else {
+			x.s.c.Limiter.Release(ctx, id)
 		}
 	}
 	switch {
-	case len(x.verdict.Reserved) == 0:
-		return
-	case x.effect != policy.Allow:
-		x.s.c.Limiter.Release(ctx, x.req.ID, x.verdict.Reserved)
-		return
+	case !x.verdict.Reserved:
+	case x.effect == policy.Allow:
+		x.s.c.Limiter.Settle(ctx, x.req.ID, used)
+	default:
+		x.s.c.Limiter.Release(ctx, x.req.ID)
 	}
-	x.s.c.Limiter.Settle(ctx, x.req.ID, x.verdict.Reserved, budget.Used{Tokens: x.response.usage.InputTokens + x.response.usage.OutputTokens})
 }
 
 // settleFault runs the test's fault, which must not prevent the completion entry.

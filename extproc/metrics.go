@@ -19,6 +19,7 @@ type metrics struct {
 	panics     prometheus.Counter
 	audit      prometheus.Counter
 	leaks      prometheus.Counter
+	overruns   prometheus.Counter
 	tokens     *prometheus.CounterVec
 	decision   prometheus.Histogram
 	phases     map[string]prometheus.Observer
@@ -40,6 +41,7 @@ func newMetrics(r prometheus.Registerer, live func() int, waiting func() (int, i
 	panics := counter("panics_total", "Exchanges that ended in a panic. A value above 0 is a bug.")
 	auditFailures := counter("record_failures_total", "Decisions that could not be recorded, each answered 503.")
 	leaks := counter("credential_echoes_total", "Responses in which a provider's credential was found and overwritten.")
+	overruns := counter("overruns_total", "Requests that were charged more than was reserved for them under a USD cap.")
 	decision := prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "aid_extproc_decision_seconds", Help: "Time from the complete request to the decision, including the durable audit entry.", Buckets: phaseBuckets,
 	})
@@ -58,7 +60,7 @@ func newMetrics(r prometheus.Registerer, live func() int, waiting func() (int, i
 
 	m := &metrics{
 		exchanges: exchanges, refusals: refusals, turnedAway: turnedAway, cuts: cuts, protocol: protocol, tokens: tokens,
-		panics: panics.WithLabelValues(), audit: auditFailures.WithLabelValues(), leaks: leaks.WithLabelValues(),
+		panics: panics.WithLabelValues(), audit: auditFailures.WithLabelValues(), leaks: leaks.WithLabelValues(), overruns: overruns.WithLabelValues(),
 		decision: decision, phases: make(map[string]prometheus.Observer),
 	}
 	for _, p := range []string{"identify", "parse", "decide", "record"} {
@@ -77,7 +79,7 @@ func newMetrics(r prometheus.Registerer, live func() int, waiting func() (int, i
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{exchanges, refusals, turnedAway, cuts, protocol, tokens, panics, auditFailures, leaks, decision, phases, streams, waitingRequests, waitingBytes} {
+	for _, c := range []prometheus.Collector{exchanges, refusals, turnedAway, cuts, protocol, tokens, panics, auditFailures, leaks, overruns, decision, phases, streams, waitingRequests, waitingBytes} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}

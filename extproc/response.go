@@ -69,10 +69,12 @@ type response struct {
 	form    form                     // from its headers
 	reader  *provider.ResponseReader // nil: its body is not read
 	came    bool                     // its headers came
+	notSent bool                     // the provider received nothing
 	over    bool                     // it is complete, or it was replaced
 	outcome string                   // set where it is known before the end
 
-	status     int // what the client got, as far as known
+	status     int   // what the client got, as far as known
+	seen       int64 // output tokens that passed, at an estimate
 	firstByte  time.Duration
 	bytes      int64
 	providerID string // the provider's own id of the request
@@ -82,6 +84,8 @@ type response struct {
 	model      string
 	lost       []string // what translation could not keep
 	end        end      // Envoy's report on a response that did not end
+	// providerStatus is the status of the provider's own response, 0 without one.
+	providerStatus int
 }
 
 // follow is called when the request is forwarded. It sets what the response is searched
@@ -100,6 +104,7 @@ func (r *response) headers(m *extprocv3.HttpHeaders, req *extprocv3.ProcessingRe
 	if details := attributeOf(req, envoy.AttributeDetails); details != "" && details != "via_upstream" {
 		// Envoy responds instead of the provider, which was not reached or broke off.
 		r.outcome, r.reading, ofProvider = verdict.OutcomeUpstreamReset, byEnvoy, false
+		r.notSent = neverSent(details)
 	}
 
 	further := r.verdict.Provider.PassesToCaller()
@@ -129,6 +134,7 @@ func (r *response) headers(m *extprocv3.HttpHeaders, req *extprocv3.ProcessingRe
 		}
 	}
 	if ofProvider {
+		r.providerStatus = r.status
 		if rejected := provider.Unusable(r.status); rejected != nil {
 			r.outcome = verdict.OutcomeProviderError
 			return nil, rejected
@@ -148,11 +154,27 @@ func (r *response) headers(m *extprocv3.HttpHeaders, req *extprocv3.ProcessingRe
 	case r.reading.here() && !m.GetEndOfStream():
 		r.reader = provider.NewResponseReader(r.verdict.Call, r.verdict.Provider, r.status, contentType)
 	}
+	if r.reader != nil && r.verdict.PriceVersion != "" {
+		r.reader.CountOutput()
+	}
 	r.over = m.GetEndOfStream()
 	if r.reader != nil && r.reader.Translated() != nil {
 		return r.translate(out, length)
 	}
 	return followHeaders(out), nil
+}
+
+// neverSent says whether Envoy's details of a response of its own say that nothing was sent
+// to the provider.
+func neverSent(details string) bool {
+	const reset = "upstream_reset_before_response_started{"
+	for _, why := range []string{"no_healthy_upstream", "cluster_not_found", "route_not_found",
+		reset + "local_connection_failure", reset + "remote_connection_failure", reset + "connection_timeout"} {
+		if strings.HasPrefix(details, why) {
+			return true
+		}
+	}
+	return false
 }
 
 // unusable returns the error that replaces a response that must not reach the caller.
@@ -319,7 +341,7 @@ func (r *response) read() {
 	if r.reader == nil {
 		return
 	}
-	r.usage, r.model = r.reader.Usage(), r.said(r.reader.Model(), 256)
+	r.usage, r.model, r.seen = r.reader.Usage(), r.said(r.reader.Model(), 256), r.reader.OutputSeen()
 	for _, what := range r.reader.Lost() {
 		r.lost = append(r.lost, r.said(what, 64))
 	}
@@ -361,7 +383,7 @@ func (r *response) ending(outcome string) verdict.Ending {
 	return verdict.Ending{
 		Time: r.s.c.Now(), Began: r.began, Outcome: outcome, Status: r.status,
 		Usage: r.usage, ResponseModel: r.model, Service: r.service, ResponseBytes: r.bytes, FirstByte: r.firstByte,
-		ProviderRequestID: r.providerID, Lost: r.lost,
+		ProviderRequestID: r.providerID, Lost: r.lost, ProviderStatus: r.providerStatus, OutputSeen: r.seen, NotSent: r.notSent,
 	}
 }
 

@@ -24,6 +24,7 @@ type Bundle struct {
 	version string
 	rego    string
 	names   map[string]string // id → name
+	limits  map[string][]limit
 	engine  *engine
 	shadow  *Bundle         // the same with the policies in shadow enforced; nil: there are none
 	shadows map[string]bool // the ids of these
@@ -39,7 +40,7 @@ func Compile(ctx context.Context, ps []Policy) (*Bundle, error) {
 		return nil, fmt.Errorf("policy: %d policies are more than %d", len(ps), MaxPolicies)
 	}
 	ps = sorted(ps)
-	b := &Bundle{version: versionOf(ps), names: make(map[string]string, len(ps))}
+	b := &Bundle{version: versionOf(ps), names: make(map[string]string, len(ps)), limits: map[string][]limit{}}
 	ids, ds := make([]string, len(ps)), make([]document, len(ps))
 	for i, p := range ps {
 		switch {
@@ -58,6 +59,9 @@ func Compile(ctx context.Context, ps []Policy) (*Bundle, error) {
 		}
 		b.org, ids[i], ds[i] = p.OrgID, p.ID, d
 		b.names[p.ID] = d.name
+		if len(d.limits) > 0 {
+			b.limits[p.ID] = d.limits
+		}
 		if d.state == Shadow {
 			if b.shadows == nil {
 				b.shadows = map[string]bool{}
@@ -70,7 +74,7 @@ func Compile(ctx context.Context, ps []Policy) (*Bundle, error) {
 		return nil, err
 	}
 	if len(b.shadows) > 0 {
-		b.shadow = &Bundle{org: b.org, version: b.version, names: b.names}
+		b.shadow = &Bundle{org: b.org, version: b.version, names: b.names, limits: b.limits}
 		if b.shadow.rego, b.shadow.engine, err = engineOf(ids, ds, Enabled, Shadow); err != nil {
 			return nil, err
 		}
@@ -189,6 +193,11 @@ func (b *Bundle) Decide(ctx context.Context, in Input) Decision {
 		return failed(err, b.version)
 	}
 	d.PolicyVersion = b.version
+	if len(d.Limits) > MaxLimits {
+		// All of them would have to be counted in one step.
+		d.Effect, d.Limits = Deny, nil
+		d.Reasons = []Reason{{Code: "too_many_limits", Message: fmt.Sprintf("More than %d limits apply to this request, so it is rejected.", MaxLimits)}}
+	}
 	return d
 }
 

@@ -444,9 +444,9 @@ func TestLimits(t *testing.T) {
 		`{"name": "lab", "effect": "allow", "conditions": {"agent.team": "lab"}, "limits": {"rpm": 5}}`)}
 	rate := func(n int64) change { return func(in *policy.Input) { in.Caller.KeyRateLimit = n } }
 	want := []policy.Limit{
-		{Source: "key", Name: "rpm", Value: 7, Key: "key:key_1"},
-		{Source: "pol_a", Name: "rpm", Value: 60, Key: "policy:pol_a:agent:ag_1"},
-		{Source: "pol_b", Name: "rpm", Value: 10, Key: "policy:pol_b:agent:ag_1"},
+		{Source: "key", Name: "rpm", Value: 7, Per: "key", Subject: "key_1", Key: "key:key_1"},
+		{Source: "pol_a", Name: "rpm", Value: 60, Per: "agent", Subject: "ag_1", Key: "policy:pol_a:rpm:agent:ag_1"},
+		{Source: "pol_b", Name: "rpm", Value: 10, Per: "agent", Subject: "ag_1", Key: "policy:pol_b:rpm:agent:ag_1"},
 	}
 	d := x.allow(rate(7))
 	if diff := cmp.Diff(want, d.Limits); diff != "" {

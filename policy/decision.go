@@ -10,7 +10,7 @@ import (
 // read converts the result of decision.rego to a Decision. ok is false for a result that
 // does not have exactly one of these forms:
 //
-//	{"effect": "allow", "allow": {[policy, {"rpm": n}]}, "key_rpm": n}
+//	{"effect": "allow", "allow": {policy}, "key_rpm": n}
 //	{"effect": "deny", "refused": {[order, code, message]}, "deny": {policy}, "governs": {[policy]}, "approval": {policy}}
 //
 // OPA sorts sets: rejections by their first element and policies by their id. So the same
@@ -63,29 +63,28 @@ func (b *Bundle) readAllow(d *Decision, a *answered, in *Input) bool {
 		return false // there is no agent or no key to count for
 	}
 	d.Effect = Allow
-	if rpm != "0" && !d.limit("key", "rpm", rpm, KeyCount(in.Caller.KeyID)) {
-		return false
-	}
-	return each(allow, func(t *ast.Term) bool {
-		a, ok := t.Value.(*ast.Array)
-		if !ok || a.Len() != 2 {
+	if rpm != "0" {
+		n, err := strconv.ParseInt(string(rpm), 10, 64)
+		if err != nil {
 			return false
 		}
-		id, ok := a.Elem(0).Value.(ast.String)
-		limits, ok1 := a.Elem(1).Value.(ast.Object)
-		if _, known := b.names[string(id)]; !ok || !ok1 || !known {
+		d.Limits = append(d.Limits, KeyRate(in.Caller.KeyID, n))
+	}
+	return each(allow, func(t *ast.Term) bool {
+		id, ok := t.Value.(ast.String)
+		if _, known := b.names[string(id)]; !ok || !known {
 			return false
 		}
 		d.matters(string(id))
-		return !limits.Until(func(name, v *ast.Term) bool {
-			n, ok := name.Value.(ast.String)
-			return !ok || !d.limit(string(id), string(n), v.Value, "policy:"+string(id)+":agent:"+in.Agent.ID)
-		})
+		d.bind(string(id), b.limits[string(id)], in)
+		return true
 	})
 }
 
-// KeyCount returns Limit.Key for a key's own rate.
-func KeyCount(keyID string) string { return "key:" + keyID }
+// KeyRate is the limit of a key's own.
+func KeyRate(keyID string, perMinute int64) Limit {
+	return Limit{Source: "key", Name: "rpm", Value: perMinute, Per: "key", Subject: keyID, Key: "key:" + keyID}
+}
 
 func (b *Bundle) readDeny(d *Decision, a *answered) bool {
 	refused, ok := a.refused.(ast.Set)
@@ -155,15 +154,4 @@ func (d *Decision) matters(policy string) {
 	if len(d.PolicyIDs) < maxPolicyIDs {
 		d.PolicyIDs = append(d.PolicyIDs, policy)
 	}
-}
-
-// limit adds a limit. It returns false for one that this build cannot enforce.
-func (d *Decision) limit(source, name string, v ast.Value, counted string) bool {
-	n, ok := v.(ast.Number)
-	if !ok || name != "rpm" {
-		return false
-	}
-	i, err := strconv.ParseInt(string(n), 10, 64)
-	d.Limits = append(d.Limits, Limit{Source: source, Name: name, Value: i, Key: counted})
-	return err == nil
 }

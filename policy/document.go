@@ -33,8 +33,8 @@ type document struct {
 	effect     Effect
 	state      State
 	conditions condition // as normal returns them
-	rpm        int64     // 0: none
-	wildcard   *Invalid  // from reader
+	limits     []limit
+	wildcard   *Invalid // from reader
 }
 
 // value is a literal of a condition.
@@ -107,7 +107,7 @@ func (r *reader) document() (d document) {
 		case "conditions":
 			d.conditions = r.conditions(name, 0).normal(false)
 		case "limits":
-			d.rpm = r.limits()
+			d.limits = r.limits()
 		case "approval":
 			r.approval()
 		case "rego":
@@ -290,25 +290,6 @@ func (r *reader) approval() {
 	if r.err == nil && !team {
 		r.fail("approval.reviewer_team", "is missing", "name the team that approves")
 	}
-}
-
-func (r *reader) limits() (rpm int64) {
-	r.object("limits", func(name string) {
-		field := "limits." + excerpt(name)
-		switch name {
-		case "rpm":
-			v := r.literal(field)
-			if r.err == nil && (v.kind != number || v.num != math.Trunc(v.num) || v.num < 1 || v.num > maxRPM) {
-				r.fail(field, "is not a number of requests per minute", fmt.Sprintf("write an integer from 1 to %d; to permit nothing, use effect deny", maxRPM))
-			}
-			rpm = int64(v.num)
-		case "tpm", "concurrent", "daily_usd_cap", "monthly_usd_cap", "max_tokens":
-			r.fail(field, "is not enforced by this version", "the only limit of this version is rpm")
-		default:
-			r.fail(field, "is not a limit", "the only limit of this version is rpm")
-		}
-	})
-	return rpm
 }
 
 // literal reads text, a number, true or false.

@@ -95,6 +95,7 @@ type CallerAttrs struct {
 	KeyExpiresAt     time.Time
 	KeyStatus        string // any other than "active" is rejected
 	KeyRateLimit     int64  // requests per minute; 0: the key has no limit
+	KeyLine          string // the first key of those that KeyID was rotated from; only limits use it
 	IP               string
 	UserAgent        string
 }
@@ -149,10 +150,12 @@ type Reason struct {
 
 // Limit is a limit that applies to a request.
 type Limit struct {
-	Source string // "key", or the id of the policy that sets it
-	Name   string // "rpm"
-	Value  int64  // requests per minute
-	Key    string // the name of the counter: "key:KEY" or "policy:POLICY:agent:AGENT"
+	Source  string // "key", or the id of the policy that sets it
+	Name    string // "rpm", "tpm", "concurrent", "max_tokens", "daily_usd_cap" or "monthly_usd_cap"
+	Value   int64  // requests, tokens, or the nano-dollars of a cap
+	Per     string // what it counts for: "agent", "key", "policy", "org", an attribute, or two joined with "+"
+	Subject string // the value of that for this request; "" if it has none
+	Key     string // names the count, without a period: "key:KEY" or "policy:POLICY:rpm:agent:AGENT"
 }
 
 // Invalid is what is wrong with a document, and how to fix it.

@@ -23,6 +23,20 @@ import (
 
 // ---- the contract, implemented a second time and without OPA ----
 
+// subjectName is a subject as it stands in the name of a count: docs/policy.md.
+func subjectName(s string) string {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./"
+	out := ""
+	for _, b := range []byte(s) {
+		if strings.IndexByte(plain, b) >= 0 {
+			out += string(rune(b))
+		} else {
+			out += fmt.Sprintf("%%%02X", b)
+		}
+	}
+	return out
+}
+
 // plainPolicy is a policy for the oracle.
 type plainPolicy struct {
 	ID         string `json:"-"`
@@ -51,7 +65,7 @@ func oracle(ps []plainPolicy, in policy.Input) (effect policy.Effect, codes, ids
 	codes = oracleBaseline(in)
 	var denies, allows, governs, approvals []string
 	if in.Caller.KeyRateLimit != 0 {
-		limits = append(limits, policy.Limit{Source: "key", Name: "rpm", Value: in.Caller.KeyRateLimit, Key: "key:" + in.Caller.KeyID})
+		limits = append(limits, policy.Limit{Source: "key", Name: "rpm", Value: in.Caller.KeyRateLimit, Per: "key", Subject: in.Caller.KeyID, Key: "key:" + in.Caller.KeyID})
 	}
 	for _, d := range ps {
 		if d.State == "disabled" || d.State == "shadow" {
@@ -74,7 +88,7 @@ func oracle(ps []plainPolicy, in policy.Input) (effect policy.Effect, codes, ids
 			if matches {
 				allows = append(allows, d.ID)
 				if d.Limits.RPM != 0 {
-					limits = append(limits, policy.Limit{Source: d.ID, Name: "rpm", Value: d.Limits.RPM, Key: "policy:" + d.ID + ":agent:" + in.Agent.ID})
+					limits = append(limits, policy.Limit{Source: d.ID, Name: "rpm", Value: d.Limits.RPM, Per: "agent", Subject: in.Agent.ID, Key: "policy:" + d.ID + ":rpm:agent:" + subjectName(in.Agent.ID)})
 				}
 			}
 		}

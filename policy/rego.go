@@ -62,7 +62,7 @@ type generator struct {
 //
 //	deny      ids of the policies that deny the request
 //	approval  ids of the policies that require approval of the request
-//	allow     the policies that permit the request, with their limits
+//	allow     the policies that permit the request; their limits are bound to the decision
 //	governs   lists of ids of the allow policies that select the agent and its caller
 //
 // Policies with the same selection share a rule of governs, since most orgs have many
@@ -81,11 +81,7 @@ func generate(ids []string, ds []document) string {
 		case requireApproval:
 			rules(&approval, "approval contains "+id, g.bodies(d.conditions, Deny))
 		case Allow:
-			limits := "{}"
-			if d.rpm > 0 {
-				limits = `{"rpm": ` + strconv.FormatInt(d.rpm, 10) + `}`
-			}
-			rules(&allow, "allow contains ["+id+", "+limits+"]", g.bodies(d.conditions, Allow))
+			rules(&allow, "allow contains "+id, g.bodies(d.conditions, Allow))
 			selector := g.bodies(d.conditions.selecting(), Allow)
 			key := strings.Join(selector, "\x00")
 			if selected[key] == nil {

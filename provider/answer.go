@@ -38,7 +38,9 @@ type ResponseReader struct {
 	held  []byte
 	loose bool // the event is too long to be that one, and passes as it arrives
 	found bool // it has usage
-	out   bool // the last event was removed
+
+	meter *meter // nil: the output is not counted
+	out   bool   // the last event was removed
 }
 
 // form is the framing of a response.
@@ -78,7 +80,7 @@ func NewResponseReader(c Call, p Provider, status int, contentType string) *Resp
 	}
 	if a.form == events && c.wantsInjection() {
 		s, _, err := p.prepared()
-		a.drop = err == nil && s.InjectUsage
+		a.drop = err == nil && p.asksUsage(c, s)
 	}
 	return a
 }
@@ -108,6 +110,19 @@ func (a *ResponseReader) Usage() Usage {
 		u.Service = a.service
 	}
 	return u
+}
+
+// CountOutput counts the output from here on: see OutputSeen. Each event is then taken apart.
+func (a *ResponseReader) CountOutput() { a.meter = &meter{} }
+
+// OutputSeen estimates how many tokens of output have passed; 0 without CountOutput.
+func (a *ResponseReader) OutputSeen() int64 {
+	if a.meter == nil {
+		return 0
+	}
+	m := *a.meter
+	m.end() // what is there of an event that has not ended
+	return m.tokens
 }
 
 // Complete reports whether the response reached the end that its format defines. That is
@@ -173,6 +188,9 @@ func (a *ResponseReader) read(b []byte) {
 	switch a.form {
 	case whole:
 		a.scan.feed(b)
+		if a.meter != nil {
+			a.meter.feed(b)
+		}
 	case events:
 		for len(b) > 0 {
 			n, _ := a.event(b)
@@ -186,6 +204,10 @@ func (a *ResponseReader) read(b []byte) {
 // client's parser may drop it, but the provider has charged for it.
 func (a *ResponseReader) event(b []byte) (n int, at sse.Kind) {
 	if data, n := a.stream.Whole(b); n > 0 && a.model != "" && !a.scan.reads.says(data) && firstByte(data) != '[' { // it may be "[DONE]"
+		if a.meter != nil {
+			a.meter.feed(data)
+			a.meter.end()
+		}
 		return n, sse.End // it has nothing new, so it is not parsed
 	}
 	for n < len(b) {
@@ -194,12 +216,18 @@ func (a *ResponseReader) event(b []byte) (n int, at sse.Kind) {
 		switch p.Kind {
 		case sse.Data:
 			a.scan.feed(p.Text)
+			if a.meter != nil {
+				a.meter.feed(p.Text)
+			}
 			a.start = append(a.start, p.Text[:min(len(p.Text), maxStart-len(a.start))]...)
 		case sse.Type:
 			a.failed = a.failed || string(bytes.TrimSpace(p.Text)) == "error"
 		case sse.End:
 			a.complete = a.complete || isDone(a.start)
 			a.scan.reset()
+			if a.meter != nil {
+				a.meter.end()
+			}
 			a.start = a.start[:0]
 			return n, sse.End
 		case sse.EndLF:

@@ -18,6 +18,8 @@ type Error struct {
 
 	// RetryAfter is the time after which to try again; 0: not known.
 	RetryAfter time.Duration
+	// Hopeless says that no retry within minutes can pass, whatever the status says.
+	Hopeless bool
 }
 
 // Error is for logs.
@@ -26,6 +28,9 @@ func (e *Error) Error() string { return strconv.Itoa(e.Status) + " " + e.Code + 
 // Final reports whether the same request would be rejected again. The SDKs of OpenAI and
 // Anthropic, and Claude Code, stop their retries at "x-should-retry: false".
 func (e *Error) Final() bool {
+	if e.Hopeless {
+		return true
+	}
 	switch e.Status {
 	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed,
 		http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusMisdirectedRequest, http.StatusUnprocessableEntity,

@@ -1,11 +1,11 @@
 package provider
 
 import (
-	"bytes"
 	"encoding/base64"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/ai-identity/ai-identity/provider/translate"
@@ -22,7 +22,10 @@ type Forward struct {
 	// Remove are headers of the request that this provider does not get: see HeaderOf.
 	Remove []string
 
-	betas       []string           // header values that are not forwarded, as "anthropic-beta=VALUE"
+	betas []string // header values that are not forwarded, as "anthropic-beta=VALUE"
+	added string   // the field that caps the output, if the client sets none
+	cap   int64    // and its value
+
 	translation *translate.Request // nil: the provider has the caller's format
 }
 
@@ -56,6 +59,9 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 		}
 	}
 	f := Forward{Cluster: p.Cluster, Set: make(map[string]string, len(p.Headers)+5)}
+	if e := p.edit(&c, &f, s); e != nil {
+		return Forward{}, e
+	}
 	if e := p.headers(c, s, &f); e != nil {
 		return Forward{}, e
 	}
@@ -141,10 +147,41 @@ func (p Provider) Forward(c Call, path, query string) (Forward, *Error) {
 	if q != "" {
 		f.Path += "?" + q
 	}
-	if f.translation == nil && s.InjectUsage && c.wantsInjection() {
-		f.Body = c.withUsage()
-	}
 	return f, nil
+}
+
+// edit makes the two changes to a body that was evaluated: a cap on the output, and a request
+// for usage.
+func (p Provider) edit(c *Call, f *Forward, s Settings) *Error {
+	usage := !p.translates(*c) && p.asksUsage(*c, s)
+	field := p.capField(*c)
+	if field == "" {
+		c.Cap = 0
+	}
+	if c.Cap == 0 && !usage {
+		return nil
+	}
+	body, ok := c.edited(field, usage)
+	if !ok {
+		return bad("invalid_type", "generationConfig", "\"generationConfig\" must be an object.")
+	}
+	if c.Cap > 0 {
+		f.added, f.cap = field, c.Cap
+	}
+	if !p.translates(*c) {
+		f.Body = body
+		return nil
+	}
+	c.Body, c.MaxTokens = body, c.Cap
+	return nil
+}
+
+// Added names the fields that were added to the request, with their values; nil: none.
+func (f Forward) Added() []string {
+	if f.added == "" {
+		return nil
+	}
+	return []string{f.added + "=" + strconv.FormatInt(f.cap, 10)}
 }
 
 // misconfigured is an error that an administrator must correct. It is 503, so that callers
@@ -241,24 +278,6 @@ func sortedKeys(m map[string]string) []string {
 // client did not exclude it.
 func (c Call) wantsInjection() bool {
 	return c.Endpoint.Operation == "chat.completions" && c.Stream && !c.usageSaid
-}
-
-// withUsage returns the body with stream_options.include_usage set. All other bytes are
-// unchanged.
-func (c Call) withUsage() []byte {
-	const member = `"include_usage":true`
-	at, insert := c.optionsAt+1, member
-	if c.optionsAt == 0 {
-		at = bytes.IndexByte(c.Body, '{') + 1
-		insert = `"stream_options":{` + member + "}"
-	}
-	if firstByte(c.Body[at:]) != '}' {
-		insert += ","
-	}
-	out := make([]byte, 0, len(c.Body)+len(insert))
-	out = append(out, c.Body[:at]...)
-	out = append(out, insert...)
-	return append(out, c.Body[at:]...)
 }
 
 // firstByte returns the first byte of b that is not white space, or 0.

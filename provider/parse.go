@@ -64,6 +64,19 @@ type Call struct {
 	// Model is the name without it.
 	foldered bool
 
+	// Cap is the limit that is put on the output of each choice where the client sets none,
+	// and WantUsage requests usage in a stream. The caller of Parse sets both.
+	Cap       int64
+	WantUsage bool
+
+	capped bool   // the client limits the output
+	opaque bool   // the input has images, documents or audio
+	hosted string // see Hosted
+	nulls  []null // of fields that would limit the output
+
+	// configAt and configEnd are where generationConfig's value is in Body, 0 without one.
+	configAt, configEnd int
+
 	// usageSaid: the client decided whether the stream has usage. optionsAt is the offset
 	// in Body of the object of stream_options, or 0.
 	usageSaid bool
@@ -138,6 +151,7 @@ func Parse(ep Endpoint, params Params, contentType, query string, body []byte) (
 		}
 	}
 	c.extras = slices.Clone(p.extras)
+	c.opaque = p.blobs > 0
 	c.InputTokensEstimate = (int64(len(body))-p.blobBytes+bytesToken-1)/bytesToken + p.blobs*blobTokens
 	return c, nil
 }
@@ -340,6 +354,7 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 				continue
 			}
 			o.labelled = true
+			p.runs("mcp:" + string(s))
 			if e := p.tool([]byte("mcp:"+string(s)), field); e != nil {
 				return e
 			}
@@ -347,6 +362,10 @@ func (p *walker) object(s *shape, in string, depth int) *Error {
 			if e := p.value(r, field, depth); e != nil {
 				return e
 			}
+		}
+		if depth == 1 && (field == "generationConfig" || field == "generation_config") {
+			p.call.configEnd = int(p.d.InputOffset())
+			p.call.configAt = p.call.configEnd - len(bytes.TrimLeft(p.body[from:p.call.configEnd], ": \t\r\n"))
 		}
 		if s.items && holds[field] != 0 {
 			v := p.body[from:p.d.InputOffset()]
@@ -414,14 +433,7 @@ func (p *walker) value(r rule, field string, depth int) *Error {
 	case tokens:
 		return p.tokens(field)
 	case choices:
-		raw, err := p.d.ReadValue()
-		if err != nil {
-			return syntax(err)
-		}
-		if n, err := strconv.ParseInt(string(raw), 10, 64); err == nil {
-			p.call.Choices = max(p.call.Choices, n)
-		}
-		return nil
+		return p.count(field, &p.call.Choices)
 	case walk:
 		return p.walk(r, field, depth)
 	case inline:
@@ -443,6 +455,7 @@ func (p *walker) value(r rule, field string, depth int) *Error {
 		return p.data(field)
 	case marks:
 		if p.d.PeekKind() != 'n' {
+			p.runs(snake(strings.TrimSuffix(field, "_options")))
 			if e := p.tool([]byte(snake(strings.TrimSuffix(field, "_options"))), field); e != nil {
 				return e
 			}
@@ -453,6 +466,7 @@ func (p *walker) value(r rule, field string, depth int) *Error {
 		return p.skip(depth)
 	case switches:
 		if k := p.d.PeekKind(); k != 'n' && k != 'f' {
+			p.runs("web_search")
 			if e := p.tool([]byte("web_search"), field); e != nil {
 				return e
 			}
@@ -504,6 +518,7 @@ func (p *walker) toolType(s []byte, field string) *Error {
 	if !canonicalType(s) {
 		return oddType(field)
 	}
+	p.runs(string(undated(s)))
 	return p.tool(undated(s), field)
 }
 
@@ -536,6 +551,7 @@ func (p *walker) unknown(s *shape, raw []byte) (rule, error) {
 		}
 	}
 	if s.keysAreTools {
+		p.runs(snake(string(name)))
 		if e := p.tool([]byte(snake(string(name))), "tools"); e != nil {
 			return rule{}, e
 		}
@@ -714,6 +730,19 @@ func (p *walker) model(do action, s string) *Error {
 // not.
 func (p *walker) tokens(field string) *Error {
 	if p.d.PeekKind() == 'n' {
+		if e := p.skip(0); e != nil {
+			return e
+		}
+		p.call.nulls = append(p.call.nulls, null{field, int(p.d.InputOffset()) - len("null")})
+		return nil
+	}
+	p.call.capped = true
+	return p.count(field, &p.call.MaxTokens)
+}
+
+// count reads an integer into to, if it is larger. null is no value.
+func (p *walker) count(field string, to *int64) *Error {
+	if p.d.PeekKind() == 'n' {
 		return p.skip(0)
 	}
 	raw, err := p.d.ReadValue()
@@ -724,7 +753,7 @@ func (p *walker) tokens(field string) *Error {
 	if err != nil || n > maxNumber {
 		return bad("invalid_type", field, "\""+field+"\" must be an integer from 0 to 2^53, written with digits only.")
 	}
-	p.call.MaxTokens = max(p.call.MaxTokens, int64(n))
+	*to = max(*to, int64(n))
 	return nil
 }
 

@@ -164,6 +164,10 @@ type Settings struct {
 	// lower case, such as "x-ratelimit-remaining-requests".
 	PassResponseHeaders []string `json:"pass_response_headers,omitempty" yaml:"pass_response_headers"`
 
+	// RateHeaders selects the responses with headers about limits, beside each 429: RatesOff or
+	// empty, RatesRefusals, or RatesAll.
+	RateHeaders string `json:"rate_headers,omitempty" yaml:"rate_headers"`
+
 	// PublicHeaders are the headers of the provider whose values are no secrets, in lower
 	// case. The value of any other is overwritten in responses.
 	PublicHeaders []string `json:"public_headers,omitempty" yaml:"public_headers"`
@@ -431,6 +435,9 @@ func (s Settings) validate(kind string) error {
 	if s.MaxTokens != 0 && (kind != KindAnthropic || s.MaxTokens < 1 || s.MaxTokens > 1<<31-1) {
 		return &Invalid{"settings.max_tokens", "only kind anthropic has it, from 1 to 2147483647"}
 	}
+	if !slices.Contains([]string{"", RatesOff, RatesRefusals, RatesAll}, s.RateHeaders) {
+		return &Invalid{"settings.rate_headers", "it must be off, " + RatesRefusals + " or all"}
+	}
 	if s.Flavor != "" {
 		if kind != KindOpenAI && kind != KindCustom {
 			return &Invalid{"settings.flavor", "only the kinds openai and custom have it"}
@@ -458,6 +465,25 @@ func (s Settings) validate(kind string) error {
 		return &Invalid{"settings.input_type", "only kind cohere has it: search_document, search_query, classification or clustering"}
 	}
 	return nil
+}
+
+// The values of settings.rate_headers.
+const (
+	RatesOff      = "off"
+	RatesRefusals = "refusals"
+	RatesAll      = "all"
+)
+
+// RateHeaders returns settings.rate_headers, RatesOff if it is not set.
+func (p Provider) RateHeaders() string {
+	if p.ID == "" {
+		return RatesOff // the zero Provider
+	}
+	s, _, _ := p.prepared()
+	if s.RateHeaders == "" {
+		return RatesOff
+	}
+	return s.RateHeaders
 }
 
 // maxPass bounds pass_fields and pass_headers.

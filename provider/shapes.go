@@ -194,7 +194,7 @@ var choiceShape = func() shape {
 }()
 
 var chatBody = newShape(with(steering, map[string]rule{
-	"model": {do: model}, "stream": {do: stream}, "n": {do: choices}, "stream_options": {do: options}, "max_tokens": {do: tokens}, "max_completion_tokens": {do: tokens},
+	"model": {do: model}, "stream": {do: stream}, "n": {do: choices}, "best_of": {do: choices}, "stream_options": {do: options}, "max_tokens": {do: tokens}, "max_completion_tokens": {do: tokens},
 	"messages": {do: walk, in: &messageShape}, "tools": {do: walk, in: &toolShape}, "functions": {do: walk, in: &functionShape},
 	"tool_choice": {do: choice, in: &choiceShape}, "web_search_options": {do: marks}, "search_parameters": {do: marks}, "max_output_tokens": {do: refuse},
 	"moderation": {do: walk, in: &modelShape}, "deferred": {do: noTrue}, "guardrails": {do: second}, "mcp_servers": {do: refuse}, "audio": {do: walk, in: &voiceShape},
@@ -204,7 +204,7 @@ var chatBody = newShape(with(steering, map[string]rule{
 var voiceShape = newShape(map[string]rule{"voice": {do: walk, in: &spokenShape, str: isText}})
 
 var completionsBody = newShape(with(steering, map[string]rule{
-	"model": {do: model}, "stream": {do: stream}, "n": {do: choices}, "stream_options": {do: pass}, "max_tokens": {do: tokens},
+	"model": {do: model}, "stream": {do: stream}, "n": {do: choices}, "best_of": {do: choices}, "stream_options": {do: pass}, "max_tokens": {do: tokens},
 	"max_completion_tokens": {do: refuse}, "max_output_tokens": {do: refuse},
 }))
 

@@ -41,7 +41,7 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 	refused := v.Rejection()
 	if refused == nil {
 		d.Effect = policy.Allow.String()
-		d.ForwardedDigest, d.Dropped = v.ForwardedDigest, v.Forward.Dropped()
+		d.ForwardedDigest, d.Dropped, d.Added = v.ForwardedDigest, v.Forward.Dropped(), v.Forward.Added()
 	} else {
 		d.Status = refused.Status
 	}
@@ -53,10 +53,9 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 		// The code only: a message may quote the request.
 		d.Reasons = append(d.Reasons, audit.Reason{Code: refused.Code})
 	}
-	for _, l := range v.Decision.Limits {
-		d.Limits = append(d.Limits, audit.Limit{
-			Source: l.Source, Name: l.Name, Value: l.Value, Limit: l.Name, Max: l.Value, Counter: l.Key,
-		})
+	d.Limits = v.limits()
+	if refused == nil && v.capped() {
+		d.ReservedNanoUSD, d.PriceVersion = v.worst, v.PriceVersion
 	}
 	return d
 }
@@ -92,6 +91,9 @@ type Ending struct {
 	ResponseModel     string
 	Service           string // the service tier in a header of the response
 	ResponseBytes     int64
+	ProviderStatus    int   // of the provider's response; 0: none came
+	OutputSeen        int64 // tokens of the output that passed, at an estimate
+	NotSent           bool  // it is certain that the provider received nothing
 	FirstByte         time.Duration
 	ProviderRequestID string
 	Lost              []string
@@ -102,9 +104,10 @@ type Ending struct {
 func (v *Verdict) Settled(c identity.Caller, r *Request, e Ending, forwarded bool, pricer Pricer) audit.Settled {
 	u := e.Usage
 	if u.Source == "" {
-		u.Source = "absent"
+		u.Source = absent
 	}
 	cost, priced := v.cost(e, u, forwarded, pricer)
+	charged, basis := v.charge(e, u, forwarded, cost, priced, pricer)
 	return audit.Settled{
 		Time: e.Time, RequestID: r.ID, DecidedSeq: e.DecidedSeq, AgentID: c.Agent.ID, KeyID: c.Key.ID,
 		Provider: v.Provider.Name, Model: provider.Clip(v.Call.Model, 256), ResponseModel: e.ResponseModel,
@@ -115,6 +118,7 @@ func (v *Verdict) Settled(c identity.Caller, r *Request, e Ending, forwarded boo
 		},
 		ResponseBytes: e.ResponseBytes, DurationUS: e.Time.Sub(e.Began).Microseconds(), FirstByteUS: e.FirstByte.Microseconds(),
 		ProviderRequestID: e.ProviderRequestID, Lost: e.Lost, CostNanoUSD: cost, Priced: priced,
+		ChargedNanoUSD: charged, ChargeBasis: basis, Overrun: charged > v.worst && basis != "",
 	}
 }
 

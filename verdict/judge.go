@@ -5,8 +5,6 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
-	"net/http"
 	"runtime/debug"
 	"strconv"
 	"time"
@@ -44,13 +42,21 @@ type Verdict struct {
 	ForwardedDigest string
 	Local           []byte
 
-	// Reserved are the limits that this request was counted against. Taken has the figures
-	// of the tightest. The reservation of a request that is not forwarded is released
-	// (Limiter.Release).
-	Reserved []budget.Limit
-	// ShadowReserved are the limits of policies in shadow, likewise.
-	ShadowReserved []budget.Limit
-	Taken          budget.Result
+	// Counts are the limits that count this request, with their figures. If Reserved, it was
+	// taken from all of them. What is not forwarded is given back (Limiter.Release). What is
+	// forwarded is charged at its end (Limiter.Settle). Taken has the figures of the tightest.
+	Counts   []budget.Limit
+	Reserved bool
+	Taken    budget.Result
+	// ShadowIDs are the ids under which it was taken from limits of policies in shadow.
+	ShadowIDs []string
+	// PriceVersion names the prices that a USD cap's reservation was made from; "": no cap
+	// applies.
+	PriceVersion string
+
+	worst   int64 // the most that it may cost, in nano-dollars
+	counted []int // of Decision.Limits: those that Counts counts
+
 	// Approval is the id of the approval that the decision uses or waits for.
 	Approval string
 }
@@ -132,22 +138,42 @@ func (o *Org) shadow(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 	}()
 	d, _ := o.Policies.Shadow(ctx, o.input(c, r, v))
 	v.Shadow = d
-	for _, l := range d.Limits {
+	trial := *v // what would be rejected must change nothing of the verdict
+	for i, l := range d.Limits {
 		if o.Limiter == nil || !v.Allowed() {
 			return // a rejected request is not counted against a limit
 		}
-		limit := budget.Limit{Key: l.Key, PerMinute: l.Value}
-		taken, err := o.Limiter.Reserve(ctx, "shadow:"+l.Source+":"+r.ID, []budget.Limit{limit})
-		if err == nil && taken.OK {
-			v.ShadowReserved = append(v.ShadowReserved, limit)
-		}
+		code := ""
 		switch {
-		case err != nil:
+		case !trial.applies(l):
+			continue
+		case l.Name == limitMaxTokens:
+			if v.Call.MaxTokens > l.Value {
+				code = "max_tokens_exceeded"
+			}
+		case policy.Money(l.Name) && trial.PriceVersion == "":
+			if refused := o.price(&trial, l); refused != nil {
+				code = refused.Code
+			}
+		}
+		if code == "" && l.Name != limitMaxTokens {
+			id := "shadow:" + strconv.Itoa(i) + ":" + r.ID
+			count := o.count(&trial, l)
+			count.Shadow = true
+			taken, err := o.Limiter.Reserve(ctx, o.ID, id, []budget.Limit{count})
+			switch {
+			case err != nil:
+				code = "limits_unavailable"
+			case !taken.OK:
+				refused := o.exceeded(&trial, l, taken)
+				code = refused.Code
+			default:
+				v.ShadowIDs = append(v.ShadowIDs, id)
+			}
+		}
+		if code != "" {
 			v.Shadow.Effect = policy.Deny
-			v.Shadow.Reasons = append(v.Shadow.Reasons, policy.Reason{Code: "limits_unavailable", PolicyID: l.Source})
-		case !taken.OK:
-			v.Shadow.Effect = policy.Deny
-			v.Shadow.Reasons = append(v.Shadow.Reasons, policy.Reason{Code: "rate_limit_exceeded", PolicyID: l.Source})
+			v.Shadow.Reasons = append(v.Shadow.Reasons, policy.Reason{Code: code, PolicyID: l.Source})
 		}
 	}
 }
@@ -233,6 +259,9 @@ func (o *Org) decide(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 		v.Local, refused = o.models(c, r, v.Call.Model)
 		return refused
 	}
+	if refused := o.capOutput(v); refused != nil {
+		return refused
+	}
 	f, refused := v.Provider.Forward(v.Call, r.Path, r.Query)
 	if refused != nil {
 		return refused
@@ -243,51 +272,5 @@ func (o *Org) decide(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 		return Unavailable("configuration_changed", "The configuration has just changed. Try again.")
 	}
 	v.Forward, v.ForwardedDigest = f, o.digest(f.Body)
-	return nil
-}
-
-// Full rejects a caller whose key has used up its rate, and counts nothing. It uses only
-// the key's own limit: the other limits are decided with the body.
-func (o *Org) Full(c identity.Caller) (v Verdict, full bool) {
-	if o.Limiter == nil || c.Key.RateLimit <= 0 {
-		return v, false
-	}
-	r, full := o.Limiter.Full([]budget.Limit{{Key: policy.KeyCount(c.Key.ID), PerMinute: c.Key.RateLimit}})
-	if !full {
-		return v, false
-	}
-	v.Refusal, v.Taken = limited(r), r
-	v.Decision.Limits = []policy.Limit{{Source: "key", Name: "rpm", Value: c.Key.RateLimit, Key: policy.KeyCount(c.Key.ID)}}
-	return v, true
-}
-
-// limit counts this request against every limit of the decision.
-func (o *Org) limit(ctx context.Context, v *Verdict, id string) *provider.Error {
-	if len(v.Decision.Limits) == 0 {
-		return nil
-	}
-	limits := make([]budget.Limit, len(v.Decision.Limits))
-	for i, l := range v.Decision.Limits {
-		if l.Name != "rpm" || l.Key == "" {
-			// A limit that cannot be enforced rejects.
-			return Refuse(http.StatusForbidden, "policy_error", "The limit "+strconv.Quote(l.Name)+" cannot be enforced by this version.")
-		}
-		limits[i] = budget.Limit{Key: l.Key, PerMinute: l.Value}
-	}
-	if o.Limiter == nil {
-		return Unavailable("limits_unavailable", "Limits cannot be counted right now. Try again shortly.")
-	}
-	taken, err := o.Limiter.Reserve(ctx, id, limits)
-	switch {
-	case err != nil:
-		v.Decision.Effect = policy.Deny
-		v.Decision.Err = fmt.Errorf("counting limits: %w", err)
-		return Unavailable("limits_unavailable", "Limits cannot be counted right now. Try again shortly.")
-	case !taken.OK:
-		v.Taken = taken
-		v.Decision.Effect = policy.Deny
-		return limited(taken)
-	}
-	v.Taken, v.Reserved = taken, limits
 	return nil
 }

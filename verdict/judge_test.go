@@ -73,25 +73,25 @@ type counter struct {
 	reserved, released int
 }
 
-func (c *counter) Reserve(_ context.Context, _ string, limits []budget.Limit) (budget.Result, error) {
+func (c *counter) Reserve(_ context.Context, _, _ string, limits []budget.Limit) (budget.Result, error) {
 	if c.err != nil {
 		return budget.Result{}, c.err
 	}
 	if c.left == 0 {
-		return budget.Result{Limit: limits[0].PerMinute, RetryAfter: 20 * time.Second}, nil
+		return budget.Result{Limit: limits[0].Max, RetryAfter: 20 * time.Second}, nil
 	}
 	c.left--
 	c.reserved++
-	return budget.Result{OK: true, Limit: limits[0].PerMinute}, nil
+	return budget.Result{OK: true, Limit: limits[0].Max}, nil
 }
 
 func (c *counter) Full(limits []budget.Limit) (budget.Result, bool) {
-	return budget.Result{Limit: limits[0].PerMinute, RetryAfter: 20 * time.Second}, c.left == 0
+	return budget.Result{Limit: limits[0].Max, RetryAfter: 20 * time.Second}, c.left == 0
 }
 
-func (c *counter) Release(context.Context, string, []budget.Limit) { c.released++ }
+func (c *counter) Release(context.Context, string) { c.released++ }
 
-func (c *counter) Settle(context.Context, string, []budget.Limit, budget.Used) {}
+func (c *counter) Settle(context.Context, string, budget.Used) {}
 
 type change func(*world)
 
@@ -200,12 +200,12 @@ func TestLimits(t *testing.T) {
 	w := newWorld(t, `{"name":"p","effect":"allow","conditions":{},"limits":{"rpm":2}}`)
 	w.limiter.left = 2
 	for range 2 {
-		if v := w.allow(); len(v.Reserved) != 1 || !v.Taken.OK {
-			t.Errorf("%+v", v.Reserved)
+		if v := w.allow(); !v.Reserved || len(v.Counts) != 1 || !v.Taken.OK {
+			t.Errorf("%+v", v.Counts)
 		}
 	}
 	v := w.deny(http.StatusTooManyRequests, "rate_limit_exceeded")
-	if v.Reserved != nil || v.Taken.Limit != 2 || v.Rejection().RetryAfter != 20*time.Second {
+	if v.Reserved || v.Taken.Limit != 2 || v.Rejection().RetryAfter != 20*time.Second {
 		t.Errorf("%+v", v)
 	}
 	w.limiter.left = 1
@@ -310,7 +310,7 @@ func TestNothingTakenUnlessAllowed(t *testing.T) {
 		if got := w.limiter.reserved > 0; got && !v.Allowed() {
 			t.Fatalf("a rejected request took from a limit: %+v", v.Rejection())
 		}
-		if v.Allowed() && len(v.Reserved) > 0 != (w.limiter.reserved == 1) {
+		if v.Allowed() && v.Reserved != (w.limiter.reserved == 1) {
 			t.Fatalf("reserved %v, counted %d", v.Reserved, w.limiter.reserved)
 		}
 		if v.Allowed() != (v.Forward.Cluster != "" || v.Local != nil) {
@@ -340,13 +340,13 @@ func TestShadow(t *testing.T) {
 	}
 	big := body(`{"model":"big-1","messages":[]}`)
 	v = w.allow(big)
-	if d := readBack(t, w, v); d.ShadowEffect != "allow" || len(d.Limits) != 0 || w.limiter.reserved != 1 || len(v.Reserved) != 0 || len(v.ShadowReserved) != 1 {
+	if d := readBack(t, w, v); d.ShadowEffect != "allow" || len(d.Limits) != 0 || w.limiter.reserved != 1 || v.Reserved || len(v.ShadowIDs) != 1 {
 		t.Errorf("%d reserved, %+v", w.limiter.reserved, d)
 	}
 	w.limiter.left = 0
 	v = w.allow(big)
-	if len(v.ShadowReserved) != 0 {
-		t.Errorf("%v is given back, and was not taken", v.ShadowReserved)
+	if len(v.ShadowIDs) != 0 {
+		t.Errorf("%v is given back, and was not taken", v.ShadowIDs)
 	}
 	if d := readBack(t, w, v); d.Effect != "allow" || d.ShadowEffect != "deny" || len(d.ShadowReasons) != 1 || d.ShadowReasons[0].Code != "rate_limit_exceeded" || d.ShadowReasons[0].PolicyID != "pol_b" {
 		t.Errorf("%+v", d)
@@ -368,6 +368,6 @@ func TestShadow(t *testing.T) {
 
 type panics struct{ verdict.Limiter }
 
-func (panics) Reserve(context.Context, string, []budget.Limit) (budget.Result, error) {
+func (panics) Reserve(context.Context, string, string, []budget.Limit) (budget.Result, error) {
 	panic("counting")
 }

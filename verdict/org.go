@@ -26,6 +26,8 @@ type Org struct {
 
 	// Limiter counts requests. Nil rejects each request with a limit.
 	Limiter Limiter
+	// Pricer has the prices for USD caps. Nil rejects each request that a cap applies to.
+	Pricer Pricer
 	// Phase, if not nil, is called at the beginning of each phase of an evaluation ("parse",
 	// "decide"), and with "" after the last one. It may measure. An error ends the
 	// evaluation and becomes Verdict.Err.
@@ -34,23 +36,30 @@ type Org struct {
 
 // A Limiter counts what callers use. It must be safe for concurrent use.
 type Limiter interface {
-	// Reserve counts the request with this id against all limits. If one of them is full,
-	// it counts against no limit and returns that one. An error rejects the request.
-	Reserve(ctx context.Context, id string, limits []budget.Limit) (budget.Result, error)
-	// Full returns the figures of a limit that admits no request now, and counts nothing.
-	// It is a hint: Reserve may still reject a request that it admits.
+	// Reserve takes the request with this id from all limits, or from none and returns the
+	// one that is exceeded. It sets the figures of each limit. An error rejects the request.
+	Reserve(ctx context.Context, org, id string, limits []budget.Limit) (budget.Result, error)
+	// Full returns the figures of a limit that admits no request now, and takes
+	// nothing. It is advice: what it admits, Reserve may still reject.
 	Full(limits []budget.Limit) (budget.Result, bool)
-	// Release returns the reservation of a request that was not forwarded.
-	Release(ctx context.Context, id string, limits []budget.Limit)
-	// Settle replaces the reservation by the request's actual use.
-	Settle(ctx context.Context, id string, limits []budget.Limit, used budget.Used)
+	// Release gives back what Reserve took for a request that was not forwarded.
+	Release(ctx context.Context, id string)
+	// Settle replaces what Reserve took by what the request has used.
+	Settle(ctx context.Context, id string, used budget.Used)
 }
 
-// A Pricer computes the charges of providers. It must be safe for concurrent use.
+// A Pricer has the prices of providers. It must be safe for concurrent use.
 type Pricer interface {
 	// Cost returns the price of a request in nano-dollars, or false if it is not known.
 	// asked is the requested model. answered is the model in the response.
 	Cost(p provider.Provider, asked, answered string, u provider.Usage, at time.Time) (nanoUSD int64, known bool)
+	// Worst is the most that a request may cost. missing is not empty if that is not known:
+	// the line of the price file that would make it known.
+	Worst(p provider.Provider, asked string, b provider.Bound, at time.Time) (nanoUSD int64, missing string)
+	// MaxOutput is the most output tokens that the model may write, 0 if that is not known.
+	MaxOutput(p provider.Provider, asked string, at time.Time) int64
+	// Version names the prices.
+	Version() string
 }
 
 // ErrUnknownCaller is wrapped by the error of a lookup without a matching caller. Any other

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/ai-identity/ai-identity/budget"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/provider"
@@ -108,14 +107,6 @@ func denied(d policy.Decision, model string) *provider.Error {
 		return Unavailable(r.Code, message) // there was no decision, so a retry may succeed
 	}
 	return Refuse(http.StatusForbidden, r.Code, message)
-}
-
-// limited is the error for a request over a limit.
-func limited(r budget.Result) *provider.Error {
-	e := Refuse(http.StatusTooManyRequests, "rate_limit_exceeded",
-		fmt.Sprintf("Rate limit reached: %d requests per minute. Try again in %ds.", r.Limit, Seconds(r.RetryAfter)))
-	e.RetryAfter = r.RetryAfter
-	return e
 }
 
 // Seconds is d in whole seconds, rounded up, for Retry-After.

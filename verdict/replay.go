@@ -30,7 +30,7 @@ func NewReplay(candidate, current *policy.Bundle, start time.Time) *Replay {
 		policies *policy.Bundle
 	}{{&r.candidate, candidate}, {&r.current, current}} {
 		x.of.policies, x.of.now = x.policies, start
-		x.of.rates = budget.NewMemory(func() time.Time { return x.of.now })
+		x.of.rates = budget.NewMemory(func() time.Time { return x.of.now }, nil)
 	}
 	return r
 }
@@ -73,7 +73,7 @@ func (r *replayed) decide(ctx context.Context, in policy.Input, a *Again) policy
 			}
 			continue
 		}
-		limits = append(limits, budget.Limit{Key: l.Key, PerMinute: l.Value})
+		limits = append(limits, budget.Limit{Key: l.Key, Max: l.Value})
 	}
 	if in.Request.Time.After(r.now) {
 		r.now = in.Request.Time

@@ -241,6 +241,7 @@ var computed = map[string][]string{
 	"extproc why":                         {"too_many_waiting"},
 	"extproc code":                        nil, // a parameter; its arguments are found
 	"verdict code":                        nil,
+	"verdict e.Code":                      nil,
 	"verdict reason":                      {"key_expired", "key_revoked", "key_unknown", "overloaded", "agent_suspended", "agent_inactive", "inactive"},
 	"verdict r.Code":                      nil, // a reason of policy
 	"verdict refused.Code":                nil,

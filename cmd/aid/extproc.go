@@ -216,6 +216,9 @@ func (s *sidecar) run(ctx context.Context) error {
 		return writer.Ship(shipping, xds.NewIngest(conn, ""))
 	})
 
+	spend := xds.NewSpend(xds.NewBudgets(conn, ""), writer, time.Now, s.log)
+	below.start(ctx, "spend", spend.Run)
+
 	var server *extproc.Server // set below; only Run calls Changed and InUse
 	client, err := xds.NewClient(xds.ClientConfig{
 		Conn: conn, NodeID: s.nodeID, MaxStaleness: s.maxStaleness, MaxCallers: s.maxCallers,
@@ -228,7 +231,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	}
 	config := extproc.Config{
 		Domains:   s.domains,
-		Directory: client, Recorder: writer, Limiter: budget.NewMemory(time.Now), Pricer: table,
+		Directory: client, Recorder: writer, Limiter: budget.NewMemory(time.Now, spend), Pricer: table,
 		Log: s.log, Registerer: reg, MaxBody: s.maxBody, MaxStreams: s.maxStreams, MaxDeciding: s.maxDeciding,
 		Repeats: writer,
 		Unknown: func(cause string, peer netip.Addr) { writer.Count(client.Home(), cause, peer) },

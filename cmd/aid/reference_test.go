@@ -377,7 +377,7 @@ func TestMetricReference(t *testing.T) {
 	defer conn.Close()
 	client, err := xds.NewClient(xds.ClientConfig{Conn: conn, NodeID: "n", Log: quiet, Registerer: sidecar})
 	must(err)
-	_, err = extproc.New(extproc.Config{Directory: client, Recorder: writer, Limiter: budget.NewMemory(time.Now), Log: quiet, Registerer: sidecar})
+	_, err = extproc.New(extproc.Config{Directory: client, Recorder: writer, Limiter: budget.NewMemory(time.Now, nil), Log: quiet, Registerer: sidecar})
 	must(err)
 	// The metrics of aid up.
 	all := &noted{collectors: []prometheus.Collector{restarts("envoy", func() int64 { return 0 })}}

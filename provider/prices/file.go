@@ -15,6 +15,7 @@ type override struct {
 	models         []string // names in lower case, or globs
 	list           *vendor  // the vendor whose built-in list applies; nil: the rates apply
 	rates          rates
+	limits         modelLimits
 }
 
 func (o *override) fits(p provider.Provider, name string) bool {
@@ -40,6 +41,9 @@ type inFile struct {
 		InputImage   decimal `yaml:"input_image"`
 		OutputAudio  decimal `yaml:"output_audio"`
 		OutputImage  decimal `yaml:"output_image"`
+
+		ContextWindow   decimal `yaml:"context_window"`
+		MaxOutputTokens decimal `yaml:"max_output_tokens"`
 	} `yaml:"prices"`
 }
 
@@ -109,6 +113,21 @@ func (t *Table) parse(text []byte) ([]override, error) {
 				return nil, wrong(r.field, problem)
 			}
 			o.rates[r.sort] = price{known: true, base: n}
+			given++
+		}
+		for _, l := range []struct {
+			field string
+			text  decimal
+			to    *int64
+		}{{"context_window", e.ContextWindow, &o.limits.Context}, {"max_output_tokens", e.MaxOutputTokens, &o.limits.MaxOutput}} {
+			if l.text == "" {
+				continue
+			}
+			n, problem := tokensOf(l.text.plain())
+			if problem != "" {
+				return nil, wrong(l.field, problem)
+			}
+			*l.to = n
 			given++
 		}
 		switch {

@@ -2,7 +2,9 @@ package prices
 
 import (
 	"bytes"
+	"crypto/sha256"
 	_ "embed"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +20,7 @@ var list []byte
 
 // Table has the prices of models. It never changes, and is safe for concurrent use.
 type Table struct {
+	version   string
 	overrides []override // the first match applies
 	vendors   []vendor
 }
@@ -36,6 +39,7 @@ type model struct {
 	But      []string // names that are excluded although they match
 	Prices   []period // by time; the last that has begun applies, and before all of them the first
 	Services []period // for a service tier; the first that has begun applies, for each sort
+	modelLimits
 }
 
 // period is a list of prices and the time from which it applies.
@@ -48,7 +52,10 @@ type period struct {
 // Load reads the built-in list and an override file, which may be empty. An error is about
 // the file, and has the line.
 func Load(file []byte) (*Table, error) {
-	t := &Table{}
+	digest := sha256.New()
+	digest.Write(list)
+	digest.Write(file)
+	t := &Table{version: "sha256:" + hex.EncodeToString(digest.Sum(nil))}
 	var l struct {
 		Source  string
 		Unit    string

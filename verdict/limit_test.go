@@ -1,0 +1,279 @@
+package verdict_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/budget"
+	"github.com/ai-identity/ai-identity/policy"
+	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/provider/prices"
+	"github.com/ai-identity/ai-identity/verdict"
+)
+
+// sums is what was charged before, by counter.
+type sums map[string]int64
+
+func (s sums) Charged(_ context.Context, _ string, counters []string) ([]int64, error) {
+	out := make([]int64, len(counters))
+	for i, c := range counters {
+		out[i] = s[c]
+	}
+	return out, nil
+}
+
+func (sums) Alone(context.Context, string) error { return nil }
+
+// money is a world with prices and counts in memory. A token of small costs $0.000001 in and
+// $0.000002 out.
+func money(t *testing.T, limits string) (*world, *budget.Memory) {
+	t.Helper()
+	w := newWorld(t, `{"name":"p","effect":"allow","conditions":{},"limits":`+limits+`}`)
+	table, err := prices.Load([]byte(`prices:
+- provider: one
+  models: [small]
+  input: 1
+  output: 2
+  max_output_tokens: 8000
+- provider: one
+  models: ["big-wide"]
+  input: 1
+  output: 2
+  context_window: 100000
+- provider: one
+  models: ["big-free"]
+  input: 0
+  output: 0
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := budget.NewMemory(func() time.Time { return noon }, sums{})
+	w.org.Limiter, w.org.Pricer = m, table
+	return w, m
+}
+
+func next(w *world) change {
+	return func(x *world) { w.request.ID += "+"; x.request.ID = w.request.ID }
+}
+
+const chat = `,"messages":[{"role":"user","content":"hello"}]}`
+
+// A request under a cap reserves the most that it may cost, and says so in its entry.
+func TestReserved(t *testing.T) {
+	w, m := money(t, `{"monthly_usd_cap":1}`)
+	body(`{"model":"small","max_tokens":100,"n":3` + chat)(w)
+	v := w.allow()
+	worst := int64(len(w.request.Body)+256)*1000 + 300*2000
+	d := v.Decided(&w.org, w.caller, &w.request)
+	if d.ReservedNanoUSD != worst || d.PriceVersion != w.org.Pricer.Version() || len(d.Limits) != 1 {
+		t.Fatalf("%+v, want %d", d, worst)
+	}
+	want := audit.Limit{Source: "pol_a", Name: "monthly_usd_cap", Value: 1e9, PolicyID: "pol_a", Limit: "monthly_usd_cap", Per: "policy",
+		Counter: "policy:pol_a:monthly_usd_cap:policy:@2026-07", Period: "2026-07", Max: 1e9, Left: 1e9 - worst}
+	if d.Limits[0] != want {
+		t.Errorf("%+v, want %+v", d.Limits[0], want)
+	}
+	if reserved, _, _ := m.InFlight(); reserved != worst {
+		t.Errorf("%d reserved, want %d", reserved, worst)
+	}
+	if v.Forward.Body != nil || v.Forward.Added() != nil {
+		t.Errorf("the body of a request with a cap of its own is changed: %s", v.Forward.Body)
+	}
+}
+
+// Where the caller sets no limit on the output, one is added under the field that the
+// endpoint takes. What the caller sets is never lowered.
+func TestOutputIsCapped(t *testing.T) {
+	for _, c := range []struct {
+		limits, path, body, added string
+		want                      string
+	}{
+		{`{"monthly_usd_cap":9}`, "", `{"model":"small"` + chat, "max_tokens=8000", `{"max_tokens":8000,"model":"small"` + chat},
+		{`{"tpm":100000}`, "", `{"model":"big-free"` + chat, "max_tokens=16384", `{"max_tokens":16384,"model":"big-free"` + chat},
+		{`{"max_tokens":50}`, "", `{ }`, "", ""},
+		{`{"max_tokens":50}`, "", `{"model":"small"` + chat, "max_tokens=50", `{"max_tokens":50,"model":"small"` + chat},
+		{`{"max_tokens":50}`, "", `{"model":"small","max_tokens":null` + chat, "max_tokens=50", `{"model":"small","max_tokens":50` + chat},
+		{`{"max_tokens":50}`, "", `{"model":"small","max_tokens":50` + chat, "", ""},
+		{`{"max_tokens":50}`, "", `{"model":"small","max_completion_tokens":50` + chat, "", ""},
+		{`{"max_tokens":50}`, "/v1/responses", `{"model":"small","input":"hello"}`, "max_output_tokens=50", `{"max_output_tokens":50,"model":"small","input":"hello"}`},
+		{`{"max_tokens":50}`, "/v1/completions", `{"model":"small","prompt":"hello"}`, "max_tokens=50", `{"max_tokens":50,"model":"small","prompt":"hello"}`},
+		{`{"max_tokens":50}`, "/v1/embeddings", `{"model":"small","input":"hello"}`, "", ""},
+		{`{"rpm":50}`, "", `{"model":"small"` + chat, "", ""},
+		{`{"monthly_usd_cap":9}`, "", `{"model":"small","stream":true` + chat, "max_tokens=8000",
+			`{"max_tokens":8000,"stream_options":{"include_usage":true},"model":"small","stream":true` + chat},
+		{`{"monthly_usd_cap":9}`, "", `{"model":"small","max_tokens":7,"stream_options":{},"stream":true` + chat, "",
+			`{"model":"small","max_tokens":7,"stream_options":{"include_usage":true},"stream":true` + chat},
+		{`{"monthly_usd_cap":9}`, "", `{"max_tokens":null,"stream_options":{"include_obfuscation":true},"stream":true,"model":"small"` + chat, "max_tokens=8000",
+			`{"max_tokens":8000,"stream_options":{"include_usage":true,"include_obfuscation":true},"stream":true,"model":"small"` + chat},
+	} {
+		w, _ := money(t, c.limits)
+		w.caller.Key.Scopes = []string{"*"}
+		v := w.judge(body(c.body), func(w *world) {
+			if c.path != "" {
+				w.request.Path = c.path
+			}
+		})
+		if added := strings.Join(v.Forward.Added(), " "); added != c.added || c.want != "" && string(v.Forward.Body) != c.want {
+			t.Errorf("%s %s: added %q: %s", c.limits, c.body, added, v.Forward.Body)
+		}
+		if v.Forward.Body != nil && (!json.Valid(v.Forward.Body) || v.ForwardedDigest == "" || v.ForwardedDigest == v.Digest) {
+			t.Errorf("%s: forwards %s", c.body, v.Forward.Body)
+		}
+	}
+	w, m := money(t, `{"max_tokens":50,"monthly_usd_cap":9}`)
+	v := w.deny(403, "max_tokens_exceeded", body(`{"model":"small","max_tokens":51`+chat))
+	if v.PolicyID() != "pol_a" {
+		t.Errorf("it rests on %q", v.PolicyID())
+	}
+	w.deny(403, "max_tokens_exceeded", body(`{"model":"small","max_tokens":1,"max_completion_tokens":51`+chat))
+	w.deny(400, "invalid_max_tokens", body(`{"model":"small","max_tokens":0`+chat))
+	w.deny(400, "invalid_type", body(`{"model":"small","n":2.0`+chat))
+	if reserved, _, n := m.InFlight(); reserved != 0 || n != 0 {
+		t.Errorf("rejected requests hold %d", reserved)
+	}
+}
+
+// What has no bound, or no price, is rejected under a cap. What costs nothing is not.
+func TestUnboundedCost(t *testing.T) {
+	w, m := money(t, `{"monthly_usd_cap":0.000000001}`)
+	w.caller.Key.Scopes = []string{"*"}
+	v := w.deny(403, "price_unknown", body(`{"model":"big-other"`+chat))
+	if e := v.Rejection(); !strings.Contains(e.Message, `- {provider: one, models: ["big-other"], input: …, output: …}`) {
+		t.Error(e.Message)
+	}
+	image := `,"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"https://x.example/a.png"}}]}]}`
+	w.deny(403, "price_unknown", body(`{"model":"small"`+image))
+	w.deny(429, "budget_too_large", body(`{"model":"big-wide"`+image))
+	for _, tools := range []string{`"web_search_options":{}`, `"tools":[{"type":"web_search"}]`, `"tools":[{"type":"mcp","server_label":"a","server_url":"https://x.example"}]`} {
+		if v := w.judge(body(`{"model":"small",` + tools + chat)); v.Rejection() == nil || v.Rejection().Code != "unbounded_cost" && v.Rejection().Code != "unknown_field" {
+			t.Errorf("%s: %+v", tools, v.Rejection())
+		}
+	}
+	w.deny(403, "price_unknown", func(w *world) { w.org.Pricer = nil })
+	v = w.allow(body(`{"model":"big-free"` + chat))
+	if s := v.Settled(w.caller, &w.request, verdict.Ending{Outcome: "completed", Usage: provider.Usage{InputTokens: 5, Source: "provider"}}, true, w.org.Pricer); s.ChargedNanoUSD != 0 || s.ChargeBasis != audit.BasisUsage {
+		t.Errorf("%+v", s)
+	}
+	w.allow(next(w), path("/v1/models"), func(w *world) { w.request.Method, w.request.Body, w.request.ContentType = "GET", nil, "" })
+	if reserved, _, _ := m.InFlight(); reserved != 0 {
+		t.Errorf("%d is held", reserved)
+	}
+}
+
+// The three rejections of a cap.
+func TestCapRejects(t *testing.T) {
+	for per, own := range map[string]bool{"agent": true, "policy": false} {
+		w, m := money(t, `{"monthly_usd_cap":{"limit":0.01,"per":"`+per+`"}}`)
+		deny := func(code, text string, retry bool, c ...change) {
+			t.Helper()
+			v := w.deny(429, code, append(c, next(w))...)
+			e := v.Rejection()
+			if !strings.Contains(e.Message, "monthly USD cap") || !strings.Contains(e.Message, "2026-08-01T00:00:00Z") || !strings.Contains(e.Message, text) ||
+				(e.RetryAfter > 0) != retry || e.Final() == retry || strings.Contains(e.Message, "The cap is $0.01") != own {
+				t.Errorf("%s: %+v final %v", per, e, e.Final())
+			}
+			if d := v.Decided(&w.org, w.caller, &w.request); d.ReservedNanoUSD != 0 || len(d.Limits) != 1 || d.Limits[0].Counter == "" || v.PolicyID() != "pol_a" {
+				t.Errorf("%+v", d)
+			}
+		}
+		deny("budget_too_large", "With max_tokens of 48", false, body(`{"model":"small","max_tokens":7000`+chat))
+		first := body(`{"model":"small","max_tokens":4000` + chat)
+		w.allow(first)
+		id := w.request.ID
+		deny("budget_held", "Try again in 1s.", true, first)
+		m.Settle(t.Context(), id, budget.Used{NanoUSD: 10_000_000})
+		deny("insufficient_quota", "is spent", false, first)
+	}
+}
+
+// Each way to end has its charge.
+func TestCharges(t *testing.T) {
+	w, _ := money(t, `{"monthly_usd_cap":9}`)
+	whole := w.allow(body(`{"model":"small","max_tokens":100` + chat))
+	stream := w.allow(next(w), body(`{"model":"small","max_tokens":100,"stream":true`+chat))
+	worst := whole.Decided(&w.org, w.caller, &w.request).ReservedNanoUSD
+	usage := provider.Usage{InputTokens: 10, OutputTokens: 5, Source: "provider"}
+	estimate := int64(stream.Call.InputTokensEstimate) * 1000
+	for _, c := range []struct {
+		name      string
+		v         verdict.Verdict
+		forwarded bool
+		e         verdict.Ending
+		want      int64
+		basis     string
+		overrun   bool
+	}{
+		{"not forwarded", whole, false, verdict.Ending{Outcome: "refused"}, 0, audit.BasisNothing, false},
+		{"cut before it was sent", whole, false, verdict.Ending{Outcome: "cut"}, 0, audit.BasisNothing, false},
+		{"no connection", whole, true, verdict.Ending{Outcome: "upstream_reset", NotSent: true}, 0, audit.BasisNothing, false},
+		{"an error of the provider", whole, true, verdict.Ending{Outcome: "provider_error", ProviderStatus: 500}, 0, audit.BasisError, false},
+		{"usage", whole, true, verdict.Ending{Outcome: "completed", ProviderStatus: 200, Usage: usage}, 20_000, audit.BasisUsage, false},
+		{"usage of zero", whole, true, verdict.Ending{Outcome: "completed", ProviderStatus: 200, Usage: provider.Usage{Source: "provider"}}, 0, audit.BasisUsage, false},
+		{"an overrun", whole, true, verdict.Ending{Outcome: "completed", ProviderStatus: 200, Usage: provider.Usage{InputTokens: 1e6, Source: "provider"}}, 1e9, audit.BasisUsage, true},
+		{"no usage", whole, true, verdict.Ending{Outcome: "completed", ProviderStatus: 200}, worst, audit.BasisReservation, false},
+		{"a price that is not known", whole, true, verdict.Ending{Outcome: "completed", ProviderStatus: 200, Usage: provider.Usage{InputTokens: 1, Source: "provider", Service: "flex"}}, worst, audit.BasisReservation, false},
+		{"contradicting usage", whole, true, verdict.Ending{Outcome: "completed", ProviderStatus: 200, Usage: provider.Usage{InputTokens: 1, Source: "provider", Contradicts: true}}, worst, audit.BasisReservation, false},
+		{"no answer", whole, true, verdict.Ending{Outcome: "client_closed"}, worst, audit.BasisReservation, false},
+		{"unknown", whole, true, verdict.Ending{Outcome: audit.OutcomeUnknown}, worst, audit.BasisReservation, false},
+		{"half of a whole answer", whole, true, verdict.Ending{Outcome: "client_closed", ProviderStatus: 200}, worst, audit.BasisReservation, false},
+		{"a stream", stream, true, verdict.Ending{Outcome: "client_closed", ProviderStatus: 200, OutputSeen: 7}, estimate + 14_000, audit.BasisSeen, false},
+		{"usage comes first", stream, true, verdict.Ending{Outcome: "client_closed", ProviderStatus: 200, OutputSeen: 7, Usage: provider.Usage{InputTokens: 10, OutputTokens: 1, Source: "provider"}},
+			10_000 + 14_000, audit.BasisSeen, false},
+		{"usage comes often", stream, true, verdict.Ending{Outcome: "cut", ProviderStatus: 200, OutputSeen: 1, Usage: usage}, 20_000, audit.BasisSeen, false},
+		{"an error in a stream", stream, true, verdict.Ending{Outcome: "provider_error", ProviderStatus: 200, OutputSeen: 7}, estimate + 14_000, audit.BasisSeen, false},
+		{"more than was reserved", stream, true, verdict.Ending{Outcome: "broken_off", ProviderStatus: 200, OutputSeen: 1e6}, worst + 14_000, audit.BasisSeen, false},
+	} {
+		s := c.v.Settled(w.caller, &w.request, c.e, c.forwarded, w.org.Pricer)
+		want := c.want
+		if c.name == "more than was reserved" {
+			want = c.v.Decided(&w.org, w.caller, &w.request).ReservedNanoUSD
+		}
+		if s.ChargedNanoUSD != want || s.ChargeBasis != c.basis || s.Overrun != c.overrun {
+			t.Errorf("%s: charged %d %s overrun %v, want %d %s %v", c.name, s.ChargedNanoUSD, s.ChargeBasis, s.Overrun, want, c.basis, c.overrun)
+		}
+	}
+	free := newWorld(t)
+	v := free.allow()
+	if s := v.Settled(free.caller, &free.request, verdict.Ending{Outcome: "client_closed"}, true, nil); s.ChargeBasis != "" || s.ChargedNanoUSD != 0 {
+		t.Errorf("without a cap: %+v", s)
+	}
+}
+
+// Limits of policies in shadow count apart and reject nothing.
+func TestShadowMoney(t *testing.T) {
+	w, m := money(t, `{}`)
+	shadow := newWorld(t, `{"name":"s","effect":"allow","state":"shadow","conditions":{},"limits":{"monthly_usd_cap":0.01,"max_tokens":5000,"concurrent":1}}`)
+	w.org.Policies = shadow.org.Policies
+	body(`{"model":"small","max_tokens":4000` + chat)(w)
+	v := w.allow()
+	if v.Shadow.Effect != policy.Allow || len(v.ShadowIDs) != 2 || v.Reserved || v.PriceVersion != "" {
+		t.Errorf("%+v %v", v.Shadow, v.ShadowIDs)
+	}
+	if d := v.Decided(&w.org, w.caller, &w.request); d.ReservedNanoUSD != 0 || len(d.Limits) != 0 {
+		t.Errorf("%+v", d)
+	}
+	v = w.allow(next(w))
+	if v.Shadow.Effect != policy.Deny || fmt.Sprint(v.Shadow.Reasons) != "[{budget_held  pol_a} {concurrency_limit_exceeded  pol_a}]" {
+		t.Errorf("%+v", v.Shadow)
+	}
+	for _, id := range []string{"shadow:0:req-1", "shadow:2:req-1"} {
+		m.Settle(t.Context(), id, budget.Used{})
+	}
+	if reserved, slots, n := m.InFlight(); reserved != 0 || slots != 0 || n != 0 {
+		t.Errorf("%d %d %d are held", reserved, slots, n)
+	}
+}
+
+func TestUSD(t *testing.T) {
+	for n, want := range map[int64]string{0: "0.00", 1: "0.000000001", 1_500_000_000: "1.50", -2_000_000_000: "-2.00", 1_234_000_000: "1.234"} {
+		if got := verdict.USD(n); got != want {
+			t.Errorf("%d: %s, want %s", n, got, want)
+		}
+	}
+}

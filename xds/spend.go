@@ -1,0 +1,207 @@
+package xds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/budget"
+)
+
+// Records is the audit log of the sidecar; *audit.Writer is one.
+type Records interface {
+	ID() string
+	Earlier() []string
+	WaitEarlier(ctx context.Context, org string) error
+	Waiting() uint64 // records that the control plane does not have
+}
+
+// Spend has what was charged under USD caps before this process, for budget.Memory. It also
+// keeps the control plane informed that this sidecar serves an org, so that two sidecars
+// without a shared store never admit requests under the same cap.
+type Spend struct {
+	ledger  Ledger
+	records Records
+	now     func() time.Time
+	log     *slog.Logger
+
+	mu     sync.Mutex
+	orgs   map[string]*served
+	writer string // the last id of records
+}
+
+// served is what is known of an org in which a cap was used.
+type served struct {
+	asking chan struct{} // closed when the control plane has answered; nil: it is not asked
+	until  time.Time     // the answer holds until then
+	alone  bool          // no other sidecar serves the org
+	err    error         // of the last question
+}
+
+// askTimeout bounds one question.
+const askTimeout = 2 * time.Second
+
+// NewSpend returns a Spend that knows nothing yet. Run must run while it is used.
+func NewSpend(ledger Ledger, records Records, now func() time.Time, log *slog.Logger) *Spend {
+	return &Spend{ledger: ledger, records: records, now: now, log: log, orgs: map[string]*served{}, writer: records.ID()}
+}
+
+// Alone returns nil if this sidecar alone serves the org. Otherwise the error wraps
+// budget.ErrStoreRequired, or budget.ErrUnknownSums if the control plane has not confirmed it
+// within its lease.
+func (s *Spend) Alone(ctx context.Context, org string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.orgs[org]
+	if o == nil {
+		o = &served{}
+		s.orgs[org] = o
+	}
+	if !s.now().Before(o.until) {
+		if err := s.askLocked(ctx, org, o); err != nil {
+			return err
+		}
+	}
+	if !o.alone {
+		return budget.ErrStoreRequired
+	}
+	return nil
+}
+
+// askLocked asks whether the sidecar is alone, or joins a question about the org.
+func (s *Spend) askLocked(ctx context.Context, org string, o *served) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if asking := o.asking; asking != nil {
+		s.mu.Unlock()
+		select {
+		case <-asking:
+		case <-ctx.Done():
+		}
+		s.mu.Lock()
+		if s.now().Before(o.until) {
+			return nil
+		}
+		return fmt.Errorf("%w: %w", budget.ErrUnknownSums, errors.Join(o.err, ctx.Err()))
+	}
+	o.asking = make(chan struct{})
+	s.mu.Unlock()
+	_, err := s.counts(ctx, org, nil)
+	s.mu.Lock()
+	close(o.asking)
+	o.asking, o.err = nil, err
+	return err
+}
+
+// counts asks the control plane, and notes how many sidecars serve the org.
+func (s *Spend) counts(ctx context.Context, org string, names []audit.CountName) (audit.Counts, error) {
+	began := s.now()
+	r := audit.CountsRequest{Org: org, Writer: s.records.ID(), Names: names, Ended: s.records.Earlier()}
+	s.mu.Lock()
+	if s.writer != r.Writer {
+		r.Ended = append(r.Ended, s.writer) // of this very process
+	}
+	s.mu.Unlock()
+	got, err := s.ledger.Counts(ctx, r)
+	if err != nil {
+		return got, fmt.Errorf("%w: %w", budget.ErrUnknownSums, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.orgs[org]
+	if o == nil {
+		o = &served{}
+		s.orgs[org] = o
+	}
+	alone := got.Sidecars <= 1
+	if o.alone != alone && !o.until.IsZero() || o.until.IsZero() && !alone {
+		s.log.WarnContext(ctx, "the number of sidecars of an organization changed; requests under USD caps need exactly one", "org", org, "sidecars", got.Sidecars)
+	}
+	o.alone, o.until = alone, began.Add(got.Lease)
+	return got, nil
+}
+
+// Charged is budget.Sums'. A reservation without a completion counts as charged, since the
+// process that made it has ended.
+func (s *Spend) Charged(ctx context.Context, org string, counters []string) ([]int64, error) {
+	if err := s.records.WaitEarlier(ctx, org); err != nil {
+		return nil, fmt.Errorf("%w: %w", budget.ErrUnknownSums, err)
+	}
+	out := make([]int64, 0, len(counters))
+	for some := range slices.Chunk(counters, audit.MaxCounts) {
+		names := make([]audit.CountName, len(some))
+		for i, c := range some {
+			names[i] = audit.CountName{Counter: c, Period: c[strings.LastIndexByte(c, '@')+1:]}
+		}
+		got, err := s.counts(ctx, org, names)
+		if err != nil {
+			return nil, err
+		}
+		if got.Sidecars > 1 {
+			return nil, budget.ErrStoreRequired
+		}
+		for _, c := range got.Counts {
+			sum := c.ChargedNanoUSD + c.ReservedNanoUSD
+			if c.ChargedNanoUSD < 0 || c.ReservedNanoUSD < 0 || sum < 0 {
+				return nil, fmt.Errorf("%w: the control plane sent a sum that cannot be", budget.ErrUnknownSums)
+			}
+			out = append(out, sum)
+		}
+	}
+	return out, nil
+}
+
+// Run renews the lease of each org in which a cap was used, three times in each lease, until
+// ctx ends. Then it gives the leases back.
+func (s *Spend) Run(ctx context.Context) error {
+	tick := time.NewTicker(audit.SidecarLease / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			s.leave(context.WithoutCancel(ctx))
+			return nil
+		case <-tick.C:
+		}
+		for _, org := range s.served() {
+			asked, cancel := context.WithTimeout(ctx, askTimeout)
+			if _, err := s.counts(asked, org, nil); err != nil && ctx.Err() == nil {
+				s.log.WarnContext(ctx, "the lease for USD caps is not renewed; requests under them are rejected when it ends", "org", org, "err", err)
+			}
+			cancel()
+		}
+		s.mu.Lock()
+		s.writer = s.records.ID()
+		s.mu.Unlock()
+	}
+}
+
+func (s *Spend) served() (orgs []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for org := range s.orgs {
+		orgs = append(orgs, org)
+	}
+	return orgs
+}
+
+// leave gives the leases back, so that another sidecar need not wait for their end. While
+// charges are not shipped, the sums lack them, so the leases run on.
+func (s *Spend) leave(ctx context.Context) {
+	if s.records.Waiting() > 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	for _, org := range s.served() {
+		if _, err := s.ledger.Counts(ctx, audit.CountsRequest{Org: org, Writer: s.records.ID(), Leaving: true}); err != nil {
+			s.log.WarnContext(ctx, "the lease for USD caps is not given back; it ends by its time", "org", org, "err", err)
+		}
+	}
+}
