@@ -26,8 +26,8 @@ func (w *Writer) noteEarlier() {
 	w.mu.Unlock()
 }
 
-// WaitEarlier waits until the control plane has all records of the org that were in the
-// folder when it was opened, and the completions that OpenWriter added. Ship must run
+// WaitEarlier waits until the control plane has the org's records of earlier processes. These
+// are what was in the folder when it was opened, and the completions that OpenWriter added. Ship must run
 // meanwhile. The error is ctx's.
 func (w *Writer) WaitEarlier(ctx context.Context, org string) error {
 	const look = 50 * time.Millisecond // an org's own lane makes no change of all

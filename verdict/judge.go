@@ -138,7 +138,7 @@ func (o *Org) shadow(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 	}()
 	d, _ := o.Policies.Shadow(ctx, o.input(c, r, v))
 	v.Shadow = d
-	trial := *v // what would be rejected must change nothing of the verdict
+	trial := *v // what would be rejected must change nothing of v
 	for i, l := range d.Limits {
 		if o.Limiter == nil || !v.Allowed() {
 			return // a rejected request is not counted against a limit

@@ -23,8 +23,8 @@ type Records interface {
 }
 
 // Spend has what was charged under USD caps before this process, for budget.Memory. It also
-// keeps the control plane informed that this sidecar serves an org, so that two sidecars
-// without a shared store never admit requests under the same cap.
+// renews a lease for each org that this sidecar serves. So two sidecars without a shared
+// store never admit requests under the same cap.
 type Spend struct {
 	ledger  Ledger
 	records Records
@@ -39,7 +39,7 @@ type Spend struct {
 // served is what is known of an org in which a cap was used.
 type served struct {
 	asking chan struct{} // closed when the control plane has answered; nil: it is not asked
-	until  time.Time     // the answer holds until then
+	until  time.Time     // the reply holds until then
 	alone  bool          // no other sidecar serves the org
 	err    error         // of the last question
 }

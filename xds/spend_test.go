@@ -55,7 +55,7 @@ func (r *records) Earlier() []string                         { return []string{"
 func (r *records) WaitEarlier(context.Context, string) error { return r.earlier }
 func (r *records) Waiting() uint64                           { return 0 }
 
-// A sidecar that is not alone, or has not heard for a lease, admits nothing under a cap.
+// A sidecar that is not alone, or has no lease, admits nothing under a cap.
 func TestSpendAlone(t *testing.T) {
 	now := time.Unix(0, 0)
 	l, r := &sumsOf{sidecars: 1}, &records{id: "w_1"}
