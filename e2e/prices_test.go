@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -95,4 +96,27 @@ prices:
 		}
 		return nil
 	})
+
+	// A cap of $0.01 for the model of ours: a request reserves at most 500 tokens of output and
+	// is charged what it used.
+	up.Manage(t, http.MethodPost, "/v1/policies", `{"name":"cap","effect":"allow","conditions":{"request.model":"house-1"},"limits":{"monthly_usd_cap":0.01}}`, 201, nil)
+	ask := func(tokens int) e2e.Response {
+		return up.Chat(t, key, fmt.Sprintf(`{"model":"house-1","max_tokens":%d,"messages":[{"role":"user","content":"Hello"}]}`, tokens))
+	}
+	e2e.Eventually(t, 10*time.Second, func() error {
+		if got := ask(100_000); got.Status != 429 || !strings.Contains(string(got.Body), "budget_too_large") {
+			return fmt.Errorf("a request above the cap: %d %s", got.Status, got.Body)
+		}
+		return nil
+	})
+	if got := ask(500); got.Status != 200 {
+		t.Fatalf("a request below the cap: %d %s", got.Status, got.Body)
+	}
+	charged := false
+	for _, e := range settled(t, up) {
+		charged = charged || strings.Contains(string(e.Raw), `"charged_nano_usd":23500,"charge_basis":"usage"`)
+	}
+	if !charged {
+		t.Error("no entry has the charge")
+	}
 }
