@@ -116,6 +116,7 @@ type Key struct {
 	AllowedModels []string // exact names or globs; empty: as the agent's
 	RateLimit     int64    // requests per minute; 0: no limit of the key's own
 	RotatedFrom   string   // id of the key that this one replaces, or ""
+	Line          string   // id of the first key of its line of rotations; set by lookups of callers only
 	CreatedAt     time.Time
 	ExpiresAt     time.Time
 	RevokedAt     time.Time

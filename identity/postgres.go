@@ -170,6 +170,12 @@ func InsertKey(ctx context.Context, tx pgx.Tx, k Key) error {
 const keyColumns = `k.org_id, k.id, k.agent_id, k.name, k.hash, k.hint, k.scopes, k.allowed_models, k.rate_limit, k.rotated_from,
 	k.created_at, k.expires_at, k.revoked_at, k.place`
 
+// keyLine is the id of the first key of the line of rotations that ends with k.
+const keyLine = `(WITH RECURSIVE line(id, was, n) AS (
+		SELECT k.id, k.rotated_from, 0
+		UNION ALL SELECT p.id, p.rotated_from, line.n + 1 FROM line JOIN agent_keys p ON p.org_id = k.org_id AND p.id = line.was)
+	SELECT CASE was WHEN '' THEN id ELSE was END FROM line ORDER BY n DESC LIMIT 1)`
+
 type keyRow struct {
 	Key
 	hash             string
@@ -244,7 +250,7 @@ func RotateKey(ctx context.Context, tx pgx.Tx, old string, next Key, oldExpires 
 // CallerByHash returns the agent and the key with that SHA-256, in every state. If this org
 // has no such key, the error is [ErrNotFound].
 func CallerByHash(ctx context.Context, tx pgx.Tx, hash [32]byte) (Caller, error) {
-	c, err := scanCaller(tx.QueryRow(ctx, `SELECT `+keyColumns+`, `+agentColumns+`
+	c, err := scanCaller(tx.QueryRow(ctx, `SELECT `+keyColumns+`, `+keyLine+`, `+agentColumns+`
 		FROM agent_keys k JOIN agents a ON a.org_id = k.org_id AND a.id = k.agent_id
 		WHERE k.org_id = aid_org() AND k.hash = $1`, hexOf(hash)))
 	return found(c, err, "looking up a caller")
@@ -423,7 +429,7 @@ func OrgsOfKeys(ctx context.Context, tx pgx.Tx, hashes []string) (map[string]str
 // CallersByHash is like [CallerByHash] for several hashes in hex, in one statement. Unknown
 // hashes are left out.
 func CallersByHash(ctx context.Context, tx pgx.Tx, hashes []string) (map[string]Caller, error) {
-	rows, err := tx.Query(ctx, `SELECT `+keyColumns+`, `+agentColumns+`
+	rows, err := tx.Query(ctx, `SELECT `+keyColumns+`, `+keyLine+`, `+agentColumns+`
 		FROM agent_keys k JOIN agents a ON a.org_id = k.org_id AND a.id = k.agent_id
 		WHERE k.org_id = aid_org() AND k.hash = ANY ($1)`, hashes)
 	if err != nil {
@@ -444,7 +450,7 @@ func CallersByHash(ctx context.Context, tx pgx.Tx, hashes []string) (map[string]
 func scanCaller(row pgx.Row) (c Caller, err error) {
 	var k keyRow
 	var a agentRow
-	if err := row.Scan(append(k.into(), a.into()...)...); err != nil {
+	if err := row.Scan(slices.Concat(k.into(), []any{&k.Line}, a.into())...); err != nil {
 		return Caller{}, err
 	}
 	if c.Key, err = k.key(); err != nil {

@@ -240,6 +240,7 @@ func TestKeys(t *testing.T) {
 		return func(ctx context.Context, tx pgx.Tx) error {
 			got, err := identity.CallerByHash(ctx, tx, hash)
 			if err == nil {
+				want.Key.Line = want.Key.ID
 				if d := cmp.Diff(want, got, same); d != "" {
 					t.Error(d)
 				}
@@ -275,6 +276,30 @@ func TestKeys(t *testing.T) {
 	}
 	w.in(w.a, func(ctx context.Context, tx pgx.Tx) error { return identity.DeleteAgent(ctx, tx, "ag_1") })
 	w.both("looking up a key of a deleted agent", identity.ErrNotFound, look(hash, identity.Caller{}))
+}
+
+// A caller's key has the first key of its line, whatever has become of the keys between.
+func TestKeyLine(t *testing.T) {
+	w := open(t)
+	w.in(w.a, func(ctx context.Context, tx pgx.Tx) error {
+		if err := identity.InsertAgent(ctx, tx, agent(w.a, "ag_1")); err != nil {
+			return err
+		}
+		for _, c := range []struct{ id, from, line string }{
+			{"key_1", "", "key_1"}, {"key_2", "key_1", "key_1"}, {"key_3", "key_2", "key_1"}, {"key_4", "", "key_4"}, {"key_6", "key_5", "key_5"},
+		} {
+			k, _ := key(t, w.a, "ag_1", c.id)
+			k.RotatedFrom = c.from
+			if err := identity.InsertKey(ctx, tx, k); err != nil {
+				return err
+			}
+			got, err := identity.CallerByHash(ctx, tx, k.Hash)
+			if err != nil || got.Key.Line != c.line {
+				t.Errorf("%s from %q: line %q %v, want %q", c.id, c.from, got.Key.Line, err, c.line)
+			}
+		}
+		return nil
+	})
 }
 
 func TestRotateKey(t *testing.T) {

@@ -1,6 +1,8 @@
 package verdict
 
 import (
+	"cmp"
+
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
@@ -25,7 +27,7 @@ func (o *Org) input(c identity.Caller, r *Request, v *Verdict) policy.Input {
 		Caller: policy.CallerAttrs{
 			KeyID: k.ID, KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyExpiresAt: k.ExpiresAt,
 			KeyStatus: active, // an inactive key is rejected before policy
-			IP:        r.ClientIP, UserAgent: r.UserAgent, KeyRateLimit: k.RateLimit,
+			IP:        r.ClientIP, UserAgent: r.UserAgent, KeyRateLimit: k.RateLimit, KeyLine: cmp.Or(k.Line, k.ID),
 		},
 		Org: policy.OrgAttrs{ID: o.ID, Tier: o.Tier},
 	}
@@ -87,8 +89,18 @@ func InputOf(d audit.Decided) (in policy.Input, unknown []string, ok bool) {
 		},
 		Caller: policy.CallerAttrs{
 			KeyID: d.KeyID, KeyScopes: d.KeyScopes, KeyAllowedModels: d.KeyAllowedModels, KeyExpiresAt: d.KeyExpiresAt,
-			KeyStatus: active, IP: d.ClientIP, UserAgent: d.UserAgent, KeyRateLimit: d.KeyRateLimit,
+			KeyStatus: active, IP: d.ClientIP, UserAgent: d.UserAgent, KeyRateLimit: d.KeyRateLimit, KeyLine: lineOf(d),
 		},
 		Org: policy.OrgAttrs{ID: d.Org, Tier: d.OrgTier},
 	}, unknown, true
+}
+
+// lineOf is the line of keys that a recorded request counted for, as far as the entry holds it.
+func lineOf(d audit.Decided) string {
+	for _, l := range d.Limits {
+		if l.PolicyID != "" && l.Per == "key" {
+			return l.Subject
+		}
+	}
+	return d.KeyID
 }

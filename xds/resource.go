@@ -126,7 +126,7 @@ func packCaller(c identity.Caller) (*aidv1.Caller, error) {
 		},
 		Key: &aidv1.Key{
 			Id: k.ID, OrgId: k.OrgID, AgentId: k.AgentID, Name: k.Name, Scopes: k.Scopes, AllowedModels: k.AllowedModels,
-			RateLimit: k.RateLimit, ExpiresAt: stamp(k.ExpiresAt), Status: aidv1.Key_REVOKED,
+			RateLimit: k.RateLimit, ExpiresAt: stamp(k.ExpiresAt), Status: aidv1.Key_REVOKED, Line: k.Line,
 		},
 	}
 	if a.Status == identity.Active {
@@ -160,7 +160,7 @@ func unpackCaller(p identity.Presented, m *aidv1.Caller) (identity.Caller, error
 		},
 		Key: identity.Key{
 			ID: k.GetId(), OrgID: k.GetOrgId(), AgentID: k.GetAgentId(), Hash: hash, Name: k.GetName(), Scopes: k.GetScopes(),
-			AllowedModels: k.GetAllowedModels(), RateLimit: k.GetRateLimit(), RevokedAt: revoked,
+			AllowedModels: k.GetAllowedModels(), RateLimit: k.GetRateLimit(), RevokedAt: revoked, Line: k.GetLine(),
 		},
 	}
 	if a.GetStatus() == aidv1.Agent_ACTIVE {

@@ -475,6 +475,7 @@ type Key struct {
 	Status        Key_Status             `protobuf:"varint,8,opt,name=status,proto3,enum=aid.v1.Key_Status" json:"status,omitempty"`
 	// Copies of what an operator reads; never the key or its hash.
 	Name          string `protobuf:"bytes,9,opt,name=name,proto3" json:"name,omitempty"`
+	Line          string `protobuf:"bytes,10,opt,name=line,proto3" json:"line,omitempty"` // id of the first key of its line of rotations; empty: this one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -568,6 +569,13 @@ func (x *Key) GetStatus() Key_Status {
 func (x *Key) GetName() string {
 	if x != nil {
 		return x.Name
+	}
+	return ""
+}
+
+func (x *Key) GetLine() string {
+	if x != nil {
+		return x.Line
 	}
 	return ""
 }
@@ -920,7 +928,7 @@ const file_aid_v1_resources_proto_rawDesc = "" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
 	"\x06ACTIVE\x10\x01\x12\r\n" +
-	"\tSUSPENDED\x10\x02\"\xdb\x02\n" +
+	"\tSUSPENDED\x10\x02\"\xef\x02\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06org_id\x18\x02 \x01(\tR\x05orgId\x12\x19\n" +
@@ -932,7 +940,9 @@ const file_aid_v1_resources_proto_rawDesc = "" +
 	"\n" +
 	"expires_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12*\n" +
 	"\x06status\x18\b \x01(\x0e2\x12.aid.v1.Key.StatusR\x06status\x12\x12\n" +
-	"\x04name\x18\t \x01(\tR\x04name\"9\n" +
+	"\x04name\x18\t \x01(\tR\x04name\x12\x12\n" +
+	"\x04line\x18\n" +
+	" \x01(\tR\x04line\"9\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
