@@ -14,6 +14,7 @@ type entry struct {
 	usual    rates
 	services []rates
 	limits   modelLimits
+	own      bool // it is of the operator's file
 }
 
 // modelLimits are a model's own limits, in tokens; 0: not known.
@@ -35,7 +36,7 @@ func (t *Table) entry(p provider.Provider, asked string, at time.Time) (e entry,
 		case o.list != nil:
 			return o.list.entry(name, at)
 		default:
-			return entry{usual: o.rates, limits: o.limits}, true
+			return entry{usual: o.rates, limits: o.limits, own: true}, true
 		}
 	}
 	if v := t.vendorOf(p); v != nil {
@@ -83,7 +84,7 @@ func (t *Table) Worst(p provider.Provider, asked string, b provider.Bound, at ti
 	line := fmt.Sprintf("- {provider: %s, models: [%q], input: …, output: …", p.Name, normal(asked))
 	free := ok && len(e.services) == 0 && e.usual.free()
 	switch {
-	case !ok, b.Output > 0 && !e.usual[output].known, !e.usual[input].known:
+	case !ok, b.Output > 0 && !e.usual[output].known, !e.usual[input].known, !e.own && searches(asked):
 		return 0, line + "}"
 	case free:
 		return 0, ""
@@ -111,6 +112,10 @@ func (t *Table) Worst(p provider.Provider, asked string, b provider.Bound, at ti
 	}
 	return n, ""
 }
+
+// searches reports whether a model searches the web for each request. The built-in list lacks
+// the fee of a search, so only the operator's file can give such a model a price under a cap.
+func searches(model string) bool { return strings.Contains(normal(model), "search") }
 
 var (
 	inputSorts  = []sort{input, cached, write, longWrite, inputAudio, inputImage, inputVideo, cachedAudio, cachedImage}
