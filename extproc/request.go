@@ -3,6 +3,7 @@ package extproc
 import (
 	"bytes"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"net/http"
 	"net/netip"
@@ -65,6 +66,19 @@ func single(name string) (single, comma bool) {
 	return carrier(name), carrier(name)
 }
 
+// Limits of a request's headers. Envoy accepts somewhat more (package xds), so that the
+// response has a body and a request id. Envoy closes the connection above its own limits.
+const (
+	maxHeaderBytes = 60 << 10 // names and values
+	maxHeaders     = 100      // lines of the client
+)
+
+// ofEnvoy reports whether Envoy adds the header, or makes it from the request line.
+func ofEnvoy(name string) bool {
+	return strings.HasPrefix(name, ":") || strings.HasPrefix(name, "x-forwarded-") || strings.HasPrefix(name, "x-envoy-") ||
+		name == envoy.HeaderRequestID || name == envoy.HeaderPeer || name == envoy.HeaderProtocol
+}
+
 // readRequest reads the headers message. It never fails. Errors are kept, so that the
 // rejection of a caller who can be identified is recorded.
 func readRequest(m *extprocv3.HttpHeaders) request {
@@ -72,11 +86,18 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 	headers := m.GetHeaders().GetHeaders()
 	r.remove = make([]string, 0, 8)
 	seen := make([]string, 0, 19) // the single headers so far; there are 19
+	bytesOf, lines := 0, 0
 	for _, h := range headers {
 		name := lower(h.GetKey())
 		raw := h.GetRawValue()
 		if len(raw) == 0 && h.GetValue() != "" {
 			raw = []byte(h.GetValue()) // Envoys before 1.27
+		}
+		if bytesOf += len(name) + len(raw); !ofEnvoy(name) {
+			lines++
+		}
+		if strings.IndexByte(name, '_') >= 0 {
+			r.problem(verdict.Refuse(400, "invalid_header", "A header's name has an underscore. Some servers read it as a hyphen, so that it would be another header."))
 		}
 		if one, comma := single(name); one {
 			again := comma && bytes.IndexByte(raw, ',') >= 0
@@ -154,6 +175,10 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 		case "anthropic-version", "x-goog-api-key":
 			r.Dialect = append(r.Dialect, name)
 		}
+	}
+	if bytesOf > maxHeaderBytes || lines > maxHeaders {
+		r.wrong = verdict.Refuse(http.StatusRequestHeaderFieldsTooLarge, "headers_too_large",
+			fmt.Sprintf("The request headers have more than %d KiB, or more than %d lines.", maxHeaderBytes>>10, maxHeaders))
 	}
 	if a, err := netip.ParseAddr(r.ClientIP); err == nil {
 		r.ClientIP = a.Unmap().String()

@@ -1,6 +1,7 @@
 package extproc
 
 import (
+	"strings"
 	"testing"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -26,6 +27,41 @@ func TestHosts(t *testing.T) {
 			t.Errorf("%q is %q, %+v", sent, r.Host, r.wrong)
 		case want == "" && r.wrong == nil:
 			t.Errorf("%q is taken as %q", sent, r.Host)
+		}
+	}
+}
+
+// Headers that Envoy passes and this sidecar does not are rejected with a response.
+func TestHeaderLimits(t *testing.T) {
+	header := func(name, value string) *corev3.HeaderValue {
+		return &corev3.HeaderValue{Key: name, RawValue: []byte(value)}
+	}
+	lines := func(name string, n int) (all []*corev3.HeaderValue) {
+		for range n {
+			all = append(all, header(name, "x"))
+		}
+		return all
+	}
+	for _, c := range []struct {
+		name    string
+		headers []*corev3.HeaderValue
+		status  int // 0: it is accepted
+	}{
+		{"100 lines", lines("x-a", 100), 0},
+		{"101 lines", lines("x-a", 101), 431},
+		{"100 lines and Envoy's", append(lines("x-a", 100), header("x-forwarded-for", "192.0.2.1"), header("x-forwarded-proto", "http"), header("x-request-id", "x")), 0},
+		{"59 KiB", []*corev3.HeaderValue{header("x-a", strings.Repeat("x", 59<<10))}, 0},
+		{"61 KiB", []*corev3.HeaderValue{header("x-a", strings.Repeat("x", 61<<10))}, 431},
+		{"61 KiB of names", []*corev3.HeaderValue{header(strings.Repeat("x", 61<<10), "")}, 431},
+		{"61 KiB in parts", []*corev3.HeaderValue{header("x-a", strings.Repeat("x", 31<<10)), header("x-b", strings.Repeat("x", 30<<10))}, 431},
+		{"an underscore", []*corev3.HeaderValue{header("x_a", "x")}, 400},
+		{"an underscore alone", []*corev3.HeaderValue{header("_", "")}, 400},
+	} {
+		r := readRequest(&extprocv3.HttpHeaders{Headers: &corev3.HeaderMap{Headers: append([]*corev3.HeaderValue{
+			header(":method", "POST"), header(":path", "/v1/chat/completions"), header(":authority", "gateway.test"),
+		}, c.headers...)}})
+		if got := r.wrong; (got == nil) != (c.status == 0) || got != nil && got.Status != c.status {
+			t.Errorf("%s: %+v, want %d", c.name, got, c.status)
 		}
 	}
 }

@@ -82,22 +82,25 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 		// A message that parsers could read differently is rejected.
 		StreamErrorOnInvalidHttpMessage: yes(),
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
-			IdleTimeout:                  seconds(900),
-			MaxHeadersCount:              wrapperspb.UInt32(100),
-			HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_REJECT_REQUEST,
+			IdleTimeout: seconds(900),
+			// extproc has lower limits, and rejects underscores, with a response. What Envoy
+			// rejects while it reads the headers has no response: extproc's filter holds the
+			// response, and Envoy resets the stream at once.
+			MaxHeadersCount:              wrapperspb.UInt32(200),
+			HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_ALLOW,
 		},
 		HttpProtocolOptions: &corev3.Http1ProtocolOptions{
 			// extproc rejects HTTP/1.0, by envoy.HeaderProtocol. A request without a Host gets
 			// one that does not exist, so that it has the same response.
 			AcceptHttp_10: true, DefaultHostForHttp_10: "http-1.0.invalid", AllowChunkedLength: false,
-			EnableTrailers: true, // so that they are rejected with both protocols
+			EnableTrailers:     true, // so that they are rejected with both protocols
 		},
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
 			MaxConcurrentStreams:        wrapperspb.UInt32(1000),
 			InitialStreamWindowSize:     wrapperspb.UInt32(streamWindow),
 			InitialConnectionWindowSize: wrapperspb.UInt32(connectionWindow),
 		},
-		MaxRequestHeadersKb: wrapperspb.UInt32(60),
+		MaxRequestHeadersKb: wrapperspb.UInt32(96),
 
 		RequestHeadersTimeout: seconds(10),
 		RequestTimeout:        seconds(300), // for the whole request to arrive

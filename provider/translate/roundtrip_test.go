@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/go-cmp/cmp"
@@ -245,5 +246,36 @@ func add(sum, delta map[string]any) {
 			v = old
 		}
 		sum[name] = v
+	}
+}
+
+// Ids of calls that a provider sends without one are new in each response, so a
+// conversation never has one twice.
+func TestMadeUpIDs(t *testing.T) {
+	const answer = `{"candidates":[{"content":{"role":"model","parts":[{"functionCall":{"name":"f","args":{}}},{"functionCall":{"name":"f","args":{}}}]},"finishReason":"STOP","index":0}]}`
+	seen := map[string]bool{}
+	for _, id := range []string{"chatcmpl-1", "chatcmpl-2", "chatcmpl-3"} {
+		r, err := translate.Chat(translate.Gemini, []byte(plainRequest), translate.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := r.Answer(200, "application/json", time.Now, func() string { return id })
+		out := append(a.Chunk([]byte(answer), false), a.Chunk(nil, true)...)
+		var m struct {
+			Choices []struct {
+				Message struct {
+					Calls []struct{ ID string } `json:"tool_calls"`
+				}
+			}
+		}
+		if err := json.Unmarshal(out, &m); err != nil || len(m.Choices) != 1 || len(m.Choices[0].Message.Calls) != 2 {
+			t.Fatalf("%v %s", err, out)
+		}
+		for _, c := range m.Choices[0].Message.Calls {
+			if seen[c.ID] || c.ID == "" {
+				t.Errorf("the id %q of a call is there twice", c.ID)
+			}
+			seen[c.ID] = true
+		}
 	}
 }
