@@ -96,9 +96,6 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 		if bytesOf += len(name) + len(raw); !ofEnvoy(name) {
 			lines++
 		}
-		if strings.IndexByte(name, '_') >= 0 {
-			r.problem(verdict.Refuse(400, "invalid_header", "A header's name has an underscore. Some servers read it as a hyphen, so that it would be another header."))
-		}
 		if one, comma := single(name); one {
 			again := comma && bytes.IndexByte(raw, ',') >= 0
 			if slices.Contains(seen, name) {

@@ -105,7 +105,7 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 	l.want(h.GetForwardClientCertDetails() == hcmv3.HttpConnectionManager_SANITIZE_SET, "L06", "x-forwarded-client-cert of clients is trusted")
 	l.want(h.GetStreamErrorOnInvalidHttpMessage().GetValue(), "L06", "stream_error_on_invalid_http_message is off")
 	c := h.GetCommonHttpProtocolOptions()
-	l.want(c.GetHeadersWithUnderscoresAction() != corev3.HttpProtocolOptions_DROP_HEADER, "L06", "headers with underscores are dropped without a trace")
+	l.want(c.GetHeadersWithUnderscoresAction() == corev3.HttpProtocolOptions_REJECT_REQUEST, "L06", "headers with underscores are not rejected")
 	l.want(!h.GetHttpProtocolOptions().GetAllowChunkedLength(), "L06", "chunked bodies with a content-length are accepted")
 	l.want(len(h.GetUpgradeConfigs()) == 0 && !h.GetHttp2ProtocolOptions().GetAllowConnect(), "L07", "upgrades or CONNECT are on")
 	l.want(h.GetHttp3ProtocolOptions() == nil && h.GetCodecType() != hcmv3.HttpConnectionManager_HTTP3, "L07", "HTTP/3 is on")

@@ -297,9 +297,7 @@ func TestLint(t *testing.T) {
 			p.hcm.ForwardClientCertDetails = hcmv3.HttpConnectionManager_ALWAYS_FORWARD_ONLY
 		}},
 		{"L06", "lenient messages", func(p *parts) { p.hcm.StreamErrorOnInvalidHttpMessage = nil }},
-		{"L06", "underscores", func(p *parts) {
-			p.hcm.CommonHttpProtocolOptions.HeadersWithUnderscoresAction = corev3.HttpProtocolOptions_DROP_HEADER
-		}},
+		{"L06", "underscores", func(p *parts) { p.hcm.CommonHttpProtocolOptions.HeadersWithUnderscoresAction = 0 }},
 		{"L06", "HTTP/1.0 that extproc does not see", func(p *parts) {
 			m := envoy.EarlyMutation()
 			m.Mutations = m.Mutations[:len(m.Mutations)-1]

@@ -83,17 +83,19 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 		StreamErrorOnInvalidHttpMessage: yes(),
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
 			IdleTimeout: seconds(900),
-			// extproc has lower limits, and rejects underscores, with a response. What Envoy
-			// rejects while it reads the headers has no response: extproc's filter holds the
-			// response, and Envoy resets the stream at once.
-			MaxHeadersCount:              wrapperspb.UInt32(200),
-			HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_ALLOW,
+			// extproc has lower limits, and rejects with a response. What Envoy rejects while it
+			// reads the headers has no response: extproc's filter holds the response, and Envoy
+			// resets the stream at once.
+			MaxHeadersCount: wrapperspb.UInt32(200),
+			// This also closes the connection. A proxy in front that reads Transfer_Encoding as
+			// Transfer-Encoding would otherwise see one request where Envoy sees two.
+			HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_REJECT_REQUEST,
 		},
 		HttpProtocolOptions: &corev3.Http1ProtocolOptions{
 			// extproc rejects HTTP/1.0, by envoy.HeaderProtocol. A request without a Host gets
 			// one that does not exist, so that it has the same response.
 			AcceptHttp_10: true, DefaultHostForHttp_10: "http-1.0.invalid", AllowChunkedLength: false,
-			EnableTrailers:     true, // so that they are rejected with both protocols
+			EnableTrailers: true, // so that they are rejected with both protocols
 		},
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
 			MaxConcurrentStreams:        wrapperspb.UInt32(1000),

@@ -127,7 +127,6 @@ var errorGroups = []errorGroup{
 		{"unbounded_cost", []int{403}, "A USD cap applies, and the request has a tool that the provider runs itself.", "Leave the tool out, or use a policy without a USD cap."},
 		{"too_many_waiting", []int{429}, "Too many requests of the key or the agent wait for their bodies.", "Send bodies faster, and fewer at once."},
 		{"request_too_large", []int{413}, "The body, encoded or decoded, is larger than `--max-body` (16 MiB).", "Send less, or raise `--max-body` of control and extproc."},
-		{"invalid_header", []int{400}, "The name of a header has an underscore.", "Rename the header, such as X-Trace-Id for X_Trace_Id."},
 		{"headers_too_large", []int{431}, "The request headers have more than 60 KiB, or more than 100 lines.", "Send fewer or shorter headers."},
 		{"overloaded", []int{503}, "The sidecar has no room for the request, or no free worker.", "Try again. Add sidecars, or raise `--max-waiting-bytes` or `--max-deciding`."},
 		{"gateway_overloaded", []int{503}, "The sidecar has `--max-streams` requests, or Envoy is at its limit of memory or connections.", "Try again. Add sidecars, or raise the limit."},
