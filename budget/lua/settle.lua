@@ -1,0 +1,33 @@
+-- Replaces what a request holds by what it has used. KEYS as in reserve.lua.
+-- ARGV[5..]: id, whether the result of its reservation is not known, the farthest debt; then
+-- three for each limit. A request that holds nothing changes nothing.
+local id = ARGV[5]
+local held = redis.call('HGET', KEYS[2], id)
+local had = held
+if held then
+  redis.call('HDEL', KEYS[2], id)
+elseif redis.call('GET', KEYS[3]) == 't' then
+  had = true
+  redis.call('DEL', KEYS[3])
+end
+if ARGV[6] == '1' then redis.call('SET', KEYS[3], 'x', 'PX', 600000) end -- it may still arrive
+local of = held and string.match(held, '^[^\n]*')
+local done = {}
+for i = 1, #KEYS - 3 do
+  local key, at = KEYS[3 + i], 7 + (i - 1) * 3
+  local kind = ARGV[at + 1]
+  if kind == 's' then
+    redis.call('ZREM', key, id)
+  elseif not had or done[key] then
+  elseif kind == 'r' then -- by how much it is full later
+    local d, by = ahead(key), tonumber(ARGV[at + 2])
+    if by > 0 or d > 0 then full(key, math.min(d + by, tonumber(ARGV[7]))) end
+  else -- amount, charge
+    local c = redis.call('HMGET', key, 'gen', 'charged', 'reserved')
+    if c[3] and (kind == 'p' or of == org[1] and c[1] == org[1]) then
+      redis.call('HSET', key, 'reserved', sub(c[3], ARGV[at + 2]), 'charged', add(c[2] or '0', ARGV[at + 3]))
+    end
+  end
+  done[key] = true
+end
+return {state, clock[1], clock[2]}

@@ -1,0 +1,537 @@
+package budget
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// org returns the org, and begins to follow it.
+func (v *Valkey) org(name string) (*shared, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if o := v.orgs[name]; o != nil {
+		return o, nil
+	}
+	for _, c := range name {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '-' {
+			return nil, fmt.Errorf("%w: the org %q is not a name of letters and digits", ErrStoreAway, name)
+		}
+	}
+	if name == "" {
+		return nil, fmt.Errorf("%w: the org has no name", ErrStoreAway)
+	}
+	o := &shared{name: name, changed: make(chan struct{}), spans: map[zoned]since{}, asking: map[string]chan struct{}{}, used: map[string]Limit{}, poke: make(chan struct{}, 1)}
+	v.orgs[name] = o
+	if v.ctx != nil {
+		v.follow(o)
+	}
+	return o, nil
+}
+
+// follow runs the org's heartbeat. v.mu is held.
+func (v *Valkey) follow(o *shared) {
+	v.begun.Add(1)
+	go func() {
+		defer v.begun.Done()
+		v.beats(v.ctx, o)
+	}()
+}
+
+// number is the next call's.
+func (o *shared) number(me string) (args []string, gen string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.seq++
+	return []string{me, strconv.FormatUint(o.seq, 10), strconv.FormatUint(o.acked, 10), o.gen}, o.gen
+}
+
+// got notes a reply to the call with these arguments.
+func (o *shared) got(args []string, r reply) {
+	state := r.word
+	if r.state != "" {
+		state = r.state
+	}
+	gen := args[3]
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch state {
+	case "ok":
+		if n, err := strconv.ParseUint(args[1], 10, 64); err == nil && gen == o.gen && gen != "" {
+			o.acked = max(o.acked, n)
+		}
+	case "gen", "lost":
+		o.behindLocked(state, gen)
+	}
+}
+
+// behind notes that the store is not in generation gen, or has lost counts of it.
+func (o *shared) behind(state, gen string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.behindLocked(state, gen)
+}
+
+func (o *shared) behindLocked(state, gen string) {
+	if gen != o.gen || gen == "" {
+		return // it joins, or has joined another one meanwhile
+	}
+	switch state {
+	case "lost":
+		o.lost = gen
+		o.gen, o.ready = "", false
+	case "gen":
+		o.gen, o.ready = "", false
+	case "wait":
+		o.ready = false
+	}
+	o.pokeLocked()
+}
+
+func (o *shared) pokeLocked() {
+	select {
+	case o.poke <- struct{}{}:
+	default:
+	}
+}
+
+// forget makes the sidecar join anew, since it has lost what it had to send.
+func (o *shared) forget() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.gen != "" {
+		o.lost = o.gen
+	}
+	o.gen, o.ready = "", false
+	o.pokeLocked()
+}
+
+func (o *shared) generation() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.gen
+}
+
+func (o *shared) isAway() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.away
+}
+
+func (o *shared) sidecars() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.others
+}
+
+// wait returns nil once the org is in a generation that all sidecars have joined.
+func (o *shared) wait(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, sumsTimeout)
+	defer cancel()
+	for {
+		o.mu.Lock()
+		ready, away, why, changed := o.gen != "" && o.ready, o.away, o.why, o.changed
+		o.mu.Unlock()
+		switch {
+		case away:
+			return ErrStoreAway
+		case ready:
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			switch {
+			case errors.Is(why, ErrStoreRequired), errors.Is(why, ErrStoreAway):
+				return why
+			case why == nil:
+				why = ctx.Err()
+			}
+			return fmt.Errorf("%w: %w", ErrUnknownSums, why)
+		}
+	}
+}
+
+// note stores what joining has found, and wakes those who wait.
+func (o *shared) note(change func()) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	change()
+	close(o.changed)
+	o.changed = make(chan struct{})
+}
+
+// beats keeps the org's place in the store, each second. It joins a new generation when one
+// has begun, and notices when the store is away or back.
+func (v *Valkey) beats(ctx context.Context, o *shared) {
+	var before error
+	for n := 0; ; n++ {
+		err := v.beat(ctx, o, n)
+		if ctx.Err() != nil {
+			return
+		}
+		o.note(func() { o.why = err })
+		switch {
+		case err != nil && (before == nil || before.Error() != err.Error()):
+			v.c.Log.WarnContext(ctx, "the shared store of counts is not usable for an org: its USD caps reject", "org", o.name, "err", err)
+		case err == nil && before != nil:
+			v.c.Log.InfoContext(ctx, "the shared store of counts is usable for an org", "org", o.name)
+		}
+		before = err
+		wait := beatEvery
+		if err != nil {
+			wait = retryEvery
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-o.poke:
+		}
+		timer.Stop()
+	}
+}
+
+// beat is one heartbeat. Every tenth also renews slots, and looks for sidecars that are gone.
+// Every sixtieth compares the counts with the audit log.
+func (v *Valkey) beat(ctx context.Context, o *shared, n int) error {
+	often := n%10 == 0
+	if often {
+		v.countSidecars(ctx, o)
+	}
+	r, _, err := v.here(ctx, o, 0, often)
+	if err != nil {
+		return err
+	}
+	if o.generation() == "" {
+		if err := v.join(ctx, o); err != nil {
+			return err
+		}
+		r = reply{}
+	}
+	if len(r.rest) == 0 || r.rest[0] != "1" {
+		need := v.countSidecars(ctx, o)
+		if need == 0 {
+			return errNoAnswer
+		}
+		var gen string
+		if r, gen, err = v.here(ctx, o, need, often); err != nil {
+			return err
+		}
+		if r.word != "ok" || len(r.rest) == 0 || r.rest[0] != "1" {
+			return fmt.Errorf("%w: the store has lost counts, and not all of %d sidecars have joined again", ErrUnknownSums, need)
+		}
+		o.note(func() { o.ready = o.gen == gen })
+	}
+	if often {
+		v.renew(ctx, o)
+		for _, id := range r.rest[1:] {
+			v.bury(ctx, o, id)
+		}
+	}
+	if n%60 == 59 {
+		v.compare(ctx, o)
+	}
+	return nil
+}
+
+var errNoAnswer = fmt.Errorf("%w: the control plane does not answer", ErrUnknownSums)
+
+// here says that the sidecar is here. need is how many must have joined; 0: do not look.
+func (v *Valkey) here(ctx context.Context, o *shared, need int, silentToo bool) (reply, string, error) {
+	args, gen := o.number(v.id)
+	args = append(args, strconv.Itoa(need), flag(silentToo), strconv.Itoa(int(silent.Seconds())))
+	r, err := v.call(ctx, o, callTimeout, scriptBeat, o.keys(v.id, "", nil)[:2], args)
+	if err == nil {
+		o.note(func() {
+			o.away = false
+			if o.gen == gen && gen != "" && r.word == "ok" && len(r.rest) > 0 {
+				o.ready = r.rest[0] == "1"
+			}
+		})
+	}
+	return r, gen, err
+}
+
+// countSidecars asks the control plane how many sidecars serve the org. It returns 0 if it
+// does not answer; the last number goes on to count for shares.
+func (v *Valkey) countSidecars(ctx context.Context, o *shared) int {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	n, err := v.c.Sums.Sidecars(ctx, o.name)
+	if err != nil || n <= 0 {
+		return 0
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.others = n
+	return n
+}
+
+// join makes the sidecar a member of the store's generation, once the control plane has all
+// its records. Until then gen is empty, so no cap is taken. Reservations whose decisions may
+// not be recorded yet are taken along. Their ends wait meanwhile.
+func (v *Valkey) join(ctx context.Context, o *shared) error {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	if v.countSidecars(ctx, o) == 0 { // from now on the others wait for this one
+		return errNoAnswer
+	}
+	args, _ := o.number(v.id)
+	keys := o.keys(v.id, "", nil)[:2]
+	var young []string
+	var moved []*holding
+	places := map[string]int{}
+	v.mu.Lock()
+	o.joining = true
+	for id, h := range v.held {
+		if h.org != o || h.near || v.now().Sub(h.at) > recordedBy {
+			continue
+		}
+		moved = append(moved, h)
+		for i := range h.limits {
+			l := &h.limits[i]
+			if !l.Kind.Money() || l.Shadow || l.amount() == 0 || again(h.limits, i) {
+				continue
+			}
+			key := o.count(l)
+			if places[key] == 0 {
+				keys = append(keys, key)
+				places[key] = len(keys)
+			}
+			young = append(young, id, strconv.Itoa(places[key]), strconv.FormatInt(l.amount(), 10))
+		}
+	}
+	v.mu.Unlock()
+	defer func() {
+		v.mu.Lock()
+		o.joining = false
+		v.mu.Unlock()
+		v.wakeUp()
+	}()
+	if err := v.c.Sums.Shipped(ctx, o.name); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnknownSums, err)
+	}
+	o.mu.Lock()
+	args[3] = o.lost
+	o.mu.Unlock()
+	args = append(args, v.id+"-"+args[1])
+	r, err := v.call(ctx, o, callTimeout, scriptJoin, keys, append(args, young...))
+	if err != nil {
+		return err
+	}
+	seq, _ := strconv.ParseUint(args[1], 10, 64)
+	v.mu.Lock()
+	for _, h := range moved {
+		h.gen = r.word
+	}
+	v.mu.Unlock()
+	o.note(func() { o.lost, o.gen, o.acked, o.ready = "", r.word, seq, false })
+	v.m.generations.Inc()
+	v.c.Log.InfoContext(ctx, "joined a generation of the shared store of counts", "org", o.name, "generation", r.word)
+	return nil
+}
+
+// learn reads the counts of limits that the store does not know from the audit log, or waits
+// for another request that does.
+func (v *Valkey) learn(ctx context.Context, o *shared, gen string, limits []Limit, places []string) error {
+	ctx, cancel := context.WithTimeout(ctx, sumsTimeout)
+	defer cancel()
+	var mine []*Limit
+	var waits []chan struct{}
+	done := make(chan struct{})
+	o.mu.Lock()
+	for _, place := range places {
+		i, err := strconv.Atoi(place)
+		if err != nil || i < 1 || i > len(limits) {
+			continue
+		}
+		l := &limits[i-1]
+		counter := l.Counter()
+		if asked := o.asking[counter]; asked != nil {
+			if asked != done {
+				waits = append(waits, asked)
+			}
+			continue
+		}
+		o.asking[counter] = done
+		mine = append(mine, l)
+	}
+	o.mu.Unlock()
+	var err error
+	if len(mine) > 0 {
+		err = v.seed(ctx, o, gen, mine)
+		o.mu.Lock()
+		for _, l := range mine {
+			delete(o.asking, l.Counter())
+		}
+		o.mu.Unlock()
+		close(done)
+	}
+	if err != nil {
+		return err
+	}
+	for _, w := range waits {
+		select {
+		case <-w:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ErrUnknownSums, ctx.Err())
+		}
+	}
+	return nil
+}
+
+// seed raises the store's counts to what the audit log has.
+func (v *Valkey) seed(ctx context.Context, o *shared, gen string, limits []*Limit) error {
+	counters := make([]string, len(limits))
+	for i, l := range limits {
+		counters[i] = l.Counter()
+	}
+	sums, err := v.c.Sums.Charged(ctx, o.name, counters)
+	switch {
+	case err != nil:
+		return fmt.Errorf("asking for what was charged: %w", err)
+	case len(sums) != len(counters):
+		return fmt.Errorf("%w: %d of %d sums came", ErrUnknownSums, len(sums), len(counters))
+	}
+	keys := o.keys(v.id, "", nil)[:2]
+	args, now := o.number(v.id)
+	if now != gen {
+		return nil // the caller looks again
+	}
+	for i, l := range limits {
+		keys = append(keys, o.count(l))
+		args = append(args, strconv.FormatInt(max(0, sums[i]), 10), strconv.FormatInt(o.span(l).end.Add(kept).Unix(), 10))
+	}
+	r, err := v.call(ctx, o, callTimeout, scriptSeed, keys, args)
+	if err != nil {
+		return err
+	}
+	if r.word == "ok" && len(r.rest) == len(limits) {
+		for i, had := range r.rest {
+			if n, err := strconv.ParseInt(had, 10, 64); err == nil && n < sums[i] {
+				v.m.raised.Add(float64(sums[i] - n))
+				v.c.Log.WarnContext(ctx, "the shared store had less than the audit log, and was corrected", "org", o.name, "counter", counters[i], "had", n, "charged", sums[i])
+			}
+		}
+	}
+	return nil
+}
+
+// compare raises counts used since it last ran that are below those of the audit log.
+func (v *Valkey) compare(ctx context.Context, o *shared) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	var limits []*Limit
+	o.mu.Lock()
+	for _, l := range o.used {
+		limits = append(limits, &l)
+	}
+	clear(o.used)
+	o.mu.Unlock()
+	if len(limits) == 0 {
+		return
+	}
+	if err := v.seed(ctx, o, o.generation(), limits); err != nil {
+		v.c.Log.WarnContext(ctx, "the shared store was not compared with the audit log", "org", o.name, "err", err)
+	}
+}
+
+// renew extends the leases of slots in use.
+func (v *Valkey) renew(ctx context.Context, o *shared) {
+	keys, ids := o.keys(v.id, "", nil)[:2], []string(nil)
+	v.mu.Lock()
+	for id, h := range v.held {
+		if h.org != o || h.near || !h.slots {
+			continue
+		}
+		for i := range h.limits {
+			if h.limits[i].Kind == Slots {
+				keys, ids = append(keys, o.count(&h.limits[i])), append(ids, id)
+			}
+		}
+	}
+	v.mu.Unlock()
+	const most = 1000
+	for len(ids) > 0 {
+		n := min(most, len(ids))
+		args, _ := o.number(v.id)
+		args = append(args, strconv.FormatInt(slotLease.Milliseconds(), 10))
+		if _, err := v.call(ctx, o, callTimeout, scriptRenew, slices.Concat(keys[:2], keys[2:2+n]), append(args, ids[:n]...)); err != nil {
+			return // the next heartbeat renews them
+		}
+		keys, ids = slices.Concat(keys[:2], keys[2+n:]), ids[n:]
+	}
+}
+
+// bury charges what a sidecar holds in full that no longer calls.
+func (v *Valkey) bury(ctx context.Context, o *shared, id string) {
+	theirs := o.key("held:" + id)
+	records, err := v.records(ctx, theirs)
+	if err != nil {
+		return // later
+	}
+	keys, seen := append(o.keys(v.id, "", nil)[:2], theirs), map[string]bool{}
+	for _, record := range records {
+		for _, line := range strings.Split(record, "\n")[1:] {
+			if _, key, ok := strings.Cut(line, " "); ok && !seen[key] && strings.HasPrefix(key, o.key("")) {
+				seen[key] = true
+				keys = append(keys, key)
+			}
+		}
+	}
+	args, _ := o.number(v.id)
+	if _, err := v.call(ctx, o, callTimeout, scriptBury, keys, append(args, id, strconv.Itoa(int(silent.Seconds())))); err == nil {
+		v.c.Log.WarnContext(ctx, "a sidecar is gone: what it held in the shared store is charged in full", "org", o.name, "requests", len(records))
+	}
+}
+
+// locate sets the period of each USD cap, by the store's clock.
+func (v *Valkey) locate(o *shared, limits []Limit) {
+	for i := range limits {
+		if l := &limits[i]; l.Kind.Money() {
+			l.Period = o.span(l).name
+		}
+	}
+}
+
+// span is the period of a limit.
+func (o *shared) span(l *Limit) since {
+	const most = 64 // calendars change with the configuration
+	z := zoned{l.Kind, l.Calendar}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	in, ok := o.spans[z]
+	if !ok {
+		if len(o.spans) >= most {
+			clear(o.spans)
+		}
+		in = z.since(time.Now())
+		o.spans[z] = in
+	}
+	return in
+}
+
+// since is the period at an instant.
+func (z zoned) since(at time.Time) since {
+	in := since{at: at.Unix()}
+	if z.kind == Day {
+		in.name, in.end = z.calendar.Day(at)
+	} else {
+		in.name, in.end = z.calendar.Month(at)
+	}
+	return in
+}
+
+// turn computes the periods again, for an instant of the store's clock.
+func (o *shared) turn(at time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for z := range o.spans {
+		o.spans[z] = z.since(at)
+	}
+}

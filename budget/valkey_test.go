@@ -1,0 +1,367 @@
+package budget_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ai-identity/ai-identity/budget"
+)
+
+// server is a real Valkey.
+type server struct {
+	t      *testing.T
+	port   int
+	binary string
+	folder string
+	args   []string
+	cmd    *exec.Cmd
+}
+
+// startValkey starts one, or skips the test where none is installed.
+func startValkey(t *testing.T, args ...string) *server {
+	t.Helper()
+	binary := os.Getenv("AID_VALKEY")
+	if binary == "" {
+		binary = filepath.Join("..", ".tools", "valkey", "valkey-server")
+	}
+	if _, err := os.Stat(binary); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatalf("the tests need a Valkey: `make .tools/valkey/.done` installs it: %v", err)
+		}
+		t.Skip(err)
+	}
+	s := &server{t: t, binary: binary, folder: t.TempDir(), args: args, port: freePort(t)}
+	s.start()
+	t.Cleanup(s.kill)
+	return s
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func (s *server) start() {
+	s.t.Helper()
+	args := append([]string{"--port", strconv.Itoa(s.port), "--bind", "127.0.0.1", "--dir", s.folder, "--save", "", "--appendonly", "no",
+		"--maxmemory-policy", "noeviction", "--repl-diskless-sync-delay", "0"}, s.args...)
+	s.cmd = exec.Command(s.binary, args...)
+	out, err := os.Create(filepath.Join(s.folder, "log"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer out.Close()
+	s.cmd.Stdout, s.cmd.Stderr = out, out
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := s.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	within(s.t, "Valkey starts", func() bool { return s.try("PING") == nil })
+}
+
+func (s *server) address() string { return "127.0.0.1:" + strconv.Itoa(s.port) }
+
+func (s *server) kill() {
+	if s.cmd.ProcessState == nil {
+		_ = s.cmd.Process.Kill()
+		_ = s.cmd.Wait()
+	}
+}
+
+func (s *server) signal(sig syscall.Signal) {
+	s.t.Helper()
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// do sends an inline command that replies with one line.
+func (s *server) do(command string) string {
+	s.t.Helper()
+	line, err := s.send(command)
+	if err != nil {
+		s.t.Fatalf("%s: %v", command, err)
+	}
+	return line
+}
+
+func (s *server) try(command string) error {
+	_, err := s.send(command)
+	return err
+}
+
+func (s *server) send(command string) (string, error) {
+	c, err := net.DialTimeout("tcp", s.address(), time.Second)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := io.WriteString(c, command+"\r\n"); err != nil {
+		return "", err
+	}
+	r := bufio.NewReader(c)
+	line, err := r.ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	line = strings.TrimRight(line, "\r\n")
+	switch {
+	case strings.HasPrefix(line, "-"):
+		return "", errors.New(line)
+	case strings.HasPrefix(line, "$") && line != "$-1":
+		n, _ := strconv.Atoi(line[1:])
+		text := make([]byte, n)
+		if _, err := io.ReadFull(r, text); err != nil {
+			return "", err
+		}
+		return string(text), nil
+	}
+	return line[1:], nil
+}
+
+// within waits until is returns true.
+func within(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !is(); {
+		if time.Now().After(end) {
+			t.Fatal("not within 20s: " + what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// log is the audit log of several sidecars: what was charged to each counter, and what is
+// reserved by decisions.
+type auditLog struct {
+	mu       sync.Mutex
+	sums     map[string]int64
+	asked    map[string]int
+	sidecars int
+	err      error
+	hold     chan struct{} // Shipped waits until it is closed
+}
+
+func (a *auditLog) Charged(_ context.Context, _ string, counters []string) ([]int64, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.err != nil {
+		return nil, a.err
+	}
+	out := make([]int64, len(counters))
+	for i, c := range counters {
+		if a.asked == nil {
+			a.asked = map[string]int{}
+		}
+		a.asked[c]++
+		out[i] = a.sums[c]
+	}
+	return out, nil
+}
+
+func (a *auditLog) Sidecars(context.Context, string) (int, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return max(1, a.sidecars), a.err
+}
+
+func (a *auditLog) Shipped(ctx context.Context, _ string) error {
+	a.mu.Lock()
+	hold, err := a.hold, a.err
+	a.mu.Unlock()
+	if hold != nil {
+		select {
+		case <-hold:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return err
+}
+
+func (a *auditLog) set(change func(a *auditLog)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	change(a)
+}
+
+// open returns a sidecar's store, which runs until the test ends.
+func open(t *testing.T, sums budget.SharedSums, addresses ...string) *budget.Valkey {
+	t.Helper()
+	v, err := budget.NewValkey(budget.ValkeyConfig{Addresses: addresses, Sums: sums, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = v.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-done
+	})
+	return v
+}
+
+// reserve waits until the store counts.
+func reserve(t *testing.T, v *budget.Valkey, id string, limits []budget.Limit) budget.Result {
+	t.Helper()
+	var r budget.Result
+	var err error
+	within(t, id+" is counted", func() bool {
+		r, err = v.Reserve(t.Context(), "org_1", id, limits)
+		return err == nil
+	})
+	return r
+}
+
+// settled waits until nothing of money is in flight.
+func (s *server) settled(counter string) string {
+	s.t.Helper()
+	key := "aid:{org_1}:usd:" + counter
+	within(s.t, counter+" is at rest", func() bool { r, err := s.send("HGET " + key + " reserved"); return err == nil && r == "0" })
+	return s.do("HGET " + key + " charged")
+}
+
+func month1(most, amount int64) []budget.Limit { return month("cap", most, amount) }
+
+func thisMonth() string { return "cap@" + time.Now().UTC().Format("2006-01") }
+
+func TestValkeyCap(t *testing.T) {
+	s := startValkey(t)
+	a := &auditLog{sums: map[string]int64{thisMonth(): 40}}
+	v := open(t, a, s.address())
+	if r := reserve(t, v, "a", month1(100, 61)); r.OK || r.Why != budget.TooLarge || r.Fits != 60 || r.Remaining != 60 {
+		t.Fatalf("%+v", r)
+	}
+	limits := month1(100, 35)
+	if r := reserve(t, v, "a", limits); !r.OK || limits[0].Left != 25 || limits[0].Counter() != thisMonth() {
+		t.Fatalf("%+v %+v", r, limits)
+	}
+	if r := reserve(t, v, "a", month1(100, 35)); !r.OK {
+		t.Fatalf("again: %+v", r)
+	}
+	if r := reserve(t, v, "b", month1(100, 26)); r.OK || r.Why != budget.Held || r.Remaining != 25 || r.RetryAfter != time.Second {
+		t.Fatalf("%+v", r)
+	}
+	if r := reserve(t, v, "b", month1(100, 25)); !r.OK {
+		t.Fatalf("%+v", r)
+	}
+	v.Settle(t.Context(), "a", budget.Used{NanoUSD: 10})
+	v.Settle(t.Context(), "a", budget.Used{NanoUSD: 10}) // once only
+	v.Settle(t.Context(), "b", budget.Used{NanoUSD: 70})
+	if got := s.settled(thisMonth()); got != "120" {
+		t.Fatalf("charged %s", got)
+	}
+	if r := reserve(t, v, "c", month1(100, 1)); r.OK || r.Why != budget.Spent || r.RetryAfter != 0 || r.Reset <= 0 {
+		t.Fatalf("%+v", r)
+	}
+	if r := reserve(t, v, "c", month1(121, 1)); !r.OK { // the cap was raised
+		t.Fatalf("%+v", r)
+	}
+	v.Release(t.Context(), "c")
+	if got := s.settled(thisMonth()); got != "120" {
+		t.Fatalf("charged %s", got)
+	}
+	if a.asked[thisMonth()] != 1 {
+		t.Errorf("asked %v", a.asked)
+	}
+	if s.do("DBSIZE") != "2" {
+		t.Errorf("%s keys are left", s.do("DBSIZE"))
+	}
+}
+
+// Amounts above 2^53 are exact, and the largest do not overflow.
+func TestValkeyIsExact(t *testing.T) {
+	const most = 1<<63 - 1
+	for _, c := range []struct{ had, max, amount, charge, want int64 }{
+		{0, 1<<53 + 1, 1<<53 + 1, 1<<53 + 1, 1<<53 + 1},
+		{1 << 53, 1<<53 + 2, 1, 1, 1<<53 + 1},
+		{1<<62 + 12345, most, 1<<61 + 999999999, 1<<61 + 1, 1<<62 + 12345 + 1<<61 + 1},
+		{0, most, most, most, most},
+		{5, most, 7, most - 2, most},
+		{999999999, 2000000000, 1000000001, 1, 1000000000},
+		{1, 1000000001, 1000000000, 0, 1},
+	} {
+		t.Run(fmt.Sprint(c.had), func(t *testing.T) {
+			s := startValkey(t)
+			v := open(t, &auditLog{sums: map[string]int64{thisMonth(): c.had}}, s.address())
+			if left := c.max - c.had; left < most {
+				if r := reserve(t, v, "no", month1(c.max, left+1)); r.OK || r.Why != budget.TooLarge || r.Fits != left {
+					t.Fatalf("one more than fits: %+v", r)
+				}
+			}
+			if r := reserve(t, v, "a", month1(c.max, c.amount)); !r.OK {
+				t.Fatalf("%+v", r)
+			}
+			if got := s.do("HGET aid:{org_1}:usd:" + thisMonth() + " reserved"); got != strconv.FormatInt(c.amount, 10) {
+				t.Fatalf("reserved %s, want %d", got, c.amount)
+			}
+			v.Settle(t.Context(), "a", budget.Used{NanoUSD: c.charge})
+			if got := s.settled(thisMonth()); got != strconv.FormatInt(c.want, 10) {
+				t.Fatalf("charged %s, want %d", got, c.want)
+			}
+		})
+	}
+}
+
+// Many sidecars and one cap: at no instant more than the cap is taken, and all of it can be.
+func TestValkeyMany(t *testing.T) {
+	s := startValkey(t)
+	a := &auditLog{}
+	const sidecars, requests, most, amount = 8, 400, 100, 1
+	var admitted atomic.Int64
+	var wg sync.WaitGroup
+	barrier := make(chan struct{})
+	a.sidecars = 1
+	for i := range sidecars {
+		v := open(t, a, s.address())
+		for j := range requests / sidecars {
+			wg.Go(func() {
+				<-barrier
+				for {
+					r, err := v.Reserve(t.Context(), "org_1", fmt.Sprintf("r-%d-%d", i, j), month1(most, amount))
+					if err != nil {
+						continue
+					}
+					if r.OK {
+						admitted.Add(1)
+					}
+					return
+				}
+			})
+		}
+	}
+	close(barrier)
+	wg.Wait()
+	if n := admitted.Load(); n != most {
+		t.Errorf("%d were admitted, want %d", n, most)
+	}
+	if got := s.do("HGET aid:{org_1}:usd:" + thisMonth() + " reserved"); got != "100" {
+		t.Errorf("reserved %s", got)
+	}
+}
