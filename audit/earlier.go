@@ -30,20 +30,60 @@ func (w *Writer) noteEarlier() {
 // are what was in the folder when it was opened, and the completions that OpenWriter added. Ship must run
 // meanwhile. The error is ctx's.
 func (w *Writer) WaitEarlier(ctx context.Context, org string) error {
+	w.mu.Lock()
+	until := w.found
+	w.mu.Unlock()
+	if err := w.waitArrived(ctx, org, until); err != nil {
+		return fmt.Errorf("records of an earlier process are not shipped: %w", err)
+	}
+	return nil
+}
+
+// WaitOrg waits until the control plane has all of the org's records: those of earlier
+// processes, and all that were appended or enqueued before the call. Run and Ship must run
+// meanwhile. The error is ctx's.
+func (w *Writer) WaitOrg(ctx context.Context, org string) error {
+	w.mu.Lock()
+	b := w.latest
+	w.mu.Unlock()
+	for b != nil {
+		select {
+		case <-b.done:
+		case <-ctx.Done():
+			return fmt.Errorf("records are not durable: %w", ctx.Err())
+		}
+		w.mu.Lock()
+		if b = nil; len(w.queue) > 0 && w.failed != nil {
+			b = w.queue[len(w.queue)-1] // what the disk did not take is written again
+		}
+		w.mu.Unlock()
+	}
+	w.mu.Lock()
+	until := w.durable
+	w.mu.Unlock()
+	if err := w.waitArrived(ctx, org, until); err != nil {
+		return fmt.Errorf("records are not shipped: %w", err)
+	}
+	return nil
+}
+
+// waitArrived waits until the control plane has the org's records up to a number.
+func (w *Writer) waitArrived(ctx context.Context, org string, until uint64) error {
 	const look = 50 * time.Millisecond // an org's own lane makes no change of all
 	timer := time.NewTicker(look)
 	defer timer.Stop()
 	for {
 		w.mu.Lock()
-		arrived, until := w.arrivedLocked(org), w.found
+		arrived, changed := w.arrivedLocked(org), w.changed
 		w.mu.Unlock()
 		if arrived >= until {
 			return nil
 		}
 		select {
 		case <-timer.C:
+		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("records of an earlier process are not shipped: %w", ctx.Err())
+			return ctx.Err()
 		}
 	}
 }

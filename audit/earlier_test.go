@@ -48,4 +48,14 @@ func TestWaitEarlier(t *testing.T) {
 	if err := w.WaitEarlier(t.Context(), org); err != nil {
 		t.Errorf("it waits for what this process wrote: %v", err)
 	}
+	w.Enqueue(org, audit.Settled{RequestID: "later0", Outcome: "completed"})
+	short, over = context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer over()
+	if err := w.WaitOrg(short, org); err == nil {
+		t.Error("what this process wrote is not shipped, and WaitOrg does not wait")
+	}
+	shipAll(t, w, direct{chain(t, db, 1), "node_1"})
+	if err := w.WaitOrg(t.Context(), org); err != nil || w.Waiting() != 0 {
+		t.Errorf("%v, and %d records wait", err, w.Waiting())
+	}
 }

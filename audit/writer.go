@@ -143,6 +143,7 @@ type Writer struct {
 	lock     *os.File // nil: released
 	segs     []*segment
 	found    uint64            // the last record that was durable when the folder was opened
+	latest   *batch            // the last one that got an item
 	durable  uint64            // the last record that callers know to be durable
 	acked    uint64            // the control plane has all up to this one, in all orgs
 	behind   map[string]uint64 // by org: while Ship does not run, how far those are that have less than passed
@@ -375,6 +376,7 @@ func (w *Writer) add(it item) (*batch, int, error) {
 		b = &batch{done: make(chan struct{})}
 		w.queue = append(w.queue, b)
 	}
+	w.latest = b
 	b.items = append(b.items, it)
 	b.bytes += size
 	if it.waited {

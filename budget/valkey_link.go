@@ -66,8 +66,8 @@ var (
 type ValkeyConfig struct {
 	// Addresses are host:port of a server, or of some nodes of a cluster.
 	Addresses []string
-	// TLS is nil for a connection without it.
-	TLS *tls.Config
+	// TLS returns the current TLS configuration, for each new connection. Nil: without TLS.
+	TLS func() *tls.Config
 	// Username is of an ACL; "": default.
 	Username string
 	// Password returns the current password, for each new connection. Nil: none.
@@ -136,11 +136,16 @@ type link struct{ client valkey.Client }
 
 func (v *Valkey) options() valkey.ClientOption {
 	o := valkey.ClientOption{
-		InitAddress: v.c.Addresses, TLSConfig: v.c.TLS, ClientName: "aid-extproc",
+		InitAddress: v.c.Addresses, ClientName: "aid-extproc",
 		Dialer:           net.Dialer{Timeout: callTimeout, KeepAlive: callTimeout},
 		ConnWriteTimeout: 2 * callTimeout,
 		DisableCache:     true, DisableRetry: true, AlwaysPipelining: true,
 		PipelineMultiplex: 1, ReadBufferEachConn: 64 << 10, WriteBufferEachConn: 64 << 10,
+	}
+	if v.c.TLS != nil {
+		o.DialCtxFn = func(ctx context.Context, address string, d *net.Dialer, _ *tls.Config) (net.Conn, error) {
+			return (&tls.Dialer{NetDialer: d, Config: v.c.TLS()}).DialContext(ctx, "tcp", address)
+		}
 	}
 	if v.c.Password != nil {
 		o.AuthCredentialsFn = func(valkey.AuthCredentialsContext) (valkey.AuthCredentials, error) {

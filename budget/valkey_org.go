@@ -485,7 +485,7 @@ func (v *Valkey) bury(ctx context.Context, o *shared, id string) {
 		}
 	}
 	args, _ := o.number(v.id)
-	if _, err := v.call(ctx, o, callTimeout, scriptBury, keys, append(args, id, strconv.Itoa(int(silent.Seconds())))); err == nil {
+	if _, err := v.call(ctx, o, callTimeout, scriptBury, keys, append(args, id, strconv.Itoa(int(silent.Seconds())))); err == nil && len(records) > 0 {
 		v.c.Log.WarnContext(ctx, "a sidecar is gone: what it held in the shared store is charged in full", "org", o.name, "requests", len(records))
 	}
 }
@@ -534,4 +534,14 @@ func (o *shared) turn(at time.Time) {
 	for z := range o.spans {
 		o.spans[z] = z.since(at)
 	}
+}
+
+// Sidecars returns how many sidecars serve the org, as last heard from the control plane. It is
+// 0 while that is not known.
+func (v *Valkey) Sidecars(org string) int {
+	o, err := v.org(org)
+	if err != nil {
+		return 0
+	}
+	return o.sidecars()
 }

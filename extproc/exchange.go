@@ -706,16 +706,16 @@ func (x *exchange) settle(ctx context.Context, err error) {
 	ending := x.response.ending(outcome)
 	ending.DecidedSeq = x.receipt.Seq
 	settled := x.verdict.Settled(x.caller, &x.req.Request, ending, x.effect == policy.Allow, x.s.c.Pricer)
+	// First the record: a shared store that has lost its counts reads them from the audit log.
+	if x.recorded || x.inDoubt { // otherwise it is certain that there is no first entry
+		x.s.c.Recorder.Enqueue(x.org.ID, settled)
+	}
 	x.settleLimits(ctx, settled.ChargedNanoUSD)
 	if settled.Overrun {
 		x.s.metrics.overruns.Inc()
 		x.s.c.Log.WarnContext(ctx, "a request cost more than was reserved for it", "exchange", x.req.ID, "model", x.verdict.Call.Model,
 			"charged", verdict.USD(settled.ChargedNanoUSD))
 	}
-	if !x.recorded && !x.inDoubt {
-		return // it is certain that there is no first entry
-	}
-	x.s.c.Recorder.Enqueue(x.org.ID, settled)
 }
 
 // settleLimits releases what was reserved for a request that was not forwarded. For other

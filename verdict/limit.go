@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -146,9 +147,12 @@ func (o *Org) limit(ctx context.Context, v *Verdict, id string) *provider.Error 
 	}
 	taken, err := o.Limiter.Reserve(ctx, o.ID, id, v.Counts)
 	switch {
+	case errors.Is(err, budget.ErrStoreAway) && slices.ContainsFunc(v.Counts, func(l budget.Limit) bool { return l.Kind.Money() }):
+		v.fails(err)
+		return Unavailable("budget_store_unavailable", "A USD cap applies, and the store that counts it is not available right now. Try again shortly.")
 	case errors.Is(err, budget.ErrStoreRequired):
 		v.fails(err)
-		return Unavailable("budget_store_required", "A USD cap applies, and several gateways serve this organization without a shared store. An administrator must run one of them only.")
+		return Unavailable("budget_store_required", "A USD cap applies, and several gateways serve this organization without a shared store. An administrator must set --redis, or run one of them only.")
 	case errors.Is(err, budget.ErrUnknownSums):
 		v.fails(err)
 		return Unavailable("budget_unavailable", "A USD cap applies, and what was charged in its period is not known yet. Try again shortly.")

@@ -19,6 +19,7 @@ type Records interface {
 	ID() string
 	Earlier() []string
 	WaitEarlier(ctx context.Context, org string) error
+	WaitOrg(ctx context.Context, org string) error
 	Waiting() uint64 // records that the control plane does not have
 }
 
@@ -30,6 +31,8 @@ type Spend struct {
 	records Records
 	now     func() time.Time
 	log     *slog.Logger
+
+	shared bool // with other sidecars, in a store; set before use
 
 	mu     sync.Mutex
 	orgs   map[string]*served
@@ -120,7 +123,7 @@ func (s *Spend) counts(ctx context.Context, org string, names []audit.CountName)
 		s.orgs[org] = o
 	}
 	alone := got.Sidecars <= 1
-	if o.alone != alone && !o.until.IsZero() || o.until.IsZero() && !alone {
+	if !s.shared && (o.alone != alone && !o.until.IsZero() || o.until.IsZero() && !alone) {
 		s.log.WarnContext(ctx, "the number of sidecars of an organization changed; requests under USD caps need exactly one", "org", org, "sidecars", got.Sidecars)
 	}
 	o.alone, o.until = alone, began.Add(got.Lease)
@@ -130,6 +133,31 @@ func (s *Spend) counts(ctx context.Context, org string, names []audit.CountName)
 // Charged is budget.Sums'. A reservation without a completion counts as charged, since the
 // process that made it has ended.
 func (s *Spend) Charged(ctx context.Context, org string, counters []string) ([]int64, error) {
+	return s.charged(ctx, org, counters, true)
+}
+
+// Shared returns the same sums for counts that sidecars share in a store.
+func (s *Spend) Shared() budget.SharedSums {
+	s.shared = true
+	return sharedSpend{s}
+}
+
+type sharedSpend struct{ s *Spend }
+
+func (s sharedSpend) Charged(ctx context.Context, org string, counters []string) ([]int64, error) {
+	return s.s.charged(ctx, org, counters, false)
+}
+
+func (s sharedSpend) Sidecars(ctx context.Context, org string) (int, error) {
+	got, err := s.s.counts(ctx, org, nil)
+	return got.Sidecars, err
+}
+
+func (s sharedSpend) Shipped(ctx context.Context, org string) error {
+	return s.s.records.WaitOrg(ctx, org)
+}
+
+func (s *Spend) charged(ctx context.Context, org string, counters []string, alone bool) ([]int64, error) {
 	if err := s.records.WaitEarlier(ctx, org); err != nil {
 		return nil, fmt.Errorf("%w: %w", budget.ErrUnknownSums, err)
 	}
@@ -143,7 +171,7 @@ func (s *Spend) Charged(ctx context.Context, org string, counters []string) ([]i
 		if err != nil {
 			return nil, err
 		}
-		if got.Sidecars > 1 {
+		if alone && got.Sidecars > 1 {
 			return nil, budget.ErrStoreRequired
 		}
 		for _, c := range got.Counts {

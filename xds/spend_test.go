@@ -53,6 +53,7 @@ type records struct {
 func (r *records) ID() string                                { return r.id }
 func (r *records) Earlier() []string                         { return []string{"w_before"} }
 func (r *records) WaitEarlier(context.Context, string) error { return r.earlier }
+func (r *records) WaitOrg(context.Context, string) error     { return r.earlier }
 func (r *records) Waiting() uint64                           { return 0 }
 
 // A sidecar that is not alone, or has no lease, admits nothing under a cap.
@@ -114,6 +115,30 @@ func TestSpendCharged(t *testing.T) {
 	l.sums["cap:a@2026-11 2026-11"] = audit.Count{ChargedNanoUSD: 1<<63 - 1, ReservedNanoUSD: 1}
 	if _, err := s.Charged(t.Context(), "org_1", []string{"cap:a@2026-11"}); !errors.Is(err, budget.ErrUnknownSums) {
 		t.Errorf("a sum that overflows: %v", err)
+	}
+}
+
+// With a shared store, other sidecars are no reason to reject.
+func TestSpendShared(t *testing.T) {
+	l := &sumsOf{sidecars: 3, sums: map[string]audit.Count{"cap:a@2026-11 2026-11": {ChargedNanoUSD: 40, ReservedNanoUSD: 2}}}
+	r := &records{id: "w_1"}
+	s := xds.NewSpend(l, r, time.Now, slog.New(slog.DiscardHandler)).Shared()
+	if got, err := s.Charged(t.Context(), "org_1", []string{"cap:a@2026-11"}); err != nil || len(got) != 1 || got[0] != 42 {
+		t.Errorf("%v %v", got, err)
+	}
+	if n, err := s.Sidecars(t.Context(), "org_1"); err != nil || n != 3 {
+		t.Errorf("%d %v", n, err)
+	}
+	if err := s.Shipped(t.Context(), "org_1"); err != nil {
+		t.Error(err)
+	}
+	r.earlier = context.DeadlineExceeded
+	if err := s.Shipped(t.Context(), "org_1"); err == nil {
+		t.Error("records are not shipped, and it returns no error")
+	}
+	l.set(3, errors.New("away"))
+	if _, err := s.Sidecars(t.Context(), "org_1"); !errors.Is(err, budget.ErrUnknownSums) {
+		t.Errorf("away: %v", err)
 	}
 }
 

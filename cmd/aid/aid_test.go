@@ -414,13 +414,13 @@ func TestFlagsCheckTheirFiles(t *testing.T) {
 
 // A flag that is not built is rejected, on the command line and as a variable.
 func TestNotBuiltIsRejected(t *testing.T) {
-	for _, name := range []string{"egress", "proxy", "redis"} {
+	for name, why := range map[string]string{"egress": "not built yet", "proxy": "not built yet", "redis": "needs none"} {
 		home := filepath.Join(t.TempDir(), "home")
-		if code, _, errs := play(t, "up", "--home", home, "--"+name, "127.0.0.1:1"); code != 2 || !strings.Contains(errs, "not built yet") {
+		if code, _, errs := play(t, "up", "--home", home, "--"+name, "127.0.0.1:1"); code != 2 || !strings.Contains(errs, why) {
 			t.Errorf("--%s: %d %s", name, code, errs)
 		}
 		t.Setenv(variable(name), "127.0.0.1:1")
-		if code, _, errs := play(t, "up", "--home", home); code != 2 || !strings.Contains(errs, "not built yet") {
+		if code, _, errs := play(t, "up", "--home", home); code != 2 || !strings.Contains(errs, why) {
 			t.Errorf("%s: %d %s", variable(name), code, errs)
 		}
 		os.Unsetenv(variable(name))

@@ -28,6 +28,7 @@ import (
 	"github.com/ai-identity/ai-identity/envoy"
 	"github.com/ai-identity/ai-identity/extproc"
 	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/verdict"
 	"github.com/ai-identity/ai-identity/xds"
 )
 
@@ -39,7 +40,8 @@ func extprocCommand() *cobra.Command {
 		Long: `extproc serves Envoy's external processing filter. It identifies the agent, decides,
 records the decision durably, and only then lets Envoy forward.
 
-It uses no database. Policies, providers and the keys in use come from the control
+It uses no database. Where several sidecars serve an organization, set --redis, so that
+they share the counts of limits. Policies, providers and the keys in use come from the control
 plane (--xds) and stay in memory. What it records waits in --segments until the
 control plane has it. Without a control plane it continues with what it has for
 --max-staleness, then rejects every request.
@@ -83,6 +85,7 @@ that are not yet shipped.`,
 	f.StringVar(&s.serverName, "tls-server-name", "", "name in the control plane's certificate (default: the host of --xds)")
 	f.StringVar(&s.files.cert, "tls-cert", "", "PEM `file` of this node's client certificate")
 	f.StringVar(&s.files.key, "tls-key", "", "PEM `file` of the key of --tls-cert")
+	s.redis.flags(f)
 	f.StringVar(&s.segments, "segments", "", "`folder` for audit entries on their way to the control plane; on a durable disk, and not shared with another sidecar")
 	f.Int64Var(&s.maxBacklog, "max-backlog", 4<<30, "`bytes` of segments from which on requests are rejected, since they could not be recorded")
 	f.Int64Var(&s.keepAcked, "keep-acked", 2<<30, "`bytes` of shipped segments to keep for 24h, in addition, in case the database is restored (negative: none)")
@@ -111,6 +114,7 @@ type sidecar struct {
 	listen, status, xds, nodeID, tokenFile  string
 	envoyXDS, envoyAdmin                    string
 	files                                   tlsFiles
+	redis                                   redis
 	serverName                              string
 	segments                                string
 	maxBacklog, keepAcked, minFree          int64
@@ -151,7 +155,7 @@ func (s *sidecar) check() error {
 	case s.files.ca == "" && !local(s.xds):
 		return usagef("--xds %s is not on this machine: set --tls-ca", s.xds)
 	}
-	return nil
+	return s.redis.check()
 }
 
 func (s *sidecar) run(ctx context.Context) error {
@@ -217,6 +221,20 @@ func (s *sidecar) run(ctx context.Context) error {
 	})
 
 	spend := xds.NewSpend(xds.NewBudgets(conn, ""), writer, time.Now, s.log)
+	var limiter verdict.Limiter
+	store, err := s.redis.open(spend.Shared, files, reg, s.log)
+	switch {
+	case err != nil:
+		return err
+	case store == nil:
+		limiter = budget.NewMemory(time.Now, spend)
+	default:
+		if err := unfit(store.Check(ctx)); err != nil {
+			return err
+		}
+		limiter = store
+		below.start(ctx, "store", store.Run)
+	}
 	below.start(ctx, "spend", spend.Run)
 
 	var server *extproc.Server // set below; only Run calls Changed and InUse
@@ -231,7 +249,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	}
 	config := extproc.Config{
 		Domains:   s.domains,
-		Directory: client, Recorder: writer, Limiter: budget.NewMemory(time.Now, spend), Pricer: table,
+		Directory: client, Recorder: writer, Limiter: limiter, Pricer: table,
 		Log: s.log, Registerer: reg, MaxBody: s.maxBody, MaxStreams: s.maxStreams, MaxDeciding: s.maxDeciding,
 		Repeats: writer,
 		Unknown: func(cause string, peer netip.Addr) { writer.Count(client.Home(), cause, peer) },

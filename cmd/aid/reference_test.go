@@ -377,6 +377,10 @@ func TestMetricReference(t *testing.T) {
 	defer conn.Close()
 	client, err := xds.NewClient(xds.ClientConfig{Conn: conn, NodeID: "n", Log: quiet, Registerer: sidecar})
 	must(err)
+	_, err = budget.NewValkey(budget.ValkeyConfig{
+		Addresses: []string{"127.0.0.1:1"}, Sums: xds.NewSpend(nil, writer, time.Now, quiet).Shared(), Log: quiet, Registerer: sidecar,
+	})
+	must(err)
 	_, err = extproc.New(extproc.Config{Directory: client, Recorder: writer, Limiter: budget.NewMemory(time.Now, nil), Log: quiet, Registerer: sidecar})
 	must(err)
 	// The metrics of aid up.
@@ -394,7 +398,7 @@ Envoy's, under ` + "`--metrics`" + `. No label takes a value from a request: age
 
 ## Alerts
 
-[alerts/aid.yml](alerts/aid.yml) has these rules for Prometheus. Every metric in them exists from the first scrape on.
+[alerts/aid.yml](alerts/aid.yml) has these rules for Prometheus. Every metric in them exists from the first scrape on. Those of ` + "`aid_budget_store_`" + ` exist with ` + "`--redis`" + `.
 
 `)
 	b.WriteString(head("alert", "fires when", "what to do"))

@@ -78,7 +78,10 @@ the log are on stderr. Ctrl-C stops everything in order; a second one stops it a
 			u.log, u.out, u.errs = log, cmd.OutOrStdout(), cmd.ErrOrStderr()
 			u.logLevel, _ = cmd.Flags().GetString("log-level")
 			u.logFormat, _ = cmd.Flags().GetString("log-format")
-			for _, name := range []string{"egress", "proxy", "redis"} {
+			if cmd.Flags().Changed("redis") {
+				return usagef("--redis is for several sidecars, and aid up runs one, which needs none: remove it (or unset %s)", variable("redis"))
+			}
+			for _, name := range []string{"egress", "proxy"} {
 				if cmd.Flags().Changed(name) {
 					return usagef("--%s is not built yet: remove it (or unset %s)", name, variable(name))
 				}
@@ -96,7 +99,7 @@ the log are on stderr. Ctrl-C stops everything in order; a second one stops it a
 	f.StringVar(&u.envoyPath, "envoy", "", "`path` of Envoy (default: the one that make installed, then PATH)")
 	f.StringVar(&u.postgres, "postgres", "", "`URL` of a Postgres 15 or newer, as a user that may create roles and databases (default: an embedded Postgres)")
 	f.StringVar(&u.postgresDir, "postgres-dir", "", "`folder` of the Postgres to embed (default: the one that make installed, or a downloaded one)")
-	f.String("redis", "", "`URL` of a Redis for limits shared between machines (not built yet: rejected)")
+	f.String("redis", "", "`URL` of a Redis; rejected, since one sidecar needs none")
 	f.StringVar(&u.providers, "providers", "", "YAML `file` with the LLM providers; those with the same name are updated")
 	f.StringVar(&u.standIn, "stand-in", "", "`address` on this machine for a test provider, \"demo\", that needs no key and responds to each chat with one sentence")
 	f.StringVar(&u.prices, "prices", "", pricesHelp)
