@@ -387,6 +387,9 @@ func (m *Memory) Full(limits []Limit) (worst Result, full bool) {
 	return worst, full
 }
 
+// Recorded does nothing: the counts are lost only with this process.
+func (m *Memory) Recorded(string) {}
+
 // Release returns what Reserve took for a request that was not forwarded. A rate is full
 // again that much sooner.
 func (m *Memory) Release(_ context.Context, id string) {

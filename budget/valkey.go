@@ -37,9 +37,6 @@ const (
 	slotLease = 30 * time.Second
 	// silent is how long a sidecar counts that does not call.
 	silent = 30 * time.Second
-	// recordedBy is how long after its reservation a decision is recorded at the latest, or
-	// rejected. It is above extproc's RecordTimeout.
-	recordedBy = 10 * time.Second
 	// beatEvery is the time between heartbeats, and retryEvery while something is amiss.
 	beatEvery  = time.Second
 	retryEvery = 200 * time.Millisecond
@@ -72,6 +69,8 @@ type Valkey struct {
 	id   string // of this process
 	near *Memory
 	now  func() time.Time
+
+	every, retry time.Duration // of heartbeats
 
 	link  atomic.Pointer[link] // nil: there is no connection
 	begun sync.WaitGroup
@@ -107,6 +106,10 @@ type shared struct {
 	used    map[string]Limit         // by counter: caps that compare has to look at
 	poke    chan struct{}
 
+	// heard are the store's clock at the last two heartbeats, in microseconds. What is called
+	// now is later than the first of them.
+	heard [2]int64
+
 	joining bool // its settlements wait; guarded by Valkey.mu
 }
 
@@ -122,9 +125,10 @@ type holding struct {
 	org    *shared
 	limits []Limit
 	gen    string
-	at     time.Time
 	near   bool // it is held in this process, since the store was away
 	slots  bool
+	// recorded: the audit log of this sidecar has what it holds.
+	recorded bool
 }
 
 // settlement waits to be sent.
@@ -148,7 +152,7 @@ func NewValkey(c ValkeyConfig) (*Valkey, error) {
 		return nil, err
 	}
 	v := &Valkey{
-		c: c, id: rand.Text(), near: NewMemory(time.Now, nil), now: time.Now,
+		c: c, id: rand.Text(), near: NewMemory(time.Now, nil), now: time.Now, every: beatEvery, retry: retryEvery,
 		orgs: map[string]*shared{}, held: map[string]*holding{},
 		wake: make(chan struct{}, 1), denials: map[string]denial{},
 	}
@@ -252,7 +256,7 @@ func (v *Valkey) nearby(ctx context.Context, o *shared, id string, limits []Limi
 	r, err := v.near.Reserve(ctx, o.name, id, share)
 	copy(limits, share)
 	if err == nil && r.OK {
-		v.hold(id, &holding{org: o, limits: share, at: v.now(), near: true})
+		v.hold(id, &holding{org: o, limits: share, near: true})
 	}
 	return r, err
 }
@@ -382,7 +386,7 @@ func (v *Valkey) result(o *shared, id, gen string, limits []Limit, r reply) (Res
 		v.remember(o, gen, limits, best)
 		return best, nil
 	}
-	h := &holding{org: o, limits: limits, gen: gen, at: v.now()}
+	h := &holding{org: o, limits: limits, gen: gen}
 	o.mu.Lock()
 	for i := range limits {
 		l := &limits[i]
@@ -394,6 +398,15 @@ func (v *Valkey) result(o *shared, id, gen string, limits []Limit, r reply) (Res
 	o.mu.Unlock()
 	v.hold(id, h)
 	return best, nil
+}
+
+// Recorded notes that the audit log of this sidecar has what the request holds.
+func (v *Valkey) Recorded(id string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if h := v.held[id]; h != nil {
+		h.recorded = true
+	}
 }
 
 // Release returns what Reserve took for a request that was not forwarded.
@@ -423,7 +436,7 @@ func (v *Valkey) end(ctx context.Context, id string, used *Used) {
 func (v *Valkey) settle(o *shared, id string, limits []Limit, used *Used, inDoubt bool) {
 	n := func(i int64) string { return strconv.FormatInt(i, 10) }
 	changes := inDoubt
-	args := []string{id, flag(inDoubt), n(int64(farthest))}
+	args := []string{id, flag(inDoubt), n(int64(farthest)), n(o.before())}
 	for i := range limits {
 		l := &limits[i]
 		switch l.Kind {

@@ -3,6 +3,7 @@ package budget_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,12 +22,9 @@ import (
 // try reserves once.
 func try(t *testing.T, v *budget.Valkey, id string, limits []budget.Limit) (budget.Result, error) {
 	t.Helper()
-	began := time.Now()
-	r, err := v.Reserve(t.Context(), "org_1", id, limits)
-	if took := time.Since(began); took > 4*time.Second {
-		t.Errorf("%s took %v", id, took)
-	}
-	return r, err
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	return v.Reserve(ctx, "org_1", id, limits)
 }
 
 // Whatever happens to the store, a cap is never exceeded by more than what the lost second
@@ -52,6 +50,7 @@ func TestValkeyFaults(t *testing.T) {
 			if r := reserve(t, v, "a", month1(100, 60)); !r.OK {
 				t.Fatalf("%+v", r)
 			}
+			v.Recorded("a")
 			if r := reserve(t, v, "done", month1(100, 10)); !r.OK {
 				t.Fatalf("%+v", r)
 			}
@@ -89,11 +88,14 @@ func TestValkeyFaults(t *testing.T) {
 				t.Errorf("more than the cap was admitted: %+v", r)
 			}
 			v.Settle(t.Context(), "b", budget.Used{NanoUSD: 1})
-			within(t, "the charge arrives", func() bool {
-				r, err := try(t, v, "d", month1(1000, 1))
-				v.Release(t.Context(), "d")
-				return err == nil && r.OK
-			})
+			for start := s.now(); s.now() < start+3*50_000; { // heartbeats, after the sums were read
+				reserve(t, v, "c", month1(100, 100))
+			}
+			v.Settle(t.Context(), "a", budget.Used{NanoUSD: 2})
+			s.charged(thisMonth(), "8")
+			if got := s.settled(thisMonth()); got != "8" {
+				t.Errorf("charged %s", got)
+			}
 		})
 	}
 }
@@ -175,12 +177,13 @@ func TestValkeyTakesYoungReservationsAlong(t *testing.T) {
 func TestValkeyAwayRates(t *testing.T) {
 	s := startValkey(t)
 	a := &auditLog{sidecars: 4}
-	b := &auditLog{sidecars: 4}
 	v := open(t, a, s.address())
-	_ = b
-	if r := reserve(t, v, "a", one("key:k", 8)); !r.OK || r.Limit != 8 {
-		t.Fatalf("%+v", r)
-	}
+	first := 0
+	within(t, "it is counted in the store", func() bool {
+		first++
+		r, err := try(t, v, fmt.Sprint("first", first), one("key:k", 8))
+		return err == nil && r.Limit == 8
+	})
 	within(t, "the number of sidecars is known", func() bool { return v.Sidecars("org_1") == 4 })
 	s.kill()
 	var passed int
@@ -207,7 +210,11 @@ func TestValkeyAwayRates(t *testing.T) {
 		t.Errorf("what costs nothing: %v", err)
 	}
 	s.start()
-	within(t, "it is back", func() bool { r, err := try(t, v, "back", one("key:k3", 8)); return err == nil && r.Limit == 8 })
+	within(t, "it is back", func() bool {
+		first++
+		r, err := try(t, v, fmt.Sprint("back", first), one("key:k3", 8))
+		return err == nil && r.Limit == 8
+	})
 }
 
 // proxy forwards connections to a server, and can be cut or led elsewhere.
@@ -216,7 +223,7 @@ type proxy struct {
 	mu       sync.Mutex
 	to       string
 	conns    map[net.Conn]bool
-	cut      bool // connections stay, and nothing passes
+	cut      chan struct{} // nothing passes until it is closed; nil: all does
 }
 
 func newProxy(t *testing.T, to string) *proxy {
@@ -257,7 +264,13 @@ func (p *proxy) serve(c net.Conn) {
 		b := make([]byte, 32<<10)
 		for {
 			n, err := from.Read(b)
-			if err == nil && !p.isCut() {
+			p.mu.Lock()
+			cut := p.cut
+			p.mu.Unlock()
+			if cut != nil {
+				<-cut
+			}
+			if err == nil {
 				_, err = to.Write(b[:n])
 			}
 			if err != nil {
@@ -271,17 +284,18 @@ func (p *proxy) serve(c net.Conn) {
 	<-done
 }
 
-func (p *proxy) isCut() bool {
+// partition holds back what is sent, until heal is called.
+func (p *proxy) partition() (heal func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.cut
-}
-
-// partition drops what is sent, without an error.
-func (p *proxy) partition(is bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.cut = is
+	cut := make(chan struct{})
+	p.cut = cut
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.cut = nil
+		close(cut)
+	}
 }
 
 // lead ends all connections, and leads new ones to another server.
@@ -303,7 +317,7 @@ func TestValkeyPartition(t *testing.T) {
 	if r := reserve(t, v, "a", month1(100, 10)); !r.OK {
 		t.Fatalf("%+v", r)
 	}
-	p.partition(true)
+	heal := p.partition()
 	v.Settle(t.Context(), "a", budget.Used{NanoUSD: 4})
 	began := time.Now()
 	if _, err := try(t, v, "b", month1(100, 10)); !errors.Is(err, budget.ErrStoreAway) {
@@ -312,7 +326,7 @@ func TestValkeyPartition(t *testing.T) {
 	if took := time.Since(began); took > time.Second {
 		t.Errorf("a request waited %v", took)
 	}
-	p.partition(false)
+	heal()
 	s.charged(thisMonth(), "4")
 	if got := s.settled(thisMonth()); got != "4" {
 		t.Errorf("charged %s", got)
@@ -489,11 +503,17 @@ func TestValkeyBury(t *testing.T) {
 	})
 }
 
-// $02: 20 sidecars, 1,000 requests at one barrier, $10.
+var whole = flag.Bool("shares", false, "run TestValkeyShares with 20 sidecars, 1,000 requests and $10")
+
+// $02: 20 sidecars, 1,000 requests at one barrier, $10. Without -shares a tenth of that.
 func TestValkeyShares(t *testing.T) {
 	s := startValkey(t)
 	a := &auditLog{}
-	const most, each = int64(10e9), int64(5e7)
+	sidecars, streams := 4, 25
+	most, each := int64(1e9), int64(5e7)
+	if *whole {
+		sidecars, streams, most = 20, 50, 10e9
+	}
 	run := func(name string, counter string, charge int64, again bool) (charged int64, admitted int64) {
 		var sum, passed atomic.Int64
 		var wg sync.WaitGroup
@@ -503,9 +523,9 @@ func TestValkeyShares(t *testing.T) {
 		limits := func() []budget.Limit { return month(counter, most, each) }
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
-		for i := range 20 {
+		for i := range sidecars {
 			v := open(t, a, s.address())
-			for j := range 50 {
+			for j := range streams {
 				wg.Go(func() {
 					<-barrier
 					for n := 0; ctx.Err() == nil; n++ {
@@ -560,8 +580,8 @@ func TestValkeyShares(t *testing.T) {
 		}
 		return sum.Load(), passed.Load()
 	}
-	if _, admitted := run("same", "cap1", each, false); admitted != 200 {
-		t.Errorf("%d were admitted, want 200", admitted)
+	if _, admitted := run("same", "cap1", each, false); admitted != most/each {
+		t.Errorf("%d were admitted, want %d", admitted, most/each)
 	}
 	charged, _ := run("tenth", "cap2", each/10, true)
 	if charged < most*95/100 || charged > most {

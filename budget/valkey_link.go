@@ -264,7 +264,7 @@ func (v *Valkey) waiting() int {
 func (v *Valkey) keep(ctx context.Context) {
 	var before string
 	looked := v.now()
-	tick := time.NewTicker(retryEvery)
+	tick := time.NewTicker(v.retry)
 	defer tick.Stop()
 	for {
 		l, err := v.link.Load(), error(nil)
@@ -418,7 +418,7 @@ func (v *Valkey) send(ctx context.Context) {
 		if more {
 			continue
 		}
-		timer := time.NewTimer(retryEvery)
+		timer := time.NewTimer(v.retry)
 		if len(failed) > 0 { // not at once
 			select {
 			case <-ctx.Done():

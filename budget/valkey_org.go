@@ -182,9 +182,9 @@ func (v *Valkey) beats(ctx context.Context, o *shared) {
 			v.c.Log.InfoContext(ctx, "the shared store of counts is usable for an org", "org", o.name)
 		}
 		before = err
-		wait := beatEvery
+		wait := v.every
 		if err != nil {
-			wait = retryEvery
+			wait = v.retry
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -249,6 +249,7 @@ func (v *Valkey) here(ctx context.Context, o *shared, need int, silentToo bool) 
 	if err == nil {
 		o.note(func() {
 			o.away = false
+			o.heard[0], o.heard[1] = o.heard[1], r.at.UnixMicro()
 			if o.gen == gen && gen != "" && r.word == "ok" && len(r.rest) > 0 {
 				o.ready = r.rest[0] == "1"
 			}
@@ -273,8 +274,9 @@ func (v *Valkey) countSidecars(ctx context.Context, o *shared) int {
 }
 
 // join makes the sidecar a member of the store's generation, once the control plane has all
-// its records. Until then gen is empty, so no cap is taken. Reservations whose decisions may
-// not be recorded yet are taken along. Their ends wait meanwhile.
+// its records. Until then gen is empty, so no cap is taken. What requests in progress hold is
+// in the audit log by then, and comes with its sums. What is not recorded yet is taken along.
+// The ends of all these wait meanwhile.
 func (v *Valkey) join(ctx context.Context, o *shared) error {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
@@ -283,13 +285,13 @@ func (v *Valkey) join(ctx context.Context, o *shared) error {
 	}
 	args, _ := o.number(v.id)
 	keys := o.keys(v.id, "", nil)[:2]
-	var young []string
+	var inFlight []string
 	var moved []*holding
 	places := map[string]int{}
 	v.mu.Lock()
 	o.joining = true
 	for id, h := range v.held {
-		if h.org != o || h.near || v.now().Sub(h.at) > recordedBy {
+		if h.org != o || h.near {
 			continue
 		}
 		moved = append(moved, h)
@@ -303,7 +305,7 @@ func (v *Valkey) join(ctx context.Context, o *shared) error {
 				keys = append(keys, key)
 				places[key] = len(keys)
 			}
-			young = append(young, id, strconv.Itoa(places[key]), strconv.FormatInt(l.amount(), 10))
+			inFlight = append(inFlight, id, strconv.Itoa(places[key]), strconv.FormatInt(l.amount(), 10), flag(h.recorded))
 		}
 	}
 	v.mu.Unlock()
@@ -320,7 +322,7 @@ func (v *Valkey) join(ctx context.Context, o *shared) error {
 	args[3] = o.lost
 	o.mu.Unlock()
 	args = append(args, v.id+"-"+args[1])
-	r, err := v.call(ctx, o, callTimeout, scriptJoin, keys, append(args, young...))
+	r, err := v.call(ctx, o, callTimeout, scriptJoin, keys, append(args, inFlight...))
 	if err != nil {
 		return err
 	}
@@ -536,12 +538,10 @@ func (o *shared) turn(at time.Time) {
 	}
 }
 
-// Sidecars returns how many sidecars serve the org, as last heard from the control plane. It is
-// 0 while that is not known.
-func (v *Valkey) Sidecars(org string) int {
-	o, err := v.org(org)
-	if err != nil {
-		return 0
-	}
-	return o.sidecars()
+// before is an instant of the store's clock, in microseconds, that is certainly past: the
+// completion of a request that ends now was not recorded then. It is 0 if none is known.
+func (o *shared) before() int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.heard[0]
 }

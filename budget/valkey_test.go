@@ -214,6 +214,7 @@ func open(t *testing.T, sums budget.SharedSums, addresses ...string) *budget.Val
 	if err != nil {
 		t.Fatal(err)
 	}
+	v.Hurry(50 * time.Millisecond)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -237,6 +238,12 @@ func reserve(t *testing.T, v *budget.Valkey, id string, limits []budget.Limit) b
 		return err == nil
 	})
 	return r
+}
+
+// now is the server's clock in microseconds.
+func (s *server) now() int64 {
+	n, _ := strconv.ParseInt(s.do(`EVAL "local t = redis.call('TIME') return t[1] * 1000000 + t[2]" 0`), 10, 64)
+	return n
 }
 
 // settled waits until nothing of money is in flight.

@@ -441,6 +441,9 @@ func (x *exchange) record(ctx context.Context) error {
 		return fmt.Errorf("recording the decision: %w", err)
 	}
 	x.receipt, x.recorded = receipt, true
+	if x.verdict.Reserved {
+		x.s.c.Limiter.Recorded(x.req.ID)
+	}
 	if x.verdict.Allowed() {
 		x.effect = policy.Allow
 	}

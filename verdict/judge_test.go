@@ -91,6 +91,7 @@ func (c *counter) Full(limits []budget.Limit) (budget.Result, bool) {
 
 func (c *counter) Release(context.Context, string) { c.released++ }
 
+func (c *counter) Recorded(string)                             {}
 func (c *counter) Settle(context.Context, string, budget.Used) {}
 
 type change func(*world)

@@ -42,6 +42,9 @@ type Limiter interface {
 	// Full returns the figures of a limit that admits no request now, and takes
 	// nothing. It is advice: what it admits, Reserve may still reject.
 	Full(limits []budget.Limit) (budget.Result, bool)
+	// Recorded notes that the decision about a request is durable, so that the audit log has
+	// what the request holds.
+	Recorded(id string)
 	// Release gives back what Reserve took for a request that was not forwarded.
 	Release(ctx context.Context, id string)
 	// Settle replaces what Reserve took by what the request has used.

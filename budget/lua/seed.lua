@@ -13,7 +13,8 @@ for i = 1, #KEYS - 2 do
   end
   local had = add(c[3], c[4])
   if c[2] ~= '1' then
-    redis.call('HSET', key, 'gen', gen, 'known', '1', 'charged', add(c[3], sum), 'reserved', c[4])
+    redis.call('HSET', key, 'gen', gen, 'known', '1', 'charged', add(c[3], sum), 'reserved', c[4],
+      'read', string.format('%.0f', sec * 1000000 + micro))
     had = ''
   elseif above(sum, '0', '0', had) then
     redis.call('HSET', key, 'charged', sub(sum, c[4]))
