@@ -39,8 +39,8 @@ func (w *Writer) WaitEarlier(ctx context.Context, org string) error {
 	return nil
 }
 
-// WaitOrg waits until the control plane has all of the org's records: those of earlier
-// processes, and all that were appended or enqueued before the call. Run and Ship must run
+// WaitOrg waits until the control plane has all of the org's records. These are those of earlier
+// processes, and what was appended or enqueued before the call. Run and Ship must run
 // meanwhile. The error is ctx's.
 func (w *Writer) WaitOrg(ctx context.Context, org string) error {
 	w.mu.Lock()

@@ -60,7 +60,7 @@ const (
 // org have one hash tag, so a cluster keeps them together. If the store does not answer, USD
 // caps reject and each sidecar counts its share of the rates.
 //
-// The store may lose what it was told. Each call has a number of this sidecar, and the store
+// The store may lose writes. Each call has a number of this sidecar, and the store
 // keeps the last one. If it has an older one, counts were lost, and a new generation begins:
 // USD caps reject until every sidecar has joined it. A sidecar joins once the control plane
 // has all its records. From then on counts begin with the sums of the audit log.
@@ -110,7 +110,7 @@ type shared struct {
 	// now is later than the first of them.
 	heard [2]int64
 
-	joining bool // its settlements wait; guarded by Valkey.mu
+	joining bool // its completions wait; guarded by Valkey.mu
 }
 
 // since is a period, and an instant of the store's clock in it.

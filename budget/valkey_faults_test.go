@@ -89,7 +89,7 @@ func TestValkeyFaults(t *testing.T) {
 			}
 			v.Settle(t.Context(), "b", budget.Used{NanoUSD: 1})
 			for start := s.now(); s.now() < start+3*50_000; { // heartbeats, after the sums were read
-				reserve(t, v, "c", month1(100, 100))
+				reserve(t, v, fmt.Sprint("later", s.now()), month1(100, 100))
 			}
 			v.Settle(t.Context(), "a", budget.Used{NanoUSD: 2})
 			s.charged(thisMonth(), "8")
@@ -542,7 +542,7 @@ func TestValkeyShares(t *testing.T) {
 								sum.Add(charge)
 							}
 						case again && r.Why == budget.Held:
-							time.Sleep(r.RetryAfter / 20) // sooner than told
+							time.Sleep(r.RetryAfter / 20) // sooner than asked
 							continue
 						default:
 							return // spent, or too large

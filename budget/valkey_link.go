@@ -128,7 +128,7 @@ func ParseStoreURL(text string) (addresses []string, secure bool, err error) {
 	return addresses, secure, nil
 }
 
-// ErrStoreUnfit is wrapped by the error about a store that would lose or refuse counts.
+// ErrStoreUnfit is wrapped by the error about a store that would lose counts.
 var ErrStoreUnfit = errors.New("the shared store cannot be used")
 
 // link is a connection to the store.
@@ -156,7 +156,7 @@ func (v *Valkey) options() valkey.ClientOption {
 	return o
 }
 
-// connect makes a connection, and checks that the store keeps what it is told.
+// connect makes a connection, and checks that the store keeps what is written.
 func (v *Valkey) connect(ctx context.Context) (*link, error) {
 	client, err := valkey.NewClient(v.options())
 	if err != nil {

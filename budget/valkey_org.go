@@ -538,8 +538,8 @@ func (o *shared) turn(at time.Time) {
 	}
 }
 
-// before is an instant of the store's clock, in microseconds, that is certainly past: the
-// completion of a request that ends now was not recorded then. It is 0 if none is known.
+// before is an instant of the store's clock, in microseconds, that is certainly past. The
+// completion of a request that ends now was not recorded by then. It is 0 if none is known.
 func (o *shared) before() int64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -709,7 +709,7 @@ func (x *exchange) settle(ctx context.Context, err error) {
 	ending := x.response.ending(outcome)
 	ending.DecidedSeq = x.receipt.Seq
 	settled := x.verdict.Settled(x.caller, &x.req.Request, ending, x.effect == policy.Allow, x.s.c.Pricer)
-	// First the record: a shared store that has lost its counts reads them from the audit log.
+	// First the entry: a shared store that has lost its counts reads them from the audit log.
 	if x.recorded || x.inDoubt { // otherwise it is certain that there is no first entry
 		x.s.c.Recorder.Enqueue(x.org.ID, settled)
 	}

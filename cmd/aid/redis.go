@@ -20,7 +20,7 @@ type redis struct {
 }
 
 func (r *redis) flags(f *pflag.FlagSet) {
-	f.StringVar(&r.url, "redis", "", "`URL` of a Redis or Valkey 7 or later for limits that several sidecars share: redis://host:port, or rediss:// for TLS, with more nodes of a cluster after commas (default: none, and each sidecar counts its own)")
+	f.StringVar(&r.url, "redis", "", "`URL` of a Redis or Valkey 7 or later that several sidecars share for limits. Write redis://host:port, or rediss:// for TLS. List more nodes of a cluster after commas (default: each sidecar counts its own)")
 	f.StringVar(&r.user, "redis-user", "", "ACL user at --redis (default: the default user)")
 	f.StringVar(&r.passwordFile, "redis-password-file", "", "`file` with the password for --redis")
 	f.StringVar(&r.files.ca, "redis-ca", "", "PEM `file` of the CA of the certificate of --redis (default: the system's CAs)")
@@ -116,8 +116,8 @@ func (r *redis) tls(files *reloads) (func() *tls.Config, error) {
 	return current.Load, err
 }
 
-// unfit is the error of a store that answers and cannot be used. A store that does not answer
-// is waited for.
+// unfit is the error of a store that is up and cannot be used. A store that is away is waited
+// for.
 func unfit(err error) error {
 	if errors.Is(err, budget.ErrStoreUnfit) {
 		return fmt.Errorf("--redis: %w", err)

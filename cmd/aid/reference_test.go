@@ -398,7 +398,8 @@ Envoy's, under ` + "`--metrics`" + `. No label takes a value from a request: age
 
 ## Alerts
 
-[alerts/aid.yml](alerts/aid.yml) has these rules for Prometheus. Every metric in them exists from the first scrape on. Those of ` + "`aid_budget_store_`" + ` exist with ` + "`--redis`" + `.
+[alerts/aid.yml](alerts/aid.yml) has these rules for Prometheus. Every metric in them exists from the first scrape on.
+Those of ` + "`aid_budget_store_`" + ` exist with ` + "`--redis`" + `.
 
 `)
 	b.WriteString(head("alert", "fires when", "what to do"))
