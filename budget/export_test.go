@@ -2,6 +2,9 @@ package budget
 
 import "time"
 
+// Wait sets how long a request waits for the store. A slow machine must not decide a test.
+func (v *Valkey) Wait(answer time.Duration) { v.answer = answer }
+
 // Hurry makes heartbeats come as often as a test needs.
 func (v *Valkey) Hurry(every time.Duration) { v.every, v.retry = every, min(every, v.retry) }
 

@@ -71,6 +71,7 @@ type Valkey struct {
 	now  func() time.Time
 
 	every, retry time.Duration // of heartbeats
+	answer       time.Duration // answerTimeout
 
 	link  atomic.Pointer[link] // nil: there is no connection
 	begun sync.WaitGroup
@@ -152,7 +153,7 @@ func NewValkey(c ValkeyConfig) (*Valkey, error) {
 		return nil, err
 	}
 	v := &Valkey{
-		c: c, id: rand.Text(), near: NewMemory(time.Now, nil), now: time.Now, every: beatEvery, retry: retryEvery,
+		c: c, id: rand.Text(), near: NewMemory(time.Now, nil), now: time.Now, every: beatEvery, retry: retryEvery, answer: answerTimeout,
 		orgs: map[string]*shared{}, held: map[string]*holding{},
 		wake: make(chan struct{}, 1), denials: map[string]denial{},
 	}
@@ -272,7 +273,7 @@ func (v *Valkey) hold(id string, h *holding) {
 func (v *Valkey) take(ctx context.Context, o *shared, id string, limits []Limit, money bool) (reply, string, error) {
 	keys, args, gen := o.reserveArgs(v.id, id, limits, money)
 	began := v.now()
-	r, err := v.call(ctx, o, answerTimeout, scriptReserve, keys, args)
+	r, err := v.call(ctx, o, v.answer, scriptReserve, keys, args)
 	v.m.seconds.Observe(v.now().Sub(began).Seconds())
 	if err != nil {
 		v.settle(o, id, limits, nil, true)

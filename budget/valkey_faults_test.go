@@ -19,12 +19,12 @@ import (
 	"github.com/ai-identity/ai-identity/budget"
 )
 
-// try reserves once.
+// try reserves once, for another request each time: one in doubt has ended.
 func try(t *testing.T, v *budget.Valkey, id string, limits []budget.Limit) (budget.Result, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	return v.Reserve(ctx, "org_1", id, limits)
+	return v.Reserve(ctx, "org_1", id+fmt.Sprint(probes.Add(1)), limits)
 }
 
 // Whatever happens to the store, a cap is never exceeded by more than what the lost second
@@ -60,6 +60,7 @@ func TestValkeyFaults(t *testing.T) {
 			a.set(func(a *auditLog) { a.sums = map[string]int64{thisMonth(): 65} })
 			c.fault(t, s)
 			if c.name == "paused" {
+				v.Wait(100 * time.Millisecond)
 				if _, err := try(t, v, "paused", month1(100, 1)); !errors.Is(err, budget.ErrStoreAway) {
 					t.Errorf("while it is paused: %v", err)
 				}
@@ -73,12 +74,15 @@ func TestValkeyFaults(t *testing.T) {
 					t.Errorf("20 requests waited %v for a store that is known to be away", took)
 				}
 				s.signal(syscall.SIGCONT)
+				v.Wait(10 * time.Second)
 			}
 			// 65 are counted, so of these at most 35 may pass.
 			var r budget.Result
+			var b string
 			within(t, "the cap admits again", func() bool {
 				var err error
-				r, err = try(t, v, "b", month1(100, 30))
+				b = fmt.Sprint("b", probes.Add(1))
+				r, err = v.Reserve(t.Context(), "org_1", b, month1(100, 30))
 				return err == nil
 			})
 			if !r.OK {
@@ -87,7 +91,7 @@ func TestValkeyFaults(t *testing.T) {
 			if r, err := try(t, v, "c", month1(100, 36)); err == nil && r.OK {
 				t.Errorf("more than the cap was admitted: %+v", r)
 			}
-			v.Settle(t.Context(), "b", budget.Used{NanoUSD: 1})
+			v.Settle(t.Context(), b, budget.Used{NanoUSD: 1})
 			for start := s.now(); s.now() < start+3*50_000; { // heartbeats, after the sums were read
 				reserve(t, v, fmt.Sprint("later", s.now()), month1(100, 100))
 			}
@@ -189,7 +193,7 @@ func TestValkeyAwayRates(t *testing.T) {
 	var passed int
 	within(t, "it is away", func() bool { _, err := try(t, v, "m", month1(10, 1)); return errors.Is(err, budget.ErrStoreAway) })
 	for i := range 8 {
-		r, err := try(t, v, fmt.Sprint("r", i), one("key:k2", 8))
+		r, err := v.Reserve(t.Context(), "org_1", fmt.Sprint("r", i), one("key:k2", 8))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -317,6 +321,7 @@ func TestValkeyPartition(t *testing.T) {
 	if r := reserve(t, v, "a", month1(100, 10)); !r.OK {
 		t.Fatalf("%+v", r)
 	}
+	v.Wait(100 * time.Millisecond)
 	heal := p.partition()
 	v.Settle(t.Context(), "a", budget.Used{NanoUSD: 4})
 	began := time.Now()
@@ -327,6 +332,7 @@ func TestValkeyPartition(t *testing.T) {
 		t.Errorf("a request waited %v", took)
 	}
 	heal()
+	v.Wait(10 * time.Second)
 	s.charged(thisMonth(), "4")
 	if got := s.settled(thisMonth()); got != "4" {
 		t.Errorf("charged %s", got)
@@ -378,7 +384,7 @@ func TestValkeyReadOnly(t *testing.T) {
 	p.to = second.address() // connections stay
 	p.mu.Unlock()
 	within(t, "the cap admits again", func() bool {
-		r, err := try(t, v, "b", month1(100, 1))
+		r, err := v.Reserve(t.Context(), "org_1", fmt.Sprint("b", probes.Add(1)), month1(100, 1))
 		return err == nil && r.OK
 	})
 	if second.do("HGET aid:{org_1}:org ready") != "1" {
@@ -402,8 +408,12 @@ func TestValkeyCluster(t *testing.T) {
 		}
 	}
 	for i, org := range []string{"org_1", "org_2", "org_3"} {
-		id := fmt.Sprint("r", i)
-		within(t, org+" is counted", func() bool { r, err := v.Reserve(t.Context(), org, id, limits(10)); return err == nil && r.OK })
+		id := ""
+		within(t, org+" is counted", func() bool {
+			id = fmt.Sprint("r", i, "-", probes.Add(1))
+			r, err := v.Reserve(t.Context(), org, id, limits(10))
+			return err == nil && r.OK
+		})
 		v.Settle(t.Context(), id, budget.Used{NanoUSD: 3, Tokens: 2, Counted: true})
 	}
 	if got := s.settled(thisMonth()); got != "3" {
