@@ -507,6 +507,66 @@ func TestNamesHaveOneSpelling(t *testing.T) {
 	}
 }
 
+// A reader of the list can join a completion to its decision: decided_writer and decided_seq
+// are the decision's writer and writer_seq. The same number is in the caller's receipt.
+func TestCompletionJoinsItsDecision(t *testing.T) {
+	w := serve(t)
+	agent := w.want(201, "POST", "/v1/agents", `{"name":"a"}`).field("id").(string)
+	keys, err := audit.ParseKeys([]string{"1 " + strings.Repeat("ab", 32)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := audit.NewChain(audit.ChainConfig{DB: w.db, Keys: keys})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := time.Now()
+	batch := func(writer string, seqs []uint64, entries ...audit.Entry) {
+		t.Helper()
+		b := audit.Batch{Org: w.org, Node: "node_1", Writer: writer}
+		prev := uint64(0)
+		for i, e := range entries {
+			b.Records = append(b.Records, audit.Record{Seq: seqs[i], Prev: prev, Org: w.org, Entry: audit.Stamp(e, w.org, writer, at).Encode()})
+			prev = seqs[i]
+		}
+		if _, err := chain.Append(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Writers skip numbers, so that no writer_seq is the seq. The second completion is of another process.
+	batch("w_one", []uint64{7, 9, 11}, audit.Decided{Time: at, RequestID: "r1", AgentID: agent, Effect: "allow"},
+		audit.Decided{Time: at, RequestID: "r2", AgentID: agent, Effect: "allow"},
+		audit.Settled{Time: at, RequestID: "r1", AgentID: agent, DecidedSeq: 7, Outcome: "completed"})
+	batch("w_two", []uint64{5}, audit.Settled{Time: at, RequestID: "r2", AgentID: agent, DecidedWriter: "w_one", DecidedSeq: 9, Outcome: "unknown"})
+
+	decisions, completions := map[string]string{}, 0
+	list := w.want(200, "GET", "/v1/agents/"+agent+"/logs?limit=100", "").field("data").([]any)
+	place := func(writer, seq any) string { return fmt.Sprint(writer, "/", seq) }
+	for _, row := range list {
+		e := row.(map[string]any)
+		if e["kind"] == "request.decided" {
+			decisions[place(e["writer"], e["writer_seq"])] = e["request_id"].(string)
+		}
+	}
+	for _, row := range list {
+		e := row.(map[string]any)
+		if e["kind"] != "request.settled" {
+			continue
+		}
+		completions++
+		writer := e["decided_writer"]
+		if writer == nil || writer == "" {
+			writer = e["writer"]
+		}
+		if got := decisions[place(writer, e["decided_seq"])]; got != e["request_id"] {
+			t.Errorf("the completion %v joins %q in %v", e, got, decisions)
+		}
+	}
+	if len(decisions) != 2 || completions != 2 {
+		t.Errorf("%d decisions, %d completions: %v", len(decisions), completions, list)
+	}
+}
+
 // Two agents may have one name, and policies can select by it. So the response has a warning.
 func TestSameName(t *testing.T) {
 	w := serve(t)
