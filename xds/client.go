@@ -70,8 +70,8 @@ type Client struct {
 	metrics *clientMetrics
 	orgs    atomic.Pointer[map[string]verdict.Org]
 	home    atomic.Pointer[string]
-	began   time.Time    // what the times below count from, so that a step of the machine's clock changes none
-	beat    atomic.Int64 // time of the last heartbeat, by since; 0: never
+	began   time.Time                 // what caller.used counts from
+	beat    atomic.Pointer[time.Time] // the last heartbeat; nil: never
 
 	mu      sync.RWMutex
 	callers map[identity.Presented]*caller
@@ -141,24 +141,25 @@ func (x *Client) connected() bool {
 	return x.up
 }
 
-// since returns the nanoseconds from the start of the client, from 1. It is monotonic: a
-// step of the machine's clock, back or forward, makes the configuration neither fresh nor
-// stale.
-func (x *Client) since() int64 { return max(1, int64(x.c.Now().Sub(x.began))) }
+// since returns the nanoseconds from the start of the client. It is monotonic.
+func (x *Client) since() int64 { return int64(x.c.Now().Sub(x.began)) }
 
-// age returns the time since the last heartbeat.
+// age returns the time since the last heartbeat: the longer one of the monotonic time and the
+// wall time. The monotonic time stands still while the machine is suspended. The wall time is
+// too short after the machine's clock was set back.
 func (x *Client) age() time.Duration {
 	beat := x.beat.Load()
-	if beat == 0 {
+	if beat == nil {
 		return x.c.MaxStaleness + 1 // never
 	}
-	return time.Duration(x.since() - beat)
+	now := x.c.Now()
+	return max(now.Sub(*beat), now.Round(0).Sub(beat.Round(0)))
 }
 
 // Staleness returns the time since the last heartbeat of the control plane. ok is false if
 // there was none.
 func (x *Client) Staleness() (age time.Duration, ok bool) {
-	if x.beat.Load() == 0 {
+	if x.beat.Load() == nil {
 		return 0, false
 	}
 	return x.age(), true
@@ -169,7 +170,7 @@ func (x *Client) fresh() error {
 		return ErrDenied
 	}
 	if age := x.age(); age > x.c.MaxStaleness {
-		if x.beat.Load() == 0 {
+		if x.beat.Load() == nil {
 			return fmt.Errorf("%w: it has not responded yet", ErrUnavailable)
 		}
 		return fmt.Errorf("%w: its last heartbeat is %v old, and --max-staleness is %v", ErrUnavailable, age.Round(time.Second), x.c.MaxStaleness)

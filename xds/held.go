@@ -124,7 +124,8 @@ func (x *Client) receive(ctx context.Context, resp *discoveryv3.DeltaDiscoveryRe
 	switch k, _ := kindOf(resp.GetTypeUrl()); {
 	case k.url == HeartbeatType:
 		if len(resp.GetResources()) > 0 {
-			x.beat.Store(x.since()) // the local clock, so that clocks need not agree
+			now := x.c.Now() // the local clock, so that clocks need not agree
+			x.beat.Store(&now)
 		}
 		return nil
 	case k.named:
