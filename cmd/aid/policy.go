@@ -22,15 +22,17 @@ import (
 func policyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "policy",
-		Short: "Test, explain and evaluate policies",
-		Long: `policy works on files, without a control plane and without a network. A policy file has
-the body of POST /v1/policies, or a list of such bodies.`,
+		Short: "Test, explain, evaluate and dry-run policies",
+		Long: `test, explain and eval work on files, without a control plane and without a network. A
+policy file has the body of POST /v1/policies, or a list of such bodies.
+dry-run evaluates a policy on the requests that a control plane has recorded.`,
 		Example: `  aid policy test policies/*_test.json
+  aid policy dry-run --policy support.json --window 7d
   aid policy explain --policies support.json --input request.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(policyTestCommand(), policyExplainCommand(), policyEvalCommand())
+	cmd.AddCommand(policyTestCommand(), policyExplainCommand(), policyEvalCommand(), policyDryRunCommand())
 	return cmd
 }
 
