@@ -230,6 +230,9 @@ func dryRunPolicy(ctx context.Context, x *call, in *struct{ Body DryRunIn }) (*d
 	default:
 		set = append(set, candidate)
 	}
+	if err := regoFits(set); err != nil {
+		return nil, err
+	}
 	would, err := policy.Compile(ctx, set)
 	if err != nil {
 		return nil, err

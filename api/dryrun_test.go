@@ -212,3 +212,41 @@ func TestExplainRequest(t *testing.T) {
 		t.Error(got.body)
 	}
 }
+
+// A policy in Rego is stored when its tests pass, is tried in a dry-run, explains itself, and
+// is shown as it was written.
+func TestRegoPolicy(t *testing.T) {
+	w := serve(t)
+	body := func(denies string) string {
+		return `{"name":"no-big-prod","effect":"deny","rego":{"module":"package policy\n\ndeny if {\n\tinput.agent.team == \"support\"\n\tinput.request.model == \"big\"\n}\n","tests":[` +
+			`{"name":"support and big","input":{"agent":{"team":"support"},"request":{"model":"big"}},"denies":` + denies + `},{"name":"others","input":{},"denies":false}]}}`
+	}
+	if r := w.want(422, "POST", "/v1/policies", body("false")); r.field("error", "field") != "rego.tests[0]" || !strings.Contains(r.body, `support and big`) {
+		t.Error(r.body)
+	}
+	if r := w.want(422, "POST", "/v1/policies/dry-run", `{"policy":`+body("false")+`,"window":"24h"}`); r.field("error", "field") != "policy.rego.tests[0]" {
+		t.Error(r.body)
+	}
+	entry := decided(1, time.Now().Add(-time.Minute).UTC(), emptySet(t)) // asks for big
+	w.record(entry)
+	got := w.want(200, "POST", "/v1/policies/dry-run", `{"policy":`+body("true")+`,"window":"24h"}`)
+	if fmt.Sprint(got.field("counts")) != "map[allow:0 deny:1 not_evaluated:0 requests:1 uncertain:0 would_change:1]" {
+		t.Error(got.body)
+	}
+	made := w.want(201, "POST", "/v1/policies", body("true"))
+	id := made.field("id").(string)
+	if fmt.Sprint(made.field("conditions")) != "map[]" || made.field("rego", "module") == nil {
+		t.Error(made.body)
+	}
+	if r := w.want(200, "GET", "/v1/policies/"+id+"/rego", ""); !strings.HasPrefix(r.field("rego").(string), "package policy\n") {
+		t.Error(r.body)
+	}
+	r := w.want(200, "POST", "/v1/policies/explain", `{"request_id":"`+entry.RequestID+`","policies":"current"}`)
+	if fmt.Sprint(r.field("decision", "policy_ids")) != "["+id+"]" || !strings.Contains(r.body, `"name":"no-big-prod","version":1,"effect":"deny","state":"enabled","governs":false,"matches":true`) {
+		t.Error(r.body)
+	}
+	if r := w.want(422, "PATCH", "/v1/policies/"+id, `{"rego":{"module":"package policy\n\ndeny if http.send({})"}}`); r.field("error", "field") != "rego.module" || !strings.Contains(r.body, "http.send") {
+		t.Error(r.body)
+	}
+	w.want(200, "PATCH", "/v1/policies/"+id, `{"state":"shadow"}`)
+}

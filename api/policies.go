@@ -24,6 +24,7 @@ type Policy struct {
 	Conditions rawObject `json:"conditions" doc:"Attributes and their required values. All must hold."`
 	Limits     rawObject `json:"limits" doc:"Limits of the requests that the policy allows."`
 	Approval   rawObject `json:"approval,omitempty" doc:"Who approves, for the effect require_approval."`
+	Rego       rawObject `json:"rego,omitempty" doc:"The module and its tests, for a policy in Rego. Its conditions are empty."`
 	CreatedAt  time.Time `json:"created_at" doc:"Time of creation, UTC." example:"2026-01-31T12:00:00Z"`
 	UpdatedAt  time.Time `json:"updated_at" doc:"Time of the last change, UTC." example:"2026-01-31T12:00:00Z"`
 	Version    int64     `json:"version" doc:"Number of the version, from 1. It is also in the ETag." example:"1"`
@@ -61,6 +62,7 @@ func (p policyBody) Schema(huma.Registry) *huma.Schema {
 			"conditions": {Type: huma.TypeObject, AdditionalProperties: true, Description: `Attributes with a literal or an operator, such as {"in": […]} or {"between": [lowest, highest]}; and any, all and not. All must hold; {} is every request.`},
 			"approval": {Type: huma.TypeObject, AdditionalProperties: true, Description: `For the effect require_approval: {"reviewer_team": "ops", "timeout_seconds": 900, "on_timeout": "deny"}. ` +
 				"This version does not support approvals, so such a policy denies the requests that it applies to."},
+			"rego": {Type: huma.TypeObject, AdditionalProperties: true, Description: `For the effect deny, instead of conditions: {"module": "package policy …", "tests": [{"name": "…", "input": {…}, "denies": true}]}. The tests must pass.`},
 			"limits": {Type: huma.TypeObject, AdditionalProperties: true, Description: `For the effect allow: rpm, tpm, concurrent, max_tokens, daily_usd_cap and monthly_usd_cap. ` +
 				`Each is a number, {"limit": 500, "per": "agent"}, or a list of these. A cap counts for the policy as a whole, any other for each agent, unless per differs.`},
 		},
@@ -74,11 +76,12 @@ func policyShown(p policy.Policy) (Policy, error) {
 		Conditions rawObject `json:"conditions"`
 		Limits     rawObject `json:"limits"`
 		Approval   rawObject `json:"approval"`
+		Rego       rawObject `json:"rego"`
 	}
 	if err := json.Unmarshal(p.Document, &d); err != nil {
 		return Policy{}, err
 	}
-	return Policy{ID: p.ID, Name: p.Name, Effect: d.Effect, State: cmp.Or(d.State, string(policy.Enabled)), Conditions: d.Conditions, Limits: d.Limits, Approval: d.Approval,
+	return Policy{ID: p.ID, Name: p.Name, Effect: d.Effect, State: cmp.Or(d.State, string(policy.Enabled)), Conditions: d.Conditions, Limits: d.Limits, Approval: d.Approval, Rego: d.Rego,
 		CreatedAt: p.CreatedAt.UTC(), UpdatedAt: p.UpdatedAt.UTC(), Version: p.Version}, nil
 }
 
@@ -131,6 +134,9 @@ func (x *call) createPolicy(ctx context.Context, document []byte) (*made[Policy]
 		return nil, err
 	}
 	p := policy.Policy{ID: id, OrgID: x.org, Name: name, Version: 1, Document: document, CreatedAt: x.now, UpdatedAt: x.now}
+	if err := regoFits(append(all, p)); err != nil {
+		return nil, err
+	}
 	if err := policy.Insert(ctx, x.tx, p, x.by()); err != nil {
 		return nil, err
 	}
@@ -142,6 +148,14 @@ func (x *call) createPolicy(ctx context.Context, document []byte) (*made[Policy]
 		return nil, err
 	}
 	return &made[Policy]{Location: "/v1/policies/" + p.ID, ETag: etag(p.Version), Body: shown}, nil
+}
+
+// regoFits returns an error if a set has more policies in Rego than sidecars accept.
+func regoFits(ps []policy.Policy) error {
+	if policy.InRego(ps) <= policy.MaxRego {
+		return nil
+	}
+	return &problem{Status: 409, Code: "too_many", Message: "The org has " + itoa(policy.MaxRego) + " policies in Rego, which is the limit.", Fix: "Delete one of them, or write this one with conditions."}
 }
 
 func (x *call) policy(ctx context.Context, id string) (policy.Policy, error) {
@@ -186,6 +200,15 @@ func updatePolicy(ctx context.Context, x *call, in *struct {
 		after.Document = document
 		if after.Name, err = checked(document); err != nil {
 			return err
+		}
+		if policy.InRego([]policy.Policy{after}) > policy.InRego([]policy.Policy{before}) {
+			all, err := policy.All(ctx, x.tx)
+			if err != nil {
+				return err
+			}
+			if err := regoFits(append(all, after)); err != nil {
+				return err
+			}
 		}
 		shownBefore, err := policyShown(before)
 		if err != nil {

@@ -26,6 +26,7 @@ type Bundle struct {
 	names   map[string]string // id → name
 	limits  map[string][]limit
 	engine  *engine
+	raws    []rawPolicy     // in the order of ids
 	shadow  *Bundle         // the same with the policies in shadow enforced; nil: there are none
 	shadows map[string]bool // the ids of these
 }
@@ -70,12 +71,21 @@ func Compile(ctx context.Context, ps []Policy) (*Bundle, error) {
 		}
 	}
 	var err error
+	if n := len(slices.DeleteFunc(slices.Clone(ds), func(d document) bool { return d.raw == nil })); n > MaxRego {
+		return nil, fmt.Errorf("policy: %d policies in Rego are more than %d", n, MaxRego)
+	}
 	if b.rego, b.engine, err = engineOf(ids, ds, Enabled); err != nil {
+		return nil, err
+	}
+	if b.raws, err = rawsOf(ids, ds, Enabled); err != nil {
 		return nil, err
 	}
 	if len(b.shadows) > 0 {
 		b.shadow = &Bundle{org: b.org, version: b.version, names: b.names, limits: b.limits}
 		if b.shadow.rego, b.shadow.engine, err = engineOf(ids, ds, Enabled, Shadow); err != nil {
+			return nil, err
+		}
+		if b.shadow.raws, err = rawsOf(ids, ds, Enabled, Shadow); err != nil {
 			return nil, err
 		}
 	}
@@ -104,11 +114,15 @@ func engineOf(ids []string, ds []document, states ...State) (string, *engine, er
 	return rego, e, nil
 }
 
-// Rego is one policy in Rego, whatever its state: what a Bundle has of it beside others.
+// Rego is one policy in Rego, whatever its state: what a Bundle has of it beside others. Of
+// a policy that was written in Rego it is that module.
 func Rego(p Policy) (string, error) {
 	d, err := parse(p.Document)
 	if err != nil {
 		return "", fmt.Errorf("policy: %s: %w", p.ID, err)
+	}
+	if d.raw != nil {
+		return d.raw.module, nil
 	}
 	return generate([]string{p.ID}, []document{d}), nil
 }
@@ -130,7 +144,7 @@ func (b *Bundle) Of(ps []Policy) bool {
 // Version names the set of policies: "sha256:" + hex. It does not depend on their order.
 func (b *Bundle) Version() string { return b.version }
 
-// Rego returns the module that the enabled policies were compiled to.
+// Rego returns the module that the enabled policies with conditions were compiled to.
 func (b *Bundle) Rego() string { return b.rego }
 
 // InShadow reports whether a policy is in shadow, so that Shadow has a decision.
@@ -182,10 +196,17 @@ func (b *Bundle) Decide(ctx context.Context, in Input) Decision {
 	if b.org != "" && in.Org.ID != b.org {
 		return failed(errors.New("the policies belong to another org"), b.version)
 	}
+	raw, id, err := b.denied(ctx, &in)
+	if err != nil {
+		d := failed(err, b.version)
+		d.Reasons[0].PolicyID = id
+		d.matters(id)
+		return d
+	}
 	var d Decision
 	if err := b.engine.answer(ctx, &in, func(allowed bool, doc ast.Value) error {
 		var ok bool
-		if d, ok = b.read(doc, &in); !ok || allowed != (d.Effect == Allow) {
+		if d, ok = b.read(doc, &in, raw); !ok || (allowed && len(raw) == 0) != (d.Effect == Allow) {
 			return errors.New("the result is not a decision")
 		}
 		return nil

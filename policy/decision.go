@@ -14,8 +14,8 @@ import (
 //	{"effect": "deny", "refused": {[order, code, message]}, "deny": {policy}, "governs": {[policy]}, "approval": {policy}}
 //
 // OPA sorts sets: rejections by their first element and policies by their id. So the same
-// result always gives the same Decision.
-func (b *Bundle) read(v ast.Value, in *Input) (d Decision, ok bool) {
+// result always gives the same Decision. raw are the policies in Rego that deny.
+func (b *Bundle) read(v ast.Value, in *Input, raw []string) (d Decision, ok bool) {
 	doc, isObject := v.(ast.Object)
 	if !isObject {
 		return Decision{}, false
@@ -27,9 +27,12 @@ func (b *Bundle) read(v ast.Value, in *Input) (d Decision, ok bool) {
 	}
 	switch a.effect {
 	case ast.String("allow"):
-		ok = b.readAllow(&d, &a, in)
+		if ok = b.readAllow(&d, &a, in); ok && len(raw) > 0 {
+			d = Decision{}
+			b.deny(&d, raw)
+		}
 	case ast.String("deny"):
-		ok = b.readDeny(&d, &a)
+		ok = b.readDeny(&d, &a, raw)
 	}
 	return d, ok
 }
@@ -86,7 +89,15 @@ func KeyRate(keyID string, perMinute int64) Limit {
 	return Limit{Source: "key", Name: "rpm", Value: perMinute, Per: "key", Subject: keyID, Key: "key:" + keyID}
 }
 
-func (b *Bundle) readDeny(d *Decision, a *answered) bool {
+// deny adds a reason for each policy that denies.
+func (b *Bundle) deny(d *Decision, ids []string) {
+	for _, id := range ids {
+		d.because("policy_denied", "The policy "+quote(b.names[id])+" denies this request.", id)
+		d.matters(id)
+	}
+}
+
+func (b *Bundle) readDeny(d *Decision, a *answered, raw []string) bool {
 	refused, ok := a.refused.(ast.Set)
 	deny, ok1 := a.deny.(ast.Set)
 	governs, ok2 := a.governs.(ast.Set)
@@ -94,6 +105,7 @@ func (b *Bundle) readDeny(d *Decision, a *answered) bool {
 	if !ok || !ok1 || !ok2 || !ok3 {
 		return false
 	}
+	denied := slices.Clone(raw)
 	read := each(refused, func(t *ast.Term) bool {
 		a, ok := t.Value.(*ast.Array)
 		if !ok || a.Len() != 3 {
@@ -105,14 +117,15 @@ func (b *Bundle) readDeny(d *Decision, a *answered) bool {
 		return ok && ok1
 	}) && each(deny, func(t *ast.Term) bool {
 		id, ok := t.Value.(ast.String)
-		name, known := b.names[string(id)]
-		d.because("policy_denied", "The policy "+quote(name)+" denies this request.", string(id))
-		d.matters(string(id))
+		_, known := b.names[string(id)]
+		denied = append(denied, string(id))
 		return ok && known
 	})
 	if !read {
 		return false
 	}
+	slices.Sort(denied)
+	b.deny(d, denied)
 	if governs.Len() > 0 {
 		d.because("not_permitted", "Policies govern this agent, and none of them permits this request.", "")
 	}
@@ -128,6 +141,9 @@ func (b *Bundle) readDeny(d *Decision, a *answered) bool {
 	slices.Sort(ids)
 	for _, id := range ids {
 		d.matters(id)
+	}
+	if len(raw) > 0 {
+		return read // an approval would not help
 	}
 	read = read && each(approval, func(t *ast.Term) bool {
 		id, ok := t.Value.(ast.String)

@@ -35,6 +35,7 @@ type document struct {
 	conditions condition // as normal returns them
 	limits     []limit
 	wildcard   *Invalid // from reader
+	raw        *rawRego // instead of conditions; nil: none
 }
 
 // value is a literal of a condition.
@@ -50,13 +51,19 @@ type value struct {
 //
 // A literal with * or ? is also rejected. In lists of models * stands for any text, but in
 // a condition it stands for itself, and a deny would never match. Compile accepts such a
-// document, because an earlier version may have stored it.
+// document, because an earlier version may have stored it. The tests of a policy in Rego
+// must pass.
 func Check(document []byte) error {
 	d, err := parse(document)
-	if err == nil && d.wildcard != nil {
+	switch {
+	case err != nil:
+		return err
+	case d.wildcard != nil:
 		return d.wildcard
+	case d.raw != nil:
+		return d.raw.check()
 	}
-	return err
+	return nil
 }
 
 // reader reads a document strictly. The first problem is in err. After a problem its
@@ -111,7 +118,7 @@ func (r *reader) document() (d document) {
 		case "approval":
 			r.approval()
 		case "rego":
-			r.fail(name, "is not understood", "this version does not support it; write conditions")
+			d.raw = r.rego()
 		case "priority":
 			r.fail(name, "is not understood", "leave it out: the order of policies has no effect, and any deny wins")
 		default:
@@ -120,6 +127,15 @@ func (r *reader) document() (d document) {
 	})
 	if r.err != nil {
 		return d
+	}
+	if d.raw != nil {
+		switch {
+		case seen["conditions"]:
+			r.fail("conditions", "is beside rego", "leave one of them out: a policy has conditions or Rego")
+		case d.effect != Deny:
+			r.fail("effect", "is not deny", "a policy in Rego can only deny; write an allow with conditions")
+		}
+		seen["conditions"] = true
 	}
 	for _, f := range [...][2]string{
 		{"name", "give the policy a name"},
@@ -249,7 +265,7 @@ func (r *reader) effect() Effect {
 
 const effects = "write allow, deny or require_approval"
 
-var documentFields = []string{"name", "effect", "state", "conditions", "limits", "approval"}
+var documentFields = []string{"name", "effect", "state", "conditions", "limits", "approval", "rego"}
 
 func (r *reader) state() State {
 	const states = "write enabled, disabled or shadow"

@@ -83,7 +83,7 @@ func TestCheckRefuses(t *testing.T) {
 		{`{"name": "x", "effect": "require_approval", "conditions": {}, "approval": {"reviewer_team": "ops", "on_timeout": "allow"}}`, "approval.on_timeout", "write deny"},
 		{`{"name": "x", "effect": "require_approval", "conditions": {}, "approval": {"reviewer": "ops"}}`, "approval.reviewer", "the fields are"},
 		{`{"name": "x", "effect": "require_approval", "conditions": {}, "approval": {"reviewer_team": "ops"}, "limits": {"rpm": 1}}`, "limits", "leave them out"},
-		{`{"name": "x", "effect": "allow", "conditions": {}, "rego": "package x"}`, "rego", notBuilt},
+		{`{"name": "x", "effect": "allow", "conditions": {}, "rego": "package x"}`, "rego", "is text"},
 		{`{"name": "x", "effect": "allow", "conditions": {}, "priority": 1}`, "priority", "leave it out"},
 		{`{"name": 7, "effect": "allow", "conditions": {}}`, "name", "is a number"},
 		{`{"name": " ", "effect": "allow", "conditions": {}}`, "name", "is empty"},

@@ -95,9 +95,8 @@ func cidrOf(_ topdown.BuiltinContext, args []*ast.Term, found func(*ast.Term) er
 }
 
 // capabilities returns the functions and the network access that modules may use.
-func capabilities() *ast.Capabilities {
+func capabilities(allowed []string) *ast.Capabilities {
 	c := ast.CapabilitiesForThisVersion()
-	allowed := builtins()
 	c.Builtins = slices.DeleteFunc(c.Builtins, func(b *ast.Builtin) bool { return !slices.Contains(allowed, b.Name) })
 	for _, f := range functions() {
 		c.Builtins = append(c.Builtins, f.Decl)
@@ -115,11 +114,10 @@ type compiled struct {
 
 // ours returns the modules that are the same for each org. They are parsed once.
 var ours = sync.OnceValues(func() (map[string]*ast.Module, error) {
-	return parseModules(map[string]string{"baseline.rego": baselineRego, "decision.rego": decisionRego})
+	return parseModules(capabilities(builtins()), map[string]string{"baseline.rego": baselineRego, "decision.rego": decisionRego})
 })
 
-func parseModules(modules map[string]string) (map[string]*ast.Module, error) {
-	caps := capabilities()
+func parseModules(caps *ast.Capabilities, modules map[string]string) (map[string]*ast.Module, error) {
 	parsed := make(map[string]*ast.Module, len(modules)+2)
 	for name, text := range modules {
 		m, err := ast.ParseModuleWithOpts(name, text, ast.ParserOptions{Capabilities: caps, RegoVersion: ast.RegoV1})
@@ -133,16 +131,18 @@ func parseModules(modules map[string]string) (map[string]*ast.Module, error) {
 
 // compile compiles modules, by name, with capabilities.
 func compile(modules map[string]string) (*compiled, error) {
-	parsed, err := parseModules(modules)
+	caps := capabilities(builtins())
+	parsed, err := parseModules(caps, modules)
 	if err != nil {
 		return nil, err
 	}
-	return compileParsed(parsed)
+	return compileParsed(caps, parsed)
 }
 
 // compileWithOurs compiles an org's policies with the modules that are the same for each org.
 func compileWithOurs(policies string) (*compiled, error) {
-	parsed, err := parseModules(map[string]string{"policies.rego": policies})
+	caps := capabilities(builtins())
+	parsed, err := parseModules(caps, map[string]string{"policies.rego": policies})
 	if err != nil {
 		return nil, err
 	}
@@ -153,11 +153,10 @@ func compileWithOurs(policies string) (*compiled, error) {
 	for name, m := range fixed {
 		parsed[name] = m.Copy() // compiling changes a module
 	}
-	return compileParsed(parsed)
+	return compileParsed(caps, parsed)
 }
 
-func compileParsed(parsed map[string]*ast.Module) (*compiled, error) {
-	caps := capabilities()
+func compileParsed(caps *ast.Capabilities, parsed map[string]*ast.Module) (*compiled, error) {
 	if err := inline(parsed["decision.rego"], "policies", parsed["policies.rego"]); err != nil {
 		return nil, fmt.Errorf("compiling Rego: %w", err)
 	}

@@ -62,7 +62,7 @@ func Explain(ctx context.Context, ps []Policy, in Input) (Explanation, error) {
 			return Explanation{}, fmt.Errorf("policy: %s: %w", p.ID, err)
 		}
 		docs[i] = d
-		if d.state == Disabled {
+		if d.state == Disabled || d.raw != nil {
 			continue
 		}
 		effect := Deny
@@ -119,7 +119,16 @@ func Explain(ctx context.Context, ps []Policy, in Input) (Explanation, error) {
 	for i, p := range ps {
 		d := docs[i]
 		e := Explained{ID: p.ID, Name: d.name, Version: p.Version, Effect: d.effectName(), State: d.state, Governs: sets["selects"][i], Matches: sets["matches"][i]}
-		if !e.Governs && !e.Matches {
+		if d.raw != nil && d.state != Disabled {
+			raw, err := d.raw.compile()
+			if err != nil {
+				return Explanation{}, fmt.Errorf("policy: %s: %w", p.ID, err)
+			}
+			if e.Matches, err = raw.denies(ctx, &in); err != nil { // which denies, too
+				e.Failed = []FailedCondition{{Path: "rego.module", Unknown: true}}
+			}
+		}
+		if !e.Governs && !e.Matches && e.Failed == nil {
 			continue
 		}
 		for n := 0; n < len(leaves) && !e.Matches; n++ {

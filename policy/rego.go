@@ -75,6 +75,9 @@ func generate(ids []string, ds []document) string {
 	bodies := map[string][]string{}
 	for i, d := range ds {
 		id := literal(ids[i])
+		if d.raw != nil {
+			continue // it has an engine of its own
+		}
 		switch d.effect {
 		case Deny:
 			rules(&deny, "deny contains "+id, g.bodies(d.conditions, Deny))

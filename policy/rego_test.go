@@ -165,12 +165,12 @@ func TestRestrictedFunctions(t *testing.T) {
 		t.Errorf("the allowed functions: %v", err)
 	}
 	// OPA marks no allowed function as nondeterministic.
-	for _, b := range capabilities().Builtins {
+	for _, b := range capabilities(builtins()).Builtins {
 		if b.Nondeterministic {
 			t.Errorf("%s is not deterministic", b.Name)
 		}
 	}
-	if c := capabilities(); len(c.Builtins) != len(builtins())+len(functions()) || c.AllowNet == nil || len(c.AllowNet) != 0 {
+	if c := capabilities(builtins()); len(c.Builtins) != len(builtins())+len(functions()) || c.AllowNet == nil || len(c.AllowNet) != 0 {
 		t.Errorf("%d functions of %d, hosts %v", len(c.Builtins), len(builtins())+len(functions()), c.AllowNet)
 	}
 }
@@ -266,7 +266,7 @@ func TestNoAnswerDenies(t *testing.T) {
 	} {
 		in := active()
 		b := &Bundle{}
-		if d, ok := b.read(ast.MustParseTerm(v).Value, &in); ok {
+		if d, ok := b.read(ast.MustParseTerm(v).Value, &in, nil); ok {
 			t.Errorf("%s was read: %+v", name, d)
 		}
 	}

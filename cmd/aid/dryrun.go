@@ -53,10 +53,7 @@ with yours among them, and by today's policies alone. It changes no policy.
 
 The file has the body of POST /v1/policies. A policy with the same name is replaced in the
 evaluation; --replaces names another one. The output counts the requests, by agent, and
-lists those that would change, the oldest first:
-
-  TIME                  AGENT        OPERATION         MODEL   NOW    THEN   REASON
-  2026-01-31T12:00:00Z  support-bot  chat.completions  gpt-4o  allow  deny   policy_denied
+lists those that would change, the oldest first.
 
 NOW is the decision of today's policies, THEN the decision with yours. The last part has
 what the dry-run cannot know. Many requests are evaluated by a job; its progress is on
