@@ -123,8 +123,8 @@ func (s schema) paths(at string) (out []string) {
 	return out
 }
 
-// The published schemas are those of what is evaluated and recorded, in both directions: each
-// value conforms to its schema, and each member of a schema occurs.
+// The published schemas are those of what is evaluated and recorded. Each value conforms to
+// its schema, and each member of a schema occurs.
 func TestSchemas(t *testing.T) {
 	both := func(name string, values ...[]byte) {
 		s, seen := schemaOf(t, name), map[string]bool{}
