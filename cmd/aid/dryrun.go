@@ -61,8 +61,11 @@ stderr.
 
 Without --url and --org-key-file, the command uses the ` + "`aid up`" + ` of --home.
 
-Exit codes: 0 the dry-run is done; 1 it failed, or the control plane does not respond;
-2 the policy, a file or a flag is not valid; 3 with --fail-on-change, requests would change.`,
+Exit codes:
+  0  the dry-run is done
+  1  it failed, or the control plane does not respond
+  2  the policy, a file or a flag is not valid
+  3  with --fail-on-change, requests would change`,
 		Example: `  aid policy dry-run --policy no-big-models.json
   aid policy dry-run --policy support.json --window 7d --rows 100
 
