@@ -9,6 +9,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/identity"
@@ -31,7 +32,16 @@ func (l LogEntry) MarshalJSON() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := l.stored.Parse(); err != nil || l.stored.Kind == audit.KindMalformed { // its own fields cannot be trusted
+	// An entry with fields of the position could show another position than its own.
+	var own struct {
+		Seq        jsontext.Value `json:"seq"`
+		WriterSeq  jsontext.Value `json:"writer_seq"`
+		AppendedAt jsontext.Value `json:"appended_at"`
+		MAC        jsontext.Value `json:"mac"`
+	}
+	err = json.Unmarshal(l.stored.Entry, &own)
+	poses := len(own.Seq)+len(own.WriterSeq)+len(own.AppendedAt)+len(own.MAC) > 0
+	if _, bad := l.stored.Parse(); err != nil || bad != nil || poses || l.stored.Kind == audit.KindMalformed { // its own fields cannot be trusted
 		return json.Marshal(struct {
 			Seq       int64  `json:"seq"`
 			WriterSeq int64  `json:"writer_seq"`

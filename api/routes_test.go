@@ -567,6 +567,40 @@ func TestCompletionJoinsItsDecision(t *testing.T) {
 	}
 }
 
+// A node cannot give its entry another position in the list than the chain's.
+func TestEntriesHaveTheirPosition(t *testing.T) {
+	w := serve(t)
+	agent := w.want(201, "POST", "/v1/agents", `{"name":"a"}`).field("id").(string)
+	keys, err := audit.ParseKeys([]string{"1 " + strings.Repeat("ab", 32)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := audit.NewChain(audit.ChainConfig{DB: w.db, Keys: keys})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := audit.Batch{Org: w.org, Node: "node_1", Writer: "w_one"}
+	for i, extra := range []string{`"seq":1`, `"writer_seq":99`, `"mac":"00"`, `"appended_at":"2001-01-01T00:00:00Z"`, `"seq":null`} {
+		e := audit.Stamp(audit.Decided{Time: time.Now(), RequestID: "r", AgentID: agent, Effect: "allow"}, w.org, "w_one", time.Now()).Encode()
+		e = append(e[:len(e)-1:len(e)-1], ","+extra+"}"...)
+		b.Records = append(b.Records, audit.Record{Seq: uint64(i) + 7, Prev: uint64(max(0, i+6)) * uint64(min(i, 1)), Org: w.org, Entry: e})
+	}
+	if _, err := chain.Append(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	list := w.want(200, "GET", "/v1/agents/"+agent+"/logs?order=asc&kind=request.decided", "")
+	rows := list.field("data").([]any)
+	if len(rows) != len(b.Records) {
+		t.Fatal(list.body)
+	}
+	for i, row := range rows {
+		e := row.(map[string]any)
+		if e["writer_seq"] != float64(i+7) || e["entry_base64"] == nil || e["mac"] != nil {
+			t.Errorf("%v", e)
+		}
+	}
+}
+
 // Two agents may have one name, and policies can select by it. So the response has a warning.
 func TestSameName(t *testing.T) {
 	w := serve(t)

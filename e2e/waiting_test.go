@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -46,6 +47,25 @@ func percentile(times []time.Duration, p int) time.Duration {
 	return times[min(len(times)-1, len(times)*p/100)]
 }
 
+var strictP99 = flag.Bool("p99", false, "TestWithheldBodies fails if the other agent's p99 is not below twice its quiet value (for a quiet machine)")
+
+// loaded is the p99 of the bystander, and fails with -p99 if it is at least twice the quiet
+// one. Other work of the machine also makes it longer, so it is measured up to five times.
+func loaded(t *testing.T, gateway, key, body string, quiet time.Duration) (best time.Duration) {
+	t.Helper()
+	for range 5 {
+		p99 := percentile(ask(t, gateway, key, body, 200), 99)
+		if best == 0 || p99 < best {
+			best = p99
+		}
+		if !*strictP99 || best < 2*quiet || t.Failed() {
+			return best
+		}
+	}
+	t.Errorf("p99 of the bystander is %v, and was %v", best, quiet)
+	return best
+}
+
 // Requests whose bodies never arrive do not use the gateway's memory, and another agent is
 // not affected. (FAULTS A1, A2.)
 func TestWithheldBodies(t *testing.T) {
@@ -74,9 +94,9 @@ func TestWithheldBodies(t *testing.T) {
 			}
 			return nil
 		})
-		loaded := percentile(ask(t, up.Gateway, otherKey, body, 200), 99)
+		busy := loaded(t, up.Gateway, otherKey, body, quiet)
 		grown, grownExtproc := rss(t, envoy)-before, rss(t, extproc)-beforeExtproc
-		t.Logf("p99 of the bystander: %v quiet, %v loaded; Envoy grew by %.0f MB, extproc by %.0f MB", quiet, loaded, grown, grownExtproc)
+		t.Logf("p99 of the bystander: %v quiet, %v loaded; Envoy grew by %.0f MB, extproc by %.0f MB", quiet, busy, grown, grownExtproc)
 		// A key may use a quarter of 512 MiB. Envoy's copies and the rejected connections'
 		// buffers come in addition.
 		if grown > 512 {
@@ -122,8 +142,7 @@ func TestWithheldBodies(t *testing.T) {
 			}
 			return nil
 		})
-		loaded := percentile(ask(t, up.Gateway, otherKey, body, 200), 99)
-		t.Logf("p99 of the bystander: %v quiet, %v loaded", quiet, loaded)
+		t.Logf("p99 of the bystander: %v quiet, %v loaded", quiet, loaded(t, up.Gateway, otherKey, body, quiet))
 		// After suspension all waiting requests get a response, though no body has come.
 		up.Manage(t, http.MethodPatch, "/v1/agents/"+greedy, `{"status":"suspended"}`, http.StatusOK, nil)
 		e2e.Eventually(t, 10*time.Second, func() error {

@@ -146,7 +146,7 @@ func (s *Server) Ready(ctx context.Context) error {
 		if opened > 0 {
 			return nil // The proof has a newer key than these credentials.
 		}
-		return fmt.Errorf("%w: --fernet-keys is not the file of this installation, so no credential can be opened. Copy the file of the other control planes", err)
+		return fmt.Errorf("%w: --fernet-keys is not the file of this installation, so no credential can be opened. Copy the file of the other control planes. If the file is right, run aid keys reseal", err)
 	}
 	return err
 }
