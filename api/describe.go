@@ -75,6 +75,9 @@ func (s *Server) operation(r route) huma.Operation {
 		}
 		op.Responses[strconv.Itoa(status)] = response
 	}
+	if r.MIME != "" {
+		op.Responses["200"] = &huma.Response{Description: "OK", Content: map[string]*huma.MediaType{r.MIME: {Schema: &huma.Schema{Type: huma.TypeString}}}}
+	}
 	if !r.Public {
 		op.Security = []map[string][]string{{"org_key": {}}}
 		var roles []string

@@ -184,6 +184,7 @@ type UsageSum struct {
 	CacheWriteTokens int64 `json:"cache_write_tokens" doc:"Input tokens that were written to a cache." example:"0"`
 	ReasoningTokens  int64 `json:"reasoning_tokens" doc:"Output tokens for reasoning." example:"800"`
 	CostNanoUSD      int64 `json:"cost_nano_usd" doc:"The known cost, in nano-dollars (10⁻⁹ US dollars)." example:"184050000"`
+	ChargedNanoUSD   int64 `json:"charged_nano_usd" doc:"The charge under USD caps, in nano-dollars. It differs from the cost where that is not known." example:"184050000"`
 	Unpriced         int64 `json:"unpriced" doc:"Requests with unknown cost. The sum does not include them." example:"2"`
 }
 
@@ -204,6 +205,7 @@ func (s *UsageSum) add(d UsageSum) {
 	s.CacheWriteTokens += d.CacheWriteTokens
 	s.ReasoningTokens += d.ReasoningTokens
 	s.CostNanoUSD += d.CostNanoUSD
+	s.ChargedNanoUSD += d.ChargedNanoUSD
 	s.Unpriced += d.Unpriced
 }
 
@@ -218,15 +220,9 @@ func getUsage(ctx context.Context, x *call, in *struct {
 	if err := x.known(ctx, in.ID); err != nil {
 		return nil, err
 	}
-	until, since := in.Until, in.Since
-	if until.IsZero() {
-		until = x.now
-	}
-	if since.IsZero() {
-		since = until.AddDate(0, 0, -30)
-	}
-	if since.After(until) || until.Sub(since) > usageDays*24*time.Hour {
-		return nil, invalid(fieldProblem{"since", "since is after until, or more than " + itoa(usageDays) + " days before it.", "Request a shorter span."})
+	since, until, err := usageSpan(in.Since, in.Until, x.now)
+	if err != nil {
+		return nil, err
 	}
 	days, err := audit.DailyUsage(ctx, x.tx, in.ID, since, until)
 	if err != nil {
@@ -234,10 +230,7 @@ func getUsage(ctx context.Context, x *call, in *struct {
 	}
 	out := Usage{AgentID: in.ID, Since: since.UTC().Format(time.DateOnly), Until: until.UTC().Format(time.DateOnly), Data: []UsageRow{}}
 	for _, d := range days {
-		sum := UsageSum{
-			Requests: d.Requests, Refused: d.Refused, InputTokens: d.InputTokens, OutputTokens: d.OutputTokens, CachedTokens: d.CachedTokens,
-			CacheWriteTokens: d.CacheWriteTokens, ReasoningTokens: d.ReasoningTokens, CostNanoUSD: d.CostNanoUSD, Unpriced: d.Unpriced,
-		}
+		sum := sumOf(d)
 		out.Data = append(out.Data, UsageRow{Day: d.Day.Format(time.DateOnly), Provider: d.Provider, Model: d.Model, UsageSum: sum})
 		out.Total.add(sum)
 	}

@@ -27,6 +27,7 @@ type route struct {
 	Public bool
 
 	Status  int    // of success; 0: 200, or 204 without a body
+	MIME    string // of the response; "": JSON
 	Example string // an example of the body
 	// Only the handler validates Raw bodies, with better messages.
 	Raw bool
@@ -121,6 +122,17 @@ func routes() []route {
 			Summary:     "Get an agent's usage",
 			Description: "Requests, tokens and cost by day and model. Cost is an integer in nano-dollars (1 USD = 1,000,000,000). `unpriced` counts requests with unknown cost, which the sums do not include.",
 		}, getUsage),
+		serves(route{
+			Method: "GET", Path: "/v1/usage", ID: "get-usage", Tag: tagRecord, Roles: auditors,
+			Summary: "Get the organization's usage",
+			Description: "Requests, tokens, cost and charges, grouped by day, agent, team, model, provider or policy. `cost_nano_usd` is the known cost. " +
+				"`charged_nano_usd` is what was charged under USD caps. A field of a group without a value is left out. Add names to `by` with commas.",
+		}, orgUsage),
+		serves(route{
+			Method: "GET", Path: "/v1/usage.csv", ID: "get-usage-csv", Tag: tagRecord, Roles: auditors, MIME: "text/csv",
+			Summary:     "Get the organization's usage as CSV",
+			Description: "The same sums with one line for each group, at most 100,000. A name that a spreadsheet would take for a formula begins with an apostrophe.",
+		}, orgUsageCSV),
 		serves(route{
 			Method: "GET", Path: "/v1/audit/entries", ID: "list-audit-entries", Tag: tagRecord, Roles: auditors,
 			Summary:     "Export the audit log",

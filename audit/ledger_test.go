@@ -45,7 +45,7 @@ func reserves(request string, amount int64, limits ...audit.Limit) audit.Decided
 
 // charges is the completion of record seq of the writer.
 func charges(request, writer string, seq uint64, amount int64, basis string) audit.Settled {
-	return audit.Settled{RequestID: request, AgentID: "ag_1", Provider: "one", Model: "small", DecidedWriter: writer, DecidedSeq: seq, Outcome: "completed",
+	return audit.Settled{RequestID: request, AgentTeam: "team", PolicyIDs: []string{"pol_1", "pol_2"}, AgentID: "ag_1", Provider: "one", Model: "small", DecidedWriter: writer, DecidedSeq: seq, Outcome: "completed",
 		ChargedNanoUSD: amount, ChargeBasis: basis, Time: booked}
 }
 
@@ -179,7 +179,25 @@ func (b *books) usage() (sum int64) {
 		for _, d := range days {
 			sum += d.ChargedNanoUSD
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		for _, group := range []struct{ by, key string }{{"team", "team"}, {"policy", "pol_1"}, {"policy", "pol_2"}} {
+			got, err := audit.SumUsage(context.Background(), tx, booked.AddDate(0, 0, -1), time.Now().AddDate(0, 0, 1), []string{group.by}, 0, 10)
+			if err != nil {
+				return err
+			}
+			var one int64
+			for _, g := range got {
+				if g.Key[0] == group.key {
+					one += g.ChargedNanoUSD
+				}
+			}
+			if one != sum {
+				b.t.Errorf("usage of the %s %s is %d, want %d", group.by, group.key, one, sum)
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		b.t.Fatal(err)

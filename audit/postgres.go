@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -377,6 +378,7 @@ type UsageDay struct {
 	Day      time.Time // 00:00 UTC
 	Provider string
 	Model    string // as the client requested it
+	Team     string // of the agent at the time
 
 	Requests, Refused                                                          int64
 	InputTokens, OutputTokens, CachedTokens, CacheWriteTokens, ReasoningTokens int64
@@ -386,8 +388,9 @@ type UsageDay struct {
 }
 
 type usageKey struct {
-	agent, provider, model string
-	day                    time.Time
+	agent, provider, model, team string
+	policies                     string // their ids, with spaces between
+	day                          time.Time
 }
 
 // usage is the usage that a batch adds.
@@ -416,6 +419,7 @@ func (u *usage) day(s Settled, appendedAt time.Time) usageKey {
 	}
 	return usageKey{
 		agent: column(s.AgentID, maxID), provider: column(s.Provider, maxName), model: column(s.Model, maxName),
+		team: column(s.AgentTeam, maxName), policies: column(strings.Join(s.PolicyIDs, " "), maxIDs*maxID),
 		day: time.Date(t.Year(), t.Month(), t.Day(), 0, 0, 0, 0, time.UTC),
 	}
 }
@@ -439,8 +443,8 @@ func (u *usage) settle(ctx context.Context, tx pgx.Tx, org string, s Settled, ap
 		u.unknown[d] = k
 		s.ChargedNanoUSD, _ = u.ledger.charge(s, d)
 		u.add(k, s, 1)
-		if _, err := tx.Exec(ctx, `INSERT INTO audit_unknown (org_id, writer, writer_seq, agent_id, day, provider, model) VALUES ($1, $2, $3, $4, $5, $6, $7)
-			ON CONFLICT DO NOTHING`, org, d.writer, d.seq, k.agent, k.day, k.provider, k.model); err != nil {
+		if _, err := tx.Exec(ctx, `INSERT INTO audit_unknown (org_id, writer, writer_seq, agent_id, day, provider, model, team, policies) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+			ON CONFLICT DO NOTHING`, org, d.writer, d.seq, k.agent, k.day, k.provider, k.model, k.team, k.policies); err != nil {
 			return err
 		}
 		return nil
@@ -502,7 +506,7 @@ func (u *usage) read(ctx context.Context, tx pgx.Tx, org string, entries []Entry
 	if len(seqs) == 0 {
 		return nil
 	}
-	rows, err := tx.Query(ctx, `SELECT u.writer, u.writer_seq, u.agent_id, u.day, u.provider, u.model
+	rows, err := tx.Query(ctx, `SELECT u.writer, u.writer_seq, u.agent_id, u.day, u.provider, u.model, u.team, u.policies
 		FROM audit_unknown u JOIN unnest($2::text[], $3::bigint[]) AS w(writer, seq) ON u.writer = w.writer AND u.writer_seq = w.seq
 		WHERE u.org_id = $1`, org, writers, seqs)
 	if err != nil {
@@ -510,7 +514,7 @@ func (u *usage) read(ctx context.Context, tx pgx.Tx, org string, entries []Entry
 	}
 	var d decision
 	var k usageKey
-	_, err = pgx.ForEachRow(rows, []any{&d.writer, &d.seq, &k.agent, &k.day, &k.provider, &k.model}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&d.writer, &d.seq, &k.agent, &k.day, &k.provider, &k.model, &k.team, &k.policies}, func() error {
 		u.unknown[d] = k
 		return nil
 	})
@@ -520,7 +524,7 @@ func (u *usage) read(ctx context.Context, tx pgx.Tx, org string, entries []Entry
 func (u *usage) add(k usageKey, s Settled, n int64) {
 	d := u.days[k]
 	if d == nil {
-		d = &UsageDay{AgentID: k.agent, Day: k.day, Provider: k.provider, Model: k.model}
+		d = &UsageDay{AgentID: k.agent, Day: k.day, Provider: k.provider, Model: k.model, Team: k.team}
 		u.days[k] = d
 	}
 	d.Requests += n
@@ -549,29 +553,44 @@ func (u *usage) queue(b *pgx.Batch, org string) {
 	if len(u.days) == 0 {
 		return
 	}
-	const most = "least(usage_daily.%[1]s::numeric + EXCLUDED.%[1]s, 9223372036854775807)::bigint"
-	columns := []string{"requests", "refused", "input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens", "cost_nano_usd", "charged_nano_usd", "unpriced"}
-	set := make([]string, len(columns))
-	for i, c := range columns {
-		set[i] = c + " = " + fmt.Sprintf(most, c)
+	byAgent := addSums("usage_daily", "org_id", "agent_id", "day", "provider", "model", "team")
+	byPolicy := addSums("usage_policies", "org_id", "policy_id", "day")
+	for k, d := range u.days {
+		sums := []any{d.Requests, d.Refused, d.InputTokens, d.OutputTokens, d.CachedTokens, d.CacheWriteTokens, d.ReasoningTokens, d.CostNanoUSD, d.ChargedNanoUSD, d.Unpriced}
+		b.Queue(byAgent, append([]any{org, d.AgentID, d.Day, d.Provider, d.Model, d.Team}, sums...)...)
+		for _, policy := range strings.Fields(k.policies) {
+			b.Queue(byPolicy, append([]any{org, policy, d.Day}, sums...)...)
+		}
 	}
-	insert := "INSERT INTO usage_daily (org_id, agent_id, day, provider, model, " + strings.Join(columns, ", ") + `)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
-		ON CONFLICT (org_id, agent_id, day, provider, model) DO UPDATE SET ` + strings.Join(set, ", ")
-	for _, d := range u.days {
-		b.Queue(insert, org, d.AgentID, d.Day, d.Provider, d.Model, d.Requests, d.Refused,
-			d.InputTokens, d.OutputTokens, d.CachedTokens, d.CacheWriteTokens, d.ReasoningTokens, d.CostNanoUSD, d.ChargedNanoUSD, d.Unpriced)
+}
+
+// sumColumns are the sums in usage_daily and usage_policies.
+var sumColumns = []string{"requests", "refused", "input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens", "cost_nano_usd", "charged_nano_usd", "unpriced"}
+
+// addSums is the statement that adds to the sums of one row of a table.
+func addSums(table string, key ...string) string {
+	const most = "%[2]s = least(%[1]s.%[2]s::numeric + EXCLUDED.%[2]s, 9223372036854775807)::bigint"
+	set, places := make([]string, len(sumColumns)), make([]string, len(key)+len(sumColumns))
+	for i, c := range sumColumns {
+		set[i] = fmt.Sprintf(most, table, c)
 	}
+	for i := range places {
+		places[i] = "$" + strconv.Itoa(i+1)
+	}
+	return "INSERT INTO " + table + " (" + strings.Join(append(key[:len(key):len(key)], sumColumns...), ", ") + ") VALUES (" + strings.Join(places, ", ") +
+		") ON CONFLICT (" + strings.Join(key, ", ") + ") DO UPDATE SET " + strings.Join(set, ", ")
 }
 
 // DailyUsage returns the usage per UTC day from the day of from to the day of to, oldest first.
 // It is the usage of an agent, or of all agents if agent is empty. The org is tx's.
 func DailyUsage(ctx context.Context, tx pgx.Tx, agent string, from, to time.Time) ([]UsageDay, error) {
 	rows, err := tx.Query(ctx, `
-		SELECT agent_id, day, provider, model, requests, refused, input_tokens, output_tokens, cached_tokens, cache_write_tokens,
-			reasoning_tokens, cost_nano_usd, charged_nano_usd, unpriced
+		SELECT agent_id, day, provider, model, sum(requests)::bigint, sum(refused)::bigint, sum(input_tokens)::bigint, sum(output_tokens)::bigint,
+			sum(cached_tokens)::bigint, sum(cache_write_tokens)::bigint, sum(reasoning_tokens)::bigint, sum(cost_nano_usd)::bigint, sum(charged_nano_usd)::bigint,
+			sum(unpriced)::bigint
 		FROM usage_daily
 		WHERE org_id = aid_org() AND ($1 = '' OR agent_id = $1) AND day BETWEEN $2::date AND $3::date
+		GROUP BY agent_id, day, provider, model
 		ORDER BY day, agent_id, provider, model`, agent, from.UTC(), to.UTC())
 	if err != nil {
 		return nil, fmt.Errorf("reading usage: %w", err)
@@ -585,6 +604,57 @@ func DailyUsage(ctx context.Context, tx pgx.Tx, agent string, from, to time.Time
 		return nil, fmt.Errorf("reading usage: %w", err)
 	}
 	return days, nil
+}
+
+// UsageGroups are the names that SumUsage can group by.
+var UsageGroups = []string{"day", "agent", "team", "model", "provider", "policy"}
+
+// UsageGroup is a sum over the requests of one group. The Key has the values of the names that
+// it is grouped by, in their order.
+type UsageGroup struct {
+	Key []string
+	UsageDay
+}
+
+// ErrUsageGroup means that usage is not kept by these names together.
+var ErrUsageGroup = errors.New("usage by policy is kept by day and policy only")
+
+// SumUsage returns sums from the day of from to the day of to, in the order of the groups'
+// keys. A request that several policies decided counts for each of them. There are at most
+// limit groups, after the first skip. The org is tx's.
+func SumUsage(ctx context.Context, tx pgx.Tx, from, to time.Time, by []string, skip, limit int) ([]UsageGroup, error) {
+	table := "usage_daily"
+	columns := map[string]string{"day": "day::text", "agent": "agent_id", "team": "team", "model": "model", "provider": "provider"}
+	if slices.Contains(by, "policy") {
+		table, columns = "usage_policies", map[string]string{"day": "day::text", "policy": "policy_id"}
+	}
+	key := make([]string, len(by))
+	for i, name := range by {
+		column, ok := columns[name]
+		if !ok {
+			return nil, ErrUsageGroup
+		}
+		key[i] = column
+	}
+	sums := make([]string, len(sumColumns))
+	for i, c := range sumColumns {
+		sums[i] = "least(sum(" + c + "), 9223372036854775807)::bigint"
+	}
+	keys := strings.Join(key, ", ")
+	rows, err := tx.Query(ctx, "SELECT ARRAY["+keys+"]::text[], "+strings.Join(sums, ", ")+" FROM "+table+
+		" WHERE org_id = aid_org() AND day BETWEEN $1::date AND $2::date GROUP BY "+keys+" ORDER BY (ARRAY["+keys+"]::text[]) COLLATE \"C\" OFFSET $3 LIMIT $4", from.UTC(), to.UTC(), skip, limit)
+	if err != nil {
+		return nil, fmt.Errorf("reading usage: %w", err)
+	}
+	groups, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (g UsageGroup, err error) {
+		err = row.Scan(&g.Key, &g.Requests, &g.Refused, &g.InputTokens, &g.OutputTokens, &g.CachedTokens, &g.CacheWriteTokens, &g.ReasoningTokens,
+			&g.CostNanoUSD, &g.ChargedNanoUSD, &g.Unpriced)
+		return g, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading usage: %w", err)
+	}
+	return groups, nil
 }
 
 // ---- reading ----

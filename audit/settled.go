@@ -15,6 +15,7 @@ type Settled struct {
 	DecidedWriter string `json:"decided_writer"` // the writer of the first entry; empty: this one
 	DecidedSeq    uint64 `json:"decided_seq"`    // that writer's number of the first entry; 0: not known
 	AgentID       string `json:"agent_id"`
+	AgentTeam     string `json:"agent_team"` // at the time of the decision
 	KeyID         string `json:"key_id"`
 	Provider      string `json:"provider"`
 	Model         string `json:"model"` // as the client requested it
@@ -43,6 +44,9 @@ type Settled struct {
 	// Lost names the parts of a translated response that the caller's format does not
 	// support: "citations".
 	Lost []string `json:"lost"`
+
+	// PolicyIDs are the policies that decided about the request.
+	PolicyIDs []string `json:"policy_ids"`
 }
 
 // The values of Settled.ChargeBasis.
@@ -79,6 +83,7 @@ func (e Settled) Encode() []byte {
 	o.str("decided_writer", e.DecidedWriter, maxID)
 	o.unsigned("decided_seq", e.DecidedSeq)
 	o.str("agent_id", e.AgentID, maxID)
+	o.str("agent_team", e.AgentTeam, maxName)
 	o.str("key_id", e.KeyID, maxID)
 	o.str("provider", e.Provider, maxName)
 	o.str("model", e.Model, maxName)
@@ -105,6 +110,7 @@ func (e Settled) Encode() []byte {
 	o.str("charge_basis", e.ChargeBasis, maxWord)
 	o.flag("overrun", e.Overrun)
 	o.strs("lost", e.Lost, maxIDs, maxWord)
+	o.strs("policy_ids", e.PolicyIDs, maxIDs, maxID)
 	return o.end()
 }
 

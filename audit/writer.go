@@ -338,7 +338,7 @@ func unknownSettlement(d Decided) Settled {
 	s := Settled{
 		Time: d.Time, Org: d.Org, Writer: d.Writer, DecidedWriter: d.Writer, RequestID: d.RequestID, AgentID: d.AgentID, KeyID: d.KeyID,
 		Provider: d.Provider, Model: d.Model, Outcome: OutcomeUnknown, Usage: Usage{Source: "absent"},
-		ChargedNanoUSD: d.ReservedNanoUSD,
+		ChargedNanoUSD: d.ReservedNanoUSD, AgentTeam: d.AgentTeam, PolicyIDs: d.PolicyIDs,
 	}
 	if d.ReservedNanoUSD != 0 {
 		s.ChargeBasis = BasisReservation

@@ -109,7 +109,7 @@ func (v *Verdict) Settled(c identity.Caller, r *Request, e Ending, forwarded boo
 	cost, priced := v.cost(e, u, forwarded, pricer)
 	charged, basis := v.charge(e, u, forwarded, cost, priced, pricer)
 	return audit.Settled{
-		Time: e.Time, RequestID: r.ID, DecidedSeq: e.DecidedSeq, AgentID: c.Agent.ID, KeyID: c.Key.ID,
+		Time: e.Time, RequestID: r.ID, DecidedSeq: e.DecidedSeq, AgentID: c.Agent.ID, AgentTeam: c.Agent.Team, KeyID: c.Key.ID,
 		Provider: v.Provider.Name, Model: provider.Clip(v.Call.Model, 256), ResponseModel: e.ResponseModel,
 		Outcome: e.Outcome, Status: e.Status,
 		Usage: audit.Usage{
@@ -118,7 +118,7 @@ func (v *Verdict) Settled(c identity.Caller, r *Request, e Ending, forwarded boo
 		},
 		ResponseBytes: e.ResponseBytes, DurationUS: e.Time.Sub(e.Began).Microseconds(), FirstByteUS: e.FirstByte.Microseconds(),
 		ProviderRequestID: e.ProviderRequestID, Lost: e.Lost, CostNanoUSD: cost, Priced: priced,
-		ChargedNanoUSD: charged, ChargeBasis: basis, Overrun: charged > v.worst && basis != "",
+		ChargedNanoUSD: charged, ChargeBasis: basis, Overrun: charged > v.worst && basis != "", PolicyIDs: v.Decision.PolicyIDs,
 	}
 }
 

@@ -1,0 +1,157 @@
+package api
+
+import (
+	"context"
+	"encoding/csv"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ai-identity/ai-identity/audit"
+)
+
+// UsageIn are the parameters of the org's usage.
+type UsageIn struct {
+	Since time.Time `query:"since" doc:"The first day is the day of this time. The default is 30 days ago." example:"2026-01-01T00:00:00Z"`
+	Until time.Time `query:"until" doc:"The last day is the day of this time. The default is today." example:"2026-01-31T00:00:00Z"`
+	By    []string  `query:"by" minItems:"1" maxItems:"4" enum:"day,agent,team,model,provider,policy" default:"day" doc:"What the sums are grouped by, separated by commas. policy can only be joined with day." example:"[\"day\",\"team\"]"`
+}
+
+// days returns the span, and what is wrong with it.
+func (in UsageIn) days(now time.Time) (since, until time.Time, err error) {
+	return usageSpan(in.Since, in.Until, now)
+}
+
+func usageSpan(since, until, now time.Time) (time.Time, time.Time, error) {
+	if until.IsZero() {
+		until = now
+	}
+	if since.IsZero() {
+		since = until.AddDate(0, 0, -30)
+	}
+	if since.After(until) || until.Sub(since) > usageDays*24*time.Hour {
+		return since, until, invalid(fieldProblem{"since", "since is after until, or more than " + itoa(usageDays) + " days before it.", "Request a shorter span."})
+	}
+	return since, until, nil
+}
+
+// UsageGroup is a sum over the requests of one group.
+type UsageGroup struct {
+	Day      string `json:"day,omitempty" doc:"The day in UTC." example:"2026-01-31"`
+	AgentID  string `json:"agent_id,omitempty" doc:"The agent's id." example:"ag_01k0000000abcdefghjkmnpqrs"`
+	Team     string `json:"team,omitempty" doc:"The agent's team at the time of the request." example:"support"`
+	Model    string `json:"model,omitempty" doc:"The model that the client requested." example:"gpt-4o"`
+	Provider string `json:"provider,omitempty" doc:"The provider's name." example:"openai"`
+	PolicyID string `json:"policy_id,omitempty" doc:"A policy that decided about the requests. A request counts for each of its policies." example:"pol_01k0000000abcdefghjkmnpqrs"`
+	UsageSum
+}
+
+// usageGroups reads the groups: at most most of them, after the first skip.
+func usageGroups(ctx context.Context, x *call, in UsageIn, skip, most int) ([]audit.UsageGroup, error) {
+	since, until, err := in.days(x.now)
+	if err != nil {
+		return nil, err
+	}
+	for i, name := range in.By {
+		if slices.Contains(in.By[:i], name) {
+			return nil, invalid(fieldProblem{"by", "A name is in by twice.", "Write it once."})
+		}
+	}
+	groups, err := audit.SumUsage(ctx, x.tx, since, until, in.By, skip, most)
+	if errors.Is(err, audit.ErrUsageGroup) {
+		return nil, invalid(fieldProblem{"by", "Usage by policy is kept by day and policy only.", "Join policy with day, or leave it out."})
+	}
+	return groups, err
+}
+
+func (g *UsageGroup) set(name, value string) {
+	switch name {
+	case "day":
+		g.Day = value
+	case "agent":
+		g.AgentID = value
+	case "team":
+		g.Team = value
+	case "model":
+		g.Model = value
+	case "provider":
+		g.Provider = value
+	case "policy":
+		g.PolicyID = value
+	}
+}
+
+func sumOf(d audit.UsageDay) UsageSum {
+	return UsageSum{
+		Requests: d.Requests, Refused: d.Refused, InputTokens: d.InputTokens, OutputTokens: d.OutputTokens, CachedTokens: d.CachedTokens,
+		CacheWriteTokens: d.CacheWriteTokens, ReasoningTokens: d.ReasoningTokens, CostNanoUSD: d.CostNanoUSD, ChargedNanoUSD: d.ChargedNanoUSD, Unpriced: d.Unpriced,
+	}
+}
+
+func orgUsage(ctx context.Context, x *call, in *struct {
+	UsageIn
+	Limit int `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"The most groups to return."`
+	After int `query:"after" minimum:"0" maximum:"1000000" default:"0" doc:"The value of next in the page before. The list continues after it." example:"0"`
+}) (*paged[UsageGroup], error) {
+	groups, err := usageGroups(ctx, x, in.UsageIn, in.After, in.Limit+1)
+	if err != nil {
+		return nil, err
+	}
+	rows := each(groups, func(g audit.UsageGroup) UsageGroup {
+		out := UsageGroup{UsageSum: sumOf(g.UsageDay)}
+		for i, name := range in.By {
+			out.set(name, g.Key[i])
+		}
+		return out
+	})
+	return listed(rows, in.Limit, func(UsageGroup) string { return itoa(int64(in.After + in.Limit)) }), nil
+}
+
+// maxUsageLines is the most lines of one CSV.
+const maxUsageLines = 100_000
+
+// csvFile is a response in CSV.
+type csvFile struct {
+	ContentType string `header:"Content-Type" doc:"text/csv; charset=utf-8"`
+	Body        []byte
+}
+
+func orgUsageCSV(ctx context.Context, x *call, in *UsageIn) (*csvFile, error) {
+	groups, err := usageGroups(ctx, x, *in, 0, maxUsageLines+1)
+	if err != nil {
+		return nil, err
+	}
+	if len(groups) > maxUsageLines {
+		return nil, invalid(fieldProblem{"by", "The file would have more than " + itoa(maxUsageLines) + " lines.", "Request a shorter span, or fewer names in by."})
+	}
+	var b strings.Builder
+	w := csv.NewWriter(&b)
+	names := map[string]string{"agent": "agent_id", "policy": "policy_id"}
+	head := make([]string, len(in.By))
+	for i, name := range in.By {
+		if head[i] = names[name]; head[i] == "" {
+			head[i] = name
+		}
+	}
+	w.Write(append(head, "requests", "refused", "input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens",
+		"cost_nano_usd", "charged_nano_usd", "unpriced"))
+	for _, g := range groups {
+		line := each(g.Key, inert)
+		for _, n := range []int64{g.Requests, g.Refused, g.InputTokens, g.OutputTokens, g.CachedTokens, g.CacheWriteTokens, g.ReasoningTokens,
+			g.CostNanoUSD, g.ChargedNanoUSD, g.Unpriced} {
+			line = append(line, itoa(n))
+		}
+		w.Write(line)
+	}
+	w.Flush()
+	return &csvFile{ContentType: "text/csv; charset=utf-8", Body: []byte(b.String())}, w.Error()
+}
+
+// inert is a cell that no spreadsheet takes for a formula. Clients choose the names of models.
+func inert(s string) string {
+	if s != "" && strings.ContainsRune("=+-@\t\r", rune(s[0])) {
+		return "'" + s
+	}
+	return s
+}
