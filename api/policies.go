@@ -10,6 +10,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
 )
 
@@ -28,6 +29,80 @@ type Policy struct {
 	CreatedAt  time.Time `json:"created_at" doc:"Time of creation, UTC." example:"2026-01-31T12:00:00Z"`
 	UpdatedAt  time.Time `json:"updated_at" doc:"Time of the last change, UTC." example:"2026-01-31T12:00:00Z"`
 	Version    int64     `json:"version" doc:"Number of the version, from 1. It is also in the ETag." example:"1"`
+
+	Scope *PolicyScope `json:"scope,omitempty" doc:"After a POST or PATCH: the agents that the policy selects now, and what its limits add up to."`
+}
+
+// PolicyScope is what a policy applies to now.
+type PolicyScope struct {
+	Agents int           `json:"agents" doc:"The agents that the policy selects now, by its conditions on agents and keys." example:"50"`
+	More   bool          `json:"more" doc:"Only the first 10,000 agents and 20,000 keys were counted." example:"false"`
+	Limits []PolicyLimit `json:"limits" nullable:"false" doc:"The limits of the policy."`
+}
+
+// PolicyLimit is what a limit of a policy adds up to.
+type PolicyLimit struct {
+	Limit  string `json:"limit" doc:"The limit." example:"monthly_usd_cap"`
+	Per    string `json:"per" doc:"What it counts for; two names are joined with +." example:"policy"`
+	Unit   string `json:"unit" enum:"requests,tokens,nano_usd" doc:"The unit of value and most." example:"nano_usd"`
+	Value  int64  `json:"value" doc:"What each count allows." example:"500000000000"`
+	Counts *int   `json:"counts" doc:"How many counts there are now. null: it depends on the requests." example:"1"`
+	Most   *int64 `json:"most" doc:"What all counts allow together. null: it depends on the requests." example:"500000000000"`
+}
+
+const (
+	scopeAgents = 10_000
+	scopeKeys   = 20_000
+)
+
+// scope is what a document applies to now.
+func (x *call) scope(ctx context.Context, document []byte) (*PolicyScope, error) {
+	s, err := policy.NewScope(document)
+	if err != nil {
+		return nil, err
+	}
+	agents, err := identity.ListAgents(ctx, x.tx, 0, "", scopeAgents+1, identity.AgentFilter{})
+	if err != nil {
+		return nil, err
+	}
+	keys, err := identity.LiveKeys(ctx, x.tx, x.now, scopeKeys+1)
+	if err != nil {
+		return nil, err
+	}
+	n := 0
+	for _, ks := range keys {
+		n += len(ks)
+	}
+	out := &PolicyScope{More: len(agents) > scopeAgents || n > scopeKeys, Limits: []PolicyLimit{}}
+	for _, a := range agents[:min(len(agents), scopeAgents)] {
+		in := policy.Input{
+			Agent: policy.AgentAttrs{
+				ID: a.ID, Name: a.Name, Team: a.Team, Environment: a.Environment, Tier: a.Tier, Status: string(a.Status), AllowedModels: a.AllowedModels, Metadata: a.Metadata,
+			},
+			Org: policy.OrgAttrs{ID: x.org},
+		}
+		for _, k := range append(keys[a.ID], identity.Key{})[:max(1, len(keys[a.ID]))] { // an agent without a key, too
+			in.Caller = policy.CallerAttrs{KeyID: k.ID, KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyLine: cmp.Or(k.Line, k.ID)}
+			if err := s.Add(ctx, in); err != nil {
+				return nil, err
+			}
+		}
+	}
+	out.Agents = s.Agents
+	for _, l := range s.Limits() {
+		shown := PolicyLimit{Limit: l.Name, Per: l.Per, Unit: "requests", Value: l.Value}
+		switch {
+		case policy.Money(l.Name):
+			shown.Unit = "nano_usd"
+		case l.Name == "tpm" || l.Name == "max_tokens":
+			shown.Unit = "tokens"
+		}
+		if !l.Open {
+			shown.Counts, shown.Most = &l.Counts, &l.Most
+		}
+		out.Limits = append(out.Limits, shown)
+	}
+	return out, nil
 }
 
 // rawObject is a JSON object that is passed on unchanged.
@@ -147,6 +222,9 @@ func (x *call) createPolicy(ctx context.Context, document []byte) (*made[Policy]
 	if err := x.record(ctx, "policy.created", "policy", p.ID, "", nil, shown); err != nil {
 		return nil, err
 	}
+	if shown.Scope, err = x.scope(ctx, p.Document); err != nil {
+		return nil, err
+	}
 	return &made[Policy]{Location: "/v1/policies/" + p.ID, ETag: etag(p.Version), Body: shown}, nil
 }
 
@@ -223,7 +301,12 @@ func updatePolicy(ctx context.Context, x *call, in *struct {
 		if err != nil {
 			return err
 		}
+		scope, err := x.scope(ctx, after.Document)
+		if err != nil {
+			return err
+		}
 		if len(fields) == 0 {
+			shownBefore.Scope = scope
 			out = &one[Policy]{ETag: etag(before.Version), Body: shownBefore}
 			return nil
 		}
@@ -233,8 +316,12 @@ func updatePolicy(ctx context.Context, x *call, in *struct {
 		if shown, err = policyShown(after); err != nil {
 			return err
 		}
+		if err := x.record(ctx, "policy.updated", "policy", after.ID, "", shownBefore, shown); err != nil {
+			return err
+		}
+		shown.Scope = scope
 		out = &one[Policy]{ETag: etag(after.Version), Body: shown}
-		return x.record(ctx, "policy.updated", "policy", after.ID, "", shownBefore, shown)
+		return nil
 	})
 	return out, err
 }

@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -59,4 +60,37 @@ func TestUsage(t *testing.T) {
 	if got := w.want(200, "GET", "/v1/usage.csv"+span+"day,model", ""); got.body != csv {
 		t.Errorf("%s\nwant %s", got.body, csv)
 	}
+}
+
+// The response to a change of a policy has the agents that it selects, and what its limits
+// add up to.
+func TestPolicyScope(t *testing.T) {
+	w := serve(t)
+	for _, body := range []string{`{"name":"a","team":"support"}`, `{"name":"b","team":"support"}`, `{"name":"c","team":"sales"}`} {
+		id := w.want(201, "POST", "/v1/agents", body).field("id").(string)
+		w.want(201, "POST", "/v1/agents/"+id+"/keys", `{"name":"k","scopes":["*"]}`)
+	}
+	scope := func(r reply) string {
+		b, err := json.Marshal(r.field("scope"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	made := w.want(201, "POST", "/v1/policies", `{"name":"p","effect":"allow","conditions":{"agent.team":"support"},"limits":{"monthly_usd_cap":500}}`)
+	want := `{"agents":2,"limits":[{"counts":1,"limit":"monthly_usd_cap","most":500000000000,"per":"policy","unit":"nano_usd","value":500000000000}],"more":false}`
+	if got := scope(made); got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+	path := "/v1/policies/" + made.field("id").(string)
+	want = `{"agents":2,"limits":[{"counts":2,"limit":"monthly_usd_cap","most":1000000000000,"per":"agent","unit":"nano_usd","value":500000000000}],"more":false}`
+	for range 2 { // the second one changes nothing
+		if got := scope(w.want(200, "PATCH", path, `{"limits":{"monthly_usd_cap":{"limit":500,"per":"agent"}}}`)); got != want {
+			t.Errorf("%s\nwant %s", got, want)
+		}
+	}
+	if got := scope(w.want(200, "GET", path, "")); got != "null" {
+		t.Errorf("a GET has %s", got)
+	}
+	w.want(422, "PATCH", path, `{"limits":{"monthly_usd_cap":{"limit":500,"per":"caller.user_agent"}}}`)
 }

@@ -209,6 +209,28 @@ func Keys(ctx context.Context, tx pgx.Tx, agent string) ([]Key, error) {
 	})
 }
 
+// LiveKeys returns up to limit keys of all agents that are neither revoked nor expired, with
+// their lines, by agent.
+func LiveKeys(ctx context.Context, tx pgx.Tx, at time.Time, limit int) (map[string][]Key, error) {
+	rows, err := tx.Query(ctx, `SELECT `+keyColumns+`, `+keyLine+` FROM agent_keys k
+		WHERE k.org_id = aid_org() AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > $1) ORDER BY k.place, k.id LIMIT $2`, at, limit)
+	if err != nil {
+		return nil, doing(err, "listing live keys")
+	}
+	keys, err := all(rows, "listing live keys", func(row pgx.CollectableRow) (Key, error) {
+		var r keyRow
+		if err := row.Scan(append(r.into(), &r.Line)...); err != nil {
+			return Key{}, err
+		}
+		return r.key()
+	})
+	of := make(map[string][]Key)
+	for _, k := range keys {
+		of[k.AgentID] = append(of[k.AgentID], k)
+	}
+	return of, err
+}
+
 // RevokeKey revokes a key at once and permanently. A revoked key is not changed. If the
 // agent has no such key, the error is [ErrNotFound].
 func RevokeKey(ctx context.Context, tx pgx.Tx, agent, id string, at time.Time) error {
