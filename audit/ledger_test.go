@@ -40,7 +40,7 @@ func usdCap(counter, period string, most int64) audit.Limit {
 
 // reserves is a decision that reserves.
 func reserves(request string, amount int64, limits ...audit.Limit) audit.Decided {
-	return audit.Decided{RequestID: request, AgentID: "ag_1", Effect: "allow", Provider: "one", Model: "small", ReservedNanoUSD: amount, Limits: limits, Time: booked}
+	return audit.Decided{RequestID: request, AgentID: "ag_1", AgentTeam: "team", PolicyIDs: []string{"pol_1", "pol_2"}, Effect: "allow", Provider: "one", Model: "small", ReservedNanoUSD: amount, Limits: limits, Time: booked}
 }
 
 // charges is the completion of record seq of the writer.
