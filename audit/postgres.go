@@ -554,12 +554,12 @@ func (u *usage) queue(b *pgx.Batch, org string) {
 		return
 	}
 	byAgent := addSums("usage_daily", "org_id", "agent_id", "day", "provider", "model", "team")
-	byPolicy := addSums("usage_policies", "org_id", "policy_id", "day")
+	byPolicy := addSums("usage_policies", "org_id", "policy_id", "agent_id", "day", "provider", "model", "team")
 	for k, d := range u.days {
 		sums := []any{d.Requests, d.Refused, d.InputTokens, d.OutputTokens, d.CachedTokens, d.CacheWriteTokens, d.ReasoningTokens, d.CostNanoUSD, d.ChargedNanoUSD, d.Unpriced}
 		b.Queue(byAgent, append([]any{org, d.AgentID, d.Day, d.Provider, d.Model, d.Team}, sums...)...)
-		for _, policy := range strings.Fields(k.policies) {
-			b.Queue(byPolicy, append([]any{org, policy, d.Day}, sums...)...)
+		for _, policy := range strings.Split(k.policies, " ") { // "" without any
+			b.Queue(byPolicy, append([]any{org, policy, d.AgentID, d.Day, d.Provider, d.Model, d.Team}, sums...)...)
 		}
 	}
 }
@@ -616,23 +616,20 @@ type UsageGroup struct {
 	UsageDay
 }
 
-// ErrUsageGroup means that usage is not kept by these names together.
-var ErrUsageGroup = errors.New("usage by policy is kept by day and policy only")
-
 // SumUsage returns sums from the day of from to the day of to, in the order of the groups'
 // keys. A request that several policies decided counts for each of them. There are at most
 // limit groups, after the first skip. The org is tx's.
 func SumUsage(ctx context.Context, tx pgx.Tx, from, to time.Time, by []string, skip, limit int) ([]UsageGroup, error) {
 	table := "usage_daily"
-	columns := map[string]string{"day": "day::text", "agent": "agent_id", "team": "team", "model": "model", "provider": "provider"}
+	columns := map[string]string{"day": "day::text", "agent": "agent_id", "team": "team", "model": "model", "provider": "provider", "policy": "policy_id"}
 	if slices.Contains(by, "policy") {
-		table, columns = "usage_policies", map[string]string{"day": "day::text", "policy": "policy_id"}
+		table = "usage_policies"
 	}
 	key := make([]string, len(by))
 	for i, name := range by {
 		column, ok := columns[name]
 		if !ok {
-			return nil, ErrUsageGroup
+			return nil, fmt.Errorf("usage is not kept by %q", name)
 		}
 		key[i] = column
 	}

@@ -16,15 +16,21 @@ import (
 type Kind uint8
 
 const (
-	Requests Kind = iota // requests per minute
-	Tokens               // tokens per minute: an estimate at once, the true rest at the end
-	Slots                // requests in progress
-	Day                  // nano-dollars in a calendar day
-	Month                // nano-dollars in a calendar month
+	Requests   Kind = iota // requests per minute
+	Tokens                 // tokens per minute: an estimate at once, the true rest at the end
+	Slots                  // requests in progress
+	Day                    // nano-dollars in a calendar day
+	Month                  // nano-dollars in a calendar month
+	Starts                 // sessions that begin, per hour
+	Uses                   // requests in a session
+	SessionUSD             // nano-dollars in a session
 )
 
 // Money reports whether the limit is a USD cap.
-func (k Kind) Money() bool { return k == Day || k == Month }
+func (k Kind) Money() bool { return k == Day || k == Month || k == SessionUSD }
+
+// rate reports whether the limit fills up again evenly.
+func (k Kind) rate() bool { return k == Requests || k == Tokens || k == Starts }
 
 // Limit is something that may be used up, and what one request takes of it.
 type Limit struct {
@@ -37,16 +43,18 @@ type Limit struct {
 	// 0 or less allows none.
 	Max int64
 	// Amount is what the request takes at once: its tokens, or the nano-dollars that it may
-	// cost at most. Requests and Slots take 1. A request with an Amount of 0 takes nothing,
+	// cost at most. Requests, Slots and Uses take 1. A request with an Amount of 0 takes nothing,
 	// and is never rejected by the limit.
 	Amount int64
 	// Shadow is true for a policy in shadow: its caps begin at zero with this process.
 	Shadow bool
 	// Calendar names the Day or Month; nil: UTC.
 	Calendar *Calendar
+	// Session is the session of Uses and SessionUSD. Its name is in Key.
+	Session Session
 
 	// Reserve sets the rest.
-	Period string        // of a Day or Month: "2026-11-27" or "2026-11"
+	Period string        // of a Day or Month: "2026-11-27" or "2026-11"; of a session: when it began
 	Left   int64         // what is left after the result; below 0: it is in debt
 	Reset  time.Duration // until all of it is there again
 }
@@ -61,7 +69,7 @@ func (l *Limit) Counter() string {
 
 // amount is what the request takes.
 func (l *Limit) amount() int64 {
-	if l.Kind == Requests || l.Kind == Slots {
+	if l.Kind == Requests || l.Kind == Slots || l.Kind == Uses {
 		return 1
 	}
 	return max(0, l.Amount)

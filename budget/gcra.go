@@ -20,17 +20,17 @@ const farthest = 50 * 24 * time.Hour
 // for n at once. Its whole state is one instant, tat: when the bucket will be full again.
 // It is pure: it returns the state after the step, and the result. Instants are durations
 // since any epoch.
-func take(now, tat time.Duration, perMinute, n int64) (next time.Duration, r Result) {
-	if perMinute <= 0 {
+func take(window, now, tat time.Duration, most, n int64) (next time.Duration, r Result) {
+	if most <= 0 {
 		return tat, Result{RetryAfter: time.Minute, Reset: time.Minute}
 	}
-	// The window is made of whole intervals, so that a burst is exactly perMinute.
-	interval := interval(perMinute)
-	window := interval * time.Duration(min(perMinute, maxPerMinute))
+	// The window is made of whole intervals, so that a burst is exactly most.
+	interval := interval(window, most)
+	window = interval * time.Duration(min(most, maxPerMinute))
 	tat = max(tat, now) // a bucket is never fuller than full
-	r = Result{Limit: perMinute, Reset: tat - now, Remaining: int64(max(0, now+window-tat) / interval)}
-	if n > perMinute {
-		r.Why, r.Fits = TooLarge, perMinute
+	r = Result{Limit: most, Reset: tat - now, Remaining: int64(max(0, now+window-tat) / interval)}
+	if n > most {
+		r.Why, r.Fits = TooLarge, most
 		return tat, r
 	}
 	next = tat + times(interval, n)
@@ -45,12 +45,12 @@ func take(now, tat time.Duration, perMinute, n int64) (next time.Duration, r Res
 }
 
 // left is what a rate has left, below 0 in debt.
-func left(now, tat time.Duration, perMinute int64) int64 {
-	if perMinute <= 0 {
+func left(window, now, tat time.Duration, most int64) int64 {
+	if most <= 0 {
 		return 0
 	}
-	interval := interval(perMinute)
-	rest := now + interval*time.Duration(min(perMinute, maxPerMinute)) - max(tat, now)
+	interval := interval(window, most)
+	rest := now + interval*time.Duration(min(most, maxPerMinute)) - max(tat, now)
 	n := rest / interval
 	if rest < 0 && rest%interval != 0 {
 		n-- // rounded down
@@ -58,11 +58,19 @@ func left(now, tat time.Duration, perMinute int64) int64 {
 	return int64(n)
 }
 
-// interval is the time between two requests at that rate, rounded up, so that the
+// window is the time in which all of a rate comes back.
+func (k Kind) window() time.Duration {
+	if k == Starts {
+		return time.Hour
+	}
+	return time.Minute
+}
+
+// interval is the time between two requests at a rate of most in the window, rounded up, so that the
 // rate is never above it.
-func interval(perMinute int64) time.Duration {
-	n := min(perMinute, maxPerMinute)
-	return (time.Minute + time.Duration(n-1)) / time.Duration(n)
+func interval(window time.Duration, most int64) time.Duration {
+	n := min(most, maxPerMinute)
+	return (window + time.Duration(n-1)) / time.Duration(n)
 }
 
 // times is n intervals, at most farthest.

@@ -50,6 +50,8 @@ type account struct {
 	asking            chan struct{} // closed when Sums has answered; nil: it is not asked
 	err               error         // why not
 	end               time.Time     // of the period
+	uses              bool          // it counts requests
+	earlier           []string      // other names under which an earlier process counted
 }
 
 type zoned struct {
@@ -157,7 +159,7 @@ func (m *Memory) advance() {
 func (m *Memory) locate(limits []Limit) (unknown []string) {
 	for i := range limits {
 		l := &limits[i]
-		if !l.Kind.Money() {
+		if !l.Kind.Money() && l.Kind != Uses {
 			continue
 		}
 		in := m.period(l)
@@ -168,7 +170,7 @@ func (m *Memory) locate(limits []Limit) (unknown []string) {
 		counter := l.Counter()
 		a := m.accounts[counter]
 		if a == nil {
-			a = &account{end: in.end, known: l.Shadow}
+			a = &account{end: in.end, uses: l.Kind == Uses, known: l.Shadow || l.Kind == Uses || l.Kind == SessionUSD && !l.Session.Named, earlier: earlier(l)}
 			m.accounts[counter] = a
 		}
 		if !a.known {
@@ -180,6 +182,9 @@ func (m *Memory) locate(limits []Limit) (unknown []string) {
 
 // period is the current one of the limit.
 func (m *Memory) period(l *Limit) span {
+	if l.Kind == Uses || l.Kind == SessionUSD {
+		return span{began(l.Session.Began), l.Session.Began.Add(SessionLife)}
+	}
 	const most = 64 // calendars change with the configuration
 	z := zoned{l.Kind, l.Calendar}
 	now := m.epoch.Add(m.last)
@@ -198,6 +203,24 @@ func (m *Memory) period(l *Limit) span {
 	return in
 }
 
+// stepOfSession is how exactly the name of a session's count says when it began. A process that finds
+// a session does not know when it began in an earlier process. It asks for each name of the
+// last SessionLife.
+const stepOfSession = 10 * time.Minute
+
+func began(at time.Time) string { return at.UTC().Truncate(stepOfSession).Format("2006-01-02T15:04") }
+
+// earlier are the counters of a session that began in an earlier process.
+func earlier(l *Limit) (counters []string) {
+	if l.Kind != SessionUSD {
+		return nil
+	}
+	for d := stepOfSession; d <= SessionLife; d += stepOfSession {
+		counters = append(counters, l.Key+"@"+began(l.Session.Began.Add(-d)))
+	}
+	return counters
+}
+
 // learn asks Sums for counters, or waits for another request that has asked for one of them.
 // It is called with the lock held, and does not hold it while it waits. It waits for others
 // only after its own question is answered, so no two requests wait for each other.
@@ -212,6 +235,9 @@ func (m *Memory) learn(ctx context.Context, org string, counters []string) error
 		if a := m.accounts[c]; a.asking == nil {
 			a.asking, a.err = done, nil
 			mine, of = append(mine, c), append(of, a)
+			for _, c := range a.earlier {
+				mine, of = append(mine, c), append(of, a)
+			}
 		} else {
 			others, waits = append(others, a), append(waits, a.asking)
 		}
@@ -253,7 +279,7 @@ func (m *Memory) answered(of []*account, sums []int64, err error, done chan stru
 	for i, a := range of {
 		a.asking, a.err = nil, err
 		if err == nil {
-			a.charged, a.known = add(a.charged, sums[i]), true
+			a.charged, a.known, a.earlier = add(a.charged, sums[i]), true, nil
 		}
 	}
 	close(done)
@@ -296,15 +322,15 @@ func (m *Memory) step(limits []Limit, i int) (s step) {
 	}
 	n := l.amount()
 	switch l.Kind {
-	case Requests, Tokens:
-		s.tat, s.result = take(m.last, m.tat(l.Key), l.Max, n)
+	case Requests, Tokens, Starts:
+		s.tat, s.result = take(l.Kind.window(), m.last, m.tat(l.Key), l.Max, n)
 	case Slots:
 		left := l.Max - m.slots[l.Key]
 		s.result = Result{OK: left > 0, Limit: l.Max, Remaining: max(0, left-1), Why: Busy}
 		if !s.result.OK {
 			s.result.RetryAfter = time.Second
 		}
-	case Day, Month:
+	case Day, Month, Uses, SessionUSD:
 		if n == 0 {
 			s.result = Result{OK: true, Limit: l.Max}
 			break
@@ -322,7 +348,7 @@ func (a *account) take(most, n int64, reset time.Duration) Result {
 	r := Result{Limit: most, Remaining: max(0, most-a.charged-a.reserved), Reset: reset}
 	switch free := most - a.charged; {
 	case !a.known:
-	case free <= 0:
+	case free <= 0, a.uses && free <= a.reserved:
 		r.Why = Spent
 	case n > free:
 		r.Why, r.Fits = TooLarge, free
@@ -337,9 +363,9 @@ func (a *account) take(most, n int64, reset time.Duration) Result {
 // figures are what is left of a limit now, and until when.
 func (m *Memory) figures(l *Limit) (int64, time.Duration) {
 	switch l.Kind {
-	case Requests, Tokens:
+	case Requests, Tokens, Starts:
 		tat := m.tat(l.Key)
-		return left(m.last, tat, l.Max), max(0, tat-m.last)
+		return left(l.Kind.window(), m.last, tat, l.Max), max(0, tat-m.last)
 	case Slots:
 		return l.Max - m.slots[l.Key], 0
 	}
@@ -355,7 +381,7 @@ func (m *Memory) take(limits []Limit) {
 	for i := range limits {
 		l, s := &limits[i], &m.steps[i]
 		switch {
-		case l.Kind == Requests || l.Kind == Tokens:
+		case l.Kind.rate():
 			m.young[l.Key] = max(m.young[l.Key], s.tat) // of equal keys the latest full bucket holds
 		case s.again:
 		case l.Kind == Slots:
@@ -402,14 +428,14 @@ func (m *Memory) Release(_ context.Context, id string) {
 			continue
 		}
 		switch l.Kind {
-		case Requests, Tokens:
+		case Requests, Tokens, Starts:
 			narrowest := l.Max
 			for _, o := range limits[i:] {
 				if o.Key == l.Key {
 					narrowest = min(narrowest, o.Max) // as Reserve took it
 				}
 			}
-			m.shift(l.Key, -times(interval(narrowest), l.amount()))
+			m.shift(l.Key, -times(interval(l.Kind.window(), narrowest), l.amount()))
 		default:
 			m.free(l)
 		}
@@ -429,12 +455,16 @@ func (m *Memory) Settle(_ context.Context, id string, used Used) {
 			continue
 		}
 		switch l.Kind {
-		case Requests:
+		case Requests, Starts:
+		case Uses:
+			if a := m.free(l); a != nil {
+				a.charged = add(a.charged, 1)
+			}
 		case Tokens:
 			if d := used.Tokens - l.amount(); used.Counted && d >= 0 {
-				m.shift(l.Key, times(interval(l.Max), d))
+				m.shift(l.Key, times(interval(time.Minute, l.Max), d))
 			} else if used.Counted {
-				m.shift(l.Key, -times(interval(l.Max), -d))
+				m.shift(l.Key, -times(interval(time.Minute, l.Max), -d))
 			}
 		default:
 			if a := m.free(l); a != nil {
@@ -496,7 +526,9 @@ func (m *Memory) InFlight() (reserved, slots int64, requests int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, a := range m.accounts {
-		reserved = add(reserved, a.reserved)
+		if !a.uses {
+			reserved = add(reserved, a.reserved)
+		}
 	}
 	for _, n := range m.slots {
 		slots += n

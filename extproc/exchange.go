@@ -293,7 +293,7 @@ func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 		return verdict.Unavailable("policy_unavailable", "Policies are not available right now. Try again shortly.")
 	}
 	x.org = org // one snapshot for the whole exchange
-	x.org.ID, x.org.Limiter, x.org.Pricer, x.org.Phase = caller.Agent.OrgID, x.s.c.Limiter, x.s.c.Pricer, x.phase
+	x.org.ID, x.org.Limiter, x.org.Sessions, x.org.Pricer, x.org.Phase = caller.Agent.OrgID, x.s.c.Limiter, &x.s.sessions, x.s.c.Pricer, x.phase
 	return nil
 }
 

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/budget"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/provider"
 	"github.com/ai-identity/ai-identity/verdict"
@@ -124,6 +125,7 @@ type Server struct {
 	workers  *workers
 	guard    *guard
 	ends     *ends
+	sessions budget.Sessions
 	deciding chan struct{} // holds a token for each exchange that is being decided
 
 	patterns sync.Map // *patterns by a provider's id

@@ -42,21 +42,27 @@ var limitForms = map[string]limitForm{
 	"max_tokens":      {maxRPM, false, perAgent, "output tokens of one request"},
 	"daily_usd_cap":   {1_000_000_000, true, perPolicy, "US dollars a day"},
 	"monthly_usd_cap": {1_000_000_000, true, perPolicy, "US dollars a month"},
+
+	"session_requests":  {1_000_000_000, false, perSession, "requests of a session"},
+	"session_usd_cap":   {1_000_000_000, true, perSession, "US dollars of a session"},
+	"session_seconds":   {86_400, false, perSession, "seconds that a session may last"},
+	"sessions_per_hour": {1_000_000, false, perAgent, "sessions that begin in an hour"},
 }
 
 // Money reports whether a limit of this name is a USD cap, in nano-dollars.
 func Money(name string) bool { return limitForms[name].usd }
 
 const (
-	perAgent  = "agent"
-	perKey    = "key"
-	perPolicy = "policy"
-	perOrg    = "org"
+	perAgent   = "agent"
+	perKey     = "key"
+	perPolicy  = "policy"
+	perOrg     = "org"
+	perSession = "session"
 )
 
 // pers is what a limit may count for, beside keys of agent.metadata.
 var pers = []string{
-	perAgent, perKey, perPolicy, perOrg, "agent.id", "agent.name", "agent.team", "agent.environment", "agent.tier", "request.model", "request.provider",
+	perAgent, perKey, perPolicy, perOrg, perSession, "agent.id", "agent.name", "agent.team", "agent.environment", "agent.tier", "request.model", "request.provider",
 }
 
 // limits reads the limits of a document.
@@ -115,8 +121,14 @@ func (r *reader) limit(field, name string, form limitForm) limit {
 			l.max = r.amount(at, form)
 		case "per":
 			l.per = r.per(at)
-			if r.err == nil && name == "max_tokens" && !slices.Equal(l.per, []string{perAgent}) {
+			switch {
+			case r.err != nil:
+			case name == "max_tokens" && !slices.Equal(l.per, []string{perAgent}):
 				r.fail(at, "is for limits that count", "leave it out: max_tokens looks at each request alone")
+			case form.per == perSession && !slices.Equal(l.per, []string{perSession}):
+				r.fail(at, "is not for a limit of a session", "leave it out: "+name+" counts for each session")
+			case name == "sessions_per_hour" && slices.ContainsFunc(l.per, func(per string) bool { return per == perSession || strings.HasPrefix(per, "request.") }):
+				r.fail(at, "is not for the number of sessions", "count for agent, key, policy, org or an attribute of the agent")
 			}
 		default:
 			r.fail(at, "is not a field of a limit", nearest(member, []string{"limit", "per"}, "the fields are limit and per"))
@@ -219,8 +231,6 @@ func (r *reader) perName(field string, pair bool) string {
 	case pair && (s == perPolicy || s == perOrg):
 		r.fail(field, "adds nothing to a pair", "leave it out")
 	case slices.Contains(pers, s), isMetadata && key != "" && len(key) <= maxText:
-	case s == "session" || s == "request.session_id":
-		r.fail(field, "is not supported", "this version does not support it; count for "+strings.Join(pers, ", ")+" or agent.metadata.KEY")
 	case fix == "" && (strings.HasPrefix(s, "request.") || strings.HasPrefix(s, "caller.") || s == "tool.family"):
 		r.fail(field, "is something that the client chooses freely, so the limit would not hold", "count for "+strings.Join(pers, ", ")+" or agent.metadata.KEY")
 	default:
@@ -268,6 +278,8 @@ func subjectOf(per string, in *Input) string {
 		return ""
 	case perOrg:
 		return in.Org.ID
+	case perSession:
+		return in.Caller.Session
 	case "agent.name":
 		return in.Agent.Name
 	case "agent.team":

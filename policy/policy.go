@@ -96,6 +96,7 @@ type CallerAttrs struct {
 	KeyStatus        string // any other than "active" is rejected
 	KeyRateLimit     int64  // requests per minute; 0: the key has no limit
 	KeyLine          string // the first key of those that KeyID was rotated from; only limits use it
+	Session          string // names the caller's session; only limits use it
 	IP               string
 	UserAgent        string
 }
@@ -151,7 +152,7 @@ type Reason struct {
 // Limit is a limit that applies to a request.
 type Limit struct {
 	Source  string // "key", or the id of the policy that sets it
-	Name    string // "rpm", "tpm", "concurrent", "max_tokens", "daily_usd_cap" or "monthly_usd_cap"
+	Name    string // "rpm", "tpm", "concurrent", "max_tokens", "daily_usd_cap", "monthly_usd_cap", or one of a session
 	Value   int64  // requests, tokens, or the nano-dollars of a cap
 	Per     string // what it counts for: "agent", "key", "policy", "org", an attribute, or two joined with "+"
 	Subject string // the value of that for this request; "" if it has none

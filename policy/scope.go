@@ -49,7 +49,7 @@ func NewScope(doc []byte) (*Scope, error) {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
 	for _, l := range d.limits {
-		if l.name == "max_tokens" || slices.ContainsFunc(l.per, func(per string) bool { return strings.HasPrefix(per, "request.") }) {
+		if l.name == "max_tokens" || slices.ContainsFunc(l.per, func(per string) bool { return per == perSession || strings.HasPrefix(per, "request.") }) {
 			s.counts = append(s.counts, nil)
 		} else {
 			s.counts = append(s.counts, map[string]bool{})

@@ -37,7 +37,7 @@ var tables = []struct{ name, columns, values string }{
 	{"budget_events", "org_id, counter, period, threshold, max_nano_usd, charged_nano_usd, at", "$1, $2, $2, 50, 7, 7, now()"},
 	{"sidecars", "org_id, node_id, writer, seen_at", "$1, $2, $2, now()"},
 	{"usage_daily", "org_id, agent_id, day, provider, model", "$1, $2, '2026-07-01', $2, $2"},
-	{"usage_policies", "org_id, policy_id, day", "$1, $2, '2026-07-01'"},
+	{"usage_policies", "org_id, policy_id, agent_id, day, provider, model, team", "$1, $2, $2, '2026-07-01', $2, $2, $2"},
 }
 
 // fill gives an org one row in every table, each with its mark.

@@ -27,7 +27,7 @@ func (o *Org) input(c identity.Caller, r *Request, v *Verdict) policy.Input {
 		Caller: policy.CallerAttrs{
 			KeyID: k.ID, KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyExpiresAt: k.ExpiresAt,
 			KeyStatus: active, // an inactive key is rejected before policy
-			IP:        r.ClientIP, UserAgent: r.UserAgent, KeyRateLimit: k.RateLimit, KeyLine: cmp.Or(k.Line, k.ID),
+			IP:        r.ClientIP, UserAgent: r.UserAgent, KeyRateLimit: k.RateLimit, KeyLine: cmp.Or(k.Line, k.ID), Session: v.session.Name,
 		},
 		Org: policy.OrgAttrs{ID: o.ID, Tier: o.Tier},
 	}
@@ -89,10 +89,20 @@ func InputOf(d audit.Decided) (in policy.Input, unknown []string, ok bool) {
 		},
 		Caller: policy.CallerAttrs{
 			KeyID: d.KeyID, KeyScopes: d.KeyScopes, KeyAllowedModels: d.KeyAllowedModels, KeyExpiresAt: d.KeyExpiresAt,
-			KeyStatus: active, IP: d.ClientIP, UserAgent: d.UserAgent, KeyRateLimit: d.KeyRateLimit, KeyLine: lineOf(d),
+			KeyStatus: active, IP: d.ClientIP, UserAgent: d.UserAgent, KeyRateLimit: d.KeyRateLimit, KeyLine: lineOf(d), Session: sessionOf(d),
 		},
 		Org: policy.OrgAttrs{ID: d.Org, Tier: d.OrgTier},
 	}, unknown, true
+}
+
+// sessionOf is the session that a recorded request counted for, as far as the entry holds it.
+func sessionOf(d audit.Decided) string {
+	for _, l := range d.Limits {
+		if l.Per == "session" {
+			return l.Subject
+		}
+	}
+	return ""
 }
 
 // lineOf is the line of keys that a recorded request counted for, as far as the entry holds it.

@@ -1,6 +1,7 @@
 package verdict
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -54,8 +55,9 @@ type Verdict struct {
 	// applies.
 	PriceVersion string
 
-	worst   int64 // the most that it may cost, in nano-dollars
-	counted []int // of Decision.Limits: those that Counts counts
+	session budget.Session // with a name if Org has Sessions
+	worst   int64          // the most that it may cost, in nano-dollars
+	counted []int          // of Decision.Limits: those that Counts counts
 
 	// Approval is the id of the approval that the decision uses or waits for.
 	Approval string
@@ -144,9 +146,20 @@ func (o *Org) shadow(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 			return // a rejected request is not counted against a limit
 		}
 		code := ""
+		counts, _ := counted(l.Name)
+		if ofSession(l) {
+			if v.session.Name == "" {
+				continue
+			}
+			o.Sessions.Passed(v.Time, v.session)
+		}
 		switch {
 		case !trial.applies(l):
 			continue
+		case l.Name == limitSessionSeconds:
+			if v.Time.Sub(v.session.Began) >= time.Duration(l.Value)*time.Second {
+				code = "session_limit_exceeded"
+			}
 		case l.Name == limitMaxTokens:
 			if v.Call.MaxTokens > l.Value {
 				code = "max_tokens_exceeded"
@@ -156,7 +169,7 @@ func (o *Org) shadow(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 				code = refused.Code
 			}
 		}
-		if code == "" && l.Name != limitMaxTokens {
+		if code == "" && counts {
 			id := "shadow:" + strconv.Itoa(i) + ":" + r.ID
 			count := o.count(&trial, l)
 			count.Shadow = true
@@ -249,6 +262,9 @@ func (o *Org) decide(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 			return refused
 		}
 		v.Provider = p
+	}
+	if o.Sessions != nil {
+		v.session = o.Sessions.Find(v.Time, o.ID, c.Agent.ID, cmp.Or(c.Key.Line, c.Key.ID), r.Session)
 	}
 	v.Decision = o.Policies.Decide(ctx, o.input(c, r, v))
 	if v.Decision.Effect != policy.Allow {

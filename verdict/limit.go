@@ -24,9 +24,26 @@ const maxAdded = 16_384
 // each request alone.
 var kinds = map[string]budget.Kind{
 	"rpm": budget.Requests, "tpm": budget.Tokens, "concurrent": budget.Slots, "daily_usd_cap": budget.Day, "monthly_usd_cap": budget.Month,
+	"session_requests": budget.Uses, "session_usd_cap": budget.SessionUSD, "sessions_per_hour": budget.Starts,
 }
 
-const limitMaxTokens = "max_tokens"
+// The limits that are not counted: each looks at one request.
+const (
+	limitMaxTokens      = "max_tokens"
+	limitSessionSeconds = "session_seconds"
+)
+
+// counted reports whether a limit of this name is counted. A name that is not known is not
+// supported.
+func counted(name string) (counts, supported bool) {
+	_, counts = kinds[name]
+	return counts, counts || name == limitMaxTokens || name == limitSessionSeconds
+}
+
+// ofSession reports whether a limit is about sessions.
+func ofSession(l policy.Limit) bool {
+	return l.Name == "sessions_per_hour" || slices.Contains(strings.Split(l.Per, "+"), "session")
+}
 
 // Full rejects a caller whose key has used up its rate, and takes nothing. It looks only at
 // the key's own limit: which others apply is decided with the body.
@@ -123,12 +140,23 @@ func (o *Org) limit(ctx context.Context, v *Verdict, id string) *provider.Error 
 	if len(v.Decision.Limits) == 0 {
 		return nil
 	}
+	sessions := false
 	for i, l := range v.Decision.Limits {
-		if _, known := kinds[l.Name]; !known && l.Name != limitMaxTokens || l.Key == "" {
+		counts, supported := counted(l.Name)
+		if !supported || l.Key == "" {
 			// A limit that cannot be enforced rejects.
 			return Refuse(http.StatusForbidden, "policy_error", "The limit "+strconv.Quote(l.Name)+" cannot be enforced by this version.")
 		}
-		if l.Name == limitMaxTokens || !v.applies(l) {
+		if ofSession(l) {
+			if sessions = true; v.session.Name == "" {
+				return Unavailable("limits_unavailable", "Limits cannot be counted right now. Try again shortly.")
+			}
+		}
+		if age := v.Time.Sub(v.session.Began); l.Name == limitSessionSeconds && age >= time.Duration(l.Value)*time.Second {
+			return v.denies(l, Refuse(http.StatusTooManyRequests, "session_limit_exceeded",
+				fmt.Sprintf("The session may last %d s, and has lasted %d s. Begin a new session.", l.Value, int64(age.Seconds()))))
+		}
+		if !counts || !v.applies(l) {
 			continue
 		}
 		if policy.Money(l.Name) && v.PriceVersion == "" {
@@ -140,6 +168,9 @@ func (o *Org) limit(ctx context.Context, v *Verdict, id string) *provider.Error 
 		v.counted = append(v.counted, i)
 	}
 	if len(v.Counts) == 0 {
+		if sessions {
+			o.Sessions.Passed(v.Time, v.session)
+		}
 		return nil
 	}
 	if o.Limiter == nil {
@@ -165,6 +196,9 @@ func (o *Org) limit(ctx context.Context, v *Verdict, id string) *provider.Error 
 		return v.denies(l, o.exceeded(v, l, taken))
 	}
 	v.Taken, v.Reserved = taken, true
+	if sessions {
+		o.Sessions.Passed(v.Time, v.session)
+	}
 	return nil
 }
 
@@ -172,10 +206,16 @@ func (o *Org) limit(ctx context.Context, v *Verdict, id string) *provider.Error 
 func (o *Org) count(v *Verdict, l policy.Limit) budget.Limit {
 	c := budget.Limit{Key: l.Key, Kind: kinds[l.Name], Max: l.Value, Calendar: o.Calendar}
 	switch {
+	case c.Kind == budget.Uses:
+		c.Session = v.session
+	case c.Kind == budget.Starts:
+		if v.session.Fresh {
+			c.Amount = 1
+		}
 	case c.Kind == budget.Tokens:
 		c.Amount = max(1, v.Call.InputTokensEstimate)
 	case c.Kind.Money():
-		c.Amount = v.worst
+		c.Amount, c.Session = v.worst, v.session
 	}
 	return c
 }
@@ -229,12 +269,19 @@ func (o *Org) exceeds(v *Verdict, l policy.Limit, r budget.Result) *provider.Err
 			return Refuse(status, "rate_limit_exceeded", fmt.Sprintf("The request is larger than the limit of %d tokens per minute, so it never passes. Send less.", r.Limit))
 		}
 		return Refuse(status, "rate_limit_exceeded", fmt.Sprintf("Rate limit reached: %d tokens per minute.", r.Limit)+again)
+	case "session_requests":
+		return Refuse(status, "session_limit_exceeded", fmt.Sprintf("The session may have %d requests, and has had them. Begin a new session.", r.Limit))
+	case "sessions_per_hour":
+		return Refuse(status, "rate_limit_exceeded", fmt.Sprintf("Rate limit reached: %d new sessions per hour.", r.Limit)+again)
 	case "concurrent":
 		return Refuse(status, "concurrency_limit_exceeded", fmt.Sprintf("Limit reached: %d requests in progress at a time.", r.Limit)+again)
 	}
 	name := "daily USD cap"
-	if l.Name == "monthly_usd_cap" {
+	switch l.Name {
+	case "monthly_usd_cap":
 		name = "monthly USD cap"
+	case "session_usd_cap":
+		name = "session's USD cap"
 	}
 	reset := fmt.Sprintf(" It begins anew at %s.", v.Time.Add(r.Reset).UTC().Round(time.Second).Format(time.RFC3339))
 	figures := ""
@@ -299,8 +346,11 @@ func (v *Verdict) limits() (out []audit.Limit) {
 				e.Counter, e.Period, e.Left = c.Counter(), c.Period, c.Left
 			}
 		}
-		if l.Name == limitMaxTokens {
+		switch l.Name {
+		case limitMaxTokens:
 			e.Left -= max(v.Call.MaxTokens, v.Call.Cap)
+		case limitSessionSeconds:
+			e.Left -= int64(v.Time.Sub(v.session.Began).Seconds())
 		}
 		out = append(out, e)
 	}

@@ -277,3 +277,45 @@ func TestUSD(t *testing.T) {
 		}
 	}
 }
+
+// A session has its requests, its time and its dollars, and an agent a number of sessions.
+// The id that the client sends is never trusted to be another agent's.
+func TestSessionLimits(t *testing.T) {
+	w, _ := money(t, `{"session_requests":2,"session_seconds":600,"session_usd_cap":0.01,"sessions_per_hour":3}`)
+	clock := noon
+	w.org.Limiter, w.org.Sessions = budget.NewMemory(func() time.Time { return clock }, sums{}), &budget.Sessions{}
+	body(`{"model":"small","max_tokens":100` + chat)(w)
+	in := func(id string, after time.Duration) change {
+		return func(x *world) {
+			next(w)(x)
+			clock = noon.Add(after)
+			x.request.Session, x.request.Time = id, clock
+		}
+	}
+	v := w.allow(in("a", 0))
+	d := v.Decided(&w.org, w.caller, &w.request)
+	got := ""
+	for _, l := range d.Limits {
+		got += fmt.Sprintf("%s of %s: %s, %d left\n", l.Name, l.Subject, l.Counter, l.Left)
+	}
+	const want = "session_requests of ag_1/id/a: policy:pol_a:session_requests:session:ag_1/id/a@2026-07-01T12:00, 1 left\n"
+	if !strings.Contains(got, want) || !strings.Contains(got, "session_seconds of ag_1/id/a: , 600 left") {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+	w.deny(429, "budget_too_large", in("a", 0), body(`{"model":"small","max_tokens":7000`+chat))
+	w.deny(429, "session_limit_exceeded", in("a", 10*time.Minute))
+	w.allow(in("a", 9*time.Minute))
+	w.deny(429, "session_limit_exceeded", in("a", 9*time.Minute))
+	w.allow(in("b", 9*time.Minute))
+	w.allow(in("b", 9*time.Minute))
+	w.allow(in("", 10*time.Minute))
+	v = w.deny(429, "rate_limit_exceeded", in("c", 10*time.Minute))
+	if e := v.Rejection(); e.RetryAfter != 10*time.Minute {
+		t.Errorf("%+v", e)
+	}
+	w.deny(429, "rate_limit_exceeded", in("c", 10*time.Minute)) // a rejected session has not begun
+	other := func(x *world) { x.caller.Agent.ID, x.caller.Key.AgentID = "ag_2", "ag_2" }
+	w.allow(in("a", 11*time.Minute), other)
+	w.org.Sessions = nil
+	w.deny(503, "limits_unavailable", in("a", 11*time.Minute))
+}

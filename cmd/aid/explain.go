@@ -121,6 +121,7 @@ var errorGroups = []errorGroup{
 		{"invalid_max_tokens", []int{400}, "The request asks for 0 output tokens where a limit on tokens or cost applies.", "Ask for at least 1."},
 		{"too_many_limits", []int{403}, "More than 64 limits apply to the request.", "Give fewer limits to the policies that permit it."},
 		{"insufficient_quota", []int{429}, "The USD cap of a policy is spent.", "Wait for the next period, or raise the cap."},
+		{"session_limit_exceeded", []int{429}, "The session has had the requests or the time that a policy permits.", "Begin a new session, with another `X-Session-ID`."},
 		{"budget_held", []int{429}, "The USD cap has no room while requests in progress hold what they may cost.", "Wait for `Retry-After`. A smaller `max_tokens` holds less."},
 		{"budget_too_large", []int{429}, "The request may cost more than what is left of a USD cap.", "Set `max_tokens` to the number in the message, or send less."},
 		{"price_unknown", []int{403}, "A USD cap applies, and what the request may cost is not known.", "Add the line in the message to the file of `--prices`."},

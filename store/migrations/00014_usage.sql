@@ -8,8 +8,12 @@ ALTER TABLE audit_unknown ADD COLUMN team text NOT NULL DEFAULT '', ADD COLUMN p
 -- A request counts for each policy that decided about it.
 CREATE TABLE usage_policies (
     org_id             text NOT NULL REFERENCES orgs,
-    policy_id          text NOT NULL,
+    policy_id          text NOT NULL,       -- '': no policy decided
+    agent_id           text NOT NULL,
     day                date NOT NULL,       -- UTC
+    provider           text NOT NULL,
+    model              text NOT NULL,
+    team               text NOT NULL,
     requests           bigint NOT NULL DEFAULT 0,
     refused            bigint NOT NULL DEFAULT 0,
     input_tokens       bigint NOT NULL DEFAULT 0,
@@ -20,7 +24,7 @@ CREATE TABLE usage_policies (
     cost_nano_usd      bigint NOT NULL DEFAULT 0,
     charged_nano_usd   bigint NOT NULL DEFAULT 0,
     unpriced           bigint NOT NULL DEFAULT 0,
-    PRIMARY KEY (org_id, policy_id, day)
+    PRIMARY KEY (org_id, policy_id, agent_id, day, provider, model, team)
 );
 ALTER TABLE usage_policies ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY org ON usage_policies USING (org_id = aid_org()) WITH CHECK (org_id = aid_org());

@@ -1,0 +1,109 @@
+package budget
+
+import (
+	"sync"
+	"time"
+)
+
+// SessionLife is how long the counts of a session last from its first request. After that,
+// the same id begins a new session.
+const SessionLife = 24 * time.Hour
+
+const (
+	// silence ends a session without an id of its own.
+	silence = 30 * time.Minute
+	// maxSessions is how many sessions of an agent are told apart. Further ones share one.
+	maxSessions = 1000
+)
+
+// Session is a session of an agent: requests with the same X-Session-ID, or without one those
+// with keys of one line.
+type Session struct {
+	Name  string // names its counts
+	Began time.Time
+	Named bool // by the client: earlier processes may have counted for it
+	Fresh bool // no request of it has passed yet
+
+	org, agent string
+}
+
+// Sessions tells sessions apart in this process. The zero value is ready for use. It is safe
+// for concurrent use.
+type Sessions struct {
+	mu     sync.Mutex
+	agents map[[2]string]map[string]*lasting
+	swept  time.Time
+}
+
+// lasting is when a session began, and when its last request was.
+type lasting struct {
+	began, last time.Time
+	silent      bool // it ends by silence
+}
+
+func (s *lasting) over(now time.Time) bool {
+	return now.Sub(s.began) >= SessionLife || s.silent && now.Sub(s.last) >= silence
+}
+
+// Find returns the session of a request. id is what the client sent, "" without. Agents never
+// share a session.
+func (s *Sessions) Find(now time.Time, org, agent, line, id string) Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	of := s.agents[[2]string{org, agent}]
+	x := Session{Name: agent + "/id/" + id, Named: true, org: org, agent: agent}
+	if id == "" {
+		x.Name, x.Named = agent+"/key/"+line, false
+	}
+	known := of[x.Name]
+	if known == nil && len(of) >= maxSessions {
+		for name, one := range of {
+			if one.over(now) {
+				delete(of, name)
+			}
+		}
+		if len(of) >= maxSessions {
+			x.Name, x.Named = agent+"/more", true
+			known = of[x.Name]
+		}
+	}
+	if known == nil || known.over(now) {
+		x.Began, x.Fresh = now, true
+		return x
+	}
+	x.Began = known.began
+	return x
+}
+
+// Passed notes that a request of the session has passed.
+func (s *Sessions) Passed(now time.Time, x Session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now.Sub(s.swept) >= time.Hour {
+		s.swept = now
+		for key, of := range s.agents {
+			for name, one := range of {
+				if one.over(now) {
+					delete(of, name)
+				}
+			}
+			if len(of) == 0 {
+				delete(s.agents, key)
+			}
+		}
+	}
+	key := [2]string{x.org, x.agent}
+	if s.agents[key] == nil {
+		if s.agents == nil {
+			s.agents = make(map[[2]string]map[string]*lasting)
+		}
+		s.agents[key] = make(map[string]*lasting)
+	}
+	of := s.agents[key]
+	known := of[x.Name]
+	if known == nil || known.over(now) {
+		known = &lasting{began: x.Began, silent: !x.Named}
+		of[x.Name] = known
+	}
+	known.last = now
+}
