@@ -181,6 +181,11 @@ func (v *Valkey) inFlight() (away, waiting int) {
 // Reserve takes the request from every limit, or from none, as Memory.Reserve does. The error
 // wraps ErrStoreAway, ErrUnknownSums or ErrStoreRequired.
 func (v *Valkey) Reserve(ctx context.Context, org, id string, limits []Limit) (Result, error) {
+	for i := range limits {
+		if limits[i].Kind == Uses || limits[i].Kind == SessionUSD {
+			return Result{}, ErrSessions
+		}
+	}
 	if len(limits) == 0 {
 		return Result{OK: true, Which: -1}, nil
 	}
@@ -307,14 +312,17 @@ func (o *shared) reserveArgs(me, id string, limits []Limit, money bool) (keys, a
 func terms(l *Limit, o *shared) []string {
 	n := func(i int64) string { return strconv.FormatInt(i, 10) }
 	switch l.Kind {
-	case Requests, Tokens:
+	case Requests, Tokens, Starts:
 		if l.Max <= 0 {
 			return []string{"r", "0", "0", "0", "0", ""}
 		}
-		every := interval(l.Max)
+		every := interval(l.Kind.window(), l.Max)
 		reach := longest
-		if l.Kind == Tokens {
+		switch l.Kind {
+		case Tokens:
 			reach = farthest
+		case Starts:
+			reach = 2 * time.Hour
 		}
 		return []string{"r", n(int64(every) * min(l.Max, maxPerMinute)), n(int64(times(every, l.amount()))), flag(l.amount() <= l.Max), n(int64(reach)), ""}
 	case Slots:
@@ -441,7 +449,7 @@ func (v *Valkey) settle(o *shared, id string, limits []Limit, used *Used, inDoub
 	for i := range limits {
 		l := &limits[i]
 		switch l.Kind {
-		case Requests, Tokens:
+		case Requests, Tokens, Starts:
 			by := time.Duration(0)
 			switch {
 			case l.Max <= 0:
@@ -452,12 +460,12 @@ func (v *Valkey) settle(o *shared, id string, limits []Limit, used *Used, inDoub
 						narrowest = min(narrowest, other.Max) // as it was taken
 					}
 				}
-				by = -times(interval(narrowest), l.amount())
+				by = -times(interval(l.Kind.window(), narrowest), l.amount())
 			case l.Kind == Tokens && used.Counted:
 				if d := used.Tokens - l.amount(); d >= 0 {
-					by = times(interval(l.Max), d)
+					by = times(interval(l.Kind.window(), l.Max), d)
 				} else {
-					by = -times(interval(l.Max), -d)
+					by = -times(interval(l.Kind.window(), l.Max), -d)
 				}
 			}
 			changes = changes || by != 0 || l.Kind == Tokens
@@ -617,8 +625,8 @@ func figures(limits []Limit, states []state) Result {
 		l, s := &limits[i], states[i]
 		var r Result
 		switch l.Kind {
-		case Requests, Tokens:
-			s.ahead, r = take(0, s.ahead, l.Max, l.amount())
+		case Requests, Tokens, Starts:
+			s.ahead, r = take(l.Kind.window(), 0, s.ahead, l.Max, l.amount())
 		case Slots:
 			left := l.Max - s.slots
 			r = Result{OK: left > 0, Limit: l.Max, Remaining: max(0, left-1), Why: Busy}
@@ -651,13 +659,13 @@ func figures(limits []Limit, states []state) Result {
 	for i := range limits {
 		l, s := &limits[i], states[i]
 		switch l.Kind {
-		case Requests, Tokens:
+		case Requests, Tokens, Starts:
 			for j := range limits { // of equal keys the latest full bucket holds
 				if limits[j].Key == l.Key {
 					s.ahead = max(s.ahead, states[j].ahead)
 				}
 			}
-			l.Left, l.Reset = left(0, s.ahead, l.Max), max(0, s.ahead)
+			l.Left, l.Reset = left(l.Kind.window(), 0, s.ahead, l.Max), max(0, s.ahead)
 		case Slots:
 			l.Left, l.Reset = l.Max-s.slots, 0
 		case Day, Month:
