@@ -266,7 +266,8 @@ func (u *up) check() error {
 		return usagef("--stand-in %s: other machines could reach this address. Use a local one, such as 127.0.0.1:8089", u.standIn)
 	}
 	if u.standIn != "" {
-		if err := targets.Check(standInProvider(u.standIn).Provider); err != nil {
+		host, _, _ := net.SplitHostPort(u.standIn) // the port may be 0, for any
+		if err := targets.Check(standInProvider(net.JoinHostPort(host, "1")).Provider); err != nil {
 			return usagef("--stand-in %s: --private-targets %s does not have this address, so Envoy would not connect to it: %v", u.standIn, strings.Join(u.private, ","), err)
 		}
 	}
