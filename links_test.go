@@ -90,8 +90,10 @@ func TestPictures(t *testing.T) {
 		return all
 	}
 	light := words("path.svg")
-	if !slices.Equal(light, words("path-dark.svg")) {
-		t.Error("docs/path.svg and docs/path-dark.svg differ in their words")
+	for _, name := range []string{"path", "budget"} {
+		if !slices.Equal(words(name+".svg"), words(name+"-dark.svg")) {
+			t.Errorf("docs/%s.svg and docs/%s-dark.svg differ in their words", name, name)
+		}
 	}
 	for _, want := range []string{"identify", "parse", "authorize", "record", "forward"} {
 		if !slices.Contains(light, want) {
