@@ -15,6 +15,8 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/budget"
+	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/verdict"
 )
@@ -241,11 +243,19 @@ func dryRunPolicy(ctx context.Context, x *call, in *struct{ Body DryRunIn }) (*d
 	if err != nil {
 		return nil, err
 	}
+	org, err := identity.OrgByID(ctx, x.tx, x.org)
+	if err != nil {
+		return nil, err
+	}
+	calendar, err := budget.NewCalendar(org.Timezone, org.TimezoneBefore, org.TimezoneFrom)
+	if err != nil {
+		return nil, err
+	}
 	id, err := x.newID(dryRunID)
 	if err != nil {
 		return nil, err
 	}
-	j := &dryRunJob{org: x.org, replay: verdict.NewReplay(would, current, since), agents: map[string]*DryRunAgent{}, notes: map[string]bool{}}
+	j := &dryRunJob{org: x.org, replay: verdict.NewReplay(would, current, since, calendar), agents: map[string]*DryRunAgent{}, notes: map[string]bool{}}
 	j.result = DryRun{ID: id, State: "running", Start: since, End: until, Replaces: replaces, ByAgent: []DryRunAgent{}, Limits: []string{}, Data: []DryRunRow{}}
 	if j.after, j.last, err = audit.Since(ctx, x.tx, since); err != nil {
 		return nil, err
@@ -295,7 +305,11 @@ func (x *call) keepDryRun(ctx context.Context, j *dryRunJob) error {
 
 // entries reads the next entries of requests in the window.
 func (j *dryRunJob) entries(ctx context.Context, tx pgx.Tx) ([]audit.Stored, error) {
-	return audit.Entries(ctx, tx, audit.Filter{Kind: audit.KindDecided, Since: j.result.Start, Until: j.result.End, AfterSeq: j.after, Limit: audit.MaxEntries})
+	kind := audit.KindDecided
+	if j.replay.ReadsEnds() {
+		kind = "" // of all kinds
+	}
+	return audit.Entries(ctx, tx, audit.Filter{Kind: kind, Since: j.result.Start, Until: j.result.End, AfterSeq: j.after, Limit: audit.MaxEntries})
 }
 
 // evaluate evaluates entries, and says whether there may be more.
@@ -307,7 +321,14 @@ func (j *dryRunJob) evaluate(ctx context.Context, entries []audit.Stored) (more 
 		if s.Seq > j.last {
 			break
 		}
+		if s.Kind != audit.KindDecided && s.Kind != audit.KindSettled {
+			continue
+		}
 		e, err := s.Parse()
+		if ended, ok := e.(audit.Settled); ok && err == nil {
+			j.replay.Ended(ctx, ended)
+			continue
+		}
 		d, ok := e.(audit.Decided)
 		var again verdict.Again
 		if err == nil && ok {
@@ -336,7 +357,7 @@ func (j *dryRunJob) evaluate(ctx context.Context, entries []audit.Stored) (more 
 			c.Uncertain++
 		}
 		for _, name := range again.Unsimulated {
-			j.notes["The limit "+name+" is not counted: it depends on responses."] = true
+			j.notes["The limit "+name+" is not counted: sessions are not in the audit log."] = true
 		}
 		if again.Changes() {
 			c.WouldChange++
@@ -385,7 +406,7 @@ func (j *dryRunJob) finish() {
 		j.notes["More requests would change than the 20,000 that are listed."] = true
 	}
 	j.notes["Requests that clients would send because of another decision, such as retries, are not in the audit log."] = true
-	j.notes["Counts of rates begin at zero at the start of the window."] = true
+	j.notes["Counts of limits begin at zero at the start of the window. A request that was rejected, or that no USD cap applied to, reserves nothing under a new cap, and is charged its known cost."] = true
 	for n := range j.notes {
 		r.Limits = append(r.Limits, n)
 	}

@@ -147,6 +147,18 @@ func (b *Bundle) Version() string { return b.version }
 // Rego returns the module that the enabled policies with conditions were compiled to.
 func (b *Bundle) Rego() string { return b.rego }
 
+// CountsEnds reports whether a limit depends on how requests end.
+func (b *Bundle) CountsEnds() bool {
+	for _, ls := range b.limits {
+		for _, l := range ls {
+			if l.name != "rpm" && l.name != "max_tokens" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // InShadow reports whether a policy is in shadow, so that Shadow has a decision.
 func (b *Bundle) InShadow() bool { return b != nil && b.shadow != nil }
 

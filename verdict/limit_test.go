@@ -319,3 +319,62 @@ func TestSessionLimits(t *testing.T) {
 	w.org.Sessions = nil
 	w.deny(503, "limits_unavailable", in("a", 11*time.Minute))
 }
+
+// A dry-run counts all limits but those of sessions, in the order of time: by what the log says
+// that each request reserved and used.
+func TestReplayCounts(t *testing.T) {
+	w, _ := money(t, `{"monthly_usd_cap":1}`)
+	body(`{"model":"small","max_tokens":100` + chat)(w)
+	v := w.allow()
+	recorded := v.Decided(&w.org, w.caller, &w.request)
+	recorded.Org = "org_1"
+	compiled := func(limits string) *policy.Bundle {
+		b, err := policy.Compile(t.Context(), []policy.Policy{{ID: "pol_a", OrgID: "org_1", Version: 1, Document: []byte(`{"name":"p","effect":"allow","conditions":{},"limits":` + limits + `}`)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	// Each letter is a request that begins (upper case) or ends, a second later each.
+	for _, c := range []struct{ limits, events, want string }{
+		{`{"rpm":1}`, "ABabC", "allow rate_limit_exceeded rate_limit_exceeded"},
+		{`{"concurrent":1}`, "ABaC", "allow concurrency_limit_exceeded allow"},
+		{`{"tpm":100}`, "AaBb", "allow rate_limit_exceeded"}, // A used 5,000 tokens
+		{`{"tpm":100}`, "ABab", "allow allow"},               // and B began before that was known
+		{`{"max_tokens":99}`, "A", "max_tokens_exceeded"},
+		{`{"monthly_usd_cap":0.0009}`, "ABaCD", "allow budget_held allow budget_held"}, // it reserves $0.0006 and costs $0.0001
+		{`{"monthly_usd_cap":0.0001}`, "A", "budget_too_large"},
+		{`{"daily_usd_cap":0.0007}`, "AaBbCcDdEeFfGgHh", "allow allow budget_too_large budget_too_large budget_too_large budget_too_large budget_too_large budget_too_large"},
+		{`{"session_requests":1}`, "AB", "allow allow"},
+	} {
+		r := verdict.NewReplay(compiled(c.limits), compiled(`{"rpm":1000}`), noon, nil)
+		if ends := !strings.Contains(c.limits, "rpm") && !strings.Contains(c.limits, "max_tokens"); r.ReadsEnds() != ends {
+			t.Errorf("%s: reads ends: %v", c.limits, r.ReadsEnds())
+		}
+		var got []string
+		for i, letter := range c.events {
+			at, id := noon.Add(time.Duration(i)*time.Second), strings.ToLower(string(letter))
+			if strings.ToLower(string(letter)) == string(letter) {
+				r.Ended(t.Context(), audit.Settled{RequestID: id, Time: at, ChargedNanoUSD: 100_000, Usage: audit.Usage{InputTokens: 3000, OutputTokens: 2000, Source: "provider"}})
+				continue
+			}
+			d := recorded
+			d.RequestID, d.Time = id, at
+			again, ok := r.Next(t.Context(), d)
+			if !ok || again.Current.Effect != policy.Allow {
+				t.Fatalf("%+v", again)
+			}
+			if len(again.Candidate.Reasons) > 0 {
+				got = append(got, again.Candidate.Reasons[0].Code)
+			} else {
+				got = append(got, again.Candidate.Effect.String())
+			}
+			if want := strings.Contains(c.limits, "session"); (len(again.Unsimulated) > 0) != want {
+				t.Errorf("%s: not simulated: %v", c.limits, again.Unsimulated)
+			}
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%s, %s: %s\nwant %s (each reserves %d)", c.limits, c.events, strings.Join(got, " "), c.want, recorded.ReservedNanoUSD)
+		}
+	}
+}
