@@ -1,6 +1,8 @@
 package budget
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"sync"
 	"time"
 )
@@ -14,6 +16,8 @@ const (
 	silence = 30 * time.Minute
 	// maxSessions is how many sessions of an agent are told apart. Further ones share one.
 	maxSessions = 1000
+	// maxSessionID is the longest id that is kept as it is.
+	maxSessionID = 80
 )
 
 // Session is a session of an agent: requests with the same X-Session-ID, or without one those
@@ -48,6 +52,10 @@ func (s *lasting) over(now time.Time) bool {
 // Find returns the session of a request. id is what the client sent, "" without. Agents never
 // share a session.
 func (s *Sessions) Find(now time.Time, org, agent, line, id string) Session {
+	if len(id) > maxSessionID {
+		sum := sha256.Sum256([]byte(id))
+		id = "sha256-" + hex.EncodeToString(sum[:])
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	of := s.agents[[2]string{org, agent}]

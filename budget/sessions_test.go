@@ -2,6 +2,7 @@ package budget_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -37,6 +38,10 @@ func TestSessions(t *testing.T) {
 		if x.Fresh != c.fresh || c.fresh && !x.Began.Equal(at.Add(c.after)) || x.Named != (c.id != "") {
 			t.Errorf("%s %q after %v: %+v", c.agent, c.id, c.after, x)
 		}
+	}
+	long := strings.Repeat("a", 5000)
+	if x := find(47*time.Hour, "ag_1", long+"b"); len(x.Name) > 100 || !x.Fresh || find(47*time.Hour, "ag_1", long+"b").Fresh || !find(47*time.Hour, "ag_1", long+"c").Fresh {
+		t.Errorf("a long id: %+v", x)
 	}
 	// An agent that changes its id with each request gets no count of its own at last.
 	names := map[string]bool{}
