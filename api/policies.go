@@ -138,7 +138,7 @@ func (p policyBody) Schema(huma.Registry) *huma.Schema {
 			"approval": {Type: huma.TypeObject, AdditionalProperties: true, Description: `For the effect require_approval: {"reviewer_team": "ops", "timeout_seconds": 900, "on_timeout": "deny"}. ` +
 				"This version does not support approvals, so such a policy denies the requests that it applies to."},
 			"rego": {Type: huma.TypeObject, AdditionalProperties: true, Description: `For the effect deny, instead of conditions: {"module": "package policy …", "tests": [{"name": "…", "input": {…}, "denies": true}]}. The tests must pass.`},
-			"limits": {Type: huma.TypeObject, AdditionalProperties: true, Description: `For the effect allow: rpm, tpm, concurrent, max_tokens, daily_usd_cap and monthly_usd_cap. ` +
+			"limits": {Type: huma.TypeObject, AdditionalProperties: true, Description: `For the effect allow: rpm, tpm, concurrent, max_tokens, daily_usd_cap, monthly_usd_cap, session_requests, session_usd_cap, session_seconds and sessions_per_hour. ` +
 				`Each is a number, {"limit": 500, "per": "agent"}, or a list of these. A cap counts for the policy as a whole, any other for each agent, unless per differs.`},
 		},
 	}
