@@ -6,7 +6,10 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
+	"net/http"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"time"
 
@@ -269,6 +272,10 @@ func (o *Org) decide(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 	v.Decision = o.Policies.Decide(ctx, o.input(c, r, v))
 	if v.Decision.Effect != policy.Allow {
 		return denied(v.Decision, v.Call.Model)
+	}
+	v.Decision.Limits = slices.Concat(v.Decision.Limits, o.TierLimits.Bind(o.ID))
+	if len(v.Decision.Limits) > policy.MaxLimits {
+		return Refuse(http.StatusForbidden, "too_many_limits", fmt.Sprintf("More than %d limits apply to this request, so it is rejected.", policy.MaxLimits))
 	}
 	if r.listsModels() {
 		var refused *provider.Error

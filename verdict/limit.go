@@ -40,6 +40,11 @@ func counted(name string) (counts, supported bool) {
 	return counts, counts || name == limitMaxTokens || name == limitSessionSeconds
 }
 
+// ofPolicy reports whether a policy sets the limit.
+func ofPolicy(l policy.Limit) bool {
+	return l.Source != policy.SourceKey && l.Source != policy.SourceTier
+}
+
 // ofSession reports whether a limit is about sessions.
 func ofSession(l policy.Limit) bool {
 	return l.Name == "sessions_per_hour" || slices.Contains(strings.Split(l.Per, "+"), "session")
@@ -128,7 +133,7 @@ func (o *Org) capOutput(v *Verdict) *provider.Error {
 func (v *Verdict) denies(l policy.Limit, e *provider.Error) *provider.Error {
 	v.Decision.Effect = policy.Deny
 	r := policy.Reason{Code: e.Code}
-	if l.Source != "key" {
+	if ofPolicy(l) {
 		r.PolicyID = l.Source
 	}
 	v.Decision.Reasons = append(v.Decision.Reasons, r)
@@ -341,7 +346,7 @@ func USD(nano int64) string {
 func (v *Verdict) limits() (out []audit.Limit) {
 	for i, l := range v.Decision.Limits {
 		e := audit.Limit{Source: l.Source, Name: l.Name, Value: l.Value, Limit: l.Name, Per: l.Per, Subject: l.Subject, Max: l.Value, Left: l.Value}
-		if l.Source != "key" {
+		if ofPolicy(l) {
 			e.PolicyID = l.Source
 		}
 		for n, of := range v.counted {

@@ -378,3 +378,31 @@ func TestReplayCounts(t *testing.T) {
 		}
 	}
 }
+
+// Limits of the org's tier apply beside those of policies, and to agents that no policy selects.
+func TestTierLimits(t *testing.T) {
+	w, _ := money(t, `{"rpm":100}`)
+	body(`{"model":"small","max_tokens":100` + chat)(w)
+	tier, err := policy.ParseTier("pro", []byte(`{"rpm":2,"daily_usd_cap":0.01}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.org.TierLimits = tier
+	v := w.allow(next(w))
+	d := v.Decided(&w.org, w.caller, &w.request)
+	if len(d.Limits) != 3 || d.Limits[1].Counter != "tier:rpm:org_1" || d.Limits[1].PolicyID != "" || d.Limits[2].Counter != "tier:daily_usd_cap:org_1@2026-07-01" || d.ReservedNanoUSD == 0 {
+		t.Errorf("%+v", d.Limits)
+	}
+	v = w.deny(429, "budget_too_large", next(w), body(`{"model":"small","max_tokens":7000`+chat))
+	if e := v.Rejection(); strings.Contains(e.Message, "0.01") || v.PolicyID() != "" {
+		t.Errorf("%s: figures that others share, or a policy", e.Message)
+	}
+	w.allow(next(w))
+	w.deny(429, "rate_limit_exceeded", next(w))
+	bundle, err := policy.Compile(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.org.Policies = bundle
+	w.deny(429, "rate_limit_exceeded", next(w))
+}

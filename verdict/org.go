@@ -19,6 +19,8 @@ type Org struct {
 	DigestKey []byte
 	Policies  *policy.Bundle     // nil denies
 	Providers *provider.Registry // nil has no model
+	// TierLimits are the limits of the org's tier. They apply to each request.
+	TierLimits *policy.Tier
 	// Calendar names the days and months of caps. Nil is UTC.
 	Calendar *budget.Calendar
 

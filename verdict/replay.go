@@ -100,7 +100,7 @@ func (r *replayed) decide(ctx context.Context, in policy.Input, recorded audit.D
 	deny := func(code, message, source string) policy.Decision {
 		d.Effect = policy.Deny
 		d.Reasons = []policy.Reason{{Code: code, Message: message}}
-		if source != "key" {
+		if source != policy.SourceKey {
 			d.Reasons[0].PolicyID = source
 		}
 		return d

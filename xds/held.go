@@ -203,7 +203,13 @@ func (h held) org(ctx context.Context, id string, before verdict.Org) (verdict.O
 	if err != nil {
 		return verdict.Org{}, err
 	}
-	return verdict.Org{ID: id, Tier: o.value.GetTier(), DigestKey: o.value.GetDigestKey(), Policies: bundle, Providers: registry, Calendar: calendar}, nil
+	var tier *policy.Tier
+	if text := o.value.GetTierLimitsJson(); len(text) > 0 {
+		if tier, err = policy.ParseTier(o.value.GetTier(), text); err != nil {
+			return verdict.Org{}, err
+		}
+	}
+	return verdict.Org{ID: id, Tier: o.value.GetTier(), TierLimits: tier, DigestKey: o.value.GetDigestKey(), Policies: bundle, Providers: registry, Calendar: calendar}, nil
 }
 
 // unpackCalendar returns nil, which is UTC, for the org of a control plane without zones.

@@ -23,6 +23,7 @@ import (
 
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/policy"
 	aidv1 "github.com/ai-identity/ai-identity/proto/aid/v1"
 	"github.com/ai-identity/ai-identity/provider"
 	"github.com/ai-identity/ai-identity/store"
@@ -46,6 +47,7 @@ type ServerConfig struct {
 	MaxBody int64            // largest request body, in bytes
 	Origins []string         // origins of web pages that may call the gateway
 	Targets provider.Targets // the addresses that providers may use
+	Tiers   policy.Tiers     // the limits of organizations by their tiers; nil: tiers have none
 	CAFile  string           // PEM file on the Envoys' machines with the CAs of providers; empty: the system's
 	// DigestKey returns the key for digests of request bodies in the audit log. Reread calls
 	// it again. Each org has its own key, which is derived from it. Empty: there are no

@@ -82,8 +82,12 @@ func newPlane(t testing.TB) *plane {
 	if p.chain, err = audit.NewChain(audit.ChainConfig{DB: p.db, Keys: keys}); err != nil {
 		t.Fatal(err)
 	}
+	tiers, err := policy.ParseTiers([]byte(`{"gold": {"rpm": 7}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
 	p.server, err = xds.NewServer(xds.ServerConfig{
-		DB: p.db, Sealer: p.sealer, Appender: p.taken, Ledger: p.chain, Targets: private, Gateway: "127.0.0.1:8080", Usage: "stream", MaxBody: 1 << 20,
+		Tiers: tiers, DB: p.db, Sealer: p.sealer, Appender: p.taken, Ledger: p.chain, Targets: private, Gateway: "127.0.0.1:8080", Usage: "stream", MaxBody: 1 << 20,
 		DigestKey: func() []byte { return []byte("digest") }, Heartbeat: 20 * time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
@@ -592,4 +596,49 @@ func TestTimezone(t *testing.T) {
 	})
 	day("2026-12-03", at.Add(39*time.Hour))
 	day("2026-11-30", at.Add(-time.Hour))
+}
+
+// A sidecar gets the limits of an org's tier. An org whose tier is not in the file stays as it
+// is, and a new sidecar does not receive it.
+func TestTiers(t *testing.T) {
+	p := newPlane(t)
+	org := storetest.Org(t, p.db)
+	tier := func(name string) {
+		t.Helper()
+		conn := storetest.Connect(t, storetest.URL(t, store.OwnerRole))
+		for _, statement := range []string{`SELECT set_config('aid.org', $1, false)`, `UPDATE orgs SET tier = '` + name + `' WHERE org_id = $1`} {
+			if _, err := conn.Exec(t.Context(), statement, org); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	token, _ := p.node(org)
+	x := p.client(token, nil)
+	limits := func(want string) {
+		t.Helper()
+		eventually(t, func() error {
+			o, err := x.Org(org)
+			if err != nil {
+				return err
+			}
+			if got := fmt.Sprint(o.TierLimits.Bind(org), o.Tier); got != want {
+				return fmt.Errorf("%s, want %s", got, want)
+			}
+			return nil
+		})
+	}
+	limits("[] ")
+	gold := "[{tier rpm 7 org " + org + " tier:rpm:" + org + "}] gold"
+	tier("gold")
+	limits(gold)
+	tier("lead")
+	p.in(org, func(tx pgx.Tx) error { // a later change, which is not published either
+		return identity.SetTimezone(context.Background(), tx, identity.Org{ID: org, Timezone: "Asia/Tokyo", TimezoneBefore: "Asia/Tokyo"})
+	})
+	limits(gold)
+	token, _ = p.node(org)
+	fresh := p.client(token, nil)
+	tier("gold")
+	eventually(t, func() error { _, err := fresh.Org(org); return err })
+	limits(gold)
 }

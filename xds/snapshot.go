@@ -318,8 +318,24 @@ func (s *Server) resources(ctx context.Context, c content, before orgState) (nex
 	if v.keeps(OrgType, org) {
 		return next, nil
 	}
+	var limits []byte
+	if s.c.Tiers != nil && c.org.Tier != "" {
+		tier := s.c.Tiers[c.org.Tier]
+		if tier == nil {
+			// Nodes keep the org as it is. A new node does not receive it.
+			s.metrics.unpublished.WithLabelValues("tier").Inc()
+			s.c.Log.ErrorContext(ctx, "not published: the tier of the organization is not in the file of --tiers", "org", org, "tier", c.org.Tier)
+			if last := before.view.resources[OrgType][org]; last != nil {
+				v.resources[OrgType] = map[string]*discoveryv3.Resource{org: last}
+			} else {
+				v.keep(OrgType, org)
+			}
+			return next, nil
+		}
+		limits = tier.Text()
+	}
 	return next, v.put(OrgType, org, &aidv1.Org{
-		Id: org, Name: c.org.Name, Tier: c.org.Tier, DigestKey: s.digestKey(org),
+		Id: org, Name: c.org.Name, Tier: c.org.Tier, DigestKey: s.digestKey(org), TierLimitsJson: limits,
 		Timezone: c.org.Timezone, TimezoneBefore: c.org.TimezoneBefore, TimezoneFrom: stamp(c.org.TimezoneFrom),
 	})
 }

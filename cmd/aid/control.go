@@ -24,6 +24,7 @@ import (
 
 	"github.com/ai-identity/ai-identity/api"
 	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/provider"
 	"github.com/ai-identity/ai-identity/store"
 	"github.com/ai-identity/ai-identity/xds"
@@ -81,12 +82,31 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	f.StringVar(&c.digest, "digest-key", "", "`file` with the hex key of the digests of request bodies in the audit log")
 	f.StringVar(&c.gateway, "gateway", defaultGateway, "`address` that Envoys listen on for applications")
 	f.StringVar(&c.usage, "usage", "stream", "reader of usage in responses: stream (the sidecar) or envoy (faster, experimental in Envoy)")
+	f.StringVar(&c.tiers, "tiers", "", tiersHelp)
 	f.StringVar(&c.providerCA, "provider-ca", "", "PEM `file` on the Envoys' machines with the CAs of providers (default: "+xds.SystemCAs+")")
 	f.StringSliceVar(&c.private, "private-targets", nil, privateHelp)
 	f.StringSliceVar(&c.origins, "cors-origins", nil, originsHelp)
 	f.Int64Var(&c.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones get 413")
 	f.BoolVar(&c.pprof, "pprof", false, "serve Go's profiles beside /metrics, under /debug/pprof/")
 	return cmd
+}
+
+const tiersHelp = "JSON `file` with the limits of organizations by their tiers (docs/policy.md); an organization with another tier is not published; read only at the start"
+
+// loadTiers reads the file of --tiers. Without a file, tiers have no limits.
+func loadTiers(file string) (policy.Tiers, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := readTrusted(file, publicFile)
+	if err != nil {
+		return nil, usagef("--tiers: %v", err)
+	}
+	tiers, err := policy.ParseTiers(text)
+	if err != nil {
+		return nil, usagef("--tiers %s: %v", file, err)
+	}
+	return tiers, nil
 }
 
 const postgresHelp = "database `URL`, better given as AID_POSTGRES; verify-full TLS unless it is on this machine"
@@ -97,14 +117,14 @@ const originsHelp = "`origins` of web pages with scripts that may call the gatew
 
 // control is one run of `aid control`.
 type control struct {
-	postgres, api, xds, status, publicURL string
-	connections                           int32
-	files                                 tlsFiles
-	fernet, hmac, digest, providerCA      string
-	gateway, usage                        string
-	origins, private                      []string
-	maxBody                               int64
-	pprof                                 bool
+	postgres, api, xds, status, publicURL   string
+	connections                             int32
+	files                                   tlsFiles
+	fernet, hmac, digest, providerCA, tiers string
+	gateway, usage                          string
+	origins, private                        []string
+	maxBody                                 int64
+	pprof                                   bool
 
 	log *slog.Logger
 }
@@ -234,8 +254,12 @@ func (c *control) run(ctx context.Context) error {
 	months := newHousekeeping(db, reg, c.log)
 	life.start(ctx, "housekeeping", months.run)
 
+	tiers, err := loadTiers(c.tiers)
+	if err != nil {
+		return err
+	}
 	control, err := xds.NewServer(xds.ServerConfig{
-		Targets: targets, DB: db, Sealer: sealer, Appender: chain, Ledger: chain, Gateway: c.gateway, Usage: c.usage, MaxBody: c.maxBody, Origins: c.origins,
+		Tiers: tiers, Targets: targets, DB: db, Sealer: sealer, Appender: chain, Ledger: chain, Gateway: c.gateway, Usage: c.usage, MaxBody: c.maxBody, Origins: c.origins,
 		CAFile: c.providerCA, DigestKey: func() []byte { return *digest.Load() }, Log: c.log, Registerer: reg,
 	})
 	if err != nil {

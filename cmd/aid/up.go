@@ -103,6 +103,7 @@ the log are on stderr. Ctrl-C stops everything in order; a second one stops it a
 	f.StringVar(&u.providers, "providers", "", "YAML `file` with the LLM providers; those with the same name are updated")
 	f.StringVar(&u.standIn, "stand-in", "", "`address` on this machine for a test provider, \"demo\", that needs no key and responds to each chat with one sentence")
 	f.StringVar(&u.prices, "prices", "", pricesHelp)
+	f.StringVar(&u.tiers, "tiers", "", tiersHelp)
 	f.StringVar(&u.providerCA, "provider-ca", systemCAs(), "PEM `file` with the CAs of providers")
 	f.StringVar(&u.usage, "usage", "stream", "reader of usage in responses: stream (the sidecar) or envoy (faster, experimental in Envoy)")
 	f.StringSliceVar(&u.private, "private-targets", []string{"127.0.0.0/8", "::1"}, "`addresses` or CIDRs that are not public and that providers may use, such as 10.0.0.0/8")
@@ -120,7 +121,7 @@ the log are on stderr. Ctrl-C stops everything in order; a second one stops it a
 type up struct {
 	homeDir, gateway, api, metrics string
 	envoyPath, postgres, providers string
-	prices, standIn                string
+	prices, standIn, tiers         string
 	model                          string // the model of the example request; "": no provider has one
 	postgresDir, providerCA        string
 	usage                          string
@@ -279,6 +280,9 @@ func (u *up) check() error {
 			return fmt.Errorf("--%s: %w", f.flag, err)
 		}
 	}
+	if _, err := loadTiers(u.tiers); err != nil {
+		return err
+	}
 	// The sidecar reads the prices later. Errors are better shown now.
 	_, err = loadPrices(u.prices)
 	return err
@@ -330,7 +334,7 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 		"AID_POSTGRES": db.appURL,
 	}, "--listen-api", u.api, "--listen-xds", "unix:"+h.socket("xds"), "--listen-status", "unix:"+h.socket("control"),
 		"--fernet-keys", keys.fernet, "--hmac-keys", keys.hmac, "--digest-key", keys.digest,
-		"--gateway", u.gateway, "--provider-ca", u.providerCA, "--usage", u.usage, "--max-body", strconv.FormatInt(u.maxBody, 10),
+		"--gateway", u.gateway, "--provider-ca", u.providerCA, "--tiers", u.tiers, "--usage", u.usage, "--max-body", strconv.FormatInt(u.maxBody, 10),
 		"--cors-origins", strings.Join(u.origins, ","), "--private-targets", strings.Join(u.private, ","))
 	if err := u.until(ctx, "the control plane", 60*time.Second, readyOver("control", overUnix(h.socket("control")))); err != nil {
 		return err

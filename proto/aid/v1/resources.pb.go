@@ -143,6 +143,8 @@ type Org struct {
 	Timezone       string                 `protobuf:"bytes,5,opt,name=timezone,proto3" json:"timezone,omitempty"`
 	TimezoneBefore string                 `protobuf:"bytes,6,opt,name=timezone_before,json=timezoneBefore,proto3" json:"timezone_before,omitempty"`
 	TimezoneFrom   *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=timezone_from,json=timezoneFrom,proto3" json:"timezone_from,omitempty"`
+	// The limits of the org's tier, as JSON in the form of a policy's limits. Empty: none.
+	TierLimitsJson []byte `protobuf:"bytes,8,opt,name=tier_limits_json,json=tierLimitsJson,proto3" json:"tier_limits_json,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -222,6 +224,13 @@ func (x *Org) GetTimezoneBefore() string {
 func (x *Org) GetTimezoneFrom() *timestamppb.Timestamp {
 	if x != nil {
 		return x.TimezoneFrom
+	}
+	return nil
+}
+
+func (x *Org) GetTierLimitsJson() []byte {
+	if x != nil {
+		return x.TierLimitsJson
 	}
 	return nil
 }
@@ -895,7 +904,7 @@ var File_aid_v1_resources_proto protoreflect.FileDescriptor
 
 const file_aid_v1_resources_proto_rawDesc = "" +
 	"\n" +
-	"\x16aid/v1/resources.proto\x12\x06aid.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe2\x01\n" +
+	"\x16aid/v1/resources.proto\x12\x06aid.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8c\x02\n" +
 	"\x03Org\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -904,7 +913,8 @@ const file_aid_v1_resources_proto_rawDesc = "" +
 	"digest_key\x18\x04 \x01(\fR\tdigestKey\x12\x1a\n" +
 	"\btimezone\x18\x05 \x01(\tR\btimezone\x12'\n" +
 	"\x0ftimezone_before\x18\x06 \x01(\tR\x0etimezoneBefore\x12?\n" +
-	"\rtimezone_from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\ftimezoneFrom\"6\n" +
+	"\rtimezone_from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\ftimezoneFrom\x12(\n" +
+	"\x10tier_limits_json\x18\b \x01(\fR\x0etierLimitsJson\"6\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\vhome_org_id\x18\x02 \x01(\tR\thomeOrgId\"L\n" +
