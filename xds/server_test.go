@@ -621,7 +621,7 @@ func TestTiers(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if got := fmt.Sprint(o.TierLimits.Bind(org), o.Tier); got != want {
+			if got := fmt.Sprintf("%v %s", o.TierLimits.Bind(org), o.Tier); got != want {
 				return fmt.Errorf("%s, want %s", got, want)
 			}
 			return nil
