@@ -17,7 +17,7 @@ var histories = flag.Int("histories", 300, "how many histories TestLinearizable 
 
 // operation is what a client does with one request.
 type operation struct {
-	kind   string // "reserve", "settle" or "release"
+	kind   string // "reserve", "end" or "release"
 	id     int
 	amount int64 // reserved, or charged
 }
@@ -56,7 +56,7 @@ var reference = porcupine.Model{
 				s.held[op.id], s.rate, s.slots = op.amount, s.rate+1, s.slots+1
 			}
 			return output == ok, s
-		case "settle":
+		case "end":
 			if held != 0 {
 				s.held[op.id], s.charged, s.slots = 0, s.charged+op.amount, s.slots-1
 			}
@@ -85,7 +85,7 @@ func TestLinearizable(t *testing.T) {
 			clients.Go(func() {
 				dice := rand.New(rand.NewPCG(uint64(n), uint64(client)))
 				for range 10 {
-					op := operation{kind: []string{"reserve", "reserve", "settle", "release"}[dice.IntN(4)], id: dice.IntN(linearIDs), amount: 1 + dice.Int64N(40)}
+					op := operation{kind: []string{"reserve", "reserve", "end", "release"}[dice.IntN(4)], id: dice.IntN(linearIDs), amount: 1 + dice.Int64N(40)}
 					id, out := fmt.Sprint(op.id), true
 					call := time.Since(epoch)
 					switch op.kind {
@@ -96,7 +96,7 @@ func TestLinearizable(t *testing.T) {
 						if out = r.OK; err != nil {
 							t.Error(err)
 						}
-					case "settle":
+					case "end":
 						m.Settle(t.Context(), id, budget.Used{NanoUSD: op.amount})
 					case "release":
 						m.Release(t.Context(), id)

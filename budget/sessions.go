@@ -31,7 +31,7 @@ type Session struct {
 	org, agent string
 }
 
-// Sessions tells sessions apart in this process. The zero value is ready for use. It is safe
+// Sessions distinguishes the sessions of agents in this process. The zero value is ready for use. It is safe
 // for concurrent use.
 type Sessions struct {
 	mu     sync.Mutex

@@ -60,7 +60,7 @@ func (c charges) Enqueue(org string, e audit.Entry) {
 }
 
 // Clients hang up in streams, at a random byte. The provider's tokens are a known function of
-// the bytes that it sends, and it sends an event only when the client has the one before. With
+// the bytes that it sends. It sends an event only when the client has the one before. With
 // usage in each event the charges are exact to 1 % in sum. Without it, no charge is below what
 // passed or above the reservation. At rest nothing is reserved.
 //

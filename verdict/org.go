@@ -28,7 +28,7 @@ type Org struct {
 
 	// Limiter counts requests. Nil rejects each request with a limit.
 	Limiter Limiter
-	// Sessions tells sessions apart. Nil rejects each request with a limit on sessions.
+	// Sessions distinguishes sessions. Nil rejects each request with a limit on sessions.
 	Sessions *budget.Sessions
 	// Pricer has the prices for USD caps. Nil rejects each request that a cap applies to.
 	Pricer Pricer
