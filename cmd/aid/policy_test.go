@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -62,6 +63,45 @@ func TestPolicyCommands(t *testing.T) {
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("aid policy %s: no %q in\n%s", c.args, want, out.String())
 			}
+		}
+	}
+}
+
+// Each recipe of the policy author's guide passes its own tests, as `aid policy test` runs
+// them. With every expectation turned round, every test fails.
+func TestPolicyGuide(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "policy-guide.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	recipes := strings.Split(string(page), "\n## ")[1:]
+	if len(recipes) != 10 {
+		t.Errorf("%d recipes", len(recipes))
+	}
+	for _, recipe := range recipes {
+		title, _, _ := strings.Cut(recipe, "\n")
+		blocks := regexp.MustCompile("(?s)```json\n(.*?)```").FindAllStringSubmatch(recipe, -1)
+		if len(blocks) != 2 {
+			t.Errorf("%s has %d blocks, and not a policy and its tests", title, len(blocks))
+			continue
+		}
+		dir := t.TempDir()
+		test := func(tests string) (int, string) {
+			for name, text := range map[string]string{"policy.json": blocks[0][1], "policy_test.json": tests} {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var out bytes.Buffer
+			return run(t.Context(), []string{"policy", "test", filepath.Join(dir, "policy_test.json")}, nil, &out, &out), out.String()
+		}
+		tests := blocks[1][1]
+		if exit, out := test(tests); exit != 0 || strings.Count(out, "ok    ") < 2 || !strings.Contains(tests, `"effect": "deny"`) {
+			t.Errorf("%s: exit %d\n%s", title, exit, out)
+		}
+		turned := strings.NewReplacer(`"effect": "deny"`, `"effect": "allow"`, `"effect": "allow"`, `"effect": "deny"`).Replace(tests)
+		if exit, out := test(turned); exit != 1 || strings.Contains(out, "ok    ") {
+			t.Errorf("%s, turned round: exit %d\n%s", title, exit, out)
 		}
 	}
 }
