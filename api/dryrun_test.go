@@ -3,6 +3,7 @@ package api_test
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"strings"
 	"testing"
@@ -133,30 +134,43 @@ func TestDryRun(t *testing.T) {
 	w.want(404, "GET", "/v1/policy-dry-runs/dry_none", "")
 }
 
+var dryRunEntries = flag.Int("dry-run-entries", 6_000, "how many entries TestDryRunJob evaluates, an even number above 5000")
+
 // A long window is a job, which ends with all of it.
 func TestDryRunJob(t *testing.T) {
 	w := serve(t)
 	now := time.Now().Add(-time.Hour).UTC().Truncate(time.Second)
-	var entries []audit.Decided
-	for i := range 6_000 {
-		entries = append(entries, decided(i, now.Add(time.Duration(i)*time.Millisecond), emptySet(t)))
+	n := *dryRunEntries
+	for i := 0; i < n; {
+		var entries []audit.Decided
+		for ; len(entries) < 5_000 && i < n; i++ {
+			d := decided(i, now.Add(time.Duration(i)*time.Millisecond), emptySet(t))
+			d.AgentID, d.AgentName, d.KeyID = fmt.Sprint("ag_", i%200), fmt.Sprint("bot", i%200), fmt.Sprint("key_", i%400)
+			d.SessionID, d.UserAgent, d.ClientIP = fmt.Sprint("sess_", i/10), "OpenAI/Python 1.99.9", fmt.Sprintf("10.0.%d.%d", i/250%250, i%250)
+			d.InputTokensEstimate, d.Tools = int64(i%4000), [][]string{nil, {"crm.read"}, {"kb.search", "crm.read"}}[i%3]
+			entries = append(entries, d)
+		}
+		w.record(entries...)
 	}
-	w.record(entries...)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- w.server.Run(ctx) }()
+	began := time.Now()
 	got := w.want(202, "POST", "/v1/policies/dry-run", `{"policy":{"name":"no-big","effect":"deny","conditions":{"request.model":"big"}},"window":"24h"}`)
-	if got.field("state") != "running" || got.field("total") != 6000.0 {
+	if got.field("state") != "running" || got.field("total") != float64(n) {
 		t.Error(got.body)
 	}
 	location := got.header.Get("Location")
-	for deadline := time.Now().Add(time.Minute); got.field("state") == "running"; {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute + time.Duration(n)*time.Millisecond); got.field("state") == "running"; <-tick.C {
 		if time.Now().After(deadline) {
 			t.Fatal("the job does not end")
 		}
 		got = w.want(200, "GET", location, "")
 	}
-	if fmt.Sprint(got.field("counts")) != "map[allow:3000 deny:3000 not_evaluated:0 requests:6000 uncertain:0 would_change:3000]" || got.field("done") != 6000.0 {
+	t.Logf("%d entries in %v", n, time.Since(began).Round(time.Millisecond))
+	if fmt.Sprint(got.field("counts")) != fmt.Sprintf("map[allow:%d deny:%d not_evaluated:0 requests:%d uncertain:0 would_change:%d]", n/2, n/2, n, n/2) || got.field("done") != float64(n) {
 		t.Errorf("%v: %v", got.field("state"), got.field("counts"))
 	}
 	cancel()
