@@ -18,9 +18,9 @@ import (
 
 var swaps = flag.Int("swaps", 8, "how often TestPolicySwaps changes a policy")
 
-// Policies change while requests come in, at up to 500 a second. Each request is decided by exactly one
-// version of the set, and its audit entry names that version: all entries of a version have
-// the effects of one document, and no two documents share a version.
+// Policies change while up to 500 requests a second come in. Exactly one version of the set
+// decides each request, and its audit entry names that version. All entries of a version
+// have the effects of one document, and no two documents share a version.
 func TestPolicySwaps(t *testing.T) {
 	up := e2e.Shared(t)
 	provider := e2e.Record(t, nil)

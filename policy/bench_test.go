@@ -63,9 +63,9 @@ func BenchmarkDecide(b *testing.B) {
 	}
 }
 
-// BenchmarkDecideOfMany decides among many policies, of which 10 apply to the request. "new" are inputs
-// that differ in an attribute that rules read, so that each is evaluated. "equal" are answered
-// from the memo. p50-ns is the median of a decision.
+// BenchmarkDecideOfMany decides among many policies. Ten of them apply to the request. In
+// "new", inputs differ in an attribute that rules read, so each is evaluated. In "equal" the
+// memo answers. p50-ns is the median of a decision.
 func BenchmarkDecideOfMany(b *testing.B) {
 	apply := `{"name": "p%[1]d", "effect": "allow", "conditions": {"agent.team": "team-%[2]d", "request.hour_utc": {"between": [8, 18]}, "request.model": {"ne": "m-%[1]d"}}, "limits": {"rpm": 60}}`
 	others := []string{
