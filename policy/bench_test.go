@@ -82,6 +82,7 @@ func BenchmarkDecideOfMany(b *testing.B) {
 		name     string
 		policies []policy.Policy
 	}{
+		{"10", set(10, func(i int) string { return fmt.Sprintf(apply, i, 30) })},
 		{"1000", set(1000, func(i int) string { return fmt.Sprintf(apply, i, i/10) })},
 		{"2000", set(2000, func(i int) string { return fmt.Sprintf(apply, i, i/10) })},
 		{"1000-200-not-glob-cidr-hours", set(1000, mixed)},
