@@ -140,11 +140,11 @@ var dryRunEntries = flag.Int("dry-run-entries", 6_000, "how many entries TestDry
 func TestDryRunJob(t *testing.T) {
 	w := serve(t)
 	now := time.Now().Add(-time.Hour).UTC().Truncate(time.Second)
-	n := *dryRunEntries
+	n, version := *dryRunEntries, emptySet(t)
 	for i := 0; i < n; {
 		var entries []audit.Decided
 		for ; len(entries) < 5_000 && i < n; i++ {
-			d := decided(i, now.Add(time.Duration(i)*time.Millisecond), emptySet(t))
+			d := decided(i, now.Add(time.Duration(i)*time.Millisecond), version)
 			d.AgentID, d.AgentName, d.KeyID = fmt.Sprint("ag_", i%200), fmt.Sprint("bot", i%200), fmt.Sprint("key_", i%400)
 			d.SessionID, d.UserAgent, d.ClientIP = fmt.Sprint("sess_", i/10), "OpenAI/Python 1.99.9", fmt.Sprintf("10.0.%d.%d", i/250%250, i%250)
 			d.InputTokensEstimate, d.Tools = int64(i%4000), [][]string{nil, {"crm.read"}, {"kb.search", "crm.read"}}[i%3]
