@@ -365,7 +365,7 @@ func (r *response) broken() string {
 		return verdict.OutcomeUpstreamReset // the status is Envoy's own
 	case r.reader != nil && r.reader.Failed():
 		return verdict.OutcomeProviderError
-	case r.reader != nil && r.status < 400 && r.reader.Ended() && !r.redact.holds():
+	case r.reader != nil && r.status < 400 && r.reader.Ended() && !r.redact.holds() && (r.reader.Streamed() || !r.end.upstream):
 		return verdict.OutcomeCompleted // the client has all of it, and closed before the connection's end
 	case r.end.upstream:
 		return verdict.OutcomeUpstreamReset

@@ -151,6 +151,10 @@ func (a *ResponseReader) Ended() bool {
 	return a.form == events && a.complete || a.form == whole && a.scan.whole
 }
 
+// Streamed reports whether the response is a stream of events. A client stops reading such a
+// stream at its last event. It reads any other response to the end of its HTTP framing.
+func (a *ResponseReader) Streamed() bool { return a.form == events }
+
 func isDone(data []byte) bool { return string(bytes.TrimSpace(data)) == "[DONE]" }
 
 // maxStart is the number of bytes that are kept of an event's type and data, to identify
