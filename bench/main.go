@@ -40,6 +40,8 @@ func run(ctx context.Context, out io.Writer) error {
 		streams  = flag.Int("streams", 100, "SSE streams at once")
 		events   = flag.Int("events", 400, "events in each stream, 5 ms apart")
 		profiles = flag.String("profile", "", "`folder` for CPU profiles of the product's extproc, one for each closed-loop measurement (it costs a little)")
+		valkey   = flag.String("valkey", ".tools/valkey/valkey-server", "the Valkey `binary` for the shared store")
+		only     = flag.Bool("only-shared", false, "measure the shared store and nothing else")
 		socket   = flag.String("noop", "", "internal: serve the no-op ext_proc on this Unix `socket`")
 	)
 	flag.Parse()
@@ -70,13 +72,29 @@ func run(ctx context.Context, out io.Writer) error {
 	upstream := l.Addr().(*net.TCPAddr).Port
 	go func() { _ = provider{events: *events, interval: 5 * time.Millisecond}.serve(ctx, l) }()
 
+	g := goals{}
+	progress := func(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
+	store := func() error {
+		progress("shared store: %d rounds", *rounds)
+		return sharedStore(ctx, out, &g, storePaths{bin, envoyBin, *valkey, dir, upstream}, *rounds, *duration)
+	}
+	if *only {
+		if g.fsync, err = fsyncLatency(dir); err != nil {
+			return err
+		}
+		if err := store(); err != nil {
+			return err
+		}
+		g.print(out)
+		return nil
+	}
+
 	var paths []*path
 	defer func() {
 		for _, p := range paths {
 			p.stop()
 		}
 	}()
-	progress := func(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
 	for _, start := range []func() (*path, error){
 		func() (*path, error) { return startEnvoy(ctx, "plain", envoyBin, dir, upstream, "") },
 		func() (*path, error) { return startEnvoy(ctx, "noop", envoyBin, dir, upstream, "STREAMED") },
@@ -94,11 +112,9 @@ func run(ctx context.Context, out io.Writer) error {
 		progress("%s answers on %s", p.name, p.addr)
 		paths = append(paths, p)
 	}
-	fsync, err := fsyncLatency(dir)
-	if err != nil {
+	if g.fsync, err = fsyncLatency(dir); err != nil {
 		return err
 	}
-	g := goals{fsync: fsync}
 	idle := map[string]float64{}
 	for _, p := range paths {
 		idle[p.name] = p.rss()
@@ -172,6 +188,13 @@ func run(ctx context.Context, out io.Writer) error {
 		if p.ready > 0 {
 			g.add("ready, "+p.name, p.ready.Seconds(), 10, "s from the start with warm caches", true)
 		}
+	}
+	for _, p := range paths {
+		p.stop()
+	}
+	paths = nil
+	if err := store(); err != nil {
+		return err
 	}
 	g.add("idle memory of extproc", idle["aid"], 40, "MB resident", true)
 	g.print(out)

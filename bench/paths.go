@@ -25,6 +25,8 @@ type path struct {
 	addr string // where to send requests
 	key  string // what to send as the credential
 	dir  string // the folder of its logs
+	api  string // URL of the management API, and the key for it
+	auth string
 	cmds []*exec.Cmd
 	// ready is the time until `aid up` was ready; 0 for the other paths.
 	ready time.Duration
@@ -186,7 +188,7 @@ func (p *path) answers(ctx context.Context) error {
 }
 
 // startAID runs the product as its users do and makes an agent and a key.
-func startAID(ctx context.Context, name, aid, envoy, dir string, upstream int, usage string, pprof bool) (*path, error) {
+func startAID(ctx context.Context, name, aid, envoy, dir string, upstream int, usage string, pprof bool, more ...string) (*path, error) {
 	home := filepath.Join(dir, name)
 	if err := os.Mkdir(home, 0o755); err != nil {
 		return nil, err
@@ -203,6 +205,7 @@ func startAID(ctx context.Context, name, aid, envoy, dir string, upstream int, u
 		return nil, err
 	}
 	args := []string{"up", "--home", home, "--providers", providers, "--envoy", envoy, "--usage", usage, "--pprof=" + strconv.FormatBool(pprof)}
+	args = append(args, more...)
 	for _, f := range []string{"--gateway", "--api", "--metrics"} {
 		port, err := freePort(ctx)
 		if err != nil {
@@ -298,7 +301,7 @@ func (p *path) settle(ctx context.Context, home string) error {
 	if err := post(ctx, ends.API+"/v1/agents/"+agent.ID+"/keys", auth, `{"name":"bench","scopes":["chat:completions"]}`, &key); err != nil {
 		return err
 	}
-	p.key = key.Key
+	p.key, p.api, p.auth = key.Key, ends.API, auth
 	return nil
 }
 

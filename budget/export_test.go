@@ -16,3 +16,18 @@ func (v *Valkey) Sidecars(org string) int {
 	}
 	return o.sidecars()
 }
+
+// Flush waits until the store has all completions.
+func (v *Valkey) Flush() {
+	v.wakeUp()
+	for v.waiting() > 0 {
+		time.Sleep(50 * time.Microsecond)
+	}
+}
+
+// Misdate makes the periods of the org those of another instant.
+func (v *Valkey) Misdate(org string, at time.Time) {
+	if o, err := v.org(org); err == nil {
+		o.turn(at)
+	}
+}

@@ -101,7 +101,8 @@ type shared struct {
 	away    bool
 	others  int // sidecars that serve the org, from the control plane; 0: not known
 	changed chan struct{}
-	why     error // the last error of joining
+	why     error     // the last error of joining
+	unready time.Time // since when it is not ready
 	spans   map[zoned]since
 	asking  map[string]chan struct{} // by counter: closed when it is known
 	used    map[string]Limit         // by counter: caps that compare has to look at
@@ -479,7 +480,7 @@ func (v *Valkey) settle(o *shared, id string, limits []Limit, used *Used, inDoub
 			if l.Shadow {
 				kind = "p"
 			}
-			if used != nil && l.amount() > 0 {
+			if used != nil {
 				charge = max(0, used.NanoUSD)
 			}
 			args = append(args, kind, n(l.amount()), n(charge))

@@ -35,18 +35,18 @@ func TestValkeyFaults(t *testing.T) {
 		fault func(t *testing.T, s *server) // and its end
 		away  bool
 	}{
-		{"killed", func(t *testing.T, s *server) { s.kill(); s.start() }, true},
-		{"flushed", func(t *testing.T, s *server) { s.do("FLUSHALL") }, false},
+		{"killed", func(t *testing.T, s *server) { s.Kill(); s.Restart() }, true},
+		{"flushed", func(t *testing.T, s *server) { s.Do("FLUSHALL") }, false},
 		{"paused", func(t *testing.T, s *server) {
-			s.signal(syscall.SIGSTOP)
-			t.Cleanup(func() { s.signal(syscall.SIGCONT) })
+			s.Signal(syscall.SIGSTOP)
+			t.Cleanup(func() { s.Signal(syscall.SIGCONT) })
 		}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			s := startValkey(t)
 			a := &auditLog{sidecars: 1}
-			v := open(t, a, s.address())
+			v := open(t, a, s.Address())
 			if r := reserve(t, v, "a", month1(100, 60)); !r.OK {
 				t.Fatalf("%+v", r)
 			}
@@ -73,7 +73,7 @@ func TestValkeyFaults(t *testing.T) {
 				if took := time.Since(began); took > 2*time.Second {
 					t.Errorf("20 requests waited %v for a store that is known to be away", took)
 				}
-				s.signal(syscall.SIGCONT)
+				s.Signal(syscall.SIGCONT)
 				v.Wait(10 * time.Second)
 			}
 			// 65 are counted, so of these at most 35 may pass.
@@ -110,7 +110,7 @@ func (s *server) charged(counter, want string) {
 	got := ""
 	within(s.t, counter+" is charged "+want, func() bool {
 		var err error
-		got, err = s.send("HGET aid:{org_1}:usd:" + counter + " charged")
+		got, err = s.Send("HGET aid:{org_1}:usd:" + counter + " charged")
 		return err == nil && got == want
 	})
 }
@@ -119,7 +119,7 @@ func (s *server) charged(counter, want string) {
 func TestValkeyWaitsForAllSidecars(t *testing.T) {
 	s := startValkey(t)
 	one, two := &auditLog{sidecars: 1}, &auditLog{sidecars: 1}
-	v1, v2 := open(t, one, s.address()), open(t, two, s.address())
+	v1, v2 := open(t, one, s.Address()), open(t, two, s.Address())
 	if r := reserve(t, v1, "a", month1(100, 1)); !r.OK {
 		t.Fatalf("%+v", r)
 	}
@@ -131,7 +131,7 @@ func TestValkeyWaitsForAllSidecars(t *testing.T) {
 		a.set(func(a *auditLog) { a.sidecars = 2; a.sums = map[string]int64{thisMonth(): 71} })
 	}
 	two.set(func(a *auditLog) { a.hold = hold }) // the second has charges that are not shipped
-	s.do("FLUSHALL")
+	s.Do("FLUSHALL")
 	within(t, "the loss is noticed", func() bool {
 		_, err := try(t, v1, "c", month1(100, 30))
 		return errors.Is(err, budget.ErrUnknownSums)
@@ -159,14 +159,14 @@ func one1(key string, perMinute int64) []budget.Limit { return one(key, perMinut
 // A decision that is not recorded yet when counts are lost is not lost with them.
 func TestValkeyTakesYoungReservationsAlong(t *testing.T) {
 	s := startValkey(t)
-	v := open(t, &auditLog{}, s.address())
+	v := open(t, &auditLog{}, s.Address())
 	if r := reserve(t, v, "young", month1(100, 60)); !r.OK {
 		t.Fatalf("%+v", r)
 	}
-	s.do("FLUSHALL")
+	s.Do("FLUSHALL")
 	within(t, "the loss is noticed", func() bool {
-		_, err := s.send("HGET aid:{org_1}:org gen")
-		return err == nil && s.do("DBSIZE") != "0" && s.do("HGET aid:{org_1}:usd:"+thisMonth()+" reserved") == "60"
+		_, err := s.Send("HGET aid:{org_1}:org gen")
+		return err == nil && s.Do("DBSIZE") != "0" && s.Do("HGET aid:{org_1}:usd:"+thisMonth()+" reserved") == "60"
 	})
 	if r := reserve(t, v, "b", month1(100, 41)); r.OK {
 		t.Fatalf("more than the cap: %+v", r)
@@ -181,7 +181,7 @@ func TestValkeyTakesYoungReservationsAlong(t *testing.T) {
 func TestValkeyAwayRates(t *testing.T) {
 	s := startValkey(t)
 	a := &auditLog{sidecars: 4}
-	v := open(t, a, s.address())
+	v := open(t, a, s.Address())
 	first := 0
 	within(t, "it is counted in the store", func() bool {
 		first++
@@ -189,7 +189,7 @@ func TestValkeyAwayRates(t *testing.T) {
 		return err == nil && r.Limit == 8
 	})
 	within(t, "the number of sidecars is known", func() bool { return v.Sidecars("org_1") == 4 })
-	s.kill()
+	s.Kill()
 	var passed int
 	within(t, "it is away", func() bool { _, err := try(t, v, "m", month1(10, 1)); return errors.Is(err, budget.ErrStoreAway) })
 	for i := range 8 {
@@ -213,7 +213,7 @@ func TestValkeyAwayRates(t *testing.T) {
 	if _, err := try(t, v, "free", month1(10, 0)); err != nil {
 		t.Errorf("what costs nothing: %v", err)
 	}
-	s.start()
+	s.Restart()
 	within(t, "it is back", func() bool {
 		first++
 		r, err := try(t, v, fmt.Sprint("back", first), one("key:k3", 8))
@@ -238,16 +238,18 @@ func newProxy(t *testing.T, to string) *proxy {
 	}
 	p := &proxy{listener: l, to: to, conns: map[net.Conn]bool{}}
 	t.Cleanup(func() { l.Close(); p.lead("") })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go p.serve(c)
-		}
-	}()
+	go p.accept()
 	return p
+}
+
+func (p *proxy) accept() {
+	for {
+		c, err := p.listener.Accept()
+		if err != nil {
+			return
+		}
+		go p.serve(c)
+	}
 }
 
 func (p *proxy) serve(c net.Conn) {
@@ -316,7 +318,7 @@ func (p *proxy) lead(to string) {
 // In a partition a cap rejects. What got no reply is given back once it is over.
 func TestValkeyPartition(t *testing.T) {
 	s := startValkey(t)
-	p := newProxy(t, s.address())
+	p := newProxy(t, s.Address())
 	v := open(t, &auditLog{}, p.listener.Addr().String())
 	if r := reserve(t, v, "a", month1(100, 10)); !r.OK {
 		t.Fatalf("%+v", r)
@@ -345,25 +347,25 @@ func TestValkeyPartition(t *testing.T) {
 // A promoted replica that lacks the last writes is noticed: at most these are admitted twice.
 func TestValkeyFailover(t *testing.T) {
 	first := startValkey(t)
-	second := startValkey(t, "--replicaof", "127.0.0.1 "+strconv.Itoa(first.port))
-	within(t, "the replica follows", func() bool { return strings.Contains(second.do("INFO replication"), "master_link_status:up") })
-	p := newProxy(t, first.address())
+	second := startValkey(t, "--replicaof", "127.0.0.1 "+strconv.Itoa(first.Port))
+	within(t, "the replica follows", func() bool { return strings.Contains(second.Do("INFO replication"), "master_link_status:up") })
+	p := newProxy(t, first.Address())
 	a := &auditLog{}
 	v := open(t, a, p.listener.Addr().String())
 	if r := reserve(t, v, "a", month1(100, 50)); !r.OK {
 		t.Fatalf("%+v", r)
 	}
-	within(t, "it is replicated", func() bool { return second.do("HGET aid:{org_1}:usd:"+thisMonth()+" reserved") == "50" })
-	second.do("REPLICAOF NO ONE") // from here on, writes to the first are lost
+	within(t, "it is replicated", func() bool { return second.Do("HGET aid:{org_1}:usd:"+thisMonth()+" reserved") == "50" })
+	second.Do("REPLICAOF NO ONE") // from here on, writes to the first are lost
 	if r := reserve(t, v, "lost", month1(100, 30)); !r.OK {
 		t.Fatalf("%+v", r)
 	}
 	a.set(func(a *auditLog) { a.sums = map[string]int64{thisMonth(): 80} }) // both are recorded
-	gen := second.do("HGET aid:{org_1}:org gen")
-	p.lead(second.address())
+	gen := second.Do("HGET aid:{org_1}:org gen")
+	p.lead(second.Address())
 	within(t, "a new generation begins", func() bool {
-		g := second.do("HGET aid:{org_1}:org gen")
-		return g != gen && second.do("HGET aid:{org_1}:org ready") == "1"
+		g := second.Do("HGET aid:{org_1}:org gen")
+		return g != gen && second.Do("HGET aid:{org_1}:org ready") == "1"
 	})
 	if r := reserve(t, v, "b", month1(100, 21)); r.OK {
 		t.Errorf("more than the cap: %+v", r)
@@ -376,18 +378,18 @@ func TestValkeyFailover(t *testing.T) {
 // The old primary that has become a replica is left, where its name leads elsewhere.
 func TestValkeyReadOnly(t *testing.T) {
 	first, second := startValkey(t), startValkey(t)
-	p := newProxy(t, first.address())
+	p := newProxy(t, first.Address())
 	v := open(t, &auditLog{}, p.listener.Addr().String())
 	reserve(t, v, "a", month1(100, 1))
-	first.do("REPLICAOF 127.0.0.1 " + strconv.Itoa(second.port))
+	first.Do("REPLICAOF 127.0.0.1 " + strconv.Itoa(second.Port))
 	p.mu.Lock()
-	p.to = second.address() // connections stay
+	p.to = second.Address() // connections stay
 	p.mu.Unlock()
 	within(t, "the cap admits again", func() bool {
 		r, err := v.Reserve(t.Context(), "org_1", fmt.Sprint("b", probes.Add(1)), month1(100, 1))
 		return err == nil && r.OK
 	})
-	if second.do("HGET aid:{org_1}:org ready") != "1" {
+	if second.Do("HGET aid:{org_1}:org ready") != "1" {
 		t.Error("it counts elsewhere")
 	}
 }
@@ -395,12 +397,12 @@ func TestValkeyReadOnly(t *testing.T) {
 // A cluster rejects scripts whose keys are in several slots.
 func TestValkeyCluster(t *testing.T) {
 	s := startValkey(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-announce-ip", "127.0.0.1")
-	s.do("CLUSTER ADDSLOTSRANGE 0 16383")
-	within(t, "the cluster is up", func() bool { return strings.Contains(s.do("CLUSTER INFO"), "cluster_state:ok") })
-	if err := s.try("EVAL return{redis.call('GET',KEYS[1]),redis.call('GET',KEYS[2])} 2 a b"); err == nil || !strings.Contains(err.Error(), "CROSSSLOT") {
+	s.Do("CLUSTER ADDSLOTSRANGE 0 16383")
+	within(t, "the cluster is up", func() bool { return strings.Contains(s.Do("CLUSTER INFO"), "cluster_state:ok") })
+	if err := s.Try("EVAL return{redis.call('GET',KEYS[1]),redis.call('GET',KEYS[2])} 2 a b"); err == nil || !strings.Contains(err.Error(), "CROSSSLOT") {
 		t.Fatalf("the server does not enforce slots: %v", err)
 	}
-	v := open(t, &auditLog{}, s.address())
+	v := open(t, &auditLog{}, s.Address())
 	limits := func(amount int64) []budget.Limit {
 		return []budget.Limit{
 			{Key: "key:{other}", Kind: budget.Requests, Max: 5}, {Key: "t", Kind: budget.Tokens, Max: 5, Amount: 1}, {Key: "s", Kind: budget.Slots, Max: 2},
@@ -419,7 +421,7 @@ func TestValkeyCluster(t *testing.T) {
 	if got := s.settled(thisMonth()); got != "3" {
 		t.Errorf("charged %s", got)
 	}
-	if v.Release(t.Context(), "none"); s.do("DBSIZE") == "0" {
+	if v.Release(t.Context(), "none"); s.Do("DBSIZE") == "0" {
 		t.Error("nothing is stored")
 	}
 }
@@ -427,18 +429,18 @@ func TestValkeyCluster(t *testing.T) {
 // A store that would forget counts is rejected, and so is one that becomes such a store.
 func TestValkeyUnfit(t *testing.T) {
 	s := startValkey(t, "--maxmemory-policy", "allkeys-lru")
-	v, err := budget.NewValkey(budget.ValkeyConfig{Addresses: []string{s.address()}, Sums: &auditLog{}, Log: slog.New(slog.DiscardHandler)})
+	v, err := budget.NewValkey(budget.ValkeyConfig{Addresses: []string{s.Address()}, Sums: &auditLog{}, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := v.Check(t.Context()); !errors.Is(err, budget.ErrStoreUnfit) || !strings.Contains(err.Error(), "noeviction") {
 		t.Errorf("%v", err)
 	}
-	s.do("CONFIG SET maxmemory-policy noeviction")
+	s.Do("CONFIG SET maxmemory-policy noeviction")
 	if err := v.Check(t.Context()); err != nil {
 		t.Error(err)
 	}
-	s.kill()
+	s.Kill()
 	if err := v.Check(t.Context()); !errors.Is(err, budget.ErrStoreAway) {
 		t.Errorf("%v", err)
 	}
@@ -500,16 +502,16 @@ func oldServer(t *testing.T, info string) string {
 // A sidecar that is gone leaves its reservations charged in full, and no slot.
 func TestValkeyBury(t *testing.T) {
 	s := startValkey(t)
-	v := open(t, &auditLog{}, s.address())
+	v := open(t, &auditLog{}, s.Address())
 	reserve(t, v, "mine", month1(100, 1))
 	key := "aid:{org_1}:usd:" + thisMonth()
-	gen := s.do("HGET aid:{org_1}:org gen")
-	s.do("HSET aid:{org_1}:held:DEAD gone \"" + gen + "\\n40 " + key + "\"")
-	s.do("HINCRBY " + key + " reserved 40")
-	s.do("HSET aid:{org_1}:org b:DEAD 1000 s:DEAD 4 j:DEAD " + gen)
-	within(t, "what it held is charged", func() bool { return s.do("HGET "+key+" charged") == "40" && s.do("HGET "+key+" reserved") == "1" })
+	gen := s.Do("HGET aid:{org_1}:org gen")
+	s.Do("HSET aid:{org_1}:held:DEAD gone \"" + gen + "\\n40 " + key + "\"")
+	s.Do("HINCRBY " + key + " reserved 40")
+	s.Do("HSET aid:{org_1}:org b:DEAD 1000 s:DEAD 4 j:DEAD " + gen)
+	within(t, "what it held is charged", func() bool { return s.Do("HGET "+key+" charged") == "40" && s.Do("HGET "+key+" reserved") == "1" })
 	within(t, "it is forgotten", func() bool {
-		return s.do("HEXISTS aid:{org_1}:org b:DEAD") == "0" && s.do("EXISTS aid:{org_1}:held:DEAD") == "0"
+		return s.Do("HEXISTS aid:{org_1}:org b:DEAD") == "0" && s.Do("EXISTS aid:{org_1}:held:DEAD") == "0"
 	})
 }
 
@@ -534,7 +536,7 @@ func TestValkeyShares(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
 		for i := range sidecars {
-			v := open(t, a, s.address())
+			v := open(t, a, s.Address())
 			for j := range streams {
 				wg.Go(func() {
 					<-barrier
@@ -571,7 +573,7 @@ func TestValkeyShares(t *testing.T) {
 					return
 				default:
 				}
-				line, err := s.send("EVAL return(redis.call('HGET',KEYS[1],'charged')or'0')+(redis.call('HGET',KEYS[1],'reserved')or'0') 1 " + key)
+				line, err := s.Send("EVAL return(redis.call('HGET',KEYS[1],'charged')or'0')+(redis.call('HGET',KEYS[1],'reserved')or'0') 1 " + key)
 				if n, _ := strconv.ParseInt(line, 10, 64); err == nil && n > most {
 					select {
 					case exceeded <- line:

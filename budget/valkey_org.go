@@ -25,7 +25,7 @@ func (v *Valkey) org(name string) (*shared, error) {
 	if name == "" {
 		return nil, fmt.Errorf("%w: the org has no name", ErrStoreAway)
 	}
-	o := &shared{name: name, changed: make(chan struct{}), spans: map[zoned]since{}, asking: map[string]chan struct{}{}, used: map[string]Limit{}, poke: make(chan struct{}, 1)}
+	o := &shared{name: name, unready: v.now(), changed: make(chan struct{}), spans: map[zoned]since{}, asking: map[string]chan struct{}{}, used: map[string]Limit{}, poke: make(chan struct{}, 1)}
 	v.orgs[name] = o
 	if v.ctx != nil {
 		v.follow(o)
@@ -80,6 +80,9 @@ func (o *shared) behindLocked(state, gen string) {
 	if gen != o.gen || gen == "" {
 		return // it joins, or has joined another one meanwhile
 	}
+	if o.ready {
+		o.unready = time.Now()
+	}
 	switch state {
 	case "lost":
 		o.lost = gen
@@ -106,6 +109,9 @@ func (o *shared) forget() {
 	if o.gen != "" {
 		o.lost = o.gen
 	}
+	if o.ready {
+		o.unready = time.Now()
+	}
 	o.gen, o.ready = "", false
 	o.pokeLocked()
 }
@@ -128,9 +134,13 @@ func (o *shared) sidecars() int {
 	return o.others
 }
 
-// wait returns nil once the org is in a generation that all sidecars have joined.
+// wait returns nil once the org is in a generation that all sidecars have joined. It waits only
+// in the first moments: later requests would hold up those that no cap applies to.
 func (o *shared) wait(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, sumsTimeout)
+	o.mu.Lock()
+	until := o.unready.Add(sumsTimeout)
+	o.mu.Unlock()
+	ctx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
 	for {
 		o.mu.Lock()

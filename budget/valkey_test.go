@@ -1,157 +1,33 @@
 package budget_test
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ai-identity/ai-identity/budget"
+	"github.com/ai-identity/ai-identity/budget/valkeytest"
 )
 
 // server is a real Valkey.
 type server struct {
-	t      *testing.T
-	port   int
-	binary string
-	folder string
-	args   []string
-	cmd    *exec.Cmd
+	*valkeytest.Server
+	t *testing.T
 }
 
-// startValkey starts one, or skips the test where none is installed.
 func startValkey(t *testing.T, args ...string) *server {
 	t.Helper()
-	binary := os.Getenv("AID_VALKEY")
-	if binary == "" {
-		binary = filepath.Join("..", ".tools", "valkey", "valkey-server")
-	}
-	if _, err := os.Stat(binary); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("the tests need a Valkey: `make .tools/valkey/.done` installs it: %v", err)
-		}
-		t.Skip(err)
-	}
-	s := &server{t: t, binary: binary, folder: t.TempDir(), args: args, port: freePort(t)}
-	s.start()
-	t.Cleanup(s.kill)
-	return s
+	return &server{valkeytest.Start(t, args...), t}
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
-func (s *server) start() {
-	s.t.Helper()
-	args := append([]string{"--port", strconv.Itoa(s.port), "--bind", "127.0.0.1", "--dir", s.folder, "--save", "", "--appendonly", "no",
-		"--maxmemory-policy", "noeviction", "--repl-diskless-sync-delay", "0"}, s.args...)
-	s.cmd = exec.Command(s.binary, args...)
-	out, err := os.Create(filepath.Join(s.folder, "log"))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer out.Close()
-	s.cmd.Stdout, s.cmd.Stderr = out, out
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := s.cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	within(s.t, "Valkey starts", func() bool { return s.try("PING") == nil })
-}
-
-func (s *server) address() string { return "127.0.0.1:" + strconv.Itoa(s.port) }
-
-func (s *server) kill() {
-	if s.cmd.ProcessState == nil {
-		_ = s.cmd.Process.Kill()
-		_ = s.cmd.Wait()
-	}
-}
-
-func (s *server) signal(sig syscall.Signal) {
-	s.t.Helper()
-	if err := s.cmd.Process.Signal(sig); err != nil {
-		s.t.Fatal(err)
-	}
-}
-
-// do sends an inline command that replies with one line.
-func (s *server) do(command string) string {
-	s.t.Helper()
-	line, err := s.send(command)
-	if err != nil {
-		s.t.Fatalf("%s: %v", command, err)
-	}
-	return line
-}
-
-func (s *server) try(command string) error {
-	_, err := s.send(command)
-	return err
-}
-
-func (s *server) send(command string) (string, error) {
-	c, err := net.DialTimeout("tcp", s.address(), time.Second)
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
-	if _, err := io.WriteString(c, command+"\r\n"); err != nil {
-		return "", err
-	}
-	r := bufio.NewReader(c)
-	line, err := r.ReadString('\n')
-	if err != nil {
-		return "", err
-	}
-	line = strings.TrimRight(line, "\r\n")
-	switch {
-	case strings.HasPrefix(line, "-"):
-		return "", errors.New(line)
-	case strings.HasPrefix(line, "$") && line != "$-1":
-		n, _ := strconv.Atoi(line[1:])
-		text := make([]byte, n)
-		if _, err := io.ReadFull(r, text); err != nil {
-			return "", err
-		}
-		return string(text), nil
-	}
-	return line[1:], nil
-}
-
-// within waits until is returns true.
-func within(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !is(); {
-		if time.Now().After(end) {
-			t.Fatal("not within 20s: " + what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
+func within(t *testing.T, what string, is func() bool) { t.Helper(); valkeytest.Within(t, what, is) }
 
 // log is the audit log of several sidecars: what was charged to each counter, and what is
 // reserved by decisions.
@@ -180,6 +56,8 @@ func (a *auditLog) Charged(_ context.Context, _ string, counters []string) ([]in
 	}
 	return out, nil
 }
+
+func (a *auditLog) Alone(context.Context, string) error { return nil }
 
 func (a *auditLog) Sidecars(context.Context, string) (int, error) {
 	a.mu.Lock()
@@ -210,7 +88,13 @@ func (a *auditLog) set(change func(a *auditLog)) {
 // open returns a sidecar's store, which runs until the test ends.
 func open(t *testing.T, sums budget.SharedSums, addresses ...string) *budget.Valkey {
 	t.Helper()
-	v, err := budget.NewValkey(budget.ValkeyConfig{Addresses: addresses, Sums: sums, Log: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry()})
+	return openWith(t, budget.ValkeyConfig{Addresses: addresses, Sums: sums})
+}
+
+func openWith(t *testing.T, c budget.ValkeyConfig) *budget.Valkey {
+	t.Helper()
+	c.Log, c.Registerer = slog.New(slog.DiscardHandler), prometheus.NewRegistry()
+	v, err := budget.NewValkey(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +133,7 @@ var probes atomic.Int64
 
 // now is the server's clock in microseconds.
 func (s *server) now() int64 {
-	n, _ := strconv.ParseInt(s.do(`EVAL "local t = redis.call('TIME') return t[1] * 1000000 + t[2]" 0`), 10, 64)
+	n, _ := strconv.ParseInt(s.Do(`EVAL "local t = redis.call('TIME') return t[1] * 1000000 + t[2]" 0`), 10, 64)
 	return n
 }
 
@@ -257,8 +141,8 @@ func (s *server) now() int64 {
 func (s *server) settled(counter string) string {
 	s.t.Helper()
 	key := "aid:{org_1}:usd:" + counter
-	within(s.t, counter+" is at rest", func() bool { r, err := s.send("HGET " + key + " reserved"); return err == nil && r == "0" })
-	return s.do("HGET " + key + " charged")
+	within(s.t, counter+" is at rest", func() bool { r, err := s.Send("HGET " + key + " reserved"); return err == nil && r == "0" })
+	return s.Do("HGET " + key + " charged")
 }
 
 func month1(most, amount int64) []budget.Limit { return month("cap", most, amount) }
@@ -268,7 +152,7 @@ func thisMonth() string { return "cap@" + time.Now().UTC().Format("2006-01") }
 func TestValkeyCap(t *testing.T) {
 	s := startValkey(t)
 	a := &auditLog{sums: map[string]int64{thisMonth(): 40}}
-	v := open(t, a, s.address())
+	v := open(t, a, s.Address())
 	if r := reserve(t, v, "a", month1(100, 61)); r.OK || r.Why != budget.TooLarge || r.Fits != 60 || r.Remaining != 60 {
 		t.Fatalf("%+v", r)
 	}
@@ -304,8 +188,8 @@ func TestValkeyCap(t *testing.T) {
 	if a.asked[thisMonth()] != 1 {
 		t.Errorf("asked %v", a.asked)
 	}
-	if s.do("DBSIZE") != "3" { // the org, the cap, and that of reserve
-		t.Errorf("%s keys are left", s.do("DBSIZE"))
+	if s.Do("DBSIZE") != "3" { // the org, the cap, and that of reserve
+		t.Errorf("%s keys are left", s.Do("DBSIZE"))
 	}
 }
 
@@ -323,7 +207,7 @@ func TestValkeyIsExact(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(c.had), func(t *testing.T) {
 			s := startValkey(t)
-			v := open(t, &auditLog{sums: map[string]int64{thisMonth(): c.had}}, s.address())
+			v := open(t, &auditLog{sums: map[string]int64{thisMonth(): c.had}}, s.Address())
 			if left := c.max - c.had; left < most {
 				if r := reserve(t, v, "no", month1(c.max, left+1)); r.OK || r.Why != budget.TooLarge || r.Fits != left {
 					t.Fatalf("one more than fits: %+v", r)
@@ -332,7 +216,7 @@ func TestValkeyIsExact(t *testing.T) {
 			if r := reserve(t, v, "a", month1(c.max, c.amount)); !r.OK {
 				t.Fatalf("%+v", r)
 			}
-			if got := s.do("HGET aid:{org_1}:usd:" + thisMonth() + " reserved"); got != strconv.FormatInt(c.amount, 10) {
+			if got := s.Do("HGET aid:{org_1}:usd:" + thisMonth() + " reserved"); got != strconv.FormatInt(c.amount, 10) {
 				t.Fatalf("reserved %s, want %d", got, c.amount)
 			}
 			v.Settle(t.Context(), "a", budget.Used{NanoUSD: c.charge})
@@ -353,7 +237,7 @@ func TestValkeyMany(t *testing.T) {
 	barrier := make(chan struct{})
 	a.sidecars = 1
 	for i := range sidecars {
-		v := open(t, a, s.address())
+		v := open(t, a, s.Address())
 		for j := range requests / sidecars {
 			wg.Go(func() {
 				<-barrier
@@ -375,7 +259,7 @@ func TestValkeyMany(t *testing.T) {
 	if n := admitted.Load(); n != most {
 		t.Errorf("%d were admitted, want %d", n, most)
 	}
-	if got := s.do("HGET aid:{org_1}:usd:" + thisMonth() + " reserved"); got != "100" {
+	if got := s.Do("HGET aid:{org_1}:usd:" + thisMonth() + " reserved"); got != "100" {
 		t.Errorf("reserved %s", got)
 	}
 }

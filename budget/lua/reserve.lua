@@ -75,7 +75,7 @@ for key, d in pairs(rates) do full(key, d) end
 if ARGV[8] == '1' then
   redis.call('HSET', KEYS[2], id, ARGV[7])
 else
-  redis.call('SET', KEYS[3], 't', 'PX', 120000)
+  redis.call('SET', KEYS[3], 't', 'PX', 10000)
 end
 out[1] = 'ok'
 return out

@@ -59,6 +59,17 @@ func (r *redis) check() error {
 	return nil
 }
 
+// args are the flags for a child.
+func (r *redis) args() (args []string) {
+	if r.url == "" {
+		return nil
+	}
+	return []string{
+		"--redis", r.url, "--redis-user", r.user, "--redis-password-file", r.passwordFile,
+		"--redis-ca", r.files.ca, "--redis-cert", r.files.cert, "--redis-key", r.files.key,
+	}
+}
+
 // open returns the store, or nil without --redis.
 func (r *redis) open(sums func() budget.SharedSums, files *reloads, reg prometheus.Registerer, log *slog.Logger) (*budget.Valkey, error) {
 	if r.url == "" {

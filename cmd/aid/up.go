@@ -78,9 +78,6 @@ the log are on stderr. Ctrl-C stops everything in order; a second one stops it a
 			u.log, u.out, u.errs = log, cmd.OutOrStdout(), cmd.ErrOrStderr()
 			u.logLevel, _ = cmd.Flags().GetString("log-level")
 			u.logFormat, _ = cmd.Flags().GetString("log-format")
-			if cmd.Flags().Changed("redis") {
-				return usagef("--redis is for several sidecars, and aid up runs one, which needs none: remove it (or unset %s)", variable("redis"))
-			}
 			for _, name := range []string{"egress", "proxy"} {
 				if cmd.Flags().Changed(name) {
 					return usagef("--%s is not built yet: remove it (or unset %s)", name, variable(name))
@@ -99,7 +96,7 @@ the log are on stderr. Ctrl-C stops everything in order; a second one stops it a
 	f.StringVar(&u.envoyPath, "envoy", "", "`path` of Envoy (default: the one that make installed, then PATH)")
 	f.StringVar(&u.postgres, "postgres", "", "`URL` of a Postgres 15 or newer, as a user that may create roles and databases (default: an embedded Postgres)")
 	f.StringVar(&u.postgresDir, "postgres-dir", "", "`folder` of the Postgres to embed (default: the one that make installed, or a downloaded one)")
-	f.String("redis", "", "`URL` of a Redis; rejected, since one sidecar needs none")
+	u.redis.flags(f)
 	f.StringVar(&u.providers, "providers", "", "YAML `file` with the LLM providers; those with the same name are updated")
 	f.StringVar(&u.standIn, "stand-in", "", "`address` on this machine for a test provider, \"demo\", that needs no key and responds to each chat with one sentence")
 	f.StringVar(&u.prices, "prices", "", pricesHelp)
@@ -122,6 +119,7 @@ type up struct {
 	homeDir, gateway, api, metrics string
 	envoyPath, postgres, providers string
 	prices, standIn, tiers         string
+	redis                          redis
 	model                          string // the model of the example request; "": no provider has one
 	postgresDir, providerCA        string
 	usage                          string
@@ -284,8 +282,10 @@ func (u *up) check() error {
 		return err
 	}
 	// The sidecar reads the prices later. Errors are better shown now.
-	_, err = loadPrices(u.prices)
-	return err
+	if _, err = loadPrices(u.prices); err != nil {
+		return err
+	}
+	return u.redis.check()
 }
 
 // look finds Envoy, and tries the ports.
@@ -341,12 +341,12 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 	}
 
 	u.say("starting the sidecar and Envoy")
-	u.child(ctx, self, "extproc", nil,
+	u.child(ctx, self, "extproc", nil, append(u.redis.args(),
 		"--listen", "unix:"+h.socket("extproc"), "--listen-status", "unix:"+h.socket("extproc-status"),
 		"--xds", "unix:"+h.socket("xds"), "--listen-xds", "unix:"+h.socket("envoy-xds"), "--token-file", token.file, "--segments", h.path("segments"),
 		"--gateway-url", "http://"+reachable(u.gateway), "--max-staleness", u.maxStaleness.String(),
 		"--max-body", strconv.FormatInt(u.maxBody, 10), "--drain", u.drain.String(), "--lame-duck", "0s", "--prices", u.prices,
-		"--domains", strings.Join(u.domains, ",")) // Envoy has ended before
+		"--domains", strings.Join(u.domains, ","))...) // Envoy has ended before
 	bootstrap, err := envoy.Bootstrap(envoy.Config{
 		NodeID: "up", XDS: envoy.Endpoint{Address: "unix:" + h.socket("envoy-xds")},
 		ExtProc: h.socket("extproc"), API: envoy.Endpoint{Address: reachable(u.api)}, Admin: h.socket("envoy"),
