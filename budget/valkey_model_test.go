@@ -281,7 +281,8 @@ func TestValkeyRights(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, rest, ok := strings.Cut(string(text), "ACL SETUSER aid on >PASSWORD ")
-	rules, _, ok2 := strings.Cut(rest, "\n")
+	rules, _, ok2 := strings.Cut(rest, "\n```")
+	rules = strings.ReplaceAll(rules, "\\\n", "")
 	if !ok || !ok2 {
 		t.Fatal("docs/operations.md has no ACL")
 	}
