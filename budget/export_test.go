@@ -1,6 +1,9 @@
 package budget
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // Wait sets how long a request waits for the store. A slow machine must not decide a test.
 func (v *Valkey) Wait(answer time.Duration) { v.answer = answer }
@@ -29,5 +32,12 @@ func (v *Valkey) Flush() {
 func (v *Valkey) Misdate(org string, at time.Time) {
 	if o, err := v.org(org); err == nil {
 		o.turn(at)
+	}
+}
+
+// Compare compares the org's counts with the audit log.
+func (v *Valkey) Compare(ctx context.Context, org string) {
+	if o, err := v.org(org); err == nil {
+		v.compare(ctx, o)
 	}
 }

@@ -18,14 +18,19 @@ var ErrStoreAway = errors.New("the shared store of counts does not answer")
 
 // SharedSums is what the audit log has of an org whose counts are in a shared store.
 type SharedSums interface {
-	// Charged returns what was charged to each counter of the org, and what is reserved by
-	// recorded decisions without a completion, in nano-dollars.
-	Charged(ctx context.Context, org string, counters []string) ([]int64, error)
+	// Sums returns the sums of each counter of the org.
+	Sums(ctx context.Context, org string, counters []string) ([]Sum, error)
 	// Sidecars returns how many sidecars serve the org, this one included.
 	Sidecars(ctx context.Context, org string) (int, error)
 	// Shipped returns nil once the control plane has every record of the org that this
 	// process and earlier ones have made so far.
 	Shipped(ctx context.Context, org string) error
+}
+
+// Sum is what the audit log has of a counter, in nano-dollars.
+type Sum struct {
+	Charged  int64
+	Reserved int64 // by recorded decisions without a completion
 }
 
 const (

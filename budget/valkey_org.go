@@ -397,44 +397,62 @@ func (v *Valkey) learn(ctx context.Context, o *shared, gen string, limits []Limi
 	return nil
 }
 
-// seed raises the store's counts to what the audit log has.
+// seed begins the store's counts with the sums of the audit log.
 func (v *Valkey) seed(ctx context.Context, o *shared, gen string, limits []*Limit) error {
+	sums, err := v.sums(ctx, o, limits)
+	if err != nil {
+		return err
+	}
+	totals := make([]int64, len(sums))
+	for i, s := range sums {
+		totals[i] = add(s.Charged, s.Reserved)
+	}
+	_, err = v.setSums(ctx, o, gen, limits, totals, false)
+	return err
+}
+
+// sums asks the control plane.
+func (v *Valkey) sums(ctx context.Context, o *shared, limits []*Limit) ([]Sum, error) {
 	counters := make([]string, len(limits))
 	for i, l := range limits {
 		counters[i] = l.Counter()
 	}
-	sums, err := v.c.Sums.Charged(ctx, o.name, counters)
+	sums, err := v.c.Sums.Sums(ctx, o.name, counters)
 	switch {
 	case err != nil:
-		return fmt.Errorf("asking for what was charged: %w", err)
+		return nil, fmt.Errorf("asking for what was charged: %w", err)
 	case len(sums) != len(counters):
-		return fmt.Errorf("%w: %d of %d sums came", ErrUnknownSums, len(sums), len(counters))
+		return nil, fmt.Errorf("%w: %d of %d sums came", ErrUnknownSums, len(sums), len(counters))
 	}
+	for _, s := range sums {
+		if s.Charged < 0 || s.Reserved < 0 {
+			return nil, fmt.Errorf("%w: the control plane sent a sum below 0", ErrUnknownSums)
+		}
+	}
+	return sums, nil
+}
+
+// setSums runs seed.lua, and returns what the store had.
+func (v *Valkey) setSums(ctx context.Context, o *shared, gen string, limits []*Limit, sums []int64, raise bool) ([]string, error) {
 	keys := o.keys(v.id, "", nil)[:2]
 	args, now := o.number(v.id)
 	if now != gen {
-		return nil // the caller looks again
+		return nil, nil // the caller looks again
 	}
+	args = append(args, flag(raise))
 	for i, l := range limits {
 		keys = append(keys, o.count(l))
-		args = append(args, strconv.FormatInt(max(0, sums[i]), 10), strconv.FormatInt(o.span(l).end.Add(kept).Unix(), 10))
+		args = append(args, strconv.FormatInt(sums[i], 10), strconv.FormatInt(o.span(l).end.Add(kept).Unix(), 10))
 	}
 	r, err := v.call(ctx, o, callTimeout, scriptSeed, keys, args)
-	if err != nil {
-		return err
+	if err != nil || r.word != "ok" || len(r.rest) != len(limits) {
+		return nil, err
 	}
-	if r.word == "ok" && len(r.rest) == len(limits) {
-		for i, had := range r.rest {
-			if n, err := strconv.ParseInt(had, 10, 64); err == nil && n < sums[i] {
-				v.m.raised.Add(float64(sums[i] - n))
-				v.c.Log.WarnContext(ctx, "the shared store had less than the audit log, and was corrected", "org", o.name, "counter", counters[i], "had", n, "charged", sums[i])
-			}
-		}
-	}
-	return nil
+	return r.rest, nil
 }
 
-// compare raises counts used since it last ran that are below those of the audit log.
+// compare raises what is charged to counts used since it last ran, where the audit log has
+// more. What is reserved is not compared: in the log a request ends a little later.
 func (v *Valkey) compare(ctx context.Context, o *shared) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
@@ -448,8 +466,34 @@ func (v *Valkey) compare(ctx context.Context, o *shared) {
 	if len(limits) == 0 {
 		return
 	}
-	if err := v.seed(ctx, o, o.generation(), limits); err != nil {
+	gen := o.generation()
+	sums, err := v.sums(ctx, o, limits)
+	if err != nil {
 		v.c.Log.WarnContext(ctx, "the shared store was not compared with the audit log", "org", o.name, "err", err)
+		return
+	}
+	// Charges that the log has already are on their way to the store.
+	timer := time.NewTimer(v.every)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+		return
+	}
+	charged := make([]int64, len(sums))
+	for i, s := range sums {
+		charged[i] = s.Charged
+	}
+	had, err := v.setSums(ctx, o, gen, limits, charged, true)
+	if err != nil {
+		return // the next heartbeat reports it
+	}
+	for i, text := range had {
+		if n, err := strconv.ParseInt(text, 10, 64); err == nil && n < charged[i] {
+			v.m.raised.Add(float64(charged[i] - n))
+			v.c.Log.WarnContext(ctx, "the shared store had less than the audit log, and was corrected",
+				"org", o.name, "counter", limits[i].Counter(), "had", n, "charged", charged[i])
+		}
 	}
 }
 

@@ -34,6 +34,7 @@ func within(t *testing.T, what string, is func() bool) { t.Helper(); valkeytest.
 type auditLog struct {
 	mu       sync.Mutex
 	sums     map[string]int64
+	reserved int64 // in each
 	asked    map[string]int
 	sidecars int
 	err      error
@@ -55,6 +56,17 @@ func (a *auditLog) Charged(_ context.Context, _ string, counters []string) ([]in
 		out[i] = a.sums[c]
 	}
 	return out, nil
+}
+
+func (a *auditLog) Sums(ctx context.Context, org string, counters []string) ([]budget.Sum, error) {
+	sums, err := a.Charged(ctx, org, counters)
+	out := make([]budget.Sum, len(sums))
+	for i, n := range sums {
+		a.mu.Lock()
+		out[i] = budget.Sum{Charged: n, Reserved: a.reserved}
+		a.mu.Unlock()
+	}
+	return out, err
 }
 
 func (a *auditLog) Alone(context.Context, string) error { return nil }

@@ -39,8 +39,8 @@ func (c cents) Cost(provider.Provider, string, string, provider.Usage, time.Time
 // nothingBefore is an audit log without earlier charges.
 type nothingBefore struct{}
 
-func (nothingBefore) Charged(_ context.Context, _ string, counters []string) ([]int64, error) {
-	return make([]int64, len(counters)), nil
+func (nothingBefore) Sums(_ context.Context, _ string, counters []string) ([]budget.Sum, error) {
+	return make([]budget.Sum, len(counters)), nil
 }
 func (nothingBefore) Sidecars(context.Context, string) (int, error) { return 1, nil }
 func (nothingBefore) Shipped(context.Context, string) error         { return nil }

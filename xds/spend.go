@@ -133,7 +133,15 @@ func (s *Spend) counts(ctx context.Context, org string, names []audit.CountName)
 // Charged is budget.Sums'. A reservation without a completion counts as charged, since the
 // process that made it has ended.
 func (s *Spend) Charged(ctx context.Context, org string, counters []string) ([]int64, error) {
-	return s.charged(ctx, org, counters, true)
+	sums, err := s.sums(ctx, org, counters, true)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]int64, len(sums))
+	for i, c := range sums {
+		out[i] = c.Charged + c.Reserved
+	}
+	return out, nil
 }
 
 // Shared returns the same sums for counts that sidecars share in a store.
@@ -144,8 +152,8 @@ func (s *Spend) Shared() budget.SharedSums {
 
 type sharedSpend struct{ s *Spend }
 
-func (s sharedSpend) Charged(ctx context.Context, org string, counters []string) ([]int64, error) {
-	return s.s.charged(ctx, org, counters, false)
+func (s sharedSpend) Sums(ctx context.Context, org string, counters []string) ([]budget.Sum, error) {
+	return s.s.sums(ctx, org, counters, false)
 }
 
 func (s sharedSpend) Sidecars(ctx context.Context, org string) (int, error) {
@@ -157,11 +165,12 @@ func (s sharedSpend) Shipped(ctx context.Context, org string) error {
 	return s.s.records.WaitOrg(ctx, org)
 }
 
-func (s *Spend) charged(ctx context.Context, org string, counters []string, alone bool) ([]int64, error) {
+// sums asks the control plane. With alone, another sidecar is an error.
+func (s *Spend) sums(ctx context.Context, org string, counters []string, alone bool) ([]budget.Sum, error) {
 	if err := s.records.WaitEarlier(ctx, org); err != nil {
 		return nil, fmt.Errorf("%w: %w", budget.ErrUnknownSums, err)
 	}
-	out := make([]int64, 0, len(counters))
+	out := make([]budget.Sum, 0, len(counters))
 	for some := range slices.Chunk(counters, audit.MaxCounts) {
 		names := make([]audit.CountName, len(some))
 		for i, c := range some {
@@ -175,11 +184,10 @@ func (s *Spend) charged(ctx context.Context, org string, counters []string, alon
 			return nil, budget.ErrStoreRequired
 		}
 		for _, c := range got.Counts {
-			sum := c.ChargedNanoUSD + c.ReservedNanoUSD
-			if c.ChargedNanoUSD < 0 || c.ReservedNanoUSD < 0 || sum < 0 {
+			if c.ChargedNanoUSD < 0 || c.ReservedNanoUSD < 0 || c.ChargedNanoUSD+c.ReservedNanoUSD < 0 {
 				return nil, fmt.Errorf("%w: the control plane sent a sum that cannot be", budget.ErrUnknownSums)
 			}
-			out = append(out, sum)
+			out = append(out, budget.Sum{Charged: c.ChargedNanoUSD, Reserved: c.ReservedNanoUSD})
 		}
 	}
 	return out, nil

@@ -123,7 +123,7 @@ func TestSpendShared(t *testing.T) {
 	l := &sumsOf{sidecars: 3, sums: map[string]audit.Count{"cap:a@2026-11 2026-11": {ChargedNanoUSD: 40, ReservedNanoUSD: 2}}}
 	r := &records{id: "w_1"}
 	s := xds.NewSpend(l, r, time.Now, slog.New(slog.DiscardHandler)).Shared()
-	if got, err := s.Charged(t.Context(), "org_1", []string{"cap:a@2026-11"}); err != nil || len(got) != 1 || got[0] != 42 {
+	if got, err := s.Sums(t.Context(), "org_1", []string{"cap:a@2026-11"}); err != nil || len(got) != 1 || got[0] != (budget.Sum{Charged: 40, Reserved: 2}) {
 		t.Errorf("%v %v", got, err)
 	}
 	if n, err := s.Sidecars(t.Context(), "org_1"); err != nil || n != 3 {
