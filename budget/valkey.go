@@ -150,6 +150,7 @@ type denial struct {
 	most   int64
 	gen    string
 	until  time.Time
+	used   int64 // of a cap: what was charged and reserved
 	result Result
 }
 
@@ -319,10 +320,6 @@ func terms(l *Limit, o *shared) []string {
 	n := func(i int64) string { return strconv.FormatInt(i, 10) }
 	switch l.Kind {
 	case Requests, Tokens, Starts:
-		if l.Max <= 0 {
-			return []string{"r", "0", "0", "0", "0", ""}
-		}
-		every := interval(l.Kind.window(), l.Max)
 		reach := longest
 		switch l.Kind {
 		case Tokens:
@@ -330,6 +327,10 @@ func terms(l *Limit, o *shared) []string {
 		case Starts:
 			reach = 2 * time.Hour
 		}
+		if l.Max <= 0 {
+			return []string{"r", "0", "0", "0", n(int64(reach)), ""}
+		}
+		every := interval(l.Kind.window(), l.Max)
 		return []string{"r", n(int64(every) * min(l.Max, maxPerMinute)), n(int64(times(every, l.amount()))), flag(l.amount() <= l.Max), n(int64(reach)), ""}
 	case Slots:
 		return []string{"s", n(min(max(0, l.Max), 1<<50)), n(slotLease.Milliseconds()), "", "", ""}
@@ -554,6 +555,13 @@ func (v *Valkey) remembered(o *shared, limits []Limit) (r Result, denied bool) {
 			continue
 		}
 		d.result.Limit, d.result.Remaining, d.result.Reset, d.result.Which = l.Max, 0, d.until.Sub(now), i
+		for j := range limits {
+			if limits[j].Kind.Money() {
+				in := o.span(&limits[j])
+				limits[j].Period, limits[j].Reset = in.name, max(0, in.end.Sub(now))
+			}
+		}
+		l.Left = l.Max - d.used
 		return d.result, true
 	}
 	return Result{}, false
@@ -576,7 +584,7 @@ func (v *Valkey) remember(o *shared, gen string, limits []Limit, r Result) {
 	if len(v.denials) >= maxRemembered {
 		clear(v.denials)
 	}
-	v.denials[key] = denial{most: l.Max, gen: gen, until: until, result: r}
+	v.denials[key] = denial{most: l.Max, gen: gen, until: until, used: l.Max - l.Left, result: r}
 }
 
 // reply is what a script has returned.
