@@ -77,6 +77,9 @@ func same(t *rapid.T, what string, a, b budget.Result, la, lb []budget.Limit) {
 			t.Fatalf("%s: times of limit %d differ: %+v, %+v", what, i, x, y)
 		}
 		x.Reset, y.Reset = 0, 0
+		if x.Kind.Money() && x.Amount <= 0 {
+			x.Left, y.Left = 0, 0 // known only if the store was asked about the cap before
+		}
 		if !reflect.DeepEqual(x, y) {
 			t.Fatalf("%s: limit %d: %+v in memory, %+v in the store", what, i, x, y)
 		}
