@@ -45,12 +45,16 @@ func TestUsage(t *testing.T) {
 	if rest := w.want(200, "GET", "/v1/usage"+span+"day,agent&limit=2&after=2", ""); len(rest.field("data").([]any)) != 1 || rest.field("has_more") != false {
 		t.Errorf("the second page: %s", rest.body)
 	}
-	for _, bad := range []string{"?by=nothing", "?by=day,day", "?since=2026-01-02T00:00:00Z&until=2026-01-01T00:00:00Z", "?by="} {
+	for _, bad := range []string{"?by=nothing", "?by=day,day", "?by="} {
 		for _, path := range []string{"/v1/usage", "/v1/usage.csv"} {
 			if got := w.call(w.keys["admin"], "GET", path+bad, ""); got.status != 422 && got.status != 400 {
 				t.Errorf("%s%s: %d %s", path, bad, got.status, got.body)
 			}
 		}
+	}
+	for _, span := range []string{"?since=2026-01-02T00:00:00Z&until=2026-01-01T00:00:00Z", "?since=0749-09-12T00:10:40.024157%2B10:41&until=5489-05-23T11:07:25Z"} {
+		w.want(200, "GET", "/v1/usage"+span, "")
+		w.want(200, "GET", "/v1/usage.csv"+span, "")
 	}
 	const csv = `day,model,requests,refused,input_tokens,output_tokens,cached_tokens,cache_write_tokens,reasoning_tokens,cost_nano_usd,charged_nano_usd,unpriced
 2026-01-30,gpt-4o,3,1,10,20,0,0,0,100,110,0
