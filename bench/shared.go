@@ -93,9 +93,9 @@ func (p *path) govern(ctx context.Context) error {
 		}
 		switch i {
 		case 0:
-			limits = `{"rpm":100000000,"tpm":100000000000,"concurrent":100000,"monthly_usd_cap":1000000}`
+			limits = `{"rpm":1000000,"tpm":1000000000,"concurrent":100000,"monthly_usd_cap":1000000}`
 		case 1, 2, 3:
-			limits = `{"rpm":100000000}`
+			limits = `{"rpm":1000000}`
 		}
 		if i > 3 && i < 10 {
 			limits = `{}`
