@@ -500,6 +500,7 @@ func (n *night) restored(t *testing.T) {
 		n.db.restore(t, n.backup)
 		n.backup = ""
 		n.db.start(t)
+		n.green(t) // they may have noticed that it was away
 	}, nil, func() {})
 }
 
