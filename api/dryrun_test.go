@@ -19,14 +19,6 @@ import (
 // record puts decided entries into the org's log, as a sidecar would.
 func (w *world) record(decided ...audit.Decided) {
 	w.t.Helper()
-	keys, err := audit.ParseKeys([]string{"1 " + strings.Repeat("ab", 32)})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	chain, err := audit.NewChain(audit.ChainConfig{DB: w.db, Keys: keys})
-	if err != nil {
-		w.t.Fatal(err)
-	}
 	for len(decided) > 0 {
 		n := min(len(decided), 500)
 		b := audit.Batch{Org: w.org, Node: "node_dryrun", Writer: "w_dryrun"}
@@ -35,7 +27,7 @@ func (w *world) record(decided ...audit.Decided) {
 			e := audit.Stamp(d, w.org, "w_dryrun", time.Now())
 			b.Records = append(b.Records, audit.Record{Seq: w.recorded, Prev: w.recorded - 1, Org: w.org, Entry: e.Encode()})
 		}
-		if _, err := chain.Append(context.Background(), b); err != nil {
+		if _, err := w.chain.Append(context.Background(), b); err != nil {
 			w.t.Fatal(err)
 		}
 		decided = decided[n:]

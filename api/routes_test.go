@@ -30,6 +30,7 @@ import (
 type world struct {
 	t      *testing.T
 	server *api.Server
+	chain  *audit.Chain
 	db     *store.DB
 	org    string
 	keys   map[identity.Role]string
@@ -69,11 +70,10 @@ func serve(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	chain, err := audit.NewChain(audit.ChainConfig{DB: w.db, Keys: keys, Log: log})
-	if err != nil {
+	if w.chain, err = audit.NewChain(audit.ChainConfig{DB: w.db, Keys: keys, Log: log}); err != nil {
 		t.Fatal(err)
 	}
-	if w.server, err = api.New(api.Config{DB: w.db, Chain: chain, Sealer: sealer, Log: log}); err != nil {
+	if w.server, err = api.New(api.Config{DB: w.db, Chain: w.chain, Sealer: sealer, Log: log}); err != nil {
 		t.Fatal(err)
 	}
 	w.org = storetest.Org(t, w.db)
@@ -512,14 +512,6 @@ func TestNamesHaveOneSpelling(t *testing.T) {
 func TestCompletionJoinsItsDecision(t *testing.T) {
 	w := serve(t)
 	agent := w.want(201, "POST", "/v1/agents", `{"name":"a"}`).field("id").(string)
-	keys, err := audit.ParseKeys([]string{"1 " + strings.Repeat("ab", 32)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	chain, err := audit.NewChain(audit.ChainConfig{DB: w.db, Keys: keys})
-	if err != nil {
-		t.Fatal(err)
-	}
 	at := time.Now()
 	batch := func(writer string, seqs []uint64, entries ...audit.Entry) {
 		t.Helper()
@@ -529,7 +521,7 @@ func TestCompletionJoinsItsDecision(t *testing.T) {
 			b.Records = append(b.Records, audit.Record{Seq: seqs[i], Prev: prev, Org: w.org, Entry: audit.Stamp(e, w.org, writer, at).Encode()})
 			prev = seqs[i]
 		}
-		if _, err := chain.Append(t.Context(), b); err != nil {
+		if _, err := w.chain.Append(t.Context(), b); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -571,21 +563,13 @@ func TestCompletionJoinsItsDecision(t *testing.T) {
 func TestEntriesHaveTheirPosition(t *testing.T) {
 	w := serve(t)
 	agent := w.want(201, "POST", "/v1/agents", `{"name":"a"}`).field("id").(string)
-	keys, err := audit.ParseKeys([]string{"1 " + strings.Repeat("ab", 32)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	chain, err := audit.NewChain(audit.ChainConfig{DB: w.db, Keys: keys})
-	if err != nil {
-		t.Fatal(err)
-	}
 	b := audit.Batch{Org: w.org, Node: "node_1", Writer: "w_one"}
 	for i, extra := range []string{`"seq":1`, `"writer_seq":99`, `"mac":"00"`, `"appended_at":"2001-01-01T00:00:00Z"`, `"seq":null`} {
 		e := audit.Stamp(audit.Decided{Time: time.Now(), RequestID: "r", AgentID: agent, Effect: "allow"}, w.org, "w_one", time.Now()).Encode()
 		e = append(e[:len(e)-1:len(e)-1], ","+extra+"}"...)
 		b.Records = append(b.Records, audit.Record{Seq: uint64(i) + 7, Prev: uint64(max(0, i+6)) * uint64(min(i, 1)), Org: w.org, Entry: e})
 	}
-	if _, err := chain.Append(t.Context(), b); err != nil {
+	if _, err := w.chain.Append(t.Context(), b); err != nil {
 		t.Fatal(err)
 	}
 	list := w.want(200, "GET", "/v1/agents/"+agent+"/logs?order=asc&kind=request.decided", "")

@@ -120,6 +120,6 @@ func dials(ctx context.Context, address string) error {
 		if ctx.Err() != nil {
 			return err
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond) // between two looks: nothing is measured yet
 	}
 }

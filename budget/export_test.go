@@ -24,7 +24,7 @@ func (v *Valkey) Sidecars(org string) int {
 func (v *Valkey) Flush() {
 	v.wakeUp()
 	for v.waiting() > 0 {
-		time.Sleep(50 * time.Microsecond)
+		time.Sleep(50 * time.Microsecond) // between two looks at what waits
 	}
 }
 

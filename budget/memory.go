@@ -3,6 +3,7 @@ package budget
 import (
 	"context"
 	"fmt"
+	"iter"
 	"sync"
 	"time"
 )
@@ -317,9 +318,7 @@ func worse(a, b Result) bool {
 // step is what limit i would do.
 func (m *Memory) step(limits []Limit, i int) (s step) {
 	l := &limits[i]
-	for j := range limits[:i] {
-		s.again = s.again || limits[j].Key == l.Key
-	}
+	s.again = again(limits, i)
 	n := l.amount()
 	switch l.Kind {
 	case Requests, Tokens, Starts:
@@ -422,11 +421,7 @@ func (m *Memory) Release(_ context.Context, id string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	limits := m.held[id]
-	for i := range limits {
-		l := &limits[i]
-		if again(limits, i) {
-			continue
-		}
+	for i, l := range counted(limits) {
 		switch l.Kind {
 		case Requests, Tokens, Starts:
 			narrowest := l.Max
@@ -449,11 +444,7 @@ func (m *Memory) Settle(_ context.Context, id string, used Used) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	limits := m.held[id]
-	for i := range limits {
-		l := &limits[i]
-		if again(limits, i) {
-			continue
-		}
+	for _, l := range counted(limits) {
 		switch l.Kind {
 		case Requests, Starts:
 		case Uses:
@@ -488,6 +479,17 @@ func (m *Memory) free(l *Limit) *account {
 		a.reserved -= l.amount()
 	}
 	return a
+}
+
+// counted yields the first limit of each count, and its index.
+func counted(limits []Limit) iter.Seq2[int, *Limit] {
+	return func(yield func(int, *Limit) bool) {
+		for i := range limits {
+			if !again(limits, i) && !yield(i, &limits[i]) {
+				return
+			}
+		}
+	}
 }
 
 // again says whether an earlier limit has the count of limit i.

@@ -575,7 +575,7 @@ func TestValkeyShares(t *testing.T) {
 								sum.Add(charge)
 							}
 						case again && r.Why == budget.Held:
-							time.Sleep(r.RetryAfter / 20) // sooner than asked
+							time.Sleep(r.RetryAfter / 20) // as Retry-After asks, but sooner, so that the test ends
 							continue
 						default:
 							return // spent, or too large

@@ -61,11 +61,7 @@ func NewSpend(ledger Ledger, records Records, now func() time.Time, log *slog.Lo
 func (s *Spend) Alone(ctx context.Context, org string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o := s.orgs[org]
-	if o == nil {
-		o = &served{}
-		s.orgs[org] = o
-	}
+	o := s.servedLocked(org)
 	if !s.now().Before(o.until) {
 		if err := s.askLocked(ctx, org, o); err != nil {
 			return err
@@ -75,6 +71,16 @@ func (s *Spend) Alone(ctx context.Context, org string) error {
 		return budget.ErrStoreRequired
 	}
 	return nil
+}
+
+// servedLocked is what is known of the org, from its first use on.
+func (s *Spend) servedLocked(org string) *served {
+	o := s.orgs[org]
+	if o == nil {
+		o = &served{}
+		s.orgs[org] = o
+	}
+	return o
 }
 
 // askLocked asks whether the sidecar is alone, or joins a question about the org.
@@ -117,11 +123,7 @@ func (s *Spend) counts(ctx context.Context, org string, names []audit.CountName)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o := s.orgs[org]
-	if o == nil {
-		o = &served{}
-		s.orgs[org] = o
-	}
+	o := s.servedLocked(org)
 	alone := got.Sidecars <= 1
 	if !s.shared && (o.alone != alone && !o.until.IsZero() || o.until.IsZero() && !alone) {
 		s.log.WarnContext(ctx, "the number of sidecars of an organization changed; requests under USD caps need exactly one", "org", org, "sidecars", got.Sidecars)

@@ -38,7 +38,7 @@ func Start(t testing.TB, args ...string) *Server {
 		if os.Getenv("CI") != "" {
 			t.Fatalf("the tests need a Valkey: `make .tools/valkey/.done` installs it: %v", err)
 		}
-		t.Skip(err)
+		t.Skip(err) // on a developer's machine only: CI fails above
 	}
 	s := &Server{t: t, binary: binary, folder: t.TempDir(), args: args, Port: freePort(t)}
 	s.Restart()
@@ -148,7 +148,7 @@ func Within(t testing.TB, what string, is func() bool) {
 		if time.Now().After(end) {
 			t.Fatal("not within 20s: " + what)
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(5 * time.Millisecond) // between two looks; the end is above
 	}
 }
 

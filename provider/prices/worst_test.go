@@ -96,7 +96,7 @@ func TestCostIsAtMostWorst(t *testing.T) {
 		b := provider.Bound{Input: rapid.Int64Range(0, 2_000_000).Draw(t, "input"), Output: rapid.Int64Range(0, 100_000).Draw(t, "output")}
 		worst, missing := table.Worst(p, name, b, at)
 		if missing != "" {
-			t.Skip(missing)
+			t.Skip(missing) // rapid draws another input
 		}
 		u := provider.Usage{Source: "provider", Service: rapid.SampledFrom([]string{"", "default", "flex", "priority", "fast"}).Draw(t, "service")}
 		u.InputTokens = rapid.Int64Range(0, b.Input).Draw(t, "in")
