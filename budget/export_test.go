@@ -41,3 +41,16 @@ func (v *Valkey) Compare(ctx context.Context, org string) {
 		v.compare(ctx, o)
 	}
 }
+
+// RenewLate renews the org's slots, and does something between the list of those in use and
+// the call to the store.
+func (v *Valkey) RenewLate(ctx context.Context, org string, between func()) {
+	o, err := v.org(org)
+	if err != nil {
+		return
+	}
+	v.renew(ctx, o) // from now on the store lacks none
+	counts, ids := v.slotsInUse(o)
+	between()
+	v.extend(ctx, o, counts, ids)
+}

@@ -108,10 +108,13 @@ type shared struct {
 	changed chan struct{}
 	why     error     // the last error of joining
 	unready time.Time // since when it is not ready
-	spans   map[zoned]since
-	asking  map[string]chan struct{} // by counter: closed when it is known
-	used    map[string]Limit         // by counter: caps that compare has to look at
-	poke    chan struct{}
+	// renewed is when all slots were renewed, in the generation renewedIn.
+	renewed   time.Time
+	renewedIn string
+	spans     map[zoned]since
+	asking    map[string]chan struct{} // by counter: closed when it is known
+	used      map[string]Limit         // by counter: caps that compare has to look at
+	poke      chan struct{}
 
 	// heard are the store's clock at the last two heartbeats, in microseconds. What is called
 	// now is later than the first of them.

@@ -184,6 +184,39 @@ func TestStoresAgree(t *testing.T) {
 	})
 }
 
+// A slot whose request ends while its lease is renewed is free again at once. One that the
+// store has lost is counted again.
+func TestRenewalOfEndedSlot(t *testing.T) {
+	s := startValkey(t)
+	v := open(t, &auditLog{}, s.Address())
+	reserve(t, v, "ready", month1(1, 1))
+	slot := func(id string) (budget.Result, error) {
+		return v.Reserve(t.Context(), "org_1", id, []budget.Limit{{Key: "one", Kind: budget.Slots, Max: 1}})
+	}
+	if r, err := slot("first"); err != nil || !r.OK {
+		t.Fatal(r, err)
+	}
+	v.RenewLate(t.Context(), "org_1", func() {
+		v.Settle(t.Context(), "first", budget.Used{})
+		v.Flush()
+	})
+	if r, err := slot("second"); err != nil || !r.OK {
+		t.Fatal("the slot of an ended request came back:", r, err)
+	}
+	s.Do("FLUSHALL")
+	n := 0
+	within(t, "the slot in use is counted again", func() bool {
+		n++
+		id := fmt.Sprint("other", n)
+		r, err := slot(id)
+		if err == nil && r.OK {
+			v.Release(t.Context(), id)
+			v.Flush()
+		}
+		return err == nil && !r.OK
+	})
+}
+
 // In and out are a call of a concurrent history.
 type (
 	in struct {

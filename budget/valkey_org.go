@@ -499,29 +499,55 @@ func (v *Valkey) compare(ctx context.Context, o *shared) {
 
 // renew extends the leases of slots in use.
 func (v *Valkey) renew(ctx context.Context, o *shared) {
-	keys, ids := o.keys(v.id, "", nil)[:2], []string(nil)
+	counts, ids := v.slotsInUse(o)
+	v.extend(ctx, o, counts, ids)
+}
+
+// slotsInUse are the counts of slots in use, and the request that has each.
+func (v *Valkey) slotsInUse(o *shared) (counts, ids []string) {
 	v.mu.Lock()
+	defer v.mu.Unlock()
 	for id, h := range v.held {
 		if h.org != o || h.near || !h.slots {
 			continue
 		}
 		for i := range h.limits {
 			if h.limits[i].Kind == Slots {
-				keys, ids = append(keys, o.count(&h.limits[i])), append(ids, id)
+				counts, ids = append(counts, o.count(&h.limits[i])), append(ids, id)
 			}
 		}
 	}
-	v.mu.Unlock()
+	return counts, ids
+}
+
+// extend extends leases. A request may end after slotsInUse has listed it, and before the
+// store gets this. Its slot must not come back. So only a store that may have lost slots gets
+// those that it lacks.
+func (v *Valkey) extend(ctx context.Context, o *shared, counts, ids []string) {
 	const most = 1000
-	for len(ids) > 0 {
+	began := v.now()
+	gen, lacks := o.lapsed(began)
+	for keys := o.keys(v.id, "", nil)[:2]; len(ids) > 0; {
 		n := min(most, len(ids))
-		args, _ := o.number(v.id)
-		args = append(args, strconv.FormatInt(slotLease.Milliseconds(), 10))
-		if _, err := v.call(ctx, o, callTimeout, scriptRenew, slices.Concat(keys[:2], keys[2:2+n]), append(args, ids[:n]...)); err != nil {
+		args, now := o.number(v.id)
+		if now != gen {
 			return // the next heartbeat renews them
 		}
-		keys, ids = slices.Concat(keys[:2], keys[2+n:]), ids[n:]
+		args = append(args, strconv.FormatInt(slotLease.Milliseconds(), 10), flag(lacks))
+		if _, err := v.call(ctx, o, callTimeout, scriptRenew, slices.Concat(keys, counts[:n]), append(args, ids[:n]...)); err != nil {
+			return // the next heartbeat renews them
+		}
+		counts, ids = counts[n:], ids[n:]
 	}
+	o.note(func() { o.renewed, o.renewedIn = began, gen })
+}
+
+// lapsed reports whether slots may have lapsed since the last renewal, or were lost with a
+// generation.
+func (o *shared) lapsed(now time.Time) (gen string, lapsed bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.gen, o.gen != o.renewedIn || now.Sub(o.renewed) >= slotLease/2
 }
 
 // bury charges what a sidecar holds in full that no longer calls.
