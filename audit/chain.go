@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/ai-identity/ai-identity/audit/evidence"
 )
 
 // Keys are the HMAC keys of the chain, by epoch. All orgs have the same keys. A key may have a
@@ -158,23 +160,13 @@ type link struct {
 	prevWriter  int64 // the writer's previous number in this org
 }
 
-// bytes returns the link of version 2: each part with its length before it. It is the data of
-// a leaf in a Merkle tree over the chain.
+// bytes appends the link of version 2 to b.
 func (l link) bytes(b []byte) []byte {
-	number := func(n int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(n)) }
-	leaf := LeafHash(l.entry)
-	for _, part := range [][]byte{
-		[]byte(linkDomainV2), []byte(l.org), number(l.incarnation), number(l.seq), number(l.appendedAt.UnixMicro()), number(l.time.UnixMicro()),
-		[]byte(l.kind), []byte(l.agent), []byte(l.session), []byte(l.request), []byte(l.writer), number(l.writerSeq), number(l.prevWriter), leaf[:],
-	} {
-		b = binary.BigEndian.AppendUint64(b, uint64(len(part)))
-		b = append(b, part...)
-	}
-	return b
+	return evidence.Link{
+		Org: l.org, Incarnation: l.incarnation, Seq: l.seq, AppendedAt: l.appendedAt, Time: l.time, Kind: l.kind, AgentID: l.agent,
+		SessionID: l.session, RequestID: l.request, Writer: l.writer, WriterSeq: l.writerSeq, PrevWriterSeq: l.prevWriter, Entry: LeafHash(l.entry),
+	}.Append(b)
 }
-
-// linkDomainV2 is the first part of a link.
-const linkDomainV2 = "aid link v2"
 
 // macVersion is the version of new entries. Version 1 is only verified.
 const macVersion = 2

@@ -1,12 +1,13 @@
 package audit
 
 import (
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/ai-identity/ai-identity/audit/evidence"
 )
 
 // Record is an entry with its writer's numbers.
@@ -55,13 +56,8 @@ func ParseReceipt(s string) (Receipt, error) {
 	return r, nil
 }
 
-// LeafHash returns the hash of a leaf in a Merkle tree (RFC 6962, section 2.1).
-func LeafHash(entry []byte) [32]byte {
-	h := sha256.New()
-	h.Write([]byte{0})
-	h.Write(entry)
-	return [32]byte(h.Sum(nil))
-}
+// LeafHash returns the hash of an entry's bytes, which receipts and links have.
+func LeafHash(entry []byte) [32]byte { return evidence.EntryHash(entry) }
 
 // validID reports whether s has the form of an id: short, and safe in a path, a log and a
 // header.

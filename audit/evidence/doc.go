@@ -1,0 +1,13 @@
+// Package evidence has the formats that prove the audit log to someone who trusts nobody:
+// links, checkpoints, proofs and signed envelopes. It reads no database and no secret, so
+// the control plane, which makes evidence, and `aid audit verify --offline`, which checks it,
+// have one reader of each format.
+//
+//	Link         a row of the chain without its entry; the data of a leaf
+//	Checkpoint   the size and root of a tree at a time, signed twice (C2SP tlog-checkpoint)
+//	Envelope     a signed document (DSSE)
+//	KeySet       the public keys, from a JWKS
+//
+// docs/evidence.md describes the formats with worked bytes. cli/ai_identity_verify.py is the
+// independent second reader.
+package evidence

@@ -1,0 +1,242 @@
+package evidence
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+)
+
+// A Key is a public key of the installation. Source: RFC 7517, RFC 7518 and RFC 8037.
+type Key struct {
+	ID     string           // the JWK thumbprint (RFC 7638), base64url
+	Public crypto.PublicKey // *ecdsa.PublicKey on P-256, or ed25519.PublicKey
+
+	// The key is valid for checkpoints of the directory with From <= size < To. To is 0 for a
+	// key without an end. Checkpoints of orgs have their own sizes: the key changes in an org's
+	// chain say where a key begins and ends there.
+	From, To int64
+}
+
+// NewKey returns the key of a public key. P-256 and Ed25519 are supported.
+func NewKey(public crypto.PublicKey) (Key, error) {
+	k := Key{Public: public}
+	j, err := k.jwk()
+	if err != nil {
+		return Key{}, err
+	}
+	k.ID = j.thumbprint()
+	return k, nil
+}
+
+// KeySet is a set of public keys. The zero KeySet is empty and verifies nothing.
+type KeySet struct{ Keys []Key }
+
+// jwk is a key in a JWKS. The names that begin with aid_ are ours.
+type jwk struct {
+	Kty  string `json:"kty"`
+	Crv  string `json:"crv"`
+	X    string `json:"x"`
+	Y    string `json:"y,omitempty"`
+	Kid  string `json:"kid"`
+	Alg  string `json:"alg"`
+	Use  string `json:"use"`
+	From int64  `json:"aid_from"`
+	To   int64  `json:"aid_to,omitempty"`
+}
+
+func (k Key) jwk() (jwk, error) {
+	b64 := base64.RawURLEncoding.EncodeToString
+	j := jwk{Kid: k.ID, Use: "sig", From: k.From, To: k.To}
+	switch p := k.Public.(type) {
+	case ed25519.PublicKey:
+		j.Kty, j.Crv, j.Alg, j.X = "OKP", "Ed25519", "EdDSA", b64(p)
+	case *ecdsa.PublicKey:
+		if p.Curve != elliptic.P256() {
+			return jwk{}, errors.New("the key's curve is not P-256")
+		}
+		point, err := p.Bytes() // 0x04 ‖ X ‖ Y
+		if err != nil {
+			return jwk{}, err
+		}
+		j.Kty, j.Crv, j.Alg, j.X, j.Y = "EC", "P-256", "ES256", b64(point[1:33]), b64(point[33:])
+	default:
+		return jwk{}, fmt.Errorf("a key of type %T is neither P-256 nor Ed25519", k.Public)
+	}
+	return j, nil
+}
+
+// thumbprint returns the JWK thumbprint (RFC 7638): SHA-256 over the required members in
+// lexicographic order.
+func (j jwk) thumbprint() string {
+	text := `{"crv":"` + j.Crv + `","kty":"` + j.Kty + `","x":"` + j.X + `"}`
+	if j.Kty == "EC" {
+		text = `{"crv":"` + j.Crv + `","kty":"` + j.Kty + `","x":"` + j.X + `","y":"` + j.Y + `"}`
+	}
+	sum := sha256.Sum256([]byte(text))
+	return base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+// JWKS returns the set as a JSON Web Key Set (RFC 7517).
+func (s KeySet) JWKS() ([]byte, error) {
+	out := struct {
+		Keys []jwk `json:"keys"`
+	}{Keys: []jwk{}}
+	for _, k := range s.Keys {
+		j, err := k.jwk()
+		if err != nil {
+			return nil, err
+		}
+		out.Keys = append(out.Keys, j)
+	}
+	return json.Marshal(out)
+}
+
+// maxJWKS limits what ParseJWKS reads.
+const maxJWKS = 1 << 20
+
+// ParseJWKS parses a JSON Web Key Set. It is strict: a key that is not P-256 or Ed25519, that
+// has another kid than its thumbprint, or that is there twice is an error.
+func ParseJWKS(b []byte) (KeySet, error) {
+	if len(b) > maxJWKS {
+		return KeySet{}, fmt.Errorf("the JWKS has %d bytes, and at most %d are allowed", len(b), maxJWKS)
+	}
+	var in struct {
+		Keys []jwk `json:"keys"`
+	}
+	if err := json.Unmarshal(b, &in, json.RejectUnknownMembers(true)); err != nil {
+		return KeySet{}, fmt.Errorf("the JWKS is invalid: %w", err)
+	}
+	var s KeySet
+	seen := make(map[string]bool)
+	for i, j := range in.Keys {
+		k, err := j.key()
+		if err != nil {
+			return KeySet{}, fmt.Errorf("key %d of the JWKS: %w", i+1, err)
+		}
+		if seen[k.ID] {
+			return KeySet{}, fmt.Errorf("key %d of the JWKS: %s is there twice", i+1, k.ID)
+		}
+		seen[k.ID] = true
+		s.Keys = append(s.Keys, k)
+	}
+	return s, nil
+}
+
+func (j jwk) key() (Key, error) {
+	x, err := base64.RawURLEncoding.Strict().DecodeString(j.X)
+	if err != nil || len(x) != 32 {
+		return Key{}, errors.New("x is not the base64url of 32 bytes")
+	}
+	var k Key
+	switch [3]string{j.Kty, j.Crv, j.Alg} {
+	case [3]string{"OKP", "Ed25519", "EdDSA"}:
+		if j.Y != "" {
+			return Key{}, errors.New("an Ed25519 key has no y")
+		}
+		k.Public = ed25519.PublicKey(x)
+	case [3]string{"EC", "P-256", "ES256"}:
+		y, err := base64.RawURLEncoding.Strict().DecodeString(j.Y)
+		if err != nil || len(y) != 32 {
+			return Key{}, errors.New("y is not the base64url of 32 bytes")
+		}
+		p, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), bytes.Join([][]byte{{4}, x, y}, nil))
+		if err != nil {
+			return Key{}, errors.New("x and y are not a point of P-256")
+		}
+		k.Public = p
+	default:
+		return Key{}, errors.New("it is neither P-256 with ES256 nor Ed25519 with EdDSA")
+	}
+	if j.Use != "sig" {
+		return Key{}, errors.New(`its use is not "sig"`)
+	}
+	if k.ID = j.thumbprint(); k.ID != j.Kid {
+		return Key{}, errors.New("its kid is not its thumbprint (RFC 7638)")
+	}
+	if k.From, k.To = j.From, j.To; k.From < 0 || k.To != 0 && k.To <= k.From {
+		return Key{}, errors.New("aid_from and aid_to are not a range of sizes")
+	}
+	return k, nil
+}
+
+// Find returns the key with this id.
+func (s KeySet) Find(id string) (Key, bool) {
+	for _, k := range s.Keys {
+		if k.ID == id {
+			return k, true
+		}
+	}
+	return Key{}, false
+}
+
+// maxSignatures limits the signature lines of a note. C2SP requires at least 16.
+const maxSignatures = 64
+
+// Open verifies a signed checkpoint of this origin. It must have a valid signature of a P-256
+// key and of an Ed25519 key of the set. A signature line of a known key that is invalid rejects
+// the note. Lines of unknown keys are ignored, such as those of witnesses.
+func (s KeySet) Open(note []byte, origin string) (Checkpoint, error) {
+	text, rest, ok := strings.Cut(string(note), "\n\n")
+	if !ok {
+		return Checkpoint{}, fmt.Errorf("%w: it has no signatures", errCheckpoint)
+	}
+	text += "\n"
+	c, err := ParseCheckpoint(text)
+	if err != nil {
+		return Checkpoint{}, err
+	}
+	if c.Origin != origin {
+		return Checkpoint{}, fmt.Errorf("%w: its origin is %s, not %s", errCheckpoint, c.Origin, origin)
+	}
+	directory := strings.HasSuffix(origin, "/directory")
+	var p256, ed bool
+	lines, ok := strings.CutSuffix(rest, "\n")
+	if !ok || strings.Count(lines, "\n") >= maxSignatures {
+		return Checkpoint{}, fmt.Errorf("%w: its signature lines are incomplete, or more than %d", errCheckpoint, maxSignatures)
+	}
+	for line := range strings.SplitSeq(lines, "\n") {
+		name, sig, ok := strings.Cut(strings.TrimPrefix(line, "\u2014 "), " ")
+		raw, err := base64.StdEncoding.Strict().DecodeString(sig)
+		if !ok || !strings.HasPrefix(line, "\u2014 ") || !validName(name) || err != nil || len(raw) < 5 {
+			return Checkpoint{}, fmt.Errorf("%w: a signature line has not the form of a signed note", errCheckpoint)
+		}
+		if name != origin {
+			continue
+		}
+		for _, k := range s.Keys {
+			id, err := noteKeyID(origin, k.Public)
+			if err != nil || id != binary.BigEndian.Uint32(raw) {
+				continue
+			}
+			if directory && (c.Size < k.From || k.To != 0 && c.Size >= k.To) {
+				continue // the key is not valid for this size
+			}
+			if !verify(k.Public, []byte(text), raw[4:]) {
+				return Checkpoint{}, fmt.Errorf("%w: the signature of key %s is wrong", errCheckpoint, k.ID)
+			}
+			switch k.Public.(type) {
+			case *ecdsa.PublicKey:
+				p256 = true
+			case ed25519.PublicKey:
+				ed = true
+			}
+		}
+	}
+	switch {
+	case !p256:
+		return Checkpoint{}, fmt.Errorf("%w: it has no valid P-256 signature of a key in the JWKS", errCheckpoint)
+	case !ed:
+		return Checkpoint{}, fmt.Errorf("%w: it has no valid Ed25519 signature of a key in the JWKS", errCheckpoint)
+	}
+	return c, nil
+}
