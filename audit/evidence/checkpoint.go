@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
@@ -15,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -64,13 +64,13 @@ func ParseCheckpoint(text string) (Checkpoint, error) {
 	if c.Size, err = strconv.ParseInt(line[1], 10, 64); err != nil || c.Size < 0 {
 		return Checkpoint{}, fmt.Errorf("%w: its size is not a number", errCheckpoint)
 	}
-	root, err := base64.StdEncoding.Strict().DecodeString(line[2])
+	root, err := decode64(line[2])
 	if err != nil || len(root) != len(c.Root) {
 		return Checkpoint{}, fmt.Errorf("%w: its root is not the base64 of 32 bytes", errCheckpoint)
 	}
 	c.Root = tlog.Hash(root)
 	at, ok := strings.CutPrefix(line[3], "time ")
-	if c.Time, err = time.Parse(timeLayout, at); !ok || err != nil {
+	if c.Time, err = time.Parse(timeLayout, at); !ok || err != nil || c.Time.Year() < 1970 {
 		return Checkpoint{}, fmt.Errorf("%w: its fourth line is not a time such as \"time 2026-11-27T15:00:00.000000Z\"", errCheckpoint)
 	}
 	if c.Text() != text {
@@ -80,8 +80,24 @@ func ParseCheckpoint(text string) (Checkpoint, error) {
 }
 
 // validName reports whether s can be an origin and the name of a key in a signed note.
+// The characters are listed, so that every implementation has the same ones.
 func validName(s string) bool {
-	return s != "" && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r == '+' || unicode.IsSpace(r) || r < 0x20 || r == 0x7f })
+	return s != "" && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool {
+		switch {
+		case r <= 0x20, r >= 0x7f && r <= 0xa0, r == '+', r == 0x1680, r >= 0x2000 && r <= 0x200a, r == 0x2028, r == 0x2029, r == 0x202f, r == 0x205f, r == 0x3000:
+			return true
+		}
+		return false
+	})
+}
+
+// decode64 decodes base64 (RFC 4648, section 4). Only one text decodes to the same bytes.
+func decode64(s string) ([]byte, error) {
+	b, err := base64.StdEncoding.DecodeString(s)
+	if err == nil && base64.StdEncoding.EncodeToString(b) != s {
+		err = errors.New("the base64 is not canonical")
+	}
+	return b, err
 }
 
 // A Signer signs with a private key, which may be in a KMS. A *ecdsa.PublicKey is P-256: the
@@ -100,6 +116,9 @@ func noteKeyID(name string, key crypto.PublicKey) (uint32, error) {
 		b := append([]byte(name), '\n', 1)
 		sum = sha256.Sum256(append(b, key...))
 	case *ecdsa.PublicKey:
+		if key.Curve != elliptic.P256() {
+			return 0, errors.New("the key's curve is not P-256")
+		}
 		der, err := x509.MarshalPKIXPublicKey(key)
 		if err != nil {
 			return 0, err

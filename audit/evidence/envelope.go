@@ -1,6 +1,7 @@
 package evidence
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // An Envelope is a signed document.
@@ -70,10 +72,30 @@ func (s KeySet) OpenEnvelope(b []byte, payloadType string) (payload []byte, sign
 		return nil, Key{}, fmt.Errorf("the envelope has %d bytes, and at most %d are allowed", len(b), maxEnvelope)
 	}
 	var e Envelope
-	if err := json.Unmarshal(b, &e, json.RejectUnknownMembers(true)); err != nil {
+	if err := parse(b, &e); err != nil {
 		return nil, Key{}, fmt.Errorf("the envelope is invalid: %w", err)
 	}
 	return s.Verify(e, payloadType)
+}
+
+// parse parses JSON strictly: b has exactly the members that v has, once, in any order and with
+// any white space. So no other parser can read another value.
+func parse(b []byte, v any) error {
+	if err := json.Unmarshal(b, v, json.RejectUnknownMembers(true)); err != nil {
+		return err
+	}
+	again, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	got, want := jsontext.Value(bytes.Clone(b)), jsontext.Value(again)
+	if err := errors.Join(got.Canonicalize(), want.Canonicalize()); err != nil {
+		return err
+	}
+	if !bytes.Equal(got, want) {
+		return errors.New("a member is missing or null, or its base64 is not canonical")
+	}
+	return nil
 }
 
 // Verify is OpenEnvelope for a parsed envelope.

@@ -9,8 +9,10 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -113,7 +115,7 @@ func ParseJWKS(b []byte) (KeySet, error) {
 	var in struct {
 		Keys []jwk `json:"keys"`
 	}
-	if err := json.Unmarshal(b, &in, json.RejectUnknownMembers(true)); err != nil {
+	if err := parse(b, &in); err != nil {
 		return KeySet{}, fmt.Errorf("the JWKS is invalid: %w", err)
 	}
 	var s KeySet
@@ -133,8 +135,8 @@ func ParseJWKS(b []byte) (KeySet, error) {
 }
 
 func (j jwk) key() (Key, error) {
-	x, err := base64.RawURLEncoding.Strict().DecodeString(j.X)
-	if err != nil || len(x) != 32 {
+	x, ok := coordinate(j.X)
+	if !ok {
 		return Key{}, errors.New("x is not the base64url of 32 bytes")
 	}
 	var k Key
@@ -143,10 +145,13 @@ func (j jwk) key() (Key, error) {
 		if j.Y != "" {
 			return Key{}, errors.New("an Ed25519 key has no y")
 		}
+		if !usable(x) {
+			return Key{}, errors.New("x is not a point of Ed25519 in canonical form, or has a small order")
+		}
 		k.Public = ed25519.PublicKey(x)
 	case [3]string{"EC", "P-256", "ES256"}:
-		y, err := base64.RawURLEncoding.Strict().DecodeString(j.Y)
-		if err != nil || len(y) != 32 {
+		y, ok := coordinate(j.Y)
+		if !ok {
 			return Key{}, errors.New("y is not the base64url of 32 bytes")
 		}
 		p, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), bytes.Join([][]byte{{4}, x, y}, nil))
@@ -169,6 +174,31 @@ func (j jwk) key() (Key, error) {
 	return k, nil
 }
 
+// coordinate decodes the base64url of 32 bytes. Only one text decodes to the same bytes.
+func coordinate(s string) ([]byte, bool) {
+	b, err := base64.RawURLEncoding.DecodeString(s)
+	return b, err == nil && len(b) == 32 && base64.RawURLEncoding.EncodeToString(b) == s
+}
+
+// smallOrder has the y coordinates of the points of Ed25519 whose order is at most 8, little-endian
+// in hex. A signature by such a key can be valid for every message.
+var smallOrder = []string{
+	"0000000000000000000000000000000000000000000000000000000000000000",
+	"0100000000000000000000000000000000000000000000000000000000000000",
+	"26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+	"c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+	"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+}
+
+// usable reports whether the y coordinate of an Ed25519 key is less than 2²⁵⁵-19, and that of
+// no point with a small order.
+func usable(key []byte) bool {
+	y := slices.Clone(key)
+	y[31] &= 0x7f
+	prime := y[0] >= 0xed && y[31] == 0x7f && !slices.ContainsFunc(y[1:31], func(b byte) bool { return b != 0xff })
+	return !prime && !slices.Contains(smallOrder, hex.EncodeToString(y))
+}
+
 // Find returns the key with this id.
 func (s KeySet) Find(id string) (Key, bool) {
 	for _, k := range s.Keys {
@@ -179,6 +209,9 @@ func (s KeySet) Find(id string) (Key, bool) {
 	return Key{}, false
 }
 
+// maxNote limits the bytes of a checkpoint.
+const maxNote = 64 << 10
+
 // maxSignatures limits the signature lines of a note. C2SP requires at least 16.
 const maxSignatures = 64
 
@@ -186,6 +219,9 @@ const maxSignatures = 64
 // key and of an Ed25519 key of the set. A signature line of a known key that is invalid rejects
 // the note. Lines of unknown keys are ignored, such as those of witnesses.
 func (s KeySet) Open(note []byte, origin string) (Checkpoint, error) {
+	if len(note) > maxNote {
+		return Checkpoint{}, fmt.Errorf("%w: it has more than %d bytes", errCheckpoint, maxNote)
+	}
 	text, rest, ok := strings.Cut(string(note), "\n\n")
 	if !ok {
 		return Checkpoint{}, fmt.Errorf("%w: it has no signatures", errCheckpoint)
@@ -206,7 +242,7 @@ func (s KeySet) Open(note []byte, origin string) (Checkpoint, error) {
 	}
 	for line := range strings.SplitSeq(lines, "\n") {
 		name, sig, ok := strings.Cut(strings.TrimPrefix(line, "\u2014 "), " ")
-		raw, err := base64.StdEncoding.Strict().DecodeString(sig)
+		raw, err := decode64(sig)
 		if !ok || !strings.HasPrefix(line, "\u2014 ") || !validName(name) || err != nil || len(raw) < 5 {
 			return Checkpoint{}, fmt.Errorf("%w: a signature line has not the form of a signed note", errCheckpoint)
 		}
