@@ -120,7 +120,7 @@ func (s KeySet) Verify(e Envelope, payloadType string) (payload []byte, signer K
 		signer = k
 	}
 	if signer.ID == "" {
-		return nil, Key{}, errors.New("no key of the JWKS signed the envelope")
+		return nil, Key{}, fmt.Errorf("%w signed the envelope", errUnknownKey)
 	}
 	return e.Payload, signer, nil
 }

@@ -270,9 +270,9 @@ func (s KeySet) Open(note []byte, origin string) (Checkpoint, error) {
 	}
 	switch {
 	case !p256:
-		return Checkpoint{}, fmt.Errorf("%w: it has no valid P-256 signature of a key in the JWKS", errCheckpoint)
+		return Checkpoint{}, fmt.Errorf("%w made a P-256 signature of the checkpoint with size %d of %s", errUnknownKey, c.Size, origin)
 	case !ed:
-		return Checkpoint{}, fmt.Errorf("%w: it has no valid Ed25519 signature of a key in the JWKS", errCheckpoint)
+		return Checkpoint{}, fmt.Errorf("%w made an Ed25519 signature of the checkpoint with size %d of %s", errUnknownKey, c.Size, origin)
 	}
 	return c, nil
 }
