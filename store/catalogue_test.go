@@ -49,18 +49,38 @@ func TestCatalogue(t *testing.T) {
 	none("tables of an org without enabled and forced row security", tables+`AND`+hasOrg+`AND NOT (c.relrowsecurity AND c.relforcerowsecurity)`)
 	none("tables of an org without a policy for all commands", tables+`AND`+hasOrg+`AND NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polcmd = '*'
 		AND pg_get_expr(p.polqual, c.oid) = '(org_id = aid_org())' AND pg_get_expr(p.polwithcheck, c.oid) = '(org_id = aid_org())')`)
-	none("policies beside the org's, but those for who presents a secret, which only read", `SELECT p.polname || ' on ' || p.polrelid::regclass FROM pg_policy p
-		WHERE p.polname <> 'org' AND NOT (p.polname = 'presented' AND p.polcmd = 'r' AND p.polrelid::regclass::text IN ('org_keys', 'nodes', 'agent_keys'))`)
+	none("policies beside the org's, except those that only read: presented, and the directory's", `SELECT p.polname || ' on ' || p.polrelid::regclass FROM pg_policy p
+		WHERE p.polname <> 'org' AND NOT (p.polname = 'presented' AND p.polcmd = 'r' AND p.polrelid::regclass::text IN ('org_keys', 'nodes', 'agent_keys'))
+		AND NOT (p.polname = 'directory' AND p.polcmd = 'r' AND p.polroles = ARRAY['aid_directory'::regrole::oid] AND p.polrelid::regclass::text IN ('audit_heads', 'audit_slots'))`)
 	none("tables of an org whose primary key does not begin with it", tables+`AND`+hasOrg+`AND NOT EXISTS (
 		SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'org_id' WHERE i.indrelid = c.oid AND i.indisprimary AND i.indkey[0] = a.attnum)`)
-	none("tables without an org", tables+`AND NOT`+hasOrg+`AND c.relname NOT IN ('goose_db_version', 'installation_keys')`)
+	none("tables without an org", tables+`AND NOT`+hasOrg+`AND c.relname NOT IN ('goose_db_version', 'installation_keys', 'installation',
+		'directory_tree', 'directory_tiles', 'directory_leaves', 'directory_checkpoints')`)
 	none("views: each must be security_invoker, and be considered here", `SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('v', 'm', 'f')`)
 	none("functions that run as their owner", `SELECT p.oid::regprocedure::text FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace AND p.prosecdef
-		AND NOT (p.proname = 'aid_audit_partitions' AND p.proconfig = ARRAY['search_path=pg_catalog, public, pg_temp'])`)
+		AND NOT (p.proname = 'aid_audit_partitions' AND p.proconfig = ARRAY['search_path=pg_catalog, public, pg_temp'])
+		AND NOT (p.proname = 'aid_directory' AND p.proowner = 'aid_directory'::regrole AND p.provolatile = 's' AND p.proconfig = ARRAY['search_path=pg_catalog, public, pg_temp'])`)
+
+	// The one exception: aid_directory reads the slot, size and root of every organization,
+	// and nothing else. No connection has this role.
+	if got := column(t, admin, `SELECT c.relname || '.' || a.attname || ': ' || p.priv FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,
+		unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) AS p(priv)
+		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND has_column_privilege('aid_directory', c.oid, a.attnum, p.priv) ORDER BY 1`); !slices.Equal(got, []string{
+		"audit_heads.org_id: SELECT", "audit_heads.seq: SELECT", "audit_slots.incarnation: SELECT", "audit_slots.leaf: SELECT", "audit_slots.org_id: SELECT",
+		"audit_slots.seq: SELECT", "audit_slots.size: SELECT", "audit_slots.slot: SELECT",
+	}) {
+		t.Errorf("aid_directory has the privileges %v", got)
+	}
+	none("attributes of aid_directory", `SELECT rolname FROM pg_roles WHERE rolname = 'aid_directory' AND (rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication OR rolcanlogin)`)
+	none("roles that have the rights of aid_directory", `SELECT rolname FROM pg_roles WHERE NOT rolsuper AND rolname <> 'aid_directory' AND pg_has_role(oid, 'aid_directory', 'USAGE')`)
+	none("what aid_directory owns beside its function", `SELECT d.classid::regclass || ' ' || d.objid FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.deptype = 'o'
+		AND d.refobjid = 'aid_directory'::regrole AND d.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+		AND NOT (d.classid = 'pg_proc'::regclass AND d.objid = 'aid_directory()'::regprocedure)`)
 
 	roles := []string{store.OwnerRole, store.AppRole, store.AuditorRole}
 	none("roles that may do more than log in", `SELECT rolname FROM pg_roles WHERE rolname = ANY($1) AND (rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication OR NOT rolcanlogin)`, roles)
-	none("roles that are members of others", `SELECT m.roleid::regrole || ' has ' || m.member::regrole FROM pg_auth_members m WHERE m.member::regrole::text = ANY($1)`, roles)
+	none("roles that are members of others; the owner may only give things to aid_directory", `SELECT m.roleid::regrole || ' has ' || m.member::regrole FROM pg_auth_members m
+		WHERE m.member::regrole::text = ANY($1) AND NOT (m.member::regrole::text = 'aid_owner' AND m.roleid::regrole::text = 'aid_directory' AND NOT m.inherit_option AND NOT m.admin_option)`, roles)
 	serving := []string{store.AppRole, store.AuditorRole}
 	none("things that a serving role owns", `SELECT d.classid::regclass || ' ' || d.objid FROM pg_shdepend d JOIN pg_roles r ON r.oid = d.refobjid
 		WHERE d.refclassid = 'pg_authid'::regclass AND d.deptype = 'o' AND r.rolname = ANY($1)`, serving)
@@ -138,7 +158,8 @@ func TestAuditorOnlyReads(t *testing.T) {
 	}
 	for _, table := range []string{"orgs", "org_keys", "nodes", "agents", "agent_keys", "policies", "providers", "provider_credentials", "idempotency_keys",
 		"audit_heads", "audit_writers", "audit_entries", "usage_daily", "usage_policies", "places", "budget_counts", "budget_reservations", "budget_events",
-		"sidecars", "policy_versions", "policy_dry_runs", "installation_keys", "goose_db_version"} {
+		"sidecars", "policy_versions", "policy_dry_runs", "installation_keys", "goose_db_version", "installation", "audit_trees", "audit_tiles", "audit_checkpoints",
+		"audit_slots", "audit_paths", "directory_tree", "directory_tiles", "directory_leaves", "directory_checkpoints"} {
 		for _, statement := range []string{`INSERT INTO ` + table + ` DEFAULT VALUES`, `DELETE FROM ` + table, `TRUNCATE ` + table} {
 			if _, err := conn.Exec(t.Context(), statement); code(err) != "42501" {
 				t.Errorf("%s: %v", statement, err)

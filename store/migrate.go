@@ -25,6 +25,10 @@ const (
 	OwnerRole   = "aid_owner"
 	AppRole     = "aid_app"
 	AuditorRole = "aid_auditor"
+
+	// DirectoryRole reads the slot, size and root of every organization's tree, and nothing
+	// else. No connection has it: it owns the function aid_directory.
+	DirectoryRole = "aid_directory"
 )
 
 // migrationLock prevents two Migrates at the same time, even on different machines. It is
@@ -121,14 +125,14 @@ func becomeOwner(ctx context.Context, conn *pgx.Conn) error {
 	var version int
 	var roles int
 	err := conn.QueryRow(ctx, `SELECT current_user, current_setting('server_version_num')::int,
-		(SELECT count(*) FROM pg_roles WHERE rolname IN ($1, $2, $3))`, OwnerRole, AppRole, AuditorRole).Scan(&user, &version, &roles)
+		(SELECT count(*) FROM pg_roles WHERE rolname IN ($1, $2, $3, $4))`, OwnerRole, AppRole, AuditorRole, DirectoryRole).Scan(&user, &version, &roles)
 	switch {
 	case err != nil:
 		return err
 	case version < minServer*10000:
 		return fmt.Errorf("it is Postgres %d; %d is the oldest that works", version/10000, minServer)
-	case roles < 3:
-		return fmt.Errorf("the roles %s, %s and %s are not there: run `aid migrate --provision` first", OwnerRole, AppRole, AuditorRole)
+	case roles < 4:
+		return fmt.Errorf("not all of the roles %s, %s, %s and %s are there: run `aid migrate --provision` first", OwnerRole, AppRole, AuditorRole, DirectoryRole)
 	case user == OwnerRole:
 		return nil
 	}

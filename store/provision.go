@@ -72,6 +72,9 @@ func provision(ctx context.Context, adminURL string, c ProvisionConfig) (p Provi
 			return p, fmt.Errorf("role %s: %w", r.name, err)
 		}
 	}
+	if err := makeDirectory(ctx, admin, c.Log); err != nil {
+		return p, fmt.Errorf("role %s: %w", DirectoryRole, err)
+	}
 	if err := makeDatabase(ctx, admin, c.Database, c.Log); err != nil {
 		return p, fmt.Errorf("database %s: %w", c.Database, err)
 	}
@@ -114,23 +117,8 @@ func connectAdmin(ctx context.Context, adminURL, database string) (*pgx.Conn, er
 
 // makeRole creates or changes a role so that it may log in and has no other attribute.
 func makeRole(ctx context.Context, conn *pgx.Conn, name, password string, log *slog.Logger) error {
-	const harmless = ` LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE NOREPLICATION`
-	var right bool
-	err := conn.QueryRow(ctx, `SELECT rolcanlogin AND NOT (rolsuper OR rolbypassrls OR rolcreatedb OR rolcreaterole OR rolreplication)
-		FROM pg_roles WHERE rolname = $1`, name).Scan(&right)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		if _, err := conn.Exec(ctx, `CREATE ROLE `+name+harmless); err != nil {
-			return err
-		}
-		log.Info("role made", "role", name)
-	case err != nil:
+	if err := harmlessRole(ctx, conn, name, "LOGIN", log); err != nil {
 		return err
-	case !right:
-		if _, err := conn.Exec(ctx, `ALTER ROLE `+name+harmless); err != nil {
-			return err
-		}
-		log.Warn("the role had too many permissions, or could not log in: corrected", "role", name)
 	}
 	if password == "" || hasPassword(ctx, conn, name, password) {
 		return nil
@@ -149,6 +137,51 @@ func makeRole(ctx context.Context, conn *pgx.Conn, name, password string, log *s
 	}
 	log.Info("password set", "role", name)
 	return nil
+}
+
+// harmlessRole creates or changes a role so that it has no attribute except login, LOGIN or
+// NOLOGIN.
+func harmlessRole(ctx context.Context, conn *pgx.Conn, name, login string, log *slog.Logger) error {
+	attributes := " " + login + ` NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE NOREPLICATION`
+	var right bool
+	err := conn.QueryRow(ctx, `SELECT rolcanlogin = $2 AND NOT (rolsuper OR rolbypassrls OR rolcreatedb OR rolcreaterole OR rolreplication)
+		FROM pg_roles WHERE rolname = $1`, name, login == "LOGIN").Scan(&right)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		if _, err := conn.Exec(ctx, `CREATE ROLE `+name+attributes); err != nil {
+			return err
+		}
+		log.Info("role made", "role", name)
+	case err != nil:
+		return err
+	case !right:
+		if _, err := conn.Exec(ctx, `ALTER ROLE `+name+attributes); err != nil {
+			return err
+		}
+		log.Warn("the role had too many permissions, or lacked its own: corrected", "role", name)
+	}
+	return nil
+}
+
+// makeDirectory creates the role that owns the function aid_directory. No connection has it.
+// The owner may give it the function. From Postgres 16 on the owner has none of its rights.
+func makeDirectory(ctx context.Context, conn *pgx.Conn, log *slog.Logger) error {
+	if err := harmlessRole(ctx, conn, DirectoryRole, "NOLOGIN", log); err != nil {
+		return err
+	}
+	var member bool
+	var version int
+	err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, EXISTS (SELECT FROM pg_auth_members
+		WHERE roleid = $1::text::regrole AND member = $2::text::regrole)`, DirectoryRole, OwnerRole).Scan(&version, &member)
+	if err != nil || member {
+		return err
+	}
+	grant := `GRANT ` + DirectoryRole + ` TO ` + OwnerRole
+	if version >= 160000 {
+		grant += ` WITH INHERIT FALSE, SET TRUE`
+	}
+	_, err = conn.Exec(ctx, grant)
+	return err
 }
 
 // hasPassword reports whether the role already has the password. Only superusers can read

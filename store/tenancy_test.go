@@ -37,6 +37,11 @@ var tables = []struct{ name, columns, values string }{
 	{"budget_events", "org_id, counter, period, threshold, max_nano_usd, charged_nano_usd, at", "$1, $2, $2, 50, 7, 7, now()"},
 	{"sidecars", "org_id, node_id, writer, seen_at", "$1, $2, $2, now()"},
 	{"usage_daily", "org_id, agent_id, day, provider, model", "$1, $2, '2026-07-01', $2, $2"},
+	{"audit_trees", "org_id, incarnation, first_seq, root, edge", "$1, 7, 7, sha256($2::text::bytea), $2::text::bytea"},
+	{"audit_tiles", "org_id, incarnation, level, n, nodes", "$1, 7, 0, 0, convert_to(rpad($2, 8192, $2), 'UTF8')"},
+	{"audit_checkpoints", "org_id, incarnation, size, root, time, note", "$1, 7, 7, sha256($2::text::bytea), now(), $2::text::bytea"},
+	{"audit_slots", "org_id, nonce, leaf", "$1, convert_to(rpad($2, 32, $2), 'UTF8'), sha256($2::text::bytea)"},
+	{"audit_paths", "org_id, incarnation, size, tick, path", "$1, 7, 7, 7, $2::text::bytea"},
 	{"usage_policies", "org_id, policy_id, agent_id, day, provider, model, team", "$1, $2, $2, '2026-07-01', $2, $2, $2"},
 }
 

@@ -1,0 +1,16 @@
+package audit
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// GrowTree adds up to limit entries to an org's tree, and returns the tree's size.
+func GrowTree(ctx context.Context, tx pgx.Tx, org string, limit int64) (size int64, err error) {
+	g, err := grow(ctx, tx, org, limit)
+	if g.tree != nil {
+		size = g.tree.size
+	}
+	return size, err
+}
