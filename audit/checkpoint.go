@@ -42,7 +42,7 @@ func CheckpointAt(ctx context.Context, tx pgx.Tx, org string, incarnation, size 
 }
 
 // CheckpointsAround returns the last checkpoint with at most size leaves, and the first one with
-// at least size. Where there is none, it is nil. Both are the same one if it has exactly size.
+// at least size. A checkpoint that does not exist is nil. Both are the same one if it has exactly size.
 func CheckpointsAround(ctx context.Context, tx pgx.Tx, org string, incarnation, size int64) (before, after *StoredCheckpoint, err error) {
 	b, err := scanCheckpoint(tx.QueryRow(ctx, selectCheckpoint+"AND c.incarnation = $2 AND c.size <= $3 ORDER BY c.size DESC LIMIT 1", org, incarnation, size))
 	if err == nil {

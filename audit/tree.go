@@ -360,7 +360,7 @@ func (g growth) behind() int64 {
 }
 
 // lockTree locks the tree of the newest incarnation of the org, which tx has set. It makes
-// the tree first if there is none.
+// the tree first if it does not exist.
 func lockTree(ctx context.Context, tx pgx.Tx, org string) (g growth, err error) {
 	err = tx.QueryRow(ctx, "SELECT seq, incarnation FROM audit_heads WHERE org_id = $1", org).Scan(&g.head, &g.incarnation)
 	if err != nil {

@@ -96,7 +96,7 @@ func TestTreeBehindTheChain(t *testing.T) {
 	}
 	in := func(fn func(tx pgx.Tx) error) error { return db.InOrg(context.Background(), org, fn) }
 	ctx := context.Background()
-	for range 60 {
+	for range 25 {
 		size := 1 + rand.Int64N(n)
 		index, old := rand.Int64N(size), 1+rand.Int64N(size)
 		err := in(func(tx pgx.Tx) error {
