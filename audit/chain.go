@@ -168,8 +168,10 @@ func (l link) bytes(b []byte) []byte {
 	}.Append(b)
 }
 
-// macVersion is the version of new entries. Version 1 is only verified.
-const macVersion = 2
+// macVersion is the version of new entries. Versions 1 and 2 are only verified. Version 3 has
+// the MAC of version 2. It differs in the column session_id only: completions have it too, and
+// requests without an id of the caller have the sidecar's.
+const macVersion = 3
 
 // keyDomain separates the keys of orgs and epochs from other uses of the same key.
 const keyDomain = "aid audit chain v2\x00"
@@ -202,7 +204,7 @@ func (k Keys) sealer(org string, epoch int32) (*sealer, bool) {
 // mac returns HMAC-SHA256 over l. Every part has a fixed width or its length before it, so two
 // different links never have the same bytes.
 func (s *sealer) mac(l link) [32]byte {
-	if l.version == macVersion {
+	if l.version > 1 {
 		b := binary.BigEndian.AppendUint64(s.buf[:0], uint64(l.epoch))
 		b = binary.BigEndian.AppendUint64(b, uint64(len(l.prev)))
 		b = append(b, l.prev...)
@@ -267,9 +269,15 @@ func describe(org, writer string, entry []byte, appendedAt time.Time, version in
 		}
 	case Decided:
 		session = e.SessionID
+		if version > 2 && session == "" {
+			session = e.OwnSession
+		}
 	case Settled:
 		if version > 1 && e.unbelievable() != "" {
 			return malformed, nil
+		}
+		if version > 2 {
+			session = e.SessionID
 		}
 	}
 	return columns{

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"time"
 )
 
@@ -74,7 +75,8 @@ type Decided struct {
 	KeyRateLimit       int64     `json:"key_rate_limit"` // requests per minute; 0: none
 	KeyExpiresAt       time.Time `json:"key_expires_at"` // zero: never
 	OrgTier            string    `json:"org_tier"`
-	SessionID          string    `json:"session_id"` // set by the caller
+	SessionID          string    `json:"session_id"`  // set by the caller
+	OwnSession         string    `json:"own_session"` // the sidecar's id of the session, if the caller set none
 	BodyBytes          int64     `json:"body_bytes"` // size of the decoded body; RequestBytes is the size as received
 
 	// What is held under USD caps until the request is completed: one amount, held in the
@@ -121,6 +123,9 @@ type Limit struct {
 	Max      int64  `json:"max"`       // requests, tokens, or nano-dollars
 	Left     int64  `json:"left"`      // what it had left after this decision; below 0: it is in debt
 }
+
+// Session is the id of the request's session.
+func (e Decided) Session() string { return cmp.Or(e.SessionID, e.OwnSession) }
 
 func (e Decided) Head() Head {
 	return Head{Kind: KindDecided, Time: e.Time, Org: e.Org, Writer: e.Writer, RequestID: e.RequestID, AgentID: e.AgentID}
@@ -198,6 +203,7 @@ func (e Decided) Encode() []byte {
 	o.instant("key_expires_at", e.KeyExpiresAt)
 	o.str("org_tier", e.OrgTier, maxName)
 	o.str("session_id", e.SessionID, maxName)
+	o.str("own_session", e.OwnSession, maxID)
 	o.num("body_bytes", e.BodyBytes)
 	o.num("reserved_nano_usd", e.ReservedNanoUSD)
 	o.str("price_version", e.PriceVersion, maxID)

@@ -45,3 +45,69 @@ func TestLinkVector(t *testing.T) {
 		t.Errorf("the MAC is %s", got)
 	}
 }
+
+// TestSessionColumn fixes the column session_id of each version. Rows of a version must have the
+// same columns for ever.
+func TestSessionColumn(t *testing.T) {
+	at := time.UnixMicro(0).UTC()
+	for _, c := range []struct {
+		e      Entry
+		v2, v3 string
+	}{
+		{Decided{SessionID: "chosen", OwnSession: "sess_1"}, "chosen", "chosen"},
+		{Decided{OwnSession: "sess_1"}, "", "sess_1"},
+		{Settled{SessionID: "sess_1"}, "", "sess_1"},
+		{Settled{}, "", ""},
+		{Gap{}, "", ""},
+	} {
+		b := Stamp(c.e, "org_1", "w_1", at).Encode()
+		for version, want := range map[int16]string{2: c.v2, 3: c.v3} {
+			if cols, e := describe("org_1", "w_1", b, at, version); e == nil || cols.session != want {
+				t.Errorf("version %d of %s: %q, want %q", version, b, cols.session, want)
+			}
+		}
+	}
+}
+
+// TestSignedReceipt verifies a receipt with the key in writer.started. Another start has another
+// key.
+func TestSignedReceipt(t *testing.T) {
+	dir := t.TempDir()
+	var keys []string
+	for range 2 {
+		w, stop := open(t, dir, nil)
+		r, err := w.Append(t.Context(), "org_1", decided("r1", "deny"))
+		if err != nil || r.Signed {
+			t.Fatalf("%v, %v", r, err)
+		}
+		id := w.ID()
+		signed := w.Sign("org_1", r)
+		stop()
+		key := ""
+		f, err := OpenFolder(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Each(func(rec FolderRecord) error {
+			if e, err := Parse(rec.Entry); err == nil && rec.Writer == id {
+				if s, ok := e.(Started); ok {
+					key = s.ReceiptKey
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		if err := signed.Verify("org_1", key); err != nil {
+			t.Error(err)
+		}
+		if err := signed.Verify("org_2", key); err == nil {
+			t.Error("the receipt is valid in another org")
+		}
+		keys = append(keys, key)
+	}
+	if keys[0] == keys[1] {
+		t.Error("two starts have one key")
+	}
+}

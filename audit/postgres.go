@@ -208,7 +208,7 @@ const insertEntries = `
 INSERT INTO audit_entries (org_id, seq, appended_at, time, kind, agent_id, request_id, writer, writer_seq, entry, epoch, prev_mac, mac,
 	mac_version, incarnation, session_id, prev_writer_seq, shipped_by, lane)
 SELECT $1, u.seq, u.appended_at, u.time, u.kind, u.agent_id, u.request_id, $2, u.writer_seq, u.entry, $3, u.prev_mac, u.mac,
-	2, $4, u.session_id, u.prev_writer_seq, $5, $6
+	3, $4, u.session_id, u.prev_writer_seq, $5, $6
 FROM unnest($7::bigint[], $8::timestamptz[], $9::timestamptz[], $10::text[], $11::text[], $12::text[], $13::bigint[], $14::bytea[], $15::bytea[],
 	$16::bytea[], $17::text[], $18::bigint[])
 	AS u(seq, appended_at, time, kind, agent_id, request_id, writer_seq, entry, prev_mac, mac, session_id, prev_writer_seq)`

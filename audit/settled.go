@@ -47,6 +47,8 @@ type Settled struct {
 
 	// PolicyIDs are the policies that decided about the request.
 	PolicyIDs []string `json:"policy_ids"`
+
+	SessionID string `json:"session_id"` // of the decision: the caller's, or the sidecar's
 }
 
 // The values of Settled.ChargeBasis.
@@ -111,6 +113,7 @@ func (e Settled) Encode() []byte {
 	o.flag("overrun", e.Overrun)
 	o.strs("lost", e.Lost, maxIDs, maxWord)
 	o.strs("policy_ids", e.PolicyIDs, maxIDs, maxID)
+	o.str("session_id", e.SessionID, maxName)
 	return o.end()
 }
 

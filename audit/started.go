@@ -18,6 +18,7 @@ type Started struct {
 	Node        string `json:"node"`         // the process's own name; the chain also stores the authenticated node
 	Previous    string `json:"previous"`     // the writer before it in the same folder; empty: the folder was new
 	PreviousSeq uint64 `json:"previous_seq"` // that writer's last durable number in this org; 0: none is known
+	ReceiptKey  string `json:"receipt_key"`  // Ed25519 key that verifies the writer's receipts, in base64url; empty: they are not signed
 }
 
 func (e Started) Head() Head {
@@ -34,6 +35,7 @@ func (e Started) Encode() []byte {
 	o.str("node", e.Node, maxName)
 	o.str("previous", e.Previous, maxID)
 	o.unsigned("previous_seq", e.PreviousSeq)
+	o.str("receipt_key", e.ReceiptKey, maxWord)
 	return o.end()
 }
 

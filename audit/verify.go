@@ -185,9 +185,9 @@ func (v *verifier) check(c *checked) error {
 		return bad("its time is invalid")
 	case !bytes.Equal(c.prev, v.mac):
 		return bad("it does not follow the entry before it")
-	case c.version != 1 && c.version != macVersion || c.version < v.version:
+	case c.version < 1 || c.version > macVersion || c.version < min(v.version, 2): // replicas of two versions write 2 and 3 in turn
 		return bad("its MAC has version %d, and that of the entry before has %d", c.version, v.version)
-	case c.version == macVersion && v.version == macVersion && !c.appendedAt.Time.After(r.Till):
+	case c.version > 1 && v.version > 1 && !c.appendedAt.Time.After(r.Till):
 		return bad("it was appended before the entry before it")
 	case c.epoch < r.Epoch:
 		return bad("its key is of epoch %d, and that of the entry before of %d", c.epoch, r.Epoch)

@@ -2,7 +2,9 @@ package audit
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -106,6 +108,8 @@ type Writer struct {
 	id      atomic.Pointer[string] // changes only when the committer begins a segment
 	rotate  atomic.Bool            // a new id is needed
 	metrics *metrics
+
+	receiptKey ed25519.PrivateKey // signs receipts; made at the start, and never stored
 
 	countMu sync.Mutex
 	counts  map[countKey]*UnknownCallers
@@ -229,6 +233,11 @@ func OpenWriter(c WriterConfig) (*Writer, error) {
 	}
 	w.linger = time.NewTimer(lingerTime)
 	w.metrics = newMetrics(w)
+	seed := make([]byte, ed25519.SeedSize)
+	if _, err := io.ReadFull(c.Rand, seed); err != nil {
+		return nil, fmt.Errorf("opening audit segments: making the key of receipts: %w", err)
+	}
+	w.receiptKey = ed25519.NewKeyFromSeed(seed)
 	var err error
 	if err = makeDir(c.Dir); err != nil {
 		return nil, fmt.Errorf("opening audit segments: %w", err)
@@ -250,6 +259,11 @@ func OpenWriter(c WriterConfig) (*Writer, error) {
 		return nil, fmt.Errorf("opening audit segments: %w", err)
 	}
 	return w, nil
+}
+
+// receiptPublic returns the public key of receipts as writer.started has it.
+func (w *Writer) receiptPublic() string {
+	return base64.RawURLEncoding.EncodeToString(w.receiptKey.Public().(ed25519.PublicKey))
 }
 
 // ID returns the writer id: "w_" and 26 characters. It is new at each start, and if the control
@@ -338,7 +352,7 @@ func unknownSettlement(d Decided) Settled {
 	s := Settled{
 		Time: d.Time, Org: d.Org, Writer: d.Writer, DecidedWriter: d.Writer, RequestID: d.RequestID, AgentID: d.AgentID, KeyID: d.KeyID,
 		Provider: d.Provider, Model: d.Model, Outcome: OutcomeUnknown, Usage: Usage{Source: "absent"},
-		ChargedNanoUSD: d.ReservedNanoUSD, AgentTeam: d.AgentTeam, PolicyIDs: d.PolicyIDs,
+		ChargedNanoUSD: d.ReservedNanoUSD, AgentTeam: d.AgentTeam, PolicyIDs: d.PolicyIDs, SessionID: d.Session(),
 	}
 	if d.ReservedNanoUSD != 0 {
 		s.ChargeBasis = BasisReservation
@@ -680,7 +694,7 @@ func (w *Writer) commit(b *batch) bool {
 		it := &b.items[i]
 		if w.prevs[it.org] == 0 {
 			begun := len(buf)
-			e := Started{Node: w.c.Node, Previous: w.previous, PreviousSeq: w.previousSeqs[it.org]}
+			e := Started{Node: w.c.Node, Previous: w.previous, PreviousSeq: w.previousSeqs[it.org], ReceiptKey: w.receiptPublic()}
 			buf = appendFrame(buf, frame{kind: kindRecord, seq: w.next, mark: first, name: it.org, body: Stamp(e, it.org, id, w.c.Now()).Encode()})
 			written[it.org] += int64(len(buf) - begun)
 			follow(it.org, w.next)

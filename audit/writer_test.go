@@ -556,7 +556,7 @@ func TestKilled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		delete(promised, Receipt{e.Head().Writer, r.Seq, LeafHash(r.Entry)}.String())
+		delete(promised, Receipt{Writer: e.Head().Writer, Seq: r.Seq, Leaf: LeafHash(r.Entry)}.String())
 	}
 	if len(promised) != 0 {
 		t.Errorf("%d receipts are of records that are not there", len(promised))

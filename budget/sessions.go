@@ -37,6 +37,49 @@ type Sessions struct {
 	mu     sync.Mutex
 	agents map[[2]string]map[string]*lasting
 	swept  time.Time
+
+	own      map[[3]string]*ownID // by org, agent and line
+	ownSwept time.Time
+}
+
+// ownID is the id of a session without an id of the client.
+type ownID struct {
+	id   string
+	last time.Time
+}
+
+// maxOwn limits the ids in memory. Beyond it, each request is a session of its own.
+const maxOwn = 200_000
+
+// Own returns our id for the session of a request without an id of the client. The session
+// ends by silence. A new session gets the result of id.
+func (s *Sessions) Own(now time.Time, org, agent, line string, id func() (string, error)) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now.Sub(s.ownSwept).Abs() >= silence || len(s.own) >= maxOwn && now.Sub(s.ownSwept).Abs() >= time.Minute {
+		s.ownSwept = now
+		for k, o := range s.own {
+			if now.Sub(o.last) >= silence {
+				delete(s.own, k)
+			}
+		}
+	}
+	k := [3]string{org, agent, line}
+	if o := s.own[k]; o != nil && now.Sub(o.last) < silence {
+		o.last = now
+		return o.id, nil
+	}
+	name, err := id()
+	if err != nil {
+		return "", err
+	}
+	if s.own == nil {
+		s.own = make(map[[3]string]*ownID)
+	}
+	if s.own[k] != nil || len(s.own) < maxOwn {
+		s.own[k] = &ownID{name, now}
+	}
+	return name, nil
 }
 
 // lasting is when a session began, and when its last request was.

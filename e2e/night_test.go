@@ -533,8 +533,9 @@ func (n *night) audit(t *testing.T) {
 			continue
 		}
 		c := chains[h.org]
+		r.Sig, r.Signed = [64]byte{}, false
 		switch {
-		case c.leaves[h.receipt] == h.request:
+		case c.leaves[r.String()] == h.request:
 		case c.gap(r):
 			inGaps++
 		default:

@@ -434,6 +434,9 @@ func (x *exchange) phase(name string) error {
 func (x *exchange) record(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.s.c.RecordTimeout)
 	defer cancel()
+	if err := x.ownSession(); err != nil {
+		return err
+	}
 	x.attempted = true
 	receipt, err := x.s.c.Recorder.Append(ctx, x.org.ID, x.verdict.Decided(&x.org, x.caller, &x.req.Request))
 	if err != nil {
@@ -448,6 +451,18 @@ func (x *exchange) record(ctx context.Context) error {
 		x.effect = policy.Allow
 	}
 	return nil
+}
+
+// ownSession gives a request without X-Session-ID the sidecar's id of its session.
+func (x *exchange) ownSession() (err error) {
+	if x.req.Session != "" || x.inactive {
+		return nil
+	}
+	key := x.caller.Key
+	x.req.OwnSession, err = x.s.sessions.Own(x.verdict.Time, x.org.ID, x.caller.Agent.ID, cmp.Or(key.Line, key.ID), func() (string, error) {
+		return identity.NewID("sess_", x.verdict.Time, x.s.c.Rand)
+	})
+	return err
 }
 
 // enforce sends Envoy the route, the caller's identity and the bytes to forward.
@@ -499,7 +514,7 @@ func (x *exchange) enforce() *extprocv3.ProcessingResponse {
 	}
 	receipt, format := "", ""
 	if !x.response.reading.here() {
-		receipt = x.receipt.String()
+		receipt = x.signedReceipt()
 	}
 	if path, _, _ := strings.Cut(f.Path, "?"); provider.FormatOf(path) != x.req.Format {
 		format = x.req.Format.String()
@@ -542,6 +557,14 @@ func (x *exchange) reject(e *provider.Error) *extprocv3.ProcessingResponse {
 	return respond(e.Status, m, x.req.Format.Encode(e, x.req.ID, x.policyID()), envoy.DetailsPrefix+e.Code)
 }
 
+// signedReceipt returns the receipt for the caller. It is signed on its first use.
+func (x *exchange) signedReceipt() string {
+	if !x.receipt.Signed {
+		x.receipt = x.s.c.Recorder.Sign(x.org.ID, x.receipt)
+	}
+	return x.receipt.String()
+}
+
 // setHeaders sets the headers that every response to a governed request has.
 func (x *exchange) setHeaders(m *mutation) {
 	m.header(envoy.HeaderRequestID, x.req.ID)
@@ -550,7 +573,7 @@ func (x *exchange) setHeaders(m *mutation) {
 	}
 	m.header(envoy.HeaderDecision, x.effect.String())
 	if x.recorded {
-		m.header(envoy.HeaderReceipt, x.receipt.String())
+		m.header(envoy.HeaderReceipt, x.signedReceipt())
 	}
 	if x.effect == policy.Allow {
 		if dropped := x.verdict.Forward.Dropped(); len(dropped) > 0 {

@@ -58,12 +58,31 @@ func single(name string) (single, comma bool) {
 	switch name {
 	case ":method", ":path", ":authority", ":scheme", "host", "content-length", "transfer-encoding", envoy.HeaderRequestID, envoy.HeaderCanary, envoy.HeaderPeer, envoy.HeaderProtocol:
 		return true, true
-	case "content-type":
+	case "content-type", headerSession:
 		return true, true
 	case "content-encoding", "traceparent", "upgrade":
 		return true, false // "gzip, gzip" is rejected by Decode
 	}
 	return carrier(name), carrier(name)
+}
+
+// headerSession has the caller's id of its session.
+const headerSession = "x-session-id"
+
+// maxSession limits the length of a caller's session id.
+const maxSession = 128
+
+// sessionForm reports whether s can be a session's id. It is part of a path of the
+// management API.
+func sessionForm(s string) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', strings.IndexByte("._:@+=-", c) >= 0:
+		default:
+			return false
+		}
+	}
+	return s != "" && len(s) <= maxSession && s != "." && s != ".."
 }
 
 // Limits of a request's headers. Envoy accepts somewhat more (package xds), so that the
@@ -85,7 +104,7 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 	r := request{Request: verdict.Request{Mode: mode, ContentLength: -1}, endOfStream: m.GetEndOfStream()}
 	headers := m.GetHeaders().GetHeaders()
 	r.remove = make([]string, 0, 8)
-	seen := make([]string, 0, 19) // the single headers so far; there are 19
+	seen := make([]string, 0, 20) // the single headers so far; there are 20
 	bytesOf, lines := 0, 0
 	for _, h := range headers {
 		name := lower(h.GetKey())
@@ -155,6 +174,12 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 				n = 0
 			}
 			r.ContentLength = int64(n)
+		case headerSession:
+			if r.Session = string(raw); !sessionForm(r.Session) {
+				r.Session = ""
+				r.problem(verdict.Refuse(400, "invalid_session_id",
+					fmt.Sprintf("X-Session-ID must have from 1 to %d letters, digits and the characters . _ : @ + = - only.", maxSession)))
+			}
 		case "user-agent":
 			r.UserAgent = string(raw)
 		case envoy.HeaderRequestID:

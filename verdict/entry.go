@@ -23,7 +23,7 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 		Provider: v.Provider.Name, ProviderID: v.Provider.ID, Cluster: v.Provider.Cluster, Hosts: v.Call.Hosts,
 		AgentTeam: a.Team, AgentEnvironment: a.Environment, AgentTier: a.Tier, AgentAllowedModels: a.AllowedModels, AgentMetadata: audit.Scalars(a.Metadata),
 		KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyRateLimit: k.RateLimit, KeyExpiresAt: k.ExpiresAt,
-		OrgTier: o.Tier, SessionID: r.Session, BodyBytes: int64(len(v.Call.Body)),
+		OrgTier: o.Tier, SessionID: r.Session, OwnSession: r.OwnSession, BodyBytes: int64(len(v.Call.Body)),
 		Effect: policy.Deny.String(), PolicyIDs: v.Decision.PolicyIDs, PolicyVersion: v.Decision.PolicyVersion,
 	}
 	if v.Decision.PolicyVersion != "" {
@@ -118,7 +118,7 @@ func (v *Verdict) Settled(c identity.Caller, r *Request, e Ending, forwarded boo
 		},
 		ResponseBytes: e.ResponseBytes, DurationUS: e.Time.Sub(e.Began).Microseconds(), FirstByteUS: e.FirstByte.Microseconds(),
 		ProviderRequestID: e.ProviderRequestID, Lost: e.Lost, CostNanoUSD: cost, Priced: priced,
-		ChargedNanoUSD: charged, ChargeBasis: basis, Overrun: charged > v.worst && basis != "", PolicyIDs: v.Decision.PolicyIDs,
+		ChargedNanoUSD: charged, ChargeBasis: basis, Overrun: charged > v.worst && basis != "", PolicyIDs: v.Decision.PolicyIDs, SessionID: cmp.Or(r.Session, r.OwnSession),
 	}
 }
 

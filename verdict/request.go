@@ -13,6 +13,8 @@ type Request struct {
 	ID      string // made by Envoy or extproc, never by the client
 	TraceID string
 	Session string // chosen by the caller, never trusted; "" if absent
+	// OwnSession is the sidecar's id of the session, if the caller chose none.
+	OwnSession string
 	Mode    string // "gateway" or "egress"
 
 	Method, Path, Query string

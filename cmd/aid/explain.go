@@ -138,6 +138,7 @@ var errorGroups = []errorGroup{
 		{"method_not_allowed", []int{405}, "The path has another method.", "Use the method that the message names. For browsers, set `--cors-origins`."},
 		{"invalid_path", []int{400}, "The path is not in normal form: it has `//`, `..`, or an unnecessary escape.", "Send the path as the provider's documentation has it."},
 		{"unknown_host", []int{421}, "The request's host is not one of `--domains`.", "Use a host of `--domains`, or add this one."},
+		{"invalid_session_id", []int{400}, "`X-Session-ID` is empty, longer than 128 characters, or has other characters than letters, digits and `. _ : @ + = -`.", "Send another id, such as a UUID, or leave the header out."},
 		{"invalid_host", []int{400}, "The request has no host, or the host has invalid characters.", "Send one host."},
 		{"invalid_scheme", []int{400}, "The request's scheme is neither http nor https.", "Use http or https."},
 		{"bad_request", []int{400}, "Envoy cannot read the request: it is not valid HTTP.", "Send valid HTTP/1.1 or HTTP/2."},
