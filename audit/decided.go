@@ -77,7 +77,7 @@ type Decided struct {
 	OrgTier            string    `json:"org_tier"`
 	SessionID          string    `json:"session_id"`  // set by the caller
 	OwnSession         string    `json:"own_session"` // the sidecar's id of the session, if the caller set none
-	BodyBytes          int64     `json:"body_bytes"` // size of the decoded body; RequestBytes is the size as received
+	BodyBytes          int64     `json:"body_bytes"`  // size of the decoded body; RequestBytes is the size as received
 
 	// What is held under USD caps until the request is completed: one amount, held in the
 	// count of each cap in Limits. 0: no cap applies, or the request costs nothing.

@@ -120,12 +120,12 @@ func TestRestore(t *testing.T) {
 
 	// An error has an exit code and a message.
 	for block, want := range map[string]string{
-		"aid segments inspect .aid/segments":                                              "1: in use by another process",
-		"aid segments ship --xds unix:.aid/run/xds.sock .aid/segments":                    "1: in use by another process",
-		"aid segments inspect":                                                            "2: name one segment folder",
-		"aid segments ship .aid-dead/segments":                                            "2: --xds",
-		"aid audit verify --home .aid --receipts records.jsonl":                           "2: line 1",
-		"aid audit verify --home .aid --receipts nothing.txt":                             "2: nothing.txt",
+		"aid segments inspect .aid/segments":                                                                     "1: in use by another process",
+		"aid segments ship --xds unix:.aid/run/xds.sock .aid/segments":                                           "1: in use by another process",
+		"aid segments inspect":                                                                                   "2: name one segment folder",
+		"aid segments ship .aid-dead/segments":                                                                   "2: --xds",
+		"aid audit verify --home .aid --receipts records.jsonl":                                                  "2: line 1",
+		"aid audit verify --home .aid --receipts nothing.txt":                                                    "2: nothing.txt",
 		"sed -E 's,/[0-9a-f]{8},/00000000,' receipts.txt | aid audit verify --home .aid --receipts - >/dev/null": "1: are missing from the chain",
 	} {
 		code, says, _ := strings.Cut(want, ": ")

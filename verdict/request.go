@@ -15,7 +15,7 @@ type Request struct {
 	Session string // chosen by the caller, never trusted; "" if absent
 	// OwnSession is the sidecar's id of the session, if the caller chose none.
 	OwnSession string
-	Mode    string // "gateway" or "egress"
+	Mode       string // "gateway" or "egress"
 
 	Method, Path, Query string
 	Host                string // lower case, without a port
