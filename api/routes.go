@@ -295,6 +295,12 @@ func routes() []route {
 			Summary: "Revoke a node", Description: "The node gets no more configuration. Revoking it again changes nothing.",
 		}, revokeNode),
 
+		// Evidence
+		jwks(route{
+			Method: "GET", Path: "/.well-known/jwks.json", ID: "get-jwks", Tag: tagRecord, Summary: "Get the public keys",
+			Description: "All keys that have ever signed checkpoints and documents of this installation, as a JSON Web Key Set. It needs no key.",
+		}),
+
 		// Promised and not built in this version. Each returns 501 and changes nothing.
 		unbuilt("GET", "/v1/shadow-agents", "list-shadow-agents", tagShadow, auditors, "List detected shadow agents"),
 		unbuilt("POST", "/v1/shadow-agents/{id}/register", "register-shadow-agent", tagShadow, admins, "Register a shadow agent"),
@@ -307,7 +313,6 @@ func routes() []route {
 		unbuilt("GET", "/v1/compliance/exports/{id}", "get-compliance-export", tagCompliance, auditors, "Download an evidence bundle"),
 		unbuilt("POST", "/v1/audit/sinks", "create-audit-sink", tagRecord, admins, "Forward the audit log to a SIEM"),
 		unbuilt("GET", "/v1/audit/sinks", "list-audit-sinks", tagRecord, auditors, "List SIEM sinks"),
-		unbuilt("GET", "/.well-known/jwks.json", "get-jwks", tagRecord, nil, "Public keys of attestations"),
 
 		// Pages
 		page("GET", "/{$}", start),

@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/audit/evidence"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/provider"
 )
@@ -51,6 +52,9 @@ type Config struct {
 
 	Targets provider.Targets // the addresses that providers may have
 
+	// PublicKeys returns the keys that have ever signed evidence. Nil: no key has.
+	PublicKeys func(ctx context.Context) (evidence.KeySet, error)
+
 	Now  func() time.Time // nil: time.Now
 	Rand io.Reader        // for ids and secrets; nil: crypto/rand
 	Log  *slog.Logger     // nil: slog.Default()
@@ -78,12 +82,16 @@ type Server struct {
 	json    []byte                  // the encoded description
 	dryRuns chan *dryRunJob         // for Run
 	yaml    []byte
+	keys    keptKeys
 }
 
 // New returns a handler that serves every row of the table.
 func New(c Config) (*Server, error) {
 	if c.DB == nil || c.Chain == nil || c.Sealer == nil {
 		return nil, errors.New("the api requires a DB, a Chain and a Sealer")
+	}
+	if c.PublicKeys == nil {
+		c.PublicKeys = func(context.Context) (evidence.KeySet, error) { return evidence.KeySet{}, nil }
 	}
 	if c.Now == nil {
 		c.Now = time.Now

@@ -58,7 +58,7 @@ func TestLostKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	for _, name := range []string{"fernet.keys", "hmac.keys", "digest.key"} {
+	for _, name := range []string{"fernet.keys", "hmac.keys", "digest.key", "signing.pem", "witness.pem"} {
 		file := filepath.Join(home, "secrets", name)
 		if err := os.Rename(file, file+".away"); err != nil {
 			t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ai-identity/ai-identity/audit/evidence"
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
@@ -278,5 +279,13 @@ func TestGatewayServesTheManagementAPI(t *testing.T) {
 	}
 	if asked < 40 {
 		t.Errorf("only %d operations were asked for", asked)
+	}
+	// Anyone may read the public keys, at both addresses.
+	for _, at := range []string{up.API, up.Gateway} {
+		r := up.Do(t, at, http.MethodGet, "/.well-known/jwks.json", "", "")
+		set, err := evidence.ParseJWKS(r.Body)
+		if err != nil || r.Status != 200 || len(set.Keys) != 2 || r.Header.Get("Cache-Control") != "public, max-age=300" {
+			t.Errorf("%s: %d %s %v %v", at, r.Status, r.Body, r.Header, err)
+		}
 	}
 }

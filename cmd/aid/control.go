@@ -24,6 +24,7 @@ import (
 
 	"github.com/ai-identity/ai-identity/api"
 	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/audit/evidence"
 	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/provider"
 	"github.com/ai-identity/ai-identity/store"
@@ -80,6 +81,7 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	f.StringVar(&c.fernet, "fernet-keys", "", "`file` with the keys that encrypt provider credentials, one per line; the first encrypts, all decrypt")
 	f.StringVar(&c.hmac, "hmac-keys", "", "`file` with the keys of the audit chain, one \"EPOCH HEX\" or \"EPOCH HEX from=TIME\" per line; the newest after its time signs, all verify")
 	f.StringVar(&c.digest, "digest-key", "", "`file` with the hex key of the digests of request bodies in the audit log")
+	c.signing.flags(f)
 	f.StringVar(&c.gateway, "gateway", defaultGateway, "`address` that Envoys listen on for applications")
 	f.StringVar(&c.usage, "usage", "stream", "reader of usage in responses: stream (the sidecar) or envoy (faster, experimental in Envoy)")
 	f.StringVar(&c.tiers, "tiers", "", tiersHelp)
@@ -125,6 +127,7 @@ type control struct {
 	origins, private                        []string
 	maxBody                                 int64
 	pprof                                   bool
+	signing                                 signing
 
 	log *slog.Logger
 }
@@ -224,6 +227,10 @@ func (c *control) run(ctx context.Context) error {
 		}
 	}
 
+	if err := c.signing.open(ctx); err != nil {
+		return err
+	}
+
 	// Listen first, so that an address in use is reported before anything is opened.
 	statusL, err := listen(ctx, "listen-status", c.status)
 	if err != nil {
@@ -250,6 +257,9 @@ func (c *control) run(ctx context.Context) error {
 	chain, err := audit.NewChain(audit.ChainConfig{DB: db, Keys: keys, AtOnce: max(1, int(c.connections)/2), Log: c.log, Registerer: reg})
 	if err != nil {
 		return err
+	}
+	if err := audit.UseSigningKeys(ctx, db.Pool(), time.Now(), c.signing.signers()...); err != nil {
+		return fmt.Errorf("--signing-key, --witness-key: %w", err)
 	}
 	months := newHousekeeping(db, reg, c.log)
 	life.start(ctx, "housekeeping", months.run)
@@ -287,6 +297,7 @@ func (c *control) run(ctx context.Context) error {
 	}
 	server, err := api.New(api.Config{
 		Targets: targets, DB: db, Chain: chain, Sealer: sealer, Log: c.log, Registerer: reg, PublicURL: c.publicURL, Version: version(),
+		PublicKeys: func(ctx context.Context) (evidence.KeySet, error) { return audit.PublicKeys(ctx, db.Pool()) },
 	})
 	if err != nil {
 		return err

@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/ai-identity/ai-identity/audit/signer"
 )
 
 // home is the folder of one `aid up`: its state, its secrets, its sockets.
@@ -122,7 +124,7 @@ func (h *home) secret(name string, generate func() (string, error)) (path string
 }
 
 // keyFiles are the secrets that the control plane needs.
-type keyFiles struct{ fernet, hmac, digest string }
+type keyFiles struct{ fernet, hmac, digest, signing, witness string }
 
 // lostKeys returns an error with the missing key files. New files, beside a used database,
 // could not verify its audit log and could not decrypt its credentials.
@@ -141,6 +143,16 @@ func (h *home) lostKeys() error {
 		"To start with empty state instead, choose another --home (and another database)", strings.Join(lost, ", "), h.path("secrets"))
 }
 
+// lostSigningKeys returns an error with the missing signing keys, if the database has public keys.
+func (h *home) lostSigningKeys(signed bool) error {
+	for _, name := range []string{"signing.pem", "witness.pem"} {
+		if _, err := os.Lstat(h.path("secrets", name)); err != nil && signed {
+			return fmt.Errorf("the database is in use and its signing key is missing: %s. Restore it from your backup of %s", h.path("secrets", name), h.path("secrets"))
+		}
+	}
+	return nil
+}
+
 // keys returns the key files, and makes those that are missing.
 func (h *home) keys() (k keyFiles, err error) {
 	random := func(encode func([]byte) string) func() (string, error) {
@@ -150,11 +162,22 @@ func (h *home) keys() (k keyFiles, err error) {
 			return encode(b) + "\n", err
 		}
 	}
-	var errs [3]error
+	var errs [5]error
 	k.fernet, errs[0] = h.secret("fernet.keys", random(base64.URLEncoding.EncodeToString))
 	k.hmac, errs[1] = h.secret("hmac.keys", random(func(b []byte) string { return "1 " + hex.EncodeToString(b) }))
 	k.digest, errs[2] = h.secret("digest.key", random(hex.EncodeToString))
+	k.signing, errs[3] = h.signingKey("signing.pem", signer.P256)
+	k.witness, errs[4] = h.signingKey("witness.pem", signer.Ed25519)
 	return k, errors.Join(errs[:]...)
+}
+
+// signingKey returns the file of a signing key, made if it is missing.
+func (h *home) signingKey(name string, kind signer.Kind) (string, error) {
+	path := h.path("secrets", name)
+	if _, err := signer.Create(path, kind); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", fmt.Errorf("making %s: %w", path, err)
+	}
+	return path, nil
 }
 
 // endpoints is the content of endpoints.json. Parts that are not built are absent.

@@ -14,8 +14,8 @@ import (
 )
 
 func keysCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "keys", Short: "Rotate the keys that encrypt secrets at rest"}
-	cmd.AddCommand(resealCommand())
+	cmd := &cobra.Command{Use: "keys", Short: "Create signing keys, and rotate the keys that encrypt secrets at rest"}
+	cmd.AddCommand(resealCommand(), signingCommand())
 	return cmd
 }
 

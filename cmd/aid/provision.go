@@ -47,6 +47,13 @@ func (u *up) settle(ctx context.Context, at database) (joinToken, error) {
 		if err := u.home.lostKeys(); err != nil {
 			return none, err
 		}
+		signed, err := audit.SigningKeys(ctx, db.Pool())
+		if err != nil {
+			return none, fmt.Errorf("database: %w", err)
+		}
+		if err := u.home.lostSigningKeys(len(signed) > 0); err != nil {
+			return none, err
+		}
 	}
 	keys, err := u.home.keys()
 	if err != nil {

@@ -334,6 +334,7 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 		"AID_POSTGRES": db.appURL,
 	}, "--listen-api", u.api, "--listen-xds", "unix:"+h.socket("xds"), "--listen-status", "unix:"+h.socket("control"),
 		"--fernet-keys", keys.fernet, "--hmac-keys", keys.hmac, "--digest-key", keys.digest,
+		"--signing-key", "file:"+keys.signing, "--witness-key", "file:"+keys.witness,
 		"--gateway", u.gateway, "--provider-ca", u.providerCA, "--tiers", u.tiers, "--usage", u.usage, "--max-body", strconv.FormatInt(u.maxBody, 10),
 		"--cors-origins", strings.Join(u.origins, ","), "--private-targets", strings.Join(u.private, ","))
 	if err := u.until(ctx, "the control plane", 60*time.Second, readyOver("control", overUnix(h.socket("control")))); err != nil {
