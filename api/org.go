@@ -55,8 +55,15 @@ type OrgChange struct {
 	Timezone string `json:"timezone" minLength:"1" maxLength:"64" doc:"An IANA name. The change holds from the first of the next month." example:"Europe/Berlin"`
 }
 
+// inTurn waits until no other transaction of the org changes these objects. A limit on their
+// number is checked after it. Otherwise concurrent requests could exceed it together.
+func (x *call) inTurn(ctx context.Context, objects string) error {
+	_, err := x.tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('aid ' || $1 || ' ' || $2, 0))`, objects, x.org)
+	return err
+}
+
 func updateOrg(ctx context.Context, x *call, in *struct{ Body OrgChange }) (*one[Org], error) {
-	if _, err := x.tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('aid orgs ' || $1, 0))`, x.org); err != nil {
+	if err := x.inTurn(ctx, "orgs"); err != nil {
 		return nil, err
 	}
 	org, err := identity.OrgByID(ctx, x.tx, x.org)
@@ -161,7 +168,7 @@ func createOrgKey(ctx context.Context, x *call, in *struct{ Body NewOrgKey }) (*
 
 func revokeOrgKey(ctx context.Context, x *call, in *ByID) (*nothing, error) {
 	// One at a time, since two admins could revoke each other's key and leave none.
-	if _, err := x.tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('aid org_keys ' || $1, 0))`, x.org); err != nil {
+	if err := x.inTurn(ctx, "org_keys"); err != nil {
 		return nil, err
 	}
 	keys, err := identity.ListOrgKeys(ctx, x.tx)

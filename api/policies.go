@@ -197,6 +197,9 @@ func (x *call) createPolicy(ctx context.Context, document []byte) (*made[Policy]
 	if err != nil {
 		return nil, err
 	}
+	if err := x.inTurn(ctx, "policies"); err != nil {
+		return nil, err
+	}
 	all, err := policy.All(ctx, x.tx)
 	if err != nil {
 		return nil, err
@@ -280,6 +283,9 @@ func updatePolicy(ctx context.Context, x *call, in *struct {
 			return err
 		}
 		if policy.InRego([]policy.Policy{after}) > policy.InRego([]policy.Policy{before}) {
+			if err := x.inTurn(ctx, "policies"); err != nil {
+				return err
+			}
 			all, err := policy.All(ctx, x.tx)
 			if err != nil {
 				return err

@@ -135,6 +135,9 @@ func createProvider(ctx context.Context, x *call, in *struct{ Body NewProvider }
 	if err != nil {
 		return nil, err
 	}
+	if err := x.inTurn(ctx, "providers"); err != nil {
+		return nil, err
+	}
 	all, err := provider.List(ctx, x.tx)
 	if err != nil {
 		return nil, err

@@ -192,7 +192,7 @@ type UsageSum struct {
 type UsageRow struct {
 	Day      string `json:"day" doc:"The day in UTC." example:"2026-01-31"`
 	Provider string `json:"provider" doc:"The provider's name. Empty for requests that were rejected before routing." example:"openai"`
-	Model    string `json:"model" doc:"The model that the client requested." example:"gpt-4o"`
+	Model    string `json:"model" doc:"The model that the client requested. (other) stands for all models that are in no list." example:"gpt-4o"`
 	UsageSum
 }
 

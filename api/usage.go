@@ -39,7 +39,7 @@ type UsageGroup struct {
 	Day      string `json:"day,omitempty" doc:"The day in UTC." example:"2026-01-31"`
 	AgentID  string `json:"agent_id,omitempty" doc:"The agent's id." example:"ag_01k0000000abcdefghjkmnpqrs"`
 	Team     string `json:"team,omitempty" doc:"The agent's team at the time of the request." example:"support"`
-	Model    string `json:"model,omitempty" doc:"The model that the client requested." example:"gpt-4o"`
+	Model    string `json:"model,omitempty" doc:"The model that the client requested. (other) stands for all models that are in no list." example:"gpt-4o"`
 	Provider string `json:"provider,omitempty" doc:"The provider's name." example:"openai"`
 	PolicyID string `json:"policy_id,omitempty" doc:"A policy that decided about the requests. A request counts for each of its policies." example:"pol_01k0000000abcdefghjkmnpqrs"`
 	UsageSum

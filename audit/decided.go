@@ -25,7 +25,8 @@ type Decided struct {
 	HostVerified        bool     `json:"host_verified"` // Host is one of the gateway's domains, and policies could use it
 	Path                string   `json:"path"`
 	Operation           string   `json:"operation"`
-	Model               string   `json:"model"` // as the client requested it
+	Model               string   `json:"model"`          // as the client requested it
+	ModelUnlisted       bool     `json:"model_unlisted"` // the name is in no list, so limits and usage count it as UnlistedModel
 	Provider            string   `json:"provider"`
 	ProviderID          string   `json:"provider_id"`
 	Cluster             string   `json:"cluster"`
@@ -149,6 +150,7 @@ func (e Decided) Encode() []byte {
 	o.str("path", e.Path, maxPath)
 	o.str("operation", e.Operation, maxWord)
 	o.str("model", e.Model, maxName)
+	o.flag("model_unlisted", e.ModelUnlisted)
 	o.str("provider", e.Provider, maxName)
 	o.str("provider_id", e.ProviderID, maxID)
 	o.str("cluster", e.Cluster, maxID)

@@ -377,7 +377,7 @@ type UsageDay struct {
 	AgentID  string
 	Day      time.Time // 00:00 UTC
 	Provider string
-	Model    string // as the client requested it
+	Model    string // as the client requested it, or UnlistedModel
 	Team     string // of the agent at the time
 
 	Requests, Refused                                                          int64
@@ -410,12 +410,19 @@ type decision struct {
 // maxCount limits each figure in the usage of one request.
 const maxCount = 1e15
 
+// UnlistedModel is the model of the usage of all models whose names are in no list. Clients
+// choose names, so rows for each name would have no bound.
+const UnlistedModel = "(other)"
+
 // day returns the day and the keys to which a completion counts. The node sets an entry's
 // time. An entry with a future time counts on the day of its arrival.
 func (u *usage) day(s Settled, appendedAt time.Time) usageKey {
 	t := s.Time.UTC()
 	if t.After(appendedAt) {
 		t = appendedAt
+	}
+	if s.ModelUnlisted {
+		s.Model = UnlistedModel
 	}
 	return usageKey{
 		agent: column(s.AgentID, maxID), provider: column(s.Provider, maxName), model: column(s.Model, maxName),

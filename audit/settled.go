@@ -18,7 +18,8 @@ type Settled struct {
 	AgentTeam     string `json:"agent_team"` // at the time of the decision
 	KeyID         string `json:"key_id"`
 	Provider      string `json:"provider"`
-	Model         string `json:"model"` // as the client requested it
+	Model         string `json:"model"`          // as the client requested it
+	ModelUnlisted bool   `json:"model_unlisted"` // as in the first entry
 	ResponseModel string `json:"response_model"`
 
 	// Outcome is `completed`, `refused`, `provider_error`, `client_closed`,
@@ -89,6 +90,7 @@ func (e Settled) Encode() []byte {
 	o.str("key_id", e.KeyID, maxID)
 	o.str("provider", e.Provider, maxName)
 	o.str("model", e.Model, maxName)
+	o.flag("model_unlisted", e.ModelUnlisted)
 	o.str("response_model", e.ResponseModel, maxName)
 	o.must("outcome", e.Outcome, maxWord)
 	o.num("status", int64(e.Status))

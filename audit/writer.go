@@ -351,7 +351,7 @@ func (w *Writer) item(org string, e Entry) (item, error) {
 func unknownSettlement(d Decided) Settled {
 	s := Settled{
 		Time: d.Time, Org: d.Org, Writer: d.Writer, DecidedWriter: d.Writer, RequestID: d.RequestID, AgentID: d.AgentID, KeyID: d.KeyID,
-		Provider: d.Provider, Model: d.Model, Outcome: OutcomeUnknown, Usage: Usage{Source: "absent"},
+		Provider: d.Provider, Model: d.Model, ModelUnlisted: d.ModelUnlisted, Outcome: OutcomeUnknown, Usage: Usage{Source: "absent"},
 		ChargedNanoUSD: d.ReservedNanoUSD, AgentTeam: d.AgentTeam, PolicyIDs: d.PolicyIDs, SessionID: d.Session(),
 	}
 	if d.ReservedNanoUSD != 0 {

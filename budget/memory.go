@@ -112,19 +112,21 @@ func (m *Memory) Reserve(ctx context.Context, org, id string, limits []Limit) (R
 			return Result{OK: true, Which: -1}, nil
 		}
 		unknown := m.locate(limits)
-		if len(unknown) == 0 {
-			break
+		best := m.evaluate(limits, len(unknown) > 0)
+		switch {
+		case !best.OK:
+			m.drop(limits)
+			return best, nil
+		case len(unknown) == 0:
+			m.take(limits)
+			m.held[id] = limits
+			return best, nil
 		}
 		if err := m.learn(ctx, org, unknown); err != nil {
+			m.drop(limits)
 			return Result{}, err
 		}
 	}
-	best := m.evaluate(limits)
-	if best.OK {
-		m.take(limits)
-		m.held[id] = limits
-	}
-	return best, nil
 }
 
 // Take is Reserve for limits on requests alone, for a request that nothing ends.
@@ -132,7 +134,7 @@ func (m *Memory) Take(limits []Limit) Result {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.advance()
-	best := m.evaluate(limits)
+	best := m.evaluate(limits, false)
 	if best.OK {
 		m.take(limits)
 	}
@@ -286,12 +288,32 @@ func (m *Memory) answered(of []*account, sums []int64, err error, done chan stru
 	close(done)
 }
 
-// evaluate finds out what each limit would do, and sets its figures as they are before.
-func (m *Memory) evaluate(limits []Limit) Result {
+// drop forgets the counts that a rejected request has begun. Clients choose the ids of
+// sessions, so a count for each rejected one would have no bound.
+func (m *Memory) drop(limits []Limit) {
+	for i := range limits {
+		l := &limits[i]
+		a := m.accounts[l.Counter()]
+		if a == nil || a.asking != nil || a.charged != 0 || a.reserved != 0 {
+			continue
+		}
+		if !a.known || l.Shadow || l.Kind == Uses || l.Kind == SessionUSD {
+			delete(m.accounts, l.Counter())
+		}
+	}
+}
+
+// evaluate finds out what each limit would do, and sets its figures as they are before. With
+// unknown, a cap whose sum is not known rejects only what is above the whole cap.
+func (m *Memory) evaluate(limits []Limit, unknown bool) Result {
 	m.steps = m.steps[:0]
 	best := Result{OK: true, Which: -1}
 	for i := range limits {
 		s := m.step(limits, i)
+		if unknown && s.account != nil && !s.account.known {
+			n := limits[i].amount()
+			s.result = Result{OK: n <= limits[i].Max, Limit: limits[i].Max, Remaining: limits[i].Max, Reset: s.result.Reset, Why: TooLarge, Fits: limits[i].Max}
+		}
 		m.steps = append(m.steps, s)
 		limits[i].Left, limits[i].Reset = m.figures(&limits[i])
 		r := s.result

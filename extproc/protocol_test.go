@@ -213,6 +213,7 @@ type flat struct{}
 
 func (flat) Worst(provider.Provider, string, provider.Bound, time.Time) (int64, string) { return 9, "" }
 func (flat) MaxOutput(provider.Provider, string, time.Time) int64                       { return 0 }
+func (flat) Lists(string) bool                                                          { return false }
 func (flat) Version() string                                                            { return "flat" }
 
 func (flat) Cost(provider.Provider, string, string, provider.Usage, time.Time) (int64, bool) {

@@ -267,6 +267,10 @@ func (d *Decision) bind(id string, ls []limit, in *Input) {
 	}
 }
 
+// Unlisted is the model that limits and usage count for a name that is in no list. Clients
+// choose names, so a count for each name would have no bound.
+const Unlisted = "(other)"
+
 // subjectOf is the value of what a limit counts for, or "" if it is missing.
 func subjectOf(per string, in *Input) string {
 	switch per {
@@ -289,7 +293,10 @@ func subjectOf(per string, in *Input) string {
 	case "agent.tier":
 		return in.Agent.Tier
 	case "request.model":
-		return in.Request.Model
+		if in.Request.Counted == "" && in.Request.Model != "" {
+			return Unlisted
+		}
+		return in.Request.Counted
 	case "request.provider":
 		return in.Request.Provider
 	}

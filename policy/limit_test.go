@@ -28,7 +28,7 @@ func limitsOf(t *testing.T, in policy.Input, documents ...string) policy.Decisio
 func TestLimitsBound(t *testing.T) {
 	in := request()
 	in.Agent.Metadata = map[string]any{"cost": "a+b:c", "level": json.Number("1.50")}
-	in.Caller.KeyLine = "key_0"
+	in.Caller.KeyLine, in.Request.Counted = "key_0", in.Request.Model
 	got := limitsOf(t, in, `{"name": "x", "effect": "allow", "conditions": {}, "limits": {
 		"monthly_usd_cap": [500, {"limit": 0.1, "per": ["agent.metadata.cost", "request.model"]}, {"limit": 1e-09, "per": "agent.metadata.none"}],
 		"daily_usd_cap": 123456.789012345, "tpm": {"limit": 1e6, "per": "key"}, "concurrent": {"limit": 3, "per": "org"}, "max_tokens": 100}}`)
@@ -59,7 +59,7 @@ func TestSubjectsApart(t *testing.T) {
 		for _, model := range []string{"m", "b", "m:b"} {
 			in := request()
 			in.Agent.Metadata = map[string]any{"k": s}
-			in.Request.Model = model
+			in.Request.Model, in.Request.Counted = model, model
 			in.Agent.AllowedModels = []string{"*"}
 			d := limitsOf(t, in, `{"name": "x", "effect": "allow", "conditions": {}, "limits": {"rpm": {"limit": 1, "per": ["agent.metadata.k", "request.model"]}}}`)
 			if len(d.Limits) != 1 {

@@ -72,6 +72,7 @@ type RequestAttrs struct {
 	Scope               string // the scope that the key must have: "chat:completions", …
 	Provider            string // its name
 	Model               string // as the client requests it
+	Counted             string // the model that limits count for: Model, or Unlisted for one that is in no list
 	Mode                string // "gateway" or "egress"
 	Host                string
 	Path                string

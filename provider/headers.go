@@ -242,7 +242,8 @@ func headerUseOf(f Format) headerUse {
 }
 
 // passableResponseHeader returns why a name cannot be in settings.pass_response_headers, or
-// "". Cookies, credentials, redirects and instructions to browsers never pass.
+// "". Cookies, credentials, redirects, instructions to browsers and the provider's rate limits
+// never pass.
 func passableResponseHeader(name string) string {
 	switch {
 	case !headerName.MatchString(name) || len(name) > 64:
@@ -251,6 +252,8 @@ func passableResponseHeader(name string) string {
 		return "this header is reserved for Envoy, HTTP or the gateway"
 	case credentialHeader(name), secretName(name):
 		return "this header carries credentials, and never leaves"
+	case rateHeader(name):
+		return "this header is about the limits of the provider's account, which all callers share, and never passes. Callers get headers about their own limits with settings.rate_headers"
 	}
 	switch name {
 	case "set-cookie", "set-cookie2", "location", "content-location", "refresh", "link", "alt-svc", "www-authenticate", "strict-transport-security",
@@ -262,6 +265,22 @@ func passableResponseHeader(name string) string {
 		return "this header is an instruction to browsers, and never passes"
 	}
 	return ""
+}
+
+// rateHeader reports whether a response header is about limits of the provider's account:
+// x-ratelimit-remaining-tokens, anthropic-priority-input-tokens-limit,
+// x-ratelimitbysize-reset, x-endpoint-monthly-call-limit. SDKs would read it as the caller's
+// own limit. Retry-After is not one: it is about the request.
+func rateHeader(name string) bool {
+	words := strings.Split(strings.ToLower(name), "-")
+	joined := strings.Join(words, "")
+	return strings.Contains(joined, "ratelimit") || strings.Contains(joined, "quota") || slices.ContainsFunc(words, func(w string) bool {
+		switch w {
+		case "rate", "limit", "limits", "remaining", "reset", "resets", "throttle", "throttled", "throttling":
+			return true
+		}
+		return false
+	})
 }
 
 // publicHeader returns why a name cannot be in settings.public_headers, or "".

@@ -161,7 +161,7 @@ type Settings struct {
 	PassHeaders []string `json:"pass_headers,omitempty" yaml:"pass_headers"`
 
 	// PassResponseHeaders are further headers of responses that reach the caller, in
-	// lower case, such as "x-ratelimit-remaining-requests".
+	// lower case, such as "cf-ray".
 	PassResponseHeaders []string `json:"pass_response_headers,omitempty" yaml:"pass_response_headers"`
 
 	// RateHeaders selects the responses with headers about limits, beside each 429: RatesOff or
@@ -492,10 +492,14 @@ const maxPass = 64
 // maxPassResponse bounds pass_response_headers, which Envoy gets as one expression.
 const maxPassResponse = 16
 
-// PassesToCaller returns the names in settings.pass_response_headers.
+// PassesToCaller returns the names in settings.pass_response_headers. Settings that were
+// stored by an earlier version may have names that no longer pass. They are left out.
 func (p Provider) PassesToCaller() []string {
 	s, _, _ := p.prepared()
-	return s.PassResponseHeaders
+	if !slices.ContainsFunc(s.PassResponseHeaders, rateHeader) {
+		return s.PassResponseHeaders
+	}
+	return slices.DeleteFunc(slices.Clone(s.PassResponseHeaders), rateHeader)
 }
 
 // passList checks a list of names that pass. problem returns why a name cannot pass.

@@ -91,6 +91,9 @@ func (r *Registry) Known(c Call) Call {
 	return c
 }
 
+// Lists reports whether a provider lists the model by its exact name.
+func (r *Registry) Lists(model string) bool { return r != nil && len(r.exact[model]) > 0 }
+
 // Resolve finds the provider for the call. The error is 404 if no provider has the model,
 // and 400 if one has it but does not serve the endpoint.
 func (r *Registry) Resolve(c Call) (Provider, *Error) {

@@ -18,7 +18,7 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 		Time: v.Time, RequestID: r.ID, TraceID: r.TraceID,
 		AgentID: a.ID, AgentName: a.Name, AgentFingerprint: a.Fingerprint, KeyID: k.ID,
 		Mode: r.Mode, Method: r.Method, Host: r.Host, HostVerified: r.HostVerified, Path: r.Path, ClientIP: r.ClientIP, UserAgent: r.UserAgent,
-		Operation: cmp.Or(v.Call.Endpoint.Operation, r.Endpoint.Operation), Model: v.Call.Model, Stream: v.Call.Stream, Tools: v.Call.Tools,
+		Operation: cmp.Or(v.Call.Endpoint.Operation, r.Endpoint.Operation), Model: v.Call.Model, ModelUnlisted: v.unlisted(), Stream: v.Call.Stream, Tools: v.Call.Tools,
 		MaxTokens: v.Call.MaxTokens, InputTokensEstimate: v.Call.InputTokensEstimate, RequestBytes: v.BodyBytes, BodyDigest: v.Digest,
 		Provider: v.Provider.Name, ProviderID: v.Provider.ID, Cluster: v.Provider.Cluster, Hosts: v.Call.Hosts,
 		AgentTeam: a.Team, AgentEnvironment: a.Environment, AgentTier: a.Tier, AgentAllowedModels: a.AllowedModels, AgentMetadata: audit.Scalars(a.Metadata),
@@ -59,6 +59,9 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 	}
 	return d
 }
+
+// unlisted reports whether the request names a model that is in no list.
+func (v *Verdict) unlisted() bool { return v.Call.Model != "" && !v.listed }
 
 func reasons(rs []policy.Reason) (out []audit.Reason) {
 	for _, r := range rs {
@@ -110,7 +113,7 @@ func (v *Verdict) Settled(c identity.Caller, r *Request, e Ending, forwarded boo
 	charged, basis := v.charge(e, u, forwarded, cost, priced, pricer)
 	return audit.Settled{
 		Time: e.Time, RequestID: r.ID, DecidedSeq: e.DecidedSeq, AgentID: c.Agent.ID, AgentTeam: c.Agent.Team, KeyID: c.Key.ID,
-		Provider: v.Provider.Name, Model: provider.Clip(v.Call.Model, 256), ResponseModel: e.ResponseModel,
+		Provider: v.Provider.Name, Model: provider.Clip(v.Call.Model, 256), ModelUnlisted: v.unlisted(), ResponseModel: e.ResponseModel,
 		Outcome: e.Outcome, Status: e.Status,
 		Usage: audit.Usage{
 			InputTokens: u.InputTokens, OutputTokens: u.OutputTokens, CachedTokens: u.CachedTokens,

@@ -19,7 +19,7 @@ func (o *Org) input(c identity.Caller, r *Request, v *Verdict) policy.Input {
 			AllowedModels: a.AllowedModels, Metadata: a.Metadata,
 		},
 		Request: policy.RequestAttrs{
-			Operation: r.Endpoint.Operation, Scope: r.Endpoint.Scope, Provider: v.Provider.Name, Model: v.Call.Model,
+			Operation: r.Endpoint.Operation, Scope: r.Endpoint.Scope, Provider: v.Provider.Name, Model: v.Call.Model, Counted: countedModel(v.Call.Model, v.listed),
 			Mode: r.Mode, Host: verified(r.Host, r.HostVerified), Path: r.Path, Stream: v.Call.Stream,
 			MaxTokens: v.Call.MaxTokens, InputTokensEstimate: v.Call.InputTokensEstimate, Bytes: int64(len(v.Call.Body)),
 			Tools: v.Call.Tools, ToolFamilies: families, ToolsOther: other, SessionID: r.Session, URLHosts: v.Call.Hosts, Time: v.Time,
@@ -31,6 +31,14 @@ func (o *Org) input(c identity.Caller, r *Request, v *Verdict) policy.Input {
 		},
 		Org: policy.OrgAttrs{ID: o.ID, Tier: o.Tier},
 	}
+}
+
+// countedModel is the model that limits count for.
+func countedModel(model string, listed bool) string {
+	if model != "" && !listed {
+		return policy.Unlisted
+	}
+	return model
 }
 
 // verified returns the host for policy.
@@ -82,7 +90,7 @@ func InputOf(d audit.Decided) (in policy.Input, unknown []string, ok bool) {
 			AllowedModels: d.AgentAllowedModels, Metadata: d.AgentMetadata,
 		},
 		Request: policy.RequestAttrs{
-			Operation: d.Operation, Scope: provider.ScopeOf(d.Operation), Provider: d.Provider, Model: d.Model,
+			Operation: d.Operation, Scope: provider.ScopeOf(d.Operation), Provider: d.Provider, Model: d.Model, Counted: countedModel(d.Model, !d.ModelUnlisted),
 			Mode: d.Mode, Host: verified(d.Host, d.HostVerified), Path: d.Path, Stream: d.Stream,
 			MaxTokens: d.MaxTokens, InputTokensEstimate: d.InputTokensEstimate, Bytes: d.BodyBytes,
 			Tools: d.Tools, ToolFamilies: families, ToolsOther: other, SessionID: d.SessionID, URLHosts: d.Hosts, Time: d.Time,

@@ -58,6 +58,7 @@ type Verdict struct {
 	// applies.
 	PriceVersion string
 
+	listed  bool           // the model's name is in a list, so that it has counts of its own
 	session budget.Session // with a name if Org has Sessions
 	worst   int64          // the most that it may cost, in nano-dollars
 	counted []int          // of Decision.Limits: those that Counts counts
@@ -244,9 +245,17 @@ func (o *Org) digest(body []byte) string {
 	return "hmac-sha256:" + hex.EncodeToString(mac.Sum(nil))
 }
 
+// lists reports whether the model's exact name is in a list of a provider, of the prices, of
+// the agent or of the key. Clients cannot change these lists.
+func (o *Org) lists(c identity.Caller, model string) bool {
+	return o.Providers.Lists(model) || o.Pricer != nil && o.Pricer.Lists(model) ||
+		slices.Contains(c.Agent.AllowedModels, model) || slices.Contains(c.Key.AllowedModels, model)
+}
+
 // decide evaluates the caller's permissions, and prepares what follows: the provider with
 // its credential and path, or our own response.
 func (o *Org) decide(ctx context.Context, v *Verdict, c identity.Caller, r *Request) *provider.Error {
+	v.listed = o.lists(c, v.Call.Model)
 	if refused := Inactive(c, r.Time); refused != nil {
 		return refused // it may have expired before the body came
 	}
@@ -260,6 +269,7 @@ func (o *Org) decide(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 	}
 	if !r.listsModels() {
 		v.Call = o.Providers.Known(v.Call)
+		v.listed = o.lists(c, v.Call.Model)
 		p, refused := o.Providers.Resolve(v.Call)
 		if refused != nil {
 			return refused

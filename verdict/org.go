@@ -65,6 +65,8 @@ type Pricer interface {
 	Worst(p provider.Provider, asked string, b provider.Bound, at time.Time) (nanoUSD int64, missing string)
 	// MaxOutput is the most output tokens that the model may write, 0 if that is not known.
 	MaxOutput(p provider.Provider, asked string, at time.Time) int64
+	// Lists reports whether the prices have the model by its exact name.
+	Lists(model string) bool
 	// Version names the prices.
 	Version() string
 }

@@ -47,11 +47,11 @@ if again then
   out[1] = 'again'
   return out
 end
-if #unknown > 3 then return unknown end
-if not fits then
+if not fits then -- whatever the unknown counts have: so an invented name begins no count
   out[1] = 'no'
   return out
 end
+if #unknown > 3 then return unknown end
 
 local rates, taken = {}, {}
 for i = 1, count do

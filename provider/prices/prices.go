@@ -23,6 +23,7 @@ type Table struct {
 	version   string
 	overrides []override // the first match applies
 	vendors   []vendor
+	exact     map[string]bool // the names without "*" and "#"
 }
 
 // vendor is the list of one vendor.
@@ -69,8 +70,28 @@ func Load(file []byte) (*Table, error) {
 	t.vendors = l.Vendors
 	var err error
 	t.overrides, err = t.parse(file)
+	t.exact = map[string]bool{}
+	for _, o := range t.overrides {
+		t.name(o.models)
+	}
+	for i := range t.vendors {
+		for j := range t.vendors[i].Models {
+			t.name(t.vendors[i].Models[j].Match)
+		}
+	}
 	return t, err
 }
+
+func (t *Table) name(patterns []string) {
+	for _, p := range patterns {
+		if !strings.ContainsAny(p, "*#") {
+			t.exact[p] = true
+		}
+	}
+}
+
+// Lists reports whether the prices have the model by exactly this name, in lower case.
+func (t *Table) Lists(model string) bool { return t.exact[model] }
 
 // UnmarshalJSON reads a period: rates by the names of their sorts.
 func (p *period) UnmarshalJSON(b []byte) error {
