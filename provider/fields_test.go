@@ -323,7 +323,7 @@ func TestPassSettings(t *testing.T) {
 		`{"pass_headers":["x-new=1"]}`:                                                                    "settings.pass_headers[0]",
 		`{"pass_headers":["anthropic-beta=a,b"]}`:                                                         "settings.pass_headers[0]",
 		`{"pass_headers":["authorization"]}`:                                                              "settings.pass_headers[0]",
-		`{"pass_response_headers":["x-accelerator","cf-ray","x-generated","x-limited-edition"]}`:           "",
+		`{"pass_response_headers":["x-accelerator","cf-ray","x-generated","x-limited-edition"]}`:          "",
 		`{"pass_response_headers":["cf-ray","x-ratelimit-remaining-requests"]}`:                           "settings.pass_response_headers[1]",
 		`{"pass_response_headers":["anthropic-ratelimit-tokens-reset"]}`:                                  "settings.pass_response_headers[0]",
 		`{"pass_response_headers":["anthropic-priority-input-tokens-limit"]}`:                             "settings.pass_response_headers[0]",
