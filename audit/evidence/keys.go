@@ -53,7 +53,7 @@ type jwk struct {
 	Alg  string `json:"alg"`
 	Use  string `json:"use"`
 	From int64  `json:"aid_from"`
-	To   int64  `json:"aid_to,omitempty"`
+	To   int64  `json:"aid_to,omitzero"`
 }
 
 func (k Key) jwk() (jwk, error) {

@@ -58,12 +58,13 @@ func (l *aLog) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 func (l *aLog) add(n int, salt string) {
 	for range n {
 		i := int64(len(l.rows))
-		at := l.began.Add(time.Duration(i) * time.Second)
+		appended := l.began.Add(time.Duration(i) * time.Second)
+		at := appended.Add(-time.Duration(i%5) * 4 * time.Second) // entries arrive out of order
 		agent, kind := fmt.Sprintf("ag_%d", i%3), []string{"request.decided", "request.settled"}[i%2]
 		request := fmt.Sprintf("req_%d", i/2)
 		entry := fmt.Appendf(nil, `{"v":1,"kind":"%s","time":"%s","org":"%s","writer":"w_1","request_id":"%s","agent_id":"%s","model":"gpt-4o \u00e9 \"%s\""}`,
 			kind, at.Format("2006-01-02T15:04:05.000000Z"), l.org, request, agent, salt)
-		r := evidence.ExportRow{Link: evidence.Link{Org: l.org, Incarnation: l.incarnation, Seq: l.firstSeq + i, AppendedAt: at.Add(20 * time.Millisecond), Time: at,
+		r := evidence.ExportRow{Link: evidence.Link{Org: l.org, Incarnation: l.incarnation, Seq: l.firstSeq + i, AppendedAt: appended, Time: at,
 			Kind: kind, AgentID: agent, RequestID: request, Writer: "w_1", WriterSeq: i + 1, PrevWriterSeq: i}, Epoch: 1, Version: 2, Bytes: entry}
 		if i%50 == 17 { // bytes that could not be read
 			r.Bytes, r.Kind, r.AgentID, r.RequestID, r.Time = []byte{0xff, byte(i)}, "malformed", "", "", r.AppendedAt
