@@ -14,3 +14,15 @@ func GrowTree(ctx context.Context, tx pgx.Tx, org string, limit int64) (size int
 	}
 	return size, err
 }
+
+// SetFault makes a notary fail between its steps.
+func (n *Notary) SetFault(fn func(ctx context.Context, step string) error) { n.fault = fn }
+
+// Publish publishes what is waiting to all anchors.
+func (n *Notary) Publish(ctx context.Context) bool {
+	ok := true
+	for i := range n.c.Anchors {
+		ok = n.drain(ctx, i) && ok
+	}
+	return ok
+}

@@ -31,6 +31,8 @@ type ChainConfig struct {
 	// AtOnce limits the batches that Append appends at the same time, of all orgs. Each needs
 	// a connection to the database. 0: 10.
 	AtOnce int
+	// Guard stops appending when the database was rolled back. nil: it is not compared.
+	Guard *Guard
 
 	Now        func() time.Time      // nil: time.Now
 	Log        *slog.Logger          // nil: nothing is logged
@@ -220,6 +222,10 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 		return appended{}, nil
 	}
 	org, writer := batch.Org, batch.Writer
+	// A new connection was compared before this transaction began on it.
+	if err := c.c.Guard.Err(org); err != nil {
+		return appended{}, err
+	}
 	var seq, incarnation int64
 	var epoch int32
 	var prev []byte

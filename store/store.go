@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -56,6 +57,8 @@ type DB struct {
 	log     *slog.Logger
 	metrics prometheus.Collector
 	reg     prometheus.Registerer
+
+	connected atomic.Pointer[func(context.Context, *pgx.Conn)]
 }
 
 // Open connects to the database. It rejects a database that is not fit for serving:
@@ -87,12 +90,18 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	pc.MaxConnIdleTime = 5 * time.Minute
 	pc.ConnConfig.ConnectTimeout = 10 * time.Second
 	settings(pc.ConnConfig, c.StatementTimeout)
-
+	db := &DB{listen: pc.ConnConfig.Copy(), silence: stillThere, limit: c.TransactionTimeout, log: c.Log}
+	pc.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		if fn := db.connected.Load(); fn != nil {
+			(*fn)(ctx, conn)
+		}
+		return nil
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, fmt.Errorf("opening the database: %w", err)
 	}
-	db := &DB{pool: pool, listen: pc.ConnConfig.Copy(), silence: stillThere, limit: c.TransactionTimeout, log: c.Log}
+	db.pool = pool
 	if err := db.fit(ctx); err != nil {
 		pool.Close()
 		return nil, fmt.Errorf("opening the database: %w", err)
@@ -201,6 +210,10 @@ func Away(err error) bool {
 	var tlsError *tls.CertificateVerificationError
 	return errors.As(err, &connect) && !errors.As(err, &tlsError)
 }
+
+// OnConnect sets a function that is called with each new connection before it is used,
+// except those that listen.
+func (db *DB) OnConnect(fn func(context.Context, *pgx.Conn)) { db.connected.Store(&fn) }
 
 // Pool is for statements that are of no org.
 func (db *DB) Pool() *pgxpool.Pool { return db.pool }
