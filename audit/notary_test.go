@@ -303,7 +303,7 @@ func TestEightSigners(t *testing.T) {
 				default:
 				}
 				notary := n.start(t, db, func() time.Time { return n.clock().Add(skew) }) // a new process
-				var after atomic.Int64 // several trees are signed at once
+				var after atomic.Int64                                                    // several trees are signed at once
 				after.Store(dice.Int64N(25))
 				notary.SetFault(func(context.Context, string) error {
 					if after.Add(-1) == 0 {
