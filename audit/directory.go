@@ -199,7 +199,7 @@ func slotTree(all []listed) [][]tlog.Hash {
 type directory struct {
 	tree *merkle
 
-	// The last stored checkpoint. size is 0 if there is none.
+	// The last stored checkpoint. Without one size is 0.
 	size int64
 	root tlog.Hash
 	time time.Time
@@ -262,9 +262,9 @@ func DirectoryConsistency(ctx context.Context, tx pgx.Tx, old, size int64) ([]tl
 	return directoryForest.consistency(ctx, tx, old, size)
 }
 
-// DirectoryProof proves that the directory has a checkpoint of the org, which tx has set: in
-// the newest tick if the checkpoint is the org's newest, and else in the first tick that had
-// it. The error is ErrNoCheckpoint if no tick has it yet.
+// DirectoryProof proves that the directory has a checkpoint of the org, which tx has set. It
+// uses the first tick that had the checkpoint, or the newest tick if the checkpoint is the org's
+// newest. The error is ErrNoCheckpoint if no tick has it yet.
 func DirectoryProof(ctx context.Context, tx pgx.Tx, org string, incarnation, size int64) (evidence.DirectoryProof, error) {
 	var none, p evidence.DirectoryProof
 	var slot, tick int64

@@ -439,7 +439,7 @@ func (n *Notary) continues(ctx context.Context, tx pgx.Tx, f forest, m *merkle, 
 	return nil
 }
 
-// slot returns the nonce of an org's slot in the directory, and makes the slot if there is none.
+// slot returns the nonce of an org's slot in the directory. The first call makes the slot.
 func slot(ctx context.Context, tx pgx.Tx, org string, random io.Reader) (nonce []byte, err error) {
 	const stored = "SELECT nonce FROM audit_slots WHERE org_id = $1"
 	err = tx.QueryRow(ctx, stored, org).Scan(&nonce)

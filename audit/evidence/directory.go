@@ -94,8 +94,8 @@ func SlotPath(levels [][]tlog.Hash, slot int64) (path []tlog.Hash) {
 	return path
 }
 
-// A DirectoryProof proves that a tick of the directory has a checkpoint of an org: from the
-// slot to the tick, and from the tick to a checkpoint of the directory.
+// A DirectoryProof proves that a tick of the directory has a checkpoint of an org. Path leads
+// from the slot to the tick, and LogPath from the tick to a checkpoint of the directory.
 type DirectoryProof struct {
 	Slot       int64     `json:"slot"`
 	Slots      int64     `json:"slots"`

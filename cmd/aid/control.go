@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -15,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
@@ -82,6 +85,8 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	f.StringVar(&c.hmac, "hmac-keys", "", "`file` with the keys of the audit chain, one \"EPOCH HEX\" or \"EPOCH HEX from=TIME\" per line; the newest after its time signs, all verify")
 	f.StringVar(&c.digest, "digest-key", "", "`file` with the hex key of the digests of request bodies in the audit log")
 	c.signing.flags(f)
+	f.StringVar(&c.logName, "log-name", "", "name of this installation's logs, in every checkpoint; set it before the first start (default: a random one)")
+	f.Float64Var(&c.kmsRate, "kms-rate", 30, "limit of checkpoints that this process signs in a second; beyond it organizations take turns")
 	f.StringVar(&c.gateway, "gateway", defaultGateway, "`address` that Envoys listen on for applications")
 	f.StringVar(&c.usage, "usage", "stream", "reader of usage in responses: stream (the sidecar) or envoy (faster, experimental in Envoy)")
 	f.StringVar(&c.tiers, "tiers", "", tiersHelp)
@@ -128,6 +133,8 @@ type control struct {
 	maxBody                                 int64
 	pprof                                   bool
 	signing                                 signing
+	logName                                 string
+	kmsRate                                 float64
 
 	log *slog.Logger
 }
@@ -147,6 +154,9 @@ func (c *control) run(ctx context.Context) error {
 		return usagef("--private-targets: %v", err)
 	}
 	targets.Own = ownPorts(c.api, c.xds, c.status, c.gateway)
+	if !(c.kmsRate > 0 && c.kmsRate <= 1e6) {
+		return usagef("--kms-rate %g: set a number above 0, at most 1000000", c.kmsRate)
+	}
 	if c.maxBody <= 0 {
 		return usagef("--max-body %d: set a number of bytes above 0", c.maxBody)
 	}
@@ -254,13 +264,37 @@ func (c *control) run(ctx context.Context) error {
 		db.Close()
 		return nil
 	})
-	chain, err := audit.NewChain(audit.ChainConfig{DB: db, Keys: keys, AtOnce: max(1, int(c.connections)/2), Log: c.log, Registerer: reg})
-	if err != nil {
-		return err
-	}
 	if err := audit.UseSigningKeys(ctx, db.Pool(), time.Now(), c.signing.signers()...); err != nil {
 		return fmt.Errorf("--signing-key, --witness-key: %w", err)
 	}
+	name, err := audit.LogName(ctx, db.Pool(), c.logName, rand.Reader)
+	if err != nil {
+		return fmt.Errorf("--log-name: %w", err)
+	}
+	publicKeys := func(ctx context.Context) (evidence.KeySet, error) { return audit.PublicKeys(ctx, db.Pool()) }
+	var anchors []audit.Anchor
+	guard, err := audit.NewGuard(audit.GuardConfig{DB: db.Pool(), LogName: name, Anchors: anchors, Keys: publicKeys, Log: c.log, Registerer: reg})
+	if err != nil {
+		return err
+	}
+	// Nothing is appended before the first comparison. If it fails for the database, the next
+	// one is at the next connection.
+	if err := guard.Check(ctx); err != nil {
+		c.log.Error("comparing the database with its signed checkpoints", "err", err)
+	}
+	db.OnConnect(func(ctx context.Context, conn *pgx.Conn) { guard.Connected(ctx, conn) })
+	life.start(ctx, "guard", guard.Run)
+	chain, err := audit.NewChain(audit.ChainConfig{DB: db, Keys: keys, AtOnce: max(1, int(c.connections)/2), Guard: guard, Log: c.log, Registerer: reg})
+	if err != nil {
+		return err
+	}
+	notary, err := audit.NewNotary(audit.NotaryConfig{
+		DB: db, Pool: db.Pool(), LogName: name, Signers: c.signing.signers, Guard: guard, Anchors: anchors, Rate: c.kmsRate, Log: c.log, Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
+	life.start(ctx, "notary", notary.Run)
 	months := newHousekeeping(db, reg, c.log)
 	life.start(ctx, "housekeeping", months.run)
 
@@ -287,7 +321,7 @@ func (c *control) run(ctx context.Context) error {
 		if err := control.Ready(ctx); err != nil {
 			return fmt.Errorf("xds: %w", err)
 		}
-		if err := chain.Ready(ctx, db.Pool()); err != nil {
+		if err := errors.Join(chain.Ready(ctx, db.Pool()), guard.Ready(), notary.Ready()); err != nil {
 			return err
 		}
 		if err := control.Unopened(); err != nil {
@@ -297,7 +331,7 @@ func (c *control) run(ctx context.Context) error {
 	}
 	server, err := api.New(api.Config{
 		Targets: targets, DB: db, Chain: chain, Sealer: sealer, Log: c.log, Registerer: reg, PublicURL: c.publicURL, Version: version(),
-		PublicKeys: func(ctx context.Context) (evidence.KeySet, error) { return audit.PublicKeys(ctx, db.Pool()) },
+		PublicKeys: publicKeys,
 	})
 	if err != nil {
 		return err
