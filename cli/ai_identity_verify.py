@@ -862,7 +862,7 @@ class Export:
                     entry = v["entry"].encode()
                 elif coded:
                     entry = not_text(v["entry_base64"])
-                if not 1 <= epoch <= 0x7FFFFFFF or version not in (1, 2) or ws < 0 or pws < 0:
+                if not 1 <= epoch <= 0x7FFFFFFF or version not in (1, 2, 3) or ws < 0 or pws < 0:
                     raise Invalid("a number is out of range")
                 strings = b""
                 for x in (k, a, s):
@@ -897,9 +897,9 @@ class Export:
                     self.entries += 1
                 if n != seq:
                     raise Invalid("%d is in its place" % n)
-                if version < last_version or epoch < last_epoch:
+                if version < min(last_version, 2) or epoch < last_epoch:
                     raise Invalid("its MAC has an older version or epoch than the entry before")
-                if version == 2 and last_version == 2 and not first and appended <= last_time:
+                if version > 1 and last_version > 1 and not first and appended <= last_time:
                     raise Invalid("it was not appended after the entry before it")
                 last_time, last_version, last_epoch, first = appended, version, epoch, False
                 if self.mac_keys:
@@ -922,7 +922,7 @@ class Export:
 
     def check_mac(self, epoch, version, link, mac):
         key = self.mac_keys.get(epoch) or self.mac_keys.get(0)
-        if key is None or version != 2:
+        if key is None or version == 1:
             self.mac_unchecked += 1
             return
         message = LENGTH.pack(epoch) + part(self.mac) + link
@@ -1043,10 +1043,11 @@ def same_fields(entry, org, writer, kind, agent, session, request, appended, at)
         raise Invalid("the entry is not valid JSON, or its fields are not text") from error
     if type(e) is not dict:
         raise Invalid("the entry is not valid JSON, or its fields are not text")
-    values = [e.get(n) or "" if e.get(n) is None or type(e.get(n)) is str else None for n in ("time", "org", "writer", "kind", "agent_id", "request_id", "session_id")]
+    values = [e.get(n) or "" if e.get(n) is None or type(e.get(n)) is str else None for n in ("time", "org", "writer", "kind", "agent_id", "request_id", "session_id", "own_session")]
     if None in values:
         raise Invalid("the entry is not valid JSON, or its fields are not text")
-    time, e_org, e_writer, e_kind, e_agent, e_request, e_session = values
+    time, e_org, e_writer, e_kind, e_agent, e_request, e_session, own = values
+    e_session = e_session or own  # the request had no id of its caller
     try:
         same = micros(time) == at
     except Invalid:

@@ -371,9 +371,9 @@ func (e *exportCheck) take(r *row, o ChainOptions) error {
 		return faultAt(where, "%v", r.err)
 	case r.seq != want:
 		return faultAt(where, "%d is in its place", r.seq)
-	case r.version < e.lastVersion || r.epoch < e.lastEpoch:
+	case r.version < min(e.lastVersion, 2) || r.epoch < e.lastEpoch: // replicas of two versions write 2 and 3 in turn
 		return faultAt(where, "its MAC has an older version or epoch than the entry before")
-	case r.version == 2 && e.lastVersion == 2 && e.rows > 0 && r.appended <= e.lastTime:
+	case r.version > 1 && e.lastVersion > 1 && e.rows > 0 && r.appended <= e.lastTime:
 		return faultAt(where, "it was not appended after the entry before it")
 	}
 	e.lastVersion, e.lastEpoch, e.lastTime = r.version, r.epoch, r.appended
@@ -405,7 +405,7 @@ func (e *exportCheck) checkMAC(r *row, o ChainOptions) error {
 	if !ok {
 		key, ok = o.MACKeys[0]
 	}
-	if !ok || r.version != 2 {
+	if !ok || r.version == 1 {
 		e.macUnchecked++
 		return nil
 	}
@@ -605,7 +605,7 @@ func (e *exportCheck) parseRow(line []byte, last bool, l *Link, r *row, buf []by
 	if s.bad || s.i != len(line) {
 		return buf, errRow
 	}
-	if epoch < 1 || epoch > math.MaxInt32 || version != 1 && version != 2 || l.WriterSeq < 0 || l.PrevWriterSeq < 0 {
+	if epoch < 1 || epoch > math.MaxInt32 || version < 1 || version > 3 || l.WriterSeq < 0 || l.PrevWriterSeq < 0 {
 		return buf, errors.New("a number is out of range")
 	}
 	l.AppendedAt, l.Time = micro(appended), micro(at)
@@ -653,6 +653,7 @@ func sameFields(entry []byte, l *Link, appended, at int64) error {
 		RequestID string `json:"request_id"`
 		AgentID   string `json:"agent_id"`
 		SessionID string `json:"session_id"`
+		Own       string `json:"own_session"`
 	}
 	if err := json.Unmarshal(entry, &f); err != nil {
 		return errors.New("the entry is not valid JSON, or its fields are not text")
@@ -660,6 +661,9 @@ func sameFields(entry []byte, l *Link, appended, at int64) error {
 	t, err := time.Parse(timeLayout, f.Time)
 	if err != nil || t.Format(timeLayout) != f.Time || t.UnixMicro() != at || f.Org != l.Org || f.Writer != l.Writer {
 		return errors.New("time, org or writer of the entry are not those of its link")
+	}
+	if f.SessionID == "" {
+		f.SessionID = f.Own // the request had no id of its caller
 	}
 	for _, c := range []struct {
 		in, column string

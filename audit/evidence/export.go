@@ -138,8 +138,15 @@ func NewExportWriter(h ExportHeader) (*ExportWriter, []byte, error) {
 	return w, line, err
 }
 
-// ID returns the export's id.
-func (w *ExportWriter) ID() string { return w.h.ID }
+// Header returns the header with its ID.
+func (w *ExportWriter) Header() ExportHeader { return w.h }
+
+// Skip continues behind the first n rows, to write a part of the file. Statement is an error
+// after it.
+func (w *ExportWriter) Skip(n int64) { w.rows = n }
+
+// Size returns the number of rows that the export has.
+func (w *ExportWriter) Size() int64 { return w.end.Size - w.h.First }
 
 // start returns the tree before the first row.
 func (h *ExportHeader) start() (*Range, error) {

@@ -65,7 +65,7 @@ func (l *aLog) add(n int, salt string) {
 		entry := fmt.Appendf(nil, `{"v":1,"kind":"%s","time":"%s","org":"%s","writer":"w_1","request_id":"%s","agent_id":"%s","model":"gpt-4o \u00e9 \"%s\""}`,
 			kind, at.Format("2006-01-02T15:04:05.000000Z"), l.org, request, agent, salt)
 		r := evidence.ExportRow{Link: evidence.Link{Org: l.org, Incarnation: l.incarnation, Seq: l.firstSeq + i, AppendedAt: appended, Time: at,
-			Kind: kind, AgentID: agent, RequestID: request, Writer: "w_1", WriterSeq: i + 1, PrevWriterSeq: i}, Epoch: 1, Version: 2, Bytes: entry}
+			Kind: kind, AgentID: agent, RequestID: request, Writer: "w_1", WriterSeq: i + 1, PrevWriterSeq: i}, Epoch: 1, Version: int16(2 + i%3/2), Bytes: entry}
 		if i%50 == 17 { // bytes that could not be read
 			r.Bytes, r.Kind, r.AgentID, r.RequestID, r.Time = []byte{0xff, byte(i)}, "malformed", "", "", r.AppendedAt
 		}

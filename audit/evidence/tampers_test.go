@@ -383,7 +383,7 @@ func allTampers() []tamper {
 		inRow("other order of names", `"epoch":1,"mac_version":2`, `"mac_version":2,"epoch":1`),
 		inRow("another epoch", `"epoch":1`, `"epoch":2`),
 		inRow("another MAC version", `"mac_version":2`, `"mac_version":1`),
-		inRow("an unknown MAC version", `"mac_version":2`, `"mac_version":3`),
+		inRow("an unknown MAC version", `"mac_version":2`, `"mac_version":4`),
 		inRow("another agent", `"agent_id":"ag_`, `"agent_id":"ag_9`),
 		inRow("a session", `"session_id":""`, `"session_id":"sess_9"`),
 		inRow("another writer", `"writer":"w_1"`, `"writer":"w_2"`),
