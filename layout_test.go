@@ -55,7 +55,7 @@ var home = map[string]string{
 	"github.com/valkey-io/valkey-go":         "budget",
 	"golang.org/x/mod":                       "audit", // sumdb/tlog and note
 	"golang.org/x/text":                      "api",   // one spelling of names that policies compare
-	"golang.org/x/sync":                      "cmd audit xds",
+	"golang.org/x/sync":                      "cmd audit xds api",
 	"golang.org/x/sys":                       "cmd store audit",
 }
 

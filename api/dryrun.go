@@ -13,6 +13,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/budget"
@@ -461,9 +462,17 @@ func getDryRun(ctx context.Context, x *call, in *struct {
 	return &one[DryRun]{Body: d.page(in.Limit, after, in.Only == "changes")}, nil
 }
 
-// Run evaluates dry-runs that are jobs, one at a time, until ctx ends. They use one
-// processor at most, and each reads in short transactions.
+// Run evaluates dry-runs that are jobs and makes exports, one of each at a time, until ctx
+// ends. Dry-runs use one
+// processor at most, and both read in short transactions.
 func (s *Server) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.runDryRuns(ctx) })
+	g.Go(func() error { return s.runExports(ctx) })
+	return g.Wait()
+}
+
+func (s *Server) runDryRuns(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():

@@ -138,6 +138,25 @@ func routes() []route {
 			Summary:     "Export the audit log",
 			Description: "The org's whole chain, oldest first, with the exact bytes of each entry and the HMACs, so that you can verify it. Read the pages with `after`.",
 		}, exportEntries),
+		serves(route{
+			Method: "GET", Path: "/v1/audit/exports", ID: "list-audit-exports", Tag: tagRecord, Roles: auditors,
+			Summary: "List exports of the audit log", Description: "Newest first.",
+		}, listExports),
+		serves(route{
+			Method: "POST", Path: "/v1/audit/exports", ID: "create-audit-export", Tag: tagRecord, Roles: auditors, Status: 201,
+			Summary: "Order an export of the audit log",
+			Description: "An export proves that it is complete for its filter, up to a signed checkpoint. It has the link of each entry of the range, and the entries that match. " +
+				"The same filter and checkpoint return the same export, byte for byte. Verify it with `ai_identity_verify chain` or `aid audit verify --offline`.",
+			Example: `{"agent_id":"ag_01k0000000abcdefghjkmnpqrs","since":"2026-01-01T00:00:00Z","until":"2026-02-01T00:00:00Z"}`,
+		}, createExport),
+		serves(route{
+			Method: "GET", Path: "/v1/audit/exports/{id}", ID: "get-audit-export", Tag: tagRecord, Roles: auditors,
+			Summary: "Get the state of an export", Description: "Get it until its state is `complete`.",
+		}, getExport),
+		serves(route{
+			Method: "GET", Path: "/v1/audit/exports/{id}/file", ID: "get-audit-export-file", Tag: tagRecord, Roles: auditors,
+			Summary: "Download an export", Description: "The file `audit_export.json`. To continue a download, send `Range: bytes=OFFSET-`.",
+		}, getExportFile),
 
 		// Policies
 		serves(route{

@@ -49,6 +49,8 @@ type Config struct {
 	DB     Database
 	Chain  Recorder
 	Sealer *provider.Sealer // encrypts credentials and stored responses
+	// Signer signs documents with a P-256 key. Nil: requests for them are rejected.
+	Signer evidence.Signer
 
 	Targets provider.Targets // the addresses that providers may have
 
@@ -81,6 +83,7 @@ type Server struct {
 	methods map[string]string       // the Allow header of each path without a parameter
 	json    []byte                  // the encoded description
 	dryRuns chan *dryRunJob         // for Run
+	exports chan exportJob          // for Run
 	yaml    []byte
 	keys    keptKeys
 }
@@ -108,7 +111,7 @@ func New(c Config) (*Server, error) {
 	if c.Timeout == 0 {
 		c.Timeout = 15 * time.Second
 	}
-	s := &Server{c: c, mux: http.NewServeMux(), bodies: make(map[string]*huma.Schema), methods: make(map[string]string), dryRuns: make(chan *dryRunJob, dryRunQueue)}
+	s := &Server{c: c, mux: http.NewServeMux(), bodies: make(map[string]*huma.Schema), methods: make(map[string]string), dryRuns: make(chan *dryRunJob, dryRunQueue), exports: make(chan exportJob, exportQueue)}
 	var err error
 	if s.metrics, err = newMetrics(c.Registerer); err != nil {
 		return nil, fmt.Errorf("registering the api's metrics: %w", err)
@@ -127,11 +130,13 @@ func New(c Config) (*Server, error) {
 }
 
 // ServeHTTP serves one request. Nothing is sent before the response is complete, so a late
-// failure is a complete 500 and not half a response.
+// failure is a complete 500 and not half a response. Files are streamed: their connection is
+// closed before their end if they fail.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := s.c.Now()
 	id := s.idFor(r)
-	ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), requestIDKey{}, id), s.c.Timeout)
+	whole := context.WithValue(r.Context(), requestIDKey{}, id)
+	ctx, cancel := context.WithTimeout(whole, s.c.Timeout)
 	defer cancel()
 	r = r.WithContext(ctx)
 
@@ -160,7 +165,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if status == 0 {
 		status = http.StatusOK
 	}
-	if status != http.StatusNoContent && status != http.StatusNotModified {
+	if a.stream != nil && r.Method != http.MethodHead {
+		s.stream(whole, w, r, a, status)
+		s.metrics.answered(r, status, s.c.Now().Sub(began))
+		return
+	}
+	if a.stream == nil && status != http.StatusNoContent && status != http.StatusNotModified {
 		h.Set("Content-Length", strconv.Itoa(a.body.Len()))
 	}
 	w.WriteHeader(status)
@@ -168,6 +178,33 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	s.metrics.answered(r, status, s.c.Now().Sub(began))
 	s.c.Log.DebugContext(ctx, "answered", "request", id, "route", r.Pattern, "status", status)
+}
+
+// streamPause is how long a client may read nothing of a file.
+const streamPause = time.Minute
+
+// stream sends a file. The status is sent already when it fails, so only the end of the
+// connection shows that the file is not complete.
+func (s *Server) stream(ctx context.Context, w http.ResponseWriter, r *http.Request, a *answer, status int) {
+	w.WriteHeader(status)
+	if err := a.stream(ctx, patient{w, http.NewResponseController(w)}); err != nil {
+		s.c.Log.WarnContext(ctx, "a file was not sent to its end", "request", requestIDOf(ctx), "route", r.Pattern, "err", err)
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// patient gives each part of a file its own time.
+type patient struct {
+	w       http.ResponseWriter
+	control *http.ResponseController
+}
+
+func (p patient) Write(b []byte) (int, error) {
+	// A writer without deadlines is one of a test.
+	if err := p.control.SetWriteDeadline(time.Now().Add(streamPause)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return 0, err
+	}
+	return p.w.Write(b)
 }
 
 // dispatch finds the row, or returns an error as JSON if no row matches. The same mux finds
@@ -267,6 +304,7 @@ type answer struct {
 	header http.Header
 	status int
 	body   bytes.Buffer
+	stream func(context.Context, io.Writer) error // writes the body of a file instead
 }
 
 func (a *answer) Header() http.Header         { return a.header }
@@ -279,6 +317,6 @@ func (a *answer) WriteHeader(status int) {
 }
 
 func (a *answer) reset() {
-	a.header, a.status = make(http.Header), 0
+	a.header, a.status, a.stream = make(http.Header), 0, nil
 	a.body.Reset()
 }

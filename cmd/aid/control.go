@@ -331,7 +331,7 @@ func (c *control) run(ctx context.Context) error {
 	}
 	server, err := api.New(api.Config{
 		Targets: targets, DB: db, Chain: chain, Sealer: sealer, Log: c.log, Registerer: reg, PublicURL: c.publicURL, Version: version(),
-		PublicKeys: publicKeys,
+		Signer: c.signing.p256, PublicKeys: publicKeys,
 	})
 	if err != nil {
 		return err
