@@ -20,6 +20,8 @@ import (
 
 	"github.com/ai-identity/ai-identity/api"
 	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/audit/evidence"
+	"github.com/ai-identity/ai-identity/audit/signer"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/provider"
 	"github.com/ai-identity/ai-identity/store"
@@ -35,6 +37,7 @@ type world struct {
 	org    string
 	keys   map[identity.Role]string
 	sealer *provider.Sealer
+	signer evidence.Signer // of documents and checkpoints
 	logs   *safeBuffer
 
 	recorded uint64 // entries of record
@@ -73,7 +76,8 @@ func serve(t *testing.T) *world {
 	if w.chain, err = audit.NewChain(audit.ChainConfig{DB: w.db, Keys: keys, Log: log}); err != nil {
 		t.Fatal(err)
 	}
-	if w.server, err = api.New(api.Config{DB: w.db, Chain: w.chain, Sealer: sealer, Log: log}); err != nil {
+	w.signer = newKey(t, signer.P256)
+	if w.server, err = api.New(api.Config{DB: w.db, Chain: w.chain, Sealer: sealer, Signer: w.signer, Log: log}); err != nil {
 		t.Fatal(err)
 	}
 	w.org = storetest.Org(t, w.db)
