@@ -998,7 +998,7 @@ class Export:
             c.note("%d MACs are right and %d could not be checked. They prove nothing to a reader who does not trust the holders of the HMAC key; "
                    "the checkpoints do." % (self.mac_checked, self.mac_unchecked))
         else:
-            c.note("The verdict rests on public keys and checkpoints. No HMAC key was given, so MACs were not checked.")
+            c.note("The result rests on public keys and checkpoints. No HMAC key was given, so MACs were not checked.")
         if not self.held:
             c.note("No checkpoint from elsewhere was given (--checkpoint). Without one, a log that was rewritten or cut and signed again is not detected.")
         if self.malformed:

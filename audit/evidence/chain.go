@@ -49,8 +49,7 @@ const (
 )
 
 // VerifyChain verifies an export. It reads the file once and needs memory for some lines only.
-// The verdict is from the links, the checkpoints and the entries; MACs are checked if there
-// are keys.
+// The result rests on links, checkpoints and entries. MACs are checked if there are keys.
 func VerifyChain(r io.Reader, o ChainOptions) Verdict {
 	c := newCheck("chain")
 	return c.result(verifyChain(c, r, o))
@@ -109,7 +108,7 @@ func readLine(in *bufio.Reader) ([]byte, error) {
 	return line, nil
 }
 
-// openNote verifies a checkpoint. An unknown key makes the verdict incomplete; the checkpoint
+// openNote verifies a checkpoint. With an unknown key the result is incomplete. The checkpoint
 // is returned all the same, to find contradictions.
 func (e *exportCheck) openNote(keys KeySet, note, where string) (Checkpoint, bool, error) {
 	return openNote(e.check, keys, note, e.origin, where)
@@ -519,7 +518,7 @@ func (e *exportCheck) report(signer Key, o ChainOptions) {
 	}
 	switch {
 	case len(o.MACKeys) == 0:
-		e.note("The verdict rests on public keys and checkpoints. No HMAC key was given, so MACs were not checked.")
+		e.note("The result rests on public keys and checkpoints. No HMAC key was given, so MACs were not checked.")
 	default:
 		e.note("%d MACs are right and %d could not be checked. They prove nothing to a reader who does not trust the holders of the HMAC key; the checkpoints do.", e.macChecked, e.macUnchecked)
 	}

@@ -1,6 +1,6 @@
-// Package evidence has the formats that prove the audit log to someone who trusts nobody:
-// links, checkpoints, proofs and signed envelopes. It reads no database and no secret, so
-// the control plane, which makes evidence, and `aid audit verify --offline`, which checks it,
+// Package evidence has the formats that prove the audit log to a reader who does not trust its
+// operator: links, checkpoints, proofs and signed envelopes. It reads no database and no secret.
+// So the control plane, which makes evidence, and `aid audit verify --offline`, which checks it,
 // have one reader of each format.
 //
 //	Link         a row of the chain without its entry; the data of a leaf

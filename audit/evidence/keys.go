@@ -106,8 +106,8 @@ func (s KeySet) JWKS() ([]byte, error) {
 // maxJWKS limits what ParseJWKS reads.
 const maxJWKS = 1 << 20
 
-// ParseJWKS parses a JSON Web Key Set. It is strict: a key that is not P-256 or Ed25519, that
-// has another kid than its thumbprint, or that is there twice is an error.
+// ParseJWKS parses a JSON Web Key Set strictly. Each key must be P-256 or Ed25519, have its
+// thumbprint as kid, and be there once.
 func ParseJWKS(b []byte) (KeySet, error) {
 	if len(b) > maxJWKS {
 		return KeySet{}, fmt.Errorf("the JWKS has %d bytes, and at most %d are allowed", len(b), maxJWKS)

@@ -14,12 +14,12 @@ const (
 	Incomplete = 2 // nothing is wrong, but not everything could be checked
 )
 
-// A Verdict is the result of a verification.
+// A Verdict is what a verification found.
 type Verdict struct {
 	Verdict string `json:"verdict"` // intact, tampered or incomplete
 	Exit    int    `json:"exit"`
 	What    string `json:"what"` // chain, report, attestation, checkpoint, bundle or receipt
-	// Problem is why the verdict is not intact, and Where is the place of the first fault.
+	// Problem is why the result is not intact, and Where is the place of the first fault.
 	Problem string `json:"problem"`
 	Where   string `json:"where"`
 	// Complete says up to which checkpoint nothing is missing.
@@ -31,7 +31,7 @@ type Verdict struct {
 	Proof []string `json:"proof"`
 }
 
-// A fault makes a verdict tampered.
+// A fault makes a result tampered.
 type fault struct {
 	where, problem string
 	proof          []string
@@ -55,7 +55,7 @@ var errUnknownKey = errors.New("no key of the JWKS")
 // A check collects what a verification finds.
 type check struct {
 	Verdict
-	gaps []string // why the verdict is incomplete
+	gaps []string // why the result is incomplete
 }
 
 func newCheck(what string) *check {
@@ -75,7 +75,7 @@ func (c *check) incomplete(format string, args ...any) {
 	}
 }
 
-// result makes the verdict. err is what ended the verification: a *fault, or nil.
+// result returns what was found. err is what ended the verification: a *fault, or nil.
 func (c *check) result(err error) Verdict {
 	var f *fault
 	switch {
