@@ -19,6 +19,7 @@ type Batch struct {
 	Shipper string // the writer id of the process that sends them; empty: Writer
 	Fork    bool   // store them as Shipper's copy, beside Writer's records in the chain
 	Records []Record
+	Mark    *Mark // of Shipper, once the records are committed; nil: none
 }
 
 // lane names the sequence of records that the batch continues.
@@ -58,6 +59,11 @@ func checkBatch(b Batch) error {
 	}
 	if b.Fork && b.Shipper == b.Writer {
 		return fmt.Errorf("%w: a fork needs a new writer id", ErrRefused)
+	}
+	if b.Mark != nil {
+		if err := checkMark(b); err != nil {
+			return err
+		}
 	}
 	for i, r := range b.Records {
 		switch {

@@ -23,6 +23,7 @@ func (w *Writer) noteEarlier() {
 	}
 	w.mu.Lock()
 	w.found = w.durable
+	w.keepMarkLocked()
 	w.mu.Unlock()
 }
 

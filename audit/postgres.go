@@ -106,7 +106,10 @@ const controlWriter = "control"
 // an error: see KindMalformed.
 func (c *Chain) Append(ctx context.Context, b Batch) (uint64, error) {
 	if len(b.Records) == 0 {
-		return 0, nil
+		if b.Mark == nil {
+			return 0, nil
+		}
+		return 0, c.appendMark(ctx, b)
 	}
 	if b.Shipper == "" {
 		b.Shipper = b.Writer
@@ -129,8 +132,10 @@ func (c *Chain) Append(ctx context.Context, b Batch) (uint64, error) {
 		if err != nil {
 			return err
 		}
-		done, err = c.append(bounded, tx, b, fresh)
-		return err
+		if done, err = c.append(bounded, tx, b, fresh); err != nil || b.Mark == nil {
+			return err
+		}
+		return storeMark(bounded, tx, b)
 	})
 	var behind *Behind
 	switch {

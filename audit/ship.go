@@ -62,7 +62,7 @@ func (w *Writer) Ship(ctx context.Context, s Shipper) error {
 	ctx, stop := context.WithCancel(ctx)
 	sh := &shipping{
 		w: w, s: s, forks: make(map[source]int), rewound: make(map[source]uint64), failed: make(chan error, 1),
-		kept: make(map[string]keptRecord), merged: make(map[string]bool), fresh: make(chan struct{}, lanesAtOnce), failing: make(chan struct{}, lanesAtOnce),
+		kept: make(map[string]keptRecord), beats: make(map[string]*beat), merged: make(map[string]bool), fresh: make(chan struct{}, lanesAtOnce), failing: make(chan struct{}, lanesAtOnce),
 	}
 	w.shipping, w.lanes = true, make(map[string]*lane)
 	common := cursor{after: w.passed}
@@ -77,12 +77,21 @@ func (w *Writer) Ship(ctx context.Context, s Shipper) error {
 		sh.startLocked(ctx, l)
 	}
 	w.behind = nil
+	for _, s := range w.segs {
+		for org := range s.orgs {
+			if len(sh.beats) < maxMarkOrgs {
+				sh.beats[org] = &beat{pause: firstBeat}
+			}
+		}
+	}
 	w.mu.Unlock()
 	defer common.close()
 	sh.running.Go(func() { sh.recheck(ctx) })
+	sh.running.Go(func() { sh.beating(ctx) })
 	err = sh.common(ctx, &common)
 	stop()
 	sh.running.Wait()
+	sh.leave(ctx)
 	w.mu.Lock()
 	noted := w.notedLocked()
 	w.behind, w.lanes, w.shipping = noted.behind, nil, false
@@ -114,6 +123,7 @@ type shipping struct {
 	forks   map[source]int        // how often the chain had other records of that writer; above 0: ship as a fork
 	rewound map[source]uint64     // records were already sent again from this number; those in between are lost
 	kept    map[string]keptRecord // the last acknowledged record, by org
+	beats   map[string]*beat      // marks without records that are due, by org
 }
 
 // source is a writer's records in an org.
@@ -220,6 +230,7 @@ func (sh *shipping) try(ctx context.Context, writer string, p parcel) error {
 func (sh *shipping) send(ctx context.Context, limit time.Duration, b Batch) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	b.Mark = sh.w.markFor(b.Records[len(b.Records)-1].Seq)
 	upTo, err := sh.s.Send(ctx, b)
 	if last := b.Records[len(b.Records)-1].Seq; err == nil && upTo != last {
 		err = fmt.Errorf("the control plane acknowledged record %d, and the last one sent is %d", upTo, last)
@@ -229,6 +240,7 @@ func (sh *shipping) send(ctx context.Context, limit time.Duration, b Batch) erro
 	}
 	sh.w.metrics.shipped.Add(float64(len(b.Records)))
 	sh.taken(b.Org)
+	sh.shippedRecords(b.Org)
 	sh.mu.Lock()
 	delete(sh.rewound, source{b.Writer, b.Org})
 	sh.mu.Unlock()

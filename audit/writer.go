@@ -146,8 +146,13 @@ type Writer struct {
 	shipping bool
 	lock     *os.File // nil: released
 	segs     []*segment
-	found    uint64            // the last record that was durable when the folder was opened
-	latest   *batch            // the last one that got an item
+	found    uint64 // the last record that was durable when the folder was opened
+	latest   *batch // the last one that got an item
+
+	deciding   map[uint64]time.Time // the times of decisions that are being made
+	decidingID uint64
+	committing time.Time // when the batch that is being written was begun; zero: none is
+
 	durable  uint64            // the last record that callers know to be durable
 	acked    uint64            // the control plane has all up to this one, in all orgs
 	behind   map[string]uint64 // by org: while Ship does not run, how far those are that have less than passed
@@ -156,6 +161,9 @@ type Writer struct {
 	oldest   time.Time         // of the first that it has not; zero: it has all
 	changed  chan struct{}     // closed and replaced when segs, durable or acked change
 	progress time.Time         // when records last reached the control plane, or began to wait
+	marks    []Mark            // of durable records, oldest first; see markFor
+	marked   time.Time         // when the last of them was made
+	retired  []string          // ids that this process used before
 	noted    time.Time         // when acked was last written to its file
 	notedAt  [2]uint64         // acked and passed as they were then
 	checked  time.Time         // when full was found out
@@ -165,6 +173,7 @@ type Writer struct {
 // batch has the entries that are committed together.
 type batch struct {
 	items []item
+	began time.Time // when it got its first item
 	bytes int64
 	waits int           // how many of the items have a waiting caller
 	done  chan struct{} // closed when the items' numbers and err are set
@@ -230,6 +239,7 @@ func OpenWriter(c WriterConfig) (*Writer, error) {
 		c: c, disk: disk{c.Dir, c.fault},
 		wake: make(chan struct{}, 1), closing: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}),
 		book: newBook(), prevs: make(map[string]uint64), counts: make(map[countKey]*UnknownCallers), repeats: newRepeats(),
+		deciding: make(map[uint64]time.Time),
 	}
 	w.linger = time.NewTimer(lingerTime)
 	w.metrics = newMetrics(w)
@@ -387,7 +397,7 @@ func (w *Writer) add(it item) (*batch, int, error) {
 	if n := len(w.queue); n > 0 && w.queue[n-1].bytes+size <= maxBatchBytes {
 		b = w.queue[n-1]
 	} else {
-		b = &batch{done: make(chan struct{})}
+		b = &batch{done: make(chan struct{}), began: w.c.Now()}
 		w.queue = append(w.queue, b)
 	}
 	w.latest = b
@@ -663,6 +673,7 @@ func (w *Writer) take(any bool) (b *batch, failed bool) {
 	b = w.queue[0]
 	w.queue = w.queue[1:]
 	w.queued -= b.bytes
+	w.committing = b.began
 	return b, false
 }
 
@@ -769,6 +780,8 @@ func (w *Writer) commit(b *batch) bool {
 	for org, n := range written {
 		last.orgs[org] += n
 	}
+	w.committing = time.Time{}
+	w.keepMarkLocked()
 	w.tellLocked()
 	w.mu.Unlock()
 	close(b.done)
@@ -799,6 +812,8 @@ func (w *Writer) fail(b *batch, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.failed = err
+	began := b.began
+	w.committing = time.Time{}
 	var keep []item
 	for _, b := range append([]*batch{b}, w.queue...) {
 		for _, it := range b.items {
@@ -811,7 +826,7 @@ func (w *Writer) fail(b *batch, err error) {
 	}
 	w.queue, w.queued = nil, 0
 	for len(keep) > 0 {
-		b := &batch{done: make(chan struct{})}
+		b := &batch{done: make(chan struct{}), began: began}
 		for len(keep) > 0 && b.bytes < maxBatchBytes {
 			b.items = append(b.items, keep[0])
 			b.bytes += keep[0].size()
@@ -866,6 +881,9 @@ func (w *Writer) begin() error {
 	size := int64(len(b))
 	if rotate {
 		w.previous, w.previousSeqs, w.prevs = w.ID(), w.prevs, prevs
+		w.mu.Lock()
+		w.retired = append(w.retired, w.previous)
+		w.mu.Unlock()
 		w.id.Store(&id)
 		w.rotate.Store(false)
 		w.metrics.changes.Inc()

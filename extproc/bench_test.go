@@ -81,6 +81,8 @@ func (s *scripted) Send(*extprocv3.ProcessingResponse) error { return nil }
 // nowhere is a recorder that encodes entries and drops them.
 type nowhere struct{}
 
+func (nowhere) Deciding(time.Time) func() { return func() {} }
+
 func (nowhere) Sign(_ string, r audit.Receipt) audit.Receipt { return r }
 
 func (nowhere) Append(_ context.Context, org string, e audit.Entry) (audit.Receipt, error) {

@@ -215,6 +215,8 @@ func (r *recorder) Append(ctx context.Context, org string, e audit.Entry) (audit
 	return r.keep(org, e), ctx.Err()
 }
 
+func (*recorder) Deciding(time.Time) func() { return func() {} }
+
 func (r *recorder) Sign(_ string, receipt audit.Receipt) audit.Receipt { return receipt }
 
 func (r *recorder) Enqueue(org string, e audit.Entry) {

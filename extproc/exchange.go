@@ -354,6 +354,7 @@ func (x *exchange) decide(ctx context.Context, body []byte, refused *provider.Er
 	defer x.s.guard.leave(x.place) // the body is forwarded or dropped
 	began := x.s.c.Now()
 	x.req.Time = verdict.Instant(began)
+	defer x.s.c.Recorder.Deciding(x.req.Time)()
 	if refused != nil {
 		x.verdict.Refusal, x.verdict.Time = refused, x.req.Time
 	} else if x.evaluate(ctx, body); x.verdict.Err != nil {
@@ -720,6 +721,7 @@ func (x *exchange) settle(ctx context.Context, err error) {
 		if x.verdict.Time.IsZero() {
 			x.verdict.Time = verdict.Instant(x.s.c.Now())
 		}
+		defer x.s.c.Recorder.Deciding(x.verdict.Time)()
 		x.verdict.Refusal = &provider.Error{Status: x.response.status, Code: code}
 		if err := x.record(ctx); err != nil {
 			x.s.metrics.audit.Inc()

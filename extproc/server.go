@@ -49,6 +49,8 @@ type Recorder interface {
 	Append(ctx context.Context, org string, e audit.Entry) (audit.Receipt, error)
 	// Enqueue writes e asynchronously.
 	Enqueue(org string, e audit.Entry)
+	// Deciding notes that a decision with a time is being made, until done is called.
+	Deciding(at time.Time) (done func())
 	// Sign signs the receipt of an entry of org, for its caller.
 	Sign(org string, r audit.Receipt) audit.Receipt
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/identity"
@@ -79,8 +80,14 @@ func (s *Server) Append(g grpc.BidiStreamingServer[aidv1.AppendRequest, aidv1.Ap
 		if req == nil {
 			continue
 		}
-		if len(req.GetRecords()) == 0 {
-			return status.Error(codes.InvalidArgument, "the batch has no records")
+		if len(req.GetRecords()) == 0 && req.GetWatermark() == nil {
+			return status.Error(codes.InvalidArgument, "the batch has neither records nor a watermark")
+		}
+		org := req.GetOrgId()
+		if len(req.GetRecords()) > 0 {
+			org = req.GetRecords()[0].GetOrgId()
+		} else if !slices.Contains(n.Orgs, org) {
+			return status.Error(codes.PermissionDenied, "the watermark is of an org that this node does not serve")
 		}
 		// A batch with a record of another org is rejected as a whole.
 		recs := make([]audit.Record, len(req.GetRecords()))
@@ -90,15 +97,15 @@ func (s *Server) Append(g grpc.BidiStreamingServer[aidv1.AppendRequest, aidv1.Ap
 				s.c.Log.ErrorContext(ctx, "a node sends records of an org that it does not serve", "node", n.ID)
 				return status.Error(codes.PermissionDenied, "the batch has records of an org that this node does not serve")
 			}
-			if r.GetOrgId() != req.GetRecords()[0].GetOrgId() {
+			if r.GetOrgId() != org {
 				return status.Error(codes.InvalidArgument, "all records of a batch must belong to one org")
 			}
 			recs[i] = audit.Record{Seq: r.GetWriterSeq(), Prev: r.GetPrev(), Org: r.GetOrgId(), Entry: r.GetEntry()}
 		}
-		org := recs[0].Org
 		// The node is the authenticated one. The node's name in the batch is ignored.
 		upTo, err := s.c.Appender.Append(ctx, audit.Batch{
 			Org: org, Node: n.ID, Writer: req.GetWriter(), Shipper: req.GetShippedBy(), Fork: req.GetFork(), Records: recs,
+			Mark: markOf(req.GetWatermark()),
 		})
 		reply := &aidv1.AppendReply{WriterSeq: upTo}
 		result := "committed"
@@ -123,6 +130,14 @@ func (s *Server) Append(g grpc.BidiStreamingServer[aidv1.AppendRequest, aidv1.Ap
 			return err
 		}
 	}
+}
+
+// markOf returns a watermark, or nil.
+func markOf(m *aidv1.Watermark) *audit.Mark {
+	if m == nil {
+		return nil
+	}
+	return &audit.Mark{Seq: m.GetWriterSeq(), Time: m.GetTime().AsTime(), Ended: m.GetEndedWriters(), Leaving: m.GetLeaving()}
 }
 
 // appendStreams are the streams of nodes that append records. They receive the same changes
@@ -303,6 +318,12 @@ func (s *appendStream) send(ctx context.Context, b audit.Batch) (*aidv1.AppendRe
 	req := &aidv1.AppendRequest{Writer: b.Writer, ShippedBy: b.Shipper, Fork: b.Fork, Records: make([]*aidv1.Record, len(b.Records))}
 	for n, r := range b.Records {
 		req.Records[n] = &aidv1.Record{WriterSeq: r.Seq, Prev: r.Prev, OrgId: r.Org, Entry: r.Entry}
+	}
+	if m := b.Mark; m != nil {
+		req.Watermark = &aidv1.Watermark{WriterSeq: m.Seq, Time: timestamppb.New(m.Time), EndedWriters: m.Ended, Leaving: m.Leaving}
+	}
+	if len(b.Records) == 0 {
+		req.OrgId = b.Org
 	}
 	// If Send returns io.EOF, Recv returns the cause.
 	if err := s.Send(req); err != nil && !errors.Is(err, io.EOF) {

@@ -11,6 +11,7 @@ package aidv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -84,7 +85,11 @@ type AppendRequest struct {
 	ShippedBy string `protobuf:"bytes,3,opt,name=shipped_by,json=shippedBy,proto3" json:"shipped_by,omitempty"`
 	// fork: the chain holds other records of this writer, or the writer belongs to
 	// another node. The records are stored beside those, as shipped_by's copy.
-	Fork          bool `protobuf:"varint,4,opt,name=fork,proto3" json:"fork,omitempty"`
+	Fork bool `protobuf:"varint,4,opt,name=fork,proto3" json:"fork,omitempty"`
+	// watermark says what the chain has once the records are committed. Without records, it
+	// is about the org of org_id.
+	Watermark     *Watermark `protobuf:"bytes,5,opt,name=watermark,proto3" json:"watermark,omitempty"`
+	OrgId         string     `protobuf:"bytes,6,opt,name=org_id,json=orgId,proto3" json:"org_id,omitempty"` // only without records
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -147,6 +152,91 @@ func (x *AppendRequest) GetFork() bool {
 	return false
 }
 
+func (x *AppendRequest) GetWatermark() *Watermark {
+	if x != nil {
+		return x.Watermark
+	}
+	return nil
+}
+
+func (x *AppendRequest) GetOrgId() string {
+	if x != nil {
+		return x.OrgId
+	}
+	return ""
+}
+
+// Watermark is a statement of the process shipped_by about one org. All of its entries with an
+// earlier time, and all of its records up to writer_seq, are in the chain.
+type Watermark struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	WriterSeq uint64                 `protobuf:"varint,1,opt,name=writer_seq,json=writerSeq,proto3" json:"writer_seq,omitempty"`
+	Time      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"` // by the clock of the process
+	// Earlier writers of this process's folder. They have ended, and the chain has all of their records.
+	EndedWriters  []string `protobuf:"bytes,3,rep,name=ended_writers,json=endedWriters,proto3" json:"ended_writers,omitempty"`
+	Leaving       bool     `protobuf:"varint,4,opt,name=leaving,proto3" json:"leaving,omitempty"` // the process ends: it records nothing more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Watermark) Reset() {
+	*x = Watermark{}
+	mi := &file_aid_v1_ingest_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Watermark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Watermark) ProtoMessage() {}
+
+func (x *Watermark) ProtoReflect() protoreflect.Message {
+	mi := &file_aid_v1_ingest_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Watermark.ProtoReflect.Descriptor instead.
+func (*Watermark) Descriptor() ([]byte, []int) {
+	return file_aid_v1_ingest_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Watermark) GetWriterSeq() uint64 {
+	if x != nil {
+		return x.WriterSeq
+	}
+	return 0
+}
+
+func (x *Watermark) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Watermark) GetEndedWriters() []string {
+	if x != nil {
+		return x.EndedWriters
+	}
+	return nil
+}
+
+func (x *Watermark) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
 // Record is one audit entry, its bytes exactly as the writer made them durable.
 type Record struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -160,7 +250,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_aid_v1_ingest_proto_msgTypes[1]
+	mi := &file_aid_v1_ingest_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -172,7 +262,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_ingest_proto_msgTypes[1]
+	mi := &file_aid_v1_ingest_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -185,7 +275,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_aid_v1_ingest_proto_rawDescGZIP(), []int{1}
+	return file_aid_v1_ingest_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Record) GetWriterSeq() uint64 {
@@ -229,7 +319,7 @@ type AppendReply struct {
 
 func (x *AppendReply) Reset() {
 	*x = AppendReply{}
-	mi := &file_aid_v1_ingest_proto_msgTypes[2]
+	mi := &file_aid_v1_ingest_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -241,7 +331,7 @@ func (x *AppendReply) String() string {
 func (*AppendReply) ProtoMessage() {}
 
 func (x *AppendReply) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_ingest_proto_msgTypes[2]
+	mi := &file_aid_v1_ingest_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -254,7 +344,7 @@ func (x *AppendReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendReply.ProtoReflect.Descriptor instead.
 func (*AppendReply) Descriptor() ([]byte, []int) {
-	return file_aid_v1_ingest_proto_rawDescGZIP(), []int{2}
+	return file_aid_v1_ingest_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *AppendReply) GetWriterSeq() uint64 {
@@ -282,13 +372,21 @@ var File_aid_v1_ingest_proto protoreflect.FileDescriptor
 
 const file_aid_v1_ingest_proto_rawDesc = "" +
 	"\n" +
-	"\x13aid/v1/ingest.proto\x12\x06aid.v1\"\x84\x01\n" +
+	"\x13aid/v1/ingest.proto\x12\x06aid.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x01\n" +
 	"\rAppendRequest\x12\x16\n" +
 	"\x06writer\x18\x01 \x01(\tR\x06writer\x12(\n" +
 	"\arecords\x18\x02 \x03(\v2\x0e.aid.v1.RecordR\arecords\x12\x1d\n" +
 	"\n" +
 	"shipped_by\x18\x03 \x01(\tR\tshippedBy\x12\x12\n" +
-	"\x04fork\x18\x04 \x01(\bR\x04fork\"h\n" +
+	"\x04fork\x18\x04 \x01(\bR\x04fork\x12/\n" +
+	"\twatermark\x18\x05 \x01(\v2\x11.aid.v1.WatermarkR\twatermark\x12\x15\n" +
+	"\x06org_id\x18\x06 \x01(\tR\x05orgId\"\x99\x01\n" +
+	"\tWatermark\x12\x1d\n" +
+	"\n" +
+	"writer_seq\x18\x01 \x01(\x04R\twriterSeq\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12#\n" +
+	"\rended_writers\x18\x03 \x03(\tR\fendedWriters\x12\x18\n" +
+	"\aleaving\x18\x04 \x01(\bR\aleaving\"h\n" +
 	"\x06Record\x12\x1d\n" +
 	"\n" +
 	"writer_seq\x18\x01 \x01(\x04R\twriterSeq\x12\x15\n" +
@@ -321,23 +419,27 @@ func file_aid_v1_ingest_proto_rawDescGZIP() []byte {
 }
 
 var file_aid_v1_ingest_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_aid_v1_ingest_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_aid_v1_ingest_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_aid_v1_ingest_proto_goTypes = []any{
-	(AppendResult)(0),     // 0: aid.v1.AppendResult
-	(*AppendRequest)(nil), // 1: aid.v1.AppendRequest
-	(*Record)(nil),        // 2: aid.v1.Record
-	(*AppendReply)(nil),   // 3: aid.v1.AppendReply
+	(AppendResult)(0),             // 0: aid.v1.AppendResult
+	(*AppendRequest)(nil),         // 1: aid.v1.AppendRequest
+	(*Watermark)(nil),             // 2: aid.v1.Watermark
+	(*Record)(nil),                // 3: aid.v1.Record
+	(*AppendReply)(nil),           // 4: aid.v1.AppendReply
+	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
 }
 var file_aid_v1_ingest_proto_depIdxs = []int32{
-	2, // 0: aid.v1.AppendRequest.records:type_name -> aid.v1.Record
-	0, // 1: aid.v1.AppendReply.result:type_name -> aid.v1.AppendResult
-	1, // 2: aid.v1.Ingest.Append:input_type -> aid.v1.AppendRequest
-	3, // 3: aid.v1.Ingest.Append:output_type -> aid.v1.AppendReply
-	3, // [3:4] is the sub-list for method output_type
-	2, // [2:3] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	3, // 0: aid.v1.AppendRequest.records:type_name -> aid.v1.Record
+	2, // 1: aid.v1.AppendRequest.watermark:type_name -> aid.v1.Watermark
+	5, // 2: aid.v1.Watermark.time:type_name -> google.protobuf.Timestamp
+	0, // 3: aid.v1.AppendReply.result:type_name -> aid.v1.AppendResult
+	1, // 4: aid.v1.Ingest.Append:input_type -> aid.v1.AppendRequest
+	4, // 5: aid.v1.Ingest.Append:output_type -> aid.v1.AppendReply
+	5, // [5:6] is the sub-list for method output_type
+	4, // [4:5] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_aid_v1_ingest_proto_init() }
@@ -351,7 +453,7 @@ func file_aid_v1_ingest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aid_v1_ingest_proto_rawDesc), len(file_aid_v1_ingest_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
