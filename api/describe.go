@@ -48,7 +48,8 @@ func (s *Server) description() huma.Config {
 		c.Servers = []*huma.Server{{URL: strings.TrimSuffix(s.c.PublicURL, "/")}}
 	}
 	c.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
-		"org_key": {Type: "http", Scheme: "bearer", BearerFormat: "aid_org_…", Description: "An organization key."},
+		"org_key":   {Type: "http", Scheme: "bearer", BearerFormat: "aid_org_…", Description: "An organization key."},
+		"agent_key": {Type: "http", Scheme: "bearer", BearerFormat: "aid_sk_…", Description: "An agent's key, for what is the agent's own."},
 	}
 	for _, t := range []string{tagAgents, tagKeys, tagPolicies, tagProviders, tagRecord, tagOrg, tagApprovals, tagShadow, tagCompliance} {
 		c.Tags = append(c.Tags, &huma.Tag{Name: t})
@@ -80,11 +81,17 @@ func (s *Server) operation(r route) huma.Operation {
 	}
 	if !r.Public {
 		op.Security = []map[string][]string{{"org_key": {}}}
+		if r.Agents {
+			op.Security = append(op.Security, map[string][]string{"agent_key": {}})
+		}
 		var roles []string
 		for _, role := range r.Roles {
 			roles = append(roles, string(role))
 		}
 		op.Description += "\n\nRoles: " + strings.Join(roles, ", ") + "."
+		if r.Agents {
+			op.Description += " An agent's key is also accepted."
+		}
 	}
 	if r.Method == http.MethodPost && r.Unbuilt == "" {
 		op.Parameters = append(op.Parameters, &huma.Param{

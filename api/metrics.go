@@ -16,6 +16,7 @@ type metrics struct {
 	unknown  *prometheus.CounterVec
 	panics   prometheus.Counter
 	replays  prometheus.Counter
+	missing  prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -36,6 +37,9 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		replays: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "aid_api_replays_total", Help: "Responses that were replayed for an idempotency key.",
 		}),
+		missing: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "aid_api_missing_receipts_total", Help: "Presented receipts that a sidecar signed and that the audit log lacks. Above 0: entries were lost or removed.",
+		}),
 	}
 	// Alerts are on rates of these metrics, so they exist from the start.
 	for _, reason := range []string{"missing", "malformed", "wrong_kind", "unknown", "revoked", "expired"} {
@@ -44,7 +48,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.unknown, m.panics, m.replays} {
+	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.unknown, m.panics, m.replays, m.missing} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}

@@ -30,7 +30,8 @@ const maxBody = 1 << 20
 // caller is the caller's key, and the request.
 type caller struct {
 	org            string
-	key            identity.OrgKeyRecord
+	key            identity.OrgKeyRecord // of an agent's key: only its ID
+	asAgent        string                // the agent of an agent's key; empty: an org key
 	requestID      string
 	method, target string // as sent; an idempotency key stands for them and the body
 	idempotencyKey string
@@ -64,7 +65,7 @@ func (s *Server) guard(r route) func(huma.Context, func(huma.Context)) {
 
 // identify looks the key up. A string without the form of a key is rejected without a
 // database query.
-func (s *Server) identify(ctx context.Context, r *http.Request, _ route, c *caller) *problem {
+func (s *Server) identify(ctx context.Context, r *http.Request, row route, c *caller) *problem {
 	headers := r.Header["Authorization"]
 	if len(headers) == 0 || headers[0] == "" {
 		return s.unidentified(ctx, r, "missing", "The request has no key.", "Send the header Authorization: Bearer aid_org_…, with a key of your organization.")
@@ -80,6 +81,8 @@ func (s *Server) identify(ctx context.Context, r *http.Request, _ route, c *call
 	switch {
 	case err != nil:
 		return s.unidentified(ctx, r, "malformed", "This is not a key of this product: its form or its checksum is wrong.", "Check that the whole key was copied. The management API accepts organization keys, aid_org_…")
+	case kind == identity.AgentKey && row.Agents:
+		return s.identifyAgent(ctx, r, hash, c)
 	case kind == identity.AgentKey:
 		return s.unidentified(ctx, r, "wrong_kind", "This is an agent's key, which is for calling models. The management API accepts organization keys.", "Send Authorization: Bearer aid_org_…")
 	case kind != identity.OrgKey:
@@ -112,6 +115,45 @@ func (s *Server) identify(ctx context.Context, r *http.Request, _ route, c *call
 	}
 }
 
+// identifyAgent looks up an agent's key, for rows that accept one.
+func (s *Server) identifyAgent(ctx context.Context, r *http.Request, hash [32]byte, c *caller) *problem {
+	presented := hex.EncodeToString(hash[:])
+	var found identity.Caller
+	err := s.c.DB.Presenting(ctx, presented, func(tx pgx.Tx) error {
+		orgs, err := identity.OrgsOfKeys(ctx, tx, []string{presented})
+		if c.org = orgs[presented]; err == nil && c.org == "" {
+			err = identity.ErrNotFound
+		}
+		return err
+	})
+	if err == nil {
+		err = s.c.DB.InOrg(ctx, c.org, func(tx pgx.Tx) (err error) {
+			found, err = identity.CallerByHash(ctx, tx, hash)
+			return err
+		})
+	}
+	if errors.Is(err, identity.ErrNotFound) {
+		return s.unidentified(ctx, r, "unknown", "This key does not exist.", "Ask an admin of your organization for a new one.")
+	}
+	if err != nil {
+		var p *problem
+		if errors.As(s.refused(ctx, err), &p) {
+			return p
+		}
+		return internal()
+	}
+	var inactive *identity.Inactive
+	switch err := found.ActiveAt(s.c.Now()); {
+	case err == nil && found.Agent.OrgID == c.org:
+		c.asAgent, c.key.ID = found.Agent.ID, found.Key.ID
+		return nil
+	case errors.As(err, &inactive) && inactive.Reason == "key_expired":
+		return s.unidentified(ctx, r, "expired", "This key has expired.", "Ask an admin of your organization for a new one.")
+	default:
+		return s.unidentified(ctx, r, "revoked", "This key was revoked, or its agent may not make requests.", "Ask an admin of your organization for a new one.")
+	}
+}
+
 func (s *Server) unidentified(ctx context.Context, r *http.Request, reason, message, fix string) *problem {
 	s.metrics.unknown.WithLabelValues(reason).Inc()
 	s.c.Log.InfoContext(ctx, "not identified", "request", requestIDOf(ctx), "reason", reason, "route", r.Pattern, "remote", r.RemoteAddr)
@@ -127,7 +169,7 @@ func (s *Server) unidentified(ctx context.Context, r *http.Request, reason, mess
 
 // permit reports whether the key's role may do what the row does.
 func permit(_ context.Context, _ *http.Request, r route, c *caller) *problem {
-	if slices.Contains(r.Roles, c.key.Role) {
+	if slices.Contains(r.Roles, c.key.Role) || r.Agents && c.asAgent != "" {
 		return nil
 	}
 	roles := make([]string, len(r.Roles))
@@ -310,8 +352,12 @@ func (x *call) record(ctx context.Context, kind, objectKind, objectID, agentID s
 
 // recordFields is record for a change of fields that the API does not show.
 func (x *call) recordFields(ctx context.Context, kind, objectKind, objectID, agentID string, fields []string, before, after any) error {
+	actor := audit.Actor{Kind: "org_key", ID: x.key.ID, Role: string(x.key.Role)}
+	if x.asAgent != "" {
+		actor.Kind = "agent_key"
+	}
 	e := audit.Changed{
-		Kind: kind, Time: x.now, Actor: audit.Actor{Kind: "org_key", ID: x.key.ID, Role: string(x.key.Role)},
+		Kind: kind, Time: x.now, Actor: actor,
 		RequestID: x.requestID, ObjectKind: objectKind, ObjectID: objectID, AgentID: agentID, Fields: fields,
 	}
 	var err error

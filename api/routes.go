@@ -23,6 +23,8 @@ type route struct {
 	// Roles lists the roles that may call it. Without roles it rejects every key, unless it
 	// is Public.
 	Roles []identity.Role
+	// Agents rows accept an agent's key too, for what is the agent's own.
+	Agents bool
 	// Public rows require no key, and return nothing about any org.
 	Public bool
 
@@ -157,6 +159,18 @@ func routes() []route {
 			Method: "GET", Path: "/v1/audit/exports/{id}/file", ID: "get-audit-export-file", Tag: tagRecord, Roles: auditors,
 			Summary: "Download an export", Description: "The file `audit_export.json`. To continue a download, send `Range: bytes=OFFSET-`.",
 		}, getExportFile),
+
+		serves(route{
+			Method: "GET", Path: "/v1/audit/proof", ID: "get-audit-proof", Tag: tagRecord, Roles: auditors, Agents: true, Names: true,
+			Summary: "Prove that an entry is in the audit log",
+			Description: "Redeems a receipt (`receipt`), or proves the entry with a number (`seq`). `included` has the entry's link, which is the leaf, the path to the root, and the signed checkpoint. " +
+				"`pending`: try again. `gap`: the log records the entry as lost. `missing`: the log must have the entry, and does not. An agent's key redeems receipts of its own agent only.",
+		}, auditProof),
+		serves(route{
+			Method: "GET", Path: "/v1/audit/consistency", ID: "get-audit-consistency", Tag: tagRecord, Roles: auditors, Agents: true, Names: true,
+			Summary:     "Prove that one checkpoint continues another",
+			Description: "The hashes that prove that the log with `old` entries is the beginning of the log with `size` entries (RFC 6962, section 2.1.2).",
+		}, auditConsistency),
 
 		// Policies
 		serves(route{

@@ -36,6 +36,11 @@ func NewestCheckpoint(ctx context.Context, tx pgx.Tx, org string) (StoredCheckpo
 	return scanCheckpoint(tx.QueryRow(ctx, selectCheckpoint+"ORDER BY c.incarnation DESC, c.size DESC LIMIT 1", org))
 }
 
+// LastCheckpoint returns the newest checkpoint of an incarnation.
+func LastCheckpoint(ctx context.Context, tx pgx.Tx, org string, incarnation int64) (StoredCheckpoint, error) {
+	return scanCheckpoint(tx.QueryRow(ctx, selectCheckpoint+"AND c.incarnation = $2 ORDER BY c.size DESC LIMIT 1", org, incarnation))
+}
+
 // CheckpointAt returns the first checkpoint of an incarnation with at least size leaves.
 func CheckpointAt(ctx context.Context, tx pgx.Tx, org string, incarnation, size int64) (StoredCheckpoint, error) {
 	return scanCheckpoint(tx.QueryRow(ctx, selectCheckpoint+"AND c.incarnation = $2 AND c.size >= $3 ORDER BY c.size LIMIT 1", org, incarnation, size))

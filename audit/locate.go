@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -21,7 +22,17 @@ type Place struct {
 	State   string `json:"state"` // a Place… constant
 	Seq     int64  `json:"seq"`   // the org's number of the entry, or of the gap; 0: neither
 	Have    int64  `json:"have"`  // the chain's last number of the receipt's writer in this org
+
+	Signature string `json:"signature"` // a Signature… constant
 }
+
+// What is known about the signature of a receipt.
+const (
+	SignatureValid   = "valid"   // the writer's process made it
+	SignatureWrong   = "wrong"   // it did not
+	SignatureAbsent  = "absent"  // an earlier version made the receipt
+	SignatureUnknown = "unknown" // the chain does not have the writer's key yet
+)
 
 // locateAtOnce limits the receipts of one statement.
 const locateAtOnce = 1000
@@ -50,7 +61,10 @@ func locate(ctx context.Context, tx pgx.Tx, org string, receipts []Receipt) ([]P
 	n := len(receipts)
 	places, writers, seqs := make([]Place, n), make([]string, n), make([]int64, n)
 	for i, r := range receipts {
-		places[i] = Place{Receipt: r.String(), State: PlaceMissing}
+		places[i] = Place{Receipt: r.String(), State: PlaceMissing, Signature: SignatureUnknown}
+		if !r.Signed {
+			places[i].Signature = SignatureAbsent
+		}
 		writers[i], seqs[i] = r.Writer, int64(r.Seq)
 	}
 	// Read the last numbers first, so that a record that arrives meanwhile is pending, not missing.
@@ -70,6 +84,18 @@ func locate(ctx context.Context, tx pgx.Tx, org string, receipts []Receipt) ([]P
 		if seqs[i] > places[i].Have {
 			places[i].State = PlacePending
 		}
+	}
+	// The process has said that the chain has all records up to its watermark.
+	rows, err = tx.Query(ctx, `SELECT r.i FROM unnest($2::text[], $3::bigint[]) WITH ORDINALITY AS r(writer, seq, i)
+		JOIN audit_watermarks w ON w.org_id = $1 AND w.writer = r.writer AND (w.seq >= r.seq OR w.ended)`, org, writers, seqs)
+	if err != nil {
+		return nil, err
+	}
+	if _, err = pgx.ForEachRow(rows, []any{&i}, func() error {
+		places[i-1].State = PlaceMissing
+		return nil
+	}); err != nil {
+		return nil, err
 	}
 	// A gap has the number of the last lost record.
 	rows, err = tx.Query(ctx, `SELECT r.i, g.seq FROM unnest($2::text[], $3::bigint[]) WITH ORDINALITY AS r(writer, seq, i)
@@ -91,11 +117,46 @@ func locate(ctx context.Context, tx pgx.Tx, org string, receipts []Receipt) ([]P
 		return nil, err
 	}
 	var entry []byte
-	_, err = pgx.ForEachRow(rows, []any{&i, &seq, &entry}, func() error {
+	if _, err = pgx.ForEachRow(rows, []any{&i, &seq, &entry}, func() error {
 		if LeafHash(entry) == receipts[i-1].Leaf {
 			places[i-1].State, places[i-1].Seq = PlaceChain, seq
 		}
 		return nil
-	})
-	return places, err
+	}); err != nil {
+		return nil, err
+	}
+	return places, signatures(ctx, tx, org, writers, receipts, places)
+}
+
+// signatures verifies signed receipts with the keys in the chain. A writer's first record has its
+// key. A fork may have another one.
+func signatures(ctx context.Context, tx pgx.Tx, org string, writers []string, receipts []Receipt, places []Place) error {
+	rows, err := tx.Query(ctx, `SELECT w.writer, e.entry FROM (SELECT DISTINCT writer FROM unnest($2::text[]) AS u(writer)) w,
+		LATERAL (SELECT entry FROM audit_entries WHERE org_id = $1 AND writer = w.writer ORDER BY writer_seq LIMIT 4) e`, org, writers)
+	if err != nil {
+		return err
+	}
+	keys := make(map[string][]string)
+	var writer string
+	var entry []byte
+	if _, err = pgx.ForEachRow(rows, []any{&writer, &entry}, func() error {
+		if e, err := Parse(entry); err == nil {
+			if s, ok := e.(Started); ok && s.Org == org && s.Writer == writer && s.ReceiptKey != "" {
+				keys[writer] = append(keys[writer], s.ReceiptKey)
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	for i, r := range receipts {
+		if !r.Signed || len(keys[r.Writer]) == 0 {
+			continue
+		}
+		places[i].Signature = SignatureWrong
+		if slices.ContainsFunc(keys[r.Writer], func(key string) bool { return r.Verify(org, key) == nil }) {
+			places[i].Signature = SignatureValid
+		}
+	}
+	return nil
 }

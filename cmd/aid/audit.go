@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -152,6 +153,9 @@ func (v *verification) count() {
 func (v *verification) show(w io.Writer) error {
 	out := bufio.NewWriter(w)
 	for _, p := range v.Receipts {
+		if p.Signature == audit.SignatureWrong {
+			fmt.Fprintf(out, "%s has a WRONG SIGNATURE: its writer did not make it\n", p.Receipt)
+		}
 		switch p.State {
 		case audit.PlaceChain:
 			fmt.Fprintf(out, "%s in the chain, entry %d\n", p.Receipt, p.Seq)
@@ -199,6 +203,8 @@ func (v *verification) result() error {
 	switch n := len(v.Receipts); {
 	case v.FirstBad != nil:
 		return fmt.Errorf("%s: %w", v.Org, v.FirstBad)
+	case slices.ContainsFunc(v.Receipts, func(p audit.Place) bool { return p.Signature == audit.SignatureWrong }):
+		return fmt.Errorf("%s: a receipt has a wrong signature", v.Org)
 	case v.Places[audit.PlaceMissing] > 0:
 		return fmt.Errorf("%s: %d of %d receipts are missing from the chain", v.Org, v.Places[audit.PlaceMissing], n)
 	case n > v.Places[audit.PlaceChain]:
