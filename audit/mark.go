@@ -186,7 +186,7 @@ func (sh *shipping) beat(ctx context.Context, org string, leaving bool) {
 	sh.mu.Unlock()
 }
 
-// leave tells the control plane that the process records nothing more, if all of it is shipped.
+// leave reports to the control plane that the process records nothing more, if all of it is shipped.
 func (sh *shipping) leave(ctx context.Context) {
 	w := sh.w
 	w.mu.Lock()

@@ -60,6 +60,9 @@ type shipped struct {
 
 func (s *shipped) Send(_ context.Context, b Batch) (uint64, error) {
 	writer, recs := b.Writer, b.Records
+	if len(recs) == 0 {
+		return 0, nil // a watermark
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fail != nil {
