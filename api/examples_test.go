@@ -78,6 +78,9 @@ func TestExamples(t *testing.T) {
 					if err := json.Unmarshal(content.Example, &whole); err != nil {
 						t.Fatal(err)
 					}
+					if body, ok := whole.(map[string]any); ok && path == "/v1/limits/raises" {
+						body["policy_id"] = w.want(201, "POST", "/v1/policies", `{"name":"raised","effect":"allow","conditions":{},"limits":{"monthly_usd_cap":5}}`).field("id")
+					}
 					send("the body", whole)
 				}
 				if method != "patch" {

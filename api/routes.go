@@ -237,6 +237,22 @@ func routes() []route {
 			Example:     `{"template":"support","name":"support-defaults","team":"support","models":["gpt-4o-mini","claude-haiku-*"]}`,
 		}, createFromTemplate),
 
+		serves(route{
+			Method: "GET", Path: "/v1/limits/raises", ID: "list-limit-raises", Tag: tagPolicies, Roles: auditors,
+			Summary: "List raises of USD caps", Description: "Oldest first, including those that have ended.",
+		}, listRaises),
+		serves(route{
+			Method: "POST", Path: "/v1/limits/raises", ID: "raise-limit", Tag: tagPolicies, Roles: admins, Status: 201, Names: true,
+			Summary: "Raise a USD cap",
+			Description: "Adds to one count of a policy's daily or monthly cap until a time in its current period, within about a second on all sidecars. " +
+				"Raises of one count add up. The policy stays as it is. No raise exceeds the cap of the organization's tier.",
+			Example: `{"policy_id":"pol_01k0000000abcdefghjkmnpqrs","limit":"monthly_usd_cap","add_usd":50,"reason":"Launch week"}`,
+		}, raiseLimit),
+		serves(route{
+			Method: "GET", Path: "/v1/limits/raises/{id}", ID: "get-limit-raise", Tag: tagPolicies, Roles: auditors,
+			Summary: "Get a raise of a USD cap", Description: "A raise cannot be changed or withdrawn. It ends by its time.",
+		}, getRaise),
+
 		// Providers
 		serves(route{
 			Method: "GET", Path: "/v1/providers", ID: "list-providers", Tag: tagProviders, Roles: auditors,

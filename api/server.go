@@ -25,6 +25,7 @@ import (
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/audit/evidence"
 	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/provider"
 )
 
@@ -53,6 +54,8 @@ type Config struct {
 	Signer evidence.Signer
 
 	Targets provider.Targets // the addresses that providers may have
+
+	Tiers policy.Tiers // no raise exceeds a tier's caps; nil: tiers have none
 
 	// PublicKeys returns the keys that have ever signed evidence. Nil: no key has.
 	PublicKeys func(ctx context.Context) (evidence.KeySet, error)

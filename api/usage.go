@@ -3,10 +3,12 @@ package api
 import (
 	"context"
 	"encoding/csv"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/policy"
 )
 
 // UsageIn are the parameters of the org's usage.
@@ -36,13 +38,61 @@ func usageSpan(since, until, now time.Time) (time.Time, time.Time, error) {
 
 // UsageGroup is a sum over the requests of one group.
 type UsageGroup struct {
-	Day      string `json:"day,omitempty" doc:"The day in UTC." example:"2026-01-31"`
-	AgentID  string `json:"agent_id,omitempty" doc:"The agent's id." example:"ag_01k0000000abcdefghjkmnpqrs"`
-	Team     string `json:"team,omitempty" doc:"The agent's team at the time of the request." example:"support"`
-	Model    string `json:"model,omitempty" doc:"The model that the client requested. (other) stands for all models that are in no list." example:"gpt-4o"`
-	Provider string `json:"provider,omitempty" doc:"The provider's name." example:"openai"`
-	PolicyID string `json:"policy_id,omitempty" doc:"A policy that decided about the requests. A request counts for each of its policies." example:"pol_01k0000000abcdefghjkmnpqrs"`
+	Day      string     `json:"day,omitempty" doc:"The day in UTC." example:"2026-01-31"`
+	AgentID  string     `json:"agent_id,omitempty" doc:"The agent's id." example:"ag_01k0000000abcdefghjkmnpqrs"`
+	Team     string     `json:"team,omitempty" doc:"The agent's team at the time of the request." example:"support"`
+	Model    string     `json:"model,omitempty" doc:"The model that the client requested. (other) stands for all models that are in no list." example:"gpt-4o"`
+	Provider string     `json:"provider,omitempty" doc:"The provider's name." example:"openai"`
+	PolicyID string     `json:"policy_id,omitempty" doc:"A policy that decided about the requests. A request counts for each of its policies." example:"pol_01k0000000abcdefghjkmnpqrs"`
+	Caps     []UsageCap `json:"caps,omitempty" doc:"With by=policy: the daily and monthly USD caps of the policy as it is now."`
 	UsageSum
+}
+
+// UsageCap is a USD cap of a policy, and its raises in force.
+type UsageCap struct {
+	Limit      string     `json:"limit" enum:"daily_usd_cap,monthly_usd_cap" doc:"The cap." example:"monthly_usd_cap"`
+	Per        string     `json:"per" doc:"What it counts for; two names are joined with +." example:"policy"`
+	CapNanoUSD int64      `json:"cap_nano_usd" doc:"The cap as the policy has it, in nano-dollars." example:"500000000000"`
+	Raises     []CapRaise `json:"raises" nullable:"false" doc:"What is added to it now."`
+}
+
+// CapRaise is what raises in force add to one count of a cap.
+type CapRaise struct {
+	Subject    string `json:"subject" doc:"The value of per whose count is raised. Empty for policy and org." example:""`
+	AddNanoUSD int64  `json:"add_nano_usd" doc:"The sum of the raises, in nano-dollars." example:"50000000000"`
+	CapNanoUSD int64  `json:"cap_nano_usd" doc:"The cap of this count with them, in nano-dollars." example:"550000000000"`
+}
+
+// usageCaps are the caps of policies, by policy.
+func usageCaps(ctx context.Context, x *call) (map[string][]UsageCap, error) {
+	ps, err := policy.All(ctx, x.tx)
+	if err != nil {
+		return nil, err
+	}
+	raises, err := policy.RaisesAt(ctx, x.tx, x.now)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string][]UsageCap{}
+	for _, p := range ps {
+		for _, l := range policy.Caps(p) {
+			c := UsageCap{Limit: l.Name, Per: l.Per, CapNanoUSD: l.Value, Raises: []CapRaise{}}
+			for _, r := range raises {
+				if r.PolicyID != p.ID || r.Limit != l.Name || r.Per != l.Per {
+					continue
+				}
+				at := slices.IndexFunc(c.Raises, func(of CapRaise) bool { return of.Subject == r.Subject })
+				if at < 0 {
+					at = len(c.Raises)
+					c.Raises = append(c.Raises, CapRaise{Subject: r.Subject, CapNanoUSD: l.Value})
+				}
+				c.Raises[at].AddNanoUSD += r.NanoUSD
+				c.Raises[at].CapNanoUSD += r.NanoUSD
+			}
+			out[p.ID] = append(out[p.ID], c)
+		}
+	}
+	return out, nil
 }
 
 // usageGroups reads the groups: at most most of them, after the first skip.
@@ -84,11 +134,18 @@ func orgUsage(ctx context.Context, x *call, in *struct {
 	if err != nil {
 		return nil, err
 	}
+	var caps map[string][]UsageCap
+	if slices.Contains(in.By, "policy") {
+		if caps, err = usageCaps(ctx, x); err != nil {
+			return nil, err
+		}
+	}
 	rows := each(groups, func(g audit.UsageGroup) UsageGroup {
 		out := UsageGroup{UsageSum: sumOf(g.UsageDay)}
 		for i, name := range in.By {
 			out.set(name, g.Key[i])
 		}
+		out.Caps = caps[out.PolicyID]
 		return out
 	})
 	return listed(rows, in.Limit, func(UsageGroup) string { return itoa(int64(in.After + in.Limit)) }), nil

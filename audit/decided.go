@@ -122,6 +122,7 @@ type Limit struct {
 	Counter  string `json:"counter"`   // the full name of the count, the period included; empty: it counts nothing
 	Period   string `json:"period"`    // of a cap: "2026-11" or "2026-11-27", in the org's time zone
 	Max      int64  `json:"max"`       // requests, tokens, or nano-dollars
+	Raised   int64  `json:"raised"`    // of Max: nano-dollars that raises have added
 	Left     int64  `json:"left"`      // what it had left after this decision; below 0: it is in debt
 }
 
@@ -182,6 +183,7 @@ func (e Decided) Encode() []byte {
 			o.str("counter", l.Counter, maxCounter)
 			o.str("period", l.Period, maxWord)
 			o.always("max", l.Max)
+			o.num("raised", l.Raised)
 			o.always("left", l.Left)
 			o.close('}')
 		}

@@ -52,7 +52,7 @@ type account struct {
 	err               error         // why not
 	end               time.Time     // of the period
 	uses              bool          // it counts requests
-	earlier           []string      // other names under which an earlier process counted
+	session           *Limit        // of a USD cap of a session that earlier processes may have counted
 }
 
 type zoned struct {
@@ -173,7 +173,10 @@ func (m *Memory) locate(limits []Limit) (unknown []string) {
 		counter := l.Counter()
 		a := m.accounts[counter]
 		if a == nil {
-			a = &account{end: in.end, uses: l.Kind == Uses, known: l.Shadow || l.Kind == Uses || l.Kind == SessionUSD && !l.Session.Named, earlier: earlier(l)}
+			a = &account{end: in.end, uses: l.Kind == Uses, known: l.Shadow || l.Kind == Uses || l.Kind == SessionUSD && !l.Session.Named}
+			if l.Kind == SessionUSD && !a.known {
+				a.session = &Limit{Key: l.Key, Session: l.Session}
+			}
 			m.accounts[counter] = a
 		}
 		if !a.known {
@@ -215,7 +218,7 @@ func began(at time.Time) string { return at.UTC().Truncate(stepOfSession).Format
 
 // earlier are the counters of a session that began in an earlier process.
 func earlier(l *Limit) (counters []string) {
-	if l.Kind != SessionUSD {
+	if l == nil {
 		return nil
 	}
 	for d := stepOfSession; d <= SessionLife; d += stepOfSession {
@@ -238,7 +241,7 @@ func (m *Memory) learn(ctx context.Context, org string, counters []string) error
 		if a := m.accounts[c]; a.asking == nil {
 			a.asking, a.err = done, nil
 			mine, of = append(mine, c), append(of, a)
-			for _, c := range a.earlier {
+			for _, c := range earlier(a.session) {
 				mine, of = append(mine, c), append(of, a)
 			}
 		} else {
@@ -282,7 +285,7 @@ func (m *Memory) answered(of []*account, sums []int64, err error, done chan stru
 	for i, a := range of {
 		a.asking, a.err = nil, err
 		if err == nil {
-			a.charged, a.known, a.earlier = add(a.charged, sums[i]), true, nil
+			a.charged, a.known, a.session = add(a.charged, sums[i]), true, nil
 		}
 	}
 	close(done)

@@ -35,7 +35,8 @@ func TestCapSurvivesKill(t *testing.T) {
 	agent := up.Agent(t, `{"name":"spender","allowed_models":["*"]}`)
 	_, key := up.Key(t, agent, `{"name":"one","scopes":["*"]}`)
 	up.Ready(t)
-	up.Manage(t, http.MethodPost, "/v1/policies", `{"name":"cap","effect":"allow","conditions":{"request.model":"capped"},"limits":{"monthly_usd_cap":0.01}}`, 201, nil)
+	var capID struct{ ID string }
+	up.Manage(t, http.MethodPost, "/v1/policies", `{"name":"cap","effect":"allow","conditions":{"request.model":"capped"},"limits":{"monthly_usd_cap":0.01}}`, 201, &capID)
 	up.Manage(t, http.MethodPost, "/v1/policies", `{"name":"rest","effect":"allow","conditions":{"request.model":"free"}}`, 201, nil)
 	ask := func(model string, tokens int, text string) e2e.Response {
 		return up.Chat(t, key, fmt.Sprintf(`{"model":%q,"max_tokens":%d,"messages":[{"role":"user","content":%q}]}`, model, tokens, text))
@@ -91,6 +92,12 @@ func TestCapSurvivesKill(t *testing.T) {
 	}
 	passes("capped", 600, 429, "budget_too_large")
 	passes("capped", 100, 200, "")
+
+	// An administrator raises the cap. The next requests pass, and the policy stays as it is.
+	raised := time.Now()
+	up.Manage(t, http.MethodPost, "/v1/limits/raises", `{"policy_id":"`+capID.ID+`","limit":"monthly_usd_cap","add_usd":0.01,"reason":"the month is long"}`, 201, nil)
+	passes("capped", 600, 200, "")
+	t.Logf("a raise took effect within %v", time.Since(raised))
 
 	charged := ""
 	for _, e := range settled(t, up) {

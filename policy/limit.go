@@ -40,11 +40,11 @@ var limitForms = map[string]limitForm{
 	"tpm":             {maxRPM, false, perAgent, "tokens per minute"},
 	"concurrent":      {1_000_000, false, perAgent, "requests in progress"},
 	"max_tokens":      {maxRPM, false, perAgent, "output tokens of one request"},
-	"daily_usd_cap":   {1_000_000_000, true, perPolicy, "US dollars a day"},
-	"monthly_usd_cap": {1_000_000_000, true, perPolicy, "US dollars a month"},
+	"daily_usd_cap":   {MaxUSD, true, perPolicy, "US dollars a day"},
+	"monthly_usd_cap": {MaxUSD, true, perPolicy, "US dollars a month"},
 
 	"session_requests":  {1_000_000_000, false, perSession, "requests of a session"},
-	"session_usd_cap":   {1_000_000_000, true, perSession, "US dollars of a session"},
+	"session_usd_cap":   {MaxUSD, true, perSession, "US dollars of a session"},
 	"session_seconds":   {86_400, false, perSession, "seconds that a session may last"},
 	"sessions_per_hour": {1_000_000, false, perAgent, "sessions that begin in an hour"},
 }
@@ -173,6 +173,13 @@ func wholeNumber(t jsontext.Token) (int64, bool) {
 	return n, err == nil
 }
 
+// MaxUSD is the largest USD cap, in dollars.
+const MaxUSD = 1_000_000_000
+
+// NanoUSD reads a number of US dollars as nano-dollars, exactly. problem is not empty for an
+// amount that cannot be a cap.
+func NanoUSD(s string) (nano int64, problem string) { return nanoUSD(s, MaxUSD) }
+
 // nanoUSD reads a number of US dollars as nano-dollars, exactly, or says what is wrong.
 func nanoUSD(s string, most int64) (int64, string) {
 	const longest = 40 // of a number that can be exact and in range
@@ -243,28 +250,33 @@ func (r *reader) perName(field string, pair bool) string {
 // count.
 func (d *Decision) bind(id string, ls []limit, in *Input) {
 	for _, l := range ls {
-		out := Limit{Source: id, Name: l.name, Value: l.max, Per: strings.Join(l.per, "+")}
-		var key strings.Builder
-		key.WriteString("policy:")
-		key.WriteString(id)
-		key.WriteByte(':')
-		key.WriteString(l.name)
-		for i, per := range l.per {
-			subject := subjectOf(per, in)
-			if i > 0 {
-				out.Subject += "+"
-				key.WriteByte('+')
-			} else {
-				key.WriteByte(':')
-			}
-			out.Subject += subject
-			appendEscaped(&key, per)
-			key.WriteByte(':')
-			appendEscaped(&key, subject)
-		}
-		out.Key = key.String()
-		d.Limits = append(d.Limits, out)
+		d.Limits = append(d.Limits, l.count(id, func(per string) string { return subjectOf(per, in) }))
 	}
+}
+
+// count is the limit of a policy as it counts for subjects.
+func (l limit) count(id string, subjectOf func(per string) string) Limit {
+	out := Limit{Source: id, Name: l.name, Value: l.max, Per: strings.Join(l.per, "+")}
+	var key strings.Builder
+	key.WriteString("policy:")
+	key.WriteString(id)
+	key.WriteByte(':')
+	key.WriteString(l.name)
+	for i, per := range l.per {
+		subject := subjectOf(per)
+		if i > 0 {
+			out.Subject += "+"
+			key.WriteByte('+')
+		} else {
+			key.WriteByte(':')
+		}
+		out.Subject += subject
+		appendEscaped(&key, per)
+		key.WriteByte(':')
+		appendEscaped(&key, subject)
+	}
+	out.Key = key.String()
+	return out
 }
 
 // Unlisted is the model that limits and usage count for a name that is in no list. Clients

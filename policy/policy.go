@@ -155,6 +155,7 @@ type Limit struct {
 	Source  string // "key", or the id of the policy that sets it
 	Name    string // "rpm", "tpm", "concurrent", "max_tokens", "daily_usd_cap", "monthly_usd_cap", or one of a session
 	Value   int64  // requests, tokens, or the nano-dollars of a cap
+	Raised  int64  // of Value: what raises have added
 	Per     string // what it counts for: "agent", "key", "policy", "org", an attribute, or two joined with "+"
 	Subject string // the value of that for this request; "" if it has none
 	Key     string // names the count, without a period: "key:KEY" or "policy:POLICY:rpm:agent:AGENT"

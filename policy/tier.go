@@ -56,6 +56,19 @@ func ParseTier(name string, text []byte) (*Tier, error) {
 	return &Tier{name: name, text: text, limits: ls}, nil
 }
 
+// Max is the tier's limit of this name. ok is false without one.
+func (t *Tier) Max(name string) (most int64, ok bool) {
+	if t == nil {
+		return 0, false
+	}
+	for _, l := range t.limits {
+		if l.name == name {
+			return l.max, true
+		}
+	}
+	return 0, false
+}
+
 // Text is the tier's limits as written.
 func (t *Tier) Text() []byte { return t.text }
 

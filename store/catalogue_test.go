@@ -158,7 +158,7 @@ func TestAuditorOnlyReads(t *testing.T) {
 	}
 	for _, table := range []string{"orgs", "org_keys", "nodes", "agents", "agent_keys", "policies", "providers", "provider_credentials", "idempotency_keys",
 		"audit_heads", "audit_writers", "audit_entries", "usage_daily", "usage_policies", "places", "budget_counts", "budget_reservations", "budget_events",
-		"sidecars", "policy_versions", "policy_dry_runs", "installation_keys", "goose_db_version", "installation", "audit_trees", "audit_tiles", "audit_checkpoints",
+		"sidecars", "limit_raises", "policy_versions", "policy_dry_runs", "installation_keys", "goose_db_version", "installation", "audit_trees", "audit_tiles", "audit_checkpoints",
 		"audit_slots", "audit_paths", "directory_tree", "directory_tiles", "directory_leaves", "directory_checkpoints", "audit_exports"} {
 		for _, statement := range []string{`INSERT INTO ` + table + ` DEFAULT VALUES`, `DELETE FROM ` + table, `TRUNCATE ` + table} {
 			if _, err := conn.Exec(t.Context(), statement); code(err) != "42501" {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -76,8 +77,8 @@ func TestMigrateAtOnce(t *testing.T) {
 	for i := range said {
 		applied += strings.Count(said[i].String(), "migration applied")
 	}
-	if v, err := store.Version(); err != nil || int64(applied) != v {
-		t.Errorf("%d migrations were applied, the version is %d, %v", applied, v, err)
+	if files, err := filepath.Glob("migrations/*.sql"); err != nil || applied != len(files) {
+		t.Errorf("%d migrations were applied of %d, %v", applied, len(files), err)
 	}
 	db, err := store.Open(t.Context(), store.Config{URL: p.AppURL, Log: quiet})
 	if err != nil {

@@ -26,6 +26,7 @@ var tables = []struct{ name, columns, values string }{
 	{"policies", "org_id, id, name, document, created_at, updated_at", "$1, $2, $2, $2, now(), now()"},
 	{"policy_versions", "org_id, policy_id, version, change, name, document, actor_kind, actor_id, actor_role, at", "$1, $2, 1, 'created', $2, $2, $2, $2, $2, now()"},
 	{"policy_dry_runs", "org_id, id, updated_at, result", "$1, $2, now(), $2"},
+	{"limit_raises", "org_id, id, policy_id, limit_name, per, subject, counter, period, nano_usd, capped, reason, actor_id, created_at, ends_at", "$1, $2, $2, $2, $2, $2, $2, $2, 7, 7, $2, $2, now(), now()"},
 	{"providers", "org_id, id, name, kind, base_url, created_at, updated_at", "$1, $2, $2, 'openai', $2, now(), now()"},
 	{"provider_credentials", "org_id, provider_id, cluster, sealed, updated_at", "$1, $2, $2, $2, now()"},
 	{"idempotency_keys", "org_id, actor, key, digest, status, sealed, created_at", "$1, $2, $2, $2, 200, $2, now()"},

@@ -284,6 +284,7 @@ func (o *Org) decide(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 		return denied(v.Decision, v.Call.Model)
 	}
 	v.Decision.Limits = slices.Concat(v.Decision.Limits, o.TierLimits.Bind(o.ID))
+	o.raise(v)
 	if len(v.Decision.Limits) > policy.MaxLimits {
 		return Refuse(http.StatusForbidden, "too_many_limits", fmt.Sprintf("More than %d limits apply to this request, so it is rejected.", policy.MaxLimits))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -129,6 +130,34 @@ func (o *Org) capOutput(v *Verdict) *provider.Error {
 	return nil
 }
 
+// raise adds the raises in force to the caps of the decision.
+func (o *Org) raise(v *Verdict) {
+	if len(o.Raises) == 0 {
+		return
+	}
+	for i := range v.Decision.Limits {
+		l := &v.Decision.Limits[i]
+		if !ofPolicy(*l) || !policy.Raisable(l.Name) {
+			continue
+		}
+		for _, r := range o.Raises[l.Key] {
+			if v.Time.Before(r.Ends) && r.Period == o.period(l.Name, v.Time) && l.Value <= math.MaxInt64-r.NanoUSD {
+				l.Value, l.Raised = l.Value+r.NanoUSD, l.Raised+r.NanoUSD
+			}
+		}
+	}
+}
+
+// period is the period of a cap at a time.
+func (o *Org) period(name string, at time.Time) (period string) {
+	if kinds[name] == budget.Day {
+		period, _ = o.Calendar.Day(at)
+	} else {
+		period, _ = o.Calendar.Month(at)
+	}
+	return period
+}
+
 // denies notes that a limit of a policy is the reason for a rejection.
 func (v *Verdict) denies(l policy.Limit, e *provider.Error) *provider.Error {
 	v.Decision.Effect = policy.Deny
@@ -202,6 +231,13 @@ func (o *Org) limit(ctx context.Context, v *Verdict, id string) *provider.Error 
 		v.Taken = taken
 		l := v.Decision.Limits[v.counted[taken.Which]]
 		return v.denies(l, o.exceeded(v, l, taken))
+	}
+	for n, i := range v.counted {
+		if l := v.Decision.Limits[i]; l.Raised > 0 && v.Counts[n].Period != o.period(l.Name, v.Time) {
+			// A new period has just begun by the clock of the counts. The raise was for the old one.
+			o.Limiter.Release(ctx, id)
+			return Unavailable("limits_unavailable", "A period of a USD cap has just ended. Try again.")
+		}
 	}
 	v.Taken, v.Reserved = taken, true
 	if sessions {
@@ -345,7 +381,7 @@ func USD(nano int64) string {
 // limits are the limits of the decision as an entry has them.
 func (v *Verdict) limits() (out []audit.Limit) {
 	for i, l := range v.Decision.Limits {
-		e := audit.Limit{Source: l.Source, Name: l.Name, Value: l.Value, Limit: l.Name, Per: l.Per, Subject: l.Subject, Max: l.Value, Left: l.Value}
+		e := audit.Limit{Source: l.Source, Name: l.Name, Value: l.Value, Limit: l.Name, Per: l.Per, Subject: l.Subject, Max: l.Value, Left: l.Value, Raised: l.Raised}
 		if ofPolicy(l) {
 			e.PolicyID = l.Source
 		}

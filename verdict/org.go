@@ -21,6 +21,8 @@ type Org struct {
 	Providers *provider.Registry // nil has no model
 	// TierLimits are the limits of the org's tier. They apply to each request.
 	TierLimits *policy.Tier
+	// Raises add to USD caps, by policy.Limit.Key.
+	Raises map[string][]Raise
 	// Calendar names the days and months of caps. Nil is UTC.
 	Calendar *budget.Calendar
 
@@ -36,6 +38,13 @@ type Org struct {
 	// "decide"), and with "" after the last one. It may measure. An error ends the
 	// evaluation and becomes Verdict.Err.
 	Phase func(name string) error
+}
+
+// Raise adds to one count of a USD cap in one of its periods, until a time in it.
+type Raise struct {
+	Period  string
+	NanoUSD int64
+	Ends    time.Time
 }
 
 // A Limiter counts what callers use. It must be safe for concurrent use.

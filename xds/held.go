@@ -209,7 +209,26 @@ func (h held) org(ctx context.Context, id string, before verdict.Org) (verdict.O
 			return verdict.Org{}, err
 		}
 	}
-	return verdict.Org{ID: id, Tier: o.value.GetTier(), TierLimits: tier, DigestKey: o.value.GetDigestKey(), Policies: bundle, Providers: registry, Calendar: calendar}, nil
+	raises, err := unpackRaises(o.value.GetRaises())
+	if err != nil {
+		return verdict.Org{}, err
+	}
+	return verdict.Org{ID: id, Raises: raises, Tier: o.value.GetTier(), TierLimits: tier, DigestKey: o.value.GetDigestKey(), Policies: bundle, Providers: registry, Calendar: calendar}, nil
+}
+
+// unpackRaises returns the raises by the names of their counts.
+func unpackRaises(rs []*aidv1.Raise) (map[string][]verdict.Raise, error) {
+	if len(rs) == 0 {
+		return nil, nil
+	}
+	out := make(map[string][]verdict.Raise, len(rs))
+	for _, r := range rs {
+		if r.GetCounter() == "" || r.GetPeriod() == "" || r.GetNanoUsd() <= 0 || r.GetEndsAt() == nil {
+			return nil, errors.New("a raise of a cap is not whole")
+		}
+		out[r.GetCounter()] = append(out[r.GetCounter()], verdict.Raise{Period: r.GetPeriod(), NanoUSD: r.GetNanoUsd(), Ends: r.GetEndsAt().AsTime()})
+	}
+	return out, nil
 }
 
 // unpackCalendar returns nil, which is UTC, for the org of a control plane without zones.

@@ -628,7 +628,7 @@ func TestTiers(t *testing.T) {
 		})
 	}
 	limits("[] ")
-	gold := "[{tier rpm 7 org " + org + " tier:rpm:" + org + "}] gold"
+	gold := "[{tier rpm 7 0 org " + org + " tier:rpm:" + org + "}] gold"
 	tier("gold")
 	limits(gold)
 	tier("lead")

@@ -186,6 +186,7 @@ type content struct {
 	policies    []policy.Policy
 	providers   []provider.Provider
 	credentials []provider.Credential
+	raises      []policy.Raise
 }
 
 // reload reads an org's configuration and publishes the valid parts. Only one runs at a time,
@@ -212,6 +213,9 @@ func (s *Server) reload(ctx context.Context, org string) error {
 			return err
 		}
 		if c.providers, err = provider.List(ctx, tx); err != nil {
+			return err
+		}
+		if c.raises, err = policy.RaisesAt(ctx, tx, s.c.Now()); err != nil {
 			return err
 		}
 		c.credentials, err = provider.Credentials(ctx, tx)
@@ -334,8 +338,13 @@ func (s *Server) resources(ctx context.Context, c content, before orgState) (nex
 		}
 		limits = tier.Text()
 	}
+	var raises []*aidv1.Raise
+	for _, r := range c.raises {
+		raises = append(raises, &aidv1.Raise{Counter: r.Counter, Period: r.Period, NanoUsd: r.NanoUSD, EndsAt: stamp(r.EndsAt)})
+	}
 	return next, v.put(OrgType, org, &aidv1.Org{
-		Id: org, Name: c.org.Name, Tier: c.org.Tier, DigestKey: s.digestKey(org), TierLimitsJson: limits,
+		Raises: raises,
+		Id:     org, Name: c.org.Name, Tier: c.org.Tier, DigestKey: s.digestKey(org), TierLimitsJson: limits,
 		Timezone: c.org.Timezone, TimezoneBefore: c.org.TimezoneBefore, TimezoneFrom: stamp(c.org.TimezoneFrom),
 	})
 }

@@ -330,7 +330,7 @@ func (c *control) run(ctx context.Context) error {
 		return nil
 	}
 	server, err := api.New(api.Config{
-		Targets: targets, DB: db, Chain: chain, Sealer: sealer, Log: c.log, Registerer: reg, PublicURL: c.publicURL, Version: version(),
+		Tiers: tiers, Targets: targets, DB: db, Chain: chain, Sealer: sealer, Log: c.log, Registerer: reg, PublicURL: c.publicURL, Version: version(),
 		Signer: c.signing.p256, PublicKeys: publicKeys,
 	})
 	if err != nil {

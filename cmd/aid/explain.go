@@ -227,6 +227,7 @@ var errorGroups = []errorGroup{
 		{"method_not_allowed", []int{405}, "The path has other methods.", "Use one that the message names."},
 		{"conflict", []int{409}, "The name is taken.", "Choose another name, or change the object that has it."},
 		{"changed", []int{409, 412}, "The object was changed by another request. 412: since the version in `If-Match`.", "Read it again, then repeat the change."},
+		{"above_tier", []int{409}, "The raise would bring the cap above the cap of the organization's tier.", "Add less, or have the operator change the tier."},
 		{"too_many", []int{409}, "The organization has reached the limit of these objects.", "Delete one."},
 		{"last_admin_key", []int{409}, "This is the last active admin key.", "Create another admin key first."},
 		{"answer_gone", []int{409}, "The request was executed, and its stored response can no longer be decrypted.", "List the objects to see the result."},

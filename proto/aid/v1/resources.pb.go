@@ -77,7 +77,7 @@ func (x Agent_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Agent_Status.Descriptor instead.
 func (Agent_Status) EnumDescriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{3, 0}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{4, 0}
 }
 
 type Key_Status int32
@@ -126,7 +126,7 @@ func (x Key_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Key_Status.Descriptor instead.
 func (Key_Status) EnumDescriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{4, 0}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{5, 0}
 }
 
 // Org is what a sidecar needs to know of the org as such. Resource name: id.
@@ -145,8 +145,10 @@ type Org struct {
 	TimezoneFrom   *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=timezone_from,json=timezoneFrom,proto3" json:"timezone_from,omitempty"`
 	// The limits of the org's tier, as JSON in the form of a policy's limits. Empty: none.
 	TierLimitsJson []byte `protobuf:"bytes,8,opt,name=tier_limits_json,json=tierLimitsJson,proto3" json:"tier_limits_json,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Raises of USD caps that are in force.
+	Raises        []*Raise `protobuf:"bytes,9,rep,name=raises,proto3" json:"raises,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Org) Reset() {
@@ -235,6 +237,82 @@ func (x *Org) GetTierLimitsJson() []byte {
 	return nil
 }
 
+func (x *Org) GetRaises() []*Raise {
+	if x != nil {
+		return x.Raises
+	}
+	return nil
+}
+
+// Raise adds to one count of a USD cap.
+type Raise struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Counter       string                 `protobuf:"bytes,1,opt,name=counter,proto3" json:"counter,omitempty"`                 // the count's name, without the period
+	Period        string                 `protobuf:"bytes,2,opt,name=period,proto3" json:"period,omitempty"`                   // "2026-11" or "2026-11-27", in the org's time zone
+	NanoUsd       int64                  `protobuf:"varint,3,opt,name=nano_usd,json=nanoUsd,proto3" json:"nano_usd,omitempty"` // above 0
+	EndsAt        *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=ends_at,json=endsAt,proto3" json:"ends_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Raise) Reset() {
+	*x = Raise{}
+	mi := &file_aid_v1_resources_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Raise) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Raise) ProtoMessage() {}
+
+func (x *Raise) ProtoReflect() protoreflect.Message {
+	mi := &file_aid_v1_resources_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Raise.ProtoReflect.Descriptor instead.
+func (*Raise) Descriptor() ([]byte, []int) {
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Raise) GetCounter() string {
+	if x != nil {
+		return x.Counter
+	}
+	return ""
+}
+
+func (x *Raise) GetPeriod() string {
+	if x != nil {
+		return x.Period
+	}
+	return ""
+}
+
+func (x *Raise) GetNanoUsd() int64 {
+	if x != nil {
+		return x.NanoUsd
+	}
+	return 0
+}
+
+func (x *Raise) GetEndsAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndsAt
+	}
+	return nil
+}
+
 // Node is what the control plane has of the node that subscribes. Resource name: "self".
 type Node struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -248,7 +326,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_aid_v1_resources_proto_msgTypes[1]
+	mi := &file_aid_v1_resources_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -260,7 +338,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[1]
+	mi := &file_aid_v1_resources_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -273,7 +351,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{1}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Node) GetId() string {
@@ -303,7 +381,7 @@ type Caller struct {
 
 func (x *Caller) Reset() {
 	*x = Caller{}
-	mi := &file_aid_v1_resources_proto_msgTypes[2]
+	mi := &file_aid_v1_resources_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -315,7 +393,7 @@ func (x *Caller) String() string {
 func (*Caller) ProtoMessage() {}
 
 func (x *Caller) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[2]
+	mi := &file_aid_v1_resources_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -328,7 +406,7 @@ func (x *Caller) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Caller.ProtoReflect.Descriptor instead.
 func (*Caller) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{2}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Caller) GetAgent() *Agent {
@@ -367,7 +445,7 @@ type Agent struct {
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_aid_v1_resources_proto_msgTypes[3]
+	mi := &file_aid_v1_resources_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -379,7 +457,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[3]
+	mi := &file_aid_v1_resources_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -392,7 +470,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{3}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Agent) GetId() string {
@@ -491,7 +569,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_aid_v1_resources_proto_msgTypes[4]
+	mi := &file_aid_v1_resources_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -503,7 +581,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[4]
+	mi := &file_aid_v1_resources_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -516,7 +594,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{4}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Key) GetId() string {
@@ -602,7 +680,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_aid_v1_resources_proto_msgTypes[5]
+	mi := &file_aid_v1_resources_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -614,7 +692,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[5]
+	mi := &file_aid_v1_resources_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -627,7 +705,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{5}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Policy) GetId() string {
@@ -680,7 +758,7 @@ type Provider struct {
 
 func (x *Provider) Reset() {
 	*x = Provider{}
-	mi := &file_aid_v1_resources_proto_msgTypes[6]
+	mi := &file_aid_v1_resources_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +770,7 @@ func (x *Provider) String() string {
 func (*Provider) ProtoMessage() {}
 
 func (x *Provider) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[6]
+	mi := &file_aid_v1_resources_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +783,7 @@ func (x *Provider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Provider.ProtoReflect.Descriptor instead.
 func (*Provider) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{6}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Provider) GetId() string {
@@ -798,7 +876,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_aid_v1_resources_proto_msgTypes[7]
+	mi := &file_aid_v1_resources_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +888,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[7]
+	mi := &file_aid_v1_resources_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +901,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{7}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Credential) GetProviderId() string {
@@ -865,7 +943,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_aid_v1_resources_proto_msgTypes[8]
+	mi := &file_aid_v1_resources_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -877,7 +955,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[8]
+	mi := &file_aid_v1_resources_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -890,7 +968,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{8}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Heartbeat) GetTime() *timestamppb.Timestamp {
@@ -904,7 +982,7 @@ var File_aid_v1_resources_proto protoreflect.FileDescriptor
 
 const file_aid_v1_resources_proto_rawDesc = "" +
 	"\n" +
-	"\x16aid/v1/resources.proto\x12\x06aid.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8c\x02\n" +
+	"\x16aid/v1/resources.proto\x12\x06aid.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb3\x02\n" +
 	"\x03Org\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -914,7 +992,13 @@ const file_aid_v1_resources_proto_rawDesc = "" +
 	"\btimezone\x18\x05 \x01(\tR\btimezone\x12'\n" +
 	"\x0ftimezone_before\x18\x06 \x01(\tR\x0etimezoneBefore\x12?\n" +
 	"\rtimezone_from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\ftimezoneFrom\x12(\n" +
-	"\x10tier_limits_json\x18\b \x01(\fR\x0etierLimitsJson\"6\n" +
+	"\x10tier_limits_json\x18\b \x01(\fR\x0etierLimitsJson\x12%\n" +
+	"\x06raises\x18\t \x03(\v2\r.aid.v1.RaiseR\x06raises\"\x89\x01\n" +
+	"\x05Raise\x12\x18\n" +
+	"\acounter\x18\x01 \x01(\tR\acounter\x12\x16\n" +
+	"\x06period\x18\x02 \x01(\tR\x06period\x12\x19\n" +
+	"\bnano_usd\x18\x03 \x01(\x03R\ananoUsd\x123\n" +
+	"\aends_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06endsAt\"6\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\vhome_org_id\x18\x02 \x01(\tR\thomeOrgId\"L\n" +
@@ -1002,36 +1086,39 @@ func file_aid_v1_resources_proto_rawDescGZIP() []byte {
 }
 
 var file_aid_v1_resources_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_aid_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_aid_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_aid_v1_resources_proto_goTypes = []any{
 	(Agent_Status)(0),             // 0: aid.v1.Agent.Status
 	(Key_Status)(0),               // 1: aid.v1.Key.Status
 	(*Org)(nil),                   // 2: aid.v1.Org
-	(*Node)(nil),                  // 3: aid.v1.Node
-	(*Caller)(nil),                // 4: aid.v1.Caller
-	(*Agent)(nil),                 // 5: aid.v1.Agent
-	(*Key)(nil),                   // 6: aid.v1.Key
-	(*Policy)(nil),                // 7: aid.v1.Policy
-	(*Provider)(nil),              // 8: aid.v1.Provider
-	(*Credential)(nil),            // 9: aid.v1.Credential
-	(*Heartbeat)(nil),             // 10: aid.v1.Heartbeat
-	nil,                           // 11: aid.v1.Provider.HeadersEntry
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*Raise)(nil),                 // 3: aid.v1.Raise
+	(*Node)(nil),                  // 4: aid.v1.Node
+	(*Caller)(nil),                // 5: aid.v1.Caller
+	(*Agent)(nil),                 // 6: aid.v1.Agent
+	(*Key)(nil),                   // 7: aid.v1.Key
+	(*Policy)(nil),                // 8: aid.v1.Policy
+	(*Provider)(nil),              // 9: aid.v1.Provider
+	(*Credential)(nil),            // 10: aid.v1.Credential
+	(*Heartbeat)(nil),             // 11: aid.v1.Heartbeat
+	nil,                           // 12: aid.v1.Provider.HeadersEntry
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
 }
 var file_aid_v1_resources_proto_depIdxs = []int32{
-	12, // 0: aid.v1.Org.timezone_from:type_name -> google.protobuf.Timestamp
-	5,  // 1: aid.v1.Caller.agent:type_name -> aid.v1.Agent
-	6,  // 2: aid.v1.Caller.key:type_name -> aid.v1.Key
-	0,  // 3: aid.v1.Agent.status:type_name -> aid.v1.Agent.Status
-	12, // 4: aid.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
-	1,  // 5: aid.v1.Key.status:type_name -> aid.v1.Key.Status
-	11, // 6: aid.v1.Provider.headers:type_name -> aid.v1.Provider.HeadersEntry
-	12, // 7: aid.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
-	8,  // [8:8] is the sub-list for method output_type
-	8,  // [8:8] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	13, // 0: aid.v1.Org.timezone_from:type_name -> google.protobuf.Timestamp
+	3,  // 1: aid.v1.Org.raises:type_name -> aid.v1.Raise
+	13, // 2: aid.v1.Raise.ends_at:type_name -> google.protobuf.Timestamp
+	6,  // 3: aid.v1.Caller.agent:type_name -> aid.v1.Agent
+	7,  // 4: aid.v1.Caller.key:type_name -> aid.v1.Key
+	0,  // 5: aid.v1.Agent.status:type_name -> aid.v1.Agent.Status
+	13, // 6: aid.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 7: aid.v1.Key.status:type_name -> aid.v1.Key.Status
+	12, // 8: aid.v1.Provider.headers:type_name -> aid.v1.Provider.HeadersEntry
+	13, // 9: aid.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_aid_v1_resources_proto_init() }
@@ -1045,7 +1132,7 @@ func file_aid_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aid_v1_resources_proto_rawDesc), len(file_aid_v1_resources_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,80 @@
+package verdict_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ai-identity/ai-identity/budget"
+	"github.com/ai-identity/ai-identity/verdict"
+)
+
+// A raise adds to one count of a cap, in its period and until its end. The next request passes,
+// in memory and in a shared store that remembers that the cap was spent.
+func TestRaise(t *testing.T) {
+	for name, limiter := range map[string]func(*testing.T) verdict.Limiter{
+		"memory": func(*testing.T) verdict.Limiter { return budget.NewMemory(time.Now, sums{}) },
+		"valkey": func(t *testing.T) verdict.Limiter { v, _ := sharedStore(t); return v },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, _ := money(t, `{"monthly_usd_cap":{"limit":0.001,"per":"agent"}}`)
+			w.org.Limiter = limiter(t)
+			now := time.Now().UTC()
+			w.request.Time = now
+			n := 0
+			ask := func() verdict.Verdict {
+				n++
+				w.request.ID = fmt.Sprint("req-", n)
+				body(`{"model":"small","max_tokens":100` + chat)(w)
+				return w.judgeCounted()
+			}
+			spend := func(v verdict.Verdict, nano int64) {
+				t.Helper()
+				if !v.Allowed() {
+					t.Fatalf("%+v", v.Rejection())
+				}
+				w.org.Limiter.Settle(t.Context(), w.request.ID, budget.Used{NanoUSD: nano})
+			}
+			spent := func(what string) {
+				t.Helper()
+				for {
+					v := ask()
+					e := v.Rejection()
+					if e != nil && e.Code == "budget_held" {
+						continue // the store gets charges soon after
+					}
+					if e == nil || e.Code != "insufficient_quota" {
+						t.Fatalf("%s: %+v", what, e)
+					}
+					return
+				}
+			}
+			spend(ask(), 1_000_000)
+			spent("the cap")
+			spent("the cap again")
+			key, month := "policy:pol_a:monthly_usd_cap:agent:ag_1", now.Format("2006-01")
+			raise := func(key string, rs ...verdict.Raise) { w.org.Raises = map[string][]verdict.Raise{key: rs} }
+			good := verdict.Raise{Period: month, NanoUSD: 1_000_000, Ends: now.Add(time.Minute)}
+			raise("policy:pol_a:monthly_usd_cap:agent:ag_2", good)
+			spent("with a raise for another agent")
+			raise(key, verdict.Raise{Period: month, NanoUSD: 1_000_000, Ends: now})
+			spent("with a raise that has ended")
+			raise(key, verdict.Raise{Period: "2001-01", NanoUSD: 1_000_000, Ends: now.Add(time.Minute)})
+			spent("with a raise of another month")
+			raise(key, good)
+			v := ask()
+			spend(v, 1_000_000)
+			d := v.Decided(&w.org, w.caller, &w.request)
+			if l := d.Limits[0]; l.Max != 2_000_000 || l.Raised != 1_000_000 || l.Value != 2_000_000 {
+				t.Errorf("%+v", l)
+			}
+			spent("with a raise that is spent")
+			if v := ask(); !strings.Contains(v.Rejection().Message, "The cap is $0.002") {
+				t.Errorf("the refusal does not show the raised cap: %s", v.Rejection().Message)
+			}
+			raise(key, good, good)
+			spend(ask(), 0) // raises add up
+		})
+	}
+}
