@@ -455,7 +455,7 @@ func merged(changes []string) (out []string) {
 		f := strings.Fields(c)
 		if len(f) > 2 {
 			switch f[0] {
-			case "orgs", "policies", "providers", "provider_credentials":
+			case "orgs", "policies", "limit_raises", "providers", "provider_credentials":
 				c = "org " + f[1]
 			}
 		}
