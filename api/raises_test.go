@@ -41,7 +41,7 @@ func TestRaises(t *testing.T) {
 		{422, raise(capped, `"limit":"daily_usd_cap","per":"agent","add_usd":1`), "subjects"},
 		{422, raise(capped, `"limit":"daily_usd_cap","per":"agent","subjects":["ag_none"],"add_usd":1`), "no such agent"},
 		{422, raise(capped, `"limit":"monthly_usd_cap","add_usd":1,"ends_at":"2001-01-01T00:00:00Z"`), "current period"},
-		{422, raise(capped, `"limit":"monthly_usd_cap","add_usd":1,"ends_at":"` + time.Now().AddDate(0, 1, 1).UTC().Format(time.RFC3339) + `"`), "current period"},
+		{422, raise(capped, `"limit":"monthly_usd_cap","add_usd":1,"ends_at":"`+time.Now().AddDate(0, 1, 1).UTC().Format(time.RFC3339)+`"`), "current period"},
 		{422, fmt.Sprintf(`{"policy_id":%q,"limit":"monthly_usd_cap","add_usd":1}`, capped), "reason"},
 		{422, fmt.Sprintf(`{"policy_id":%q,"limit":"monthly_usd_cap","add_usd":1,"reason":""}`, capped), "reason"},
 	} {
