@@ -374,6 +374,12 @@ func (s *Server) refused(ctx context.Context, err error) error {
 			Status: http.StatusServiceUnavailable, Code: "unavailable", Message: "This control plane does not have the current key of the audit log. Nothing was changed.",
 			Fix: "Try again: other replicas may have it. The operator must copy --hmac-keys to all replicas.", Header: http.Header{"Retry-After": {"2"}},
 		}
+	case errors.Is(err, audit.ErrRolledBack):
+		s.c.Log.ErrorContext(ctx, "the change cannot be recorded", "request", requestIDOf(ctx), "err", err)
+		return &problem{
+			Status: http.StatusServiceUnavailable, Code: "unavailable", Message: "The database was restored to an older state, so changes cannot be recorded. Nothing was changed.",
+			Fix: "The operator must follow docs/restore.md.", Header: http.Header{"Retry-After": {"60"}},
+		}
 	case errors.Is(err, identity.ErrConflict), conflict(err):
 		return &problem{Status: http.StatusConflict, Code: "changed", Message: "Another request is changing this object.", Fix: "Try again."}
 	case errors.As(err, &pg):

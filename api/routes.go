@@ -345,6 +345,16 @@ func routes() []route {
 		}, revokeNode),
 
 		// Evidence
+		serves(route{
+			Method: "GET", Path: "/v1/audit/checkpoint", ID: "get-checkpoint", Tag: tagRecord, Roles: auditors, MIME: "text/plain", Names: true,
+			Summary:     "Get the newest checkpoint",
+			Description: "The newest signed checkpoint of your organization's tree, as C2SP tlog-checkpoint describes. docs/evidence.md has the format.",
+		}, orgCheckpoint),
+		serves(route{
+			Method: "GET", Path: "/v1/audit/tile/{level}/{index...}", ID: "get-tile", Tag: tagRecord, Roles: auditors, MIME: "application/octet-stream",
+			Summary:     "Get a tile of the tree",
+			Description: "Up to 256 hashes of your organization's tree, as C2SP tlog-tiles describes. A client of tlog-tiles has the prefix `/v1/audit`.",
+		}, orgTile),
 		jwks(route{
 			Method: "GET", Path: "/.well-known/jwks.json", ID: "get-jwks", Tag: tagRecord, Summary: "Get the public keys",
 			Description: "All keys that have ever signed checkpoints and documents of this installation, as a JSON Web Key Set. It needs no key.",
@@ -366,6 +376,8 @@ func routes() []route {
 		// Pages
 		page("GET", "/{$}", start),
 		page("GET", "/readyz", readyz),
+		page("GET", "/log/checkpoint", logCheckpoint),
+		page("GET", "/log/tile/{level}/{index...}", logTile),
 		page("GET", "/openapi.json", specJSON),
 		page("GET", "/openapi.yaml", specYAML),
 		page("GET", "/docs", swagger),
@@ -402,6 +414,11 @@ func serves[I, O any](r route, fn func(context.Context, *call, *I) (*O, error)) 
 		huma.Register(s.huma, op, func(ctx context.Context, in *I) (*O, error) { return act(ctx, s, r, in, fn) })
 		if ok {
 			s.bodies[r.ID] = s.huma.OpenAPI().Components.Schemas.Schema(body.Type, true, "")
+		}
+		// A parameter of several segments has dots in the mux and none in the description.
+		if paths := s.huma.OpenAPI().Paths; strings.Contains(r.Path, "...}") {
+			paths[strings.Replace(r.Path, "...}", "}", 1)] = paths[r.Path]
+			delete(paths, r.Path)
 		}
 	}
 	return r

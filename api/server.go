@@ -89,6 +89,7 @@ type Server struct {
 	exports chan exportJob          // for Run
 	yaml    []byte
 	keys    keptKeys
+	log     publicLog
 }
 
 // New returns a handler that serves every row of the table.
@@ -115,6 +116,7 @@ func New(c Config) (*Server, error) {
 		c.Timeout = 15 * time.Second
 	}
 	s := &Server{c: c, mux: http.NewServeMux(), bodies: make(map[string]*huma.Schema), methods: make(map[string]string), dryRuns: make(chan *dryRunJob, dryRunQueue), exports: make(chan exportJob, exportQueue)}
+	s.log.tiles = make(chan struct{}, publicTiles)
 	var err error
 	if s.metrics, err = newMetrics(c.Registerer); err != nil {
 		return nil, fmt.Errorf("registering the api's metrics: %w", err)

@@ -361,7 +361,7 @@ func (n *Notary) signIn(ctx context.Context, tx pgx.Tx, org string, signers []ev
 		return made, err
 	}
 	// The lock is held, so this is the last one that any process has stored.
-	before, err := scanCheckpoint(tx.QueryRow(ctx, selectCheckpoint+"AND c.incarnation = $2 ORDER BY c.size DESC LIMIT 1", org, g.incarnation))
+	before, err := LastCheckpoint(ctx, tx, org, g.incarnation)
 	if err != nil && !errors.Is(err, ErrNoCheckpoint) {
 		return made, err
 	}

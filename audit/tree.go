@@ -338,6 +338,54 @@ func RangeBefore(ctx context.Context, tx pgx.Tx, org string, incarnation, size i
 	return orgForest(org, incarnation).before(ctx, tx, size)
 }
 
+// A TilePath is the place of a tile: LEVEL/INDEX, as tlog-tiles writes it, such as 0/x001/234
+// or 1/000.p/8. The zero TilePath is invalid.
+type TilePath struct{ t tlog.Tile }
+
+// ParseTilePath parses the part of a path after "tile/".
+func ParseTilePath(path string) (TilePath, bool) {
+	t, err := tlog.ParseTilePath("tile/8/" + path)
+	if err != nil || t.L < 0 || t.L > 6 || t.N < 0 || t.N >= 1<<(63-tileHeight*(t.L+1)) {
+		return TilePath{}, false
+	}
+	return TilePath{t}, true
+}
+
+// Full reports whether the tile can never change.
+func (p TilePath) Full() bool { return p.t.W == tileWidth }
+
+// Tile returns a tile of the tree of an org's incarnation. A partial tile of an earlier size is
+// the beginning of the present one. The error is ErrBeyond if the tree has fewer hashes there.
+func Tile(ctx context.Context, tx pgx.Tx, org string, incarnation int64, p TilePath) ([]byte, error) {
+	return orgForest(org, incarnation).tile(ctx, tx, p.t)
+}
+
+// DirectoryTile returns a tile of the directory's log.
+func DirectoryTile(ctx context.Context, tx pgx.Tx, p TilePath) ([]byte, error) {
+	return directoryForest.tile(ctx, tx, p.t)
+}
+
+func (f forest) tile(ctx context.Context, tx pgx.Tx, t tlog.Tile) ([]byte, error) {
+	full, err := f.read(ctx, tx, []int16{int16(t.L)}, []int64{t.N})
+	if err != nil {
+		return nil, err
+	}
+	data := full[tileKey{int16(t.L), t.N}]
+	if data == nil && t.W < tileWidth {
+		m, err := f.load(ctx, tx)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return nil, err
+		}
+		if err == nil && t.L < len(m.edge) {
+			data = m.partial(tlog.Tile{L: t.L, N: t.N, W: len(m.edge[t.L])})
+		}
+	}
+	if len(data) < t.W*tlog.HashSize {
+		return nil, fmt.Errorf("%w: it has no tile %s", ErrBeyond, t.Path())
+	}
+	return data[:t.W*tlog.HashSize], nil
+}
+
 // growBatch is how many entries one transaction adds to a tree. It takes about 0.2 s.
 const growBatch = 10_000
 
