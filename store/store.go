@@ -67,6 +67,8 @@ type DB struct {
 //   - Postgres is older than 15.
 //   - The schema is older than this build.
 //   - The role of the URL may bypass row security.
+//   - It has several primaries. Locks of rows hold on one of them only, so the audit log could
+//     get two histories.
 //
 // The caller must Close it.
 func Open(ctx context.Context, c Config) (*DB, error) {
@@ -171,7 +173,52 @@ func (db *DB) fit(ctx context.Context) error {
 	case above:
 		return fmt.Errorf("the role %s may bypass row-level security, which keeps organizations apart: connect as aid_app (`aid migrate --provision` makes it)", role)
 	}
+	if err := onePrimary(ctx, db.pool); err != nil {
+		return err
+	}
 	return checkSchema(ctx, db.pool)
+}
+
+// primaries returns the name of a database with several primaries, or "".
+func primaries(version string, extensions []string) string {
+	switch {
+	case strings.HasPrefix(version, "CockroachDB"):
+		return "CockroachDB"
+	case strings.Contains(version, "-YB-"):
+		return "YugabyteDB"
+	}
+	for extension, name := range map[string]string{"bdr": "BDR (EDB Postgres Distributed)", "spock": "Spock (pgEdge)", "pgactive": "pgactive"} {
+		if slices.Contains(extensions, extension) {
+			return name
+		}
+	}
+	return ""
+}
+
+// onePrimary rejects a database with several primaries, as far as it shows.
+func onePrimary(ctx context.Context, q interface {
+	QueryRow(context.Context, string, ...any) pgx.Row
+}) error {
+	var version string
+	var extensions []string
+	if err := q.QueryRow(ctx, `SELECT version(), ARRAY(SELECT extname::text FROM pg_extension)`).Scan(&version, &extensions); err != nil {
+		return err
+	}
+	if name := primaries(version, extensions); name != "" {
+		return fmt.Errorf("it is %s, with several primaries: locks hold on one of them only, so the audit log could get two histories. Use Postgres with one primary", name)
+	}
+	// A subscription that writes the audit log makes this database one primary of two.
+	var subscription, table string
+	err := q.QueryRow(ctx, `SELECT s.subname, c.relname FROM pg_subscription s JOIN pg_subscription_rel r ON r.srsubid = s.oid JOIN pg_class c ON c.oid = r.srrelid
+		WHERE s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND c.relnamespace = 'public'::regnamespace
+		AND (c.relname LIKE 'audit\_%' OR c.relname LIKE 'directory\_%' OR c.relname = 'installation') LIMIT 1`).Scan(&subscription, &table)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return err
+	}
+	return fmt.Errorf("its table %s receives rows from the subscription %s, so another database writes the audit log too: drop the subscription", table, subscription)
 }
 
 // Close closes all connections. It waits for those in use.

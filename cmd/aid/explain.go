@@ -238,6 +238,7 @@ var errorGroups = []errorGroup{
 		{"idempotency_key_reused", []int{422}, "The `Idempotency-Key` was used with another request.", "Use a new key for each new request."},
 		{"internal", []int{500}, "A fault of the control plane.", "Look for the request id in its log."},
 		{"not_built", []int{501}, "The operation is not built in this version.", "None. Nothing was changed."},
-		{"unavailable", []int{503}, "The database does not respond. Nothing was changed.", "Try again after `Retry-After`."},
+		{"unavailable", []int{503}, "The database does not respond, or was restored to an older state. Nothing was changed.", "Try again after `Retry-After`; see [restore.md](restore.md)."},
+		{"signing_unavailable", []int{503}, "Nothing is signed: there is no signing key, or no checkpoint yet.", "Set `--signing-key` and `--witness-key` of `aid control`; wait 10 seconds."},
 	}},
 }
