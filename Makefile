@@ -23,6 +23,8 @@ STATIC    := $(TOOLS)/bin/staticcheck
 VULN      := $(TOOLS)/bin/govulncheck
 VALE      := $(TOOLS)/bin/vale
 VALE_DONE := $(TOOLS)/vale.done
+OMNIWITNESS := $(TOOLS)/omniwitness.done
+VERSITYGW := $(TOOLS)/versitygw.done
 BIN       := bin/aid
 
 STATIC_VERSION := v0.8.2
@@ -60,7 +62,7 @@ run: check-run $(BIN) $(ENVOY_DONE) $(POSTGRES) ## set up, build and run everyth
 	$(call say,starting; Ctrl-C stops everything)
 	@exec tools/run $(ARGS)
 
-test: check-test setup $(SDK_PY) $(FRAMES_PY) $(AGENTS_PY) $(SCHEMA_PY) $(SDK_JS) $(PROMETHEUS) $(VALKEY) lint ## lint and every test, with the race detector, a real Envoy, Postgres and the official SDKs
+test: check-test setup $(SDK_PY) $(FRAMES_PY) $(AGENTS_PY) $(SCHEMA_PY) $(SDK_JS) $(PROMETHEUS) $(VALKEY) $(OMNIWITNESS) $(VERSITYGW) lint ## lint and every test, with the race detector, a real Envoy, Postgres and the official SDKs
 	@cd e2e/sdk/go && go mod download
 	$(call say,go vet)
 	@go vet ./...
@@ -195,6 +197,13 @@ $(VALE_DONE): tools/vale/go.sum
 	@cmp -s $< $@ && test -x $(VALE) || { set -e; \
 	  printf '\033[1m==>\033[0m %s\n' "building Vale $$(sed -n 's|^\tgithub.com/vale-cli/vale/v3 \(v[^ ]*\).*|\1|p' tools/vale/go.mod) into $(TOOLS)/bin (a few minutes, once)" >&2; \
 	  cd tools/vale && GOBIN=$(abspath $(TOOLS)/bin) CGO_CFLAGS=-w go install -mod=readonly github.com/vale-cli/vale/v3/cmd/vale; }
+	@cp $< $@
+
+# Servers of the tests of anchors: a stock witness, and an S3 server with object lock.
+$(TOOLS)/%.done: tools/%/go.sum
+	@cmp -s $< $@ && test -x $(TOOLS)/bin/$* || { set -e; \
+	  printf '\033[1m==>\033[0m %s\n' "building $* into $(TOOLS)/bin (a minute or two, once)" >&2; \
+	  cd tools/$* && GOBIN=$(abspath $(TOOLS)/bin) go install -mod=readonly "$$(sed -n 's/^tool //p' go.mod)"; }
 	@cp $< $@
 
 $(VULN):

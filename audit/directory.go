@@ -247,13 +247,21 @@ func (d *directory) save(ctx context.Context, tx pgx.Tx) error {
 		"UPDATE directory_tree SET size = $1, root = $2, edge = $3")
 }
 
-// DirectoryCheckpoint returns the directory's newest checkpoint as it was published.
-func DirectoryCheckpoint(ctx context.Context, db RowQuerier) (note []byte, err error) {
-	err = db.QueryRow(ctx, "SELECT note FROM directory_checkpoints ORDER BY size DESC LIMIT 1").Scan(&note)
+// DirectoryCheckpoint returns the directory's newest checkpoint as it was published, with the
+// signatures of witnesses that it has by now.
+func DirectoryCheckpoint(ctx context.Context, db interface {
+	RowQuerier
+	Querier
+}) (note []byte, err error) {
+	var size int64
+	err = db.QueryRow(ctx, "SELECT size, note FROM directory_checkpoints ORDER BY size DESC LIMIT 1").Scan(&size, &note)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, ErrNoCheckpoint
 	}
-	return note, err
+	if err != nil {
+		return nil, err
+	}
+	return cosigned(ctx, db, size, note)
 }
 
 // DirectoryConsistency proves that the directory's log with old leaves is the beginning of the
@@ -300,6 +308,9 @@ func DirectoryProof(ctx context.Context, tx pgx.Tx, org string, incarnation, siz
 		} else if lastPath != nil {
 			t, path = last, lastPath
 		}
+	}
+	if note, err = cosigned(ctx, tx, signed, note); err != nil {
+		return none, err
 	}
 	p = evidence.NewDirectoryProof(slot, nonce, path, t)
 	log, err := directoryForest.inclusion(ctx, tx, t.Number, signed)

@@ -94,6 +94,8 @@ var firings = []firing{
 	{"AidDirectoryOld", `aid_audit_directory_age_seconds`, lasting, "12m"},
 	{"AidSigningFails", `aid_audit_signing_failures_total`, "0x10 5x60", "12m"},
 	{"AidAnchorForged", `aid_audit_anchor_ignored_total`, event, "12m"},
+	{"AidAnchorBehind", `aid_audit_anchor_lag_seconds`, lasting, "12m"},
+	{"AidWitnessQuorum", `aid_audit_witnesses_missing`, event, "20m"},
 	{"AidPanic", `aid_extproc_panics_total`, event, "12m"},
 	{"AidPanic", `aid_extproc_protocol_errors_total`, event, "12m"},
 	{"AidCredentialLeaked", `aid_extproc_credential_echoes_total`, event, "12m"},

@@ -130,6 +130,27 @@ func noteKeyID(name string, key crypto.PublicKey) (uint32, error) {
 	return binary.BigEndian.Uint32(sum[:4]), nil
 }
 
+// VerifierKey returns the key in the form that witnesses and other readers of signed notes
+// accept. Source: https://c2sp.org/signed-note.
+func VerifierKey(name string, key crypto.PublicKey) (string, error) {
+	id, err := noteKeyID(name, key)
+	if err != nil {
+		return "", err
+	}
+	var typed []byte
+	switch key := key.(type) {
+	case ed25519.PublicKey:
+		typed = append([]byte{1}, key...)
+	case *ecdsa.PublicKey:
+		der, err := x509.MarshalPKIXPublicKey(key)
+		if err != nil {
+			return "", err
+		}
+		typed = append([]byte{2}, der...)
+	}
+	return fmt.Sprintf("%s+%08x+%s", name, id, base64.StdEncoding.EncodeToString(typed)), nil
+}
+
 // Sign returns the checkpoint as a signed note with a signature line of each signer, in their
 // order. The name in each line is the origin.
 func Sign(ctx context.Context, c Checkpoint, signers ...Signer) ([]byte, error) {

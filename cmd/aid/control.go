@@ -87,6 +87,7 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	c.signing.flags(f)
 	f.StringVar(&c.logName, "log-name", "", "name of this installation's logs, in every checkpoint; set it before the first start (default: a random one)")
 	f.Float64Var(&c.kmsRate, "kms-rate", 30, "limit of checkpoints that this process signs in a second; beyond it organizations take turns")
+	c.anchoring.flags(f)
 	f.StringVar(&c.gateway, "gateway", defaultGateway, "`address` that Envoys listen on for applications")
 	f.StringVar(&c.usage, "usage", "stream", "reader of usage in responses: stream (the sidecar) or envoy (faster, experimental in Envoy)")
 	f.StringVar(&c.tiers, "tiers", "", tiersHelp)
@@ -135,6 +136,7 @@ type control struct {
 	signing                                 signing
 	logName                                 string
 	kmsRate                                 float64
+	anchoring                               anchoring
 
 	log *slog.Logger
 }
@@ -240,6 +242,9 @@ func (c *control) run(ctx context.Context) error {
 	if err := c.signing.open(ctx); err != nil {
 		return err
 	}
+	if err := c.anchoring.check(ctx, c.signing.p256 != nil); err != nil {
+		return err
+	}
 
 	// Listen first, so that an address in use is reported before anything is opened.
 	statusL, err := listen(ctx, "listen-status", c.status)
@@ -272,7 +277,10 @@ func (c *control) run(ctx context.Context) error {
 		return fmt.Errorf("--log-name: %w", err)
 	}
 	publicKeys := func(ctx context.Context) (evidence.KeySet, error) { return audit.PublicKeys(ctx, db.Pool()) }
-	var anchors []audit.Anchor
+	anchors, err := c.anchoring.open(ctx, name, db.Pool(), reg)
+	if err != nil {
+		return err
+	}
 	guard, err := audit.NewGuard(audit.GuardConfig{DB: db.Pool(), LogName: name, Anchors: anchors, Keys: publicKeys, Log: c.log, Registerer: reg})
 	if err != nil {
 		return err

@@ -149,7 +149,7 @@ func typeOf(f *pflag.Flag, name string) string {
 		return "boolean"
 	case "stringSlice":
 		return "list"
-	case "int", "int32", "int64", "uint32":
+	case "int", "int32", "int64", "uint32", "float64":
 		if name == "bytes" {
 			return "bytes"
 		}
@@ -358,6 +358,8 @@ func TestMetricReference(t *testing.T) {
 	_, err = audit.NewGuard(audit.GuardConfig{DB: db.Pool(), LogName: "aid", Registerer: control})
 	must(err)
 	_, err = audit.NewNotary(audit.NotaryConfig{DB: db, Pool: db.Pool(), LogName: "aid", Registerer: control})
+	must(err)
+	_, err = (&anchoring{}).open(context.Background(), "aid", db.Pool(), control)
 	must(err)
 	_, err = xds.NewServer(xds.ServerConfig{DB: db, Sealer: sealer, Appender: chain, Ledger: chain, Log: quiet, Registerer: control})
 	must(err)

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/audit/evidence"
 	"github.com/ai-identity/ai-identity/audit/signer"
 )
@@ -63,7 +65,57 @@ func openSigner(ctx context.Context, flag, uri string, kind signer.Kind) (eviden
 
 func signingCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "signing", Short: "Manage the keys that sign checkpoints and documents"}
-	cmd.AddCommand(signingCreateCommand())
+	cmd.AddCommand(signingCreateCommand(), signingVkeyCommand())
+	return cmd
+}
+
+func signingVkeyCommand() *cobra.Command {
+	var m manage
+	cmd := &cobra.Command{
+		Use:   "vkey",
+		Short: "Print the directory's verifier keys, for witnesses",
+		Long: `vkey prints the keys that sign the directory's checkpoints, one per line, in the form that
+witnesses and other readers of signed notes accept. The name in them is the log's origin.
+Give a witness the last line, which is the Ed25519 key: not every witness supports P-256.`,
+		Example: `  aid keys signing vkey --home .aid`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			db, err := m.open(cmd, false)
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			var name string
+			if err := db.Pool().QueryRow(cmd.Context(), "SELECT log_name FROM installation").Scan(&name); errors.Is(err, pgx.ErrNoRows) {
+				return errors.New("this installation has no log yet: start the control plane once")
+			} else if err != nil {
+				return fmt.Errorf("reading the name of the log: %w", err)
+			}
+			keys, err := audit.SigningKeys(cmd.Context(), db.Pool())
+			if err != nil {
+				return err
+			}
+			lines := make(map[string][]string)
+			for _, k := range keys {
+				if !k.Current(m.now()) {
+					continue
+				}
+				vkey, err := evidence.VerifierKey(evidence.DirectoryOrigin(name), k.Public)
+				if err != nil {
+					return err
+				}
+				lines[k.Role] = append(lines[k.Role], vkey)
+			}
+			if len(lines) == 0 {
+				return errors.New("this installation has no signing keys: set --signing-key and --witness-key of aid control")
+			}
+			for _, line := range append(lines[audit.RoleP256], lines[audit.RoleEd25519]...) {
+				fmt.Fprintln(cmd.OutOrStdout(), line)
+			}
+			return nil
+		},
+	}
+	m.flags(cmd, false, false)
 	return cmd
 }
 

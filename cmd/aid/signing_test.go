@@ -99,3 +99,30 @@ func TestHomeLostSigningKeys(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What is wrong with an anchor or a witness is reported at the start, and names the flag.
+func TestAnchorFlags(t *testing.T) {
+	dir := t.TempDir()
+	const vkey = "http://127.0.0.1:1=witness.example+c04a2a3d+BMzvSbPvQmVyGZvDV2zJ6TFkQnTfyJ2hwZIXIkhkDbLZ"
+	for _, c := range []struct {
+		a     anchoring
+		signs bool
+		want  string
+	}{
+		{anchoring{}, false, ""},
+		{anchoring{anchors: []string{"file:" + dir}}, true, ""},
+		{anchoring{anchors: []string{"file:" + dir}}, false, "--anchor needs --signing-key"},
+		{anchoring{witnesses: []string{vkey}}, false, "--witness needs --signing-key"},
+		{anchoring{anchors: []string{"file:" + dir, "file:" + dir}}, true, "is there twice"},
+		{anchoring{anchors: []string{"file:" + dir + "/none"}}, true, "--anchor file:" + dir + "/none: "},
+		{anchoring{anchors: []string{"ftp://x"}}, true, "valid schemes: file, s3"},
+		{anchoring{witnesses: []string{vkey}}, true, "--witness " + vkey + ": the HASH"},
+		{anchoring{quorum: 1}, true, "--witness-quorum 1: the number of --witness flags is 0"},
+		{anchoring{quorum: -1}, true, "--witness-quorum -1"},
+	} {
+		err := c.a.check(t.Context(), c.signs)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%+v: %v", c.a, err)
+		}
+	}
+}

@@ -1,7 +1,9 @@
--- The public keys that have ever signed checkpoints and documents. They belong to the
--- installation and to no organization. A retired key stays, since old signatures need it.
+-- The public keys that have ever signed checkpoints and documents, and the signatures of
+-- witnesses. They belong to the installation and to no organization.
 --
 -- +goose Up
+
+-- A retired key stays, since old signatures need it.
 CREATE TABLE signing_keys (
     kid       text PRIMARY KEY,            -- the JWK thumbprint
     role      text NOT NULL CHECK (role IN ('p256', 'ed25519')),
@@ -33,6 +35,20 @@ END $$;
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON signing_keys FOR EACH ROW EXECUTE FUNCTION aid_signing_keys();
 CREATE TRIGGER append_only_whole BEFORE TRUNCATE ON signing_keys FOR EACH STATEMENT EXECUTE FUNCTION aid_append_only();
 
+-- Lines that witnesses add to the directory's checkpoints.
+CREATE TABLE directory_cosignatures (
+    size    bigint NOT NULL REFERENCES directory_checkpoints,
+    witness text NOT NULL,
+    line    text NOT NULL CHECK (line !~ '\n'),
+    PRIMARY KEY (size, witness)
+);
+REVOKE ALL ON directory_cosignatures FROM PUBLIC;
+GRANT SELECT, INSERT ON directory_cosignatures TO aid_app;
+GRANT SELECT ON directory_cosignatures TO aid_auditor;
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON directory_cosignatures FOR EACH ROW EXECUTE FUNCTION aid_evidence_append_only();
+CREATE TRIGGER append_only_whole BEFORE TRUNCATE ON directory_cosignatures FOR EACH STATEMENT EXECUTE FUNCTION aid_evidence_append_only();
+
 -- +goose Down
+DROP TABLE directory_cosignatures;
 DROP TABLE signing_keys;
 DROP FUNCTION aid_signing_keys();
