@@ -75,11 +75,13 @@ type exportCheck struct {
 	macs         map[int32]hash.Hash // by epoch
 	macChecked   int64
 	macUnchecked int64
-	agreed       int64 // size up to which a held checkpoint agrees; -1: none
+	keys         KeySet
+	lost         []string // what the first entry of a reopened log makes incomplete
+	agreed       int64    // size up to which a held checkpoint agrees; -1: none
 }
 
 func verifyChain(c *check, r io.Reader, o ChainOptions) error {
-	e := &exportCheck{check: c, agreed: -1}
+	e := &exportCheck{check: c, keys: o.Keys, agreed: -1}
 	in := bufio.NewReaderSize(r, maxLine)
 	sum := sha256.New()
 	line, err := readLine(in)
@@ -272,10 +274,7 @@ type row struct {
 	version       int16
 	mac           []byte
 	link          []byte // for the MAC
-	entry         []byte // for a MAC of version 1
-	writer        string
-	writerSeq     int64
-	kind          string
+	entry         []byte // of the first leaf
 	selected      bool
 	malformed     bool
 	err           error
@@ -479,6 +478,9 @@ func (e *exportCheck) finish(last []byte, sum [32]byte, in *bufio.Reader, o Chai
 }
 
 func (e *exportCheck) report(signer Key, o ChainOptions) {
+	for _, text := range e.lost {
+		e.incomplete("%s", text)
+	}
 	first, last := e.h.FirstSeq+e.h.First, e.h.FirstSeq+e.end.Size-1
 	newest := e.end
 	if e.h.Newest != "" {
@@ -543,7 +545,10 @@ func (e *exportCheck) parse(lines []byte, first, total int64, needMAC bool) []ro
 		line := lines[:end]
 		lines = lines[end+1:]
 		var r row
-		buf, r.err = e.parseRow(line, i+1 == total, &l, &r, buf[:0], needMAC)
+		buf, r.err = e.parseRow(line, e.h.First+i, i+1 == total, &l, &r, buf[:0], needMAC)
+		if r.err == nil && e.h.First+i == 0 && e.h.Incarnation > 1 {
+			r.err = e.reopened(l.Kind, r.entry)
+		}
 		rows = append(rows, r)
 		if r.err != nil {
 			break
@@ -552,9 +557,39 @@ func (e *exportCheck) parse(lines []byte, first, total int64, needMAC bool) []ro
 	return rows
 }
 
+// reopened verifies the first entry of a reopened log. It runs once, before later rows are taken.
+func (e *exportCheck) reopened(kind string, entry []byte) error {
+	var r Reopened
+	if err := json.Unmarshal(entry, &r); err != nil || kind != KindReopened {
+		return errors.New("a reopened log does not begin with its entry " + KindReopened)
+	}
+	origin, _, _ := strings.Cut(r.Previous, "\n")
+	prefix := strings.TrimSuffix(e.origin, strconv.FormatInt(e.h.Incarnation, 10))
+	n, err := strconv.ParseInt(strings.TrimPrefix(origin, prefix), 10, 64)
+	if err != nil || n < 1 || n >= e.h.Incarnation || !strings.HasPrefix(origin, prefix) {
+		return errors.New("its previous checkpoint is not of an earlier incarnation")
+	}
+	c, err := e.keys.Open([]byte(r.Previous), origin)
+	switch {
+	case errors.Is(err, errUnknownKey):
+		e.lost = append(e.lost, fmt.Sprintf("the checkpoint before the log was reopened: %v", err))
+	case err != nil:
+		return fmt.Errorf("its previous checkpoint: %w", err)
+	}
+	switch {
+	case r.Restored < 0 || r.LostFrom < 0 || (r.LostTo == 0) != (r.LostFrom == 0) || r.LostTo < r.LostFrom || r.LostTo >= e.h.FirstSeq:
+		return errors.New("the numbers of the lost entries are not a range before the first entry")
+	case r.LostTo != 0:
+		e.lost = append(e.lost, fmt.Sprintf("entries %d to %d were lost before the log was reopened", r.LostFrom, r.LostTo))
+	case err == nil && r.Restored < c.Size:
+		return errors.New("it names no lost entries, and fewer were restored than the checkpoint has")
+	}
+	return nil
+}
+
 var errRow = errors.New("the row is not in canonical form")
 
-func (e *exportCheck) parseRow(line []byte, last bool, l *Link, r *row, buf []byte, needMAC bool) ([]byte, error) {
+func (e *exportCheck) parseRow(line []byte, index int64, last bool, l *Link, r *row, buf []byte, needMAC bool) ([]byte, error) {
 	s := scan{b: line}
 	s.lit(`{"seq":`)
 	l.Seq = s.num()
@@ -615,7 +650,10 @@ func (e *exportCheck) parseRow(line []byte, last bool, l *Link, r *row, buf []by
 		r.link = bytes.Clone(buf)
 	}
 	r.malformed = l.Kind == kindMalformed
-	r.selected = e.h.Filter.Match(l)
+	if index == 0 {
+		r.entry = entry
+	}
+	r.selected = e.h.selects(l, index)
 	switch {
 	case r.selected && !text && !coded:
 		return buf, errors.New("it matches the filter, and its entry is missing")

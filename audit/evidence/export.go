@@ -60,6 +60,24 @@ type ExportHeader struct {
 	Consistency [][]byte     `json:"consistency"`
 }
 
+// selects reports whether the export has a link's entry. The first one of a reopened log says
+// what was lost, so every export has it.
+func (h *ExportHeader) selects(l *Link, index int64) bool {
+	return h.Filter.Match(l) || index == 0 && h.Incarnation > 1
+}
+
+// KindReopened is the kind of the first entry of an incarnation after the first.
+const KindReopened = "chain.reopened"
+
+// A Reopened is the first entry of a log that was reopened after a loss.
+type Reopened struct {
+	Kind     string `json:"kind"`
+	Previous string `json:"previous"` // the last checkpoint of the incarnation before, signed
+	Restored int64  `json:"restored"` // leaves of that incarnation that are in the database
+	LostFrom int64  `json:"lost_from"`
+	LostTo   int64  `json:"lost_to"` // numbers of the entries that were lost; 0: none was
+}
+
 // setID derives the export's id from everything else, so that equal orders have equal ids.
 func (h *ExportHeader) setID() error {
 	h.ID = ""
@@ -217,7 +235,7 @@ func (w *ExportWriter) AppendRow(b []byte, r *ExportRow) ([]byte, error) {
 	number("epoch", int64(r.Epoch))
 	number("mac_version", int64(r.Version))
 	text("mac", hex.EncodeToString(r.MAC))
-	if w.h.Filter.Match(&r.Link) {
+	if w.h.selects(&r.Link, index) {
 		w.entries++
 		if r.Time.UnixMicro() < w.late {
 			b = append(b, `,"late":true`...)

@@ -115,6 +115,16 @@ func (s *second) both(name string, q question) evidence.Verdict {
 			o.MACKeys = map[int32][]byte{0: key}
 		}
 		first = evidence.VerifyChain(bytes.NewReader(q.Data), o)
+	case "checkpoint":
+		first = evidence.VerifyCheckpoints(held, keys, q.Data)
+	case "bundle":
+		first = evidence.VerifyBundle(q.Data, keys)
+	case "receipt":
+		first = evidence.VerifyReceipt(q.Receipt, q.Data, keys)
+	case "report":
+		first = evidence.VerifyReport(q.Data, keys)
+	case "attestation":
+		first = evidence.VerifyAttestation(q.Data, keys)
 	default:
 		s.t.Fatalf("no command %s", q.Command)
 	}

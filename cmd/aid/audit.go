@@ -35,6 +35,7 @@ func auditVerifyCommand() *cobra.Command {
 	var m manage
 	var receipts string
 	var asJSON bool
+	var files offline
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Check an organization's chain from its first entry to its last",
@@ -65,16 +66,44 @@ Exit codes:
   0   The chain is valid and has each receipt.
   1   The chain is not valid, or a receipt is missing.
   2   Wrong usage.
-  3   The chain is valid, and a receipt is pending or in a gap.`,
+  3   The chain is valid, and a receipt is pending or in a gap.
+
+With --offline it verifies files instead, with public keys and without a database:
+
+  verify --offline EXPORT                   an export of the audit log
+  verify --offline report REPORT            a forensics report
+  verify --offline attestation ATTESTATION  the attestation of a session
+  verify --offline checkpoint FILE...       signed checkpoints, which are compared
+  verify --offline bundle BUNDLE            single entries with inclusion proofs
+  verify --offline receipt RECEIPT BUNDLE   a receipt and the proof of its entry
+
+Keys come from --jwks, never from the files. AI_IDENTITY_HMAC_KEY may have HMAC keys:
+HEX, EPOCH:HEX,... or the name of a file with them. Exit codes with --offline:
+
+  0   Everything that was checked is right.
+  1   Something was changed; the place follows.
+  2   Nothing is wrong, but something is missing, or no key is known.
+  3   Wrong usage.`,
 		Example: `  aid audit verify --org org_default --hmac-keys hmac.keys
 
   # the chain of an aid up that runs on .aid
   aid audit verify --home .aid
 
   # check that the chain has the entries of these callers' receipts
-  aid audit verify --home .aid --receipts receipts.txt`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+  aid audit verify --home .aid --receipts receipts.txt
+
+  # verify an export, which must agree with a checkpoint that you kept
+  aid audit verify --offline audit_export.json --jwks jwks.json --checkpoint kept.txt`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if files.on {
+				return nil
+			}
+			return cobra.NoArgs(cmd, args)
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if files.on {
+				return files.run(cmd, args, asJSON)
+			}
 			held, err := readReceipts(receipts, cmd.InOrStdin())
 			if err != nil {
 				return usagef("--receipts %s: %v", receipts, err)
@@ -128,6 +157,7 @@ Exit codes:
 	}
 	cmd.Flags().StringVar(&receipts, "receipts", "", "`file` with one X-AID-Receipt per line to look for in the chain; - is stdin")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as one JSON object")
+	files.flags(cmd.Flags())
 	m.flags(cmd, true, true)
 	return cmd
 }
