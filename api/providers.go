@@ -23,7 +23,7 @@ type Provider struct {
 	Kind          string            `json:"kind" enum:"openai,anthropic,gemini,cohere,mistral,custom" doc:"The API of the provider." example:"openai"`
 	BaseURL       string            `json:"base_url" doc:"The base URL of the provider's API." example:"https://api.openai.com/v1"`
 	Models        []string          `json:"models" nullable:"false" doc:"Names, or patterns in which * stands for any characters." example:"gpt-4o"`
-	Hosts         []string          `json:"hosts" nullable:"false" doc:"Host names of the provider, for egress mode, which is not built yet." example:"api.openai.com"`
+	Hosts         []string          `json:"hosts" nullable:"false" doc:"Host names of the provider that intercepted applications connect to: exact names in lower case. Without any, it is the host of base_url (docs/egress.md)." example:"api.openai.com"`
 	Headers       map[string]string `json:"headers" doc:"Headers of every request to the provider. Values are encrypted and are shown as [redacted]."`
 	Settings      rawObject         `json:"settings" doc:"Settings of the kind: auth, query, paths, answer, inject_usage, drop, max_tokens, input_type, flavor, pass_fields, pass_headers, pass_response_headers, public_headers. See docs/providers.md."`
 	HasCredential bool              `json:"has_credential" doc:"Whether a credential is set." example:"true"`
@@ -77,7 +77,7 @@ type NewProvider struct {
 	Kind     string            `json:"kind" enum:"openai,anthropic,gemini,cohere,mistral,custom" doc:"The API of the provider." example:"openai"`
 	BaseURL  string            `json:"base_url" minLength:"1" maxLength:"2048" doc:"The base URL of the provider's API: https, or http in a private network." example:"https://api.openai.com/v1"`
 	Models   []string          `json:"models,omitzero" nullable:"false" maxItems:"1000" doc:"Names, or patterns in which * stands for any characters. An exact name wins over a pattern, and a longer pattern over a shorter one." example:"gpt-*"`
-	Hosts    []string          `json:"hosts,omitzero" nullable:"false" maxItems:"100" doc:"Host names of the provider, for egress mode, which is not built yet." example:"api.openai.com"`
+	Hosts    []string          `json:"hosts,omitzero" nullable:"false" maxItems:"100" doc:"Host names of the provider that intercepted applications connect to: exact names in lower case. Without any, it is the host of base_url (docs/egress.md)." example:"api.openai.com"`
 	Headers  map[string]string `json:"headers,omitzero" doc:"Headers of every request to the provider. Values are encrypted and never shown. In a PATCH, a header that is left out or has the value [redacted] keeps its value. A new base_url removes the values that are not sent with it."`
 	Settings provider.Settings `json:"settings,omitzero" doc:"Settings of the kind: auth, query, paths, answer, inject_usage, drop, max_tokens, input_type, flavor, pass_fields, pass_headers, pass_response_headers, public_headers. See docs/providers.md."`
 }
@@ -145,6 +145,9 @@ func createProvider(ctx context.Context, x *call, in *struct{ Body NewProvider }
 	if len(all) >= provider.MaxProviders {
 		return nil, &problem{Status: 409, Code: "too_many", Message: "The org has " + itoa(provider.MaxProviders) + " providers, which is the limit.", Fix: "Delete a provider."}
 	}
+	if err := hostsOnce(all, p); err != nil {
+		return nil, err
+	}
 	if err := provider.Insert(ctx, x.tx, x.c.Sealer, p); err != nil {
 		return nil, err
 	}
@@ -156,6 +159,23 @@ func createProvider(ctx context.Context, x *call, in *struct{ Body NewProvider }
 		shown.Warnings = append(shown.Warnings, provider.ExposedWarning)
 	}
 	return &made[Provider]{Location: "/v1/providers/" + p.ID, ETag: etag(p.Version), Body: shown}, nil
+}
+
+// hostsOnce returns an error if another provider of the org lists a host of p. An intercepted
+// connection has one provider. Hosts are exact names.
+func hostsOnce(all []provider.Provider, p provider.Provider) error {
+	for i, h := range p.Hosts {
+		field := "hosts[" + itoa(int64(i)) + "]"
+		if strings.Contains(h, "*") {
+			return &provider.Invalid{Field: field, Problem: "it is a pattern, and only exact names are intercepted: list the names"}
+		}
+		for _, other := range all {
+			if other.ID != p.ID && slices.Contains(other.Hosts, h) {
+				return &provider.Invalid{Field: field, Problem: "the provider " + other.Name + " has this host: a host has one provider"}
+			}
+		}
+	}
+	return nil
 }
 
 func (x *call) provider(ctx context.Context, id string) (provider.Provider, error) {
@@ -233,6 +253,18 @@ func updateProvider(ctx context.Context, x *call, in *struct {
 		after, err := said.put(before, x.c.Targets)
 		if err != nil {
 			return err
+		}
+		if !slices.Equal(before.Hosts, after.Hosts) {
+			if err := x.inTurn(ctx, "providers"); err != nil {
+				return err
+			}
+			all, err := provider.List(ctx, x.tx)
+			if err != nil {
+				return err
+			}
+			if err := hostsOnce(all, after); err != nil {
+				return err
+			}
 		}
 		fields, err := changed(providerShown(before), providerShown(after))
 		if err != nil {

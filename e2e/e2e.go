@@ -72,6 +72,7 @@ type Config struct {
 // Up is a running `aid up` that has printed "ready".
 type Up struct {
 	Home, Gateway, API, Metrics string
+	Egress, Proxy               string // of intercepted connections
 	OrgKey                      string
 
 	cmd    *exec.Cmd
@@ -176,7 +177,7 @@ func Main(m *testing.M) int {
 // could not be started.
 func run(bin, envoy string, c Config) (*Up, error) {
 	args := []string{"up", "--home", c.Home, "--envoy", envoy}
-	for _, flag := range []string{"--gateway", "--api", "--metrics"} {
+	for _, flag := range []string{"--gateway", "--api", "--metrics", "--egress", "--proxy"} {
 		if !contains(c.Args, flag) {
 			args = append(args, flag, "127.0.0.1:0")
 		}
@@ -221,7 +222,7 @@ func run(bin, envoy string, c Config) (*Up, error) {
 	case <-time.After(120 * time.Second):
 		return u, fmt.Errorf("aid up is not ready after 120 s")
 	}
-	var e struct{ Gateway, API, Metrics string }
+	var e struct{ Gateway, API, Metrics, Egress, Proxy string }
 	b, err := os.ReadFile(filepath.Join(c.Home, "endpoints.json"))
 	if err != nil {
 		return u, err
@@ -229,7 +230,7 @@ func run(bin, envoy string, c Config) (*Up, error) {
 	if err := json.Unmarshal(b, &e); err != nil {
 		return u, err
 	}
-	u.Gateway, u.API, u.Metrics = e.Gateway, e.API, e.Metrics
+	u.Gateway, u.API, u.Metrics, u.Egress, u.Proxy = e.Gateway, e.API, e.Metrics, e.Egress, e.Proxy
 	key, err := os.ReadFile(filepath.Join(c.Home, "org.key"))
 	if err != nil {
 		return u, err

@@ -178,7 +178,7 @@ func TestSecondUpOnTheSameHome(t *testing.T) {
 }
 
 func TestBusyPortNamesTheFlag(t *testing.T) {
-	for _, flag := range []string{"--gateway", "--api", "--metrics"} {
+	for _, flag := range []string{"--gateway", "--api", "--metrics", "--egress", "--proxy"} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)

@@ -22,6 +22,12 @@ const (
 	// HeaderProtocol has the client's version of HTTP. extproc rejects HTTP/1.0. Envoy's own
 	// rejection would end the connection without a byte (measured, 1.40).
 	HeaderProtocol = "x-aid-protocol"
+	// HeaderEgress has the governed host that an intercepted connection is for. Envoy's chain
+	// for that host sets it. The gateway's chain removes it, so that no client can send it.
+	HeaderEgress = "x-aid-egress"
+	// HeaderConnect has the authority of the CONNECT request through which an intercepted
+	// connection came; empty: there was none. Both chains overwrite or remove a client's.
+	HeaderConnect = "x-aid-connect"
 	// HeaderCanary carries the nonce of a readiness check, both ways.
 	HeaderCanary = "x-aid-canary"
 	// HeaderRequestID is made by Envoy for each request. A client's own is dropped.

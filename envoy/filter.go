@@ -45,11 +45,47 @@ const ProtocolFormat = "%PROTOCOL%"
 // them, and sets HeaderPeer and HeaderProtocol. extproc removes the other x-aid-* headers. It reads some of
 // them first.
 func EarlyMutation() *earlyv3.HeaderMutation {
-	return &earlyv3.HeaderMutation{Mutations: []*mutationv3.HeaderMutation{
-		{Action: &mutationv3.HeaderMutation_Remove{Remove: HeaderRoute}},
-		removeOnMatch(prefixed(PrefixAgent)), removeOnMatch(prefixed("x-envoy-")),
+	return &earlyv3.HeaderMutation{Mutations: append(ownHeaders(),
+		removeHeader(HeaderEgress), removeHeader(HeaderConnect),
 		overwriteHeader(HeaderPeer, PeerFormat), overwriteHeader(HeaderProtocol, ProtocolFormat),
-	}}
+	)}
+}
+
+// EgressMutation is EarlyMutation for intercepted connections to a governed host. tunneled is
+// for connections through the forward proxy, which says where they came from and for what.
+// Otherwise a value that is empty would leave the client's own header (measured, 1.40), so each
+// keeps an empty value.
+func EgressMutation(host string, tunneled bool) *earlyv3.HeaderMutation {
+	peer, connect := PeerFormat, ""
+	if tunneled {
+		peer, connect = TunnelPeerFormat, TunnelConnectFormat
+	}
+	return &earlyv3.HeaderMutation{Mutations: append(ownHeaders(),
+		fact(HeaderEgress, host), fact(HeaderConnect, connect), fact(HeaderPeer, peer), fact(HeaderProtocol, ProtocolFormat),
+	)}
+}
+
+// Filter state that the forward proxy passes to the inner listener, and its formats there.
+const (
+	StateTunnelPeer     = "aid.tunnel.peer"
+	StateTunnelConnect  = "aid.tunnel.connect"
+	TunnelPeerFormat    = "%FILTER_STATE(" + StateTunnelPeer + ":PLAIN)%"
+	TunnelConnectFormat = "%FILTER_STATE(" + StateTunnelConnect + ":PLAIN)%"
+)
+
+func ownHeaders() []*mutationv3.HeaderMutation {
+	return []*mutationv3.HeaderMutation{removeHeader(HeaderRoute), removeOnMatch(prefixed(PrefixAgent)), removeOnMatch(prefixed("x-envoy-"))}
+}
+
+func removeHeader(name string) *mutationv3.HeaderMutation {
+	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Remove{Remove: name}}
+}
+
+// fact overwrites a header with a fact of the connection, also with an empty one.
+func fact(name, value string) *mutationv3.HeaderMutation {
+	m := overwriteHeader(name, value)
+	m.GetAppend().KeepEmptyValue = true
+	return m
 }
 
 // ResponseMutations are the changes to a provider's response headers that extproc makes

@@ -164,7 +164,7 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 		return x.reject(refused), nil
 	}
 	if refused == nil {
-		refused = x.req.headersAlone()
+		refused = x.req.headersAlone(x.org.Providers)
 	}
 	if refused != nil || x.req.endOfStream {
 		// The request is complete, or its headers are enough.

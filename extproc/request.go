@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -38,9 +39,12 @@ type request struct {
 	unidentified *provider.Error
 }
 
-// mode is how the request arrived: the caller addressed the gateway, and was not
+// How a request arrived: the caller addressed the gateway, or the provider's own host, and was
 // intercepted.
-const mode = "gateway"
+const (
+	modeGateway = "gateway"
+	modeEgress  = "egress"
+)
 
 // carrier reports whether an agent may send its key in the header. Each SDK has its own:
 // OpenAI and most others, Anthropic, Azure, Gemini.
@@ -56,7 +60,8 @@ func carrier(name string) bool {
 // a repetition. Envoy joins the lines of some headers before they come here.
 func single(name string) (single, comma bool) {
 	switch name {
-	case ":method", ":path", ":authority", ":scheme", "host", "content-length", "transfer-encoding", envoy.HeaderRequestID, envoy.HeaderCanary, envoy.HeaderPeer, envoy.HeaderProtocol:
+	case ":method", ":path", ":authority", ":scheme", "host", "content-length", "transfer-encoding", envoy.HeaderRequestID, envoy.HeaderCanary, envoy.HeaderPeer, envoy.HeaderProtocol,
+		envoy.HeaderEgress, envoy.HeaderConnect:
 		return true, true
 	case "content-type", headerSession:
 		return true, true
@@ -95,17 +100,18 @@ const (
 // ofEnvoy reports whether Envoy adds the header, or makes it from the request line.
 func ofEnvoy(name string) bool {
 	return strings.HasPrefix(name, ":") || strings.HasPrefix(name, "x-forwarded-") || strings.HasPrefix(name, "x-envoy-") ||
-		name == envoy.HeaderRequestID || name == envoy.HeaderPeer || name == envoy.HeaderProtocol
+		name == envoy.HeaderRequestID || name == envoy.HeaderPeer || name == envoy.HeaderProtocol || name == envoy.HeaderEgress || name == envoy.HeaderConnect
 }
 
 // readRequest reads the headers message. It never fails. Errors are kept, so that the
 // rejection of a caller who can be identified is recorded.
 func readRequest(m *extprocv3.HttpHeaders) request {
-	r := request{Request: verdict.Request{Mode: mode, ContentLength: -1}, endOfStream: m.GetEndOfStream()}
+	r := request{Request: verdict.Request{Mode: modeGateway, ContentLength: -1}, endOfStream: m.GetEndOfStream()}
 	headers := m.GetHeaders().GetHeaders()
 	r.remove = make([]string, 0, 8)
-	seen := make([]string, 0, 20) // the single headers so far; there are 20
+	seen := make([]string, 0, 22) // the single headers so far; there are 22
 	bytesOf, lines := 0, 0
+	connect := ""
 	for _, h := range headers {
 		name := lower(h.GetKey())
 		raw := h.GetRawValue()
@@ -186,6 +192,10 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 			r.ID = string(raw)
 		case envoy.HeaderPeer:
 			r.ClientIP = string(raw)
+		case envoy.HeaderEgress:
+			r.Mode, r.Egress = modeEgress, string(raw)
+		case envoy.HeaderConnect:
+			connect = string(raw)
 		case envoy.HeaderProtocol:
 			if v := string(raw); v != "HTTP/1.1" && v != "HTTP/2" {
 				r.problem(verdict.Refuse(http.StatusUpgradeRequired, "http_version_not_supported", "This version of HTTP is not supported. Use HTTP/1.1 or HTTP/2."))
@@ -216,6 +226,11 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 	if !hostForm(r.Host) {
 		r.problem(verdict.Refuse(400, "invalid_host", "The request must name its host, as a name or an address and nothing else."))
 	}
+	if r.Mode == modeEgress && (r.Egress == "" || r.Host != r.Egress || connect != "" && connect != r.Egress+":443") {
+		r.Egress = cmp.Or(r.Egress, "unknown") // so that it is never a request to the gateway
+		r.problem(verdict.Refuse(http.StatusMisdirectedRequest, "misdirected_request",
+			"The host of the request is not the host of the connection (SNI, CONNECT). Use one connection for each host."))
+	}
 	if identity.SecretInURL(r.Path) || identity.SecretInURL(r.Query) {
 		r.problem(verdict.Misplaced("the URL"))
 	}
@@ -227,6 +242,10 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 
 // verifyHost compares the request's host with the configured domains, if there are any.
 func (r *request) verifyHost(domains []string) {
+	if r.Mode == modeEgress {
+		r.HostVerified = r.wrong == nil // it is the host of the connection
+		return
+	}
 	r.HostVerified = slices.ContainsFunc(domains, func(d string) bool {
 		below, wildcard := strings.CutPrefix(d, "*")
 		return r.Host == d || wildcard && len(r.Host) > len(below) && strings.HasSuffix(r.Host, below)
@@ -238,9 +257,12 @@ func (r *request) verifyHost(domains []string) {
 }
 
 // headersAlone returns the error that the headers show for every body, or nil.
-func (r *request) headersAlone() *provider.Error {
+func (r *request) headersAlone(providers *provider.Registry) *provider.Error {
 	if r.wrong != nil {
 		return r.wrong
+	}
+	if refused := r.Locate(providers); refused != nil {
+		return refused
 	}
 	return r.Match()
 }
@@ -250,7 +272,7 @@ func (r *request) unserved() *provider.Error {
 	if r.wrong != nil && r.wrong.Status == http.StatusUpgradeRequired {
 		return r.wrong
 	}
-	if _, _, served := provider.Match(r.Method, r.Path); served || r.wrong != nil {
+	if _, _, served := provider.Match(r.Method, r.Path); served || r.wrong != nil || r.Mode == modeEgress {
 		return nil
 	}
 	return provider.Unserved(r.Method, r.Path)

@@ -360,6 +360,7 @@ type NodeRole string
 const (
 	NodeEnvoy   NodeRole = "envoy"   // listeners, routes and clusters
 	NodeExtproc NodeRole = "extproc" // callers, credentials and policies; it appends audit records
+	NodeEgress  NodeRole = "egress"  // beside envoy: certificates of governed hosts; only the operator gives it
 )
 
 // Has reports whether the node has the role.

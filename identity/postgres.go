@@ -351,6 +351,15 @@ func InsertNode(ctx context.Context, tx pgx.Tx, n Node) error {
 	return doing(err, "storing a node")
 }
 
+// SetNodeRoles changes the roles of a node in the transaction's org.
+func SetNodeRoles(ctx context.Context, tx pgx.Tx, id string, roles []NodeRole) error {
+	tag, err := tx.Exec(ctx, "UPDATE nodes SET roles = $2 WHERE id = $1", id, roles)
+	if err == nil && tag.RowsAffected() == 0 {
+		err = ErrNotFound
+	}
+	return doing(err, "changing a node's roles")
+}
+
 const nodeColumns = `org_id, id, name, coalesce(token_hash, ''), coalesce(spiffe_id, ''), roles, by_operator, home, created_at, expires_at, revoked_at, place`
 
 func scanNode(row pgx.CollectableRow) (n Node, err error) {

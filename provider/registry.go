@@ -141,21 +141,26 @@ func (r *Registry) Resolve(c Call) (Provider, *Error) {
 func (r *Registry) Reads(ep Endpoint) bool { return r.reads[ep.Path] }
 
 // ByHost finds the provider of a host, a name in lower case that applications connect to
-// directly. An exact name comes before a wildcard.
+// directly. A provider that lists the host comes before one that only has it in its base_url.
+// A host of two equal providers has no provider.
 func (r *Registry) ByHost(host string) (Provider, bool) {
+	var listed, own []Provider
 	for _, p := range r.providers {
-		if slices.Contains(p.Hosts, host) {
-			return p, true
+		switch {
+		case !slices.Contains(p.EgressHosts(), host):
+		case len(p.Hosts) > 0:
+			listed = append(listed, p)
+		default:
+			own = append(own, p)
 		}
 	}
-	for _, p := range r.providers {
-		for _, h := range p.Hosts {
-			if rest, ok := strings.CutPrefix(h, "*"); ok && strings.HasSuffix(host, rest) && len(host) > len(rest) {
-				return p, true
-			}
-		}
+	if len(listed) > 0 {
+		own = listed
 	}
-	return Provider{}, false
+	if len(own) != 1 {
+		return Provider{}, false
+	}
+	return own[0], true
 }
 
 // Providers returns all providers, by name.

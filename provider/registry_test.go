@@ -112,11 +112,17 @@ func TestModels(t *testing.T) {
 	}
 }
 
+// A host has one provider. A wildcard governs nothing, since only exact names are decrypted.
 func TestByHost(t *testing.T) {
-	a, b := prov("a", "openai", ""), prov("b", "openai", "")
-	a.Hosts, b.Hosts = []string{"*.example.com"}, []string{"api.example.com"}
-	r := registry(t, a, b)
-	for host, want := range map[string]string{"api.example.com": "b", "x.example.com": "a", "y.x.example.com": "a", "example.com": "", ".example.com": "", "api.example.com.evil": "", "": ""} {
+	a, b, c, d := prov("a", "openai", ""), prov("b", "openai", ""), prov("c", "openai", ""), prov("d", "openai", "")
+	a.Hosts, b.Hosts = []string{"*.example.com"}, []string{"api.example.com", "own.example.com"}
+	c.BaseURL, d.BaseURL = "https://own.example.com/v1", "https://twice.example.com/v1"
+	e := d
+	e.Name = "e"
+	r := registry(t, a, b, c, d, e)
+	for host, want := range map[string]string{
+		"api.example.com": "b", "own.example.com": "b", "twice.example.com": "", "x.example.com": "", "example.com": "", ".example.com": "", "api.example.com.evil": "", "": "",
+	} {
 		p, ok := r.ByHost(host)
 		if p.Name != want || ok != (want != "") {
 			t.Errorf("%q: %q", host, p.Name)

@@ -211,7 +211,14 @@ func (o *Org) parse(v *Verdict, r *Request) *provider.Error {
 	if v.BodyBytes > r.MaxBody {
 		return tooLarge(r.MaxBody)
 	}
-	if r.Endpoint.Path == "" {
+	if r.Endpoint.Path == "" || r.Egress != "" {
+		// The host's provider may have changed since the headers were read.
+		if o.Providers == nil {
+			return Unavailable("policy_unavailable", "Policies are not available right now. Try again shortly.")
+		}
+		if refused := r.Locate(o.Providers); refused != nil {
+			return refused
+		}
 		if refused := r.Match(); refused != nil {
 			return refused
 		}
@@ -270,11 +277,15 @@ func (o *Org) decide(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 	if !r.listsModels() {
 		v.Call = o.Providers.Known(v.Call)
 		v.listed = o.lists(c, v.Call.Model)
-		p, refused := o.Providers.Resolve(v.Call)
-		if refused != nil {
-			return refused
+		if r.Egress != "" {
+			v.Provider, _ = o.Providers.ByHost(r.Egress) // parse has found it
+		} else {
+			p, refused := o.Providers.Resolve(v.Call)
+			if refused != nil {
+				return refused
+			}
+			v.Provider = p
 		}
-		v.Provider = p
 	}
 	if o.Sessions != nil {
 		v.session = o.Sessions.Find(v.Time, o.ID, c.Agent.ID, cmp.Or(c.Key.Line, c.Key.ID), r.Session)
@@ -296,7 +307,7 @@ func (o *Org) decide(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 	if refused := o.capOutput(v); refused != nil {
 		return refused
 	}
-	f, refused := v.Provider.Forward(v.Call, r.Path, r.Query)
+	f, refused := v.Provider.Forward(v.Call, r.ownPath(), r.Query)
 	if refused != nil {
 		return refused
 	}

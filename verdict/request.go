@@ -1,6 +1,7 @@
 package verdict
 
 import (
+	"net/http"
 	"slices"
 	"time"
 
@@ -19,6 +20,11 @@ type Request struct {
 
 	Method, Path, Query string
 	Host                string // lower case, without a port
+	// Egress is the governed host that an intercepted connection is for; "": the caller
+	// addressed the gateway. Envoy sets it from its own configuration.
+	Egress string
+	// own is the gateway's path of an intercepted request. Locate sets it.
+	own string
 	// HostVerified means that Host is one of the gateway's configured domains. Policy gets
 	// only a verified host, since without domains the client chooses Host.
 	HostVerified  bool
@@ -66,9 +72,13 @@ const (
 // Match finds the endpoint. It returns the error that the headers show for every body, or
 // nil.
 func (r *Request) Match() *provider.Error {
-	ep, params, ok := provider.Match(r.Method, r.Path)
+	path := r.ownPath()
+	if path == "" {
+		return Unavailable("internal_error", "The request could not be evaluated, so it was not forwarded. Try again shortly.")
+	}
+	ep, params, ok := provider.Match(r.Method, path)
 	if !ok {
-		return provider.Unserved(r.Method, r.Path)
+		return provider.Unserved(r.Method, path)
 	}
 	r.Endpoint, r.Params, r.Format = ep, params, ep.Format
 	if r.listsModels() {
@@ -77,6 +87,39 @@ func (r *Request) Match() *provider.Error {
 	if r.ContentLength > r.MaxBody {
 		return tooLarge(r.MaxBody)
 	}
+	return nil
+}
+
+// ownPath is the path of the request in the gateway's API, or "" if Locate has not set it.
+func (r *Request) ownPath() string {
+	if r.Egress == "" {
+		return r.Path
+	}
+	return r.own
+}
+
+// Locate finds the provider of an intercepted request's host, and the request's path in the
+// gateway's API. The host picks the provider and the format: nothing is translated. It does
+// nothing for a request to the gateway.
+func (r *Request) Locate(providers *provider.Registry) *provider.Error {
+	if r.Egress == "" {
+		return nil
+	}
+	r.own = ""
+	p, ok := providers.ByHost(r.Egress)
+	if !ok {
+		return Refuse(http.StatusForbidden, "host_not_governed", "No provider of this organization has the host "+r.Egress+
+			". An administrator can add it to hosts of the provider: PATCH /v1/providers/{id}.")
+	}
+	r.Format = provider.FormatOfKind(p.Kind)
+	path, ok := p.OwnPath(r.Egress, r.Path)
+	if !ok {
+		return provider.Unserved(r.Method, r.Path)
+	}
+	if ep, _, served := provider.Match(r.Method, path); served && !p.Native(ep) && len(ep.Kinds) > 0 {
+		return provider.Unserved(r.Method, r.Path) // the endpoint of another provider's API
+	}
+	r.own = path
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -36,6 +37,7 @@ type Input struct {
 	Origins   []string            // origins of web pages that may call the gateway: see CheckOrigins
 	Targets   provider.Targets    // the addresses that providers may use
 	CAFile    string              // PEM, on Envoy's machine; empty: SystemCAs
+	Egress    Egress              // the interception of connections to providers' own hosts
 }
 
 // SystemCAs is the file with the CAs in Debian and most images that are based on it.
@@ -59,6 +61,8 @@ type Snapshot struct {
 
 	// Left has the providers that are not in the configuration, by id, and the reasons.
 	Left map[string]error
+
+	in Input // that it was built from; only its settings for the whole installation matter
 }
 
 // Build makes a snapshot. It is a pure function: equal input gives equal bytes. The order of
@@ -82,7 +86,12 @@ func Build(in Input) (*Snapshot, error) {
 	}
 	ps := slices.Clone(in.Providers)
 	slices.SortFunc(ps, func(a, b provider.Provider) int { return cmp.Compare(a.ID, b.ID) })
+	if err := CheckEgress(in.Egress); err != nil {
+		return nil, fmt.Errorf("xds: %w", err)
+	}
+	in.Providers = ps
 	var routes []*routev3.Route
+	byCluster := map[string][]*routev3.Route{}
 	for _, p := range ps {
 		c, host, err := in.cluster(p)
 		if err != nil {
@@ -94,7 +103,8 @@ func Build(in Input) (*Snapshot, error) {
 			continue
 		}
 		s.Clusters[c.GetName()] = c
-		routes = append(routes, in.providerRoutes(p, c.GetName(), host)...)
+		byCluster[c.GetName()] = in.providerRoutes(p, c.GetName(), host)
+		routes = append(routes, byCluster[c.GetName()]...)
 	}
 	listener, err := in.listener()
 	if err != nil {
@@ -102,7 +112,8 @@ func Build(in Input) (*Snapshot, error) {
 	}
 	s.Listeners[listenerName] = listener
 	s.Routes[routesName] = in.routes(routes)
-	return s, nil
+	s.in = in
+	return s, in.egress(s, byCluster)
 }
 
 // Join makes one snapshot out of several orgs' for an Envoy that serves all of them. The
@@ -116,32 +127,53 @@ func Join(all []*Snapshot) (*Snapshot, error) {
 		return all[0], nil
 	}
 	s := &Snapshot{
-		Listeners: all[0].Listeners, Routes: map[string]*routev3.RouteConfiguration{},
-		Clusters: map[string]*clusterv3.Cluster{}, Left: map[string]error{},
+		Listeners: maps.Clone(all[0].Listeners), Routes: map[string]*routev3.RouteConfiguration{},
+		Clusters: map[string]*clusterv3.Cluster{}, Left: map[string]error{}, in: all[0].in,
 	}
-	table := proto.CloneOf(all[0].Routes[routesName])
-	host := table.GetVirtualHosts()[0]
-	var tail []*routev3.Route // routes that do not lead to a provider, from the first org
-	var providers []*routev3.Route
-	for i, one := range all {
+	tables := map[string]bool{}
+	for _, one := range all {
 		for name, c := range one.Clusters {
-			if s.Clusters[name] != nil {
+			if s.Clusters[name] != nil && name != innerCluster {
 				return nil, fmt.Errorf("xds: two orgs have the cluster %s", name)
 			}
 			s.Clusters[name] = c
 		}
-		for _, r := range one.Routes[routesName].GetVirtualHosts()[0].GetRoutes() {
+		for name := range one.Routes {
+			tables[name] = true
+		}
+	}
+	for name := range tables {
+		s.Routes[name] = joinTables(name, all)
+	}
+	return s, s.in.egressListeners(s)
+}
+
+// joinTables makes one route table out of several orgs'. The first virtual host has the routes
+// to providers.
+func joinTables(name string, all []*Snapshot) *routev3.RouteConfiguration {
+	var table *routev3.RouteConfiguration
+	var tail []*routev3.Route // routes that do not lead to a provider, from the first org
+	var providers []*routev3.Route
+	for _, one := range all {
+		from := one.Routes[name]
+		if from == nil {
+			continue
+		}
+		first := table == nil
+		if first {
+			table = proto.CloneOf(from)
+		}
+		for _, r := range from.GetVirtualHosts()[0].GetRoutes() {
 			switch {
 			case one.Clusters[r.GetRoute().GetCluster()] != nil:
 				providers = append(providers, r)
-			case i == 0:
+			case first:
 				tail = append(tail, r)
 			}
 		}
 	}
-	host.Routes = slices.Concat(tail[:1], providers, tail[1:]) // first the one for escaped slashes
-	s.Routes[routesName] = table
-	return s, nil
+	table.GetVirtualHosts()[0].Routes = slices.Concat(tail[:1], providers, tail[1:]) // first the one for escaped slashes
+	return table
 }
 
 // CheckOrigins returns an error for an origin that is not written as browsers send it.
@@ -178,6 +210,7 @@ func (s *Snapshot) Resources(typeURL string) map[string]proto.Message {
 // Static returns the snapshot for an Envoy without a control plane, for tests and for
 // validation by Envoy itself. The routes are inside the listener.
 func (s *Snapshot) Static() (*bootstrapv3.Bootstrap_StaticResources, error) {
+	s = s.withoutEgress() // whose certificates only a control plane has
 	out := &bootstrapv3.Bootstrap_StaticResources{}
 	for _, l := range s.Listeners {
 		l = proto.Clone(l).(*listenerv3.Listener)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -44,6 +45,8 @@ import (
 //	L12  Envoy's own responses are replaced; only extproc's pass unchanged
 //	L13  if extproc does not receive response headers, Envoy removes the same ones
 //	L14  the address of a provider is checked when Envoy connects
+//	L15  an intercepted connection has its host's chain, certificate and routes, and no others
+//	L16  the forward proxy opens tunnels to governed hosts, and does nothing else
 type lint struct {
 	found  []error
 	unseen bool // extproc does not receive response headers
@@ -63,17 +66,93 @@ func (l *lint) want(ok bool, rule, what string) {
 // resources that Envoy would receive.
 func Lint(s *Snapshot) error {
 	l := &lint{}
-	l.want(len(s.Listeners) == 1 && len(s.Routes) == 1, "L01", "there is not exactly one listener and one route table")
+	l.want(s.Listeners[listenerName] != nil && s.Routes[routesName] != nil, "L01", "the gateway's listener or route table is missing")
+	hosts := s.leaves()
+	reached := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(s.Listeners)) {
-		l.listener(s.Listeners[name])
+		li := s.Listeners[name]
+		l.want(li.GetName() == name, "L01", name+" has another name")
+		switch name {
+		case listenerName:
+			l.listener(li)
+		case egressListener, innerListener:
+			l.terminating(li, hosts)
+		case proxyListener:
+			l.proxy(li, hosts)
+		default:
+			l.bad("L01", "there is a listener %s", name)
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Routes)) {
-		l.routes(s.Routes[name], s.Clusters)
+		rc := s.Routes[name]
+		l.want(rc.GetName() == name, "L01", name+" has another name")
+		switch host, egress := strings.CutPrefix(name, egressRoutes); {
+		case name == routesName:
+			l.routes(rc, s.Clusters, reached, "")
+		case egress:
+			l.routes(rc, s.Clusters, reached, host)
+		default:
+			l.bad("L01", "there is a route table %s", name)
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Clusters)) {
+		if name == innerCluster {
+			l.want(proto.Equal(s.Clusters[name], inner()), "L15", "the cluster behind the proxy leads to something other than the inner listener")
+			continue
+		}
+		l.want(reached[name], "L05", "no route leads to "+name)
 		l.cluster(name, s.Clusters[name])
 	}
 	return errors.Join(l.found...)
+}
+
+// terminating checks a listener for TLS connections to governed hosts. It lists all that the
+// role may hold: for each host a chain with its certificate and the gateway's HTTP settings.
+func (l *lint) terminating(li *listenerv3.Listener, hosts []string) {
+	tunneled := li.GetName() == innerListener
+	if tunneled {
+		l.want(li.GetInternalListener() != nil && li.GetAddress() == nil, "L15", "the inner listener has an address")
+	} else {
+		a := li.GetAddress().GetSocketAddress()
+		l.want(a.GetAddress() != "" && a.GetPortValue() != 0 && a.GetProtocol() == corev3.SocketAddress_TCP, "L15", "the egress listener has no TCP address")
+	}
+	l.want(li.GetUdpListenerConfig() == nil, "L07", "a listener is not TCP")
+	l.want(small(li.GetPerConnectionBufferLimitBytes()), "L08", "a listener's buffer limit is not set, or above 1 MiB")
+	l.want(li.GetDefaultFilterChain() == nil, "L15", "a connection that is not to a governed host has a filter chain")
+	l.want(len(li.GetListenerFilters()) == 1 && li.GetListenerFilters()[0].GetName() == "envoy.filters.listener.tls_inspector" &&
+		li.GetListenerFiltersTimeout().AsDuration() > 0 && !li.GetContinueOnListenerFiltersTimeout(), "L15", "the server name is not read, or without a timeout")
+	var served []string
+	for _, c := range li.GetFilterChains() {
+		names := c.GetFilterChainMatch().GetServerNames()
+		if len(names) != 1 || !exactHost(names[0]) {
+			l.bad("L15", "a filter chain is not for exactly one host")
+			continue
+		}
+		host := names[0]
+		served = append(served, host)
+		l.want(proto.Equal(c.GetFilterChainMatch(), &listenerv3.FilterChainMatch{ServerNames: []string{host}, TransportProtocol: "tls"}), "L15", host+" is matched by more than its server name over TLS")
+		l.want(proto.Equal(c.GetTransportSocket(), terminates(host)), "L15", host+" has another TLS configuration")
+		l.want(c.GetTransportSocketConnectTimeout().AsDuration() > 0, "L08", host+" has no timeout for handshakes")
+		var h hcmv3.HttpConnectionManager
+		if len(c.GetFilters()) != 1 || c.GetFilters()[0].GetTypedConfig().UnmarshalTo(&h) != nil {
+			l.bad("L15", "%s has not exactly one filter, or another one", host)
+			continue
+		}
+		l.want(h.GetRds().GetRouteConfigName() == egressRoutes+host, "L15", host+" uses the routes of another host")
+		l.common(&h)
+		l.want(len(h.GetEarlyHeaderMutationExtensions()) == 1 && proto.Equal(h.GetEarlyHeaderMutationExtensions()[0], earlyOf(envoy.EgressMutation(host, tunneled))),
+			"L15", host+" does not overwrite the headers with facts of the connection")
+		l.want(len(h.GetHttpFilters()) > 0 && h.GetHttpFilters()[0].GetName() == envoy.FilterExtProc, "L15", host+" has a filter before extproc")
+		l.filters(h.GetHttpFilters())
+	}
+	l.want(slices.Equal(slices.Sorted(slices.Values(served)), hosts), "L15", "the governed hosts are not those with routes")
+}
+
+// proxy checks the forward proxy: it holds exactly the tunnels to the governed hosts.
+func (l *lint) proxy(li *listenerv3.Listener, hosts []string) {
+	l.want(proto.Equal(li, proxy(li.GetAddress(), hosts)), "L16", "the proxy has more than tunnels to governed hosts")
+	a, err := netip.ParseAddr(li.GetAddress().GetSocketAddress().GetAddress())
+	l.want(err == nil && a.IsLoopback(), "L16", "other machines can reach the proxy, which asks for no credentials")
 }
 
 func (l *lint) listener(li *listenerv3.Listener) {
@@ -93,6 +172,12 @@ func (l *lint) listener(li *listenerv3.Listener) {
 
 func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 	l.want(h.GetRds().GetRouteConfigName() == routesName, "L01", "the listener uses other routes than the snapshot's")
+	l.common(h)
+	l.early(h)
+}
+
+// common checks what every HTTP connection manager has that calls extproc.
+func (l *lint) common(h *hcmv3.HttpConnectionManager) {
 	l.want(h.GetNormalizePath().GetValue(), "L06", "normalize_path is off")
 	l.want(h.GetMergeSlashes(), "L06", "merge_slashes is off")
 	l.want(h.GetPathWithEscapedSlashesAction() == hcmv3.HttpConnectionManager_REJECT_REQUEST ||
@@ -117,14 +202,18 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 	l.want(h.GetStreamIdleTimeout().AsDuration() >= seconds(60).AsDuration(), "L08", "stream_idle_timeout is not set, or shorter than a model may take")
 	l.want(c.GetIdleTimeout().AsDuration() > 0, "L08", "idle connections have no timeout")
 	l.replies(h.GetLocalReplyConfig())
-	removed, peer, protocol := false, false, false
+}
+
+// early checks the gateway's mutations before extproc.
+func (l *lint) early(h *hcmv3.HttpConnectionManager) {
+	removed, peer, protocol := map[string]bool{}, false, false
 	for _, e := range h.GetEarlyHeaderMutationExtensions() {
 		var m earlyv3.HeaderMutation
 		if e.GetTypedConfig().UnmarshalTo(&m) != nil {
 			continue
 		}
 		for _, mut := range m.GetMutations() {
-			removed = removed || mut.GetRemove() == envoy.HeaderRoute
+			removed[mut.GetRemove()] = true
 			if a := mut.GetAppend(); a != nil {
 				name, value := a.GetHeader().GetKey(), a.GetHeader().GetValue()
 				overwrites := a.GetAppendAction() == corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
@@ -136,7 +225,9 @@ func (l *lint) manager(h *hcmv3.HttpConnectionManager) {
 		}
 	}
 	l.want(peer, "L05", "clients can choose their address: "+envoy.HeaderPeer+" is not overwritten")
-	l.want(removed, "L05", "clients can send "+envoy.HeaderRoute)
+	for _, name := range []string{envoy.HeaderRoute, envoy.HeaderEgress, envoy.HeaderConnect} {
+		l.want(removed[name], "L05", "clients can send "+name)
+	}
 	l.want(protocol, "L06", "extproc does not see HTTP/1.0: "+envoy.HeaderProtocol+" is not overwritten")
 }
 
@@ -205,12 +296,26 @@ func (l *lint) filters(fs []*hcmv3.HttpFilter) {
 	l.want(p.GetRouteCacheAction() == extprocv3.ExternalProcessor_DEFAULT, "L05", "something other than the decision clears the route cache")
 }
 
-func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clusterv3.Cluster) {
-	if len(rc.GetVirtualHosts()) != 1 || !slices.Equal(rc.GetVirtualHosts()[0].GetDomains(), []string{"*"}) {
-		l.bad("L05", "there is not one virtual host for all names")
+// routes checks a route table, and adds the clusters that it leads to. host is the governed host
+// of a table for egress, and "" for the gateway's.
+func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clusterv3.Cluster, reached map[string]bool, host string) {
+	hosts := rc.GetVirtualHosts()
+	if host != "" && len(hosts) == 2 {
+		other := hosts[1]
+		hosts = hosts[:1]
+		l.want(slices.Equal(other.GetDomains(), []string{"*"}) && len(other.GetRoutes()) == 1 && endsHere(other.GetRoutes()[0]) && len(other.GetTypedPerFilterConfig()) == 0 &&
+			len(other.GetRequestMirrorPolicies()) == 0 && other.GetRetryPolicy() == nil && other.GetMatcher() == nil && other.GetRequestBodyBufferLimit().GetValue() >= slack,
+			"L15", "a request to another host than "+host+" may be routed")
+	}
+	want := host
+	if want == "" {
+		want = "*"
+	}
+	if len(hosts) != 1 || len(rc.GetVirtualHosts()) != map[bool]int{true: 1, false: 2}[host == ""] || !slices.Equal(hosts[0].GetDomains(), []string{want}) {
+		l.bad("L05", "%s has not one virtual host for %s", rc.GetName(), want)
 		return
 	}
-	vh := rc.GetVirtualHosts()[0]
+	vh := hosts[0]
 	l.want(rc.GetVhds() == nil && vh.GetMatcher() == nil, "L05", "routes come from another source")
 	l.want(len(vh.GetTypedPerFilterConfig())+len(rc.GetTypedPerFilterConfig()) == 0, "L01", "filters are changed for many routes at once")
 	l.want(len(vh.GetRequestMirrorPolicies())+len(rc.GetRequestMirrorPolicies()) == 0, "L07", "requests are mirrored")
@@ -223,11 +328,8 @@ func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clust
 	}
 	l.want(proto.Equal(vh.GetRoutes()[0], escapedSlash()), "L06", "a path with an escaped slash may be routed")
 	end := vh.GetRoutes()[last]
-	l.want(end.GetMatch().GetPrefix() == "/" && len(end.GetMatch().GetHeaders()) == 0 && end.GetRoute().GetCluster() == nowhere &&
-		end.GetRoute().GetClusterNotFoundResponseCode() == routev3.RouteAction_SERVICE_UNAVAILABLE && len(end.GetRoute().GetRequestMirrorPolicies()) == 0, "L05",
-		"requests that no route matches do not get 503")
+	l.want(endsHere(end), "L05", "requests that no route matches do not get 503")
 	l.want(clusters[nowhere] == nil, "L05", "there is a cluster for requests without a decision")
-	reached := map[string]bool{}
 	for i, r := range vh.GetRoutes()[1:last] {
 		a := r.GetRoute()
 		if a == nil {
@@ -238,18 +340,21 @@ func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clust
 		l.want(a.GetInternalRedirectPolicy() == nil, "L07", "redirects are followed")
 		l.want(len(a.GetUpgradeConfigs()) == 0, "L07", "a route allows upgrades")
 		switch name := a.GetCluster(); {
-		case name == envoy.ClusterAPI:
+		case name == envoy.ClusterAPI && host == "":
 			l.managementRoute(r)
-		case clusters[name] != nil:
+		case clusters[name] != nil && name != innerCluster:
 			reached[name] = true
 			l.providerRoute(r, name)
 		default:
 			l.bad("L05", "route %d leads to %q, which is not a provider's cluster", i, name)
 		}
 	}
-	for name := range clusters {
-		l.want(reached[name], "L05", "no route leads to "+name)
-	}
+}
+
+// endsHere reports whether a route leads nowhere, for every request.
+func endsHere(r *routev3.Route) bool {
+	return r.GetMatch().GetPrefix() == "/" && len(r.GetMatch().GetHeaders()) == 0 && r.GetRoute().GetCluster() == nowhere &&
+		r.GetRoute().GetClusterNotFoundResponseCode() == routev3.RouteAction_SERVICE_UNAVAILABLE && len(r.GetRoute().GetRequestMirrorPolicies()) == 0
 }
 
 // providerRoute checks that only the decision leads to the route, and that extproc is on.

@@ -14,6 +14,7 @@ import (
 	headerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/ai-identity/ai-identity/envoy"
@@ -122,8 +123,10 @@ func endLog() *accesslogv3.AccessLog {
 	}
 }
 
-func early() *corev3.TypedExtensionConfig {
-	return &corev3.TypedExtensionConfig{Name: "envoy.http.early_header_mutation.header_mutation", TypedConfig: pack(envoy.EarlyMutation())}
+func early() *corev3.TypedExtensionConfig { return earlyOf(envoy.EarlyMutation()) }
+
+func earlyOf(m *earlyv3.HeaderMutation) *corev3.TypedExtensionConfig {
+	return &corev3.TypedExtensionConfig{Name: "envoy.http.early_header_mutation.header_mutation", TypedConfig: pack(m)}
 }
 
 // filters are these: CORS, with allowed origins; extproc; Envoy's usage filter, if Envoy

@@ -27,6 +27,7 @@ const (
 
 	ListenerType = typePrefix + "envoy.config.listener.v3.Listener"
 	RouteType    = typePrefix + "envoy.config.route.v3.RouteConfiguration"
+	SecretType   = typePrefix + "envoy.extensions.transport_sockets.tls.v3.Secret"
 	ClusterType  = typePrefix + "envoy.config.cluster.v3.Cluster"
 
 	OrgType        = typePrefix + "aid.v1.Org"
@@ -57,6 +58,8 @@ type kind struct {
 // reverse order.
 var kinds = []kind{
 	{url: ClusterType, short: "Cluster", role: identity.NodeEnvoy},
+	// Certificates. A node without the role egress has none, and its stream goes on.
+	{url: SecretType, short: "Secret", role: identity.NodeEnvoy},
 	{url: ListenerType, short: "Listener", role: identity.NodeEnvoy},
 	{url: RouteType, short: "RouteConfiguration", role: identity.NodeEnvoy},
 	{url: NodeType, short: "Node", role: identity.NodeExtproc},

@@ -49,6 +49,8 @@ type ServerConfig struct {
 	Targets provider.Targets // the addresses that providers may use
 	Tiers   policy.Tiers     // the limits of organizations by their tiers; nil: tiers have none
 	CAFile  string           // PEM file on the Envoys' machines with the CAs of providers; empty: the system's
+	Egress  Egress           // for nodes with the role egress; zero: nothing is intercepted
+	Leaves  Leaves           // certificates of Egress; nil: none
 	// DigestKey returns the key for digests of request bodies in the audit log. Reread calls
 	// it again. Each org has its own key, which is derived from it. Empty: there are no
 	// digests.
@@ -61,6 +63,12 @@ type ServerConfig struct {
 	Log       *slog.Logger     // nil: slog.Default()
 	// Registerer registers the metrics (aid_xds_…). Nil: they are not exported.
 	Registerer prometheus.Registerer
+}
+
+// Leaves issues certificates for governed hosts; *identity.Authority does.
+type Leaves interface {
+	// Leaf returns the chain without the root and the key, as PEM, and the end of its life.
+	Leaf(ctx context.Context, host string, now time.Time) (chain, key []byte, notAfter time.Time, err error)
 }
 
 // Server serves Envoys and sidecars over delta ADS, and accepts their audit records.
@@ -79,7 +87,8 @@ type Server struct {
 
 	mu      sync.Mutex
 	orgs    map[string]*orgState // orgs with a connected node
-	joined  map[string]joined    // by the orgs' ids
+	joined  map[string]joined    // by the orgs' ids, and whether the node intercepts
+	leaves  map[[2]string]leaf   // by node and host
 	streams map[*stream]struct{}
 	appends appendStreams
 	synced  bool      // notifications of the database are received
@@ -110,7 +119,7 @@ func NewServer(c ServerConfig) (*Server, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	s := &Server{c: c, orgs: make(map[string]*orgState), joined: make(map[string]joined), streams: make(map[*stream]struct{}), appends: make(appendStreams), turns: make(chan struct{}, readsAtOnce), counting: make(chan struct{}, countsAtOnce), changes: newQueue()}
+	s := &Server{c: c, orgs: make(map[string]*orgState), joined: make(map[string]joined), leaves: make(map[[2]string]leaf), streams: make(map[*stream]struct{}), appends: make(appendStreams), turns: make(chan struct{}, readsAtOnce), counting: make(chan struct{}, countsAtOnce), changes: newQueue()}
 	var err error
 	if s.metrics, err = newServerMetrics(c.Registerer, s.connected, s.unopenedCount); err != nil {
 		return nil, fmt.Errorf("registering xds's metrics: %w", err)

@@ -69,6 +69,7 @@ func (s *Server) forgetLocked() {
 type view struct {
 	resources map[string]map[string]*discoveryv3.Resource // by type and name; never changed in place
 	kept      map[string][]string                         // by type: a name, an org with "/", or "" for the whole type
+	hosts     []string                                    // governed hosts, whose certificates the node needs
 }
 
 func newView() view {
@@ -109,7 +110,7 @@ func (v view) add(other view) {
 }
 
 // viewOf returns the view of a node of these orgs. ok is false if not everything is read yet.
-func (s *Server) viewOf(ctx context.Context, orgs []string) (v view, ok bool) {
+func (s *Server) viewOf(ctx context.Context, orgs []string, egress bool) (v view, ok bool) {
 	if len(orgs) == 0 {
 		return view{}, false
 	}
@@ -125,7 +126,9 @@ func (s *Server) viewOf(ctx context.Context, orgs []string) (v view, ok bool) {
 		v.add(o.view)
 		envoys = append(envoys, o)
 	}
-	v.add(s.envoyLocked(ctx, envoys))
+	config := s.envoyLocked(ctx, envoys, egress)
+	v.add(config)
+	v.hosts = config.hosts
 	if hb := s.heartbeatLocked(); hb != nil {
 		v.resources[HeartbeatType] = map[string]*discoveryv3.Resource{heartbeatName: hb}
 	}
@@ -140,20 +143,29 @@ type joined struct {
 
 // envoyLocked returns the configuration of an Envoy that serves the orgs. It has one
 // listener, and the routes and clusters of each org.
-func (s *Server) envoyLocked(ctx context.Context, orgs []*orgState) view {
+func (s *Server) envoyLocked(ctx context.Context, orgs []*orgState, egress bool) view {
 	var ids []string
 	var from []*Snapshot
 	for _, o := range orgs {
 		ids, from = append(ids, o.id), append(from, o.envoy)
 	}
 	key := strings.Join(ids, " ")
+	if egress {
+		key += " egress"
+	}
 	if last, ok := s.joined[key]; ok && slices.Equal(last.from, from) {
 		return last.view
 	}
 	v := newView()
 	snap, err := Join(from)
 	if err == nil {
+		if !egress {
+			snap = snap.withoutEgress()
+		}
 		err = Lint(snap)
+	}
+	if err == nil {
+		v.hosts = snap.leaves()
 	}
 	for _, k := range kinds {
 		if err == nil && k.role == identity.NodeEnvoy {
@@ -304,7 +316,8 @@ func (s *Server) resources(ctx context.Context, c content, before orgState) (nex
 		}
 	}
 
-	snap, err := Build(Input{OrgID: org, Providers: c.providers, Gateway: s.c.Gateway, Usage: s.c.Usage, MaxBody: s.c.MaxBody, CAFile: s.c.CAFile, Targets: s.c.Targets, Origins: s.c.Origins})
+	snap, err := Build(Input{OrgID: org, Providers: c.providers, Gateway: s.c.Gateway, Usage: s.c.Usage, MaxBody: s.c.MaxBody, CAFile: s.c.CAFile, Targets: s.c.Targets, Origins: s.c.Origins,
+		Egress: s.c.Egress})
 	if err == nil {
 		err = Lint(snap)
 	}

@@ -258,9 +258,15 @@ func (st *stream) lookAgain(ctx context.Context) error {
 
 // pushWholeTypes sends the types with a wildcard subscription.
 func (st *stream) pushWholeTypes(ctx context.Context) error {
-	v, loaded := st.s.viewOf(ctx, st.orgs)
+	egress := st.node.Has(identity.NodeEgress) && st.node.Has(identity.NodeEnvoy)
+	v, loaded := st.s.viewOf(ctx, st.orgs, egress)
 	if !loaded {
 		return nil
+	}
+	if egress && st.subs[SecretType] != nil {
+		if err := st.s.certify(ctx, v, st.node.ID); err != nil {
+			return err
+		}
 	}
 	if err := v.put(NodeType, nodeName, &aidv1.Node{Id: st.node.ID, HomeOrgId: st.node.HomeID}); err != nil {
 		return err

@@ -415,25 +415,6 @@ func TestFlagsCheckTheirFiles(t *testing.T) {
 	}
 }
 
-// A flag that is not built is rejected, on the command line and as a variable.
-func TestNotBuiltIsRejected(t *testing.T) {
-	for _, name := range []string{"egress", "proxy"} {
-		const why = "not built yet"
-		home := filepath.Join(t.TempDir(), "home")
-		if code, _, errs := play(t, "up", "--home", home, "--"+name, "127.0.0.1:1"); code != 2 || !strings.Contains(errs, why) {
-			t.Errorf("--%s: %d %s", name, code, errs)
-		}
-		t.Setenv(variable(name), "127.0.0.1:1")
-		if code, _, errs := play(t, "up", "--home", home); code != 2 || !strings.Contains(errs, why) {
-			t.Errorf("%s: %d %s", variable(name), code, errs)
-		}
-		os.Unsetenv(variable(name))
-		if _, err := os.Stat(home); err == nil {
-			t.Errorf("--%s: the home was made all the same", name)
-		}
-	}
-}
-
 func TestListen(t *testing.T) {
 	ctx := t.Context()
 	taken, err := net.Listen("tcp", "127.0.0.1:0")

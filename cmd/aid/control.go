@@ -28,6 +28,7 @@ import (
 	"github.com/ai-identity/ai-identity/api"
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/audit/evidence"
+	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/provider"
 	"github.com/ai-identity/ai-identity/store"
@@ -89,6 +90,9 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	f.Float64Var(&c.kmsRate, "kms-rate", 30, "limit of checkpoints that this process signs in a second; beyond it organizations take turns")
 	c.anchoring.flags(f)
 	f.StringVar(&c.gateway, "gateway", defaultGateway, "`address` that Envoys listen on for applications")
+	f.StringVar(&c.egress.listen, "egress", "", "`address` that Envoys with the role egress listen on for TLS connections to governed hosts (default: none)")
+	f.StringVar(&c.egress.proxy, "proxy", "", "`address` of the forward proxy of these Envoys, on their own machine, such as 127.0.0.1:3128 (default: none)")
+	f.StringSliceVar(&c.egress.hosts, "egress-hosts", egressHosts, egressHostsHelp)
 	f.StringVar(&c.usage, "usage", "stream", "reader of usage in responses: stream (the sidecar) or envoy (faster, experimental in Envoy)")
 	f.StringVar(&c.tiers, "tiers", "", tiersHelp)
 	f.StringVar(&c.providerCA, "provider-ca", "", "PEM `file` on the Envoys' machines with the CAs of providers (default: "+xds.SystemCAs+")")
@@ -130,6 +134,7 @@ type control struct {
 	files                                   tlsFiles
 	fernet, hmac, digest, providerCA, tiers string
 	gateway, usage                          string
+	egress                                  egress
 	origins, private                        []string
 	maxBody                                 int64
 	pprof                                   bool
@@ -155,7 +160,10 @@ func (c *control) run(ctx context.Context) error {
 	if err != nil {
 		return usagef("--private-targets: %v", err)
 	}
-	targets.Own = ownPorts(c.api, c.xds, c.status, c.gateway)
+	targets.Own = ownPorts(c.api, c.xds, c.status, c.gateway, c.egress.listen, c.egress.proxy)
+	if err := c.egress.check(); err != nil {
+		return err
+	}
 	if !(c.kmsRate > 0 && c.kmsRate <= 1e6) {
 		return usagef("--kms-rate %g: set a number above 0, at most 1000000", c.kmsRate)
 	}
@@ -310,7 +318,12 @@ func (c *control) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	leaves, err := c.authority(ctx, db, sealer)
+	if err != nil {
+		return err
+	}
 	control, err := xds.NewServer(xds.ServerConfig{
+		Egress: c.egress.config(), Leaves: leaves,
 		Tiers: tiers, Targets: targets, DB: db, Sealer: sealer, Appender: chain, Ledger: chain, Gateway: c.gateway, Usage: c.usage, MaxBody: c.maxBody, Origins: c.origins,
 		CAFile: c.providerCA, DigestKey: func() []byte { return *digest.Load() }, Log: c.log, Registerer: reg,
 	})
@@ -370,6 +383,21 @@ func (c *control) run(ctx context.Context) error {
 	}))
 	c.log.Info("serving", "api", c.api, "xds", c.xds, "status", c.status, "version", version())
 	return life.wait(ctx)
+}
+
+// authority returns the CA of intercepted connections, or nil if none are intercepted.
+func (c *control) authority(ctx context.Context, db *store.DB, sealer *provider.Sealer) (xds.Leaves, error) {
+	if c.egress.listen == "" && c.egress.proxy == "" {
+		return nil, nil
+	}
+	a, err := identity.NewAuthority(ctx, db.Pool(), sealer, c.egress.hosts, time.Now(), rand.Reader)
+	switch {
+	case errors.Is(err, identity.ErrCAHosts):
+		return nil, usagef("--egress-hosts: %v", err)
+	case err != nil:
+		return nil, fmt.Errorf("the egress CA: %w", err)
+	}
+	return a, nil
 }
 
 // ownPorts returns the TCP addresses of listeners, without Unix sockets.

@@ -102,7 +102,7 @@ A flag overrides its variable. Secrets are read from files or variables, never f
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%v; see `%s --help`", err, cmd.CommandPath())
 	})
-	root.AddCommand(upCommand(), controlCommand(), extprocCommand(), migrateCommand(), orgCommand(), nodeCommand(),
+	root.AddCommand(upCommand(), controlCommand(), extprocCommand(), migrateCommand(), orgCommand(), nodeCommand(), egressCommand(),
 		doctorCommand(), auditCommand(), segmentsCommand(), envoyBootstrapCommand(), keysCommand(), explainCommand(), policyCommand(), versionCommand(), fetchPostgresCommand())
 	return root
 }

@@ -157,6 +157,20 @@ func insertNode(ctx context.Context, tx pgx.Tx, chain *audit.Chain, actor audit.
 	return err
 }
 
+// setNodeRoles changes what a node may fetch and send.
+func setNodeRoles(ctx context.Context, tx pgx.Tx, chain *audit.Chain, actor audit.Actor, n identity.Node, roles []identity.NodeRole) error {
+	n.TokenHash = [32]byte{}
+	before := digest(n)
+	n.Roles = roles
+	if err := identity.SetNodeRoles(ctx, tx, n.ID, roles); err != nil {
+		return err
+	}
+	_, err := chain.Record(ctx, tx, n.OrgID, audit.Changed{
+		Kind: "node.updated", Actor: actor, ObjectKind: "node", ObjectID: n.ID, Fields: []string{"roles"}, Before: before, After: digest(n),
+	})
+	return err
+}
+
 // handOver writes a secret once, to a new private file, or to stdout if no file is named.
 func handOver(out io.Writer, file, secret string) error {
 	if file == "" {

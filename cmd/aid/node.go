@@ -29,6 +29,7 @@ func nodeCreateCommand() *cobra.Command {
 	var m manage
 	var name, spiffe, role, out string
 	var more []string
+	var intercepts bool
 	var expires time.Duration
 	cmd := &cobra.Command{
 		Use:   "create",
@@ -63,6 +64,12 @@ without a known caller belong to no organization. They are counted in the audit 
 			roles, err := nodeRoles(role)
 			if err != nil {
 				return err
+			}
+			if intercepts {
+				if role == "extproc" {
+					return usagef("--egress: certificates are for an Envoy: use it with --role envoy or both")
+				}
+				roles = append(roles, identity.NodeEgress)
 			}
 			if err := canHandOver(out); err != nil {
 				return err
@@ -106,6 +113,7 @@ without a known caller belong to no organization. They are counted in the audit 
 	m.flags(cmd, true, true)
 	cmd.Flags().StringVar(&name, "name", "", "name of the machine")
 	cmd.Flags().StringVar(&role, "role", "both", "envoy, extproc or both")
+	cmd.Flags().BoolVar(&intercepts, "egress", false, "the Envoy also intercepts connections to governed hosts: it gets their certificates")
 	cmd.Flags().StringSliceVar(&more, "orgs", nil, "other organizations that the node serves; --org is its home")
 	cmd.Flags().StringVar(&spiffe, "spiffe-id", "", "id in the node's certificate, instead of a token")
 	cmd.Flags().DurationVar(&expires, "expires", 0, "time from now until the node expires (default: never)")

@@ -215,14 +215,18 @@ func (s settler) node(ctx context.Context, file string) (joinToken, error) {
 			}
 			if i := slices.IndexFunc(all, func(n identity.Node) bool { return n.TokenHash == hash }); i >= 0 {
 				usable = all[i].ActiveAt(s.now) == nil
-				return nil
+				if !usable || all[i].Has(identity.NodeEgress) {
+					return nil
+				}
+				// An earlier build created it.
+				return setNodeRoles(ctx, tx, s.chain, bootstrap, all[i], append(slices.Clone(all[i].Roles), identity.NodeEgress))
 			}
 			id, err := identity.NewID(identity.NodeID, s.now, rand.Reader)
 			if err != nil {
 				return err
 			}
 			return insertNode(ctx, tx, s.chain, bootstrap, identity.Node{
-				Roles: []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc}, ByOperator: true, Home: true,
+				Roles: []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc, identity.NodeEgress}, ByOperator: true, Home: true,
 				ID: id, OrgID: defaultOrg.ID, Name: "up", TokenHash: hash, CreatedAt: s.now,
 			})
 		})
@@ -253,7 +257,7 @@ func (s settler) providers(ctx context.Context, file string) error {
 	if err != nil {
 		return usagef("--private-targets: %v", err)
 	}
-	targets.Own = ownPorts(s.api, s.gateway, s.metrics)
+	targets.Own = ownPorts(s.api, s.gateway, s.metrics, s.egress.listen, s.egress.proxy)
 	for _, p := range all {
 		if err := targets.Check(p.Provider); err != nil {
 			return usagef("--providers %s: %s: %v", file, p.Name, err)

@@ -18,14 +18,17 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 
 	"github.com/ai-identity/ai-identity/envoy"
 	"github.com/ai-identity/ai-identity/extproc"
+	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/process"
 	"github.com/ai-identity/ai-identity/provider"
+	"github.com/ai-identity/ai-identity/store"
 	"github.com/ai-identity/ai-identity/xds"
 )
 
@@ -33,6 +36,8 @@ const (
 	defaultGateway = "127.0.0.1:8080"
 	defaultAPI     = "127.0.0.1:8081"
 	defaultMetrics = "127.0.0.1:9090"
+	defaultEgress  = "127.0.0.1:8443"
+	defaultProxy   = "127.0.0.1:3128"
 )
 
 func upCommand() *cobra.Command {
@@ -78,19 +83,16 @@ the log are on stderr. Ctrl-C stops everything in order; a second one stops it a
 			u.log, u.out, u.errs = log, cmd.OutOrStdout(), cmd.ErrOrStderr()
 			u.logLevel, _ = cmd.Flags().GetString("log-level")
 			u.logFormat, _ = cmd.Flags().GetString("log-format")
-			for _, name := range []string{"egress", "proxy"} {
-				if cmd.Flags().Changed(name) {
-					return usagef("--%s is not built yet: remove it (or unset %s)", name, variable(name))
-				}
-			}
+			u.egressSet, u.proxySet = cmd.Flags().Changed("egress"), cmd.Flags().Changed("proxy")
 			return u.run(cmd.Context())
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&u.homeDir, "home", ".aid", "`folder` for state, secrets and sockets")
 	f.StringVar(&u.gateway, "gateway", defaultGateway, "`address` that applications send their requests to")
-	f.String("egress", "", "`address` of transparent interception (not built yet: rejected)")
-	f.String("proxy", "", "`address` of the forward proxy (not built yet: rejected)")
+	f.StringVar(&u.egress.listen, "egress", defaultEgress, "`address` for TLS connections to providers' own hosts, which are intercepted; empty: none")
+	f.StringVar(&u.egress.proxy, "proxy", defaultProxy, "`address` of the forward proxy for applications with their providers' own URLs; empty: none")
+	f.StringSliceVar(&u.egress.hosts, "egress-hosts", egressHosts, egressHostsHelp)
 	f.StringVar(&u.api, "api", defaultAPI, "`address` of the management API")
 	f.StringVar(&u.metrics, "metrics", defaultMetrics, "`address` of /metrics, /healthz and /readyz")
 	f.StringVar(&u.envoyPath, "envoy", "", "`path` of Envoy (default: the one that make installed, then PATH)")
@@ -120,6 +122,8 @@ type up struct {
 	envoyPath, postgres, providers string
 	prices, standIn, tiers         string
 	redis                          redis
+	egress                         egress
+	egressSet, proxySet            bool   // the operator chose the address
 	model                          string // the model of the example request; "": no provider has one
 	postgresDir, providerCA        string
 	usage                          string
@@ -203,6 +207,15 @@ func (u *up) run(ctx context.Context) (err error) {
 		return err
 	}
 	e := endpoints{Gateway: "http://" + u.gateway, API: "http://" + u.api, Metrics: "http://" + u.metrics}
+	if u.egress.listen != "" {
+		e.Egress = "https://" + reachable(u.egress.listen)
+	}
+	if u.egress.proxy != "" {
+		e.Proxy = "http://" + u.egress.proxy
+	}
+	if err := u.egressRoots(ctx, db); err != nil {
+		return err
+	}
 	if err := u.home.writeEndpoints(e); err != nil {
 		return err
 	}
@@ -247,6 +260,27 @@ func (u *up) check() error {
 	targets, err := provider.ParseTargets(u.private)
 	if err != nil {
 		return usagef("--private-targets: %v", err)
+	}
+	for _, a := range []struct{ flag, address string }{{"egress", u.egress.listen}, {"proxy", u.egress.proxy}} {
+		if a.address == "" {
+			continue
+		}
+		if _, port, err := net.SplitHostPort(a.address); err != nil || strings.HasPrefix(a.address, "unix:") {
+			return usagef("--%s %q: set a host and a port, such as 127.0.0.1:8443, or leave it empty", a.flag, a.address)
+		} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			return usagef("--%s %q: the port must be a number from 0 to 65535", a.flag, a.address)
+		}
+	}
+	any := u.egress // port 0 becomes a free one
+	any.listen, any.proxy = strings.TrimSuffix(any.listen, ":0"), strings.TrimSuffix(any.proxy, ":0")
+	if any.listen != u.egress.listen {
+		any.listen += ":1"
+	}
+	if any.proxy != u.egress.proxy {
+		any.proxy += ":1"
+	}
+	if err := any.check(); err != nil {
+		return err
 	}
 	if u.maxStaleness <= 0 || u.drain < 0 || u.concurrency < 0 {
 		return usagef("--max-staleness must be above 0; --drain and --envoy-concurrency must not be negative")
@@ -298,6 +332,23 @@ func (u *up) look(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	for _, a := range []struct {
+		flag    string
+		address *string
+		set     bool
+	}{{"egress", &u.egress.listen, u.egressSet}, {"proxy", &u.egress.proxy, u.proxySet}} {
+		if *a.address == "" {
+			continue
+		}
+		address, err := free(ctx, a.flag, *a.address)
+		if err != nil && !a.set {
+			u.say("--%s %s is in use, so it is off; set another address to use it", a.flag, *a.address)
+			err = nil
+		}
+		if *a.address = address; err != nil {
+			return err
+		}
+	}
 	for flag, address := range map[string]string{"gateway": u.gateway, "api": u.api, "metrics": u.metrics} {
 		if !local(address) {
 			u.log.Warn("other machines can reach --"+flag+", which is plain HTTP: terminate TLS in front of it", "address", address)
@@ -335,7 +386,7 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 	}, "--listen-api", u.api, "--listen-xds", "unix:"+h.socket("xds"), "--listen-status", "unix:"+h.socket("control"),
 		"--fernet-keys", keys.fernet, "--hmac-keys", keys.hmac, "--digest-key", keys.digest,
 		"--signing-key", "file:"+keys.signing, "--witness-key", "file:"+keys.witness,
-		"--gateway", u.gateway, "--provider-ca", u.providerCA, "--tiers", u.tiers, "--usage", u.usage, "--max-body", strconv.FormatInt(u.maxBody, 10),
+		"--gateway", u.gateway, "--egress", u.egress.listen, "--proxy", u.egress.proxy, "--egress-hosts", strings.Join(u.egress.hosts, ","), "--provider-ca", u.providerCA, "--tiers", u.tiers, "--usage", u.usage, "--max-body", strconv.FormatInt(u.maxBody, 10),
 		"--cors-origins", strings.Join(u.origins, ","), "--private-targets", strings.Join(u.private, ","))
 	if err := u.until(ctx, "the control plane", 60*time.Second, readyOver("control", overUnix(h.socket("control")))); err != nil {
 		return err
@@ -382,6 +433,25 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 		return serveHTTP(ctx, l, status(u.allMetrics(reg), u.ready), u.log)
 	})
 	return nil
+}
+
+// egressRoots writes the certificates that intercepted applications must trust into the folder.
+func (u *up) egressRoots(ctx context.Context, at database) error {
+	if u.egress.listen == "" && u.egress.proxy == "" {
+		return nil
+	}
+	db, err := store.Open(ctx, store.Config{URL: at.appURL, MaxConns: 1, Log: u.log})
+	if err != nil {
+		return fmt.Errorf("database: %w", err)
+	}
+	defer db.Close()
+	return pgx.BeginFunc(ctx, db.Pool(), func(tx pgx.Tx) error {
+		roots, err := identity.EgressRoots(ctx, tx)
+		if err != nil {
+			return err
+		}
+		return writeFile(u.home.path("egress-ca.pem"), roots, 0o644)
+	})
 }
 
 // systemCAs returns the file with this machine's certificate authorities. Its path depends on

@@ -21,7 +21,7 @@ func TestUpChecksFlagsFirst(t *testing.T) {
 		{"domains", "https://x.example"}, {"private-targets", "10.0.0.1/8"}, {"private-targets", "x"}, {"max-staleness", "0"}, {"max-staleness", "soon"}, {"drain", "-1s"},
 		{"envoy-concurrency", "-1"}, {"api", "8081"}, {"api", ""}, {"metrics", "unix:/x"}, {"api", "127.0.0.1:http"}, {"metrics", "127.0.0.1:70000"},
 		{"stand-in", "0.0.0.0:8089"}, {"stand-in", "8089"}, {"providers", "/no/such/file"}, {"provider-ca", "/no/such/file"}, {"prices", "/no/such/file"},
-		{"redis", "redis://x"}, {"egress", "127.0.0.1:1"}, {"proxy", "127.0.0.1:1"}, {"log-level", "loud"}, {"log-format", "xml"}, {"no-such-flag", "x"},
+		{"redis", "redis://x"}, {"egress", "unix:/x"}, {"egress", "127.0.0.1:x"}, {"proxy", "0.0.0.0:3128"}, {"proxy", "3128"}, {"egress-hosts", "*.openai.com"}, {"egress-hosts", ""}, {"log-level", "loud"}, {"log-format", "xml"}, {"no-such-flag", "x"},
 	} {
 		home := filepath.Join(t.TempDir(), "home")
 		code, out, errs := play(t, "up", "--home", home, "--gateway", l.Addr().String(), "--"+c.flag+"="+c.value)
