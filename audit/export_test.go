@@ -26,3 +26,6 @@ func (n *Notary) Publish(ctx context.Context) bool {
 	}
 	return ok
 }
+
+// InspectTails checks what Inspect would check now.
+func (c *Chain) InspectTails(ctx context.Context) error { return c.inspectTails(ctx) }

@@ -26,6 +26,9 @@ func verifyHead(ctx context.Context, tx pgx.Tx, org string, keys Keys) error {
 		return err
 	}
 	v.report.To = seq - 1
-	_, err = v.step(ctx, tx)
+	// The first step checks the entry, and the one after the last entry the head.
+	for more := true; more && err == nil; {
+		more, err = v.step(ctx, tx)
+	}
 	return err
 }

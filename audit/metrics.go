@@ -135,7 +135,7 @@ type chainMetrics struct {
 	thresholds                                                *prometheus.CounterVec
 }
 
-func newChainMetrics(r prometheus.Registerer, signing, missing func() int32) (*chainMetrics, error) {
+func newChainMetrics(r prometheus.Registerer, signing, missing, bad func() int32) (*chainMetrics, error) {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "aid_audit_chain_" + name, Help: help})
 	}
@@ -167,10 +167,11 @@ func newChainMetrics(r prometheus.Registerer, signing, missing func() int32) (*c
 	if r == nil {
 		return m, nil
 	}
-	epoch := func(name, help string, f func() int32) prometheus.GaugeFunc {
+	number := func(name, help string, f func() int32) prometheus.GaugeFunc {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "aid_audit_chain_" + name, Help: help}, func() float64 { return float64(f()) })
 	}
-	return m, registerAll(r, epoch("key_epoch", "The epoch of the HMAC key that signs now.", signing),
-		epoch("missing_epoch", "The epoch of a chain without a key in --hmac-keys. Above 0: this replica cannot append.", missing), m.chained, m.resent, m.malformed, m.refused, m.behind, m.append,
+	return m, registerAll(r, number("key_epoch", "The epoch of the HMAC key that signs now.", signing),
+		number("missing_epoch", "The epoch of a chain without a key in --hmac-keys. Above 0: this replica cannot append.", missing),
+		number("bad", "Orgs with a chain or tree that a check found to be invalid. Above 0: see /readyz and docs/restore.md.", bad), m.chained, m.resent, m.malformed, m.refused, m.behind, m.append,
 		m.reserved, m.charged, m.corrected, m.lapsed, m.overruns, m.unmatched, m.thresholds)
 }

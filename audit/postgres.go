@@ -48,7 +48,16 @@ type Chain struct {
 	ahead   atomic.Int32 // the newest epoch that a chain was in and whose key was not here
 
 	confirmed sync.Map // proofs of keys that are the installation's
-	turns     *turns   // to append batches
+	ends      ends
+	turns     *turns // to append batches
+}
+
+// ends is what a Chain knows of the ends of chains.
+type ends struct {
+	sync.Mutex
+	checked map[string]bool  // orgs whose last entry was valid before the first append
+	tails   map[string]int64 // by org: the last 10,000 entries up to this one are to be checked
+	bad     map[string]*Bad  // by org
 }
 
 // NewChain checks c.
@@ -65,9 +74,9 @@ func NewChain(c ChainConfig) (*Chain, error) {
 	if c.AtOnce == 0 {
 		c.AtOnce = defaultAtOnce
 	}
-	ch := &Chain{c: c, turns: newTurns(c.AtOnce)}
+	ch := &Chain{c: c, turns: newTurns(c.AtOnce), ends: ends{checked: make(map[string]bool), tails: make(map[string]int64), bad: make(map[string]*Bad)}}
 	var err error
-	ch.metrics, err = newChainMetrics(c.Registerer, func() int32 { return c.Keys.signing(c.Now()) }, ch.missing)
+	ch.metrics, err = newChainMetrics(c.Registerer, func() int32 { return c.Keys.signing(c.Now()) }, ch.missing, ch.badCount)
 	return ch, err
 }
 
@@ -248,6 +257,9 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 		return appended{}, fmt.Errorf("%w: %s is in epoch %d, and the newest key here has epoch %d", ErrKeyMissing, org, epoch, c.c.Keys.last())
 	}
 	if err := c.installed(ctx, tx, org, epoch, headEpoch); err != nil {
+		return appended{}, err
+	}
+	if err := c.checkEnd(ctx, tx, org, seq, headEpoch); err != nil {
 		return appended{}, err
 	}
 	now := c.c.Now().UTC().Truncate(time.Microsecond) // the database's precision, so that the MAC can be checked

@@ -89,6 +89,7 @@ var firings = []firing{
 	{"AidAuditKeyMissing", `aid_audit_chain_missing_epoch`, event, "12m"},
 	{"AidAuditRolledBack", `aid_audit_rolled_back`, event, "12m"},
 	{"AidAuditTreeDamaged", `aid_audit_trees_damaged`, event, "12m"},
+	{"AidAuditChainBad", `aid_audit_chain_bad`, event, "12m"},
 	{"AidAuditTreeBehind", `aid_audit_tree_lag_entries`, "0x10 200000x60", "20m"},
 	{"AidCheckpointOld", `aid_audit_checkpoint_age_seconds`, lasting, "12m"},
 	{"AidDirectoryOld", `aid_audit_directory_age_seconds`, lasting, "12m"},

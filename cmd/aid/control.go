@@ -311,6 +311,7 @@ func (c *control) run(ctx context.Context) error {
 		return err
 	}
 	life.start(ctx, "notary", notary.Run)
+	life.start(ctx, "inspection", func(ctx context.Context) error { return chain.Inspect(ctx, db.Pool()) })
 	months := newHousekeeping(db, reg, c.log)
 	life.start(ctx, "housekeeping", months.run)
 
@@ -344,6 +345,9 @@ func (c *control) run(ctx context.Context) error {
 		}
 		if err := errors.Join(chain.Ready(ctx, db.Pool()), guard.Ready(), notary.Ready()); err != nil {
 			return err
+		}
+		if err := chain.Bad(); err != nil {
+			return stillReady(err.Error())
 		}
 		if err := control.Unopened(); err != nil {
 			return stillReady("xds: " + err.Error())
