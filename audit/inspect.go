@@ -79,9 +79,8 @@ func (c *Chain) badCount() int32 {
 	return int32(len(c.ends.bad))
 }
 
-// Inspect checks chains in the background until ctx is done: the last entries of each chain
-// that this process has appended to for the first time, and every night all chains and their
-// trees.
+// Inspect checks chains in the background until ctx is done. After the first append of this
+// process to a chain it checks the last entries. Every night it checks all chains and trees.
 func (c *Chain) Inspect(ctx context.Context, db Querier) error {
 	night := nextNight(c.c.Now())
 	for ctx.Err() == nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/ai-identity/ai-identity/store/storetest"
 )
 
-// A process checks the head of a chain before it first appends to it, the last entries after
-// it, and all of it and the tree every night.
+// A process checks the head of a chain before its first append, and the last entries after
+// that. Every night it checks all entries and the tree.
 func TestInspect(t *testing.T) {
 	ctx := context.Background()
 	n := newNotaries(t)
