@@ -225,5 +225,50 @@ func counts(ctx context.Context, tx pgx.Tx, r CountsRequest) (Counts, error) {
 		return nil
 	})
 	out.AsOf = out.AsOf.UTC()
-	return out, err
+	if err != nil {
+		return out, err
+	}
+	return out, agentsSpent(ctx, tx, r, out.Counts)
+}
+
+// AgentSpent begins the name of a counter for all that an agent has spent. No such count is
+// kept: the sum is that of the agent's usage.
+const AgentSpent = "spent:agent:"
+
+// agentsSpent sets the sums of counters with AgentSpent.
+func agentsSpent(ctx context.Context, tx pgx.Tx, r CountsRequest, into []Count) error {
+	var agents []string
+	var from, to []time.Time
+	var places []int
+	for i, n := range r.Names {
+		agent, ok := strings.CutPrefix(n.Counter, AgentSpent)
+		if !ok {
+			continue
+		}
+		begin, err := time.Parse(time.DateOnly, n.Period)
+		end := begin.AddDate(0, 0, 1)
+		if err != nil {
+			if begin, err = time.Parse("2006-01", n.Period); err != nil {
+				return fmt.Errorf("%w: %q is not the name of a day or month", ErrRefused, n.Period)
+			}
+			end = begin.AddDate(0, 1, 0)
+		}
+		agents, from, to, places = append(agents, agent), append(from, begin), append(to, end), append(places, i)
+	}
+	if len(agents) == 0 {
+		return nil
+	}
+	rows, err := tx.Query(ctx, `SELECT n.ord, least(coalesce(sum(greatest(u.cost_nano_usd, u.charged_nano_usd)), 0), 9223372036854775807)::bigint
+		FROM unnest($2::text[], $3::date[], $4::date[]) WITH ORDINALITY AS n(agent, first, after, ord)
+		LEFT JOIN usage_daily u ON u.org_id = $1 AND u.agent_id = n.agent AND u.day >= n.first AND u.day < n.after GROUP BY n.ord`, r.Org, agents, from, to)
+	if err != nil {
+		return err
+	}
+	var place int
+	var nano int64
+	_, err = pgx.ForEachRow(rows, []any{&place, &nano}, func() error {
+		into[places[place-1]].ChargedNanoUSD = nano
+		return nil
+	})
+	return err
 }

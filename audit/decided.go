@@ -85,6 +85,9 @@ type Decided struct {
 	ReservedNanoUSD int64  `json:"reserved_nano_usd"`
 	PriceVersion    string `json:"price_version"` // names the price lists that the amount was made from
 
+	// What the agent had spent, as policy saw it. Nil: no policy reads it, or it was not known.
+	Spend *Spend `json:"spend"`
+
 	// The decision if the policies in shadow were enforced. ShadowEffect is "" if the org has
 	// none, or if no policy was evaluated.
 	ShadowEffect    string   `json:"shadow_effect"`
@@ -99,6 +102,13 @@ type Decided struct {
 	// long. They are of Tools, Reasons, PolicyIDs, Limits, Dropped, Hosts, ShadowReasons and
 	// ShadowPolicyIDs.
 	Omitted int64 `json:"omitted"`
+}
+
+// Spend is what an agent had spent, by the last response of the control plane.
+type Spend struct {
+	DayNanoUSD   *int64 `json:"day_nano_usd"` // nil: not known
+	MonthNanoUSD *int64 `json:"month_nano_usd"`
+	AgeMS        int64  `json:"age_ms"` // of these figures, at the decision
 }
 
 // Reason is a reason of a decision.
@@ -211,6 +221,18 @@ func (e Decided) Encode() []byte {
 	o.num("body_bytes", e.BodyBytes)
 	o.num("reserved_nano_usd", e.ReservedNanoUSD)
 	o.str("price_version", e.PriceVersion, maxID)
+	if s := e.Spend; s != nil {
+		o.key("spend")
+		o.open('{')
+		if s.DayNanoUSD != nil {
+			o.always("day_nano_usd", *s.DayNanoUSD)
+		}
+		if s.MonthNanoUSD != nil {
+			o.always("month_nano_usd", *s.MonthNanoUSD)
+		}
+		o.always("age_ms", s.AgeMS)
+		o.close('}')
+	}
 	o.str("shadow_effect", e.ShadowEffect, maxWord)
 	e.Omitted += o.reasons("shadow_reasons", e.ShadowReasons)
 	e.Omitted += o.strs("shadow_policy_ids", e.ShadowPolicyIDs, maxIDs, maxID)

@@ -2,6 +2,7 @@ package audit_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -441,5 +442,33 @@ func TestSumsAreTheChains(t *testing.T) {
 	}
 	if !strings.Contains(strings.Join(b.kinds(), " "), audit.KindSettled) {
 		t.Error("no completions")
+	}
+}
+
+// What an agent has spent is the sum of its usage: the known cost, or the charge if that is
+// more. It has no count of its own.
+func TestAgentSpent(t *testing.T) {
+	b := newBooks(t, storetest.Open(t))
+	known := charges("r1", "w_1", 0, 0, "")
+	known.CostNanoUSD, known.Priced = 7, true
+	earlier := known
+	earlier.RequestID, earlier.Time = "r2", booked.AddDate(0, 0, -1)
+	other := known
+	other.RequestID, other.AgentID = "r3", "ag_2"
+	capped := usdCap("policy:p", "2026-03", 1000)
+	b.ship("w_1", known, earlier, other, reserves("r4", 100, capped), charges("r4", "w_1", 4, 60, audit.BasisReservation))
+	name := func(agent, period string) audit.CountName {
+		return audit.CountName{Counter: audit.AgentSpent + agent, Period: period}
+	}
+	got := b.sums(name("ag_1", "2026-03-31"), name("ag_1", "2026-03"), audit.CountName{Counter: "policy:p", Period: "2026-03"}, name("ag_2", "2026-03"), name("ag_3", "2026-03"), name("ag_1", "2026-04"))
+	var sums []int64
+	for _, c := range got.Counts {
+		sums = append(sums, c.ChargedNanoUSD)
+	}
+	if !slices.Equal(sums, []int64{60, 67, 60, 7, 0, 0}) {
+		t.Errorf("%v", sums)
+	}
+	if _, err := b.c.Counts(context.Background(), audit.CountsRequest{Org: b.org, Node: "node_1", Writer: "w_1", Names: []audit.CountName{name("ag_1", "March")}}); !errors.Is(err, audit.ErrRefused) {
+		t.Errorf("%v", err)
 	}
 }

@@ -294,6 +294,7 @@ func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 	}
 	x.org = org // one snapshot for the whole exchange
 	x.org.ID, x.org.Limiter, x.org.Sessions, x.org.Pricer, x.org.Phase = caller.Agent.OrgID, x.s.c.Limiter, &x.s.sessions, x.s.c.Pricer, x.phase
+	x.org.Spender = x.s.c.Spender
 	return nil
 }
 

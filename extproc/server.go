@@ -65,7 +65,8 @@ type Config struct {
 	Directory Directory
 	Recorder  Recorder
 	Limiter   verdict.Limiter
-	Pricer    verdict.Pricer // nil: no cost is known
+	Pricer    verdict.Pricer  // nil: no cost is known
+	Spender   verdict.Spender // nil: policies do not see what agents have spent
 
 	Now  func() time.Time // nil: time.Now
 	Rand io.Reader        // for ids that must not collide; nil: crypto/rand

@@ -22,6 +22,7 @@ const (
 type attribute struct {
 	kind     kind
 	min, max int64 // of a number
+	fraction bool  // a number that need not be an integer
 
 	// selects is true for attributes of the agent and of its key. If the conditions of an
 	// allow policy on such attributes are true, the policy governs the caller. An address
@@ -47,6 +48,12 @@ const metadata = "agent.metadata."
 const (
 	urlHost     = "request.url_host"
 	unknownHost = "unknown"
+)
+
+// What the agent has spent in the current day and month, in US dollars.
+const (
+	spendDay   = "spend.day_usd"
+	spendMonth = "spend.month_usd"
 )
 
 // otherFamily is the family of each tool that has none.
@@ -96,7 +103,9 @@ func attributeOf(name string) (a attribute, fix string) {
 		return attribute{}, `write "request.tool": it stands for every tool of the request`
 	case "request.url_hosts":
 		return attribute{}, `write "request.url_host": it stands for every host that the request has the provider fetch from or call`
-	case "caller.spiffe_id", "caller.service_account", "spend.month_usd", "spend.day_usd":
+	case spendDay, spendMonth:
+		return attribute{kind: number, max: maxInt, fraction: true}, ""
+	case "caller.spiffe_id", "caller.service_account":
 		return attribute{}, "this version does not support it"
 	}
 	if key, ok := strings.CutPrefix(name, metadata); ok {
@@ -114,7 +123,7 @@ var attributeNames = []string{
 	"caller.key_id", "caller.key_scopes", "caller.ip", "caller.user_agent", "org.id", "org.tier",
 	"request.operation", "request.provider", "request.model", "request.host", "request.path", "request.session_id", "request.mode", "request.stream",
 	"request.max_tokens", "request.input_tokens_estimate", "request.bytes", "request.hour_utc", "request.weekday_utc", "request.time",
-	"request.tool", "tool.family", urlHost, "any", "all", "not",
+	"request.tool", "tool.family", urlHost, spendDay, spendMonth, "any", "all", "not",
 }
 
 // nearest suggests the name with the fewest edits. If no name is similar, it returns otherwise.

@@ -159,6 +159,14 @@ func (b *Bundle) CountsEnds() bool {
 	return false
 }
 
+// ReadsSpend reports whether a policy reads what the agent has spent.
+func (b *Bundle) ReadsSpend() bool {
+	if b == nil || b.engine == nil {
+		return false
+	}
+	return b.engine.writer.spends() || slices.ContainsFunc(b.raws, func(r rawPolicy) bool { return r.engine.writer.spends() }) || b.shadow.ReadsSpend()
+}
+
 // InShadow reports whether a policy is in shadow, so that Shadow has a decision.
 func (b *Bundle) InShadow() bool { return b != nil && b.shadow != nil }
 

@@ -400,8 +400,12 @@ func (r *reader) of(field string, a attribute) value {
 		r.fail(field, "is not of the attribute's type", "write "+what)
 		return v
 	}
-	if v.kind == number && (v.num != math.Trunc(v.num) || v.num < float64(a.min) || v.num > float64(a.max)) {
-		r.fail(field, "is a value that the attribute never has", fmt.Sprintf("write an integer from %d to %d", a.min, a.max))
+	if v.kind == number && (v.num != math.Trunc(v.num) && !a.fraction || v.num < float64(a.min) || v.num > float64(a.max)) {
+		what := "an integer"
+		if a.fraction {
+			what = "a number"
+		}
+		r.fail(field, "is a value that the attribute never has", fmt.Sprintf("write %s from %d to %d", what, a.min, a.max))
 	}
 	if a.one != nil && v.kind == text {
 		if problem, fix := a.one(v.str); problem != "" {

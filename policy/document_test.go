@@ -158,7 +158,8 @@ func TestCheckRefuses(t *testing.T) {
 		{cond(`"any": [{"agent.team": "a"}, {"agent.colour": "a"}]`), "conditions.any[1].agent.colour", "is not an attribute"},
 		{cond(strings.Repeat(`"not": {`, 9) + `"agent.team": "a"` + strings.Repeat(`}`, 9)), "conditions" + strings.Repeat(".not", 9), "deeper than 8"},
 		{cond(`"any": [{` + many(20) + `}, {` + many(20) + `}]`), "conditions.any[1].agent.metadata.k12", "more than 32"},
-		{cond(`"spend.day_usd": 1`), "conditions.spend.day_usd", notBuilt},
+		{cond(`"spend.day_usd": -1`), "conditions.spend.day_usd", "a number from 0"},
+		{cond(`"spend.month_usd": "1"`), "conditions.spend.month_usd", "write a number"},
 		{cond(`"caller.spiffe_id": "spiffe://x"`), "conditions.caller.spiffe_id", notBuilt},
 		{cond(many(33)), "conditions.agent.metadata.k32", "more than 32"},
 

@@ -90,6 +90,9 @@ func inputFields() []field {
 		{"caller", "ip", func(in *Input) ast.Value { return textOf(in.Caller.IP) }},
 		{"caller", "user_agent", func(in *Input) ast.Value { return textOf(in.Caller.UserAgent) }},
 
+		{"spend", "day_usd", func(in *Input) ast.Value { return dollars(in.Spend.Day) }},
+		{"spend", "month_usd", func(in *Input) ast.Value { return dollars(in.Spend.Month) }},
+
 		{"org", "id", func(in *Input) ast.Value { return textOf(in.Org.ID) }},
 		{"org", "tier", func(in *Input) ast.Value { return textOf(in.Org.Tier) }},
 	}
@@ -105,6 +108,9 @@ type writer struct {
 	seed     maphash.Seed
 	subjects [256]atomic.Pointer[subject]
 }
+
+// maxSections is how many sections the input document has.
+const maxSections = 5
 
 type section struct {
 	key    *ast.Term
@@ -148,6 +154,11 @@ func writerFor(modules map[string]*ast.Module) *writer {
 		w.texts++
 	}
 	return w
+}
+
+// spends reports whether a rule reads what agents have spent.
+func (w *writer) spends() bool {
+	return w.all || slices.ContainsFunc(w.sections, func(s section) bool { return s.key.Value.Compare(ast.String("spend")) == 0 })
 }
 
 // reads returns the fields that modules read, as "agent.team", and the keys of
@@ -229,7 +240,7 @@ func reads(modules map[string]*ast.Module) (read map[string]bool, metadata []str
 // document returns the input document.
 func (w *writer) document(in *Input) *ast.Term {
 	x := w.subject(in)
-	var all [4][2]*ast.Term
+	var all [maxSections][2]*ast.Term
 	var room [32][2]*ast.Term
 	terms := make([]ast.Term, 0, w.texts) // one allocation for all of them
 	for i := range w.sections {
@@ -262,7 +273,7 @@ type subject struct {
 	agent    AgentAttrs
 	caller   CallerAttrs
 	org      OrgAttrs
-	sections [4]*ast.Term // the fixed sections
+	sections [maxSections]*ast.Term // the fixed sections
 }
 
 // subject returns the subject of in, either new or from the cache. A cached subject is used
@@ -347,6 +358,15 @@ func families(r *RequestAttrs) []string {
 		return r.ToolFamilies
 	}
 	return append(slices.Clone(r.ToolFamilies), otherFamily)
+}
+
+// dollars returns nano-dollars as a number of US dollars, and nil for an unknown amount.
+func dollars(nano *int64) ast.Value {
+	if nano == nil {
+		return nil
+	}
+	s, _, _ := canonical(strconv.FormatFloat(float64(*nano)/1e9, 'g', -1, 64))
+	return ast.Number(s)
 }
 
 func numberOf(n int64) ast.Value { return ast.InternedTerm(n).Value }

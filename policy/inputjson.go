@@ -3,6 +3,7 @@ package policy
 import (
 	stdjson "encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -88,6 +89,10 @@ func ReadInput(b []byte, families func(tools []string) ([]string, bool)) (Input,
 		IP               *string   `json:"ip"`
 		UserAgent        *string   `json:"user_agent"`
 	}
+	type spend struct {
+		Day   *float64 `json:"day_usd"`
+		Month *float64 `json:"month_usd"`
+	}
 	type org struct {
 		ID   *string `json:"id"`
 		Tier *string `json:"tier"`
@@ -97,12 +102,14 @@ func ReadInput(b []byte, families func(tools []string) ([]string, bool)) (Input,
 		Agent   agent   `json:"agent"`
 		Request request `json:"request"`
 		Caller  caller  `json:"caller"`
+		Spend   spend   `json:"spend"`
 		Org     org     `json:"org"`
 	}{
 		agent{&a.ID, &a.Name, &a.Team, &a.Environment, &a.Tier, &a.Status, &a.AllowedModels, &a.Metadata},
 		request{&r.Operation, &r.Scope, &r.Provider, &r.Model, &r.Mode, &r.Host, &r.Path, &r.Stream, &r.MaxTokens, &r.InputTokensEstimate, &r.Bytes,
 			&r.Tools, &toolNames, &toolFamilies, &r.SessionID, &r.URLHosts, &at, &hour, &weekday},
 		caller{&c.KeyID, &c.KeyStatus, &c.KeyScopes, &c.KeyAllowedModels, &expires, &c.KeyRateLimit, &c.IP, &c.UserAgent},
+		spend{},
 		org{&in.Org.ID, &in.Org.Tier},
 	}
 	in.Agent.AllowedModels, in.Caller.KeyScopes = nil, nil // a list replaces, and is not written into
@@ -119,6 +126,20 @@ func ReadInput(b []byte, families func(tools []string) ([]string, bool)) (Input,
 		in.Caller.KeyAllowedModels = nil // as the document has a key that lists none
 	}
 	var err error
+	for _, s := range []struct {
+		name string
+		usd  *float64
+		into **int64
+	}{{spendDay, doc.Spend.Day, &in.Spend.Day}, {spendMonth, doc.Spend.Month, &in.Spend.Month}} {
+		if s.usd == nil {
+			continue
+		}
+		if *s.usd < 0 || *s.usd*1e9 > math.MaxInt64/2 {
+			return Input{}, fmt.Errorf("%s is %v: write a number of US dollars", s.name, *s.usd)
+		}
+		nano := int64(math.Round(*s.usd * 1e9))
+		*s.into = &nano
+	}
 	if at != "" {
 		if r.Time, err = time.Parse(time.RFC3339Nano, at); err != nil {
 			return Input{}, fmt.Errorf("request.time is %q: write a time like 2026-01-05T12:00:00Z", at)

@@ -178,8 +178,8 @@ func (c condition) spans() (out []span) {
 
 // remember makes the engine keep its results, if it can find out what they depend on.
 func (e *engine) remember(spans []span) {
-	if e.writer.all || e.writer.metadata == nil {
-		return // some rule reads what only evaluation can name
+	if e.writer.all || e.writer.metadata == nil || e.writer.spends() {
+		return // some rule reads what only evaluation can name, or what changes with each request
 	}
 	e.times.spans = spans
 	for _, s := range e.writer.sections {
@@ -301,6 +301,10 @@ func (w *writer) key(b []byte, in *Input) []byte {
 				text(in.Caller.IP)
 			case "caller.user_agent":
 				text(in.Caller.UserAgent)
+			case spendDay:
+				b = appendAmount(b, in.Spend.Day)
+			case spendMonth:
+				b = appendAmount(b, in.Spend.Month)
 			case "org.id":
 				text(in.Org.ID)
 			case "org.tier":
@@ -314,6 +318,13 @@ func (w *writer) key(b []byte, in *Input) []byte {
 
 // timely are the fields that key leaves out.
 var timely = map[string]bool{"request.time": true, "request.hour_utc": true, "request.weekday_utc": true}
+
+func appendAmount(b []byte, nano *int64) []byte {
+	if nano == nil {
+		return append(b, 0)
+	}
+	return binary.AppendVarint(append(b, 1), *nano)
+}
 
 func truthByte(b bool) byte {
 	if b {

@@ -44,8 +44,9 @@ func fieldPaths(t reflect.Type, path []int) (out [][]int) {
 }
 
 func fullInput(n int) Input {
-	s := strings.Repeat("x", n)
+	s, nano := strings.Repeat("x", n), int64(n)
 	return Input{
+		Spend: SpendAttrs{Day: &nano, Month: &nano},
 		Agent: AgentAttrs{ID: s, Name: s, Team: s, Environment: s, Tier: s, Status: s, AllowedModels: []string{s}, Metadata: map[string]any{"k": json.Number([]string{"", "1", "2"}[n])}},
 		Request: RequestAttrs{Operation: s, Scope: s, Provider: s, Model: s, Mode: s, Host: s, Path: s, Stream: n == 1, MaxTokens: int64(n), InputTokensEstimate: int64(n),
 			Bytes: int64(n), Tools: []string{s}, ToolFamilies: []string{s}, ToolsOther: n == 1, SessionID: s, URLHosts: []string{s}, Time: time.Date(2026, 7, n, n, 0, 0, 0, time.UTC)},

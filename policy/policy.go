@@ -51,6 +51,7 @@ type Input struct {
 	Agent   AgentAttrs
 	Request RequestAttrs
 	Caller  CallerAttrs
+	Spend   SpendAttrs
 	Org     OrgAttrs
 }
 
@@ -100,6 +101,12 @@ type CallerAttrs struct {
 	Session          string // names the caller's session; only limits use it
 	IP               string
 	UserAgent        string
+}
+
+// SpendAttrs are what the agent has spent so far, in nano-dollars, as far as it is known. They
+// steer decisions. They cap nothing, since they are some seconds old.
+type SpendAttrs struct {
+	Day, Month *int64 // nil: not known
 }
 
 // OrgAttrs are the attributes of the org.

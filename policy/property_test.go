@@ -460,6 +460,15 @@ func oracleAttribute(name string, in policy.Input) any {
 		return number(int64(t.Hour()), t.IsZero())
 	case "request.weekday_utc":
 		return number([]int64{7, 1, 2, 3, 4, 5, 6}[t.Weekday()], t.IsZero())
+	case "spend.day_usd", "spend.month_usd":
+		nano := in.Spend.Day
+		if name == "spend.month_usd" {
+			nano = in.Spend.Month
+		}
+		if nano == nil {
+			return nil
+		}
+		return float64(*nano) / 1e9
 	case "caller.key_id":
 		return in.Caller.KeyID
 	case "caller.ip":
@@ -483,7 +492,7 @@ var (
 	textAttr = []string{"agent.id", "agent.name", "agent.team", "agent.environment", "agent.tier", "request.operation", "request.provider",
 		"request.model", "request.host", "request.path", "request.session_id", "caller.key_id", "caller.key_scopes", "caller.user_agent", "org.id", "org.tier",
 		"agent.allowed_models", "request.tool", "request.url_host", "tool.family"}
-	numberAttr = []string{"request.max_tokens", "request.input_tokens_estimate", "request.bytes", "request.hour_utc", "request.weekday_utc"}
+	numberAttr = []string{"request.max_tokens", "request.input_tokens_estimate", "request.bytes", "request.hour_utc", "request.weekday_utc", "spend.day_usd", "spend.month_usd"}
 	metaAttr   = []string{"agent.metadata.k", "agent.metadata.k.l", "agent.metadata.\"]"}
 	documents  = rapid.Custom(func(t *rapid.T) string {
 		doc := map[string]any{"name": "n", "effect": rapid.SampledFrom([]string{"allow", "allow", "allow", "deny", "deny", "require_approval"}).Draw(t, "effect")}
@@ -658,6 +667,11 @@ var inputs = rapid.Custom(func(t *rapid.T) policy.Input {
 		Caller: policy.CallerAttrs{KeyID: wordGen.Draw(t, "key"), KeyScopes: append(words.Draw(t, "scopes"), mostly("scope of key", "a", "c")),
 			KeyStatus: mostly("key status", "active", "revoked", "", "x"), KeyRateLimit: rapid.Int64Range(0, 3).Draw(t, "rate"), UserAgent: w("agent"), IP: rapid.SampledFrom([]string{"10.0.0.1", "192.0.2.1", "2001:db8::1", ""}).Draw(t, "ip")},
 		Org: policy.OrgAttrs{ID: "org_1", Tier: w("org tier")},
+	}
+	for _, into := range []**int64{&in.Spend.Day, &in.Spend.Month} {
+		if n := rapid.Int64Range(-2, 7).Draw(t, "spend") * 1e9; n >= 0 {
+			*into = &n
+		}
 	}
 	if rapid.IntRange(0, 9).Draw(t, "expires?") == 0 {
 		in.Caller.KeyExpiresAt = in.Request.Time.Add(time.Duration(rapid.IntRange(-1, 1).Draw(t, "expires")))

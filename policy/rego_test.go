@@ -294,8 +294,9 @@ func TestInputIsWhatIsRead(t *testing.T) {
 			t.Errorf("%s: %s, want %s", module, got, whole)
 		}
 	}
+	nano := int64(1)
 	for _, f := range inputFields() {
-		if f.name != "max_tokens" && f.name != "key_rate_limit" && f.value(&Input{Agent: AgentAttrs{ID: "x", Name: "x", Team: "x", Environment: "x", Tier: "x", Status: "x"},
+		if f.name != "max_tokens" && f.name != "key_rate_limit" && f.value(&Input{Spend: SpendAttrs{Day: &nano, Month: &nano}, Agent: AgentAttrs{ID: "x", Name: "x", Team: "x", Environment: "x", Tier: "x", Status: "x"},
 			Request: RequestAttrs{Operation: "x", Scope: "x", Provider: "x", Model: "x", Mode: "x", Host: "x", Path: "x", SessionID: "x", Time: time.Unix(1, 0)},
 			Caller:  CallerAttrs{KeyID: "x", KeyStatus: "x", IP: "x", UserAgent: "x"}, Org: OrgAttrs{ID: "x", Tier: "x"}}) == nil {
 			t.Errorf("%s.%s is missing", f.section, f.name)
@@ -342,7 +343,9 @@ func TestDocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	day, month := int64(1_250_000_000), int64(20_000_000_000)
 	got := writerFor(c.Modules).document(&Input{
+		Spend: SpendAttrs{Day: &day, Month: &month},
 		Agent: AgentAttrs{ID: "ag_1", Name: "bot", Team: "support", Environment: "prod", Tier: "gold", Status: "active",
 			AllowedModels: []string{"small", "big-*"}, Metadata: map[string]any{"region": "eu", "level": 3, "missing": nil}},
 		Request: RequestAttrs{Operation: "chat.completions", Scope: "chat:completions", Provider: "one", Model: "small", Mode: "gateway", Host: "gateway.example",

@@ -46,6 +46,9 @@ func TestSubjects(t *testing.T) {
 					*p = !*p
 				case *int64:
 					*p++
+				case **int64:
+					n := int64(7)
+					*p = &n
 				case *time.Time:
 					*p = p.Add(1)
 				case *[]string:

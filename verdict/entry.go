@@ -53,7 +53,7 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 		// The code only: a message may quote the request.
 		d.Reasons = append(d.Reasons, audit.Reason{Code: refused.Code})
 	}
-	d.Limits = v.limits()
+	d.Limits, d.Spend = v.limits(), v.spend
 	if refused == nil && v.capped() {
 		d.ReservedNanoUSD, d.PriceVersion = v.worst, v.PriceVersion
 	}

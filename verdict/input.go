@@ -29,8 +29,16 @@ func (o *Org) input(c identity.Caller, r *Request, v *Verdict) policy.Input {
 			KeyStatus: active, // an inactive key is rejected before policy
 			IP:        r.ClientIP, UserAgent: r.UserAgent, KeyRateLimit: k.RateLimit, KeyLine: cmp.Or(k.Line, k.ID), Session: v.session.Name,
 		},
-		Org: policy.OrgAttrs{ID: o.ID, Tier: o.Tier},
+		Spend: spendOf(v.spend),
+		Org:   policy.OrgAttrs{ID: o.ID, Tier: o.Tier},
 	}
+}
+
+func spendOf(s *audit.Spend) policy.SpendAttrs {
+	if s == nil {
+		return policy.SpendAttrs{}
+	}
+	return policy.SpendAttrs{Day: s.DayNanoUSD, Month: s.MonthNanoUSD}
 }
 
 // countedModel is the model that limits count for.
@@ -99,7 +107,8 @@ func InputOf(d audit.Decided) (in policy.Input, unknown []string, ok bool) {
 			KeyID: d.KeyID, KeyScopes: d.KeyScopes, KeyAllowedModels: d.KeyAllowedModels, KeyExpiresAt: d.KeyExpiresAt,
 			KeyStatus: active, IP: d.ClientIP, UserAgent: d.UserAgent, KeyRateLimit: d.KeyRateLimit, KeyLine: lineOf(d), Session: sessionOf(d),
 		},
-		Org: policy.OrgAttrs{ID: d.Org, Tier: d.OrgTier},
+		Spend: spendOf(d.Spend),
+		Org:   policy.OrgAttrs{ID: d.Org, Tier: d.OrgTier},
 	}, unknown, true
 }
 

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/budget"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
@@ -58,6 +59,7 @@ type Verdict struct {
 	// applies.
 	PriceVersion string
 
+	spend   *audit.Spend   // what the agent has spent, if a policy reads it
 	listed  bool           // the model's name is in a list, so that it has counts of its own
 	session budget.Session // with a name if Org has Sessions
 	worst   int64          // the most that it may cost, in nano-dollars
@@ -252,6 +254,18 @@ func (o *Org) digest(body []byte) string {
 	return "hmac-sha256:" + hex.EncodeToString(mac.Sum(nil))
 }
 
+// spent is what the agent has spent, or nil if no policy reads it or nothing is known.
+func (o *Org) spent(agent string, now time.Time) *audit.Spend {
+	if o.Spender == nil || !o.Policies.ReadsSpend() {
+		return nil
+	}
+	inDay, inMonth, at := o.Spender.Spent(o.ID, agent, o.period("daily_usd_cap", now), o.period("monthly_usd_cap", now))
+	if inDay == nil && inMonth == nil {
+		return nil
+	}
+	return &audit.Spend{DayNanoUSD: inDay, MonthNanoUSD: inMonth, AgeMS: max(0, now.Sub(at).Milliseconds())}
+}
+
 // lists reports whether the model's exact name is in a list of a provider, of the prices, of
 // the agent or of the key. Clients cannot change these lists.
 func (o *Org) lists(c identity.Caller, model string) bool {
@@ -290,6 +304,7 @@ func (o *Org) decide(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 	if o.Sessions != nil {
 		v.session = o.Sessions.Find(v.Time, o.ID, c.Agent.ID, cmp.Or(c.Key.Line, c.Key.ID), r.Session)
 	}
+	v.spend = o.spent(c.Agent.ID, v.Time)
 	v.Decision = o.Policies.Decide(ctx, o.input(c, r, v))
 	if v.Decision.Effect != policy.Allow {
 		return denied(v.Decision, v.Call.Model)

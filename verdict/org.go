@@ -34,6 +34,8 @@ type Org struct {
 	Sessions *budget.Sessions
 	// Pricer has the prices for USD caps. Nil rejects each request that a cap applies to.
 	Pricer Pricer
+	// Spender has what agents have spent. Nil: it is not known.
+	Spender Spender
 	// Phase, if not nil, is called at the beginning of each phase of an evaluation ("parse",
 	// "decide"), and with "" after the last one. It may measure. An error ends the
 	// evaluation and becomes Verdict.Err.
@@ -62,6 +64,13 @@ type Limiter interface {
 	Release(ctx context.Context, id string)
 	// Settle replaces what Reserve took by what the request has used.
 	Settle(ctx context.Context, id string, used budget.Used)
+}
+
+// A Spender has what agents have spent. It must be safe for concurrent use.
+type Spender interface {
+	// Spent returns what the agent had spent in the day and the month with these names, in
+	// nano-dollars, and when that was. It does not wait. An amount that is not known is nil.
+	Spent(org, agent, day, month string) (inDay, inMonth *int64, at time.Time)
 }
 
 // A Pricer has the prices of providers. It must be safe for concurrent use.

@@ -2,6 +2,7 @@ package verdict
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/ai-identity/ai-identity/audit"
@@ -67,6 +68,10 @@ func (r *Replay) Next(ctx context.Context, d audit.Decided) (a Again, ok bool) {
 		return Again{}, false
 	}
 	a.Unknown = unknown
+	if r.candidate.policies.ReadsSpend() || r.current.policies.ReadsSpend() {
+		// What agents would have spent under other policies is not known.
+		a.Unknown = append(slices.Clone(unknown), "spend.day_usd", "spend.month_usd")
+	}
 	a.Candidate = r.candidate.decide(ctx, in, d, &a)
 	a.Current = r.current.decide(ctx, in, d, nil)
 	return a, true

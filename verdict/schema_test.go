@@ -153,7 +153,9 @@ func TestSchemas(t *testing.T) {
 		}
 	}
 
+	day, month := int64(1_500_000_000), int64(2_000_000_000)
 	full := policy.Input{
+		Spend: policy.SpendAttrs{Day: &day, Month: &month},
 		Agent: policy.AgentAttrs{ID: "ag", Name: "n", Team: "t", Environment: "e", Tier: "r", Status: "active", AllowedModels: []string{"m"}, Metadata: map[string]any{"k": "v", "n": 1.5, "b": true}},
 		Request: policy.RequestAttrs{Operation: "o", Scope: "s", Provider: "p", Model: "m", Mode: "gateway", Host: "h", Path: "/p", Stream: true, MaxTokens: 1 << 62, InputTokensEstimate: 1 << 62,
 			Bytes: 1 << 62, Tools: []string{"t"}, ToolFamilies: []string{"f"}, ToolsOther: true, SessionID: "s", URLHosts: []string{"h"}, Time: time.Date(2026, 7, 5, 23, 0, 0, 1, time.UTC)},
@@ -193,7 +195,7 @@ func TestSchemas(t *testing.T) {
 		decisions = append(decisions, b)
 	}
 	// A limit of money has a period, too.
-	capped := audit.Decided{Limits: []audit.Limit{{Source: "pol_a", Name: "monthly_usd_cap", PolicyID: "pol_a", Limit: "monthly_usd_cap", Per: "policy", Subject: "pol_a", Counter: "c", Period: "2026-11"}}}
+	capped := audit.Decided{Limits: []audit.Limit{{Source: "pol_a", Name: "monthly_usd_cap", PolicyID: "pol_a", Limit: "monthly_usd_cap", Per: "policy", Subject: "pol_a", Counter: "c", Period: "2026-11", Raised: 7}}}
 	var limited map[string]json.RawMessage
 	if err := json.Unmarshal(capped.Encode(), &limited); err != nil {
 		t.Fatal(err)

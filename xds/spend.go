@@ -36,7 +36,114 @@ type Spend struct {
 
 	mu     sync.Mutex
 	orgs   map[string]*served
-	writer string // the last id of records
+	writer string               // the last id of records
+	spent  map[[2]string]*spent // by org and agent
+}
+
+// spent is what is known of an agent's spend.
+type spent struct {
+	day, month         string // names of what the amounts are of
+	inDay, inMonth     int64
+	at                 time.Time // when the control plane was asked; zero: it has not answered
+	wantDay, wantMonth string    // of the last request
+	wanted             bool      // a request has come since the last response
+}
+
+const (
+	// spentEvery is how often sums of agents are asked for, and spentFresh how long one is
+	// used before it is asked for again.
+	spentEvery = time.Second
+	spentFresh = 5 * time.Second
+	// maxSpent bounds the agents whose spend is kept.
+	maxSpent = 10_000
+)
+
+// Spent is verdict.Spender's: what the control plane last answered about the agent.
+func (s *Spend) Spent(org, agent, day, month string) (inDay, inMonth *int64, at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := [2]string{org, agent}
+	x := s.spent[key]
+	if x == nil {
+		for other := range s.spent {
+			if len(s.spent) < maxSpent {
+				break
+			}
+			delete(s.spent, other) // any one
+		}
+		x = &spent{}
+		s.spent[key] = x
+	}
+	x.wantDay, x.wantMonth, x.wanted = day, month, true
+	if x.at.IsZero() {
+		return nil, nil, x.at
+	}
+	if x.day == day {
+		n := x.inDay
+		inDay = &n
+	}
+	if x.month == month {
+		n := x.inMonth
+		inMonth = &n
+	}
+	return inDay, inMonth, x.at
+}
+
+// refresh asks for the spend of agents that requests have come from.
+func (s *Spend) refresh(ctx context.Context) {
+	tick := time.NewTicker(spentEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		due := map[string][][2]string{}
+		s.mu.Lock()
+		now := s.now()
+		for key, x := range s.spent {
+			if x.wanted && (now.Sub(x.at) >= spentFresh || x.day != x.wantDay) {
+				due[key[0]] = append(due[key[0]], key)
+			}
+		}
+		s.mu.Unlock()
+		for org, keys := range due {
+			for some := range slices.Chunk(keys, audit.MaxCounts/2) {
+				s.ask(ctx, org, some)
+			}
+		}
+	}
+}
+
+// ask requests the spend of agents of one org. Without a response the amounts get older.
+func (s *Spend) ask(ctx context.Context, org string, keys [][2]string) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	names := make([]audit.CountName, 0, 2*len(keys))
+	s.mu.Lock()
+	at := s.now()
+	keys = slices.DeleteFunc(keys, func(key [2]string) bool { return s.spent[key] == nil })
+	for _, key := range keys {
+		x := s.spent[key]
+		names = append(names, audit.CountName{Counter: audit.AgentSpent + key[1], Period: x.wantDay}, audit.CountName{Counter: audit.AgentSpent + key[1], Period: x.wantMonth})
+	}
+	s.mu.Unlock()
+	if len(names) == 0 {
+		return
+	}
+	got, err := s.counts(ctx, org, names)
+	if err != nil {
+		return // it is asked again, and the age grows
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, key := range keys {
+		if x := s.spent[key]; x != nil {
+			x.day, x.month, x.at, x.wanted = names[2*i].Period, names[2*i+1].Period, at, false
+			x.inDay, x.inMonth = got.Counts[2*i].ChargedNanoUSD, got.Counts[2*i+1].ChargedNanoUSD
+		}
+	}
 }
 
 // served is what is known of an org in which a cap was used.
@@ -52,7 +159,7 @@ const askTimeout = 2 * time.Second
 
 // NewSpend returns a Spend that knows nothing yet. Run must run while it is used.
 func NewSpend(ledger Ledger, records Records, now func() time.Time, log *slog.Logger) *Spend {
-	return &Spend{ledger: ledger, records: records, now: now, log: log, orgs: map[string]*served{}, writer: records.ID()}
+	return &Spend{ledger: ledger, records: records, now: now, log: log, orgs: map[string]*served{}, writer: records.ID(), spent: map[[2]string]*spent{}}
 }
 
 // Alone returns nil if this sidecar alone serves the org. Otherwise the error wraps
@@ -198,6 +305,12 @@ func (s *Spend) sums(ctx context.Context, org string, counters []string, alone b
 // Run renews the lease of each org in which a cap was used, three times in each lease, until
 // ctx ends. Then it gives the leases back.
 func (s *Spend) Run(ctx context.Context) error {
+	refreshed := make(chan struct{})
+	go func() {
+		defer close(refreshed)
+		s.refresh(ctx)
+	}()
+	defer func() { <-refreshed }()
 	tick := time.NewTicker(audit.SidecarLease / 3)
 	defer tick.Stop()
 	for {

@@ -158,3 +158,34 @@ func TestSpendLeaves(t *testing.T) {
 		t.Errorf("%+v", last)
 	}
 }
+
+// What an agent has spent is missing until the control plane has answered. Requests never wait
+// for it. An old answer stays while the control plane is away, and each amount is only of the
+// day and month that it was asked for.
+func TestAgentsSpend(t *testing.T) {
+	l := &sumsOf{sums: map[string]audit.Count{
+		"spent:agent:ag_1 2026-11-27": {ChargedNanoUSD: 7}, "spent:agent:ag_1 2026-11": {ChargedNanoUSD: 9},
+	}}
+	s := xds.NewSpend(l, &records{id: "w_1"}, time.Now, slog.New(slog.DiscardHandler))
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = s.Run(ctx) }()
+	defer func() { stop(); <-done }()
+	day, month, at := s.Spent("org_1", "ag_1", "2026-11-27", "2026-11")
+	if day != nil || month != nil || !at.IsZero() {
+		t.Errorf("before an answer: %v %v %v", day, month, at)
+	}
+	for deadline := time.Now().Add(30 * time.Second); month == nil && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		day, month, at = s.Spent("org_1", "ag_1", "2026-11-27", "2026-11")
+	}
+	if day == nil || month == nil || *day != 7 || *month != 9 || time.Since(at) > 30*time.Second {
+		t.Fatalf("%v %v %v", day, month, at)
+	}
+	l.set(1, errors.New("away"))
+	if day, month, _ = s.Spent("org_1", "ag_1", "2026-11-28", "2026-11"); day != nil || month == nil {
+		t.Errorf("after midnight: %v %v", day, month)
+	}
+	if day, month, _ = s.Spent("org_2", "ag_1", "2026-11-27", "2026-11"); day != nil || month != nil {
+		t.Errorf("of another org: %v %v", day, month)
+	}
+}

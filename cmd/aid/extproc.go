@@ -249,7 +249,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	}
 	config := extproc.Config{
 		Domains:   s.domains,
-		Directory: client, Recorder: writer, Limiter: limiter, Pricer: table,
+		Directory: client, Recorder: writer, Limiter: limiter, Pricer: table, Spender: spend,
 		Log: s.log, Registerer: reg, MaxBody: s.maxBody, MaxStreams: s.maxStreams, MaxDeciding: s.maxDeciding,
 		Repeats: writer,
 		Unknown: func(cause string, peer netip.Addr) { writer.Count(client.Home(), cause, peer) },
