@@ -251,6 +251,44 @@ func RotateCA(ctx context.Context, tx pgx.Tx, sealer CASealer, step string, host
 	return fmt.Errorf("%w: the steps are spread, sign and withdraw", ErrRotation)
 }
 
+// ResealCA encrypts the keys of the CA again with the newest key of the sealer. It returns how
+// many had an older one.
+func ResealCA(ctx context.Context, tx pgx.Tx, sealer interface {
+	CASealer
+	Newest(sealed string) bool
+}) (n int, err error) {
+	rows, err := tx.Query(ctx, "SELECT id, sealed FROM egress_cas WHERE sealed <> '' ORDER BY id FOR UPDATE")
+	if err != nil {
+		return 0, err
+	}
+	type row struct {
+		ID     int64
+		Sealed string
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[row])
+	if err != nil {
+		return 0, err
+	}
+	for _, r := range all {
+		if sealer.Newest(r.Sealed) {
+			continue
+		}
+		der, err := sealer.Open(r.Sealed)
+		if err != nil {
+			return n, fmt.Errorf("the egress CA's certificate %d: %w", r.ID, err)
+		}
+		sealed, err := sealer.Seal(der)
+		if err != nil {
+			return n, err
+		}
+		if _, err := tx.Exec(ctx, "UPDATE egress_cas SET sealed = $2 WHERE id = $1", r.ID, sealed); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
+}
+
 // EgressRoots returns the roots that applications should trust, as PEM.
 func EgressRoots(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 	rows, err := tx.Query(ctx, "SELECT certificate FROM egress_cas WHERE kind = 'root' AND state <> 'withdrawn' ORDER BY id")
@@ -398,8 +436,11 @@ func (a *Authority) Leaf(ctx context.Context, host string, now time.Time) (chain
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !now.Before(a.ca.RenewAt()) || !now.Before(a.read.Add(reread)) {
-		if err := a.renew(ctx, now); err != nil && !now.Before(a.ca.intermediate.NotAfter) {
-			return nil, nil, time.Time{}, fmt.Errorf("replacing the egress CA's intermediate: %w", err)
+		if err := a.renew(ctx, now); err != nil {
+			if !now.Before(a.ca.intermediate.NotAfter) {
+				return nil, nil, time.Time{}, fmt.Errorf("replacing the egress CA's intermediate: %w", err)
+			}
+			a.read = now // the database is not asked again for each host
 		}
 	}
 	return a.ca.Leaf(host, now)

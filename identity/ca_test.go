@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,8 +20,16 @@ import (
 // plain is a CASealer for tests: what is stored is readable.
 type plain struct{}
 
-func (plain) Seal(b []byte) (string, error)      { return hex.EncodeToString(b), nil }
-func (plain) Open(sealed string) ([]byte, error) { return hex.DecodeString(sealed) }
+func (plain) Seal(b []byte) (string, error) { return hex.EncodeToString(b), nil }
+func (plain) Open(sealed string) ([]byte, error) {
+	return hex.DecodeString(strings.TrimPrefix(sealed, "00"))
+}
+
+// newer has a newer key than plain, and reads both.
+type newer struct{ plain }
+
+func (newer) Seal(b []byte) (string, error) { return "00" + hex.EncodeToString(b), nil }
+func (newer) Newest(sealed string) bool     { return strings.HasPrefix(sealed, "00") }
 
 func TestEgressCA(t *testing.T) {
 	db := storetest.Open(t)
@@ -115,6 +124,19 @@ func TestEgressCA(t *testing.T) {
 	later := now.Add(50 * 24 * time.Hour)
 	if chain, _, _, err = b.Leaf(t.Context(), "a.example", later); err != nil || verify(chain, "a.example", later.Add(time.Hour)) != nil || count() != 4 {
 		t.Errorf("%v, %d certificates", err, count())
+	}
+	// The keys are encrypted again with the newest key, once.
+	for _, want := range []int{2, 0} {
+		err := pgx.BeginFunc(t.Context(), db.Pool(), func(tx pgx.Tx) error {
+			n, err := identity.ResealCA(t.Context(), tx, newer{})
+			if n != want {
+				t.Errorf("%d keys were encrypted again, want %d", n, want)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	// A new root: spread, sign, withdraw. Each step is rejected before its time.
 	step := func(step string, now time.Time) error {

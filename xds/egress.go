@@ -244,7 +244,10 @@ func terminates(host string) *corev3.TransportSocket {
 				TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{
 					Name: leafPrefix + host,
 					SdsConfig: &corev3.ConfigSource{
-						ResourceApiVersion: corev3.ApiVersion_V3, InitialFetchTimeout: seconds(0),
+						ResourceApiVersion: corev3.ApiVersion_V3,
+						// Without a certificate connections to this host are closed. The gateway must not
+						// wait for it when Envoy starts.
+						InitialFetchTimeout:   seconds(5),
 						ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
 					},
 				}},

@@ -28,6 +28,11 @@ func intercepting(org string) xds.Input {
 }
 
 func TestEgressGolden(t *testing.T) {
+	usage := intercepting("org_1")
+	usage.Usage = "envoy"
+	if err := xds.Lint(build(t, usage)); err != nil {
+		t.Error(err)
+	}
 	s := build(t, intercepting("org_1"))
 	if err := xds.Lint(s); err != nil {
 		t.Error(err)

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/provider"
 )
 
@@ -26,7 +27,7 @@ func resealCommand() *cobra.Command {
 		Use:   "reseal",
 		Short: "Encrypt an organization's provider secrets again, with the newest Fernet key",
 		Long: `reseal encrypts the credentials and header values of an organization's providers
-again, with the first key of --fernet-keys. Values that have that key already are
+again, and the keys of the egress CA, with the first key of --fernet-keys. Values that have that key already are
 left alone, so you can stop it and run it again.
 
 To rotate a key:
@@ -101,6 +102,16 @@ They are listed, and all others were encrypted again.`,
 					again += n
 					fmt.Fprintf(cmd.ErrOrStderr(), "aid: %s: %d encrypted again\n", id, n)
 				}
+			}
+			err = pgx.BeginFunc(ctx, db.Pool(), func(tx pgx.Tx) error {
+				n, err := identity.ResealCA(ctx, tx, sealer)
+				if n > 0 && err == nil {
+					fmt.Fprintf(cmd.ErrOrStderr(), "aid: the egress CA: %d keys encrypted again\n", n)
+				}
+				return err
+			})
+			if err != nil {
+				return fmt.Errorf("encrypting the egress CA's keys again: %w", err)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: %d providers, %d values encrypted again, %d providers with values that cannot be decrypted\n", m.org, len(ids), again, len(failed))
 			if len(failed) > 0 {
