@@ -52,6 +52,7 @@ var home = map[string]string{
 	"github.com/spf13/cobra":                 "cmd",
 	"github.com/spf13/pflag":                 "cmd",
 	"github.com/aws/aws-sdk-go-v2":           "audit", // an anchor in S3, and its credentials
+	"github.com/sigstore/sigstore":           "audit", // signing keys in a KMS
 	"github.com/aws/smithy-go":               "audit", // its errors
 	"github.com/xi2/xz":                      "store", // Postgres comes in it
 	"github.com/valkey-io/valkey-go":         "budget",

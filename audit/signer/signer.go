@@ -1,8 +1,9 @@
 // Package signer opens the keys that sign evidence: checkpoints and documents.
 //
-// A key has a URI. `file:PATH` is a private key on this machine. The control plane opens its keys
-// at the start and gives them to package audit, which needs only their public halves and their
-// signatures. No function here returns or prints a private key.
+// A key has a URI. `file:PATH` is a private key on this machine. Keys in a KMS have the URIs of
+// sigstore: awskms, gcpkms, azurekms and hashivault. The control plane opens its keys at the start
+// and gives them to package audit, which needs only their public halves and their signatures. No
+// function here returns or prints a private key.
 package signer
 
 import (
@@ -48,14 +49,16 @@ func KindOf(public crypto.PublicKey) Kind {
 }
 
 // Open opens the key of a URI. readSecret reads a private file. It must reject a file that
-// another user can read or change.
-func Open(_ context.Context, uri string, readSecret func(path string) ([]byte, error)) (evidence.Signer, error) {
+// another user can read or change. The error wraps ErrAway if a KMS did not return its key.
+func Open(ctx context.Context, uri string, readSecret func(path string) ([]byte, error)) (evidence.Signer, error) {
 	scheme, path, ok := strings.Cut(uri, ":")
 	switch {
 	case !ok || path == "":
 		return nil, errors.New("a key has a URI such as file:/etc/aid/signing.pem")
+	case Remote(uri):
+		return openRemote(ctx, uri)
 	case scheme != "file":
-		return nil, fmt.Errorf("unknown scheme %q; valid schemes: file", scheme)
+		return nil, fmt.Errorf("unknown scheme %q; valid schemes: file, awskms, gcpkms, azurekms, hashivault", scheme)
 	}
 	path = strings.TrimPrefix(path, "//")
 	text, err := readSecret(path)

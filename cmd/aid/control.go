@@ -277,6 +277,9 @@ func (c *control) run(ctx context.Context) error {
 		db.Close()
 		return nil
 	})
+	if err := c.signing.recall(ctx, db.Pool(), c.log); err != nil {
+		return err
+	}
 	if err := audit.UseSigningKeys(ctx, db.Pool(), time.Now(), c.signing.signers()...); err != nil {
 		return fmt.Errorf("--signing-key, --witness-key: %w", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
@@ -20,10 +21,11 @@ type signing struct {
 	p256URI, ed25519URI string
 
 	p256, ed25519 evidence.Signer // nil: nothing is signed
+	away          error           // of a KMS; recall finds its public key
 }
 
 func (s *signing) flags(f *pflag.FlagSet) {
-	f.StringVar(&s.p256URI, "signing-key", "", "`URI` of the P-256 key that signs checkpoints and documents, such as file:signing.pem (default: nothing is signed)")
+	f.StringVar(&s.p256URI, "signing-key", "", "`URI` of the P-256 key that signs checkpoints and documents, such as file:signing.pem or awskms:///KEY (default: nothing is signed)")
 	f.StringVar(&s.ed25519URI, "witness-key", "", "`URI` of the Ed25519 key that signs checkpoints beside --signing-key, such as file:witness.pem; witnesses understand it")
 }
 
@@ -37,11 +39,54 @@ func (s *signing) open(ctx context.Context) (err error) {
 	case s.p256URI == "":
 		return usagef("--witness-key needs --signing-key: a checkpoint is valid only with both signatures; create the key with `aid keys signing create`")
 	}
-	if s.p256, err = openSigner(ctx, "signing-key", s.p256URI, signer.P256); err != nil {
+	for _, k := range s.keys() {
+		*k.to, err = openSigner(ctx, k.flag, k.uri, k.kind)
+		if errors.Is(err, signer.ErrAway) {
+			s.away = errors.Join(s.away, err)
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type signingKey struct {
+	flag, uri string
+	kind      signer.Kind
+	to        *evidence.Signer
+}
+
+func (s *signing) keys() []signingKey {
+	return []signingKey{{"signing-key", s.p256URI, signer.P256, &s.p256}, {"witness-key", s.ed25519URI, signer.Ed25519, &s.ed25519}}
+}
+
+// recall takes the public keys of a KMS that is away from the database, so that requests go on.
+// Signatures wait until the KMS is there. Without a stored key the KMS is needed.
+func (s *signing) recall(ctx context.Context, db audit.Querier, log *slog.Logger) error {
+	if s.away == nil {
+		return nil
+	}
+	stored, err := audit.SigningKeys(ctx, db)
+	if err != nil {
 		return err
 	}
-	s.ed25519, err = openSigner(ctx, "witness-key", s.ed25519URI, signer.Ed25519)
-	return err
+	for _, k := range s.keys() {
+		if *k.to != nil {
+			continue
+		}
+		for _, have := range stored {
+			if have.Role == string(k.kind) && have.RetireAt.IsZero() {
+				if *k.to, err = signer.Later(k.uri, have.Public); err != nil {
+					return usagef("--%s: %v", k.flag, err)
+				}
+			}
+		}
+		if *k.to == nil {
+			return fmt.Errorf("the first start needs the KMS: %w", s.away)
+		}
+	}
+	log.ErrorContext(ctx, "the KMS of a signing key is away: requests go on, and signatures wait for it", "err", s.away)
+	return nil
 }
 
 func (s *signing) signers() []evidence.Signer {
@@ -54,7 +99,9 @@ func (s *signing) signers() []evidence.Signer {
 // openSigner opens the key of a flag.
 func openSigner(ctx context.Context, flag, uri string, kind signer.Kind) (evidence.Signer, error) {
 	key, err := signer.Open(ctx, uri, func(path string) ([]byte, error) { return readTrusted(path, secretFile) })
-	if err != nil {
+	if errors.Is(err, signer.ErrAway) {
+		return nil, fmt.Errorf("--%s: %w", flag, err)
+	} else if err != nil {
 		return nil, usagef("--%s: %v", flag, err)
 	}
 	if is := signer.KindOf(key.Public()); is != kind {
