@@ -105,7 +105,7 @@ func (r *remote) Sign(ctx context.Context, message []byte) ([]byte, error) {
 	return sig, nil
 }
 
-// open returns the client, and makes it if there is none.
+// open returns the client, which the first call makes.
 func (r *remote) open(ctx context.Context) (kms.SignerVerifier, error) {
 	r.mu.Lock()
 	client, known := r.client, r.public
