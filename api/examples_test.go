@@ -6,7 +6,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/identity"
 )
 
@@ -14,6 +16,7 @@ import (
 // field by field. All must be accepted.
 func TestExamples(t *testing.T) {
 	w := serve(t)
+	w.record(audit.Decided{RequestID: "req_01k0000000abcdefghjkmnpqrs", AgentID: "ag_1", Effect: "allow", Time: time.Now()}) // the examples name it
 	var spec struct {
 		Paths map[string]map[string]struct {
 			OperationID string `json:"operationId"`

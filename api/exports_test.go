@@ -158,3 +158,44 @@ func TestExports(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestForensicsReport(t *testing.T) {
+	w := serve(t)
+	hostile := `<script>alert(1)</script>`
+	w.record(audit.Decided{RequestID: "req_1", AgentID: "ag_1", AgentName: hostile, Operation: "chat.completions", Model: hostile, Effect: "deny",
+		Reasons: []audit.Reason{{Code: "model", Message: hostile + `"'`}}, PolicyIDs: []string{"pol_1"}, SessionID: "s 1", Time: time.Now()})
+	if r := w.want(409, "POST", "/v1/forensics/reports", `{"request_id":"req_1"}`); r.field("error", "code") != "checkpoint_behind" {
+		t.Error(r.body)
+	}
+	keys := w.sign(newKey(t, signer.Ed25519))
+	w.want(404, "POST", "/v1/forensics/reports", `{"request_id":"req_none"}`)
+	for _, bad := range []string{`{}`, `{"request_id":"a","correlation_id":"b"}`, `{"session_id":"s 1"}`, `{"request_id":"req_1","agent_id":"ag_1"}`, `{"request_id":"req_1","format":"pdf"}`} {
+		w.want(422, "POST", "/v1/forensics/reports", bad)
+	}
+	for _, body := range []string{`{"request_id":"req_1"}`, `{"correlation_id":"req_1"}`, `{"session_id":"s 1","agent_id":"ag_1"}`} {
+		r := w.want(201, "POST", "/v1/forensics/reports", body)
+		v := evidence.VerifyReport([]byte(r.body), keys)
+		if v.Exit != evidence.Intact || r.header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s: %+v\n%s", body, v, r.body)
+		}
+		if f := os.Getenv("AID_KEEP_REPORT"); f != "" {
+			set, err := keys.JWKS()
+			if err != nil {
+				t.Fatal(err)
+			}
+			os.WriteFile(f, []byte(r.body), 0o600)
+			os.WriteFile(f+".jwks", set, 0o600)
+		}
+		changed := strings.Replace(r.body, `"payload":"e`, `"payload":"f`, 1)
+		if v := evidence.VerifyReport([]byte(changed), keys); v.Exit != evidence.Tampered {
+			t.Errorf("changed: %+v", v)
+		}
+	}
+	page := w.want(201, "POST", "/v1/forensics/reports", `{"request_id":"req_1","format":"html"}`)
+	if strings.Contains(page.body, "<script") || !strings.Contains(page.body, "&lt;script&gt;") || page.header.Get("Content-Type") != "text/html; charset=utf-8" {
+		t.Errorf("%s\n%v", page.body, page.header)
+	}
+	if csp := page.header.Get("Content-Security-Policy"); !strings.Contains(csp, "default-src 'none'") || !strings.Contains(csp, "style-src 'sha256-") || strings.Contains(csp, "unsafe") {
+		t.Error(csp)
+	}
+}

@@ -159,6 +159,13 @@ func routes() []route {
 			Method: "GET", Path: "/v1/audit/exports/{id}/file", ID: "get-audit-export-file", Tag: tagRecord, Roles: auditors,
 			Summary: "Download an export", Description: "The file `audit_export.json`. To continue a download, send `Range: bytes=OFFSET-`.",
 		}, getExportFile),
+		serves(route{
+			Method: "POST", Path: "/v1/forensics/reports", ID: "create-forensics-report", Tag: tagRecord, Roles: auditors, Status: 201, MIME: "application/json", Names: true,
+			Summary: "Make a forensics report",
+			Description: "The whole story of a request or a session: gateway, policy, provider and audit log. It has every entry, and the proof that a signed checkpoint has it. " +
+				"The report is signed: `ai_identity_verify report forensics_report.json` verifies it.",
+			Example: `{"request_id":"req_01k0000000abcdefghjkmnpqrs"}`,
+		}, createReport),
 
 		serves(route{
 			Method: "GET", Path: "/v1/audit/proof", ID: "get-audit-proof", Tag: tagRecord, Roles: auditors, Agents: true, Names: true,

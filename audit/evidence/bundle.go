@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"crypto/ed25519"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
@@ -426,7 +427,7 @@ func verifyCheckpoints(c *check, notes []HeldNote, keys KeySet, bundle []byte) e
 // ReportFormat is the format of the payload of a forensics report.
 const ReportFormat = "aid forensics v1"
 
-// A Report is the story of a request, a correlation id or a session. The bundle proves its
+// A Report is the story of a request or a session. The bundle proves its
 // entries. The sentences are the control plane's.
 type Report struct {
 	Format      string         `json:"format"`
@@ -440,9 +441,20 @@ type Report struct {
 	Bundle      Bundle         `json:"bundle"`
 }
 
+// ReportID is derived from the report's content.
+func ReportID(r Report) string {
+	r.ID = ""
+	b, err := json.Marshal(r)
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:16])
+}
+
 // ReportSubject is what a report is about.
 type ReportSubject struct {
-	Kind string `json:"kind"` // request_id, correlation_id or session_id
+	Kind string `json:"kind"` // request_id or session_id
 	ID   string `json:"id"`
 }
 

@@ -20,8 +20,8 @@ import (
 )
 
 var (
-	tampers = flag.Int("tampers", 300, "how many tampered exports TestTampers generates")
-	valid   = flag.Int("valid", 40, "how many valid exports TestValidExports generates")
+	tampers = flag.Int("tampers", 150, "how many tampered exports TestTampers generates")
+	valid   = flag.Int("valid", 20, "how many valid exports TestValidExports generates")
 )
 
 // The second verifier is cli/ai_identity_verify.py, in one interpreter for all cases.
