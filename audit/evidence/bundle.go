@@ -190,7 +190,7 @@ func proofBundle(c *check, b []byte) (Bundle, error) {
 	return x, nil
 }
 
-// consistencyBundle is the bundle of a response of GET /v1/audit/proof/consistency.
+// consistencyBundle is the bundle of a response of GET /v1/audit/consistency.
 func consistencyBundle(b []byte) (Bundle, error) {
 	var p struct {
 		Incarnation   int64    `json:"incarnation"`

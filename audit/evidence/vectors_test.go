@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	jsonv2 "github.com/go-json-experiment/json"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/ai-identity/ai-identity/audit/evidence"
@@ -192,7 +193,7 @@ func vectors() (cases []vector, files map[string][]byte) {
 	proof["status"] = "missing"
 	redeem("the service says that the entry is missing", asJSON("proof-missing.json", proof), receipt, 2, "")
 	old := map[string]any{"incarnation": 1, "old": 12, "size": 50, "path": few.Consistency[0].Proof, "old_checkpoint": notes[12], "checkpoint": notes[50]}
-	add("a response of /v1/audit/proof/consistency", "checkpoint", asJSON("proof-consistency.json", old), 0, "", "checkpoint-12.txt", "checkpoint-50.txt")
+	add("a response of /v1/audit/consistency", "checkpoint", asJSON("proof-consistency.json", old), 0, "", "checkpoint-12.txt", "checkpoint-50.txt")
 
 	// A log that was reopened.
 	reopened := func(restored, from, to int64) []byte {
@@ -212,6 +213,51 @@ func vectors() (cases []vector, files map[string][]byte) {
 	add("a reopened log that lost nothing", "chain", put("export-reopened.json", reopened(50, 0, 0)), 0, "")
 	add("a reopened log that lost entries", "chain", put("export-lost.json", reopened(45, 46, 50)), 2, "")
 	add("a reopened log that does not say what it lost", "chain", put("export-hidden.json", reopened(45, 0, 0)), 1, "entry 51")
+	// Signed documents.
+	sign := func(payloadType string, v any, by local) []byte {
+		payload, ok := v.([]byte)
+		if !ok {
+			var err error
+			if payload, err = jsonv2.Marshal(v, jsonv2.Deterministic(true)); err != nil {
+				panic(err)
+			}
+		}
+		e, err := evidence.SignEnvelope(context.Background(), payloadType, payload, by)
+		if err != nil {
+			panic(err)
+		}
+		b, err := jsonv2.Marshal(e)
+		if err != nil {
+			panic(err)
+		}
+		return append(b, '\n')
+	}
+	predicate := map[string]any{"complete": true, "entries": 2}
+	statement := map[string]any{"_type": "https://in-toto.io/Statement/v1", "predicateType": "https://ai-identity.co/attestations/session/v1", "predicate": predicate,
+		"subject": []any{map[string]any{"name": "aid:session/org_1/ag_1/sess_1/1", "digest": map[string]any{"rfc6962_sha256": strings.Repeat("ab", 32)}}}}
+	add("an attestation", "attestation", put("attestation.json", sign(evidence.InTotoType, statement, l.p256)), 0, "")
+	add("an attestation of an unknown key", "attestation", put("attestation-key.json", sign(evidence.InTotoType, statement, p256("evil"))), 2, "")
+	add("an attestation that was signed as another document", "attestation", put("attestation-type.json", sign(evidence.ReportType, statement, l.p256)), 1, "the attestation")
+	predicate["complete"] = false
+	add("an attestation that is not complete", "attestation", put("attestation-open.json", sign(evidence.InTotoType, statement, l.p256)), 2, "")
+	statement["predicateType"] = "https://ai-identity.co/attestations/session/v9"
+	add("an unknown version of an attestation", "attestation", put("attestation-v9.json", sign(evidence.InTotoType, statement, l.p256)), 1, "the attestation")
+	delete(statement, "predicateType")
+	add("an attestation without a type of its predicate", "attestation", put("attestation-none.json", sign(evidence.InTotoType, statement, l.p256)), 1, "the attestation")
+	report := evidence.Report{Format: evidence.ReportFormat, ID: "rep_1", Org: "org_1", Subject: evidence.ReportSubject{Kind: "request_id", ID: "req_8"}, CreatedAt: "2026-11-02T00:00:00.000000Z",
+		Summary:  evidence.ReportSummary{Requests: 1, Allowed: 1, Agents: []string{"ag_2"}, Models: []string{"gpt-4o"}, Policies: []string{}},
+		Timeline: []evidence.ReportStep{{Seq: 18, Time: "2026-11-01T00:00:17.000000Z", Stage: "gateway", Text: "<script>", Detail: []string{}}}, Attestation: files["attestation.json"][:len(files["attestation.json"])-1], Bundle: few}
+	add("a forensics report", "report", put("forensics_report.json", sign(evidence.ReportType, report, l.p256)), 0, "")
+	report.Attestation = []byte("null")
+	add("a report without an attestation", "report", put("report-plain.json", sign(evidence.ReportType, report, l.p256)), 0, "")
+	report.Timeline[0].Seq = 19
+	add("a step of a report without an entry", "report", put("report-step.json", sign(evidence.ReportType, report, l.p256)), 1, "the report")
+	report.Timeline[0].Seq, report.Format = 18, "aid forensics v9"
+	add("an unknown version of a report", "report", put("report-v9.json", sign(evidence.ReportType, report, l.p256)), 1, "the report")
+	report.Format, report.Bundle.Org = evidence.ReportFormat, "org_2"
+	add("a report of another organization", "report", put("report-org.json", sign(evidence.ReportType, report, l.p256)), 1, "the report")
+	twice := bytes.Replace(files["report-plain.json"], []byte(`"payloadType"`), []byte(`"payload":"","payloadType"`), 1)
+	add("a name twice in an envelope", "report", put("report-twice.json", twice), 1, "the report")
 	set, err := (evidence.KeySet{Keys: []evidence.Key{mustKey(l.p256), mustKey(l.ed)}}).JWKS()
 	if err != nil {
 		panic(err)

@@ -85,3 +85,64 @@ func TestOffline(t *testing.T) {
 		t.Errorf("%d: %s", code, out.String())
 	}
 }
+
+// The commands of the product's documentation run as they are written there.
+func TestOfflineAsDocumented(t *testing.T) {
+	python := os.Getenv("AID_SDK_PYTHON")
+	if python == "" {
+		python = "python3"
+	}
+	python, err := exec.LookPath(python)
+	if err != nil {
+		if os.Getenv("CI") == "" {
+			t.Skipf("there is no python3: %v", err)
+		}
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for from, to := range map[string]string{
+		vectors + "export-12.json": "audit_export.json", vectors + "forensics_report.json": "forensics_report.json", vectors + "attestation.json": "attestation.json",
+		vectors + "jwks.json": "jwks.json", "../../cli/ai_identity_verify.py": "cli/ai_identity_verify.py",
+	} {
+		b, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		to = filepath.Join(dir, to)
+		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(to, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bin := filepath.Join(dir, "bin")
+	if err := os.Mkdir(bin, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(python, filepath.Join(bin, "python3")); err != nil {
+		t.Fatal(err)
+	}
+	// Only the folder and the secret are others.
+	script := strings.NewReplacer("/usr/local/bin", bin, "your-hmac-secret", strings.Repeat("0b", 32)).Replace(`set -e
+cp cli/ai_identity_verify.py /usr/local/bin/ai_identity_verify
+chmod +x /usr/local/bin/ai_identity_verify
+export AI_IDENTITY_HMAC_KEY='your-hmac-secret'
+ai_identity_verify chain audit_export.json --verbose
+ai_identity_verify report forensics_report.json
+ai_identity_verify attestation attestation.json --jwks jwks.json
+`)
+	cmd := exec.Command("sh", "-c", script)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	if err != nil || strings.Count(string(out), "INTACT\n") != 3 || !strings.Contains(string(out), "12 MACs are right") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	syntax := exec.Command(python, "-c", "import ast, sys; ast.parse(sys.stdin.read(), feature_version=(3, 9))")
+	if syntax.Stdin, err = os.Open("../../cli/ai_identity_verify.py"); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := syntax.CombinedOutput(); err != nil {
+		t.Errorf("it is not Python 3.9: %s", out)
+	}
+}
