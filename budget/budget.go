@@ -117,7 +117,3 @@ var ErrUnknownSums = errors.New("what was charged in this period is not known")
 // ErrStoreRequired rejects a request under a USD cap where another sidecar serves the org,
 // and each would count alone.
 var ErrStoreRequired = errors.New("another sidecar serves the org, and they share no store")
-
-// ErrSessions rejects a request that a limit of its session applies to, in a store that does not
-// count sessions.
-var ErrSessions = errors.New("the shared store does not count the requests and dollars of sessions")

@@ -191,11 +191,6 @@ func (v *Valkey) inFlight() (away, waiting int) {
 // Reserve takes the request from every limit, or from none, as Memory.Reserve does. The error
 // wraps ErrStoreAway, ErrUnknownSums or ErrStoreRequired.
 func (v *Valkey) Reserve(ctx context.Context, org, id string, limits []Limit) (Result, error) {
-	for i := range limits {
-		if limits[i].Kind == Uses || limits[i].Kind == SessionUSD {
-			return Result{}, ErrSessions
-		}
-	}
 	if len(limits) == 0 {
 		return Result{OK: true, Which: -1}, nil
 	}
@@ -337,6 +332,16 @@ func terms(l *Limit, o *shared) []string {
 		return []string{"r", n(int64(every) * min(l.Max, maxPerMinute)), n(int64(times(every, l.amount()))), flag(l.amount() <= l.Max), n(int64(reach)), ""}
 	case Slots:
 		return []string{"s", n(min(max(0, l.Max), 1<<50)), n(slotLease.Milliseconds()), "", "", ""}
+	case Uses, SessionUSD:
+		kind := "m"
+		if l.Shadow || l.Kind == Uses {
+			kind = "p"
+		}
+		lasts := SessionLife
+		if !l.Session.Named {
+			lasts = silence
+		}
+		return []string{kind, n(max(0, l.Max)), n(l.amount()), "0", n(1 << 50), "~" + n(int64(lasts/time.Second))}
 	case Day, Month:
 		kind := "m"
 		if l.Shadow {
@@ -372,6 +377,14 @@ func (o *shared) count(l *Limit) string {
 	switch {
 	case l.Kind == Slots:
 		return o.key("slots:" + l.Key)
+	case l.Kind == Uses && l.Shadow:
+		return o.key("shadow:uses:" + l.Key)
+	case l.Kind == Uses:
+		return o.key("uses:" + l.Key)
+	case l.Kind == SessionUSD && l.Shadow:
+		return o.key("shadow:" + l.Key)
+	case l.Kind == SessionUSD: // sidecars differ in when the session began, so that is not in its name
+		return o.key("usd:" + l.Key)
 	case l.Kind.Money() && l.Shadow:
 		return o.key("shadow:" + l.Counter())
 	case l.Kind.Money():
@@ -390,8 +403,8 @@ func (v *Valkey) result(o *shared, id, gen string, limits []Limit, r reply) (Res
 	}
 	before := slices.Clone(limits)
 	for i := range limits {
-		if l := &limits[i]; l.Kind.Money() {
-			l.Reset = o.span(l).end.Sub(r.at)
+		if l := &limits[i]; l.Kind.Money() || l.Kind == Uses {
+			l.Reset = max(0, o.span(l).end.Sub(r.at))
 		}
 	}
 	best := figures(limits, states)
@@ -410,7 +423,7 @@ func (v *Valkey) result(o *shared, id, gen string, limits []Limit, r reply) (Res
 	for i := range limits {
 		l := &limits[i]
 		h.slots = h.slots || l.Kind == Slots
-		if l.Kind.Money() && !l.Shadow && l.amount() > 0 && len(o.used) < maxCompared {
+		if (l.Kind == Day || l.Kind == Month) && !l.Shadow && l.amount() > 0 && len(o.used) < maxCompared {
 			o.used[l.Counter()] = *l
 		}
 	}
@@ -486,10 +499,14 @@ func (v *Valkey) settle(o *shared, id string, limits []Limit, used *Used, inDoub
 		default:
 			changes = true
 			kind, charge := "m", int64(0)
-			if l.Shadow {
+			if l.Shadow || l.Kind == Uses {
 				kind = "p"
 			}
-			if used != nil {
+			switch {
+			case used == nil:
+			case l.Kind == Uses:
+				charge = 1
+			default:
 				charge = max(0, used.NanoUSD)
 			}
 			args = append(args, kind, n(l.amount()), n(charge))
@@ -550,7 +567,7 @@ func (v *Valkey) remembered(o *shared, limits []Limit) (r Result, denied bool) {
 	now := v.now()
 	for i := range limits {
 		l := &limits[i]
-		if !l.Kind.Money() || l.amount() == 0 || l.Shadow {
+		if l.Kind != Day && l.Kind != Month || l.amount() == 0 || l.Shadow {
 			continue
 		}
 		d, ok := v.denials[o.name+" "+l.Key]
@@ -577,7 +594,7 @@ func (v *Valkey) remember(o *shared, gen string, limits []Limit, r Result) {
 	switch {
 	case l.Kind == Requests && r.RetryAfter > 0:
 		key, until = l.Key, until.Add(r.RetryAfter)
-	case l.Kind.Money() && r.Why == Spent && !l.Shadow:
+	case (l.Kind == Day || l.Kind == Month) && r.Why == Spent && !l.Shadow:
 		key, until = o.name+" "+l.Key, until.Add(r.Reset)
 	default:
 		return
@@ -616,7 +633,7 @@ func (r reply) states(limits []Limit) ([]state, error) {
 		switch limits[i].Kind {
 		case Slots:
 			out[i].slots, err = strconv.ParseInt(text, 10, 64)
-		case Day, Month:
+		case Day, Month, Uses, SessionUSD:
 			charged, reserved, _ := strings.Cut(text, " ")
 			var err2 error
 			out[i].charged, err = strconv.ParseInt(charged, 10, 64)
@@ -651,10 +668,10 @@ func figures(limits []Limit, states []state) Result {
 				r.RetryAfter = time.Second
 			}
 			s.slots++
-		case Day, Month:
+		case Day, Month, Uses, SessionUSD:
 			r = Result{OK: true, Limit: l.Max}
 			if n := l.amount(); n > 0 {
-				a := account{charged: s.charged, reserved: s.reserved, known: true}
+				a := account{charged: s.charged, reserved: s.reserved, known: true, uses: l.Kind == Uses}
 				r = a.take(l.Max, n, l.Reset)
 				s.reserved = add(s.reserved, n)
 			}
@@ -685,7 +702,7 @@ func figures(limits []Limit, states []state) Result {
 			l.Left, l.Reset = left(l.Kind.window(), 0, s.ahead, l.Max), max(0, s.ahead)
 		case Slots:
 			l.Left, l.Reset = l.Max-s.slots, 0
-		case Day, Month:
+		case Day, Month, Uses, SessionUSD:
 			l.Left = l.Max - add(s.charged, s.reserved)
 		}
 	}

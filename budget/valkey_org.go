@@ -413,9 +413,12 @@ func (v *Valkey) seed(ctx context.Context, o *shared, gen string, limits []*Limi
 
 // sums asks the control plane.
 func (v *Valkey) sums(ctx context.Context, o *shared, limits []*Limit) ([]Sum, error) {
-	counters := make([]string, len(limits))
+	var counters []string
+	var of []int // the limit of each counter
 	for i, l := range limits {
-		counters[i] = l.Counter()
+		for _, c := range names(l, v.now()) {
+			counters, of = append(counters, c), append(of, i)
+		}
 	}
 	sums, err := v.c.Sums.Sums(ctx, o.name, counters)
 	switch {
@@ -424,12 +427,31 @@ func (v *Valkey) sums(ctx context.Context, o *shared, limits []*Limit) ([]Sum, e
 	case len(sums) != len(counters):
 		return nil, fmt.Errorf("%w: %d of %d sums came", ErrUnknownSums, len(sums), len(counters))
 	}
-	for _, s := range sums {
+	out := make([]Sum, len(limits))
+	for i, s := range sums {
 		if s.Charged < 0 || s.Reserved < 0 {
 			return nil, fmt.Errorf("%w: the control plane sent a sum below 0", ErrUnknownSums)
 		}
+		out[of[i]] = Sum{add(out[of[i]].Charged, s.Charged), add(out[of[i]].Reserved, s.Reserved)}
 	}
-	return sums, nil
+	return out, nil
+}
+
+// names are the counters of the audit log that a count of the store stands for. Each sidecar
+// names a session by when the session began there. One with an id may have begun in the last
+// SessionLife. Another one begins anew after silence, so it is known from when on.
+func names(l *Limit, now time.Time) []string {
+	switch {
+	case l.Kind != SessionUSD:
+		return []string{l.Counter()}
+	case l.Session.Named:
+		return append(earlier(&Limit{Key: l.Key, Session: Session{Began: now}}), l.Key+"@"+began(now))
+	}
+	var out []string
+	for at := l.Session.Began.Truncate(stepOfSession); !at.After(now) && len(out) <= int(SessionLife/stepOfSession); at = at.Add(stepOfSession) {
+		out = append(out, l.Key+"@"+began(at))
+	}
+	return out
 }
 
 // setSums runs seed.lua, and returns what the store had.
@@ -442,7 +464,11 @@ func (v *Valkey) setSums(ctx context.Context, o *shared, gen string, limits []*L
 	args = append(args, flag(raise))
 	for i, l := range limits {
 		keys = append(keys, o.count(l))
-		args = append(args, strconv.FormatInt(sums[i], 10), strconv.FormatInt(o.span(l).end.Add(kept).Unix(), 10))
+		end := o.span(l).end.Add(kept)
+		if l.Kind == SessionUSD {
+			end = o.span(l).end // reserve.lua ends it earlier after silence
+		}
+		args = append(args, strconv.FormatInt(sums[i], 10), strconv.FormatInt(end.Unix(), 10))
 	}
 	r, err := v.call(ctx, o, callTimeout, scriptSeed, keys, args)
 	if err != nil || r.word != "ok" || len(r.rest) != len(limits) {
@@ -575,7 +601,7 @@ func (v *Valkey) bury(ctx context.Context, o *shared, id string) {
 // locate sets the period of each USD cap, by the store's clock.
 func (v *Valkey) locate(o *shared, limits []Limit) {
 	for i := range limits {
-		if l := &limits[i]; l.Kind.Money() {
+		if l := &limits[i]; l.Kind.Money() || l.Kind == Uses {
 			l.Period = o.span(l).name
 		}
 	}
@@ -584,6 +610,9 @@ func (v *Valkey) locate(o *shared, limits []Limit) {
 // span is the period of a limit.
 func (o *shared) span(l *Limit) since {
 	const most = 64 // calendars change with the configuration
+	if l.Kind == Uses || l.Kind == SessionUSD {
+		return since{name: began(l.Session.Began), end: l.Session.Began.Add(SessionLife)}
+	}
 	z := zoned{l.Kind, l.Calendar}
 	o.mu.Lock()
 	defer o.mu.Unlock()

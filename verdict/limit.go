@@ -218,9 +218,6 @@ func (o *Org) limit(ctx context.Context, v *Verdict, id string) *provider.Error 
 	case errors.Is(err, budget.ErrStoreRequired):
 		v.fails(err)
 		return Unavailable("budget_store_required", "A USD cap applies, and several gateways serve this organization without a shared store. An administrator must set --redis, or run one of them only.")
-	case errors.Is(err, budget.ErrSessions):
-		v.fails(err)
-		return Unavailable("limits_unavailable", "A policy limits the session, and gateways with a shared store do not count sessions. An administrator must remove session_requests and session_usd_cap.")
 	case errors.Is(err, budget.ErrUnknownSums):
 		v.fails(err)
 		return Unavailable("budget_unavailable", "A USD cap applies, and what was charged in its period is not known yet. Try again shortly.")

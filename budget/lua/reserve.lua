@@ -30,7 +30,7 @@ for i = 1, count do
     local n = redis.call('ZCARD', key)
     out[4 + i] = string.format('%d', n)
     if n >= tonumber(ARGV[at + 2]) then fits = false end
-  else -- 'm': most, amount, since, end of the period; 'p': the same in shadow
+  else -- 'm': most, amount, since, end of the period; 'p': the same, of no generation
     if sec < tonumber(ARGV[at + 4]) or sec >= tonumber(ARGV[at + 5]) then return {'period', clock[1], clock[2]} end
     local c = redis.call('HMGET', key, 'gen', 'known', 'charged', 'reserved')
     local charged, reserved = c[3] or '0', c[4] or '0'
@@ -67,7 +67,14 @@ for i = 1, count do
     elseif ARGV[at + 3] ~= '0' then
       redis.call('HSET', key, 'reserved', add(states[i], ARGV[at + 3]))
       if kind == 'p' then redis.call('HSETNX', key, 'charged', '0') end
-      redis.call('EXPIREAT', key, ARGV[at + 6])
+      local lasts = string.match(ARGV[at + 6], '^~(%d+)$') -- of a session: seconds from the last request, at most a day
+      if lasts then
+        redis.call('HSETNX', key, 'began', sec)
+        local left = tonumber(redis.call('HGET', key, 'began')) + 86400 - sec
+        redis.call('EXPIRE', key, string.format('%d', math.max(1, math.min(tonumber(lasts), left))))
+      else
+        redis.call('EXPIREAT', key, ARGV[at + 6])
+      end
     end
   end
 end
