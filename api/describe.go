@@ -133,7 +133,7 @@ func (r route) problems() []int {
 	if r.Names || strings.Contains(r.Path, "{") {
 		out = append(out, http.StatusNotFound)
 	}
-	if r.Method != http.MethodGet {
+	if r.Method != http.MethodGet || r.Conflicts {
 		out = append(out, http.StatusConflict)
 	}
 	if r.Conditional {

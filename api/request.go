@@ -350,14 +350,18 @@ func (x *call) record(ctx context.Context, kind, objectKind, objectID, agentID s
 	return x.recordFields(ctx, kind, objectKind, objectID, agentID, fields, before, after)
 }
 
+// actor is the key that sent the request, for the audit log.
+func (x *call) actor() audit.Actor {
+	if x.asAgent != "" {
+		return audit.Actor{Kind: "agent_key", ID: x.key.ID}
+	}
+	return audit.Actor{Kind: "org_key", ID: x.key.ID, Role: string(x.key.Role)}
+}
+
 // recordFields is record for a change of fields that the API does not show.
 func (x *call) recordFields(ctx context.Context, kind, objectKind, objectID, agentID string, fields []string, before, after any) error {
-	actor := audit.Actor{Kind: "org_key", ID: x.key.ID, Role: string(x.key.Role)}
-	if x.asAgent != "" {
-		actor.Kind = "agent_key"
-	}
 	e := audit.Changed{
-		Kind: kind, Time: x.now, Actor: actor,
+		Kind: kind, Time: x.now, Actor: x.actor(),
 		RequestID: x.requestID, ObjectKind: objectKind, ObjectID: objectID, AgentID: agentID, Fields: fields,
 	}
 	var err error

@@ -23,6 +23,8 @@ type route struct {
 	// Roles lists the roles that may call it. Without roles it rejects every key, unless it
 	// is Public.
 	Roles []identity.Role
+	// Conflicts rows return 409 to a GET: the object is not ready.
+	Conflicts bool
 	// Agents rows accept an agent's key too, for what is the agent's own.
 	Agents bool
 	// Public rows require no key, and return nothing about any org.
@@ -178,6 +180,24 @@ func routes() []route {
 			Summary:     "Prove that one checkpoint continues another",
 			Description: "The hashes that prove that the log with `old` entries is the beginning of the log with `size` entries (RFC 6962, section 2.1.2).",
 		}, auditConsistency),
+
+		serves(route{
+			Method: "GET", Path: "/v1/sessions", ID: "list-sessions", Tag: tagRecord, Roles: auditors,
+			Summary:     "List sessions",
+			Description: "Newest first. A session is the requests of one agent with the same `X-Session-ID`. Requests without the header get an id of the sidecar (`sess_…`), in the entry's `own_session`.",
+		}, listSessions),
+		serves(route{
+			Method: "POST", Path: "/v1/sessions/{session_id}/close", ID: "close-session", Tag: tagRecord, Roles: admins, Agents: true,
+			Summary:     "Close a session",
+			Description: "Decisions up to now belong to the session. Later requests with the same id begin its next generation, and none is rejected. A closed session stays closed. An agent's key closes its own sessions.",
+		}, closeSession),
+		serves(route{
+			Method: "GET", Path: "/v1/attestations/{session_id}", ID: "get-attestation", Tag: tagRecord, Roles: auditors, Conflicts: true,
+			Summary: "Get a session's signed attestation",
+			Description: "A DSSE envelope over an in-toto Statement v1, signed with ECDSA P-256. Its subject is the root over the session's entries. " +
+				"It is made when each request is completed and each sidecar has confirmed that all of its records are in the log. Until then the response is 409 `session_open`. " +
+				"After a grace period it says `complete: false` and names what is open. Entries that arrive later make the next revision.",
+		}, getAttestation),
 
 		// Policies
 		serves(route{
@@ -374,7 +394,6 @@ func routes() []route {
 		unbuilt("POST", "/v1/shadow-agents/{id}/dismiss", "dismiss-shadow-agent", tagShadow, admins, "Dismiss a shadow agent"),
 		unbuilt("GET", "/v1/approvals", "list-approvals", tagApprovals, everyone, "List pending approvals"),
 		unbuilt("POST", "/v1/approvals/{id}/decide", "decide-approval", tagApprovals, reviewers, "Decide an approval"),
-		unbuilt("GET", "/v1/attestations/{session_id}", "get-attestation", tagRecord, auditors, "Get a session's signed attestation"),
 		unbuilt("POST", "/v1/compliance/exports", "create-compliance-export", tagCompliance, auditors, "Make an evidence bundle"),
 		unbuilt("GET", "/v1/compliance/exports/{id}", "get-compliance-export", tagCompliance, auditors, "Download an evidence bundle"),
 		unbuilt("POST", "/v1/audit/sinks", "create-audit-sink", tagRecord, admins, "Forward the audit log to a SIEM"),

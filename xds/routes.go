@@ -25,7 +25,7 @@ func uitoa(n uint64) string { return strconv.FormatUint(n, 10) }
 var ManagementPaths = []string{
 	"/v1/agents", "/v1/policies", "/v1/policy-templates", "/v1/policy-dry-runs", "/v1/limits", "/v1/providers", "/v1/org", "/v1/org-keys", "/v1/nodes", "/v1/me", "/v1/audit", "/v1/forensics",
 	"/v1/usage", "/v1/usage.csv",
-	"/v1/shadow-agents", "/v1/approvals", "/v1/attestations", "/v1/compliance",
+	"/v1/shadow-agents", "/v1/approvals", "/v1/sessions", "/v1/attestations", "/v1/compliance",
 	"/docs", "/redoc", "/openapi.json", "/openapi.yaml", "/openapi-3.0.json", "/openapi-3.0.yaml", "/schemas", "/.well-known", "/log",
 }
 

@@ -87,6 +87,7 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	f.StringVar(&c.digest, "digest-key", "", "`file` with the hex key of the digests of request bodies in the audit log")
 	c.signing.flags(f)
 	f.StringVar(&c.logName, "log-name", "", "name of this installation's logs, in every checkpoint; set it before the first start (default: a random one)")
+	f.DurationVar(&c.sessionGrace, "session-grace", audit.DefaultGrace, "how long the attestation of a closed session waits for requests and sidecars; then it says what is open")
 	f.Float64Var(&c.kmsRate, "kms-rate", 30, "limit of checkpoints that this process signs in a second; beyond it organizations take turns")
 	c.anchoring.flags(f)
 	f.StringVar(&c.gateway, "gateway", defaultGateway, "`address` that Envoys listen on for applications")
@@ -142,6 +143,7 @@ type control struct {
 	logName                                 string
 	kmsRate                                 float64
 	anchoring                               anchoring
+	sessionGrace                            time.Duration
 
 	log *slog.Logger
 }
@@ -163,6 +165,9 @@ func (c *control) run(ctx context.Context) error {
 	targets.Own = ownPorts(c.api, c.xds, c.status, c.gateway, c.egress.listen, c.egress.proxy)
 	if err := c.egress.check(); err != nil {
 		return err
+	}
+	if c.sessionGrace <= 0 {
+		return usagef("--session-grace %v: set a time above 0, such as 10m", c.sessionGrace)
 	}
 	if !(c.kmsRate > 0 && c.kmsRate <= 1e6) {
 		return usagef("--kms-rate %g: set a number above 0, at most 1000000", c.kmsRate)
@@ -315,6 +320,13 @@ func (c *control) run(ctx context.Context) error {
 	}
 	life.start(ctx, "notary", notary.Run)
 	life.start(ctx, "inspection", func(ctx context.Context) error { return chain.Inspect(ctx, db.Pool()) })
+	sessions, err := audit.NewSessions(audit.SessionsConfig{
+		DB: db, Pool: db.Pool(), Chain: chain, Signer: c.signing.p256, Grace: c.sessionGrace, Log: c.log, Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
+	life.start(ctx, "sessions", sessions.Run)
 	months := newHousekeeping(db, reg, c.log)
 	life.start(ctx, "housekeeping", months.run)
 

@@ -33,6 +33,7 @@ CREATE TABLE audit_sessions (
     stale      boolean NOT NULL DEFAULT true, -- it has entries that its newest attestation lacks
     PRIMARY KEY (org_id, agent_id, session_id, generation)
 );
+CREATE INDEX audit_sessions_place ON audit_sessions (org_id, opened_seq);
 CREATE INDEX audit_sessions_id ON audit_sessions (org_id, session_id);
 CREATE INDEX audit_sessions_open ON audit_sessions (org_id, last_at) WHERE closed_at IS NULL;
 CREATE INDEX audit_sessions_stale ON audit_sessions (org_id, closed_at) WHERE closed_at IS NOT NULL AND stale;
