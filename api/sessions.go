@@ -45,6 +45,9 @@ func listSessions(ctx context.Context, x *call, in *struct {
 	After   string `query:"after" pattern:"^[1-9][0-9]{0,17}$" patternDescription:"the next of the page before" doc:"The value of next in the page before. The list continues after it." example:"412"`
 }) (*paged[Session], error) {
 	after, _ := strconv.ParseInt(in.After, 10, 64) // validation has checked the form
+	if err := audit.CatchUpSessions(ctx, x.tx, x.org); err != nil {
+		return nil, err
+	}
 	rows, err := audit.ListSessions(ctx, x.tx, in.AgentID, in.Status, after, in.Limit+1)
 	if err != nil {
 		return nil, err
@@ -56,8 +59,8 @@ func listSessions(ctx context.Context, x *call, in *struct {
 	return listed(each(rows, sessionOf), in.Limit, func(Session) string { return next }), nil
 }
 
-// ofSession selects a session. Two agents may have sessions with the same id.
-type ofSession struct {
+// OfSession selects a session. Two agents may have sessions with the same id.
+type OfSession struct {
 	SessionID string `path:"session_id" maxLength:"256" doc:"The session's id." example:"sess_8f2a4c71b9"`
 	AgentID   string `query:"agent_id" maxLength:"128" doc:"The agent. It is required if several agents have a session with this id." example:"ag_01k0000000abcdefghjkmnpqrs"`
 }
@@ -84,7 +87,7 @@ type closing struct {
 
 func (c *closing) replayed() { c.Replayed = "true" }
 
-func closeSession(ctx context.Context, x *call, in *struct{ ofSession }) (*closing, error) {
+func closeSession(ctx context.Context, x *call, in *struct{ OfSession }) (*closing, error) {
 	agent := in.AgentID
 	if x.asAgent != "" {
 		if agent != "" && agent != x.asAgent {
@@ -129,10 +132,13 @@ func sessionOpen(message, fix string) *problem {
 }
 
 func getAttestation(ctx context.Context, x *call, in *struct {
-	ofSession
+	OfSession
 	Generation int `query:"generation" minimum:"1" maximum:"1000000000" doc:"The generation. The newest one if left out." example:"1"`
 	Revision   int `query:"revision" minimum:"1" maximum:"1000000000" doc:"The revision. The newest one if left out." example:"1"`
 }) (*one[signedDocument], error) {
+	if err := audit.CatchUpSessions(ctx, x.tx, x.org); err != nil {
+		return nil, err
+	}
 	all, err := audit.SessionGenerations(ctx, x.tx, x.org, in.AgentID, in.SessionID)
 	if err != nil {
 		return nil, wrongSession(err, in.SessionID)

@@ -222,9 +222,9 @@ func (f *following) save(ctx context.Context, tx pgx.Tx, org string, head int64)
 	return tx.SendBatch(ctx, &b).Close()
 }
 
-// caughtUp follows the chain to its end, as far as one request may.
-func caughtUp(ctx context.Context, tx pgx.Tx, org string) error {
-	for range 40 {
+// CatchUpSessions adds the chain's newest entries to the sessions of the org, which tx has set.
+func CatchUpSessions(ctx context.Context, tx pgx.Tx, org string) error {
+	for range 40 { // as far as one request may
 		if _, more, err := followSessions(ctx, tx, org); err != nil || !more {
 			return err
 		}
@@ -279,7 +279,7 @@ func SessionGenerations(ctx context.Context, tx pgx.Tx, org, agent, session stri
 // CloseSession closes the open generation of a session. A session that is closed stays as it
 // is. Decisions up to now belong to it, also those that arrive later. tx has the org set.
 func CloseSession(ctx context.Context, tx pgx.Tx, org, agent, session, by string, now time.Time) (s SessionRow, closed bool, err error) {
-	if err := caughtUp(ctx, tx, org); err != nil {
+	if err := CatchUpSessions(ctx, tx, org); err != nil {
 		return s, false, fmt.Errorf("closing a session: %w", err)
 	}
 	all, err := SessionGenerations(ctx, tx, org, agent, session)

@@ -102,6 +102,7 @@ var firings = []firing{
 	{"AidCredentialLeaked", `aid_extproc_credential_echoes_total`, event, "12m"},
 	{"AidFileNotReloaded", `aid_file_reloads_total{flag="tls-cert",result="failed"}`, event, "12m"},
 	{"AidCertificateExpires", `aid_certificate_expiry_timestamp_seconds{flag="tls-cert"}`, "1500x60", "16m"},
+	{"AidAttestationsUnsigned", `aid_attestation_unsigned_seconds`, lasting, "20m"},
 	{"AidReceiptMissing", `aid_api_missing_receipts_total`, event, "12m"},
 	{"AidBudgetSpent", `aid_budget_thresholds_total{percent="100"}`, event, "12m"},
 	{"AidBudgetOverrun", `aid_budget_overruns_total`, event, "12m"},
