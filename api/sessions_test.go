@@ -9,8 +9,8 @@ import (
 	"github.com/ai-identity/ai-identity/identity"
 )
 
-// TestSessions: an agent's key closes its own sessions only, the attestation comes once the
-// session is closed, and an id that two agents use needs the agent.
+// TestSessions: an agent's key closes its own sessions only. The attestation comes once the
+// session is closed. An id that two agents use needs the agent.
 func TestSessions(t *testing.T) {
 	w := serve(t)
 	signers, set := evidenceKeys(t)

@@ -143,7 +143,7 @@ func (f *following) load(ctx context.Context, tx pgx.Tx, org string, keys map[se
 }
 
 // generationAt returns the generation that a decision belongs to: the first that was closed at
-// its time or later, or else the open one. It is nil if there is none.
+// its time or later, or else the open one. Without one it returns nil.
 func generationAt(gs []*SessionRow, decided time.Time) *SessionRow {
 	for _, g := range gs {
 		if g.ClosedAt.IsZero() || !decided.After(g.ClosedAt) {

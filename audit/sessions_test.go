@@ -92,8 +92,8 @@ func (w *sessionWorld) close(session string) audit.SessionRow {
 	return s
 }
 
-// attested returns the newest attestation of a generation, verified with the public keys. It is
-// nil if there is none.
+// attested returns the newest attestation of a generation, verified with the public keys. Without
+// one it returns nil.
 func (w *sessionWorld) attested(session string, generation int) *audit.Statement {
 	w.t.Helper()
 	var a audit.Attestation

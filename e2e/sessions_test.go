@@ -16,7 +16,7 @@ import (
 )
 
 // TestSessionAttested: the requests of a session through a real Envoy are attested once the
-// session is closed, the receipts lead to the entries, and both verifiers accept the result.
+// session is closed. The receipts lead to the entries, and both verifiers accept the result.
 func TestSessionAttested(t *testing.T) {
 	t.Parallel() // it waits for a checkpoint
 	provider := e2e.Record(t, nil)

@@ -229,6 +229,8 @@ var errorGroups = []errorGroup{
 		{"no_such_path", []int{404}, "The path does not exist.", "See `/docs`. A path has no slash at its end."},
 		{"method_not_allowed", []int{405}, "The path has other methods.", "Use one that the message names."},
 		{"conflict", []int{409}, "The name is taken.", "Choose another name, or change the object that has it."},
+		{"session_open", []int{409}, "The session is open, or it is closed and not attested yet.", "Close it: `POST /v1/sessions/{session_id}/close`. Then try again in some seconds."},
+		{"ambiguous_session", []int{409}, "Several agents have a session with this id.", "Add `agent_id`."},
 		{"changed", []int{409, 412}, "The object was changed by another request. 412: since the version in `If-Match`.", "Read it again, then repeat the change."},
 		{"above_tier", []int{409}, "The raise would bring the cap above the cap of the organization's tier.", "Add less, or have the operator change the tier."},
 		{"too_many", []int{409}, "The organization has reached the limit of these objects.", "Delete one."},

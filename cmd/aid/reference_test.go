@@ -361,6 +361,8 @@ func TestMetricReference(t *testing.T) {
 	must(err)
 	_, err = (&anchoring{}).open(context.Background(), "aid", db.Pool(), control)
 	must(err)
+	_, err = audit.NewSessions(audit.SessionsConfig{DB: db, Pool: db.Pool(), Chain: chain, Registerer: control})
+	must(err)
 	_, err = xds.NewServer(xds.ServerConfig{DB: db, Sealer: sealer, Appender: chain, Ledger: chain, Log: quiet, Registerer: control})
 	must(err)
 	_, err = api.New(api.Config{DB: db, Chain: chain, Sealer: sealer, Log: quiet, Registerer: control})
