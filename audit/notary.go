@@ -112,8 +112,9 @@ func NewNotary(c NotaryConfig) (*Notary, error) {
 	}
 	n := &Notary{
 		c: c, orgs: make(map[string]*notaryOrg), published: make(map[string]int64), paths: make(map[string][2]int64),
-		rate: turnstile{every: time.Duration(float64(time.Second) / c.Rate)}, ticked: c.Now(),
-		fault: func(context.Context, string) error { return nil },
+		rate:   turnstile{every: time.Duration(float64(time.Second) / c.Rate)},
+		ticked: c.Now().Add(-checkpointEvery), // the first tick is due at once
+		fault:  func(context.Context, string) error { return nil },
 	}
 	for range c.Anchors {
 		n.queue = append(n.queue, make(map[string][]byte))
@@ -259,6 +260,9 @@ func (n *Notary) Round(ctx context.Context) error {
 // visit extends an org's tree and signs it if it is due.
 func (n *Notary) visit(ctx context.Context, org string) error {
 	err := n.extend(ctx, org)
+	if err == nil && n.c.Guard.Err(org) != nil {
+		err = n.compareAgain(ctx, org)
+	}
 	if err == nil {
 		err = n.signIfDue(ctx, org)
 	}
@@ -275,6 +279,18 @@ func (n *Notary) visit(ctx context.Context, org string) error {
 		err = n.republish(ctx, org)
 	}
 	return err
+}
+
+// compareAgain compares an org's tree that was older than its signed checkpoints. The database
+// may have been restored, or the chain reopened.
+func (n *Notary) compareAgain(ctx context.Context, org string) error {
+	return n.c.DB.InOrg(ctx, org, func(tx pgx.Tx) error {
+		var incarnation int64
+		if err := tx.QueryRow(ctx, "SELECT incarnation FROM audit_heads WHERE org_id = $1", org).Scan(&incarnation); err != nil {
+			return err
+		}
+		return n.c.Guard.checkOrg(ctx, tx, org, incarnation)
+	})
 }
 
 // extend adds an org's entries to its tree until it has caught up with the chain.

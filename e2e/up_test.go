@@ -287,5 +287,15 @@ func TestGatewayServesTheManagementAPI(t *testing.T) {
 		if err != nil || r.Status != 200 || len(set.Keys) != 2 || r.Header.Get("Cache-Control") != "public, max-age=300" {
 			t.Errorf("%s: %d %s %v %v", at, r.Status, r.Body, r.Header, err)
 		}
+		// And the directory, which both keys have signed.
+		e2e.Eventually(t, 20*time.Second, func() error {
+			r := up.Do(t, at, http.MethodGet, "/log/checkpoint", "", "")
+			if r.Status != 200 {
+				return fmt.Errorf("%s/log/checkpoint: %d %s", at, r.Status, r.Body)
+			}
+			origin, _, _ := strings.Cut(string(r.Body), "\n")
+			_, err := set.Open(r.Body, origin)
+			return err
+		})
 	}
 }

@@ -20,8 +20,8 @@ func migrateCommand() *cobra.Command {
 it as the owner before servers of a new version start. They reject a schema that is
 too old, and work with one that is newer.
 
-With --provision it first creates the database and the roles aid_owner, aid_app and
-aid_auditor, as an administrator. Then it migrates as the owner. A second run changes
+With --provision it first creates the database and the roles aid_owner, aid_app,
+aid_auditor and aid_directory, as an administrator. Then it migrates as the owner. A second run changes
 only what is missing. Passwords come from files. A role without a password file has no
 password. It can connect only by other methods, such as a certificate.`,
 		Example: `  # once, as an administrator
