@@ -190,7 +190,7 @@ type UsageSum struct {
 
 // UsageRow is a sum for a day, provider and model.
 type UsageRow struct {
-	Day      string `json:"day" doc:"The day in UTC." example:"2026-01-31"`
+	Day      string `json:"day" doc:"The day of the decisions, in the organization's time zone." example:"2026-01-31"`
 	Provider string `json:"provider" doc:"The provider's name. Empty for requests that were rejected before routing." example:"openai"`
 	Model    string `json:"model" doc:"The model that the client requested. (other) stands for all models that are in no list." example:"gpt-4o"`
 	UsageSum
@@ -222,6 +222,9 @@ func getUsage(ctx context.Context, x *call, in *struct {
 	}
 	since, until, err := usageSpan(in.Since, in.Until, x.now)
 	if err != nil {
+		return nil, err
+	}
+	if since, until, err = x.days(ctx, since, until); err != nil {
 		return nil, err
 	}
 	days, err := audit.DailyUsage(ctx, x.tx, in.ID, since, until)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ai-identity/ai-identity/audit"
+	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
 )
 
@@ -38,7 +39,7 @@ func usageSpan(since, until, now time.Time) (time.Time, time.Time, error) {
 
 // UsageGroup is a sum over the requests of one group.
 type UsageGroup struct {
-	Day      string     `json:"day,omitempty" doc:"The day in UTC." example:"2026-01-31"`
+	Day      string     `json:"day,omitempty" doc:"The day of the decisions, in the organization's time zone." example:"2026-01-31"`
 	AgentID  string     `json:"agent_id,omitempty" doc:"The agent's id." example:"ag_01k0000000abcdefghjkmnpqrs"`
 	Team     string     `json:"team,omitempty" doc:"The agent's team at the time of the request." example:"support"`
 	Model    string     `json:"model,omitempty" doc:"The model that the client requested. (other) stands for all models that are in no list." example:"gpt-4o"`
@@ -98,7 +99,32 @@ func usageCaps(ctx context.Context, x *call) (map[string][]UsageCap, error) {
 // usageGroups reads the groups: at most most of them, after the first skip.
 func usageGroups(ctx context.Context, x *call, in UsageIn, skip, most int) ([]audit.UsageGroup, error) {
 	since, until := usageDefaults(in.Since, in.Until, x.now) // sums of any span are few, so none is too long
+	since, until, err := x.days(ctx, since, until)
+	if err != nil {
+		return nil, err
+	}
 	return audit.SumUsage(ctx, x.tx, since, until, in.By, skip, most)
+}
+
+// days are the dates of two times in the org's time zone, each at 00:00 UTC.
+func (x *call) days(ctx context.Context, since, until time.Time) (first, last time.Time, err error) {
+	org, err := identity.OrgByID(ctx, x.tx, x.org)
+	if err != nil {
+		return first, last, err
+	}
+	for _, d := range []struct {
+		at   time.Time
+		into *time.Time
+	}{{since, &first}, {until, &last}} {
+		name, _, err := periodOf(org, "daily_usd_cap", d.at)
+		if err != nil {
+			return first, last, err
+		}
+		if *d.into, err = time.Parse(time.DateOnly, name); err != nil {
+			return first, last, err
+		}
+	}
+	return first, last, nil
 }
 
 func (g *UsageGroup) set(name, value string) {

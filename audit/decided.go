@@ -44,8 +44,13 @@ type Decided struct {
 	Reasons       []Reason `json:"reasons"`
 	PolicyIDs     []string `json:"policy_ids"`
 	PolicyVersion string   `json:"policy_version"`
-	Limits        []Limit  `json:"limits"`
-	TraceID       string   `json:"trace_id"`
+	// PolicyVersions has the version of each of PolicyIDs.
+	PolicyVersions []int64 `json:"policy_versions"`
+	Limits         []Limit `json:"limits"`
+	TraceID        string  `json:"trace_id"`
+	// Day is the day of the decision in the org's time zone, if that differs from Time's in
+	// UTC. Usage counts on it.
+	Day string `json:"day"`
 
 	// ForwardedDigest is the digest of the forwarded bytes, if they differ from the
 	// evaluated ones: after a translation, or with inject_usage. Dropped are the fields
@@ -178,6 +183,7 @@ func (e Decided) Encode() []byte {
 	e.Omitted += o.reasons("reasons", e.Reasons)
 	e.Omitted += o.strs("policy_ids", e.PolicyIDs, maxIDs, maxID)
 	o.str("policy_version", e.PolicyVersion, maxID)
+	o.nums("policy_versions", e.PolicyVersions, maxIDs)
 	if n := len(e.Limits); n > 0 {
 		o.key("limits")
 		o.open('[')
@@ -201,6 +207,7 @@ func (e Decided) Encode() []byte {
 		e.Omitted += int64(max(0, n-maxLimits))
 	}
 	o.str("trace_id", e.TraceID, maxWord)
+	o.str("day", e.Day, maxWord)
 	o.str("forwarded_digest", e.ForwardedDigest, maxID)
 	e.Omitted += o.strs("dropped", e.Dropped, maxDropped, maxID)
 	e.Omitted += o.strs("added", e.Added, maxIDs, maxID)

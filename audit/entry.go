@@ -301,6 +301,20 @@ func (o *object) strs(name string, ss []string, count, limit int) (omitted int64
 	return int64(max(0, len(ss)-count))
 }
 
+// nums writes a list of integers. Those beyond count are left out.
+func (o *object) nums(name string, ns []int64, count int) {
+	if len(ns) == 0 {
+		return
+	}
+	o.key(name)
+	o.open('[')
+	for _, n := range ns[:min(len(ns), count)] {
+		o.next()
+		o.b = strconv.AppendInt(o.b, n, 10)
+	}
+	o.close(']')
+}
+
 const hexDigits = "0123456789abcdef"
 
 // appendString writes s as an ASCII JSON string. Every character that is not printable ASCII is

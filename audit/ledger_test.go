@@ -472,3 +472,36 @@ func TestAgentSpent(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// Usage counts on the day of the decision, in the org's time zone. A day that is far from the
+// request's end is not believed.
+func TestUsageDays(t *testing.T) {
+	b := newBooks(t, storetest.Open(t))
+	for i, c := range []struct{ day, want string }{
+		{"", "2026-03-31"}, {"2026-04-01", "2026-04-01"}, {"2026-03-30", "2026-03-30"}, {"2026-03-01", "2026-03-31"}, {"2030-01-01", "2026-03-31"}, {"tomorrow", "2026-03-31"},
+	} {
+		s := charges(fmt.Sprint("r", i), "w_1", 0, 0, "")
+		s.Day, s.AgentID = c.day, fmt.Sprint("ag_", i)
+		b.ship("w_1", s)
+		var got string
+		err := b.db.InOrg(context.Background(), b.org, func(tx pgx.Tx) error {
+			return tx.QueryRow(context.Background(), "SELECT day::text FROM usage_daily WHERE agent_id = $1", s.AgentID).Scan(&got)
+		})
+		if err != nil || got != c.want {
+			t.Errorf("%q counts on %s, want %s, %v", c.day, got, c.want, err)
+		}
+	}
+	// A recovered completion counts on the day of its decision, whenever it comes.
+	d := reserves("r9", 10, usdCap("c", "2026-03", 100))
+	b.ship("w_2", d)
+	u := unknown(charges("r9", "w_2", 1, 10, audit.BasisLapsed))
+	u.Day, u.AgentID, u.Time = "2026-03-31", "ag_9", booked.Add(time.Hour)
+	b.ship("w_1", u)
+	var got string
+	err := b.db.InOrg(context.Background(), b.org, func(tx pgx.Tx) error {
+		return tx.QueryRow(context.Background(), "SELECT day::text FROM usage_daily WHERE agent_id = 'ag_9'").Scan(&got)
+	})
+	if err != nil || got != "2026-03-31" {
+		t.Errorf("a recovered completion counts on %s, %v", got, err)
+	}
+}

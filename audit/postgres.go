@@ -398,7 +398,7 @@ func (c *Chain) Record(ctx context.Context, tx pgx.Tx, org string, e Changed) (P
 // completed requests, including Rejected and Unpriced.
 type UsageDay struct {
 	AgentID  string
-	Day      time.Time // 00:00 UTC
+	Day      time.Time // the date of the decision in the org's time zone, at 00:00 UTC
 	Provider string
 	Model    string // as the client requested it, or UnlistedModel
 	Team     string // of the agent at the time
@@ -430,6 +430,10 @@ type decision struct {
 	seq    int64
 }
 
+// farthestDay is how far the day of a decision may be from the end of its request: a zone's
+// offset, and the longest request.
+const farthestDay = 3 * 24 * time.Hour
+
 // maxCount limits each figure in the usage of one request.
 const maxCount = 1e15
 
@@ -443,6 +447,9 @@ func (u *usage) day(s Settled, appendedAt time.Time) usageKey {
 	t := s.Time.UTC()
 	if t.After(appendedAt) {
 		t = appendedAt
+	}
+	if day, err := time.Parse(time.DateOnly, s.Day); err == nil && t.Sub(day).Abs() < farthestDay {
+		t = day
 	}
 	if s.ModelUnlisted {
 		s.Model = UnlistedModel
@@ -611,7 +618,8 @@ func addSums(table string, key ...string) string {
 		") ON CONFLICT (" + strings.Join(key, ", ") + ") DO UPDATE SET " + strings.Join(set, ", ")
 }
 
-// DailyUsage returns the usage per UTC day from the day of from to the day of to, oldest first.
+// DailyUsage returns the usage per day of the org's time zone, oldest first. The first day is
+// the UTC date of from, and the last one that of to.
 // It is the usage of an agent, or of all agents if agent is empty. The org is tx's.
 func DailyUsage(ctx context.Context, tx pgx.Tx, agent string, from, to time.Time) ([]UsageDay, error) {
 	rows, err := tx.Query(ctx, `

@@ -46,6 +46,9 @@ type Settled struct {
 	// support: "citations".
 	Lost []string `json:"lost"`
 
+	// Day is the day of the decision in the org's time zone, if that differs from Time's in UTC.
+	Day string `json:"day"`
+
 	// PolicyIDs are the policies that decided about the request.
 	PolicyIDs []string `json:"policy_ids"`
 
@@ -115,6 +118,7 @@ func (e Settled) Encode() []byte {
 	o.flag("overrun", e.Overrun)
 	o.strs("lost", e.Lost, maxIDs, maxWord)
 	o.strs("policy_ids", e.PolicyIDs, maxIDs, maxID)
+	o.str("day", e.Day, maxWord)
 	o.str("session_id", e.SessionID, maxName)
 	return o.end()
 }

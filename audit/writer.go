@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -361,7 +362,7 @@ func (w *Writer) item(org string, e Entry) (item, error) {
 func unknownSettlement(d Decided) Settled {
 	s := Settled{
 		Time: d.Time, Org: d.Org, Writer: d.Writer, DecidedWriter: d.Writer, RequestID: d.RequestID, AgentID: d.AgentID, KeyID: d.KeyID,
-		Provider: d.Provider, Model: d.Model, ModelUnlisted: d.ModelUnlisted, Outcome: OutcomeUnknown, Usage: Usage{Source: "absent"},
+		Provider: d.Provider, Model: d.Model, ModelUnlisted: d.ModelUnlisted, Day: cmp.Or(d.Day, d.Time.UTC().Format(time.DateOnly)), Outcome: OutcomeUnknown, Usage: Usage{Source: "absent"},
 		ChargedNanoUSD: d.ReservedNanoUSD, AgentTeam: d.AgentTeam, PolicyIDs: d.PolicyIDs, SessionID: d.Session(),
 	}
 	if d.ReservedNanoUSD != 0 {

@@ -24,6 +24,7 @@ type Bundle struct {
 	version string
 	rego    string
 	names   map[string]string // id → name
+	numbers map[string]int64  // id → version
 	limits  map[string][]limit
 	engine  *engine
 	raws    []rawPolicy     // in the order of ids
@@ -41,7 +42,7 @@ func Compile(ctx context.Context, ps []Policy) (*Bundle, error) {
 		return nil, fmt.Errorf("policy: %d policies are more than %d", len(ps), MaxPolicies)
 	}
 	ps = sorted(ps)
-	b := &Bundle{version: versionOf(ps), names: make(map[string]string, len(ps)), limits: map[string][]limit{}}
+	b := &Bundle{version: versionOf(ps), names: make(map[string]string, len(ps)), numbers: make(map[string]int64, len(ps)), limits: map[string][]limit{}}
 	ids, ds := make([]string, len(ps)), make([]document, len(ps))
 	for i, p := range ps {
 		switch {
@@ -59,7 +60,7 @@ func Compile(ctx context.Context, ps []Policy) (*Bundle, error) {
 			return nil, fmt.Errorf("policy: %s: %w", p.ID, err)
 		}
 		b.org, ids[i], ds[i] = p.OrgID, p.ID, d
-		b.names[p.ID] = d.name
+		b.names[p.ID], b.numbers[p.ID] = d.name, p.Version
 		if len(d.limits) > 0 {
 			b.limits[p.ID] = d.limits
 		}
@@ -81,7 +82,7 @@ func Compile(ctx context.Context, ps []Policy) (*Bundle, error) {
 		return nil, err
 	}
 	if len(b.shadows) > 0 {
-		b.shadow = &Bundle{org: b.org, version: b.version, names: b.names, limits: b.limits}
+		b.shadow = &Bundle{org: b.org, version: b.version, names: b.names, numbers: b.numbers, limits: b.limits}
 		if b.shadow.rego, b.shadow.engine, err = engineOf(ids, ds, Enabled, Shadow); err != nil {
 			return nil, err
 		}
@@ -210,6 +211,14 @@ func versionOf(ps []Policy) string {
 // Decide decides about a request. An error denies, with the reason policy_error or
 // policy_timeout, and is in Err.
 func (b *Bundle) Decide(ctx context.Context, in Input) Decision {
+	d := b.decide(ctx, in)
+	for _, id := range d.PolicyIDs {
+		d.Versions = append(d.Versions, b.numbers[id])
+	}
+	return d
+}
+
+func (b *Bundle) decide(ctx context.Context, in Input) Decision {
 	if b == nil || b.engine == nil {
 		return failed(errors.New("no policies"), "")
 	}

@@ -132,6 +132,9 @@ type Decision struct {
 	// Each list is in the order of ids, and there are at most maxPolicyIDs.
 	PolicyIDs []string
 
+	// Versions has the version of each of PolicyIDs.
+	Versions []int64
+
 	// PolicyVersion names the set of policies that was evaluated: "sha256:" + hex.
 	PolicyVersion string
 

@@ -24,7 +24,7 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 		AgentTeam: a.Team, AgentEnvironment: a.Environment, AgentTier: a.Tier, AgentAllowedModels: a.AllowedModels, AgentMetadata: audit.Scalars(a.Metadata),
 		KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyRateLimit: k.RateLimit, KeyExpiresAt: k.ExpiresAt,
 		OrgTier: o.Tier, SessionID: r.Session, OwnSession: r.OwnSession, BodyBytes: int64(len(v.Call.Body)),
-		Effect: policy.Deny.String(), PolicyIDs: v.Decision.PolicyIDs, PolicyVersion: v.Decision.PolicyVersion,
+		Effect: policy.Deny.String(), PolicyIDs: v.Decision.PolicyIDs, PolicyVersion: v.Decision.PolicyVersion, PolicyVersions: v.Decision.Versions, Day: v.dayUnless(v.Time),
 	}
 	if v.Decision.PolicyVersion != "" {
 		d.InputVersion = inputVersion
@@ -58,6 +58,15 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 		d.ReservedNanoUSD, d.PriceVersion = v.worst, v.PriceVersion
 	}
 	return d
+}
+
+// dayUnless is the day of the decision in the org's time zone, or "" if it is the day of t in
+// UTC.
+func (v *Verdict) dayUnless(t time.Time) string {
+	if v.day == t.UTC().Format(time.DateOnly) {
+		return ""
+	}
+	return v.day
 }
 
 // unlisted reports whether the request names a model that is in no list.
@@ -121,7 +130,7 @@ func (v *Verdict) Settled(c identity.Caller, r *Request, e Ending, forwarded boo
 		},
 		ResponseBytes: e.ResponseBytes, DurationUS: e.Time.Sub(e.Began).Microseconds(), FirstByteUS: e.FirstByte.Microseconds(),
 		ProviderRequestID: e.ProviderRequestID, Lost: e.Lost, CostNanoUSD: cost, Priced: priced,
-		ChargedNanoUSD: charged, ChargeBasis: basis, Overrun: charged > v.worst && basis != "", PolicyIDs: v.Decision.PolicyIDs, SessionID: cmp.Or(r.Session, r.OwnSession),
+		ChargedNanoUSD: charged, ChargeBasis: basis, Overrun: charged > v.worst && basis != "", PolicyIDs: v.Decision.PolicyIDs, Day: v.dayUnless(e.Time), SessionID: cmp.Or(r.Session, r.OwnSession),
 	}
 }
 

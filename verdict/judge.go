@@ -60,6 +60,7 @@ type Verdict struct {
 	PriceVersion string
 
 	spend   *audit.Spend   // what the agent has spent, if a policy reads it
+	day     string         // of the decision, in the org's time zone
 	listed  bool           // the model's name is in a list, so that it has counts of its own
 	session budget.Session // with a name if Org has Sessions
 	worst   int64          // the most that it may cost, in nano-dollars
@@ -104,7 +105,7 @@ func Reject(at time.Time, e *provider.Error) Verdict { return Verdict{Refusal: e
 // A panic becomes a *Panic in Err. The results up to that point are kept, so that they are
 // recorded.
 func (o *Org) Judge(ctx context.Context, c identity.Caller, r Request) (v Verdict) {
-	v.Time = r.Time
+	v.Time, v.day = r.Time, o.period("daily_usd_cap", r.Time)
 	defer func() {
 		if p := recover(); p != nil {
 			v.Err = &Panic{Value: p, Stack: debug.Stack()}

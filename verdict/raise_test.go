@@ -78,3 +78,28 @@ func TestRaise(t *testing.T) {
 		})
 	}
 }
+
+// An entry names the version of each policy that decided. It also names the day of the
+// decision in the org's time zone.
+func TestVersionsAndDay(t *testing.T) {
+	w := newWorld(t, `{"name":"a","effect":"allow","conditions":{}}`, `{"name":"b","effect":"allow","conditions":{}}`, `{"name":"c","effect":"deny","conditions":{"request.model":"big-x"}}`)
+	calendar, err := budget.NewCalendar("Pacific/Kiritimati", "Pacific/Kiritimati", time.Time{}) // UTC+14
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.org.Calendar = calendar
+	v := w.allow()
+	d := v.Decided(&w.org, w.caller, &w.request)
+	if fmt.Sprintf("%v %v %s", d.PolicyIDs, d.PolicyVersions, d.Day) != "[pol_a pol_b] [1 1] 2026-07-02" {
+		t.Errorf("%v %v %q", d.PolicyIDs, d.PolicyVersions, d.Day)
+	}
+	for end, day := range map[time.Time]string{noon: "2026-07-02", noon.Add(12 * time.Hour): "", noon.Add(36 * time.Hour): "2026-07-02"} {
+		if s := v.Settled(w.caller, &w.request, verdict.Ending{Time: end}, true, nil); s.Day != day {
+			t.Errorf("a request that ends at %v counts on %q, want %q", end, s.Day, day)
+		}
+	}
+	v = w.deny(403, "policy_denied", body(`{"model":"big-x"`+chat))
+	if d := v.Decided(&w.org, w.caller, &w.request); fmt.Sprint(d.PolicyIDs, d.PolicyVersions) != "[pol_c] [1]" {
+		t.Errorf("%v %v", d.PolicyIDs, d.PolicyVersions)
+	}
+}

@@ -185,7 +185,7 @@ func TestSchemas(t *testing.T) {
 			t.Fatal(err)
 		}
 		part := map[string]json.RawMessage{}
-		for _, name := range []string{"effect", "reasons", "policy_ids", "policy_version", "limits"} {
+		for _, name := range []string{"effect", "reasons", "policy_ids", "policy_version", "policy_versions", "limits"} {
 			part[name] = whole[name]
 		}
 		b, err := json.Marshal(part)
