@@ -94,6 +94,10 @@ type Attestation struct {
 // ErrNotAttested means that a session has no attestation yet.
 var ErrNotAttested = errors.New("the session is not attested yet")
 
+// errUnreadable means that entries of one session cannot be read: their month was archived, or
+// they were changed.
+var errUnreadable = errors.New("the entries of the session cannot be read")
+
 // GetAttestation returns a revision of an attestation, or the newest for revision 0. tx has the
 // org set.
 func GetAttestation(ctx context.Context, tx pgx.Tx, org string, s SessionRow, revision int) (a Attestation, err error) {
@@ -239,6 +243,9 @@ func (s *Sessions) Round(ctx context.Context) error {
 	var org string
 	var head int64
 	_, err = pgx.ForEachRow(rows, []any{&org, &head}, func() error {
+		if head == 0 { // it has no entries, or it was deleted
+			return nil
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		o := s.orgs[org]
@@ -351,6 +358,12 @@ func (s *Sessions) attest(ctx context.Context, tx pgx.Tx, org string, o *orgSess
 		}
 		made++
 		done, err := s.attestOne(ctx, tx, org, g, now)
+		if errors.Is(err, errUnreadable) {
+			// Only this session: the others go on.
+			s.c.Log.ErrorContext(ctx, "a session cannot be attested", "org", org, "agent", g.AgentID, "session", g.SessionID, "generation", g.Generation, "err", err)
+			o.tried[t] = now.Add(time.Hour)
+			continue
+		}
 		if err != nil {
 			return false, fmt.Errorf("attesting session %s of %s: %w", g.SessionID, g.AgentID, err)
 		}
@@ -535,11 +548,11 @@ func (c *collected) read(ctx context.Context, tx pgx.Tx, org string, seqs []int6
 		&l.PrevWriterSeq, &l.Incarnation, &shippedBy, &entry}, func() error {
 		count++
 		if l.AgentID != g.AgentID || l.SessionID != g.SessionID {
-			return fmt.Errorf("entry %d belongs to another session", l.Seq)
+			return fmt.Errorf("%w: entry %d belongs to another session", errUnreadable, l.Seq)
 		}
 		e, err := Parse(entry)
 		if err != nil {
-			return fmt.Errorf("entry %d: %w", l.Seq, err)
+			return fmt.Errorf("%w: entry %d: %w", errUnreadable, l.Seq, err)
 		}
 		switch e := e.(type) {
 		case Decided:
@@ -582,7 +595,7 @@ func (c *collected) read(ctx context.Context, tx pgx.Tx, org string, seqs []int6
 		return nil
 	})
 	if err == nil && count != len(seqs) {
-		err = fmt.Errorf("%d of %d entries are missing", len(seqs)-count, len(seqs))
+		err = fmt.Errorf("%w: %d of %d are missing", errUnreadable, len(seqs)-count, len(seqs))
 	}
 	return err
 }

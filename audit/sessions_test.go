@@ -243,6 +243,31 @@ func TestSessionGrace(t *testing.T) {
 	}
 }
 
+// TestSessionUnreadable: a session whose entries are gone does not stop the others.
+func TestSessionUnreadable(t *testing.T) {
+	w := newSessionWorld(t)
+	at := w.clock()
+	w.append(at, w.decided("gone", "r1", at), settled("gone", "r1", at), w.decided("s", "r2", at), settled("s", "r2", at))
+	w.round()
+	w.close("gone")
+	w.close("s")
+	conn := superuser(t, w.db)
+	for _, sql := range []string{`SET session_replication_role = replica`, `DELETE FROM audit_entries WHERE org_id = '` + w.org + `' AND seq = 1`} {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.later(11 * time.Second)
+	w.append(w.clock())
+	w.later(time.Minute)
+	if err := w.sessions.Round(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if w.attested("s", 1) == nil || w.attested("gone", 1) != nil {
+		t.Errorf("the other session: %v; the one without its entries: %v", w.attested("s", 1), w.attested("gone", 1))
+	}
+}
+
 // keyAway is a signing key that is not available.
 type keyAway struct {
 	evidence.Signer
