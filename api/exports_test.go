@@ -169,9 +169,10 @@ func TestForensicsReport(t *testing.T) {
 	}
 	keys := w.sign(newKey(t, signer.Ed25519))
 	w.want(404, "POST", "/v1/forensics/reports", `{"request_id":"req_none"}`)
-	for _, bad := range []string{`{}`, `{"request_id":"a","correlation_id":"b"}`, `{"session_id":"s 1"}`, `{"request_id":"req_1","agent_id":"ag_1"}`, `{"request_id":"req_1","format":"pdf"}`} {
-		w.want(422, "POST", "/v1/forensics/reports", bad)
+	for _, none := range []string{`{}`, `{"request_id":"req_1","correlation_id":"b"}`, `{"session_id":"s 1"}`, `{"request_id":"req_1","agent_id":"ag_2"}`, `{"agent_id":"ag_1"}`} {
+		w.want(404, "POST", "/v1/forensics/reports", none)
 	}
+	w.want(422, "POST", "/v1/forensics/reports", `{"request_id":"req_1","format":"pdf"}`)
 	for _, body := range []string{`{"request_id":"req_1"}`, `{"correlation_id":"req_1"}`, `{"session_id":"s 1","agent_id":"ag_1"}`} {
 		r := w.want(201, "POST", "/v1/forensics/reports", body)
 		v := evidence.VerifyReport([]byte(r.body), keys)

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -13,7 +14,7 @@ import (
 	"github.com/ai-identity/ai-identity/audit/evidence"
 )
 
-// ReportIn orders a forensics report.
+// ReportIn orders a forensics report. Its fields combine.
 type ReportIn struct {
 	RequestID     string `json:"request_id,omitempty" maxLength:"128" doc:"The request: the value of its header X-Request-ID." example:"req_01k0000000abcdefghjkmnpqrs"`
 	CorrelationID string `json:"correlation_id,omitempty" maxLength:"128" doc:"The same: X-Request-ID correlates gateway, policy, provider and audit log."`
@@ -35,30 +36,18 @@ func (d *document) replayed() { d.Replayed = "true" }
 
 func createReport(ctx context.Context, x *call, in *struct{ Body ReportIn }) (*document, error) {
 	b := in.Body
-	subject := evidence.ReportSubject{Kind: audit.SubjectRequest, ID: b.RequestID}
-	n := 0
-	for _, id := range []string{b.RequestID, b.CorrelationID, b.SessionID} {
-		if id != "" {
-			n, subject.ID = n+1, id
-		}
-	}
-	if b.SessionID != "" {
-		subject.Kind = audit.SubjectSession
-	}
-	switch {
-	case n != 1:
-		return nil, invalid(fieldProblem{"request_id", "Exactly one of request_id, correlation_id and session_id is required.", "Send the value of the header X-Request-ID as request_id."})
-	case (b.SessionID == "") != (b.AgentID == ""):
-		return nil, invalid(fieldProblem{"agent_id", "A session is named by session_id and agent_id.", "Send both, or neither."})
+	of := audit.Story{Request: cmp.Or(b.RequestID, b.CorrelationID), Session: b.SessionID, Agent: b.AgentID}
+	if b.CorrelationID != "" && b.CorrelationID != of.Request {
+		return nil, noStory()
 	}
 	s, err := x.signer()
 	if err != nil && b.Format != "html" {
 		return nil, err
 	}
-	r, err := audit.MakeReport(ctx, x.tx, x.org, subject, b.AgentID, nil, x.now)
+	r, err := audit.MakeReport(ctx, x.tx, x.org, of, x.now)
 	switch {
 	case errors.Is(err, audit.ErrNoEntry):
-		return nil, &problem{Status: http.StatusNotFound, Code: "not_found", Message: "The audit log has no entry about it.", Fix: "Check the id. A sidecar ships entries within seconds."}
+		return nil, noStory()
 	case errors.Is(err, audit.ErrNoCheckpoint), errors.Is(err, audit.ErrCheckpointBehind):
 		return nil, &problem{
 			Status: http.StatusConflict, Code: "checkpoint_behind", Message: "No checkpoint covers its newest entries yet.", Fix: "Send it again in a few seconds.",
@@ -72,7 +61,7 @@ func createReport(ctx context.Context, x *call, in *struct{ Body ReportIn }) (*d
 	const csp = "default-src 'none'; frame-ancestors 'none'"
 	if b.Format == "html" {
 		var page bytes.Buffer
-		if err := reportPage.Execute(&page, r); err != nil {
+		if err := reportPage.Execute(&page, reportShown{r, r.Attestation.Kind() == '{'}); err != nil {
 			return nil, err
 		}
 		return &document{
@@ -87,6 +76,13 @@ func createReport(ctx context.Context, x *call, in *struct{ Body ReportIn }) (*d
 	return &document{ContentType: "application/json", Disposition: `attachment; filename="forensics_report.json"`, CSP: csp, Body: signed}, nil
 }
 
+func noStory() *problem {
+	return &problem{
+		Status: http.StatusNotFound, Code: "not_found", Message: "The audit log has no entry about it.",
+		Fix: "Send request_id, or session_id with agent_id, and check them. A sidecar ships entries within seconds.",
+	}
+}
+
 const reportStyle = `body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse;width:100%}td,th{text-align:left;vertical-align:top;padding:.35rem .6rem;border-bottom:1px solid #d5dae0}
 ul{margin:.2rem 0;padding-left:1.2rem;color:#4a525c}pre{background:#f4f6f8;padding:.7rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.8rem}
@@ -96,6 +92,12 @@ var reportStyleHash = func() string {
 	sum := sha256.Sum256([]byte(reportStyle))
 	return base64.StdEncoding.EncodeToString(sum[:])
 }()
+
+// reportShown is what the page is made of.
+type reportShown struct {
+	evidence.Report
+	Attested bool
+}
 
 // reportPage escapes every value for its place.
 var reportPage = template.Must(template.New("report").Parse(`<!doctype html>
@@ -118,6 +120,8 @@ var reportPage = template.Must(template.New("report").Parse(`<!doctype html>
 <tr><th>Time (UTC)</th><th>Stage</th><th>Step</th><th>Entry</th></tr>
 {{range .Timeline}}<tr><td>{{.Time}}</td><td class="stage">{{.Stage}}</td><td>{{.Text}}{{if .Detail}}<ul>{{range .Detail}}<li>{{.}}</li>{{end}}</ul>{{end}}</td><td>{{.Seq}}</td></tr>
 {{end}}</table>
+<h2>Attestation</h2>
+<p>{{if .Attested}}The session has a signed attestation, which is in the signed form of this report.{{else}}The session has no attestation yet.{{end}}</p>
 <h2>Checkpoints</h2>
 <p>Each entry was proved to be in the log of its checkpoint before this page was made.</p>
 {{range .Bundle.Checkpoints}}<pre>{{.}}</pre>

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -28,25 +29,30 @@ const maxReportEntries = 2000
 // ErrReportTooLong means that a story has too many entries for a report.
 var ErrReportTooLong = fmt.Errorf("the story has more than %d entries", maxReportEntries)
 
-// MakeReport tells the story of a request or session of the org, which tx has set: every entry
+// A Story selects the entries of a report. Its fields combine. Either Request or both
+// Session and Agent are required.
+type Story struct{ Request, Session, Agent string }
+
+// MakeReport returns the story of a request or session of the org, which tx has set: every entry
 // about it, in order, with the proof that a signed checkpoint has it. ErrNoEntry: there is
 // none. ErrCheckpointBehind: no checkpoint has its newest entries yet.
-func MakeReport(ctx context.Context, tx pgx.Tx, org string, subject evidence.ReportSubject, agent string, attestation []byte, now time.Time) (evidence.Report, error) {
+func MakeReport(ctx context.Context, tx pgx.Tx, org string, of Story, now time.Time) (evidence.Report, error) {
+	subject := evidence.ReportSubject{Kind: SubjectRequest, ID: of.Request}
+	if of.Request == "" {
+		subject = evidence.ReportSubject{Kind: SubjectSession, ID: of.Session}
+	}
 	r := evidence.Report{
 		Format: evidence.ReportFormat, Org: org, Subject: subject, CreatedAt: now.UTC().Format(timeLayout),
 		Summary:  evidence.ReportSummary{Agents: []string{}, Models: []string{}, Policies: []string{}},
 		Timeline: []evidence.ReportStep{}, Attestation: jsontext.Value("null"),
 		Bundle: evidence.Bundle{Format: evidence.BundleFormat, Org: org, Checkpoints: []string{}, Consistency: []evidence.BundleConsistency{}, Entries: []evidence.BundleEntry{}},
 	}
-	if attestation != nil {
-		r.Attestation = attestation
-	}
-	where, args := "request_id = $2", []any{org, subject.ID}
-	if subject.Kind == SubjectSession {
-		where, args = "session_id = $2 AND agent_id = $3", append(args, agent)
+	if of.Request == "" && (of.Session == "" || of.Agent == "") {
+		return r, ErrNoEntry
 	}
 	rows, err := tx.Query(ctx, `SELECT incarnation, seq, appended_at, time, kind, agent_id, session_id, request_id, writer, writer_seq, prev_writer_seq, entry
-		FROM audit_entries WHERE org_id = $1 AND `+where+` ORDER BY seq LIMIT `+strconv.Itoa(maxReportEntries+1), args...)
+		FROM audit_entries WHERE org_id = $1 AND ($2 = '' OR request_id = $2) AND ($3 = '' OR session_id = $3) AND ($4 = '' OR agent_id = $4) ORDER BY seq LIMIT $5`,
+		org, of.Request, of.Session, of.Agent, maxReportEntries+1)
 	if err != nil {
 		return r, fmt.Errorf("reading entries: %w", err)
 	}
@@ -96,10 +102,36 @@ func MakeReport(ctx context.Context, tx pgx.Tx, org string, subject evidence.Rep
 		s.tell(l, f.entry)
 		s.step(l, "audit", fmt.Sprintf("Entry %d was appended at %s, and is in the signed checkpoint with %d entries.", l.Seq, l.AppendedAt.UTC().Format(timeLayout), c.Size))
 	}
+	if r.Attestation, err = attestationOf(ctx, tx, org, all[0].link); err != nil {
+		return r, err
+	}
 	r.Summary.Open = int64(len(s.open))
 	slices.SortStableFunc(r.Timeline, func(a, b evidence.ReportStep) int { return strings.Compare(a.Time, b.Time) })
 	r.ID = "rep_" + evidence.ReportID(r)
 	return r, nil
+}
+
+// attestationOf returns the newest signed attestation of a link's session, or null.
+func attestationOf(ctx context.Context, tx pgx.Tx, org string, l evidence.Link) (jsontext.Value, error) {
+	none := jsontext.Value("null")
+	if l.SessionID == "" || l.AgentID == "" {
+		return none, nil
+	}
+	generations, err := generationsOf(ctx, tx, org, l.AgentID, l.SessionID)
+	if err != nil {
+		return none, err
+	}
+	for _, g := range slices.Backward(generations) {
+		switch a, err := GetAttestation(ctx, tx, org, g, 0); {
+		case errors.Is(err, ErrNotAttested) || err == nil && a.Envelope == nil:
+		case err != nil:
+			return none, err
+		default:
+			v := jsontext.Value(a.Envelope)
+			return v, v.Compact()
+		}
+	}
+	return none, nil
 }
 
 // A story makes steps of entries.

@@ -76,6 +76,14 @@ func TestSpeed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	if kept := os.Getenv("AID_KEEP_EXPORT"); kept != "" {
+		if err := os.Link(path, kept); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(kept+".jwks", []byte(jwks(t, keys)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	began := time.Now()
 	if v := evidence.VerifyChain(f, evidence.ChainOptions{Keys: keys}); v.Exit != evidence.Intact {
 		t.Fatalf("%+v", v)
