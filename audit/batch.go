@@ -20,6 +20,8 @@ type Batch struct {
 	Fork    bool   // store them as Shipper's copy, beside Writer's records in the chain
 	Records []Record
 	Mark    *Mark // of Shipper, once the records are committed; nil: none
+
+	reopenAfter int64 // the records begin the chain's next incarnation, after this number; 0: they do not
 }
 
 // lane names the sequence of records that the batch continues.

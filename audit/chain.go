@@ -193,8 +193,7 @@ func (k Keys) sealer(org string, epoch int32) (*sealer, bool) {
 		return nil, false
 	}
 	key := found.secret
-	info := string(binary.BigEndian.AppendUint64([]byte(keyDomain), uint64(epoch))) + org
-	own, err := hkdf.Key(sha256.New, key, nil, info, sha256.Size)
+	own, err := k.orgKey(org, epoch)
 	if err != nil {
 		return nil, false
 	}
@@ -263,7 +262,7 @@ func describe(org, writer string, entry []byte, appendedAt time.Time, version in
 	}
 	session := ""
 	switch e := e.(type) {
-	case Changed, Threshold:
+	case Changed, Threshold, Reopened:
 		if writer != controlWriter {
 			return malformed, nil
 		}
@@ -290,4 +289,25 @@ func describe(org, writer string, entry []byte, appendedAt time.Time, version in
 // support long strings. It does not change the values of valid entries.
 func column(s string, limit int) string {
 	return bounded(strings.ReplaceAll(s, "\x00", "\ufffd"), limit)
+}
+
+// OrgKeys returns an org's own keys in the form of the verifier's variable AI_IDENTITY_HMAC_KEY:
+// EPOCH:HEX, with commas between them. They verify the org's entries from version 2 on, and
+// nothing of other orgs.
+func (k Keys) OrgKeys(org string) (string, error) {
+	var out []string
+	for _, epoch := range k.set.Load().epochs {
+		own, err := k.orgKey(org, epoch)
+		if err != nil {
+			return "", err
+		}
+		out = append(out, strconv.FormatInt(int64(epoch), 10)+":"+hex.EncodeToString(own))
+	}
+	return strings.Join(out, ","), nil
+}
+
+// orgKey derives the key of an org in an epoch, which must exist.
+func (k Keys) orgKey(org string, epoch int32) ([]byte, error) {
+	info := string(binary.BigEndian.AppendUint64([]byte(keyDomain), uint64(epoch))) + org
+	return hkdf.Key(sha256.New, k.set.Load().byEpoch[epoch].secret, nil, info, sha256.Size)
 }

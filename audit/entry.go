@@ -14,6 +14,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
+
+	"github.com/ai-identity/ai-identity/audit/evidence"
 )
 
 // An Entry is one event. Decided, Settled and Changed are entries. Other is an entry of a newer
@@ -458,6 +460,10 @@ func Parse(b []byte) (Entry, error) {
 		return e, malformed(err)
 	case h.Kind == KindRepeated:
 		var e RepeatedRejections
+		err = json.Unmarshal(b, &e)
+		return e, malformed(err)
+	case h.Kind == evidence.KindReopened:
+		var e Reopened
 		err = json.Unmarshal(b, &e)
 		return e, malformed(err)
 	case h.Actor != nil:

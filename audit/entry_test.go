@@ -31,6 +31,9 @@ func full(v reflect.Value, n *int) {
 		for i := range v.NumField() {
 			full(v.Field(i), n)
 		}
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		full(v.Elem(), n)
 	case reflect.Slice:
 		v.Set(reflect.MakeSlice(v.Type(), 2, 2))
 		for i := range 2 {
@@ -51,7 +54,7 @@ func full(v reflect.Value, n *int) {
 
 // TestEncodeForgetsNoField sets every field of every kind, and reads each back.
 func TestEncodeForgetsNoField(t *testing.T) {
-	for _, kind := range []audit.Entry{audit.Decided{}, audit.Settled{}, audit.Changed{}, audit.Started{}, audit.Gap{}, audit.UnknownCallers{}, audit.RepeatedRejections{}} {
+	for _, kind := range []audit.Entry{audit.Decided{}, audit.Settled{}, audit.Changed{}, audit.Started{}, audit.Gap{}, audit.UnknownCallers{}, audit.RepeatedRejections{}, audit.Reopened{}} {
 		v := reflect.New(reflect.TypeOf(kind)).Elem()
 		n := 0
 		full(v, &n)

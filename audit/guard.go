@@ -266,6 +266,16 @@ func (g *Guard) compare(ctx context.Context, db RowQuerier, origin string, outsi
 	for _, c := range outside {
 		var root []byte
 		err := db.QueryRow(ctx, sized, append([]any{c.size}, args...)...).Scan(&root)
+		if errors.Is(err, pgx.ErrNoRows) {
+			// After a restore the owner may have accepted that it is lost.
+			var lost bool
+			err = db.QueryRow(ctx, "SELECT EXISTS (SELECT FROM audit_reopened WHERE origin = $1 AND restored < $2 AND size >= $2)", origin, c.size).Scan(&lost)
+			if lost {
+				continue
+			} else if err == nil {
+				err = pgx.ErrNoRows
+			}
+		}
 		switch {
 		case errors.Is(err, pgx.ErrNoRows):
 			return fmt.Errorf("%w: a checkpoint of %s with size %d was signed, and the database has none: see docs/restore.md", ErrRolledBack, origin, c.size)

@@ -262,6 +262,9 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 	if err := c.checkEnd(ctx, tx, org, seq, headEpoch); err != nil {
 		return appended{}, err
 	}
+	if batch.reopenAfter > 0 {
+		seq, incarnation = batch.reopenAfter, incarnation+1
+	}
 	now := c.c.Now().UTC().Truncate(time.Microsecond) // the database's precision, so that the MAC can be checked
 	if last.InfinityModifier == pgtype.Finite && !now.After(last.Time) {
 		now = last.Time.UTC().Add(time.Microsecond)
@@ -326,7 +329,7 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 	var b pgx.Batch
 	b.Queue(insertEntries, org, writer, epoch, incarnation, shippedBy, batch.lane(), seqs, appendedAts, times, kinds, agents, requests, writerSeqs,
 		entries, prevs, macs, sessions, writerPrevs)
-	b.Queue("UPDATE audit_heads SET seq = $2, epoch = $3, mac = $4, appended_at = $5 WHERE org_id = $1", org, seq, epoch, prev, now)
+	b.Queue("UPDATE audit_heads SET seq = $2, epoch = $3, mac = $4, appended_at = $5, incarnation = $6 WHERE org_id = $1", org, seq, epoch, prev, now, incarnation)
 	b.Queue(`INSERT INTO audit_writers (org_id, writer, lane, writer_seq, node_id) VALUES ($1, $2, $3, $4, $5)
 		ON CONFLICT (org_id, writer, lane) DO UPDATE SET writer_seq = EXCLUDED.writer_seq`, org, writer, batch.lane(), writerSeqs[n-1], batch.Node)
 	use.queue(&b, org)

@@ -12,6 +12,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/ai-identity/ai-identity/audit/evidence"
 )
 
 // Report is the result of Verify for the entries from From to To. Two changes are not detected:
@@ -34,6 +36,7 @@ type Report struct {
 	Broken    int64    `json:"broken"`     // records that do not follow their writer's previous record
 	Ahead     int64    `json:"ahead"`      // entries with a time more than clockSkew after their arrival
 	BackDated int64    `json:"back_dated"` // entries more than clockSkew before an earlier entry of the same writer
+	Reopened  int64    `json:"reopened"`   // chain.reopened: a restore lost entries, and the owner accepted it
 	Findings  []string `json:"findings"`   // the first of these, at most maxFindings
 
 	FirstBad *Bad `json:"first_bad"` // nil: the chain is valid
@@ -82,13 +85,16 @@ func Verify(ctx context.Context, db DB, org string, keys Keys, progress func(seq
 }
 
 type verifier struct {
-	report   Report
-	keys     Keys
-	seal     *sealer
-	mac      []byte // MAC of the last valid entry
-	version  int16  // version of that MAC
-	writers  writers
-	progress func(int64)
+	report  Report
+	keys    Keys
+	seal    *sealer
+	mac     []byte // MAC of the last valid entry
+	version int16  // version of that MAC
+	ahead   int64  // the chain goes on behind this number, in its next incarnation
+
+	incarnation int64 // of the last valid entry
+	writers     writers
+	progress    func(int64)
 }
 
 // step checks the next window. It updates v only for checked entries, so it may be run again.
@@ -113,7 +119,7 @@ func (v *verifier) step(ctx context.Context, tx pgx.Tx) (more bool, err error) {
 	rows, err := tx.Query(ctx, `
 		SELECT seq, appended_at, time, kind, agent_id, request_id, writer, writer_seq, entry, epoch, prev_mac, mac,
 			mac_version, incarnation, session_id, prev_writer_seq, shipped_by, lane
-		FROM audit_entries WHERE org_id = $1 AND seq > $2 AND seq <= $3 ORDER BY seq, appended_at`, r.Org, above, r.To+window)
+		FROM audit_entries WHERE org_id = $1 AND seq > $2 AND seq <= $3 ORDER BY seq, appended_at`, r.Org, above, max(r.To, v.ahead)+window)
 	if err != nil {
 		return false, err
 	}
@@ -141,6 +147,14 @@ func (v *verifier) step(ctx context.Context, tx pgx.Tx) (more bool, err error) {
 	}
 
 	// The checked entries are the last ones, or there is a gap.
+	if head.seq > r.To && v.ahead < r.To {
+		err := tx.QueryRow(ctx, "SELECT seq - 1 FROM audit_entries WHERE org_id = $1 AND seq > $2 ORDER BY seq LIMIT 1", r.Org, r.To).Scan(&v.ahead)
+		if err == nil && v.ahead > r.To {
+			return true, nil // check decides whether it begins an incarnation
+		} else if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return false, err
+		}
+	}
 	switch {
 	case head.seq > r.To:
 		return false, &Bad{r.To + 1, fmt.Sprintf("it is missing, and the head counts %d entries", head.seq)}
@@ -176,6 +190,9 @@ func (v *verifier) check(c *checked) error {
 	r := &v.report
 	want := r.To + 1
 	bad := func(format string, args ...any) error { return &Bad{want, fmt.Sprintf(format, args...)} }
+	if c.kind == evidence.KindReopened && c.seq > want && c.incarnation > max(1, v.incarnation) {
+		want = c.seq // after a restore; its MAC covers the kind and the incarnation
+	}
 	switch {
 	case c.seq < want:
 		return &Bad{c.seq, "the number occurs twice, or is before the first"}
@@ -234,7 +251,15 @@ func (v *verifier) check(c *checked) error {
 	}
 	r.To, r.Till, r.Epoch, r.Head = c.seq, appendedAt, c.epoch, hex.EncodeToString(c.mac)
 	r.Entries++
-	v.mac, v.version = bytes.Clone(c.mac), c.version
+	if c.kind == evidence.KindReopened {
+		r.Reopened++
+		if e, err := Parse(c.entry); err == nil && len(r.Findings) < maxFindings {
+			if e, ok := e.(Reopened); ok {
+				r.Findings = append(r.Findings, fmt.Sprintf("entry %d: the chain was reopened after a restore; entries %d to %d are lost", c.seq, e.LostFrom, e.LostTo))
+			}
+		}
+	}
+	v.mac, v.version, v.incarnation = bytes.Clone(c.mac), c.version, c.incarnation
 	v.writers.see(r, c)
 	return nil
 }

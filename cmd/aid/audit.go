@@ -27,7 +27,7 @@ func auditCommand() *cobra.Command {
 		Short: "Verify the audit log",
 		Long:  `audit has the commands for the audit log that the API does not have.`,
 	}
-	cmd.AddCommand(auditVerifyCommand())
+	cmd.AddCommand(auditReopenCommand(), auditKeyCommand(), auditVerifyCommand())
 	return cmd
 }
 
