@@ -144,26 +144,30 @@ func (g *Guard) Ready() error {
 	return nil
 }
 
-// keySet returns the public keys. Those of the last reading are used when the database is away.
-func (g *Guard) keySet(ctx context.Context) (evidence.KeySet, error) {
+// refresh reads the public keys again. Those of the last reading are used when the database is
+// away. It must not be called within a transaction: it may wait for another connection.
+func (g *Guard) refresh(ctx context.Context) {
 	g.mu.Lock()
-	keys, at := g.keys, g.keysAt
+	fresh := len(g.keys.Keys) > 0 && g.c.Now().Sub(g.keysAt) < keysFor
 	g.mu.Unlock()
-	now := g.c.Now()
-	if len(keys.Keys) > 0 && now.Sub(at) < keysFor {
-		return keys, nil
+	if fresh {
+		return
 	}
-	fresh, err := g.c.Keys(ctx)
+	keys, err := g.c.Keys(ctx)
 	if err != nil {
-		if len(keys.Keys) > 0 {
-			return keys, nil
-		}
-		return keys, err
+		g.c.Log.WarnContext(ctx, "reading the public keys", "err", err)
+		return
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.keys, g.keysAt = fresh, now
-	return fresh, nil
+	g.keys, g.keysAt = keys, g.c.Now()
+}
+
+// keySet returns the public keys that were read last.
+func (g *Guard) keySet() evidence.KeySet {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.keys
 }
 
 // saw notes a checkpoint that is outside of the database, or that this process has stored.
@@ -178,12 +182,12 @@ func (g *Guard) saw(origin string, c evidence.Checkpoint) {
 // outside returns the checkpoints of an origin outside of the database, the newest of each
 // anchor. An anchor that does not answer counts as one without a checkpoint.
 func (g *Guard) outside(ctx context.Context, origin string) (all []seenCheckpoint) {
-	keys, err := g.keySet(ctx)
+	keys := g.keySet()
 	for i, a := range g.c.Anchors {
 		g.mu.Lock()
 		wait := g.away[i].After(g.c.Now())
 		g.mu.Unlock()
-		if wait || err != nil {
+		if wait || len(keys.Keys) == 0 {
 			continue
 		}
 		limited, cancel := context.WithTimeout(ctx, anchorDeadline)
@@ -231,6 +235,7 @@ func (g *Guard) Check(ctx context.Context) error {
 		return nil
 	}
 	origin := evidence.DirectoryOrigin(g.c.LogName)
+	g.refresh(ctx)
 	// First the anchors: what they have was committed before, so a database that is intact
 	// has it.
 	outside := g.outside(ctx, origin)

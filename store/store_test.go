@@ -365,3 +365,25 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("after Close: %v, %v", families, err)
 	}
 }
+
+// Each new connection is shown before it is used: a server that took over is noticed.
+func TestOnConnect(t *testing.T) {
+	db := storetest.OpenWith(t, store.Config{MaxConns: 1})
+	seen := 0
+	db.OnConnect(func(ctx context.Context, conn *pgx.Conn) {
+		if err := conn.QueryRow(ctx, `SELECT $1::int + 1`, seen).Scan(&seen); err != nil {
+			t.Error(err)
+		}
+	})
+	for i := range 3 {
+		db.Pool().Reset()
+		for range 2 {
+			if err := db.Ping(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if seen != i+1 {
+			t.Errorf("after %d connections, %d were seen", i+1, seen)
+		}
+	}
+}
