@@ -390,6 +390,24 @@ def micros(text):
         raise Invalid("it is not a time") from e
 
 
+SECONDS = {}
+
+
+def time_text(at):
+    """Return the text of a time in microseconds since 1970, or None if it has none."""
+    second, rest = divmod(at, 1000000)
+    text = SECONDS.get(second)
+    if text is None:
+        if len(SECONDS) > 10000:
+            SECONDS.clear()
+        try:
+            moment = EPOCH + timedelta(seconds=second)
+        except OverflowError:
+            return None
+        text = SECONDS[second] = moment.isoformat()
+    return "%s.%06dZ" % (text, rest)
+
+
 class Checkpoint:
     def __init__(self, text):
         line = text.split("\n")
@@ -671,11 +689,16 @@ def _text_number(text):
     return text
 
 
-def _row_pairs(pairs):
-    return pairs
+def _row_fast():
+    """Return a pattern of the usual rows: no string but the entry has an escape."""
+    number, text, digest = r"(0|-?[1-9][0-9]{0,18})", r'"([^"\\\x00-\x1f]*)"', r'"([0-9a-f]{64})"'
+    forms = (number,) * 3 + (text,) * 5 + (number,) * 2 + (digest,) + (number,) * 2 + (digest,)
+    members = ",".join('"%s":%s' % (n, f) for n, f in zip(ROW, forms))
+    return re.compile(r"\{" + members + r'(?:,"entry":(".*"))?\}', re.ASCII | re.DOTALL)
 
 
-ROW_DECODER = json.JSONDecoder(object_pairs_hook=_row_pairs, parse_float=_no_float, parse_constant=_no_float)
+ROW_DECODER = json.JSONDecoder(object_pairs_hook=list, parse_float=_no_float, parse_constant=_no_float)
+ROW_FAST = _row_fast()
 ROW_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 ENTRY_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_int=_text_number, parse_float=_text_number, parse_constant=_no_float)
 
@@ -811,7 +834,8 @@ class Export:
         total = self.end.size - h["first"]
         prefix = part(b"aid link v2") + part(h["org"].encode()) + PAIR.pack(8, h["incarnation"], 8, 0)[:16]
         readline, update, sha = self.stream.readline, self.sum.update, hashlib.sha256
-        decode, encode, append, tree = ROW_DECODER.decode, ROW_ENCODER.encode, self.tree.append, self.tree
+        fast, append, tree = ROW_FAST.fullmatch, self.tree.append, self.tree
+        scanstring, quote = json.decoder.scanstring, json.encoder.encode_basestring
         numbers, pair, length = NUMBERS.pack, PAIR.pack, LENGTH.pack
         f = self.filter
         agent, session, request, kind, since, until = (f[n] for n in FILTER)
@@ -819,7 +843,7 @@ class Export:
         last_time, last_version, last_epoch = -MAX64 - 1, 0, 0
         seq = h["first_seq"] + h["first"]
         held = {c.size for c in self.held}
-        forms, late_before, org = ROWS, self.late, h["org"]
+        late_before, org = self.late, h["org"]
         encoded = {}
         final = seq + total - 1
         first, reopened = True, h["incarnation"] > 1 and h["first"] == 0
@@ -833,35 +857,21 @@ class Export:
                 if seq != final and line[-2:] != b",\n":
                     raise Invalid("the row is not in canonical form")
                 text = body.decode("utf-8")
-                pairs = decode(text)
-                if type(pairs) is not list:
-                    raise Invalid("the row is not in canonical form")
-                names = tuple([p[0] for p in pairs])
-                if names not in forms:
-                    raise Invalid("the row is not in canonical form")
-                v = dict(pairs)
-                if encode(v) != text:
-                    raise Invalid("the row is not in canonical form")
-                n, appended, at, k, a, s, r, w, ws, pws, digest, epoch, version, mac = [p[1] for p in pairs[:14]]
-                if not (
-                    type(n) is type(appended) is type(at) is type(ws) is type(pws) is type(epoch) is type(version) is int
-                    and type(k) is type(a) is type(s) is type(r) is type(w) is type(digest) is type(mac) is str
-                    and len(digest) == 64 and len(mac) == 64
-                ):
-                    raise Invalid("the row is not in canonical form")
-                raw_mac = bytes.fromhex(mac)
-                raw_hash = bytes.fromhex(digest)
-                if raw_mac.hex() != mac or raw_hash.hex() != digest:
-                    raise Invalid("the row is not in canonical form")
-                form = forms[names]
-                late, coded = (False, None) if form is None else form
-                entry = None
-                if late and v["late"] is not True or coded and type(v[coded]) is not str:
-                    raise Invalid("the row is not in canonical form")
-                if coded == "entry":
-                    entry = v["entry"].encode()
-                elif coded:
-                    entry = not_text(v["entry_base64"])
+                m, entry = fast(text), None
+                quoted = m and m[15]
+                if quoted:
+                    entry, end = scanstring(quoted, 1)
+                    if end != len(quoted) or quote(entry) != quoted:
+                        m = None
+                    else:
+                        entry = entry.encode()
+                if m:
+                    n, appended, at, k, a, s, r, w, ws, pws, digest, epoch, version, mac = m.groups()[:14]
+                    n, appended, at, ws, pws, epoch, version = int(n), int(appended), int(at), int(ws), int(pws), int(epoch), int(version)
+                    late = False
+                else:
+                    n, appended, at, k, a, s, r, w, ws, pws, digest, epoch, version, mac, late, entry = self.slow_row(text)
+                raw_mac, raw_hash = bytes.fromhex(mac), bytes.fromhex(digest)
                 if not 1 <= epoch <= 0x7FFFFFFF or version not in (1, 2, 3) or ws < 0 or pws < 0:
                     raise Invalid("a number is out of range")
                 strings = b""
@@ -947,6 +957,31 @@ class Export:
             self.lost.append("entries %d to %d were lost before the log was reopened" % (lost_from, lost_to))
         elif restored < size:
             raise Invalid("it names no lost entries, and fewer were restored than the checkpoint has")
+
+    def slow_row(self, text):
+        """Read a row of any form. Its parts are as in ROW, then late and the entry's bytes."""
+        wrong = Invalid("the row is not in canonical form")
+        pairs = ROW_DECODER.decode(text)
+        names = tuple([p[0] for p in pairs]) if type(pairs) is list else ()
+        if names not in ROWS:
+            raise wrong
+        v = dict(pairs)
+        if ROW_ENCODER.encode(v) != text:
+            raise wrong
+        values = [p[1] for p in pairs[:14]]
+        if any(type(x) is not (int if i in (0, 1, 2, 8, 9, 11, 12) else str) for i, x in enumerate(values)):
+            raise wrong
+        if not HASH.fullmatch(values[10]) or not HASH.fullmatch(values[13]):
+            raise wrong
+        late, coded = ROWS[names] or (False, None)
+        if late and v["late"] is not True or coded and type(v[coded]) is not str:
+            raise wrong
+        entry = None
+        if coded == "entry":
+            entry = v["entry"].encode()
+        elif coded:
+            entry = not_text(v["entry_base64"])
+        return values + [late, entry]
 
     def stop(self, seq):
         raise Fault("entry %d" % seq, "the file ends before the line is complete, or the line has more than %d bytes" % MAX_LINE)
@@ -1079,13 +1114,9 @@ def same_fields(entry, org, writer, kind, agent, session, request, appended, at)
     values = [e.get(n) or "" if e.get(n) is None or type(e.get(n)) is str else None for n in ("time", "org", "writer", "kind", "agent_id", "request_id", "session_id", "own_session")]
     if None in values:
         raise Invalid("the entry is not valid JSON, or its fields are not text")
-    time, e_org, e_writer, e_kind, e_agent, e_request, e_session, own = values
+    moment, e_org, e_writer, e_kind, e_agent, e_request, e_session, own = values
     e_session = e_session or own  # the request had no id of its caller
-    try:
-        same = micros(time) == at
-    except Invalid:
-        same = False
-    if not same or e_org != org or e_writer != writer:
+    if moment != time_text(at) or e_org != org or e_writer != writer:
         raise Invalid("time, org or writer of the entry are not those of its link")
     if e_kind == kind and e_agent == agent and e_request == request and e_session == session:
         return
