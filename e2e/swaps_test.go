@@ -16,7 +16,10 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-var swaps = flag.Int("swaps", 8, "how often TestPolicySwaps changes a policy")
+var (
+	swaps     = flag.Int("swaps", 8, "how often TestPolicySwaps changes a policy")
+	perSecond = flag.Int("swaprate", 500, "how many requests TestPolicySwaps sends in a second, at most")
+)
 
 // Policies change while up to 500 requests a second come in. Exactly one version of the set
 // decides each request, and its audit entry names that version. All entries of a version
@@ -54,7 +57,8 @@ func TestPolicySwaps(t *testing.T) {
 	var swap atomic.Int64          // the document that is written last
 	stop := make(chan struct{})
 	var load sync.WaitGroup
-	const workers, every = 4, 8 * time.Millisecond // 500 requests a second
+	const workers = 4
+	every := workers * time.Second / time.Duration(*perSecond)
 	for w := range workers {
 		load.Go(func() {
 			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}, Timeout: 30 * time.Second}
@@ -108,8 +112,9 @@ func TestPolicySwaps(t *testing.T) {
 	// The audit log, oldest first.
 	type decided struct {
 		Kind, Effect, Model string
-		RequestID           string `json:"request_id"`
-		PolicyVersion       string `json:"policy_version"`
+		RequestID           string  `json:"request_id"`
+		PolicyVersion       string  `json:"policy_version"`
+		PolicyVersions      []int64 `json:"policy_versions"`
 		Reasons             []struct{ Message string }
 	}
 	entries := map[string]decided{}
@@ -159,6 +164,10 @@ func TestPolicySwaps(t *testing.T) {
 		name := named.FindString(e.Reasons[0].Message)
 		if known := documentOf[e.PolicyVersion]; name == "" || known != "" && known != name {
 			t.Fatalf("%s has decisions of %q and %q: %v", e.PolicyVersion, known, name, e.Reasons)
+		}
+		// The version of the policy itself: document 0 is its first, and each swap is one more.
+		if want := fmt.Sprintf("swap-%d-", e.PolicyVersions[0]-1); len(e.PolicyVersions) != 1 || want != name {
+			t.Fatalf("versions %v decided as %q", e.PolicyVersions, name)
 		}
 		if known := versionOf[name]; known != "" && known != e.PolicyVersion {
 			t.Fatalf("%s decided as %s and as %s", name, known, e.PolicyVersion)
