@@ -417,8 +417,8 @@ func allTampers() []tamper {
 				return 0, false
 			}
 			i := 1 + r.IntN(int(o.end-o.first))
-			at := strings.Index(all[i], `,"entry`)
-			if at = strings.Index(all[i], `,"entry":`); at < 0 {
+			at := strings.Index(all[i], `,"entry":`)
+			if at < 0 {
 				return 0, false
 			}
 			if all[i] = all[i][:at] + "},\n"; int64(i) == o.end-o.first {
