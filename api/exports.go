@@ -104,12 +104,12 @@ func createExport(ctx context.Context, x *call, in *struct{ Body ExportIn }) (*m
 		if t.from.IsZero() {
 			continue
 		}
-		if *t.to = t.from.UnixMicro(); *t.to <= 0 || t.from.Year() > 9999 {
-			return nil, invalid(fieldProblem{t.name, t.name + " is not between the years 1970 and 9999.", "Send a time such as 2026-01-01T00:00:00Z."})
+		if *t.to = t.from.UnixMicro(); *t.to <= 0 {
+			*t.to = 1 // the first microsecond of 1970: no entry is older
 		}
 	}
 	if o.Filter.Until != 0 && o.Filter.Until <= o.Filter.Since {
-		return nil, invalid(fieldProblem{"until", "until is not after since.", "Send a later time."})
+		return nil, &problem{Status: http.StatusConflict, Code: "empty_range", Message: "until is not after since, so no entry could match.", Field: "until", Fix: "Send a later time."}
 	}
 	e, err := audit.OrderExport(ctx, x.tx, x.org, o, x.now)
 	switch {
@@ -124,9 +124,9 @@ func createExport(ctx context.Context, x *call, in *struct{ Body ExportIn }) (*m
 			Header: http.Header{"Retry-After": {"3"}},
 		}
 	case errors.Is(err, audit.ErrNoExport):
-		return nil, invalid(fieldProblem{"after", "There is no export with this id.", "List them: GET /v1/audit/exports"})
+		return nil, &problem{Status: http.StatusNotFound, Code: "not_found", Message: "There is no export with this id.", Field: "after", Fix: "List them: GET /v1/audit/exports"}
 	case errors.Is(err, audit.ErrOtherFilter):
-		return nil, invalid(fieldProblem{"after", "This export has another filter.", "Send the same filter, or leave after out."})
+		return nil, &problem{Status: http.StatusConflict, Code: "other_filter", Message: "The export to continue has another filter.", Field: "after", Fix: "Send the same filter, or leave after out."}
 	case errors.Is(err, audit.ErrArchived):
 		return nil, archived()
 	case err != nil:
