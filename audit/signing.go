@@ -131,7 +131,7 @@ func UseSigningKeys(ctx context.Context, db Execer, now time.Time, signers ...ev
 		}
 		switch {
 		case found.ID == "":
-			return fmt.Errorf("%w: key %s signs, and the key here is %s: use that key, or make this one its successor with `aid keys signing rotate`", ErrSigningKey, current.ID, k.ID)
+			return fmt.Errorf("%w: key %s signs, and the key here is %s: use that key. This version cannot replace a signing key", ErrSigningKey, current.ID, k.ID)
 		case !found.Current(now):
 			return fmt.Errorf("%w: key %s is retired, and key %s signs", ErrSigningKey, k.ID, current.ID)
 		}
