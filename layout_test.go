@@ -56,8 +56,8 @@ var home = map[string]string{
 	"github.com/aws/smithy-go":               "audit", // its errors
 	"github.com/xi2/xz":                      "store", // Postgres comes in it
 	"github.com/valkey-io/valkey-go":         "budget",
-	"golang.org/x/mod":                       "audit", // sumdb/tlog and note
-	"golang.org/x/text":                      "api",   // one spelling of names that policies compare
+	"golang.org/x/mod":                       "audit api", // sumdb/tlog: hashes and tiles
+	"golang.org/x/text":                      "api",       // one spelling of names that policies compare
 	"golang.org/x/sync":                      "cmd audit xds api",
 	"golang.org/x/sys":                       "cmd store audit",
 }

@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -91,6 +92,9 @@ func TestExamples(t *testing.T) {
 				}
 				for name, f := range resolve(content.Schema).Properties {
 					for _, example := range append(f.Examples, resolve(f).Examples...) {
+						if hosts, ok := example.([]any); ok && name == "hosts" {
+							example = []any{fmt.Sprintf("%d.%v", n, hosts[0])} // a host has one provider
+						}
 						send(name, map[string]any{name: example})
 					}
 				}

@@ -147,7 +147,7 @@ func routes() []route {
 			Summary: "List exports of the audit log", Description: "Newest first.",
 		}, listExports),
 		serves(route{
-			Method: "POST", Path: "/v1/audit/exports", ID: "create-audit-export", Tag: tagRecord, Roles: auditors, Status: 201,
+			Method: "POST", Path: "/v1/audit/exports", ID: "create-audit-export", Tag: tagRecord, Roles: auditors, Status: 201, Names: true,
 			Summary: "Order an export of the audit log",
 			Description: "An export proves that it is complete for its filter, up to a signed checkpoint. It has the link of each entry of the range, and the entries that match. " +
 				"The same filter and checkpoint return the same export, byte for byte. Verify it with `ai_identity_verify chain` or `aid audit verify --offline`.",

@@ -33,9 +33,9 @@ var ErrReportTooLong = fmt.Errorf("the story has more than %d entries", maxRepor
 // Session and Agent are required.
 type Story struct{ Request, Session, Agent string }
 
-// MakeReport returns the story of a request or session of the org, which tx has set: every entry
-// about it, in order, with the proof that a signed checkpoint has it. ErrNoEntry: there is
-// none. ErrCheckpointBehind: no checkpoint has its newest entries yet.
+// MakeReport returns the story of a request or session of the org, which tx has set. It has every
+// entry about it, in order, with the proof that a signed checkpoint has it. ErrNoEntry means
+// that the log has no such entry. ErrCheckpointBehind: no checkpoint has its newest entries yet.
 func MakeReport(ctx context.Context, tx pgx.Tx, org string, of Story, now time.Time) (evidence.Report, error) {
 	subject := evidence.ReportSubject{Kind: SubjectRequest, ID: of.Request}
 	if of.Request == "" {
