@@ -92,14 +92,14 @@ func TestCountsHaveTheirOwnSpace(t *testing.T) {
 	dir := t.TempDir()
 	change := func(c *WriterConfig) { c.SegmentBytes, c.MaxBacklogBytes = 1<<20, 2<<20 }
 	w, stop := open(t, dir, change)
-	junk := func() {
-		for n := range 1000 {
+	junk := func(causes int) {
+		for n := range causes {
 			for s := range 20 {
 				w.Count("org_a", fmt.Sprintf("cause_%d", n), peerOf(n*20+s))
 			}
 		}
 	}
-	junk()
+	junk(1000)
 	w.countMu.Lock()
 	if len(w.counts) > 2*maxCounts {
 		t.Errorf("%d causes are in memory", len(w.counts))
@@ -119,7 +119,7 @@ func TestCountsHaveTheirOwnSpace(t *testing.T) {
 		if _, err := w.Append(t.Context(), "org_a", decided("r", "deny")); err != nil {
 			t.Fatalf("a decision is refused: %v", err)
 		}
-		junk()
+		junk(maxCounts + 10)
 	}
 	backlog, counts := bytes()
 	if backlog > 1<<20 || counts < maxCountBytes || counts > maxCountBytes+(1<<20) {
@@ -138,7 +138,7 @@ func TestCountsHaveTheirOwnSpace(t *testing.T) {
 	if same != counts || again > backlog+64<<10 {
 		t.Errorf("after a restart %d bytes of backlog and %d of counts, before %d and %d", again, same, backlog, counts)
 	}
-	junk()
+	junk(1000)
 	w.writeCounts()
 	if w.counts[countKey{"org_a", "cause_1"}] == nil {
 		t.Error("counts were written beyond their space")

@@ -282,7 +282,7 @@ type row struct {
 
 // readRows verifies the rows in batches, which are parsed in parallel and taken in order. It
 // returns the last line.
-func (e *exportCheck) readRows(in *bufio.Reader, sum hash.Hash, o ChainOptions) (last []byte, err error) {
+func (e *exportCheck) readRows(in *bufio.Reader, sum hash.Hash, o ChainOptions) ([]byte, error) {
 	total := e.end.Size - e.h.First
 	type batch struct {
 		lines []byte
@@ -301,7 +301,9 @@ func (e *exportCheck) readRows(in *bufio.Reader, sum hash.Hash, o ChainOptions) 
 			}
 		}()
 	}
+	// The reader sets these before it closes queue. After an error of a row they are not read.
 	var readErr error
+	var last []byte
 	go func() {
 		defer close(work)
 		defer close(queue)

@@ -32,8 +32,8 @@ def test_headers_of_an_answer():
     raw = client().chat.completions.with_raw_response.create(model="gpt-4o", messages=HELLO)
     assert raw.headers["x-request-id"]
     assert raw.headers["x-aid-decision"] == "allow"
-    writer, seq, leaf = raw.headers["x-aid-receipt"].split("/")
-    assert writer.startswith("w_") and int(seq) > 0 and len(leaf) == 64
+    writer, seq, leaf, signature = raw.headers["x-aid-receipt"].split("/")
+    assert writer.startswith("w_") and int(seq) > 0 and len(leaf) == 64 and len(signature) == 86
 
 
 def test_stream_with_usage(model):
