@@ -57,12 +57,16 @@ func TestSilentDatabase(t *testing.T) {
 		}
 		<-time.After(10 * time.Millisecond)
 	}
-	later.Store(int64(5 * time.Minute))
-	if err := w.Shipping(); err == nil {
-		t.Error("green although no record reached the database for minutes")
-	} else {
-		t.Logf("red: %v", err)
+	// The org may get a lane of its own in between, which counts its own minutes.
+	var red error
+	for began := time.Now(); red == nil; {
+		later.Add(int64(5 * time.Minute))
+		if red = w.Shipping(); red == nil && time.Since(began) > 30*time.Second {
+			t.Fatal("green although no record reached the database for minutes")
+		}
+		<-time.After(10 * time.Millisecond)
 	}
+	t.Logf("red: %v", red)
 
 	hush(false)
 	receipts = append(receipts, write(t, w, org, "after", 10)...)
