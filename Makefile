@@ -67,7 +67,7 @@ test: check-test setup $(SDK_PY) $(FRAMES_PY) $(AGENTS_PY) $(SCHEMA_PY) $(SDK_JS
 	$(call say,go vet)
 	@go vet ./...
 	$(call say,go test -race ./... (real Envoy; a few minutes))
-	@tools/tests
+	@go test -race -timeout 40m ./...
 	$(call say,policies and their reference evaluator$(comma) all cases$(comma) without the race detector)
 	@go test -trimpath ./policy -run 'TestDecisionsAreTheContracts|TestComposition'
 
