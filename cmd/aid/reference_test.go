@@ -172,6 +172,7 @@ var otherVariables = []struct{ name, by, meaning string }{
 	{"OTEL_TRACES_EXPORTER", "`aid up`, `aid extproc`", "`none`: no traces. Other `OTEL_*` variables mean what OpenTelemetry defines."},
 	{"SSL_CERT_FILE", "`aid up`", "PEM file of the authorities that vouch for providers, where `--provider-ca` is not given."},
 	{"GOMAXPROCS, GOMEMLIMIT, GOGC, GODEBUG", "all", "Go's own. `aid up` passes them to its children. It passes no other variable but `PATH`, `HOME`, `TMPDIR`, `TZ`, `LANG`, `OTEL_*` and `SSL_CERT_*`."},
+	{"AI_IDENTITY_HMAC_KEY", "`aid audit verify --offline`, `ai_identity_verify.py`", "HMAC keys of one organization's log, as `aid audit key` prints them, or a file with them. Without it, MACs are not checked."},
 	{"OPENAI_API_KEY", "`make run`", "With it, `gpt-*` models go to OpenAI. A providers file names the variables of its credentials."},
 	{"AID_DEMO_PORT", "`make run`", "Port of the stand-in provider `demo` (8089)."},
 	{"AID_ENVOY, AID_POSTGRES_DIR, AID_SDK_PYTHON, AID_FRAMEWORKS_PYTHON", "tests", "Where tests find what they need. `make` sets them."},
