@@ -75,7 +75,7 @@ func BenchmarkBehind(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(n)/time.Since(began).Seconds(), "entries/s")
-	time.Sleep(2500 * time.Millisecond)
+	time.Sleep(2500 * time.Millisecond) // one more round of the notary, which has the last entries
 	stop()
 	wg.Wait()
 	b.ReportMetric(worst.Seconds(), "max-s-behind")

@@ -13,7 +13,6 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/jackc/pgx/v5"
-	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/ai-identity/ai-identity/audit/evidence"
 )
@@ -90,7 +89,7 @@ func OrderExport(ctx context.Context, tx pgx.Tx, org string, o ExportOrder, now 
 	if err != nil {
 		return Export{}, err
 	}
-	h.Left = split(tree.Hashes())
+	h.Left = evidence.Hashes(tree.Hashes())
 	var mac []byte
 	switch err := tx.QueryRow(ctx, "SELECT prev_mac FROM audit_entries WHERE org_id = $1 AND seq = $2", org, h.FirstSeq+h.First).Scan(&mac); {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -108,7 +107,7 @@ func OrderExport(ctx context.Context, tx pgx.Tx, org string, o ExportOrder, now 
 			if err != nil {
 				return Export{}, err
 			}
-			h.Consistency = split(proof)
+			h.Consistency = evidence.Hashes(proof)
 		}
 	}
 	w, _, err := evidence.NewExportWriter(h)
@@ -159,14 +158,6 @@ func exportBeginning(ctx context.Context, tx pgx.Tx, o ExportOrder, h *evidence.
 	}
 	h.First, h.Before = c.Size, string(c.Note)
 	return nil
-}
-
-func split(hashes []tlog.Hash) [][]byte {
-	out := make([][]byte, len(hashes))
-	for i := range hashes {
-		out[i] = hashes[i][:]
-	}
-	return out
 }
 
 const selectExport = "SELECT header, created_at, problem, entries, size, sha256, last_line, marks FROM audit_exports WHERE org_id = $1 "
@@ -253,10 +244,10 @@ func (e *Export) make(ctx context.Context, db DB, signer evidence.Signer, now fu
 	size := int64(len(line))
 	sum.Write(line)
 	marks := []int64{}
+	var lines []byte
 	for w.Rows() < w.Size() {
 		marks = append(marks, size)
-		var lines []byte
-		if lines, err = e.lines(ctx, db, w, lines); err != nil {
+		if lines, err = e.lines(ctx, db, w, lines[:0]); err != nil {
 			return err
 		}
 		sum.Write(lines)

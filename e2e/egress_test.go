@@ -124,15 +124,14 @@ func decidedBy(t *testing.T, up *e2e.Up, agent string, n int, request string) []
 	if request != "" {
 		query += "&request_id=" + request
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	e2e.Eventually(t, 30*time.Second, func() error {
 		up.Manage(t, http.MethodGet, "/v1/agents/"+agent+"/logs"+query, "", http.StatusOK, &page)
-		if len(page.Data) == n {
-			return page.Data
+		if len(page.Data) != n {
+			return fmt.Errorf("%d decisions are recorded, want %d: %+v", len(page.Data), n, page.Data)
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d decisions are recorded, want %d: %+v", len(page.Data), n, page.Data)
-		}
-	}
+		return nil
+	})
+	return page.Data
 }
 
 // What is not a request to a governed host by a known agent is rejected, by name. Nothing of it

@@ -59,7 +59,7 @@ func TestSessionAttested(t *testing.T) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s\n%s", what, up.Stderr())
 			}
-			time.Sleep(200 * time.Millisecond)
+			time.Sleep(200 * time.Millisecond) // between two looks; both waits end at the deadline
 		}
 	}
 	wait("the session is not in the log", func() bool {

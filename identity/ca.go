@@ -69,6 +69,7 @@ func EnsureCA(ctx context.Context, tx pgx.Tx, sealer CASealer, hosts []string, n
 	}
 	ca := &CA{rand: rand}
 	var root, last *caRow
+	var rootCert *x509.Certificate // of root
 	for i := range all {
 		r := &all[i]
 		if r.Kind == "intermediate" {
@@ -81,7 +82,7 @@ func EnsureCA(ctx context.Context, tx pgx.Tx, sealer CASealer, hosts []string, n
 		}
 		ca.roots = append(ca.roots, c)
 		if r.State == "signing" {
-			root = r
+			root, rootCert = r, c
 		}
 	}
 	open := func(r *caRow) (*x509.Certificate, *ecdsa.PrivateKey, error) {
@@ -103,7 +104,6 @@ func EnsureCA(ctx context.Context, tx pgx.Tx, sealer CASealer, hosts []string, n
 		return insertCA(ctx, tx, sealer, kind, parent, c, k, "signing", now)
 	}
 
-	var rootCert *x509.Certificate
 	var rootKey *ecdsa.PrivateKey
 	var rootID int64
 	if root == nil {
@@ -116,9 +116,6 @@ func EnsureCA(ctx context.Context, tx pgx.Tx, sealer CASealer, hosts []string, n
 		ca.roots = append(ca.roots, rootCert)
 	} else {
 		rootID = root.ID
-		if rootCert, err = x509.ParseCertificate(root.Certificate); err != nil {
-			return nil, err
-		}
 		for _, h := range hosts {
 			if !slices.Contains(rootCert.PermittedDNSDomains, h) {
 				return nil, fmt.Errorf("%w: %s. Its root permits only %s. Remove the host, or make a new root for it: aid egress rotate spread", ErrCAHosts, h, strings.Join(rootCert.PermittedDNSDomains, ", "))

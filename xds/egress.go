@@ -106,35 +106,21 @@ const (
 	leafPrefix   = "aid_leaf/"   // and the host: the secret with its certificate
 )
 
-// governed returns the hosts that the org governs, each with its provider.
-func (in Input) governed() map[string]provider.Provider {
-	out := map[string]provider.Provider{}
-	if !in.Egress.on() {
-		return out
-	}
-	for _, p := range in.Providers {
-		for _, h := range p.EgressHosts() {
-			if slices.Contains(in.Egress.Hosts, h) {
-				out[h] = p
-			}
-		}
-	}
-	return out
-}
-
 // egress adds the listeners, the routes and the inner cluster of the governed hosts. routes has
 // the routes to each provider of the org, by cluster.
 func (in Input) egress(s *Snapshot, routes map[string][]*routev3.Route) error {
 	if !in.Egress.on() {
 		return nil
 	}
-	for host := range in.governed() {
-		var all []*routev3.Route
-		for _, p := range in.Providers {
-			if slices.Contains(p.EgressHosts(), host) {
-				all = append(all, routes[provider.ClusterName(p)]...)
+	governed := map[string][]*routev3.Route{} // by host
+	for _, p := range in.Providers {
+		for _, host := range p.EgressHosts() {
+			if slices.Contains(in.Egress.Hosts, host) {
+				governed[host] = append(governed[host], routes[provider.ClusterName(p)]...)
 			}
 		}
+	}
+	for host, all := range governed {
 		slices.SortStableFunc(all, func(a, b *routev3.Route) int {
 			return strings.Compare(a.GetRoute().GetCluster(), b.GetRoute().GetCluster())
 		})

@@ -261,32 +261,11 @@ func (u *up) check() error {
 	if err != nil {
 		return usagef("--private-targets: %v", err)
 	}
-	for _, a := range []struct{ flag, address string }{{"egress", u.egress.listen}, {"proxy", u.egress.proxy}} {
-		if a.address == "" {
-			continue
-		}
-		if _, port, err := net.SplitHostPort(a.address); err != nil || strings.HasPrefix(a.address, "unix:") {
-			return usagef("--%s %q: set a host and a port, such as 127.0.0.1:8443, or leave it empty", a.flag, a.address)
-		} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-			return usagef("--%s %q: the port must be a number from 0 to 65535", a.flag, a.address)
-		}
-	}
-	any := u.egress // port 0 becomes a free one
-	any.listen, any.proxy = strings.TrimSuffix(any.listen, ":0"), strings.TrimSuffix(any.proxy, ":0")
-	if any.listen != u.egress.listen {
-		any.listen += ":1"
-	}
-	if any.proxy != u.egress.proxy {
-		any.proxy += ":1"
-	}
-	if err := any.check(); err != nil {
-		return err
-	}
 	if u.maxStaleness <= 0 || u.drain < 0 || u.concurrency < 0 {
 		return usagef("--max-staleness must be above 0; --drain and --envoy-concurrency must not be negative")
 	}
-	for _, a := range []struct{ flag, address string }{{"gateway", u.gateway}, {"api", u.api}, {"metrics", u.metrics}, {"stand-in", u.standIn}} {
-		if a.address == "" && a.flag == "stand-in" {
+	for _, a := range []struct{ flag, address string }{{"gateway", u.gateway}, {"api", u.api}, {"metrics", u.metrics}, {"stand-in", u.standIn}, {"egress", u.egress.listen}, {"proxy", u.egress.proxy}} {
+		if optional := a.flag == "stand-in" || a.flag == "egress" || a.flag == "proxy"; optional && a.address == "" {
 			continue
 		}
 		if _, port, err := net.SplitHostPort(a.address); err != nil || strings.HasPrefix(a.address, "unix:") {
@@ -294,6 +273,15 @@ func (u *up) check() error {
 		} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 			return usagef("--%s %q: the port must be a number from 0 to 65535", a.flag, a.address)
 		}
+	}
+	placed := u.egress
+	for _, address := range []*string{&placed.listen, &placed.proxy} {
+		if host, free := strings.CutSuffix(*address, ":0"); free {
+			*address = host + ":1" // it becomes a free port
+		}
+	}
+	if err := placed.check(); err != nil {
+		return err
 	}
 	if u.standIn != "" && !local(u.standIn) {
 		return usagef("--stand-in %s: other machines could reach this address. Use a local one, such as 127.0.0.1:8089", u.standIn)
