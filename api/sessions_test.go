@@ -72,6 +72,7 @@ func TestSessions(t *testing.T) {
 	if rows := list.field("data").([]any); len(rows) != 2 || list.field("has_more") != true {
 		t.Errorf("%s", list.body)
 	}
+	w.want(200, "GET", "/v1/sessions?after=1999178540817886", "") // beyond 32 bits
 	rest := w.want(200, "GET", "/v1/sessions?limit=2&after="+list.field("next").(string), "")
 	if rows := rest.field("data").([]any); len(rows) != 1 || rest.field("has_more") != false {
 		t.Errorf("%s", rest.body)

@@ -102,7 +102,7 @@ var errUnreadable = errors.New("the entries of the session cannot be read")
 // org set.
 func GetAttestation(ctx context.Context, tx pgx.Tx, org string, s SessionRow, revision int) (a Attestation, err error) {
 	err = tx.QueryRow(ctx, `SELECT generation, revision, complete, envelope FROM audit_attestations
-		WHERE org_id = $1 AND agent_id = $2 AND session_id = $3 AND generation = $4 AND ($5 = 0 OR revision = $5) ORDER BY revision DESC LIMIT 1`,
+		WHERE org_id = $1 AND agent_id = $2 AND session_id = $3 AND generation = $4 AND ($5::bigint = 0 OR revision = $5) ORDER BY revision DESC LIMIT 1`,
 		org, s.AgentID, s.SessionID, s.Generation, revision).Scan(&a.Generation, &a.Revision, &a.Complete, &a.Envelope)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return a, ErrNotAttested

@@ -64,6 +64,7 @@ type Guard struct {
 	again chan struct{} // a new connection was opened: compare now
 
 	rolledBack prometheus.GaugeFunc
+	known      prometheus.GaugeFunc
 	failures   prometheus.Counter
 	ignored    prometheus.Counter
 }
@@ -104,10 +105,17 @@ func NewGuard(c GuardConfig) (*Guard, error) {
 		defer g.mu.Unlock()
 		return float64(len(g.behind))
 	})
+	g.known = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "aid_audit_directory_known_size", Help: "Size of the newest directory checkpoint that this process knows. A database without this checkpoint is noticed.",
+	}, func() float64 {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return float64(g.seen[evidence.DirectoryOrigin(c.LogName)].size)
+	})
 	if c.Registerer == nil {
 		return g, nil
 	}
-	return g, registerAll(c.Registerer, g.rolledBack, g.failures, g.ignored)
+	return g, registerAll(c.Registerer, g.rolledBack, g.known, g.failures, g.ignored)
 }
 
 // Err returns an ErrRolledBack if nothing may be appended for an org.
@@ -239,7 +247,32 @@ func (g *Guard) Check(ctx context.Context) error {
 	// First the anchors: what they have was committed before, so a database that is intact
 	// has it.
 	outside := g.outside(ctx, origin)
-	return g.judge(ctx, g.c.DB, origin, outside, directorySized)
+	if err := g.judge(ctx, g.c.DB, origin, outside, directorySized); err != nil {
+		return err
+	}
+	return g.read(ctx, origin)
+}
+
+// read notes the directory's newest checkpoint in the database. Without anchors, a process that
+// signs nothing itself would else not notice that the database became an older one.
+func (g *Guard) read(ctx context.Context, origin string) error {
+	keys := g.keySet()
+	if len(keys.Keys) == 0 {
+		return nil
+	}
+	var note []byte
+	err := g.c.DB.QueryRow(ctx, "SELECT note FROM directory_checkpoints ORDER BY size DESC LIMIT 1").Scan(&note)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("reading the newest checkpoint of %s: %w", origin, err)
+	}
+	c, err := keys.Open(note, origin)
+	if err != nil {
+		return fmt.Errorf("the newest stored checkpoint of %s: %w", origin, err)
+	}
+	g.saw(origin, c)
+	return nil
 }
 
 // checkOrg compares an org's tree. tx has the org set.

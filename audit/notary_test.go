@@ -466,7 +466,12 @@ func TestRolledBack(t *testing.T) {
 	work()
 	appendMany(t, c, org, "w_1", 51, 50)
 	work()
-	if err := guard.Check(ctx); err != nil {
+	// A process without anchors that signs nothing itself.
+	bystander, err := audit.NewGuard(audit.GuardConfig{DB: n.db.Pool(), LogName: logName, Now: n.clock, Keys: func(context.Context) (evidence.KeySet, error) { return n.keys, nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(guard.Check(ctx), bystander.Check(ctx)); err != nil {
 		t.Fatal(err)
 	}
 	admin := storetest.Connect(t, storetest.URL(t, "postgres"))
@@ -492,7 +497,10 @@ func TestRolledBack(t *testing.T) {
 	if err := try(c, org); !errors.Is(err, audit.ErrRolledBack) || !strings.Contains(err.Error(), "restore.md") {
 		t.Errorf("after the loss of a tick: %v", err)
 	}
-	err := n.db.InOrg(ctx, other, func(tx pgx.Tx) error {
+	if err := bystander.Check(ctx); !errors.Is(err, audit.ErrRolledBack) {
+		t.Errorf("a process without anchors: %v", err)
+	}
+	err = n.db.InOrg(ctx, other, func(tx pgx.Tx) error {
 		_, err := c.Record(ctx, tx, other, audit.Changed{Kind: "agent.created", Actor: audit.Actor{Kind: "operator", ID: "x"}, ObjectKind: "agent", ObjectID: "ag_1"})
 		return err
 	})

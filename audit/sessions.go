@@ -316,7 +316,7 @@ func closeIdle(ctx context.Context, tx pgx.Tx, org string, now time.Time) ([]Ses
 // tx's.
 func ListSessions(ctx context.Context, tx pgx.Tx, agent, state string, after int64, limit int) ([]SessionRow, error) {
 	rows, err := tx.Query(ctx, "SELECT "+sessionColumns+` FROM audit_sessions WHERE org_id = aid_org() AND ($1 = '' OR agent_id = $1)
-		AND ($2 = '' OR ($2 = 'open') = (closed_at IS NULL)) AND ($3 = 0 OR opened_seq < $3) ORDER BY opened_seq DESC LIMIT $4`, agent, state, after, limit)
+		AND ($2 = '' OR ($2 = 'open') = (closed_at IS NULL)) AND ($3::bigint = 0 OR opened_seq < $3) ORDER BY opened_seq DESC LIMIT $4`, agent, state, after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("listing sessions: %w", err)
 	}

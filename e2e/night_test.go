@@ -316,6 +316,7 @@ func (n *night) short(t *testing.T) {
 			n.db.copyTo(t, n.backup)
 		}
 	}, map[*host]string{c1: "database", c2: "database"}, func() { n.db.start(t) })
+	copied := max(n.known(t, c1), n.known(t, c2)) // at least the copy's
 	n.revoked(t)
 	n.fault(t, "a control plane is killed", c1.aid.kill, map[*host]string{c1: gone}, c1.aid.start)
 	n.fault(t, "a control plane starts without Postgres", func() {
@@ -325,7 +326,7 @@ func (n *night) short(t *testing.T) {
 	}, map[*host]string{c1: "starting", c2: "database"}, func() { n.db.start(t) })
 	n.fault(t, "extproc is killed", node1.aid.kill, map[*host]string{node1: gone}, node1.aid.start)
 	// The chain loses entries here that were acknowledged to a process that has ended.
-	n.restored(t)
+	n.restored(t, copied)
 	n.fault(t, "Envoy is killed", node2.envoy.kill, map[*host]string{node2: "gateway"}, node2.envoy.start)
 }
 
@@ -496,8 +497,16 @@ func (n *night) hmac(t *testing.T) {
 // restored: the database gets its earlier copy, as docs/restore.md says: the control planes are
 // stopped. One that runs has seen newer checkpoints, and rejects the older database. The
 // sidecars send the lost entries again.
-func (n *night) restored(t *testing.T) {
+//
+// copied is the size of a directory checkpoint that is at least as new as the copy.
+func (n *night) restored(t *testing.T, copied float64) {
 	running, restarted := n.controls[0], n.controls[1]
+	e2e.Eventually(t, 60*time.Second, func() error {
+		if now := n.known(t, running); now <= copied {
+			return fmt.Errorf("%s knows the directory up to %v only", running.name, now)
+		}
+		return nil
+	})
 	n.fault(t, "the database is an older one", func() {
 		restarted.aid.stop()
 		n.db.stop(t)
@@ -509,6 +518,16 @@ func (n *night) restored(t *testing.T) {
 		running.aid.start()
 		restarted.aid.start()
 	})
+}
+
+// known returns the size of the newest directory checkpoint that a control plane knows.
+func (n *night) known(t *testing.T, h *host) float64 {
+	t.Helper()
+	v, err := h.metric("aid_audit_directory_known_size")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }
 
 // audit checks the chains as an auditor with all receipts does.

@@ -37,7 +37,7 @@ func keep(ctx context.Context, tx pgx.Tx, p Policy, change string, by By) error 
 // version; 0 is the newest. Without any, the org never had the policy: ErrNotFound.
 func Versions(ctx context.Context, tx pgx.Tx, id string, before int64, limit int) ([]Version, error) {
 	rows, err := tx.Query(ctx, `SELECT policy_id, version, change, name, document, actor_kind, actor_id, actor_role, at FROM policy_versions
-		WHERE org_id = aid_org() AND policy_id = $1 AND ($2 = 0 OR version < $2) ORDER BY version DESC LIMIT $3`, id, before, limit)
+		WHERE org_id = aid_org() AND policy_id = $1 AND ($2::bigint = 0 OR version < $2) ORDER BY version DESC LIMIT $3`, id, before, limit)
 	if err != nil {
 		return nil, doing(err, "listing versions")
 	}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -42,12 +43,22 @@ func TestLameDuckEndsEarly(t *testing.T) {
 		return conn
 	}
 
+	// A client's connection is ready before the server has counted it.
+	counted := func(n int) {
+		for open := -1; open != n; runtime.Gosched() {
+			envoys.mu.Lock()
+			open = envoys.open
+			envoys.mu.Unlock()
+		}
+	}
+
 	select {
 	case <-envoys.gone():
 		t.Fatal("Envoy has not connected yet, and may still")
 	default:
 	}
 	one, two := dial(), dial()
+	counted(2)
 	one.Close()
 	ended := make(chan struct{})
 	go func() {
@@ -70,6 +81,7 @@ func TestLameDuckEndsEarly(t *testing.T) {
 
 	three := dial() // Envoy is back
 	defer three.Close()
+	counted(1)
 	hurry, calm := nextSignal(t.Context())
 	defer calm()
 	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
