@@ -3,6 +3,7 @@ package policy_test
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"syscall"
 	"testing"
@@ -63,9 +64,14 @@ func BenchmarkDecide(b *testing.B) {
 	}
 }
 
-// BenchmarkDecideOfMany decides among many policies. Ten of them apply to the request. In
-// "new", inputs differ in an attribute that rules read, so each is evaluated. In "equal" the
-// memo answers. p50-ns is the median of a decision.
+// BenchmarkDecideOfMany decides among many policies. Ten of them apply to each request. p50-ns
+// is the median of a decision. The inputs are:
+//
+//   - "equal": all the same
+//   - "new": each has another model, which rules read
+//   - "mix": of 100 teams, with models that policies name and new ones, and with other sizes,
+//     addresses, sessions, tools and times
+//   - "evaluated": as in new, and OPA evaluates each
 func BenchmarkDecideOfMany(b *testing.B) {
 	apply := `{"name": "p%[1]d", "effect": "allow", "conditions": {"agent.team": "team-%[2]d", "request.hour_utc": {"between": [8, 18]}, "request.model": {"ne": "m-%[1]d"}}, "limits": {"rpm": 60}}`
 	others := []string{
@@ -100,14 +106,25 @@ func BenchmarkDecideOfMany(b *testing.B) {
 		if d := bundle.Decide(context.Background(), in); d.Effect != policy.Allow || len(d.PolicyIDs) != 10 {
 			b.Fatalf("%+v", d)
 		}
-		for _, differ := range []bool{true, false} {
-			b.Run(c.name+map[bool]string{true: "/new", false: "/equal"}[differ], func(b *testing.B) {
+		mix := mixOf(1<<14, in)
+		for _, kind := range []string{"new", "equal", "mix", "evaluated"} {
+			b.Run(c.name+"/"+kind, func(b *testing.B) {
 				b.ReportAllocs()
+				if kind == "evaluated" {
+					defer bundle.WithoutMemo()()
+				}
+				for i := 0; kind == "mix" && i < len(mix); i++ {
+					bundle.Decide(context.Background(), mix[i])
+				}
 				took := make([]time.Duration, 0, 1<<20)
 				cpu := processorTime(b)
 				for i := 0; b.Loop(); i++ {
-					if differ {
+					switch kind {
+					case "new", "evaluated":
 						in.Request.Model = models[i%len(models)]
+					case "mix":
+						in = mix[i%len(mix)]
+						in.Request.Bytes, in.Request.Time = int64(i), in.Request.Time.Add(time.Duration(i)*time.Millisecond)
 					}
 					began := time.Now()
 					bundle.Decide(context.Background(), in)
@@ -119,6 +136,27 @@ func BenchmarkDecideOfMany(b *testing.B) {
 			})
 		}
 	}
+}
+
+// mixOf returns n inputs that differ as those of one org do.
+func mixOf(n int, in policy.Input) []policy.Input {
+	random := rand.New(rand.NewPCG(1, 2))
+	tools := []string{"search", "read", "write", "shell", "mail"}
+	ins := make([]policy.Input, n)
+	for i := range ins {
+		x := in
+		team := random.IntN(100)
+		x.Agent.ID, x.Agent.Team, x.Caller.KeyID = fmt.Sprint("ag_", team, "_", random.IntN(20)), fmt.Sprint("team-", team), fmt.Sprint("key_", i)
+		x.Request.Model = fmt.Sprint("m-", random.IntN(100)*10) // a policy of some team excludes it
+		if random.IntN(2) == 0 {
+			x.Request.Model = fmt.Sprint("model-", random.IntN(40))
+		}
+		x.Request.MaxTokens, x.Request.InputTokensEstimate = random.Int64N(4096), random.Int64N(100_000)
+		x.Request.SessionID, x.Caller.IP = fmt.Sprint("session-", i), fmt.Sprintf("203.0.113.%d", random.IntN(256))
+		x.Request.Tools = tools[:random.IntN(len(tools))]
+		ins[i] = x
+	}
+	return ins
 }
 
 // BenchmarkDecideForMany decides with the baseline for more callers than the cache holds.

@@ -10,8 +10,6 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-
-	"github.com/open-policy-agent/opa/v1/ast"
 )
 
 // MaxPolicies is how many policies an org may have.
@@ -75,26 +73,22 @@ func Compile(ctx context.Context, ps []Policy) (*Bundle, error) {
 	if n := len(slices.DeleteFunc(slices.Clone(ds), func(d document) bool { return d.raw == nil })); n > MaxRego {
 		return nil, fmt.Errorf("policy: %d policies in Rego are more than %d", n, MaxRego)
 	}
-	if b.rego, b.engine, err = engineOf(ids, ds, Enabled); err != nil {
-		return nil, err
-	}
-	if b.raws, err = rawsOf(ids, ds, Enabled); err != nil {
+	m := newMemo()
+	if err = b.compile(ids, ds, m, 0, Enabled); err != nil {
 		return nil, err
 	}
 	if len(b.shadows) > 0 {
 		b.shadow = &Bundle{org: b.org, version: b.version, names: b.names, numbers: b.numbers, limits: b.limits}
-		if b.shadow.rego, b.shadow.engine, err = engineOf(ids, ds, Enabled, Shadow); err != nil {
-			return nil, err
-		}
-		if b.shadow.raws, err = rawsOf(ids, ds, Enabled, Shadow); err != nil {
+		if err = b.shadow.compile(ids, ds, m, 1+len(b.raws), Enabled, Shadow); err != nil {
 			return nil, err
 		}
 	}
 	return b, nil
 }
 
-// engineOf compiles the policies that are in one of the states.
-func engineOf(ids []string, ds []document, states ...State) (string, *engine, error) {
+// compile compiles the policies that are in one of the states. Its engines keep results in m,
+// under numbers from first on.
+func (b *Bundle) compile(ids []string, ds []document, m *memo, first int, states ...State) error {
 	var some []string
 	var of []document
 	for i, d := range ds {
@@ -102,17 +96,20 @@ func engineOf(ids []string, ds []document, states ...State) (string, *engine, er
 			some, of = append(some, ids[i]), append(of, d)
 		}
 	}
-	rego := generate(some, of)
+	rego, all := generate(some, of)
 	e, err := newEngine(rego)
 	if err != nil {
-		return "", nil, fmt.Errorf("policy: %w", err)
+		return fmt.Errorf("policy: %w", err)
 	}
-	var spans []span
-	for _, d := range of {
-		spans = append(spans, d.conditions.spans()...)
+	if b.raws, err = rawsOf(some, of); err != nil {
+		return err
 	}
-	e.remember(spans)
-	return rego, e, nil
+	e.remember(m, first, factsOf(all))
+	for i, r := range b.raws {
+		r.engine.remember(m, first+1+i, nil)
+	}
+	b.rego, b.engine = rego, e
+	return nil
 }
 
 // Rego is one policy in Rego, whatever its state: what a Bundle has of it beside others. Of
@@ -125,7 +122,8 @@ func Rego(p Policy) (string, error) {
 	if d.raw != nil {
 		return d.raw.module, nil
 	}
-	return generate([]string{p.ID}, []document{d}), nil
+	module, _ := generate([]string{p.ID}, []document{d})
+	return module, nil
 }
 
 // Of reports whether the Bundle was compiled from exactly these policies, in any order.
@@ -212,8 +210,11 @@ func versionOf(ps []Policy) string {
 // policy_timeout, and is in Err.
 func (b *Bundle) Decide(ctx context.Context, in Input) Decision {
 	d := b.decide(ctx, in)
-	for _, id := range d.PolicyIDs {
-		d.Versions = append(d.Versions, b.numbers[id])
+	if len(d.PolicyIDs) > 0 {
+		d.Versions = make([]int64, len(d.PolicyIDs))
+	}
+	for i, id := range d.PolicyIDs {
+		d.Versions[i] = b.numbers[id]
 	}
 	return d
 }
@@ -233,13 +234,11 @@ func (b *Bundle) decide(ctx context.Context, in Input) Decision {
 		return d
 	}
 	var d Decision
-	if err := b.engine.answer(ctx, &in, func(allowed bool, doc ast.Value) error {
-		var ok bool
-		if d, ok = b.read(doc, &in, raw); !ok || (allowed && len(raw) == 0) != (d.Effect == Allow) {
-			return errors.New("the result is not a decision")
-		}
-		return nil
-	}); err != nil {
+	o, err := b.engine.answer(ctx, &in, b)
+	if err == nil {
+		d, err = b.decision(o, &in, raw)
+	}
+	if err != nil {
 		return failed(err, b.version)
 	}
 	d.PolicyVersion = b.version

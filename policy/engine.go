@@ -82,16 +82,21 @@ func cidrOf(_ topdown.BuiltinContext, args []*ast.Term, found func(*ast.Term) er
 	if !ok || !ok1 {
 		return nil
 	}
-	ip, err := netip.ParseAddr(string(text))
-	if err != nil {
+	ip, ok := addressOf(string(text))
+	if !ok {
 		return nil
 	}
-	ip = ip.Unmap().WithZone("")
 	return found(ast.InternedTerm(ranges.Until(func(r *ast.Term) bool {
 		s, ok := r.Value.(ast.String)
 		p, err := netip.ParsePrefix(string(s))
 		return ok && err == nil && p.Contains(ip)
 	})))
+}
+
+// addressOf returns an address in the form in which it is compared with ranges.
+func addressOf(text string) (netip.Addr, bool) {
+	ip, err := netip.ParseAddr(text)
+	return ip.Unmap().WithZone(""), err == nil
 }
 
 // capabilities returns the functions and the network access that modules may use.
@@ -210,7 +215,8 @@ type engine struct {
 	now      func() time.Time
 	idle     sync.Pool // of *evaluation
 	memo     *memo     // nil: each input is evaluated
-	times    times
+	number   uint64    // of the engine in the memo
+	facts    *facts    // of a generated module
 }
 
 func newEngine(policies string) (*engine, error) {

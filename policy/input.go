@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"hash/maphash"
 	"maps"
@@ -19,83 +20,170 @@ const (
 	never      = "9999-12-31T23:59:59.999999999Z"
 )
 
-// field is a member of the input document: its section, its name and its value. The value
-// is nil if the member is missing.
+// field is a member of the input document. One of its functions reads the value from an
+// Input. Documents, keys of the memo and facts all read values with it.
 type field struct {
 	section, name string
-	value         func(*Input) ast.Value
+
+	text    func(*Input) string             // "": missing
+	integer func(*Input) (n int64, ok bool) // from -maxInt to maxInt if conditions compare it
+	truth   func(*Input) bool
+	amount  func(*Input) *int64      // in nano-dollars, for a document in dollars; nil: missing
+	list    func(*Input) [2][]string // its members are those of both lists
+	mixed   bool                     // it is agent.metadata
+	keys    []string                 // the keys of mixed that a document has; nil: all
 }
 
 // inputFields are the fields of the input document in docs/policy.md.
 func inputFields() []field {
+	text := func(section, name string, of func(*Input) string) field {
+		return field{section: section, name: name, text: of}
+	}
+	list := func(section, name string, of func(*Input) [2][]string) field {
+		return field{section: section, name: name, list: of}
+	}
+	integer := func(section, name string, of func(*Input) (int64, bool)) field {
+		return field{section: section, name: name, integer: of}
+	}
 	return []field{
-		{"agent", "id", func(in *Input) ast.Value { return textOf(in.Agent.ID) }},
-		{"agent", "name", func(in *Input) ast.Value { return textOf(in.Agent.Name) }},
-		{"agent", "team", func(in *Input) ast.Value { return textOf(in.Agent.Team) }},
-		{"agent", "environment", func(in *Input) ast.Value { return textOf(in.Agent.Environment) }},
-		{"agent", "tier", func(in *Input) ast.Value { return textOf(in.Agent.Tier) }},
-		{"agent", "status", func(in *Input) ast.Value { return textOf(in.Agent.Status) }},
-		{"agent", "allowed_models", func(in *Input) ast.Value { return textsOf(in.Agent.AllowedModels) }},
-		{"agent", "metadata", func(in *Input) ast.Value { return metadataOf(in.Agent.Metadata) }},
+		text("agent", "id", func(in *Input) string { return in.Agent.ID }),
+		text("agent", "name", func(in *Input) string { return in.Agent.Name }),
+		text("agent", "team", func(in *Input) string { return in.Agent.Team }),
+		text("agent", "environment", func(in *Input) string { return in.Agent.Environment }),
+		text("agent", "tier", func(in *Input) string { return in.Agent.Tier }),
+		text("agent", "status", func(in *Input) string { return in.Agent.Status }),
+		list("agent", "allowed_models", func(in *Input) [2][]string { return [2][]string{in.Agent.AllowedModels} }),
+		{section: "agent", name: "metadata", mixed: true},
 
-		{"request", "operation", func(in *Input) ast.Value { return textOf(in.Request.Operation) }},
-		{"request", "scope", func(in *Input) ast.Value { return textOf(in.Request.Scope) }},
-		{"request", "provider", func(in *Input) ast.Value { return textOf(in.Request.Provider) }},
-		{"request", "model", func(in *Input) ast.Value { return textOf(in.Request.Model) }},
-		{"request", "mode", func(in *Input) ast.Value { return textOf(in.Request.Mode) }},
-		{"request", "host", func(in *Input) ast.Value { return textOf(in.Request.Host) }},
-		{"request", "path", func(in *Input) ast.Value { return textOf(in.Request.Path) }},
-		{"request", "stream", func(in *Input) ast.Value { return ast.InternedTerm(in.Request.Stream).Value }},
-		{"request", "max_tokens", func(in *Input) ast.Value { return numberUnless0(amount(in.Request.MaxTokens)) }},
-		{"request", "input_tokens_estimate", func(in *Input) ast.Value { return numberOf(amount(in.Request.InputTokensEstimate)) }},
-		{"request", "bytes", func(in *Input) ast.Value { return numberOf(amount(in.Request.Bytes)) }},
-		{"request", "tools", func(in *Input) ast.Value { return textsOf(in.Request.Tools) }},
-		{"request", "tool_names", func(in *Input) ast.Value {
-			return textsOf(append(slices.Clone(in.Request.Tools), in.Request.ToolFamilies...))
-		}},
-		{"request", "tool_families", func(in *Input) ast.Value { return textsOf(families(&in.Request)) }},
-		{"request", "session_id", func(in *Input) ast.Value { return textOf(in.Request.SessionID) }},
-		{"request", "url_hosts", func(in *Input) ast.Value { return textsOf(in.Request.URLHosts) }},
-		{"request", "time", func(in *Input) ast.Value { return timeOf(in.Request.Time) }},
-		{"request", "hour_utc", func(in *Input) ast.Value {
-			if in.Request.Time.IsZero() {
-				return nil
+		text("request", "operation", func(in *Input) string { return in.Request.Operation }),
+		text("request", "scope", func(in *Input) string { return in.Request.Scope }),
+		text("request", "provider", func(in *Input) string { return in.Request.Provider }),
+		text("request", "model", func(in *Input) string { return in.Request.Model }),
+		text("request", "mode", func(in *Input) string { return in.Request.Mode }),
+		text("request", "host", func(in *Input) string { return in.Request.Host }),
+		text("request", "path", func(in *Input) string { return in.Request.Path }),
+		{section: "request", name: "stream", truth: func(in *Input) bool { return in.Request.Stream }},
+		integer("request", "max_tokens", func(in *Input) (int64, bool) { return amount(in.Request.MaxTokens), in.Request.MaxTokens != 0 }),
+		integer("request", "input_tokens_estimate", func(in *Input) (int64, bool) { return amount(in.Request.InputTokensEstimate), true }),
+		integer("request", "bytes", func(in *Input) (int64, bool) { return amount(in.Request.Bytes), true }),
+		list("request", "tools", func(in *Input) [2][]string { return [2][]string{in.Request.Tools} }),
+		list("request", "tool_names", func(in *Input) [2][]string { return [2][]string{in.Request.Tools, in.Request.ToolFamilies} }),
+		list("request", "tool_families", func(in *Input) [2][]string {
+			if in.Request.ToolsOther {
+				return [2][]string{in.Request.ToolFamilies, otherFamilies}
 			}
-			return numberOf(int64(in.Request.Time.UTC().Hour()))
-		}},
-		{"request", "weekday_utc", func(in *Input) ast.Value {
-			if in.Request.Time.IsZero() {
-				return nil
-			}
-			// ISO 8601's: 1 is Monday, 7 is Sunday.
-			return numberOf(int64(in.Request.Time.UTC().Weekday()+6)%7 + 1)
-		}},
+			return [2][]string{in.Request.ToolFamilies}
+		}),
+		text("request", "session_id", func(in *Input) string { return in.Request.SessionID }),
+		list("request", "url_hosts", func(in *Input) [2][]string { return [2][]string{in.Request.URLHosts} }),
+		text("request", "time", func(in *Input) string { return timeOf(in.Request.Time) }),
+		integer("request", "hour_utc", func(in *Input) (int64, bool) {
+			return int64(in.Request.Time.UTC().Hour()), !in.Request.Time.IsZero()
+		}),
+		// ISO 8601's: 1 is Monday, 7 is Sunday.
+		integer("request", "weekday_utc", func(in *Input) (int64, bool) {
+			return int64(in.Request.Time.UTC().Weekday()+6)%7 + 1, !in.Request.Time.IsZero()
+		}),
 
-		{"caller", "key_id", func(in *Input) ast.Value { return textOf(in.Caller.KeyID) }},
-		{"caller", "key_status", func(in *Input) ast.Value { return textOf(in.Caller.KeyStatus) }},
-		{"caller", "key_scopes", func(in *Input) ast.Value { return textsOf(in.Caller.KeyScopes) }},
-		{"caller", "key_allowed_models", func(in *Input) ast.Value {
+		text("caller", "key_id", func(in *Input) string { return in.Caller.KeyID }),
+		text("caller", "key_status", func(in *Input) string { return in.Caller.KeyStatus }),
+		list("caller", "key_scopes", func(in *Input) [2][]string { return [2][]string{in.Caller.KeyScopes} }),
+		list("caller", "key_allowed_models", func(in *Input) [2][]string {
 			if len(in.Caller.KeyAllowedModels) == 0 {
-				return textsOf([]string{"*"})
+				return [2][]string{everyModel}
 			}
-			return textsOf(in.Caller.KeyAllowedModels)
-		}},
-		{"caller", "key_expires_at", func(in *Input) ast.Value {
+			return [2][]string{in.Caller.KeyAllowedModels}
+		}),
+		text("caller", "key_expires_at", func(in *Input) string {
 			if in.Caller.KeyExpiresAt.IsZero() {
-				return textOf(never)
+				return never
 			}
 			return timeOf(in.Caller.KeyExpiresAt)
-		}},
-		{"caller", "key_rate_limit", func(in *Input) ast.Value { return numberUnless0(in.Caller.KeyRateLimit) }},
-		{"caller", "ip", func(in *Input) ast.Value { return textOf(in.Caller.IP) }},
-		{"caller", "user_agent", func(in *Input) ast.Value { return textOf(in.Caller.UserAgent) }},
+		}),
+		integer("caller", "key_rate_limit", func(in *Input) (int64, bool) { return in.Caller.KeyRateLimit, in.Caller.KeyRateLimit != 0 }),
+		text("caller", "ip", func(in *Input) string { return in.Caller.IP }),
+		text("caller", "user_agent", func(in *Input) string { return in.Caller.UserAgent }),
 
-		{"spend", "day_usd", func(in *Input) ast.Value { return dollars(in.Spend.Day) }},
-		{"spend", "month_usd", func(in *Input) ast.Value { return dollars(in.Spend.Month) }},
+		{section: "spend", name: "day_usd", amount: func(in *Input) *int64 { return in.Spend.Day }},
+		{section: "spend", name: "month_usd", amount: func(in *Input) *int64 { return in.Spend.Month }},
 
-		{"org", "id", func(in *Input) ast.Value { return textOf(in.Org.ID) }},
-		{"org", "tier", func(in *Input) ast.Value { return textOf(in.Org.Tier) }},
+		text("org", "id", func(in *Input) string { return in.Org.ID }),
+		text("org", "tier", func(in *Input) string { return in.Org.Tier }),
 	}
+}
+
+var (
+	otherFamilies = []string{otherFamily}
+	everyModel    = []string{"*"}
+)
+
+func (f *field) id() string { return f.section + "." + f.name }
+
+// value returns the value in the input document, or nil if it is missing.
+func (f *field) value(in *Input) ast.Value {
+	switch {
+	case f.text != nil:
+		return textOf(f.text(in))
+	case f.integer != nil:
+		if n, ok := f.integer(in); ok {
+			return numberOf(n)
+		}
+		return nil
+	case f.truth != nil:
+		return ast.InternedTerm(f.truth(in)).Value
+	case f.amount != nil:
+		return dollars(f.amount(in))
+	case f.list != nil:
+		return textsOf(f.list(in))
+	case f.keys != nil:
+		return someMetadata(in.Agent.Metadata, f.keys)
+	}
+	return metadataOf(in.Agent.Metadata)
+}
+
+// fact returns the value of a field that is no list. Its kind is 0 if it is missing.
+func (f *field) fact(in *Input) fact {
+	switch {
+	case f.text != nil:
+		if s := f.text(in); s != "" {
+			return fact{kind: text, str: s}
+		}
+	case f.integer != nil:
+		if n, ok := f.integer(in); ok {
+			return fact{kind: number, num: float64(n)}
+		}
+	case f.truth != nil:
+		return truthFact(f.truth(in))
+	case f.amount != nil:
+		if nano := f.amount(in); nano != nil {
+			return fact{kind: number, num: float64(*nano) / 1e9}
+		}
+	}
+	return fact{}
+}
+
+// appendKey appends the value to the key of a memo.
+func (f *field) appendKey(b []byte, in *Input) []byte {
+	switch {
+	case f.list != nil:
+		l := f.list(in)
+		b = binary.AppendUvarint(b, uint64(len(l[0])+len(l[1])))
+		for _, part := range l {
+			for _, s := range part {
+				b = appendText(b, s)
+			}
+		}
+		return b
+	case f.mixed:
+		for _, k := range f.keys {
+			b = mixedFact(in.Agent.Metadata[k]).appendKey(b)
+		}
+		return b
+	case f.integer != nil: // exactly: the limit of a key may be any number
+		n, ok := f.integer(in)
+		return binary.AppendVarint(truthFact(ok).appendKey(b), n)
+	}
+	return f.fact(in).appendKey(b)
 }
 
 // writer writes input documents with the fields that a rule reads. A field that no rule
@@ -119,9 +207,8 @@ type section struct {
 }
 
 type keyed struct {
-	id, name string // "agent.team", "team"
-	key      *ast.Term
-	value    func(*Input) ast.Value
+	field
+	key *ast.Term
 }
 
 func writerFor(modules map[string]*ast.Module) *writer {
@@ -137,7 +224,7 @@ func writerFor(modules map[string]*ast.Module) *writer {
 		return false
 	}
 	for _, f := range inputFields() {
-		if !all && !read[f.section+"."+f.name] {
+		if !all && !read[f.id()] {
 			continue
 		}
 		n := len(w.sections)
@@ -146,11 +233,11 @@ func writerFor(modules map[string]*ast.Module) *writer {
 			n++
 			w.texts++
 		}
-		if f.name == "metadata" && metadata != nil {
-			f.value = func(in *Input) ast.Value { return someMetadata(in.Agent.Metadata, metadata) }
+		if f.mixed {
+			f.keys = metadata
 		}
 		s := &w.sections[n-1]
-		s.fields = append(s.fields, keyed{f.section + "." + f.name, f.name, ast.StringTerm(f.name), f.value})
+		s.fields = append(s.fields, keyed{f, ast.StringTerm(f.name)})
 		w.texts++
 	}
 	return w
@@ -259,9 +346,9 @@ func (s *section) write(in *Input, members [][2]*ast.Term, terms *[]ast.Term) *a
 		*terms = append(*terms, ast.Term{Value: v})
 		return &(*terms)[len(*terms)-1]
 	}
-	for _, f := range s.fields {
-		if v := f.value(in); v != nil {
-			members = append(members, [2]*ast.Term{f.key, term(v)})
+	for i := range s.fields {
+		if v := s.fields[i].value(in); v != nil {
+			members = append(members, [2]*ast.Term{s.fields[i].key, term(v)})
 		}
 	}
 	return term(ast.NewObject(members...))
@@ -343,21 +430,16 @@ func textOf(s string) ast.Value {
 	return ast.String(s)
 }
 
-func textsOf(ss []string) ast.Value {
-	terms, list := make([]ast.Term, len(ss)), make([]*ast.Term, len(ss))
-	for i, s := range ss {
-		terms[i].Value = ast.String(s)
-		list[i] = &terms[i]
+func textsOf(lists [2][]string) ast.Value {
+	n := len(lists[0]) + len(lists[1])
+	terms, list := make([]ast.Term, 0, n), make([]*ast.Term, 0, n)
+	for _, ss := range lists {
+		for _, s := range ss {
+			terms = append(terms, ast.Term{Value: ast.String(s)})
+			list = append(list, &terms[len(terms)-1])
+		}
 	}
 	return ast.NewArray(list...)
-}
-
-// families returns the families of the tools. It includes otherFamily if a tool has none.
-func families(r *RequestAttrs) []string {
-	if !r.ToolsOther {
-		return r.ToolFamilies
-	}
-	return append(slices.Clone(r.ToolFamilies), otherFamily)
 }
 
 // dollars returns nano-dollars as a number of US dollars, and nil for an unknown amount.
@@ -371,27 +453,21 @@ func dollars(nano *int64) ast.Value {
 
 func numberOf(n int64) ast.Value { return ast.InternedTerm(n).Value }
 
-// amount limits n to maxInt, the highest value that conditions compare.
-func amount(n int64) int64 { return min(n, maxInt) }
+// amount limits n to what conditions compare exactly.
+func amount(n int64) int64 { return max(-maxInt, min(n, maxInt)) }
 
-func numberUnless0(n int64) ast.Value {
-	if n == 0 {
-		return nil
-	}
-	return numberOf(n)
-}
-
-func timeOf(t time.Time) ast.Value {
+// timeOf returns t as text, and "" for the zero time, which is missing.
+func timeOf(t time.Time) string {
 	if t.IsZero() {
-		return nil
+		return ""
 	}
 	switch t = t.UTC(); {
 	case t.Year() > 9999:
-		return ast.String(never)
+		return never
 	case t.Year() < 1:
 		t = time.Time{}
 	}
-	return ast.String(t.Format(timeLayout))
+	return t.Format(timeLayout)
 }
 
 // metadataOf returns the strings, numbers and booleans of m. Other values are left out.
@@ -419,21 +495,14 @@ func someMetadata(m map[string]any, keys []string) ast.Value {
 // scalarOf returns nil for a value that is not a scalar, for the empty string, and for a
 // number that cannot be compared exactly.
 func scalarOf(v any) ast.Value {
-	switch v := v.(type) {
-	case string:
-		return textOf(v)
-	case bool:
-		return ast.InternedTerm(v).Value
-	case json.Number:
-		if s, _, ok := canonical(string(v)); ok {
-			return ast.Number(s)
-		}
-	case float64:
-		return scalarOf(json.Number(strconv.FormatFloat(v, 'g', -1, 64)))
-	case int:
-		return scalarOf(int64(v))
-	case int64:
-		return scalarOf(json.Number(strconv.FormatInt(v, 10)))
+	switch f := mixedFact(v); f.kind {
+	case text:
+		return ast.String(f.str)
+	case truth:
+		return ast.InternedTerm(f == truthFact(true)).Value
+	case number:
+		s, _, _ := canonical(strconv.FormatFloat(f.num, 'g', -1, 64))
+		return ast.Number(s)
 	}
 	return nil
 }

@@ -256,26 +256,27 @@ func (d *Decision) bind(id string, ls []limit, in *Input) {
 
 // count is the limit of a policy as it counts for subjects.
 func (l limit) count(id string, subjectOf func(per string) string) Limit {
-	out := Limit{Source: id, Name: l.name, Value: l.max, Per: strings.Join(l.per, "+")}
-	var key strings.Builder
-	key.WriteString("policy:")
-	key.WriteString(id)
-	key.WriteByte(':')
-	key.WriteString(l.name)
+	out := Limit{Source: id, Name: l.name, Value: l.max, Per: l.per[0]}
+	var room [160]byte // most keys are shorter
+	key := append(room[:0], "policy:"...)
+	key = append(key, id...)
+	key = append(key, ':')
+	key = append(key, l.name...)
 	for i, per := range l.per {
 		subject := subjectOf(per)
-		if i > 0 {
-			out.Subject += "+"
-			key.WriteByte('+')
+		if i == 0 {
+			out.Subject = subject
+			key = append(key, ':')
 		} else {
-			key.WriteByte(':')
+			out.Subject += "+" + subject
+			out.Per += "+" + per
+			key = append(key, '+')
 		}
-		out.Subject += subject
-		appendEscaped(&key, per)
-		key.WriteByte(':')
-		appendEscaped(&key, subject)
+		key = appendEscaped(key, per)
+		key = append(key, ':')
+		key = appendEscaped(key, subject)
 	}
-	out.Key = key.String()
+	out.Key = string(key)
 	return out
 }
 
@@ -333,7 +334,7 @@ func subjectOf(per string, in *Input) string {
 
 // appendEscaped writes s so that no two texts give one name and the parts of a name stay
 // apart. A long one is replaced by its digest.
-func appendEscaped(b *strings.Builder, s string) {
+func appendEscaped(b []byte, s string) []byte {
 	const most = 128
 	plain := true
 	for i := 0; i < len(s) && plain; i++ {
@@ -341,19 +342,19 @@ func appendEscaped(b *strings.Builder, s string) {
 	}
 	switch {
 	case plain && len(s) <= most:
-		b.WriteString(s)
+		return append(b, s...)
 	case len(s) <= most/4:
 		for i := range len(s) {
 			if isPlain(s[i]) {
-				b.WriteByte(s[i])
+				b = append(b, s[i])
 			} else {
-				fmt.Fprintf(b, "%%%02X", s[i])
+				b = fmt.Appendf(b, "%%%02X", s[i])
 			}
 		}
-	default:
-		sum := sha256.Sum256([]byte(s))
-		b.WriteString("%sha256-" + hex.EncodeToString(sum[:16]))
+		return b
 	}
+	sum := sha256.Sum256([]byte(s))
+	return hex.AppendEncode(append(b, "%sha256-"...), sum[:16])
 }
 
 func isPlain(c byte) bool {

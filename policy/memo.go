@@ -3,80 +3,70 @@ package policy
 import (
 	"context"
 	"encoding/binary"
-	"encoding/json"
-	"math"
+	"errors"
+	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
-// memo keeps the results of rules for inputs, so that equal inputs are evaluated once. A key
-// has every field that some rule reads, except the time. A result is kept with the span of
-// time in which it cannot change.
+// memo keeps the results of evaluations, so that equal inputs are evaluated once. A bundle
+// has one memo for all of its engines. A key of a generated module has its facts. A key of a
+// policy in Rego has every field that it reads.
 //
-// It holds the decision document, not a Decision. Each hit reads the document again. So two
-// Decisions share no memory. The keys of limits are those of the current agent and its key,
-// although no rule reads these.
+// It holds what rules decided, not a Decision. The limits of a Decision are bound to the
+// agent and key of each request, although no rule reads these.
 //
 // It has two generations. When the young one is full, it becomes the old one.
 type memo struct {
 	mu         sync.RWMutex
-	young, old map[string]remembered
+	young, old map[string]*outcome
 	weight     int // of young
 
-	buffers sync.Pool // of *[]byte, for keys
+	rooms sync.Pool // of *room
+	used  atomic.Uint64
+	off   atomic.Bool // a result was wrong, so each input is evaluated
 }
 
-// Bounds of a memo, in bytes, about. An engine holds at most two generations.
+// Bounds of a memo, in bytes, about. A bundle holds at most two generations.
 const (
 	maxGeneration = 4 << 20
 	maxRemembered = 64 << 10
-	memberWeight  = 128 // of a member of a set in a decision
+	outcomeWeight = 256
+	memberWeight  = 48 // of a policy or a reason in an outcome
 )
 
-type remembered struct {
-	allowed     bool
-	doc         ast.Value
-	from, until time.Time // from belongs to it, until does not; zero: no bound
-}
+// checkEvery says how often a result of the memo is evaluated again. If it differs, the
+// request is denied and the memo of the bundle is not used any more.
+const checkEvery = 4096
 
-func (r *remembered) holds(t time.Time) bool {
-	return !t.Before(r.from) && (r.until.IsZero() || t.Before(r.until))
-}
+var errMemo = errors.New("the cached result differs from the evaluation: results of these policies are no longer cached")
 
 func newMemo() *memo {
-	m := &memo{young: map[string]remembered{}}
-	m.buffers.New = func() any { b := make([]byte, 0, 512); return &b }
+	m := &memo{young: map[string]*outcome{}}
+	m.rooms.New = func() any { return &room{} }
 	return m
 }
 
-func (m *memo) get(key []byte, t time.Time) (remembered, bool) {
+func (m *memo) get(key []byte) *outcome {
 	m.mu.RLock()
-	r, young := m.young[string(key)]
+	o := m.young[string(key)]
 	old := false
-	if !young {
-		r, old = m.old[string(key)]
+	if o == nil {
+		o = m.old[string(key)]
+		old = o != nil
 	}
 	m.mu.RUnlock()
-	if !young && !old || !r.holds(t) {
-		return remembered{}, false
-	}
 	if old {
-		m.put(string(key), r) // what is used stays
+		m.put(string(key), o) // what is used stays
 	}
-	return r, true
+	return o
 }
 
-func (m *memo) put(key string, r remembered) {
-	weight := len(key) + memberWeight
-	if doc, ok := r.doc.(ast.Object); ok {
-		doc.Foreach(func(_, v *ast.Term) {
-			if s, ok := v.Value.(ast.Set); ok {
-				weight += memberWeight * s.Len()
-			}
-		})
-	}
+func (m *memo) put(key string, o *outcome) {
+	weight := len(key) + outcomeWeight + memberWeight*(len(o.refused)+len(o.allow)+len(o.deny)+len(o.governs)+len(o.approval))
 	if weight > maxRemembered {
 		return
 	}
@@ -84,54 +74,11 @@ func (m *memo) put(key string, r remembered) {
 	defer m.mu.Unlock()
 	if _, known := m.young[key]; !known {
 		if m.weight+weight > maxGeneration {
-			m.old, m.young, m.weight = m.young, map[string]remembered{}, 0
+			m.old, m.young, m.weight = m.young, map[string]*outcome{}, 0
 		}
 		m.weight += weight
 	}
-	m.young[key] = r
-}
-
-// times is how the rules of an engine read the time, beside the expiry of the key.
-type times struct {
-	hours bool // request.hour_utc or request.weekday_utc
-	spans []span
-}
-
-// ordinary says whether a time is one whose order as text is that of the calendar, here
-// and in every zone. Results for other times are neither kept nor looked up.
-func ordinary(t time.Time) bool { y := t.UTC().Year(); return y > 1 && y < 9999 }
-
-// steady returns the span of time around the request's in which no result changes. The
-// times are ordinary.
-func (w *times) steady(in *Input) (from, until time.Time, ok bool) {
-	t, expires := in.Request.Time.UTC(), in.Caller.KeyExpiresAt
-	within := func(a, b time.Time) {
-		if a.After(from) {
-			from = a
-		}
-		if !b.IsZero() && (until.IsZero() || b.Before(until)) {
-			until = b
-		}
-	}
-	switch {
-	case expires.IsZero():
-	case t.Before(expires):
-		within(from, expires)
-	default:
-		within(expires, time.Time{})
-	}
-	if w.hours {
-		hour := t.Truncate(time.Hour)
-		within(hour, hour.Add(time.Hour))
-	}
-	for i := range w.spans {
-		a, b, ok := w.spans[i].steady(t)
-		if !ok {
-			return from, until, false
-		}
-		within(a, b)
-	}
-	return from, until, true
+	m.young[key] = o
 }
 
 // steady returns a span of time around t in which holds does not change. It lies between two
@@ -166,193 +113,81 @@ func (s *span) steady(t time.Time) (from, until time.Time, ok bool) {
 	return from, until, true
 }
 
-// spans returns the spans of a condition.
-func (c condition) spans() (out []span) {
-	c.leaves(func(l condition) {
-		if l.op == opWithin {
-			out = append(out, l.span)
-		}
-	})
-	return out
+// remember makes the engine keep its results in m. fs has the facts of a generated module.
+// Without facts, keys have what rules read. If that cannot be found out, or changes with each
+// request, nothing is kept.
+func (e *engine) remember(m *memo, number int, fs *facts) {
+	if fs == nil && (e.writer.all || e.writer.metadata == nil || e.writer.spends() || e.writer.writes("request", "time")) {
+		return
+	}
+	e.memo, e.number, e.facts = m, uint64(number), fs
 }
 
-// remember makes the engine keep its results, if it can find out what they depend on.
-func (e *engine) remember(spans []span) {
-	if e.writer.all || e.writer.metadata == nil || e.writer.spends() {
-		return // some rule reads what only evaluation can name, or what changes with each request
-	}
-	e.times.spans = spans
-	for _, s := range e.writer.sections {
-		for _, f := range s.fields {
-			if f.name == "hour_utc" || f.name == "weekday_utc" {
-				e.times.hours = true
-			}
-		}
-	}
-	e.memo = newMemo()
+// reading makes an outcome of a decision document, which is only valid until it returns.
+type reading interface {
+	outcome(allowed bool, doc ast.Value) (*outcome, error)
 }
 
-// answer is eval, or what eval answered before to an equal input.
-func (e *engine) answer(ctx context.Context, in *Input, read func(allowed bool, doc ast.Value) error) error {
-	if e.memo == nil || ctx.Err() != nil || !ordinary(in.Request.Time) || !in.Caller.KeyExpiresAt.IsZero() && !ordinary(in.Caller.KeyExpiresAt) {
-		return e.eval(ctx, in, read)
+// answer evaluates an input, or returns the result for an equal input.
+func (e *engine) answer(ctx context.Context, in *Input, r reading) (*outcome, error) {
+	if e.memo == nil || ctx.Err() != nil || e.memo.off.Load() {
+		return e.evaluate(ctx, in, r)
 	}
-	buffer := e.memo.buffers.Get().(*[]byte)
-	defer e.memo.buffers.Put(buffer)
-	*buffer = e.writer.key((*buffer)[:0], in)
-	if r, ok := e.memo.get(*buffer, in.Request.Time); ok {
-		return read(r.allowed, r.doc)
+	w := e.memo.rooms.Get().(*room)
+	defer e.memo.rooms.Put(w)
+	defer w.forget()
+	if !e.appendKey(w, in) {
+		return e.evaluate(ctx, in, r)
 	}
-	return e.eval(ctx, in, func(allowed bool, doc ast.Value) error {
-		err := read(allowed, doc)
-		if from, until, ok := e.times.steady(in); ok && err == nil {
-			e.memo.put(string(*buffer), remembered{allowed, doc, from, until})
+	known := e.memo.get(w.key)
+	if known != nil && e.memo.used.Add(1)%checkEvery != 0 {
+		return known, nil
+	}
+	o, err := e.evaluate(ctx, in, r)
+	switch {
+	case err != nil:
+		return nil, err
+	case known == nil:
+		e.memo.put(string(w.key), o)
+	case !reflect.DeepEqual(known, o):
+		e.memo.off.Store(true)
+		return nil, errMemo
+	}
+	return o, nil
+}
+
+// appendKey replaces the key in r. Two inputs with the same key have the same result. ok is
+// false if an input has no key.
+func (e *engine) appendKey(r *room, in *Input) (ok bool) {
+	r.key = binary.AppendUvarint(r.key[:0], e.number)
+	if e.facts != nil {
+		return e.facts.appendKey(r, in)
+	}
+	for i := range e.writer.sections {
+		s := &e.writer.sections[i]
+		for j := range s.fields {
+			r.key = s.fields[j].appendKey(r.key, in)
 		}
+	}
+	return true
+}
+
+// forget drops the request from memory that is used again.
+func (r *room) forget() {
+	r.in = nil
+	if cap(r.key) > maxRemembered {
+		r.key = nil
+	}
+}
+
+func (e *engine) evaluate(ctx context.Context, in *Input, r reading) (o *outcome, err error) {
+	err = e.eval(ctx, in, func(allowed bool, doc ast.Value) error {
+		var err error
+		o, err = r.outcome(allowed, doc)
 		return err
 	})
-}
-
-// key appends every field that some rule reads, but the time. Two inputs with the same key
-// differ in nothing else that rules read.
-func (w *writer) key(b []byte, in *Input) []byte {
-	text := func(s string) {
-		b = binary.AppendUvarint(b, uint64(len(s)))
-		b = append(b, s...)
+	if err != nil {
+		return nil, err
 	}
-	texts := func(ss []string) {
-		b = binary.AppendUvarint(b, uint64(len(ss)))
-		for _, s := range ss {
-			text(s)
-		}
-	}
-	for i := range w.sections {
-		for _, f := range w.sections[i].fields {
-			switch f.id {
-			case "agent.id":
-				text(in.Agent.ID)
-			case "agent.name":
-				text(in.Agent.Name)
-			case "agent.team":
-				text(in.Agent.Team)
-			case "agent.environment":
-				text(in.Agent.Environment)
-			case "agent.tier":
-				text(in.Agent.Tier)
-			case "agent.status":
-				text(in.Agent.Status)
-			case "agent.allowed_models":
-				texts(in.Agent.AllowedModels)
-			case "agent.metadata":
-				for _, k := range w.metadata {
-					b = appendScalar(b, in.Agent.Metadata[k])
-				}
-			case "request.operation":
-				text(in.Request.Operation)
-			case "request.scope":
-				text(in.Request.Scope)
-			case "request.provider":
-				text(in.Request.Provider)
-			case "request.model":
-				text(in.Request.Model)
-			case "request.mode":
-				text(in.Request.Mode)
-			case "request.host":
-				text(in.Request.Host)
-			case "request.path":
-				text(in.Request.Path)
-			case "request.stream":
-				b = append(b, truthByte(in.Request.Stream))
-			case "request.max_tokens":
-				b = binary.AppendVarint(b, in.Request.MaxTokens)
-			case "request.input_tokens_estimate":
-				b = binary.AppendVarint(b, in.Request.InputTokensEstimate)
-			case "request.bytes":
-				b = binary.AppendVarint(b, in.Request.Bytes)
-			case "request.tools":
-				texts(in.Request.Tools)
-			case "request.tool_names":
-				texts(in.Request.Tools)
-				texts(in.Request.ToolFamilies)
-			case "request.tool_families":
-				texts(in.Request.ToolFamilies)
-				b = append(b, truthByte(in.Request.ToolsOther))
-			case "request.session_id":
-				text(in.Request.SessionID)
-			case "request.url_hosts":
-				texts(in.Request.URLHosts)
-			case "caller.key_id":
-				text(in.Caller.KeyID)
-			case "caller.key_status":
-				text(in.Caller.KeyStatus)
-			case "caller.key_scopes":
-				texts(in.Caller.KeyScopes)
-			case "caller.key_allowed_models":
-				texts(in.Caller.KeyAllowedModels)
-			case "caller.key_expires_at":
-				if t := in.Caller.KeyExpiresAt; !t.IsZero() {
-					b = binary.AppendVarint(b, t.Unix())
-					b = binary.AppendUvarint(b, uint64(t.Nanosecond())+1)
-				} else {
-					b = append(b, 0, 0)
-				}
-			case "caller.key_rate_limit":
-				b = binary.AppendVarint(b, in.Caller.KeyRateLimit)
-			case "caller.ip":
-				text(in.Caller.IP)
-			case "caller.user_agent":
-				text(in.Caller.UserAgent)
-			case spendDay:
-				b = appendAmount(b, in.Spend.Day)
-			case spendMonth:
-				b = appendAmount(b, in.Spend.Month)
-			case "org.id":
-				text(in.Org.ID)
-			case "org.tier":
-				text(in.Org.Tier)
-			case "request.time", "request.hour_utc", "request.weekday_utc": // see times
-			}
-		}
-	}
-	return b
-}
-
-// timely are the fields that key leaves out.
-var timely = map[string]bool{"request.time": true, "request.hour_utc": true, "request.weekday_utc": true}
-
-func appendAmount(b []byte, nano *int64) []byte {
-	if nano == nil {
-		return append(b, 0)
-	}
-	return binary.AppendVarint(append(b, 1), *nano)
-}
-
-func truthByte(b bool) byte {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-// appendScalar appends a value of metadata with its type. What scalarOf takes for missing
-// is alike.
-func appendScalar(b []byte, v any) []byte {
-	text := func(kind byte, s string) []byte {
-		b = binary.AppendUvarint(append(b, kind), uint64(len(s)))
-		return append(b, s...)
-	}
-	switch v := v.(type) {
-	case string:
-		return text('s', v)
-	case json.Number:
-		return text('n', string(v))
-	case bool:
-		return append(b, 'b', truthByte(v))
-	case float64:
-		return binary.BigEndian.AppendUint64(append(b, 'f'), math.Float64bits(v))
-	case int:
-		return binary.AppendVarint(append(b, 'i'), int64(v))
-	case int64:
-		return binary.AppendVarint(append(b, 'i'), v)
-	}
-	return append(b, 'x')
+	return o, nil
 }

@@ -728,7 +728,7 @@ func TestMain(m *testing.M) {
 
 // With -rapid.checks=100, the default, about 200,000 pairs of a policy and a request are evaluated.
 func TestDecisionsAreTheContracts(t *testing.T) {
-	allowed, refused, pairs := 0, 0, 0
+	allowed, refused, pairs, remembered := 0, 0, 0, uint64(0)
 	rapid.Check(t, func(rt *rapid.T) {
 		ps := draw(rt, rapid.SampledFrom([]int{1, 8, 40}).Draw(rt, "most"))
 		b, err := policy.Compile(context.Background(), ps)
@@ -745,8 +745,13 @@ func TestDecisionsAreTheContracts(t *testing.T) {
 			in := inputs.Draw(rt, "input")
 			d := b.Decide(context.Background(), in)
 			if diff := same(read, in, d); diff != "" {
+				rt.Fatalf("(-contract +OPA, or what is remembered of an input with the same facts):\n%s\n%s", diff, b.Rego())
+			}
+			evaluating := b.WithoutMemo()
+			if diff := same(read, in, b.Decide(context.Background(), in)); diff != "" {
 				rt.Fatalf("(-contract +OPA):\n%s\n%s", diff, b.Rego())
 			}
+			evaluating()
 			if s, ok := b.Shadow(context.Background(), in); ok {
 				s.Limits = nil // of those in shadow only, and counted apart
 				if effect, codes, ids, _ := oracle(readEnabled, in); effect != s.Effect || !slices.Equal(ids, s.PolicyIDs) || len(codes) != len(s.Reasons) {
@@ -767,10 +772,11 @@ func TestDecisionsAreTheContracts(t *testing.T) {
 				refused++
 			}
 		}
+		remembered += b.Remembered()
 	})
-	t.Logf("%d policies met requests: %d allowed, %d rejected", pairs, allowed, refused)
-	if !racing && (allowed < 100 || refused < 100 || pairs < 100_000) {
-		t.Errorf("%d allowed, %d rejected, %d policies: there are too few of one kind", allowed, refused, pairs)
+	t.Logf("%d policies met requests: %d allowed, %d rejected; %d results of the memo were used", pairs, allowed, refused, remembered)
+	if !racing && (allowed < 100 || refused < 100 || pairs < 100_000 || remembered < 10_000) {
+		t.Errorf("%d allowed, %d rejected, %d policies, %d remembered: there are too few of one kind", allowed, refused, pairs, remembered)
 	}
 }
 

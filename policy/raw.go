@@ -184,9 +184,6 @@ func (raw *rawRego) compile() (*engine, error) {
 		return nil, rawError(err, invalid)
 	}
 	e.steps = rawSteps
-	if !e.writer.writes("request", "time") { // what a rule makes of a time, only evaluation can tell
-		e.remember(nil)
-	}
 	return e, nil
 }
 
@@ -221,7 +218,7 @@ func rawFields(m *ast.Module, invalid func(*ast.Location, string, string) error)
 	var names []string
 	sections := map[string]bool{}
 	for _, f := range inputFields() {
-		names = append(names, f.section+"."+f.name)
+		names = append(names, f.id())
 		sections[f.section] = true
 	}
 	ast.WalkRefs(m, func(r ast.Ref) bool {
@@ -250,19 +247,22 @@ func rawFields(m *ast.Module, invalid func(*ast.Location, string, string) error)
 
 // denies evaluates the policy.
 func (e *engine) denies(ctx context.Context, in *Input) (denies bool, err error) {
-	err = e.answer(ctx, in, func(_ bool, v ast.Value) error {
-		doc, ok := v.(ast.Object)
-		if !ok {
-			return errors.New("not a decision")
-		}
-		b, ok := doc.Get(ast.StringTerm("denies")).Value.(ast.Boolean)
-		denies = bool(b)
-		if !ok {
-			return errors.New("not a decision")
-		}
-		return nil
-	})
-	return denies, err
+	o, err := e.answer(ctx, in, rawReading{})
+	return err == nil && o.denies, err
+}
+
+type rawReading struct{}
+
+func (rawReading) outcome(_ bool, v ast.Value) (*outcome, error) {
+	doc, ok := v.(ast.Object)
+	if !ok {
+		return nil, errNoDecision
+	}
+	denies, ok := doc.Get(ast.StringTerm("denies")).Value.(ast.Boolean)
+	if !ok {
+		return nil, errNoDecision
+	}
+	return &outcome{denies: bool(denies)}, nil
 }
 
 // check compiles the module and runs its tests. At least one test must be denied and at
@@ -305,7 +305,7 @@ func (raw *rawRego) check() error {
 // writes reports whether the writer writes a field.
 func (w *writer) writes(of, name string) bool {
 	return w.all || slices.ContainsFunc(w.sections, func(s section) bool {
-		return slices.ContainsFunc(s.fields, func(f keyed) bool { return f.id == of+"."+name })
+		return slices.ContainsFunc(s.fields, func(f keyed) bool { return f.id() == of+"."+name })
 	})
 }
 
@@ -315,10 +315,10 @@ type rawPolicy struct {
 	engine *engine
 }
 
-// rawsOf compiles the policies in Rego that are in one of the states.
-func rawsOf(ids []string, ds []document, states ...State) (raws []rawPolicy, err error) {
+// rawsOf compiles the policies in Rego.
+func rawsOf(ids []string, ds []document) (raws []rawPolicy, err error) {
 	for i, d := range ds {
-		if d.raw == nil || !slices.Contains(states, d.state) {
+		if d.raw == nil {
 			continue
 		}
 		e, err := d.raw.compile()

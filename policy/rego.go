@@ -65,9 +65,11 @@ type generator struct {
 //	allow     the policies that permit the request; their limits are bound to the decision
 //	governs   lists of ids of the allow policies that select the agent and its caller
 //
+// all has the conditions of these rules.
+//
 // Policies with the same selection share a rule of governs, since most orgs have many
 // policies for few groups of agents.
-func generate(ids []string, ds []document) string {
+func generate(ids []string, ds []document) (module string, all []rule) {
 	var g generator
 	var deny, approval, allow, governs strings.Builder
 	var selectors []string // in the order of their first policies
@@ -81,15 +83,20 @@ func generate(ids []string, ds []document) string {
 		switch d.effect {
 		case Deny:
 			rules(&deny, "deny contains "+id, g.bodies(d.conditions, Deny))
+			all = append(all, rule{d.conditions, Deny})
 		case requireApproval:
 			rules(&approval, "approval contains "+id, g.bodies(d.conditions, Deny))
+			all = append(all, rule{d.conditions, Deny})
 		case Allow:
 			rules(&allow, "allow contains "+id, g.bodies(d.conditions, Allow))
-			selector := g.bodies(d.conditions.selecting(), Allow)
+			selecting := d.conditions.selecting()
+			all = append(all, rule{d.conditions, Allow})
+			selector := g.bodies(selecting, Allow)
 			key := strings.Join(selector, "\x00")
 			if selected[key] == nil {
 				selectors = append(selectors, key)
 				bodies[key] = selector
+				all = append(all, rule{selecting, Allow})
 			}
 			selected[key] = append(selected[key], id)
 		}
@@ -107,7 +114,7 @@ func generate(ids []string, ds []document) string {
 	if allow.Len() == 0 {
 		allow.WriteString("\nallow := set()\n\ngoverns := set()\n")
 	}
-	return "package aid.policies\n" + deny.String() + approval.String() + allow.String() + governs.String() + g.helpers.String()
+	return "package aid.policies\n" + deny.String() + approval.String() + allow.String() + governs.String() + g.helpers.String(), all
 }
 
 // rules writes a rule for each body. Without a body it writes nothing, so the rule never holds.

@@ -77,7 +77,8 @@ func TestRego(t *testing.T) {
 		caps.Builtins = append(caps.Builtins, f.Decl)
 	}
 	modules := map[string]*ast.Module{}
-	for name, text := range map[string]string{"baseline.rego": baselineRego, "decision.rego": decisionRego, "policies.rego": generate(nil, nil), "baseline_test.rego": string(tests)} {
+	empty, _ := generate(nil, nil)
+	for name, text := range map[string]string{"baseline.rego": baselineRego, "decision.rego": decisionRego, "policies.rego": empty, "baseline_test.rego": string(tests)} {
 		m, err := ast.ParseModuleWithOpts(name, text, ast.ParserOptions{Capabilities: caps, RegoVersion: ast.RegoV1})
 		if err != nil {
 			t.Fatal(err)
@@ -264,10 +265,11 @@ func TestNoAnswerDenies(t *testing.T) {
 		"no governs":        `{"effect": "deny", "refused": {[1, "x", "y"]}, "deny": set(), "approval": set()}`,
 		"no approval":       `{"effect": "deny", "refused": {[1, "x", "y"]}, "deny": set(), "governs": set()}`,
 	} {
-		in := active()
 		b := &Bundle{}
-		if d, ok := b.read(ast.MustParseTerm(v).Value, &in, nil); ok {
-			t.Errorf("%s was read: %+v", name, d)
+		for _, allowed := range []bool{true, false} {
+			if o, err := b.outcome(allowed, ast.MustParseTerm(v).Value); err == nil {
+				t.Errorf("%s was read: %+v", name, o)
+			}
 		}
 	}
 }
