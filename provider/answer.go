@@ -115,14 +115,15 @@ func (a *ResponseReader) Usage() Usage {
 // CountOutput counts the output from here on: see OutputSeen. Each event is then taken apart.
 func (a *ResponseReader) CountOutput() { a.meter = &meter{} }
 
-// OutputSeen estimates how many tokens of output have passed; 0 without CountOutput.
+// OutputSeen returns how many tokens of output have passed: those of the last usage that the
+// response reported, and an estimate of those after it. It returns 0 without CountOutput.
 func (a *ResponseReader) OutputSeen() int64 {
 	if a.meter == nil {
 		return 0
 	}
 	m := *a.meter
 	m.end() // what is there of an event that has not ended
-	return m.tokens
+	return m.reported + m.tokens
 }
 
 // Complete reports whether the response reached the end that its format defines. That is
@@ -191,9 +192,21 @@ func (a *ResponseReader) read(b []byte) {
 	}
 	switch a.form {
 	case whole:
-		a.scan.feed(b)
-		if a.meter != nil {
-			a.meter.feed(b)
+		if a.meter == nil {
+			a.scan.feed(b)
+			return
+		}
+		for len(b) > 0 { // usage covers what stands before its last bracket
+			n := bytes.IndexByte(b, '}') + 1
+			if n == 0 {
+				n = len(b)
+			}
+			a.scan.feed(b[:n])
+			a.meter.feed(b[:n])
+			if a.meter.covered && !a.meter.quoted {
+				a.meter.end()
+			}
+			b = b[n:]
 		}
 	case events:
 		for len(b) > 0 {
@@ -318,9 +331,12 @@ func (a *ResponseReader) took(w want, raw []byte) {
 		}
 		// Mistral's finish reason is "error"; Cohere's are "ERROR" and "ERROR_TOXIC".
 		a.failed = a.failed || strings.HasPrefix(strings.ToLower(string(b)), "error")
-	case wantUsage:
+	case wantUsage, wantFirstUsage:
 		if a.scan.reads.usage(raw, &a.usage) {
 			a.found = true
+			if w == wantUsage {
+				a.meter.cover(a.usage.OutputTokens)
+			}
 		}
 	default:
 		var f figure
@@ -331,5 +347,8 @@ func (a *ResponseReader) took(w want, raw []byte) {
 			wantCacheWrite: &a.usage.CacheWriteTokens, wantReasoning: &a.usage.ReasoningTokens}[w]
 		*to = f.count()
 		a.usage.Source, a.found = "provider", true
+		if w == wantOutput {
+			a.meter.cover(a.usage.OutputTokens)
+		}
 	}
 }

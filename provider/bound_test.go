@@ -154,6 +154,52 @@ func TestOutputSeen(t *testing.T) {
 			}
 		}
 	}
+	// Usage replaces the estimate of what came before it.
+	usage := func(text string, tokens int) string {
+		return strings.Replace(chunk(text), `"usage":null`, fmt.Sprintf(`"usage":{"prompt_tokens":1,"completion_tokens":%d}`, tokens), 1)
+	}
+	first := func(text string, tokens int) string { // usage before the text
+		return fmt.Sprintf(`data: {"usage":{"prompt_tokens":1,"completion_tokens":%d},"choices":[{"delta":{"content":"%s"}}]}`+"\n\n", tokens, text)
+	}
+	messages := callOf(t, "/v1/messages", `{"model":"m","stream":true,"max_tokens":9,"messages":[]}`)
+	gemini := callOf(t, "/v1beta/models/m:streamGenerateContent", `{"contents":[]}`)
+	words := strings.Repeat("word ", 6)
+	for _, c := range []struct {
+		name   string
+		call   provider.Call
+		kind   string
+		stream string
+		want   int64
+	}{
+		{"each event", call, "openai", usage(words, 7) + usage(words, 14), 14},
+		{"text after it", call, "openai", usage(words, 7) + chunk(words), 17},
+		{"text before it", call, "openai", chunk(words) + chunk(words) + usage(words, 20), 20},
+		{"it stands first in its event", call, "openai", first(words, 7) + first(words, 14), 14},
+		{"broken off behind it", call, "openai", first(words, 7)[:len(first(words, 7))-20], 7},
+		{"zeros are no report", call, "openai", usage(words, 0) + usage(words, 0), 20},
+		{"nor are equal figures", call, "openai", usage("abc", 1) + usage(words, 1) + usage(words, 1), 21},
+		{"Anthropic's first", messages, "anthropic", `data: {"type":"message_start","message":{"usage":{"input_tokens":5,"output_tokens":3}}}` + "\n\n" + `data: {"type":"content_block_delta","delta":{"text":"` + words + `"}}` + "\n\n", 10},
+		{"Anthropic's last", messages, "anthropic", `data: {"type":"message_start","message":{"usage":{"input_tokens":5,"output_tokens":3}}}` + "\n\n" + `data: {"type":"content_block_delta","delta":{"text":"` + words + `"}}` + "\n\n" +
+			`data: {"type":"message_delta","usage":{"output_tokens":8}}` + "\n\n", 8},
+		{"an array", gemini, "gemini", `[{"candidates":[{"content":{"parts":[{"text":"a } b ` + words + `"}]}}],"usageMetadata":{"candidatesTokenCount":9}},{"candidates":[{"content":{"parts":[{"text":"` + words, 19},
+	} {
+		for size := range []int{1, 7, 1 << 20} {
+			contentType := "text/event-stream"
+			if c.kind == "gemini" {
+				contentType = "application/json"
+			}
+			a := provider.NewResponseReader(c.call, provider.Provider{ID: "p", Kind: c.kind, BaseURL: "https://x.example"}, 200, contentType)
+			a.CountOutput()
+			for b := c.stream; b != ""; {
+				n := min(len(b), size+1)
+				a.Chunk([]byte(b[:n]), false)
+				b = b[n:]
+			}
+			if a.OutputSeen() != c.want {
+				t.Errorf("%s, pieces of %d: %d tokens, want %d", c.name, size+1, a.OutputSeen(), c.want)
+			}
+		}
+	}
 	a := provider.NewResponseReader(call, p, 200, "text/event-stream")
 	if a.Chunk([]byte(chunk("abc")), false); a.OutputSeen() != 0 {
 		t.Error("it counts although nothing asked for it")

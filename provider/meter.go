@@ -5,9 +5,15 @@ import "bytes"
 // meter estimates how many tokens of output have passed in a response. It counts the bytes of
 // all strings except those in marksOf. A token has bytesToken bytes, and an event with any
 // text has at least one token. It is incremental, and keeps the last name only.
+//
+// A usage report replaces the estimate of everything up to the end of its event. Some servers
+// send the same figures with each event until the last one. So only a report with more output
+// than all reports before it counts.
 type meter struct {
-	tokens int64
-	bytes  int64 // of the event
+	tokens   int64 // since the last report
+	reported int64
+	covered  bool  // the event has a report
+	bytes    int64 // of the event
 
 	name    [maxMark]byte // the string that ended last, or its beginning
 	named   int           // its length
@@ -96,8 +102,18 @@ func (m *meter) end() {
 		m.bytes += int64(m.named) // it broke off in a string
 	}
 	m.value()
-	if m.bytes > 0 {
+	switch {
+	case m.covered:
+		m.tokens = 0
+	case m.bytes > 0:
 		m.tokens += max(1, (m.bytes+bytesToken-1)/bytesToken)
 	}
-	m.bytes, m.quoted, m.escaped, m.mark = 0, false, false, false
+	m.bytes, m.quoted, m.escaped, m.mark, m.covered = 0, false, false, false, false
+}
+
+// cover notes that the provider reports so many tokens of output so far. A nil meter ignores it.
+func (m *meter) cover(tokens int64) {
+	if m != nil && tokens > m.reported {
+		m.reported, m.covered = tokens, true
+	}
 }

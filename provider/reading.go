@@ -194,7 +194,7 @@ var responsesReading = reading{
 // or one processed in one country, costs more: Service has that.
 var anthropicReading = reading{
 	root: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage},
-		{name: "message", in: place{{name: "model", want: wantModel}, {name: "usage", want: wantUsage}}},
+		{name: "message", in: place{{name: "model", want: wantModel}, {name: "usage", want: wantFirstUsage}}},
 		{name: "type", want: wantType}, {name: "error", want: wantError}},
 	marked: [][]byte{[]byte(`"usage"`), []byte(`"error"`), []byte(`"message_stop"`)},
 	types:  []string{"message_stop"},

@@ -67,11 +67,12 @@ type member struct {
 type want uint8
 
 const (
-	wantInside  want = iota // the value is an object to search in
-	wantModel               // a string
-	wantUsage               // an object
-	wantService             // a string
-	wantInput               // a number, like the others below
+	wantInside     want = iota // the value is an object to search in
+	wantModel                  // a string
+	wantUsage                  // an object
+	wantFirstUsage             // an object, sent before any output: its figure of the output covers none
+	wantService                // a string
+	wantInput                  // a number, like the others below
 	wantOutput
 	wantCached
 	wantCacheWrite
@@ -185,7 +186,7 @@ func (s *scanner) valueBegins(c byte) {
 	if s.next != nil && s.next.want == wantError && (c == '{' || c == '"' || c == '[') {
 		s.out.failed = true
 	}
-	s.taking = s.next != nil && (c == '{' && s.next.want == wantUsage ||
+	s.taking = s.next != nil && (c == '{' && (s.next.want == wantUsage || s.next.want == wantFirstUsage) ||
 		c == '"' && (s.next.want == wantModel || s.next.want == wantService || s.next.want == wantFinish || s.next.want == wantBlock || s.next.want == wantType) ||
 		'0' <= c && c <= '9' && wantInput <= s.next.want && s.next.want <= wantReasoning)
 	if s.taking {

@@ -423,6 +423,10 @@ func (v *Verdict) charge(e Ending, u provider.Usage, forwarded bool, cost int64,
 	case e.ProviderStatus == 0 || e.ProviderStatus >= 300 || e.Outcome == OutcomeCompleted || !v.Call.Stream || u.Contradicts:
 		return v.worst, audit.BasisReservation
 	}
+	if u.Source == absent && v.Call.Bound(v.Forward, 0).Opaque {
+		// Nothing bounds what the provider has read. A client must not choose when it is charged.
+		return v.worst, audit.BasisReservation
+	}
 	// A stream that broke off. What it says of its usage is up to some event.
 	if u.Service == "" {
 		u.Service = e.Service

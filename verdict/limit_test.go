@@ -197,6 +197,8 @@ func TestCharges(t *testing.T) {
 	w, _ := money(t, `{"monthly_usd_cap":9}`)
 	whole := w.allow(body(`{"model":"small","max_tokens":100` + chat))
 	stream := w.allow(next(w), body(`{"model":"small","max_tokens":100,"stream":true`+chat))
+	picture := w.allow(next(w), body(`{"model":"big-wide","max_tokens":100,"stream":true,"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]}]}`))
+	opaque := picture.Decided(&w.org, w.caller, &w.request).ReservedNanoUSD
 	worst := whole.Decided(&w.org, w.caller, &w.request).ReservedNanoUSD
 	usage := provider.Usage{InputTokens: 10, OutputTokens: 5, Source: "provider"}
 	estimate := int64(stream.Call.InputTokensEstimate) * 1000
@@ -226,6 +228,8 @@ func TestCharges(t *testing.T) {
 		{"usage comes first", stream, true, verdict.Ending{Outcome: "client_closed", ProviderStatus: 200, OutputSeen: 7, Usage: provider.Usage{InputTokens: 10, OutputTokens: 1, Source: "provider"}},
 			10_000 + 14_000, audit.BasisSeen, false},
 		{"usage comes often", stream, true, verdict.Ending{Outcome: "cut", ProviderStatus: 200, OutputSeen: 1, Usage: usage}, 20_000, audit.BasisSeen, false},
+		{"a stream about a picture", picture, true, verdict.Ending{Outcome: "client_closed", ProviderStatus: 200, OutputSeen: 1}, opaque, audit.BasisReservation, false},
+		{"a stream about a picture, usage first", picture, true, verdict.Ending{Outcome: "client_closed", ProviderStatus: 200, OutputSeen: 7, Usage: usage}, 24_000, audit.BasisSeen, false},
 		{"an error in a stream", stream, true, verdict.Ending{Outcome: "provider_error", ProviderStatus: 200, OutputSeen: 7}, estimate + 14_000, audit.BasisSeen, false},
 		{"more than was reserved", stream, true, verdict.Ending{Outcome: "broken_off", ProviderStatus: 200, OutputSeen: 1e6}, worst + 14_000, audit.BasisSeen, false},
 	} {
