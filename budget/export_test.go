@@ -3,6 +3,8 @@ package budget
 import (
 	"context"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Wait sets how long a request waits for the store. A slow machine must not decide a test.
@@ -38,7 +40,9 @@ func (v *Valkey) Misdate(org string, at time.Time) {
 // Compare compares the org's counts with the audit log.
 func (v *Valkey) Compare(ctx context.Context, org string) {
 	if o, err := v.org(org); err == nil {
-		v.compare(ctx, o)
+		if _, _, err := v.here(ctx, o, 0, false); err == nil { // a heartbeat comes before it
+			v.compare(ctx, o)
+		}
 	}
 }
 
@@ -53,4 +57,21 @@ func (v *Valkey) RenewLate(ctx context.Context, org string, between func()) {
 	counts, ids := v.slotsInUse(o)
 	between()
 	v.extend(ctx, o, counts, ids)
+}
+
+// Pass compares once.
+func (c *Comparison) Pass(ctx context.Context) { c.pass(ctx) }
+
+// Corrected returns what was added and removed so far.
+func (c *Comparison) Corrected() *prometheus.CounterVec { return c.corrected }
+
+// Corrected returns what was added to the store and removed from it so far.
+func (v *Valkey) Corrected() *prometheus.CounterVec { return v.m.corrected }
+
+// Lose changes what is charged to a counter.
+func (m *Memory) Lose(counter string, nanoUSD int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.accounts[counter].charged -= nanoUSD
+	m.accounts[counter].dirty = true
 }

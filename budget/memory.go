@@ -53,6 +53,11 @@ type account struct {
 	end               time.Time     // of the period
 	uses              bool          // it counts requests
 	session           *Limit        // of a USD cap of a session that earlier processes may have counted
+
+	// For Comparison, of a day or month that is not in shadow.
+	org   string
+	moved moved
+	dirty bool // it may differ from the audit log
 }
 
 type zoned struct {
@@ -111,7 +116,7 @@ func (m *Memory) Reserve(ctx context.Context, org, id string, limits []Limit) (R
 			copy(limits, before)
 			return Result{OK: true, Which: -1}, nil
 		}
-		unknown := m.locate(limits)
+		unknown := m.locate(org, limits)
 		best := m.evaluate(limits, len(unknown) > 0)
 		switch {
 		case !best.OK:
@@ -159,7 +164,7 @@ func (m *Memory) advance() {
 
 // locate sets the period of each USD cap and returns the counters whose sums are not known.
 // A cap that the request takes nothing from needs no sum.
-func (m *Memory) locate(limits []Limit) (unknown []string) {
+func (m *Memory) locate(org string, limits []Limit) (unknown []string) {
 	for i := range limits {
 		l := &limits[i]
 		if !l.Kind.Money() && l.Kind != Uses {
@@ -177,8 +182,12 @@ func (m *Memory) locate(limits []Limit) (unknown []string) {
 			if l.Kind == SessionUSD && !a.known {
 				a.session = &Limit{Key: l.Key, Session: l.Session}
 			}
+			if (l.Kind == Day || l.Kind == Month) && !l.Shadow {
+				a.org = org
+			}
 			m.accounts[counter] = a
 		}
+		a.dirty = a.org != "" // also if it rejects the request: it may have too much
 		if !a.known {
 			unknown = append(unknown, counter)
 		}
@@ -484,7 +493,9 @@ func (m *Memory) Settle(_ context.Context, id string, used Used) {
 			}
 		default:
 			if a := m.free(l); a != nil {
-				a.charged = add(a.charged, max(0, used.NanoUSD))
+				n := max(0, used.NanoUSD)
+				a.charged, a.moved.in = add(a.charged, n), add(a.moved.in, n)
+				a.moved.out -= min(n, l.amount()) // free has added all of it
 			}
 		}
 	}
@@ -502,6 +513,7 @@ func (m *Memory) free(l *Limit) *account {
 	a := m.accounts[l.Counter()]
 	if a != nil && l.amount() > 0 {
 		a.reserved -= l.amount()
+		a.moved.out = add(a.moved.out, l.amount())
 	}
 	return a
 }

@@ -113,7 +113,7 @@ type shared struct {
 	renewedIn string
 	spans     map[zoned]since
 	asking    map[string]chan struct{} // by counter: closed when it is known
-	used      map[string]Limit         // by counter: caps that compare has to look at
+	used      map[string]*watched      // by counter: caps that compare has to look at
 	poke      chan struct{}
 
 	// heard are the store's clock at the last two heartbeats, in microseconds. What is called
@@ -220,6 +220,7 @@ func (v *Valkey) Reserve(ctx context.Context, org, id string, limits []Limit) (R
 			return v.nearby(ctx, o, id, limits)
 		}
 		v.locate(o, limits)
+		o.watch(limits)
 		reply, gen, err := v.take(ctx, o, id, limits, money)
 		switch {
 		case err != nil && ctx.Err() != nil:
@@ -418,16 +419,7 @@ func (v *Valkey) result(o *shared, id, gen string, limits []Limit, r reply) (Res
 		v.remember(o, gen, limits, best)
 		return best, nil
 	}
-	h := &holding{org: o, limits: limits, gen: gen}
-	o.mu.Lock()
-	for i := range limits {
-		l := &limits[i]
-		h.slots = h.slots || l.Kind == Slots
-		if (l.Kind == Day || l.Kind == Month) && !l.Shadow && l.amount() > 0 && len(o.used) < maxCompared {
-			o.used[l.Counter()] = *l
-		}
-	}
-	o.mu.Unlock()
+	h := &holding{org: o, limits: limits, gen: gen, slots: slices.ContainsFunc(limits, func(l Limit) bool { return l.Kind == Slots })}
 	v.hold(id, h)
 	return best, nil
 }
@@ -582,6 +574,7 @@ func (v *Valkey) remembered(o *shared, limits []Limit) (r Result, denied bool) {
 			}
 		}
 		l.Left = l.Max - d.used
+		o.watch(limits)
 		return d.result, true
 	}
 	return Result{}, false

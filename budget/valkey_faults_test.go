@@ -499,27 +499,6 @@ func oldServer(t *testing.T, info string) string {
 	return l.Addr().String()
 }
 
-// A count that has less charged than the audit log is raised to it. What the log has
-// reserved is no reason: the store may know the end of these requests already.
-func TestValkeyCompares(t *testing.T) {
-	s := startValkey(t)
-	a := &auditLog{}
-	v := open(t, a, s.Address())
-	key := "aid:{org_1}:usd:" + thisMonth()
-	for i, c := range []struct{ charged, reserved, had, want int64 }{{20, 50, 20, 20}, {20, 50, 19, 20}, {20, 50, 30, 30}, {1<<53 + 1, 0, 1 << 53, 1<<53 + 1}} {
-		id := fmt.Sprint("r", i)
-		if r := reserve(t, v, id, month1(1<<62, 1)); !r.OK {
-			t.Fatalf("%+v", r)
-		}
-		s.Do(fmt.Sprintf("HSET %s charged %d", key, c.had))
-		a.set(func(a *auditLog) { a.sums, a.reserved = map[string]int64{thisMonth(): c.charged}, c.reserved })
-		v.Compare(t.Context(), "org_1")
-		if got := s.Do("HGET " + key + " charged"); got != strconv.FormatInt(c.want, 10) {
-			t.Errorf("%+v: %s", c, got)
-		}
-	}
-}
-
 // A sidecar that is gone leaves its reservations charged in full, and no slot.
 func TestValkeyBury(t *testing.T) {
 	s := startValkey(t)

@@ -36,6 +36,9 @@ var luaJoin string
 //go:embed lua/seed.lua
 var luaSeed string
 
+//go:embed lua/compare.lua
+var luaCompare string
+
 //go:embed lua/bury.lua
 var luaBury string
 
@@ -56,6 +59,7 @@ var (
 	scriptBeat    = newScript("beat", luaBeat)
 	scriptJoin    = newScript("join", luaJoin)
 	scriptSeed    = newScript("seed", luaSeed)
+	scriptCompare = newScript("compare", luaCompare)
 	scriptBury    = newScript("bury", luaBury)
 	scriptRenew   = newScript("renew", luaRenew)
 
@@ -475,7 +479,7 @@ type storeMetrics struct {
 	seconds     prometheus.Histogram
 	errors      *prometheus.CounterVec
 	generations prometheus.Counter
-	raised      prometheus.Counter
+	corrected   *prometheus.CounterVec
 }
 
 func newStoreMetrics(r prometheus.Registerer, inFlight func() (away, waiting int)) (*storeMetrics, error) {
@@ -490,9 +494,7 @@ func newStoreMetrics(r prometheus.Registerer, inFlight func() (away, waiting int
 		generations: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "aid_budget_store_generations_total", Help: "How often an org's counts began anew from the audit log, at a start or since the shared store lost counts.",
 		}),
-		raised: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "aid_budget_store_corrected_nano_usd_total", Help: "Nano-dollars that the shared store lacked compared with the audit log, and that were added.",
-		}),
+		corrected: newCorrected("aid_budget_store_corrected_nano_usd_total", "Nano-dollars by which counts of the shared store differed from the audit log, and were corrected. added: the store had less. removed: it had more."),
 	}
 	for _, c := range []string{"connection", "dropped", "readonly", "rejected", "timeout", "unfit"} {
 		m.errors.WithLabelValues(c) // alerts need them before the first error
@@ -506,7 +508,7 @@ func newStoreMetrics(r prometheus.Registerer, inFlight func() (away, waiting int
 	waiting := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "aid_budget_store_waiting", Help: "Completions that wait for the shared store.",
 	}, func() float64 { _, n := inFlight(); return float64(n) })
-	for _, c := range []prometheus.Collector{m.seconds, m.errors, m.generations, m.raised, away, waiting} {
+	for _, c := range []prometheus.Collector{m.seconds, m.errors, m.generations, m.corrected, away, waiting} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("registering metrics: %w", err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,7 +26,7 @@ func (v *Valkey) org(name string) (*shared, error) {
 	if name == "" {
 		return nil, fmt.Errorf("%w: the org has no name", ErrStoreAway)
 	}
-	o := &shared{name: name, unready: v.now(), changed: make(chan struct{}), spans: map[zoned]since{}, asking: map[string]chan struct{}{}, used: map[string]Limit{}, poke: make(chan struct{}, 1)}
+	o := &shared{name: name, unready: v.now(), changed: make(chan struct{}), spans: map[zoned]since{}, asking: map[string]chan struct{}{}, used: map[string]*watched{}, poke: make(chan struct{}, 1)}
 	v.orgs[name] = o
 	if v.ctx != nil {
 		v.follow(o)
@@ -407,8 +408,7 @@ func (v *Valkey) seed(ctx context.Context, o *shared, gen string, limits []*Limi
 	for i, s := range sums {
 		totals[i] = add(s.Charged, s.Reserved)
 	}
-	_, err = v.setSums(ctx, o, gen, limits, totals, false)
-	return err
+	return v.setSums(ctx, o, gen, limits, totals)
 }
 
 // sums asks the control plane.
@@ -454,14 +454,13 @@ func names(l *Limit, now time.Time) []string {
 	return out
 }
 
-// setSums runs seed.lua, and returns what the store had.
-func (v *Valkey) setSums(ctx context.Context, o *shared, gen string, limits []*Limit, sums []int64, raise bool) ([]string, error) {
+// setSums runs seed.lua.
+func (v *Valkey) setSums(ctx context.Context, o *shared, gen string, limits []*Limit, sums []int64) error {
 	keys := o.keys(v.id, "", nil)[:2]
 	args, now := o.number(v.id)
 	if now != gen {
-		return nil, nil // the caller looks again
+		return nil // the caller looks again
 	}
-	args = append(args, flag(raise))
 	for i, l := range limits {
 		keys = append(keys, o.count(l))
 		end := o.span(l).end.Add(kept)
@@ -470,56 +469,116 @@ func (v *Valkey) setSums(ctx context.Context, o *shared, gen string, limits []*L
 		}
 		args = append(args, strconv.FormatInt(sums[i], 10), strconv.FormatInt(end.Unix(), 10))
 	}
-	r, err := v.call(ctx, o, callTimeout, scriptSeed, keys, args)
-	if err != nil || r.word != "ok" || len(r.rest) != len(limits) {
-		return nil, err
-	}
-	return r.rest, nil
+	_, err := v.call(ctx, o, callTimeout, scriptSeed, keys, args)
+	return err
 }
 
-// compare raises what is charged to counts used since it last ran, where the audit log has
-// more. What is reserved is not compared: in the log a request ends a little later.
+// watched is a count that compare looks at, and what compare last saw of it.
+type watched struct {
+	limit        Limit
+	gen, in, out string
+	since        int64 // of the store's clock, in microseconds; 0: it has not been seen in gen
+}
+
+// watch lets compare look at the counts of USD caps, also of a request that they reject.
+func (o *shared) watch(limits []Limit) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for i := range limits {
+		l := &limits[i]
+		if (l.Kind == Day || l.Kind == Month) && !l.Shadow && l.amount() > 0 && len(o.used) < maxCompared && o.used[l.Counter()] == nil {
+			o.used[l.Counter()] = &watched{limit: *l}
+		}
+	}
+}
+
+// compare corrects counts that differ from the sums of the audit log. The sums are complete
+// once all sidecars have shipped what was counted when compare last ran. So a count is looked
+// at until it is at rest.
 func (v *Valkey) compare(ctx context.Context, o *shared) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	var limits []*Limit
+	var seen []*watched
 	o.mu.Lock()
-	for _, l := range o.used {
-		limits = append(limits, &l)
+	gen, until := o.gen, o.heard[1]
+	for _, w := range o.used {
+		if w.gen != gen {
+			*w = watched{limit: w.limit, gen: gen, in: "0", out: "0"}
+		}
+		limits, seen = append(limits, &w.limit), append(seen, w)
 	}
-	clear(o.used)
 	o.mu.Unlock()
-	if len(limits) == 0 {
+	if gen == "" {
 		return
 	}
-	gen := o.generation()
-	sums, err := v.sums(ctx, o, limits)
-	if err != nil {
+	failed := func(err error) {
 		v.c.Log.WarnContext(ctx, "the shared store was not compared with the audit log", "org", o.name, "err", err)
+	}
+	// Other sidecars wait for this, also if it has nothing to compare.
+	if err := v.c.Sums.Shipped(ctx, o.name); err != nil {
+		failed(err)
 		return
 	}
-	// Charges that the log has already are on their way to the store.
-	timer := time.NewTimer(v.every)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-		return
+	var sums []Sum
+	if len(limits) > 0 {
+		var err error
+		if sums, err = v.sums(ctx, o, limits); err != nil {
+			failed(err)
+			return
+		}
+		// Charges that the log has already are on their way to the store.
+		timer := time.NewTimer(v.every)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
 	}
-	charged := make([]int64, len(sums))
-	for i, s := range sums {
-		charged[i] = s.Charged
+	keys := o.keys(v.id, "", nil)[:2]
+	args, now := o.number(v.id)
+	if now != gen {
+		return // the next one compares
 	}
-	had, err := v.setSums(ctx, o, gen, limits, charged, true)
-	if err != nil {
+	args = append(args, strconv.FormatInt(until, 10))
+	for i, l := range limits {
+		w := seen[i]
+		keys = append(keys, o.count(l))
+		args = append(args, strconv.FormatInt(sums[i].Charged, 10), strconv.FormatInt(sums[i].Reserved, 10), w.in, w.out, strconv.FormatInt(w.since, 10))
+	}
+	const each = 7
+	r, err := v.call(ctx, o, callTimeout, scriptCompare, keys, args)
+	if err != nil || r.word != "ok" || len(r.rest) != each*len(limits) {
 		return // the next heartbeat reports it
 	}
-	for i, text := range had {
-		if n, err := strconv.ParseInt(text, 10, 64); err == nil && n < charged[i] {
-			v.m.raised.Add(float64(charged[i] - n))
-			v.c.Log.WarnContext(ctx, "the shared store had less than the audit log, and was corrected",
-				"org", o.name, "counter", limits[i].Counter(), "had", n, "charged", charged[i])
+	v.mu.Lock()
+	for _, l := range limits {
+		delete(v.denials, o.name+" "+l.Key) // what is left may have been corrected, also by others
+	}
+	v.mu.Unlock()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for i, w := range seen {
+		f := r.rest[each*i : each*i+each]
+		v.m.note(ctx, v.c.Log, o.name, limits[i].Counter(), f[0], f[4], f[5])
+		rests := w.since > 0 && w.in == f[2] && w.out == f[3] && f[1] == "0"
+		w.in, w.out, w.since = f[2], f[3], r.at.UnixMicro()
+		if rests && f[6] == "1" {
+			delete(o.used, limits[i].Counter())
 		}
+	}
+}
+
+// note counts and logs a correction.
+func (m *storeMetrics) note(ctx context.Context, log *slog.Logger, org, counter, had, added, removed string) {
+	for direction, text := range map[string]string{directionAdded: added, directionRemoved: removed} {
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || n <= 0 {
+			continue
+		}
+		m.corrected.WithLabelValues(direction).Add(float64(n))
+		log.WarnContext(ctx, "the shared store differed from the audit log, and was corrected", "org", org, "counter", counter, "had", had, direction, n)
 	}
 }
 

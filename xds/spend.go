@@ -259,6 +259,9 @@ func (s *Spend) Shared() budget.SharedSums {
 	return sharedSpend{s}
 }
 
+// Books returns what the audit log has, for counts that only this sidecar keeps.
+func (s *Spend) Books() budget.Books { return sharedSpend{s} }
+
 type sharedSpend struct{ s *Spend }
 
 func (s sharedSpend) Sums(ctx context.Context, org string, counters []string) ([]budget.Sum, error) {

@@ -4,6 +4,7 @@
 --   s:ID     the last call of a sidecar
 --   j:ID     the generation that it has joined
 --   b:ID     when it was last here, in seconds
+--   w:ID     the audit log has all its records up to then, in microseconds
 -- KEYS[2] is the hash of what this sidecar holds, by the id of the request.
 -- ARGV: sidecar, number of this call, last number that got a reply, generation.
 --

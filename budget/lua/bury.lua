@@ -12,9 +12,9 @@ for i = 1, #all, 2 do
   if known then
     local of = string.match(all[i + 1], '^[^\n]*')
     for amount, key in string.gmatch(all[i + 1], '\n(%d+) ([^\n]+)') do
-      local c = redis.call('HMGET', key, 'gen', 'charged', 'reserved')
+      local c = redis.call('HMGET', key, 'gen', 'charged', 'reserved', 'in')
       if of == gen and c[1] == gen and c[3] then
-        redis.call('HSET', key, 'reserved', sub(c[3], amount), 'charged', add(c[2], amount))
+        redis.call('HSET', key, 'reserved', sub(c[3], amount), 'charged', add(c[2], amount), 'in', add(c[4] or '0', amount))
       end
     end
     redis.call('HDEL', KEYS[3], all[i])
@@ -22,5 +22,5 @@ for i = 1, #all, 2 do
     left = true
   end
 end
-if not left then redis.call('HDEL', KEYS[1], 's:' .. id, 'j:' .. id, 'b:' .. id) end
+if not left then redis.call('HDEL', KEYS[1], 's:' .. id, 'j:' .. id, 'b:' .. id, 'w:' .. id) end
 return {state, clock[1], clock[2]}

@@ -227,7 +227,13 @@ func (s *sidecar) run(ctx context.Context) error {
 	case err != nil:
 		return err
 	case store == nil:
-		limiter = budget.NewMemory(time.Now, spend)
+		m := budget.NewMemory(time.Now, spend)
+		comparison, err := budget.NewComparison(m, spend.Books(), s.log, reg)
+		if err != nil {
+			return err
+		}
+		limiter = m
+		below.start(ctx, "comparison", comparison.Run)
 	default:
 		if err := unfit(store.Check(ctx)); err != nil {
 			return err

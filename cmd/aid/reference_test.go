@@ -390,6 +390,8 @@ func TestMetricReference(t *testing.T) {
 		Addresses: []string{"127.0.0.1:1"}, Sums: xds.NewSpend(nil, writer, time.Now, quiet).Shared(), Log: quiet, Registerer: sidecar,
 	})
 	must(err)
+	_, err = budget.NewComparison(budget.NewMemory(time.Now, nil), nil, quiet, sidecar)
+	must(err)
 	_, err = extproc.New(extproc.Config{Directory: client, Recorder: writer, Limiter: budget.NewMemory(time.Now, nil), Log: quiet, Registerer: sidecar})
 	must(err)
 	// The metrics of aid up.
