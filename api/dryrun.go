@@ -32,6 +32,7 @@ const (
 	dryRunRows    = 20_000              // rows of requests that would change, which are kept
 	dryRunOthers  = 2_000               // rows of other requests
 	dryRunAgents  = 1_000
+	dryRunRaises  = 10_000
 	dryRunKept    = 7 * 24 * time.Hour
 	dryRunSilent  = time.Minute // a job that reports nothing for so long has ended
 )
@@ -256,7 +257,14 @@ func dryRunPolicy(ctx context.Context, x *call, in *struct{ Body DryRunIn }) (*d
 	if err != nil {
 		return nil, err
 	}
-	j := &dryRunJob{org: x.org, replay: verdict.NewReplay(would, current, since, calendar), agents: map[string]*DryRunAgent{}, notes: map[string]bool{}}
+	raises, err := policy.RaisesSince(ctx, x.tx, since, dryRunRaises)
+	if err != nil {
+		return nil, err
+	}
+	j := &dryRunJob{org: x.org, replay: verdict.NewReplay(would, current, since, calendar, raisesOf(raises)), agents: map[string]*DryRunAgent{}, notes: map[string]bool{}}
+	if len(raises) == dryRunRaises {
+		j.notes["Of more than 10,000 raises in the window, those that ended first are left out."] = true
+	}
 	j.result = DryRun{ID: id, State: "running", Start: since, End: until, Replaces: replaces, ByAgent: []DryRunAgent{}, Limits: []string{}, Data: []DryRunRow{}}
 	if j.after, j.last, err = audit.Since(ctx, x.tx, since); err != nil {
 		return nil, err
@@ -289,6 +297,15 @@ func dryRunPolicy(ctx context.Context, x *call, in *struct{ Body DryRunIn }) (*d
 		})
 	}
 	return &dryRunning{Status: status, Location: "/v1/policy-dry-runs/" + id, Body: j.result.page(100, 0, false)}, nil
+}
+
+// raisesOf are raises by the counts that they add to.
+func raisesOf(rs []policy.Raise) map[string][]verdict.Raise {
+	out := make(map[string][]verdict.Raise, len(rs))
+	for _, r := range rs {
+		out[r.Counter] = append(out[r.Counter], verdict.Raise{Period: r.Period, NanoUSD: r.NanoUSD, Begins: r.CreatedAt, Ends: r.EndsAt})
+	}
+	return out
 }
 
 // keepDryRun stores a new dry-run, and drops old ones.

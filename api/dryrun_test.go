@@ -109,6 +109,21 @@ func TestDryRun(t *testing.T) {
 		}
 	}
 
+	// Raises hold as they did at the times of the requests.
+	capped := `{"policy":{"name":"no-big","effect":"allow","conditions":{},"limits":{"monthly_usd_cap":0.000000001}},"window":"24h"}`
+	if got = w.want(200, "POST", "/v1/policies/dry-run", capped); got.field("counts", "allow") != 1.0 {
+		t.Error(got.body)
+	}
+	if err := w.db.InOrg(t.Context(), w.org, func(tx pgx.Tx) error {
+		return policy.InsertRaise(t.Context(), tx, policy.Raise{ID: "raise_1", OrgID: w.org, PolicyID: made, Limit: "monthly_usd_cap", Per: "policy", Counter: "policy:" + made + ":monthly_usd_cap:policy:",
+			Period: now.Format("2006-01"), NanoUSD: 3, Capped: 4, Reason: "r", ActorID: "a", CreatedAt: now.Add(10 * time.Second), EndsAt: now.Add(12 * time.Second)})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got = w.want(200, "POST", "/v1/policies/dry-run", capped); got.field("counts", "allow") != 3.0 { // one before it, and two while it holds
+		t.Error(got.body)
+	}
+
 	for body, field := range map[string]string{
 		`{"window":"24h"}`: "policy",
 		`{"policy":{"name":"x","effect":"deny","conditions":{}}}`:                                 "window",

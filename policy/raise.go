@@ -137,6 +137,12 @@ func RaisesAt(ctx context.Context, tx pgx.Tx, at time.Time) ([]Raise, error) {
 	return raises(ctx, tx, `ends_at > $1 ORDER BY place, id LIMIT $2`, at, MaxRaises)
 }
 
+// RaisesSince returns the raises that were in force at some time since, those that end last
+// first, at most limit.
+func RaisesSince(ctx context.Context, tx pgx.Tx, since time.Time, limit int) ([]Raise, error) {
+	return raises(ctx, tx, `ends_at > $1 ORDER BY ends_at DESC, id LIMIT $2`, since, limit)
+}
+
 func raises(ctx context.Context, tx pgx.Tx, which string, args ...any) ([]Raise, error) {
 	rows, err := tx.Query(ctx, `SELECT `+raiseColumns+` FROM limit_raises WHERE org_id = aid_org() AND `+which, args...)
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -140,23 +139,12 @@ func (o *Org) raise(v *Verdict) {
 		if !ofPolicy(*l) || !policy.Raisable(l.Name) {
 			continue
 		}
-		for _, r := range o.Raises[l.Key] {
-			if v.Time.Before(r.Ends) && r.Period == o.period(l.Name, v.Time) && l.Value <= math.MaxInt64-r.NanoUSD {
-				l.Value, l.Raised = l.Value+r.NanoUSD, l.Raised+r.NanoUSD
-			}
-		}
+		raised(l, o.Raises[l.Key], v.Time, o.period(l.Name, v.Time))
 	}
 }
 
 // period is the period of a cap at a time.
-func (o *Org) period(name string, at time.Time) (period string) {
-	if kinds[name] == budget.Day {
-		period, _ = o.Calendar.Day(at)
-	} else {
-		period, _ = o.Calendar.Month(at)
-	}
-	return period
-}
+func (o *Org) period(name string, at time.Time) string { return period(o.Calendar, name, at) }
 
 // denies notes that a limit of a policy is the reason for a rejection.
 func (v *Verdict) denies(l policy.Limit, e *provider.Error) *provider.Error {

@@ -351,7 +351,7 @@ func TestReplayCounts(t *testing.T) {
 		{`{"daily_usd_cap":0.0007}`, "AaBbCcDdEeFfGgHh", "allow allow budget_too_large budget_too_large budget_too_large budget_too_large budget_too_large budget_too_large"},
 		{`{"session_requests":1}`, "AB", "allow allow"},
 	} {
-		r := verdict.NewReplay(compiled(c.limits), compiled(`{"rpm":1000}`), noon, nil)
+		r := verdict.NewReplay(compiled(c.limits), compiled(`{"rpm":1000}`), noon, nil, nil)
 		if ends := !strings.Contains(c.limits, "rpm") && !strings.Contains(c.limits, "max_tokens"); r.ReadsEnds() != ends {
 			t.Errorf("%s: reads ends: %v", c.limits, r.ReadsEnds())
 		}

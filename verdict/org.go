@@ -3,6 +3,7 @@ package verdict
 import (
 	"context"
 	"errors"
+	"math"
 	"time"
 
 	"github.com/ai-identity/ai-identity/budget"
@@ -46,7 +47,27 @@ type Org struct {
 type Raise struct {
 	Period  string
 	NanoUSD int64
+	Begins  time.Time // zero: it holds already
 	Ends    time.Time
+}
+
+// raised adds to a cap the raises that hold at a time, for its period then.
+func raised(l *policy.Limit, raises []Raise, at time.Time, period string) {
+	for _, r := range raises {
+		if !at.Before(r.Begins) && at.Before(r.Ends) && r.Period == period && l.Value <= math.MaxInt64-r.NanoUSD {
+			l.Value, l.Raised = l.Value+r.NanoUSD, l.Raised+r.NanoUSD
+		}
+	}
+}
+
+// period is the name of the day or month that a cap counts in at a time.
+func period(c *budget.Calendar, limit string, at time.Time) (name string) {
+	if kinds[limit] == budget.Day {
+		name, _ = c.Day(at)
+	} else {
+		name, _ = c.Month(at)
+	}
+	return name
 }
 
 // A Limiter counts what callers use. It must be safe for concurrent use.

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/budget"
 	"github.com/ai-identity/ai-identity/verdict"
 )
@@ -76,6 +77,36 @@ func TestRaise(t *testing.T) {
 			raise(key, good, good)
 			spend(ask(), 0) // raises add up
 		})
+	}
+}
+
+// A replay raises caps as they were raised at the times of the requests.
+func TestReplayRaises(t *testing.T) {
+	w, _ := money(t, `{"daily_usd_cap":0.002}`)
+	body(`{"model":"small","max_tokens":100` + chat)(w)
+	allowed := w.allow()
+	recorded := allowed.Decided(&w.org, w.caller, &w.request)
+	recorded.Org, recorded.ReservedNanoUSD = w.org.ID, 1_000_000
+	day := noon.Format("2006-01-02")
+	key := "policy:pol_a:daily_usd_cap:policy:"
+	r := verdict.NewReplay(w.org.Policies, w.org.Policies, noon, nil, map[string][]verdict.Raise{key: {
+		{Period: day, NanoUSD: 1_000_000, Begins: noon.Add(3 * time.Second), Ends: noon.Add(6 * time.Second)},
+		{Period: "2001-01-01", NanoUSD: 9_000_000, Begins: noon, Ends: noon.Add(time.Hour)},
+		{Period: day, NanoUSD: 5_000_000, Begins: noon.Add(7 * time.Second), Ends: noon.Add(time.Hour)},
+	}})
+	got := ""
+	for i := range 8 {
+		d := recorded
+		d.RequestID, d.Time = fmt.Sprint("r", i), noon.Add(time.Duration(i)*time.Second)
+		again, ok := r.Next(t.Context(), d)
+		if !ok || again.Changes() {
+			t.Fatalf("%+v", again)
+		}
+		got += again.Candidate.Effect.String()[:1]
+		r.Ended(t.Context(), audit.Settled{RequestID: d.RequestID, Time: d.Time, ChargedNanoUSD: 1_000_000, Usage: audit.Usage{Source: "provider"}})
+	}
+	if got != "aadaddda" {
+		t.Errorf("%s", got)
 	}
 }
 

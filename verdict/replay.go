@@ -23,6 +23,7 @@ type replayed struct {
 	policies *policy.Bundle
 	counts   *budget.Memory
 	calendar *budget.Calendar
+	raises   map[string][]Raise
 	now      time.Time
 }
 
@@ -35,14 +36,15 @@ func (nothing) Charged(_ context.Context, _ string, counters []string) ([]int64,
 
 func (nothing) Alone(context.Context, string) error { return nil }
 
-// NewReplay begins a replay of requests from a time on. The calendar is the org's.
-func NewReplay(candidate, current *policy.Bundle, start time.Time, calendar *budget.Calendar) *Replay {
+// NewReplay begins a replay of requests from a time on. The calendar is the org's. raises are
+// those that held at some time since, as in Org.
+func NewReplay(candidate, current *policy.Bundle, start time.Time, calendar *budget.Calendar, raises map[string][]Raise) *Replay {
 	r := &Replay{}
 	for _, x := range []struct {
 		of       *replayed
 		policies *policy.Bundle
 	}{{&r.candidate, candidate}, {&r.current, current}} {
-		x.of.policies, x.of.now, x.of.calendar = x.policies, start, calendar
+		x.of.policies, x.of.now, x.of.calendar, x.of.raises = x.policies, start, calendar, raises
 		x.of.counts = budget.NewMemory(func() time.Time { return x.of.now }, nothing{})
 	}
 	return r
@@ -126,6 +128,9 @@ func (r *replayed) decide(ctx context.Context, in policy.Input, recorded audit.D
 				a.Unsimulated = append(a.Unsimulated, l.Name)
 			}
 			continue
+		}
+		if policy.Raisable(l.Name) {
+			raised(&l, r.raises[l.Key], in.Request.Time, period(r.calendar, l.Name, in.Request.Time))
 		}
 		c := budget.Limit{Key: l.Key, Kind: kind, Max: l.Value, Calendar: r.calendar}
 		switch {

@@ -67,7 +67,7 @@ func TestSpend(t *testing.T) {
 			t.Errorf("%+v: decided again: %+v", c, again)
 		}
 		// A dry-run says that it does not know.
-		a, ok := verdict.NewReplay(w.org.Policies, w.org.Policies, noon, nil).Next(t.Context(), e.(audit.Decided))
+		a, ok := verdict.NewReplay(w.org.Policies, w.org.Policies, noon, nil, nil).Next(t.Context(), e.(audit.Decided))
 		if !ok || !slices.Contains(a.Unknown, "spend.month_usd") {
 			t.Errorf("%+v", a)
 		}
