@@ -67,7 +67,7 @@ test: check-test setup $(SDK_PY) $(FRAMES_PY) $(AGENTS_PY) $(SCHEMA_PY) $(SDK_JS
 	$(call say,go vet)
 	@go vet ./...
 	$(call say,go test -race ./... (real Envoy; a few minutes))
-	@go test -race -timeout 40m ./...
+	@go test -race -timeout 40m ./e2e ./... # e2e first: it is the longest, and the others run beside it
 	$(call say,policies and their reference evaluator$(comma) all cases$(comma) without the race detector)
 	@go test -trimpath ./policy -run 'TestDecisionsAreTheContracts|TestComposition'
 

@@ -144,15 +144,16 @@ func newShell(t *testing.T, up *e2e.Up) *shell {
 	return s
 }
 
-// run runs a block. A rejected request fails, unless the page shows what is printed. Then
-// the block is repeated until it prints that, since a change takes a moment to arrive.
+// run runs a block. A rejected request or a failed command fails, unless the page shows what is
+// printed. Then the block is repeated until it prints that, since a change takes a moment to arrive.
 func (s *shell) run(t *testing.T, block, prints, shown string) {
 	t.Helper()
 	curl := "curl() { command curl --silent --show-error --fail-with-body \"$@\"; }\n"
-	if prints != "" || shown != "" {
+	again := prints != "" || shown != ""
+	if again {
 		curl = "curl() { command curl \"$@\"; }\n"
 	}
-	s.until(t, curl, block, func(out string) string {
+	s.until(t, curl, block, again, func(out string) string {
 		for line := range strings.Lines(shown) {
 			line = strings.ReplaceAll(regexp.QuoteMeta(strings.TrimSpace(line)), "…", ".*")
 			if !regexp.MustCompile(`(?m)^\s*` + line + `,?\s*$`).MatchString(out) {
@@ -171,8 +172,8 @@ func (s *shell) run(t *testing.T, block, prints, shown string) {
 	})
 }
 
-// until repeats a block until wrong finds no error in its output.
-func (s *shell) until(t *testing.T, before, block string, wrong func(string) string) {
+// until runs a block, again if it may be, until it succeeds and wrong finds no error in its output.
+func (s *shell) until(t *testing.T, before, block string, again bool, wrong func(string) string) {
 	t.Helper()
 	script := "set -ea\nexport STATE=" + s.state + "\n. $STATE\n" + before + s.replace.Replace(block) +
 		"\n{ export -p; declare -f; } | grep -v '^declare -[a-z]*r' > $STATE.new && mv $STATE.new $STATE\n"
@@ -180,14 +181,14 @@ func (s *shell) until(t *testing.T, before, block string, wrong func(string) str
 		cmd := exec.CommandContext(t.Context(), "bash", "-c", script)
 		cmd.Dir, cmd.Env = e2e.Root(), s.env
 		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Fatalf("%v\n%s\n%s", err, block, out)
-		}
 		found := wrong(string(out))
-		if found == "" {
-			return
+		if err != nil {
+			found = strings.TrimSuffix(err.Error()+": "+found, ": ")
 		}
-		if time.Now().After(deadline) {
+		switch {
+		case found == "":
+			return
+		case !again || time.Now().After(deadline):
 			t.Fatalf("%s:\n%s\n%s", found, block, out)
 		}
 		select {
@@ -247,7 +248,7 @@ func replay(t *testing.T, up *e2e.Up) {
 		}
 		commands++
 		want := varies.ReplaceAllString(step.printed, "…")
-		s.until(t, "", step.typed, func(out string) string {
+		s.until(t, "", step.typed, true, func(out string) string {
 			if got := varies.ReplaceAllString(out, "…"); got != want {
 				return fmt.Sprintf("the recording is out of date, run `make recording`: it shows %q, and the product prints %q", want, got)
 			}
