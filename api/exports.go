@@ -128,7 +128,11 @@ func createExport(ctx context.Context, x *call, in *struct{ Body ExportIn }) (*m
 	case errors.Is(err, audit.ErrOtherFilter):
 		return nil, &problem{Status: http.StatusConflict, Code: "other_filter", Message: "The export to continue has another filter.", Field: "after", Fix: "Send the same filter, or leave after out."}
 	case errors.Is(err, audit.ErrArchived):
-		return nil, archived()
+		begin, err := audit.BeginOf(ctx, x.tx, x.org)
+		if err != nil {
+			return nil, err
+		}
+		return nil, archived(begin)
 	case err != nil:
 		return nil, err
 	}
@@ -141,11 +145,16 @@ func createExport(ctx context.Context, x *call, in *struct{ Body ExportIn }) (*m
 	return &made[AuditExport]{Location: "/v1/audit/exports/" + e.ID, Body: exportShown(e)}, nil
 }
 
-func archived() *problem {
-	return &problem{
+// archived is the response for a range that begins before the log does.
+func archived(begin audit.Trim) *problem {
+	p := &problem{
 		Status: http.StatusConflict, Code: "archived", Message: "Entries of the range are not in the database any more.",
-		Fix: "Order a later range, with since; the archive has the entries before.",
+		Fix: "Order without since, or with a later one. The archive has the entries before.",
 	}
+	if begin.UpTo > 0 {
+		p.Message = fmt.Sprintf("Entries of the range are not in the database any more: those up to %d, appended until %s, left it.", begin.UpTo, begin.AppendedAt.Format(time.RFC3339))
+	}
+	return p
 }
 
 // exportJob is an export to make.
@@ -220,6 +229,13 @@ func getExportFile(ctx context.Context, x *call, in *ByID) (*huma.StreamResponse
 	e, err := x.export(ctx, in.ID)
 	if err != nil {
 		return nil, err
+	}
+	begin, err := audit.BeginOf(ctx, x.tx, x.org)
+	if err != nil {
+		return nil, err
+	}
+	if e.FirstEntry <= min(begin.UpTo, e.LastEntry) {
+		return nil, archived(begin)
 	}
 	if !e.Complete {
 		x.makeExport(e)

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"html/template"
 	"net/http"
+	"time"
 
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/audit/evidence"
@@ -47,7 +48,13 @@ func createReport(ctx context.Context, x *call, in *struct{ Body ReportIn }) (*d
 	r, err := audit.MakeReport(ctx, x.tx, x.org, of, x.now)
 	switch {
 	case errors.Is(err, audit.ErrNoEntry):
-		return nil, noStory()
+		p := noStory()
+		if begin, err := audit.BeginOf(ctx, x.tx, x.org); err != nil {
+			return nil, err
+		} else if begin.UpTo > 0 {
+			p.Fix = "Entries until " + begin.AppendedAt.Format(time.RFC3339) + " left the database: look into the archive. " + p.Fix
+		}
+		return nil, p
 	case errors.Is(err, audit.ErrNoCheckpoint), errors.Is(err, audit.ErrCheckpointBehind):
 		return nil, &problem{
 			Status: http.StatusConflict, Code: "checkpoint_behind", Message: "No checkpoint covers its newest entries yet.", Fix: "Send it again in a few seconds.",

@@ -13,7 +13,7 @@ import (
 
 // AuditProof shows whether an entry is in the audit log.
 type AuditProof struct {
-	Status      string   `json:"status" enum:"included,pending,gap,missing" doc:"Where the entry is."`
+	Status      string   `json:"status" enum:"included,pending,gap,missing,archived" doc:"Where the entry is. archived: its month left the database."`
 	Reason      string   `json:"reason,omitempty" enum:"not_shipped,no_checkpoint" doc:"Why it is pending."`
 	Receipt     string   `json:"receipt,omitempty" doc:"The receipt."`
 	Signature   string   `json:"signature,omitempty" enum:"valid,wrong,absent,unknown" doc:"The receipt's signature. absent: an earlier version made the receipt. unknown: the writer's key is not in the log yet."`
@@ -24,6 +24,16 @@ type AuditProof struct {
 	Link        string   `json:"link,omitempty" doc:"The leaf's data, in base64. It has the hash of the entry."`
 	Path        []string `json:"path,omitempty" nullable:"false" doc:"Hashes from the leaf to the root, in base64 (RFC 6962, section 2.1.1)."`
 	Checkpoint  string   `json:"checkpoint,omitempty" doc:"The signed checkpoint that has the entry."`
+
+	Archive []ArchiveFile `json:"archive,omitempty" nullable:"false" doc:"Files of the archive that have the entry, or may have it. The operator keeps them."`
+}
+
+// ArchiveFile is a file of the archive.
+type ArchiveFile struct {
+	Incarnation int64  `json:"incarnation" doc:"The incarnation of the log." example:"1"`
+	FirstSeq    int64  `json:"first_seq" doc:"The number of its first entry." example:"1"`
+	LastSeq     int64  `json:"last_seq" doc:"The number of its last entry." example:"6500"`
+	SHA256      string `json:"sha256" doc:"Digest of the file in hex." example:"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"`
 }
 
 func hashes(path []tlog.Hash) []string {
@@ -68,6 +78,8 @@ func auditProof(ctx context.Context, x *call, in *struct {
 	inChain := p.Link != nil
 	signature := p.Place.Signature
 	switch {
+	case !inChain && in.Receipt == "" && x.asAgent != "":
+		return nil, noEntry() // only the archive knows its agent
 	case inChain && x.asAgent != "" && p.AgentID != x.asAgent:
 		return nil, noEntry()
 	case !inChain && signature == audit.SignatureWrong:
@@ -82,6 +94,12 @@ func auditProof(ctx context.Context, x *call, in *struct {
 	out := AuditProof{Status: p.Status, Reason: p.Reason, Receipt: in.Receipt, Signature: signature, Seq: p.Place.Seq}
 	if inChain {
 		out.RequestID, out.Incarnation, out.Link = p.RequestID, p.Incarnation, base64.StdEncoding.EncodeToString(p.Link)
+	}
+	for _, a := range p.Archive {
+		if x.asAgent != "" {
+			break // an agent does not learn how long the log is
+		}
+		out.Archive = append(out.Archive, ArchiveFile{a.Incarnation, a.FirstSeq, a.LastSeq, a.SHA256})
 	}
 	if p.Status == audit.ProofIncluded {
 		out.LeafIndex, out.Path, out.Checkpoint = &p.Index, hashes(p.Path), string(p.Checkpoint.Note)

@@ -466,6 +466,10 @@ func Parse(b []byte) (Entry, error) {
 		var e Reopened
 		err = json.Unmarshal(b, &e)
 		return e, malformed(err)
+	case h.Kind == KindTrimmed:
+		var e Trimmed
+		err = json.Unmarshal(b, &e)
+		return e, malformed(err)
 	case h.Actor != nil:
 		var e Changed
 		err = json.Unmarshal(b, &e)

@@ -31,6 +31,15 @@ type ExportOrder struct {
 	After  string    // an export with the same filter; this one begins behind its end
 	AsOf   time.Time // up to the first checkpoint at or after this time; zero: the newest checkpoint
 	Newest bool      // the checkpoint must cover the newest entry
+
+	archive *archiveOrder
+}
+
+// archiveOrder is the order of an archive's next file: all entries of an incarnation, up to the
+// first checkpoint with at least size leaves.
+type archiveOrder struct {
+	incarnation, size int64
+	after             Archived // the file before; its Size is 0 for the first one
 }
 
 // An Export is an ordered export. Its file has the same bytes whenever it is written.
@@ -74,9 +83,27 @@ func OrderExport(ctx context.Context, tx pgx.Tx, org string, o ExportOrder, now 
 			return Export{}, err
 		}
 	}
+	if a := o.archive; a != nil {
+		if end, err = CheckpointAt(ctx, tx, org, a.incarnation, a.size); err == nil {
+			newest, err = LastCheckpoint(ctx, tx, org, a.incarnation)
+		}
+		if err != nil {
+			return Export{}, err
+		}
+	}
 	h := evidence.ExportHeader{Org: org, Incarnation: end.Incarnation, FirstSeq: end.FirstSeq, Filter: o.Filter, After: o.After, End: string(end.Note)}
 	if err := exportBeginning(ctx, tx, o, &h); err != nil {
 		return Export{}, err
+	}
+	left, err := trimmed(ctx, tx, org)
+	if err != nil {
+		return Export{}, err
+	}
+	if n := left.leaves(h.Incarnation, h.FirstSeq); h.First < n {
+		if o.After != "" || o.Filter.Since != 0 || o.archive != nil || left.incarnation != h.Incarnation || left.Size > end.Size {
+			return Export{}, ErrArchived
+		}
+		h.First, h.Before = left.Size, left.Checkpoint // it begins where the log does
 	}
 	if h.First > end.Size {
 		return Export{}, ErrCheckpointBehind
@@ -128,6 +155,12 @@ func OrderExport(ctx context.Context, tx pgx.Tx, org string, o ExportOrder, now 
 // exportBeginning sets the first leaf: behind the export to continue, or at the last checkpoint
 // before the filter's time. Entries are appended after their time, so those before are of other times.
 func exportBeginning(ctx context.Context, tx pgx.Tx, o ExportOrder, h *evidence.ExportHeader) error {
+	if a := o.archive; a != nil {
+		if a.after.Size > 0 {
+			h.First, h.Before, h.After = a.after.Size, string(a.after.note), a.after.export
+		}
+		return nil
+	}
 	if o.After != "" {
 		before, err := GetExport(ctx, tx, h.Org, o.After)
 		switch {

@@ -27,5 +27,8 @@ func (n *Notary) Publish(ctx context.Context) bool {
 	return ok
 }
 
+// SetFault makes a retention fail between its steps.
+func (r *Retention) SetFault(fn func(step string) error) { r.fault = fn }
+
 // InspectTails checks what Inspect would check now.
 func (c *Chain) InspectTails(ctx context.Context) error { return c.inspectTails(ctx) }

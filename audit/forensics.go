@@ -74,6 +74,10 @@ func MakeReport(ctx context.Context, tx pgx.Tx, org string, of Story, now time.T
 	case len(all) > maxReportEntries:
 		return r, ErrReportTooLong
 	}
+	begin, err := trimmed(ctx, tx, org)
+	if err != nil {
+		return r, err
+	}
 	// One checkpoint for each incarnation: the newest one, which must have all entries.
 	checkpoints := make(map[int64]StoredCheckpoint)
 	s := story{r: &r, open: make(map[string]bool)}
@@ -99,6 +103,10 @@ func MakeReport(ctx context.Context, tx pgx.Tx, org string, of Story, now time.T
 			return r, fmt.Errorf("%w: entry %d is not the one under checkpoint %d", ErrTree, l.Seq, c.Size)
 		}
 		r.Bundle.Entries = append(r.Bundle.Entries, evidence.NewBundleEntry(l, f.entry, index, c.Size, proof))
+		if len(r.Bundle.Entries) == 1 && begin.UpTo > 0 {
+			s.step(l, "audit", fmt.Sprintf("Entries up to %d, which were appended until %s, left the database. If the story began before, the archive has its beginning.",
+				begin.UpTo, begin.AppendedAt.Format(timeLayout)), "archive: "+begin.Archive)
+		}
 		s.tell(l, f.entry)
 		s.step(l, "audit", fmt.Sprintf("Entry %d was appended at %s, and is in the signed checkpoint with %d entries.", l.Seq, l.AppendedAt.UTC().Format(timeLayout), c.Size))
 	}

@@ -127,10 +127,19 @@ func nextNight(now time.Time) time.Time {
 func (c *Chain) inspectTail(ctx context.Context, org string, seq int64) error {
 	v := verifier{report: Report{Org: org}, keys: c.c.Keys}
 	from := max(1, seq-tailEntries+1)
-	err := c.c.DB.InOrg(ctx, org, func(tx pgx.Tx) error {
-		err := tx.QueryRow(ctx, "SELECT prev_mac FROM audit_entries WHERE org_id = $1 AND seq = $2", org, from).Scan(&v.mac)
+	var begin Trim
+	err := c.c.DB.InOrg(ctx, org, func(tx pgx.Tx) (err error) {
+		if begin, err = trimmed(ctx, tx, org); err != nil {
+			return err
+		}
+		if from <= begin.UpTo {
+			v.begin(begin)
+			from = begin.UpTo + 1
+			return nil
+		}
+		err = tx.QueryRow(ctx, "SELECT prev_mac FROM audit_entries WHERE org_id = $1 AND seq = $2", org, from).Scan(&v.mac)
 		if errors.Is(err, pgx.ErrNoRows) {
-			// It is missing, which step reports, or it was archived.
+			// It is missing, which step reports, or the chain was reopened behind it.
 			return tx.QueryRow(ctx, "SELECT seq, prev_mac FROM audit_entries WHERE org_id = $1 AND seq > $2 ORDER BY seq LIMIT 1", org, from).Scan(&from, &v.mac)
 		}
 		return err
@@ -148,6 +157,9 @@ func (c *Chain) inspectTail(ctx context.Context, org string, seq int64) error {
 		var bad *Bad
 		switch {
 		case errors.As(err, &bad):
+			if now, err := trimmedIn(ctx, c.c.DB, org); err != nil || now.UpTo > begin.UpTo && now.UpTo >= bad.Seq {
+				return errors.Join(err, fmt.Errorf("entries up to %d left meanwhile", now.UpTo))
+			}
 			c.setBad(ctx, org, bad)
 			return nil
 		case err != nil:
@@ -179,6 +191,9 @@ func (c *Chain) InspectAll(ctx context.Context, db Querier) error {
 		bad := report.FirstBad
 		if err == nil && bad == nil {
 			bad, err = c.inspectTree(ctx, org)
+			if now, again := trimmedIn(ctx, c.c.DB, org); again != nil || bad != nil && now.UpTo > report.Trimmed {
+				bad, err = nil, errors.Join(err, again, fmt.Errorf("entries up to %d left meanwhile", now.UpTo))
+			}
 		}
 		if err != nil {
 			failed = fmt.Errorf("%s: %w", org, err)
@@ -224,6 +239,20 @@ func (c *Chain) inspectTree(ctx context.Context, org string) (*Bad, error) {
 			}
 			return err
 		})
+	}
+	if err == nil && ctx.Err() == nil {
+		// What left the database must be what was signed.
+		var begin Trim
+		var stored *evidence.Range
+		if begin, err = trimmedIn(ctx, c.c.DB, org); err == nil && begin.UpTo > 0 && begin.incarnation == incarnation {
+			err = c.c.DB.InOrg(ctx, org, func(tx pgx.Tx) (err error) {
+				stored, err = f.before(ctx, tx, begin.Size)
+				return err
+			})
+			if cp, bad := evidence.ParseNote(begin.Checkpoint); err == nil && (bad != nil || cp.Root != stored.Root() || cp.Size != begin.Size) {
+				err = fmt.Errorf("%w: the checkpoint of what left the database has another root", ErrTree)
+			}
+		}
 	}
 	if errors.Is(err, ErrTree) {
 		return &Bad{first + size - 1, "the tree up to this entry: " + err.Error()}, nil

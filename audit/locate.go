@@ -14,6 +14,9 @@ const (
 	PlaceGap     = "gap"     // the chain records the entry as lost
 	PlacePending = "pending" // the chain does not have the writer's number yet: the sidecar has the entry, or it is lost
 	PlaceMissing = "missing" // the chain has later numbers, and has neither the entry nor a gap
+
+	// The chain had the writer's numbers around it, and they left the database.
+	PlaceArchived = "archived"
 )
 
 // Place is the place of a receipt's entry.
@@ -125,7 +128,35 @@ func locate(ctx context.Context, tx pgx.Tx, org string, receipts []Receipt) ([]P
 	}); err != nil {
 		return nil, err
 	}
+	if err := archivedPlaces(ctx, tx, org, writers, seqs, places); err != nil {
+		return nil, err
+	}
 	return places, signatures(ctx, tx, org, writers, receipts, places)
+}
+
+// archivedPlaces finds the receipts whose entries may have left the database: those before the
+// first number of their writer that is still there.
+func archivedPlaces(ctx context.Context, tx pgx.Tx, org string, writers []string, seqs []int64, places []Place) error {
+	if !slices.ContainsFunc(places, func(p Place) bool { return p.State == PlaceMissing }) {
+		return nil
+	}
+	if begin, err := trimmed(ctx, tx, org); err != nil || begin.UpTo == 0 {
+		return err
+	}
+	rows, err := tx.Query(ctx, `SELECT r.i FROM unnest($2::text[], $3::bigint[]) WITH ORDINALITY AS r(writer, seq, i)
+		WHERE r.seq <= coalesce((SELECT e.prev_writer_seq FROM audit_entries e WHERE e.org_id = $1 AND e.writer = r.writer AND e.lane = '' ORDER BY e.writer_seq LIMIT 1),
+			9223372036854775807)`, org, writers, seqs)
+	if err != nil {
+		return err
+	}
+	var i int64
+	_, err = pgx.ForEachRow(rows, []any{&i}, func() error {
+		if places[i-1].State == PlaceMissing && seqs[i-1] <= places[i-1].Have {
+			places[i-1].State = PlaceArchived
+		}
+		return nil
+	})
+	return err
 }
 
 // signatures verifies signed receipts with the keys in the chain. A writer's first record has its

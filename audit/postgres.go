@@ -794,13 +794,18 @@ func Since(ctx context.Context, tx pgx.Tx, since time.Time) (after, last int64, 
 	if err != nil {
 		return 0, 0, fmt.Errorf("reading the audit log's head: %w", err)
 	}
-	// before is how many entries were appended before a time.
+	// Numbers that are not there are before the first entry, or were left out after a restore.
+	begin, err := trimmedHere(ctx, tx)
+	if err != nil {
+		return 0, 0, err
+	}
+	// before is the last number before a time.
 	before := func(t time.Time) (int64, error) {
-		low, high := int64(0), last // entry low is before t, entry high+1 is not
+		low, high := begin.UpTo, last // entry low is before t, entry high+1 is not
 		for low < high {
 			middle := low + (high-low+1)/2
 			var at time.Time
-			if err := tx.QueryRow(ctx, "SELECT appended_at FROM audit_entries WHERE org_id = aid_org() AND seq = $1", middle).Scan(&at); err != nil {
+			if err := tx.QueryRow(ctx, "SELECT appended_at FROM audit_entries WHERE org_id = aid_org() AND seq >= $1 ORDER BY seq LIMIT 1", middle).Scan(&at); err != nil {
 				return 0, fmt.Errorf("reading audit entry %d: %w", middle, err)
 			}
 			if at.Before(t) {

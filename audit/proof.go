@@ -17,6 +17,7 @@ const (
 	ProofPending  = "pending"  // it is not in a signed checkpoint yet; see Proof.Reason
 	ProofGap      = "gap"      // the chain records it as lost
 	ProofMissing  = "missing"  // it must be in the chain, and is not
+	ProofArchived = "archived" // it left the database; see Proof.Archive
 )
 
 // Reasons of ProofPending.
@@ -39,7 +40,14 @@ type Proof struct {
 
 	Path       []tlog.Hash      // for ProofIncluded, from the leaf to Checkpoint's root
 	Checkpoint StoredCheckpoint // the first one that has the entry
+
+	// Archive has, for ProofArchived, the archive's files that have the entry, or may have it. They
+	// are the newest ones, at most maxProofFiles.
+	Archive []Archived
 }
+
+// maxProofFiles limits the archive's files in a proof.
+const maxProofFiles = 100
 
 // ProveReceipt finds the entry of a receipt in the log of an org, which tx has set.
 func ProveReceipt(ctx context.Context, tx pgx.Tx, org string, r Receipt) (Proof, error) {
@@ -56,10 +64,32 @@ func ProveReceipt(ctx context.Context, tx pgx.Tx, org string, r Receipt) (Proof,
 		p.Status = ProofGap
 	case PlacePending:
 		p.Status, p.Reason = ProofPending, PendingShipping
+	case PlaceArchived:
+		p.Status = ProofArchived
+		p.Archive, err = left(ctx, tx, org, 0)
 	default:
 		p.Status = ProofMissing
 	}
-	return p, nil
+	return p, err
+}
+
+// left returns the archive's files with entries that are not in the database: those with the
+// entry seq, or all for 0.
+func left(ctx context.Context, tx pgx.Tx, org string, seq int64) (files []Archived, err error) {
+	begin, err := trimmed(ctx, tx, org)
+	if err != nil || begin.UpTo == 0 || seq > begin.UpTo {
+		return nil, err
+	}
+	all, err := archives(ctx, tx, org)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range all {
+		if a.FirstSeq <= begin.UpTo && (seq == 0 || a.FirstSeq <= seq && seq <= a.LastSeq) {
+			files = append(files, a)
+		}
+	}
+	return files[max(0, len(files)-maxProofFiles):], nil
 }
 
 // ErrNoEntry means that a chain does not have the entry.
@@ -79,7 +109,11 @@ func (p *Proof) include(ctx context.Context, tx pgx.Tx, org string, seq int64) e
 		FROM audit_entries WHERE org_id = $1 AND seq = $2`, org, seq).
 		Scan(&l.AppendedAt, &l.Time, &l.Kind, &l.AgentID, &l.SessionID, &l.RequestID, &l.Writer, &l.WriterSeq, &l.PrevWriterSeq, &l.Incarnation, &entry)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return ErrNoEntry
+		if p.Archive, err = left(ctx, tx, org, seq); err == nil && len(p.Archive) == 0 {
+			err = ErrNoEntry
+		}
+		p.Place.State, p.Status = PlaceArchived, ProofArchived
+		return err
 	}
 	if err != nil {
 		return fmt.Errorf("reading entry %d: %w", seq, err)

@@ -182,7 +182,8 @@ func (r *Reopening) chain(ctx context.Context, tx pgx.Tx, c *Chain, done *Reopen
 	}
 	first := int64(1)
 	if incarnation > 1 {
-		err := tx.QueryRow(ctx, "SELECT coalesce(min(seq), 0) FROM audit_entries WHERE org_id = $1 AND incarnation = $2", r.Org, incarnation).Scan(&first)
+		err := tx.QueryRow(ctx, `SELECT coalesce((SELECT first_seq FROM audit_trees WHERE org_id = $1 AND incarnation = $2),
+			(SELECT min(seq) FROM audit_entries WHERE org_id = $1 AND incarnation = $2), 0)`, r.Org, incarnation).Scan(&first)
 		if err != nil || first == 0 {
 			return false, fmt.Errorf("incarnation %d has no entry: %w", incarnation, errors.Join(err, ErrTree))
 		}
@@ -194,15 +195,23 @@ func (r *Reopening) chain(ctx context.Context, tx pgx.Tx, c *Chain, done *Reopen
 		e.LostFrom, e.LostTo = head+1, last
 	} else {
 		// All numbers are there. They must be the entries that were signed.
-		var tree evidence.Range
-		if err := leaves(ctx, tx, r.Org, incarnation, first, last, func(h tlog.Hash) { tree.Append(h) }); err != nil {
+		begin, err := trimmed(ctx, tx, r.Org)
+		if err != nil {
+			return false, err
+		}
+		left := min(begin.leaves(incarnation, first), outside.Size) // the tree has those that left the database
+		tree, err := RangeBefore(ctx, tx, r.Org, incarnation, left)
+		if err != nil {
+			return false, err
+		}
+		if err := leaves(ctx, tx, r.Org, incarnation, first+left, last, func(h tlog.Hash) { tree.Append(h) }); err != nil {
 			return false, err
 		}
 		if tree.Root() != outside.Root {
 			return false, fmt.Errorf("%w: entries up to %d are not those that were signed; restore another backup", ErrTree, last)
 		}
 		var there bool
-		err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM audit_checkpoints WHERE org_id = $1 AND incarnation = $2 AND size = $3)", r.Org, incarnation, outside.Size).Scan(&there)
+		err = tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM audit_checkpoints WHERE org_id = $1 AND incarnation = $2 AND size = $3)", r.Org, incarnation, outside.Size).Scan(&there)
 		if err != nil || there {
 			return false, err
 		}

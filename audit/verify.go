@@ -37,6 +37,8 @@ type Report struct {
 	Ahead     int64    `json:"ahead"`      // entries with a time more than clockSkew after their arrival
 	BackDated int64    `json:"back_dated"` // entries more than clockSkew before an earlier entry of the same writer
 	Reopened  int64    `json:"reopened"`   // chain.reopened: a restore lost entries, and the owner accepted it
+	Trimmed   int64    `json:"trimmed"`    // entries up to this number left the database; 0: none did
+	Archive   string   `json:"archive"`    // digest of the archive's file with the last one of them
 	Findings  []string `json:"findings"`   // the first of these, at most maxFindings
 
 	FirstBad *Bad `json:"first_bad"` // nil: the chain is valid
@@ -55,7 +57,8 @@ const window = 5000
 
 // Verify reads the whole chain of org in order and checks:
 //
-//   - The sequence begins with 1 and has no gap and no number twice.
+//   - The sequence begins with 1 and has no gap and no number twice. If months were trimmed, it
+//     begins behind them, and a later entry, chain.trimmed, has the MAC before its first entry.
 //   - Each entry's MAC is valid, and includes the MAC before.
 //   - Columns equal the fields of entries.
 //   - The chain ends at its stored head.
@@ -64,16 +67,37 @@ const window = 5000
 // are in the Report. The error is for a check that could not be completed.
 func Verify(ctx context.Context, db DB, org string, keys Keys, progress func(seq int64)) (Report, error) {
 	v := verifier{report: Report{Org: org}, keys: keys, progress: progress}
+	begun := false
 	for {
 		more := false
 		err := db.InOrg(ctx, org, func(tx pgx.Tx) (err error) {
+			if !begun {
+				begin, err := trimmed(ctx, tx, org)
+				if err != nil {
+					return err
+				}
+				v.begin(begin)
+			}
 			more, err = v.step(ctx, tx)
 			return err
 		})
+		begun = true
 		var bad *Bad
 		if errors.As(err, &bad) {
-			v.report.FirstBad = bad
 			err = nil
+			begin, again := trimmedIn(ctx, db, org)
+			if again != nil {
+				return v.report, again
+			}
+			if begin.UpTo > v.trim.UpTo && begin.UpTo >= bad.Seq { // a month left meanwhile
+				v, begun = verifier{report: Report{Org: org}, keys: keys, progress: progress}, false
+				continue
+			}
+			v.report.FirstBad = bad
+		}
+		if err == nil && bad == nil && !more && v.trim.UpTo > 0 && !v.trimSeen {
+			bad = &Bad{v.trim.UpTo, "entries up to this one are not here, and no entry chain.trimmed permits it"}
+			v.report.FirstBad = bad
 		}
 		if err != nil {
 			return v.report, fmt.Errorf("verifying after entry %d: %w", v.report.To, err)
@@ -85,6 +109,9 @@ func Verify(ctx context.Context, db DB, org string, keys Keys, progress func(seq
 }
 
 type verifier struct {
+	trim     Trim // where the chain begins
+	trimSeen bool // an entry permits it
+
 	report  Report
 	keys    Keys
 	seal    *sealer
@@ -95,6 +122,16 @@ type verifier struct {
 	incarnation int64 // of the last valid entry
 	writers     writers
 	progress    func(int64)
+}
+
+// begin begins behind what left the database.
+func (v *verifier) begin(t Trim) {
+	r := &v.report
+	v.trim, r.Trimmed, r.Archive = t, t.UpTo, t.Archive
+	if t.UpTo > 0 {
+		r.To, r.Till, r.Epoch = t.UpTo, t.AppendedAt, t.epoch
+		v.mac, v.version, v.incarnation = t.mac, t.version, t.incarnation
+	}
 }
 
 // step checks the next window. It updates v only for checked entries, so it may be run again.
@@ -260,6 +297,13 @@ func (v *verifier) check(c *checked) error {
 		}
 	}
 	v.mac, v.version, v.incarnation = bytes.Clone(c.mac), c.version, c.incarnation
+	if c.kind == KindTrimmed && !v.trimSeen {
+		if e, err := Parse(c.entry); err == nil {
+			if e, ok := e.(Trimmed); ok {
+				v.trimSeen = e.UpTo == v.trim.UpTo && e.MAC == hex.EncodeToString(v.trim.mac) && e.Archive == v.trim.Archive
+			}
+		}
+	}
 	v.writers.see(r, c)
 	return nil
 }
@@ -298,7 +342,7 @@ func (w *writers) see(r *Report, c *checked) {
 	switch {
 	case s == nil && c.lane != "":
 		note(&r.Forks, "a fork of writer %s begins after its record %d; writer %s shipped it", c.writer, c.prevWriter, c.shippedBy)
-	case s == nil && c.prevWriter != 0 && c.writer != controlWriter, s != nil && s.last != c.prevWriter:
+	case s == nil && c.prevWriter != 0 && c.writer != controlWriter && r.Trimmed == 0, s != nil && s.last != c.prevWriter:
 		note(&r.Broken, "record %d of writer %s follows %d, which is not its previous record in the chain", c.writerSeq, c.writer, c.prevWriter)
 	}
 	if c.kind == KindGap {

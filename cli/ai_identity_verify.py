@@ -1166,7 +1166,7 @@ class Link:
 
 
 PROOF = {"status": str, "reason": str, "receipt": str, "signature": str, "seq": int, "request_id": str, "incarnation": int, "leaf_index": int, "link": str,
-         "path": list, "checkpoint": str}
+         "path": list, "checkpoint": str, "archive": list}
 PROOF_CONSISTENCY = {"incarnation": int, "old": int, "size": int, "path": list, "old_checkpoint": str, "checkpoint": str}
 
 

@@ -81,6 +81,7 @@ var firings = []firing{
 	{"AidAuditGap", `aid_audit_gaps_total`, event, "12m"},
 	{"AidAuditQuarantined", `aid_audit_quarantined_records`, event, "12m"},
 	{"AidPartitionsFail", `aid_store_partition_failures_total`, event, "12m"},
+	{"AidAuditMonthOverdue", `aid_audit_overdue_months`, "0x10 1x10200", "10150m"},
 	{"AidNodeStale", `aid_xds_client_staleness_seconds`, lasting, "12m"},
 	{"AidConfigurationRejected", `aid_xds_nacks_total`, event, "12m"},
 	{"AidConfigurationRejected", `aid_xds_unpublished_total`, event, "12m"},

@@ -23,6 +23,7 @@ const (
 	KeyID    = "key_"
 	OrgKeyID = "okey_"
 	NodeID   = "node_"
+	HoldID   = "hold_"
 )
 
 // NewID returns a new id: prefix and 26 characters of base 32 (0-9 and a-z without i, l, o,

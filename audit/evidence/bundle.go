@@ -157,6 +157,8 @@ func proofBundle(c *check, b []byte) (Bundle, error) {
 		Link        string   `json:"link"`
 		Path        []string `json:"path"`
 		Checkpoint  string   `json:"checkpoint"`
+
+		Archive []jsontext.Value `json:"archive"`
 	}
 	if err := json.Unmarshal(b, &p, json.RejectUnknownMembers(true)); err != nil {
 		return Bundle{}, err
@@ -181,7 +183,7 @@ func proofBundle(c *check, b []byte) (Bundle, error) {
 	if err != nil {
 		return x, err
 	}
-	cp, err := parseNote(p.Checkpoint)
+	cp, err := ParseNote(p.Checkpoint)
 	if err != nil {
 		return x, err
 	}
@@ -240,7 +242,7 @@ func checkBundle(c *check, b Bundle, keys KeySet, held []seen) (*checkedBundle, 
 	checkpoints := make(map[size]Checkpoint)
 	for i, note := range b.Checkpoints {
 		where := fmt.Sprintf("checkpoint %d of the bundle", i+1)
-		cp, err := parseNote(note)
+		cp, err := ParseNote(note)
 		if err != nil {
 			return nil, faultAt(where, "%v", err)
 		}
@@ -366,7 +368,7 @@ func verifyCheckpoints(c *check, notes []HeldNote, keys KeySet, bundle []byte) e
 	var all []seen
 	var origins []string
 	for _, n := range notes {
-		cp, err := parseNote(string(n.Note))
+		cp, err := ParseNote(string(n.Note))
 		if err != nil {
 			return faultAt(n.From, "%v", err)
 		}

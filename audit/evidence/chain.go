@@ -120,7 +120,7 @@ func openNote(c *check, keys KeySet, note, origin, where string) (Checkpoint, bo
 	cp, err := keys.Open([]byte(note), origin)
 	if errors.Is(err, errUnknownKey) {
 		c.incomplete("%s: %v", where, err)
-		cp, err = parseNote(note)
+		cp, err = ParseNote(note)
 		return cp, false, err
 	}
 	if err != nil {
@@ -231,7 +231,7 @@ func (e *exportCheck) header(line []byte, o ChainOptions) error {
 	}
 	e.mac = prev
 	for _, n := range o.Held {
-		cp, err := parseNote(string(n.Note))
+		cp, err := ParseNote(string(n.Note))
 		if err == nil && cp.Origin != e.origin {
 			e.incomplete("%s is of %s, and the export is of %s: nothing compares them", n.From, cp.Origin, e.origin)
 			continue
@@ -486,7 +486,7 @@ func (e *exportCheck) report(signer Key, o ChainOptions) {
 	first, last := e.h.FirstSeq+e.h.First, e.h.FirstSeq+e.end.Size-1
 	newest := e.end
 	if e.h.Newest != "" {
-		newest, _ = parseNote(e.h.Newest)
+		newest, _ = ParseNote(e.h.Newest)
 	}
 	for _, k := range e.held {
 		switch {

@@ -128,14 +128,14 @@ type ExportWriter struct {
 func NewExportWriter(h ExportHeader) (*ExportWriter, []byte, error) {
 	w := &ExportWriter{}
 	var err error
-	if w.end, err = parseNote(h.End); err != nil {
+	if w.end, err = ParseNote(h.End); err != nil {
 		return nil, nil, fmt.Errorf("the checkpoint at the end: %w", err)
 	}
 	if w.tree, err = h.start(); err != nil {
 		return nil, nil, err
 	}
 	if h.Before != "" {
-		before, err := parseNote(h.Before)
+		before, err := ParseNote(h.Before)
 		if err != nil || before.Size != h.First || before.Root != w.tree.Root() {
 			return nil, nil, errors.New("the checkpoint before does not fit the tree before the first row")
 		}
@@ -186,8 +186,8 @@ func (h *ExportHeader) line() ([]byte, error) {
 	return bytes.Join([][]byte{[]byte(`{"format":"` + ExportFormat + `","header":`), b, []byte(`,"rows":[` + "\n")}, nil), nil
 }
 
-// parseNote parses the text of a signed checkpoint without its signatures.
-func parseNote(note string) (Checkpoint, error) {
+// ParseNote parses the text of a signed checkpoint. It does not verify the signatures.
+func ParseNote(note string) (Checkpoint, error) {
 	text, _, ok := strings.Cut(note, "\n\n")
 	if !ok {
 		return Checkpoint{}, errCheckpoint

@@ -24,10 +24,11 @@ import (
 func auditCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "audit",
-		Short: "Verify the audit log",
+		Short: "Verify, archive and trim the audit log",
 		Long:  `audit has the commands for the audit log that the API does not have.`,
 	}
-	cmd.AddCommand(auditReopenCommand(), auditKeyCommand(), auditVerifyCommand())
+	cmd.AddCommand(auditArchiveCommand(), auditHoldCommand(), auditHoldsCommand(), auditKeyCommand(), auditReleaseCommand(), auditReopenCommand(), auditRetentionCommand(),
+		auditTrimCommand(), auditVerifyCommand())
 	return cmd
 }
 

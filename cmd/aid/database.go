@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/store"
 )
 
@@ -178,7 +179,8 @@ func warnOfPassword(address string, log *slog.Logger) {
 	}
 }
 
-// housekeeping creates the audit log's partitions of the next months. If that fails, entries
+// housekeeping creates the audit log's partitions of the next months, and counts the months that
+// are older than the retention. If that fails, entries
 // go to the default partition, and nothing is lost. The failure is an error in the log, a
 // metric and a line of /readyz.
 type housekeeping struct {
@@ -187,13 +189,17 @@ type housekeeping struct {
 	last atomic.Pointer[error] // the result of the last try; nil before
 
 	failures prometheus.Counter
+	overdue  prometheus.Gauge
 }
 
 func newHousekeeping(db *store.DB, reg prometheus.Registerer, log *slog.Logger) *housekeeping {
 	h := &housekeeping{db: db, log: log, failures: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "aid_store_partition_failures_total", Help: "Failures to create the audit log's partitions of the next months.",
 	})}
-	reg.MustRegister(h.failures)
+	h.overdue = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "aid_audit_overdue_months", Help: "Months of the audit log that are older than the retention and still in the database. Above 0: run aid audit trim.",
+	})
+	reg.MustRegister(h.failures, h.overdue)
 	return h
 }
 
@@ -205,11 +211,28 @@ func (h *housekeeping) failed() error {
 	return nil
 }
 
+// count counts the months that are older than the retention.
+func (h *housekeeping) count(ctx context.Context) error {
+	retention, err := audit.RetentionOf(ctx, h.db.Pool())
+	if err != nil {
+		return err
+	}
+	months, err := audit.Months(ctx, h.db.Pool())
+	if err != nil {
+		return err
+	}
+	h.overdue.Set(float64(len(audit.Due(months, retention, time.Now()))))
+	return nil
+}
+
 func (h *housekeeping) run(ctx context.Context) error {
 	const often, seldom = time.Minute, 6 * time.Hour
 	for {
 		try, cancel := context.WithTimeout(ctx, time.Minute)
 		_, err := h.db.Pool().Exec(try, "SELECT aid_audit_partitions(3)")
+		if counted := h.count(try); counted != nil && !store.Away(counted) && ctx.Err() == nil {
+			h.log.Warn("counting the months that are older than the retention", "err", counted)
+		}
 		cancel()
 		pause := seldom
 		switch {
