@@ -304,6 +304,14 @@ def fields(value, form, what):
     return value
 
 
+LENGTH = struct.Struct(">Q")
+
+
+def part(b):
+    """Return b after its length in 8 bytes."""
+    return LENGTH.pack(len(b)) + b
+
+
 # Keys.
 
 ENVELOPE = {"payloadType": str, "payload": str, "signatures": list}
@@ -343,6 +351,7 @@ class Key:
         self.kid = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
         if self.kid != jwk["kid"]:
             raise Invalid("the kid of a key is not its thumbprint")
+        self.role = "p256" if self.p256 else "ed25519"
         self.first, self.to = jwk["aid_from"], jwk.get("aid_to", 0)
         if self.first < 0 or "aid_to" in jwk and self.to <= self.first:
             raise Invalid("aid_from and aid_to of a key are not a range of sizes")
@@ -356,13 +365,133 @@ class Key:
         return ed25519_verify(self.raw, message, sig)
 
 
+CHANGE = {"origin": str, "role": str, "old": str, "new": str, "size": int, "old_signature": str, "new_signature": str}
+
+
+class Change:
+    """A key takes the place of another one in one log. Both have signed this."""
+
+    def __init__(self, value, by_kid):
+        fields(value, CHANGE, "a key change")
+        self.origin, self.role, self.old, self.new, self.size = (value[n] for n in ("origin", "role", "old", "new", "size"))
+        old, new = by_kid.get(self.old), by_kid.get(self.new)
+        if old is None or new is None:
+            raise Invalid("the JWKS lacks a key of a key change")
+        if not valid_name(self.origin) or self.size < 1:
+            raise Invalid("the origin or the size of a key change is invalid")
+        if self.old == self.new or old.role != self.role or new.role != self.role:
+            raise Invalid("the keys of a key change are not two keys of its role")
+        parts = [x.encode() for x in ("aid key change v1", self.origin, self.role, self.old, self.new)] + [LENGTH.pack(self.size)]
+        message = b"".join(part(x) for x in parts)
+        for key, name in ((old, "old_signature"), (new, "new_signature")):
+            if not key.verify(message, unbase64(value[name])):
+                raise Invalid("a signature of a key change is wrong")
+        self.what = (self.origin, self.role, self.old, self.new, self.size)
+
+
+def is_directory(origin):
+    return origin.endswith("/directory")
+
+
+class KeySet:
+    """The keys of a JWKS and the changes between them. It is iterable: those whose signatures count."""
+
+    def __init__(self, keys=(), changes=()):
+        self.keys, self.changes, self.believed = list(keys), list(changes), None
+        self.directory = next((c.origin for c in self.changes if is_directory(c.origin)), "")
+
+    def __iter__(self):
+        return (k for k in self.keys if self.believed is None or k.kid in self.believed)
+
+    def of(self, origin, role):
+        return sorted((c for c in self.changes if c.origin == origin and c.role == role), key=lambda c: c.size)
+
+    def line(self, role):
+        """Return the ids of a role's keys, each after the one that it replaced, or [] if nothing connects them."""
+        own = [k.kid for k in self.keys if k.role == role]
+        changes = self.of(self.directory, role)
+        if not changes and len(own) == 1:
+            return own
+        if not changes or len(changes) != len(own) - 1:
+            return []
+        out = [changes[0].old]
+        for c in changes:
+            if c.old != out[-1] or c.new in out:
+                return []
+            out.append(c.new)
+        return out
+
+    def check(self):
+        begins = {}
+        for c in self.changes:
+            if is_directory(c.origin) and c.origin != self.directory:
+                raise Invalid("a key change is of the directory of another installation")
+            if not is_directory(c.origin) and not (self.directory and c.origin.startswith(self.directory[: -len("directory")] + "org/")):
+                raise Invalid("a key change is of a log of another installation, or the directory's is missing")
+        for role in ROLES:
+            line = self.line(role)
+            if not line and any(k.role == role for k in self.keys):
+                raise Invalid("nothing connects the keys with the role %s: each key but the first needs the directory's key change" % role)
+            for origin in {c.origin for c in self.changes if c.role == role}:
+                changes, last = self.of(origin, role), 0
+                at = line.index(changes[0].old) if changes[0].old in line else -1
+                for i, c in enumerate(changes):
+                    if at < 0 or at + i + 1 >= len(line) or [c.old, c.new] != line[at + i : at + i + 2] or c.size <= last:
+                        raise Invalid("the key changes of %s are not in the order of the keys" % origin)
+                    last = c.size
+                    if origin == self.directory:
+                        begins[c.new] = c.size
+        for k in self.keys:
+            if k.first != begins.get(k.kid, 0):
+                raise Invalid("a key begins with another size than the directory's key change says")
+            if k.to and not any(c.old == k.kid and is_directory(c.origin) and c.size <= k.to for c in self.changes):
+                raise Invalid("a key ends, and no key has taken its place by then")
+        return self
+
+    def pin(self, kids):
+        """Believe the pinned keys, and those that have replaced them."""
+        if kids:
+            self.believed = set()
+        for kid in kids:
+            for role in ROLES:
+                line = self.line(role)
+                if kid in line:
+                    self.believed.update(line[line.index(kid) :])
+        return self
+
+    def signer(self, origin, role, size):
+        """Return (the key that must sign a checkpoint, whether the set says so, whether it has changes of the log)."""
+        line, changes = self.line(role), self.of(origin, role)
+        if not line:
+            return "", False, False
+        if not changes:
+            return line[-1], True, False
+        kid = changes[0].old
+        for c in changes:
+            if size >= c.size:
+                kid = c.new
+        return kid, changes[-1].new == line[-1], True
+
+    def replaced(self, origin, kid, size):
+        return any(c.origin == origin and c.old == kid and c.size <= size for c in self.changes)
+
+
+ROLES = {"p256": "a P-256", "ed25519": "an Ed25519"}
+
+
 def parse_jwks(b):
     if len(b) > MAX_JWKS:
         raise Invalid("the JWKS is too large")
-    keys = [Key(k) for k in fields(parse_json(b), {"keys": list}, "the JWKS")["keys"]]
-    if len({k.kid for k in keys}) != len(keys):
+    value, form = parse_json(b), {"keys": list}
+    if isinstance(value, dict) and "aid_changes" in value:
+        form["aid_changes"] = list
+    keys = [Key(k) for k in fields(value, form, "the JWKS")["keys"]]
+    by_kid = {k.kid: k for k in keys}
+    if len(by_kid) != len(keys):
         raise Invalid("a key of the JWKS is there twice")
-    return keys
+    if value.get("aid_changes") == []:
+        raise Invalid("aid_changes is empty")
+    return KeySet(keys, [Change(c, by_kid) for c in value.get("aid_changes", [])]).check()
 
 
 # Checkpoints: https://c2sp.org/tlog-checkpoint
@@ -449,7 +578,7 @@ def open_note(keys, note, origin):
         raise Invalid("its origin is %s, not %s" % (c.origin, origin))
     if not rest.endswith("\n") or rest.count("\n") > MAX_SIGNATURES:
         raise Invalid("its signature lines are incomplete, or too many")
-    message, found = text.encode(), set()
+    message, signed = text.encode(), {}
     for line in rest[:-1].split("\n"):
         name, separator, sig = line[2:].partition(" ")
         if not line.startswith("\u2014 ") or not separator or not valid_name(name):
@@ -462,14 +591,25 @@ def open_note(keys, note, origin):
         for k in keys:
             if k.note_id(origin) != raw[:4]:
                 continue
-            if origin.endswith("/directory") and (c.size < k.first or k.to and c.size >= k.to):
-                continue
             if not k.verify(message, raw[4:]):
                 raise Invalid("the signature of key %s is wrong" % k.kid)
-            found.add(k.p256)
-    if len(found) < 2:
-        raise Unknown("no key of the JWKS made %s signature of the checkpoint with size %d of %s"
-                      % ("an Ed25519" if True in found else "a P-256", c.size, origin))
+            if is_directory(origin) and c.size < k.first:
+                continue
+            if is_directory(origin) and k.to and c.size >= k.to:
+                raise Invalid("key %s signed it, and does not sign from size %d on" % (k.kid, k.to))
+            signed[k.kid] = k.role
+    for role, kind in ROLES.items():
+        what = "%s signature of the checkpoint with size %d of %s" % (kind, c.size, origin)
+        others = [kid for kid, r in signed.items() if r == role]
+        want, says, known = keys.signer(origin, role, c.size) if others else ("", False, False)
+        if not others:
+            raise Unknown("no key of the JWKS made " + what)
+        if says and want in signed:
+            continue
+        if says and known and (keys.believed is None or want in keys.believed):
+            raise Invalid("key %s made %s, and key %s must: a key was replaced, and a signature is missing" % (others[0], what, want))
+        raise Unknown("no key of the JWKS that the key changes of this log name made %s: the key changes are in the organization's JWKS "
+                      "(GET /v1/audit/jwks)" % what)
     c.note = note
     return c
 
@@ -682,7 +822,6 @@ BEGIN, MIDDLE = b'{"format":"' + FORMAT.encode() + b'","header":', b',"rows":[\n
 HASH = re.compile(r"[0-9a-f]{64}")
 NUMBERS = struct.Struct(">QqQqQq")
 PAIR = struct.Struct(">QqQq")
-LENGTH = struct.Struct(">Q")
 
 
 def _text_number(text):
@@ -703,17 +842,13 @@ ROW_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 ENTRY_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_int=_text_number, parse_float=_text_number, parse_constant=_no_float)
 
 
-def part(b):
-    return LENGTH.pack(len(b)) + b
-
-
 class Export:
     def __init__(self, check, stream, keys, held, mac_keys):
         self.check, self.stream, self.keys, self.mac_keys = check, stream, keys, mac_keys
         self.held_notes, self.held, self.known = held, [], []
         self.sum = hashlib.sha256()
         self.rows = self.entries = self.malformed = self.mac_checked = self.mac_unchecked = 0
-        self.agreed, self.lost = -1, []
+        self.agreed, self.lost, self.changes = -1, [], []
         self.macs = {}
 
     def line(self, where):
@@ -894,7 +1029,8 @@ class Export:
                     and (not since or at >= since) and (not until or at < until)
                 )
                 opening = reopened and first
-                selected = selected or opening
+                changing = k == "keys.changed" and w == "control"
+                selected = selected or opening or changing
                 if selected:
                     if entry is None:
                         raise Invalid("it matches the filter, and its entry is missing")
@@ -909,6 +1045,8 @@ class Export:
                     self.entries += 1
                     if opening:
                         self.reopened(k, entry)
+                    if changing:
+                        self.changed(entry, n - h["first_seq"])
                 if n != seq:
                     raise Invalid("%d is in its place" % n)
                 if version < min(last_version, 2) or epoch < last_epoch:
@@ -930,6 +1068,37 @@ class Export:
                 self.passed()
             self.rows += 1
             seq += 1
+
+    def changed(self, entry, index):
+        """Read the entry of a key change."""
+        try:
+            e = parse_json(entry, floats=str)
+        except Invalid:
+            e = None
+        if not isinstance(e, dict):
+            raise Invalid("it is not the entry of a key change")
+        role, old, new, size, *signatures = (e.get(n, d) for n, d in (
+            ("role", ""), ("old_kid", ""), ("new_kid", ""), ("size", 0), ("old_signature", ""), ("new_signature", "")))
+        if any(type(x) is not str for x in [role, old, new] + signatures) or type(size) is not int:
+            raise Invalid("it is not the entry of a key change")
+        self.changes.append((index, (self.origin, role, old, new, size)))
+
+    def key_changes(self):
+        """Compare the key changes in the rows with those of the JWKS."""
+        first, known = self.h["first_seq"], [c.what for c in self.keys.changes]
+        for index, change in self.changes:
+            _, _, old, new, size = change
+            if size != index + 1:
+                raise Fault("entry %d" % (first + index), "it is a key change that begins at another size than its own")
+            if change in known:
+                self.check.ok("entry %d: key %s replaces %s from size %d on, signed by both" % (first + index, new, old, size))
+            else:
+                self.check.incomplete("entry %d is a key change that the JWKS does not have: get the organization's JWKS again (GET /v1/audit/jwks)"
+                                      % (first + index))
+        there = [change for _, change in self.changes]
+        for change in known:
+            if change[0] == self.origin and self.h["first"] < change[4] <= self.end.size and change not in there:
+                raise Fault("entry %d" % (first + change[4] - 1), "the JWKS has a key change of this log, and the entry is not that change")
 
     def reopened(self, kind, entry):
         """Verify the first entry of a log that was reopened after a loss."""
@@ -1034,6 +1203,9 @@ class Export:
         }
         if dump(statement) != payload:
             raise Fault(where, "it is of another file: the statement does not say what the file is")
+        if signer and self.keys.replaced(self.origin, signer, self.end.size):
+            raise Fault(where, "key %s signed it, and was replaced before the end of the export" % signer)
+        self.key_changes()
         self.report(signer)
 
     def report(self, signer):
@@ -1491,17 +1663,15 @@ def load_keys(args):
     """Return the keys of the JWKS that are pinned, and why there are none."""
     name = args.jwks or "jwks.json"
     if not args.jwks and not os.path.exists(name):
-        return [], "there is no JWKS: fetch /.well-known/jwks.json, compare its key ids with the ones you were given, and use --jwks FILE"
+        return KeySet(), "there is no JWKS: fetch /.well-known/jwks.json, compare its key ids with the ones you were given, and use --jwks FILE"
     try:
         keys = parse_jwks(read_file(name))
     except Invalid as e:
-        return [], "%s: %s" % (name, e)
-    if args.pin:
-        missing = set(args.pin) - {k.kid for k in keys}
-        if missing:
-            return [], "%s does not have the pinned key %s" % (name, ", ".join(sorted(missing)))
-        keys = [k for k in keys if k.kid in args.pin]
-    return keys, ""
+        return KeySet(), "%s: %s" % (name, e)
+    missing = set(args.pin) - {k.kid for k in keys}
+    if missing:
+        return KeySet(), "%s does not have the pinned key %s" % (name, ", ".join(sorted(missing)))
+    return keys.pin(args.pin), ""
 
 
 def hmac_keys():
@@ -1545,7 +1715,7 @@ def parser():
         for file, options in files:
             c.add_argument(file, **options)
         c.add_argument("--jwks", metavar="FILE", help="public keys; default: ./jwks.json. Keys inside other files are never trusted")
-        c.add_argument("--pin", metavar="KID", action="append", default=[], help="trust only this key of the JWKS; may be repeated")
+        c.add_argument("--pin", metavar="KID", action="append", default=[], help="trust only this key of the JWKS, and keys that replaced it; may be repeated")
         c.add_argument("--json", action="store_true", help="print the verdict as JSON")
         c.add_argument("--verbose", action="store_true", help="print each check")
         return c

@@ -76,8 +76,9 @@ type exportCheck struct {
 	macChecked   int64
 	macUnchecked int64
 	keys         KeySet
-	lost         []string // what the first entry of a reopened log makes incomplete
-	agreed       int64    // size up to which a held checkpoint agrees; -1: none
+	lost         []string    // what the first entry of a reopened log makes incomplete
+	changes      []rowChange // of the rows
+	agreed       int64       // size up to which a held checkpoint agrees; -1: none
 }
 
 func verifyChain(c *check, r io.Reader, o ChainOptions) error {
@@ -266,6 +267,12 @@ func (e *exportCheck) passed() error {
 	return nil
 }
 
+// A rowChange is the key change in the row of a leaf.
+type rowChange struct {
+	KeyChange
+	index int64
+}
+
 // A row is what a worker found in one line.
 type row struct {
 	seq, appended int64
@@ -275,6 +282,7 @@ type row struct {
 	mac           []byte
 	link          []byte // for the MAC
 	entry         []byte // of the first leaf
+	change        *rowChange
 	selected      bool
 	malformed     bool
 	err           error
@@ -390,6 +398,9 @@ func (e *exportCheck) take(r *row, o ChainOptions) error {
 	if r.malformed {
 		e.malformed++
 	}
+	if r.change != nil {
+		e.changes = append(e.changes, *r.change)
+	}
 	e.tree.Append(r.leaf)
 	if len(e.held) > 0 {
 		return e.passed()
@@ -475,7 +486,35 @@ func (e *exportCheck) finish(last []byte, sum [32]byte, in *bufio.Reader, o Chai
 	if err != nil || !bytes.Equal(want, payload) {
 		return faultAt(where, "it is of another file: the statement does not say what the file is")
 	}
+	if signer.ID != "" && o.Keys.replaced(e.origin, signer.ID, e.end.Size) {
+		return faultAt(where, "key %s signed it, and was replaced before the end of the export", signer.ID)
+	}
+	if err := e.keyChanges(); err != nil {
+		return err
+	}
 	e.report(signer, o)
+	return nil
+}
+
+// keyChanges compares the key changes in the rows with those of the JWKS.
+func (e *exportCheck) keyChanges() error {
+	for _, c := range e.changes {
+		seq := e.h.FirstSeq + c.index
+		switch {
+		case c.Size != c.index+1:
+			return faultAt(fmt.Sprintf("entry %d", seq), "it is a key change that begins at another size than its own")
+		case slices.ContainsFunc(e.keys.Changes, c.same):
+			e.ok("entry %d: key %s replaces %s from size %d on, signed by both", seq, c.New, c.Old, c.Size)
+		default:
+			e.incomplete("entry %d is a key change that the JWKS does not have: get the organization's JWKS again (GET /v1/audit/jwks)", seq)
+		}
+	}
+	for _, c := range e.keys.Changes {
+		there := slices.ContainsFunc(e.changes, func(r rowChange) bool { return r.same(c) })
+		if c.Origin == e.origin && c.Size > e.h.First && c.Size <= e.end.Size && !there {
+			return faultAt(fmt.Sprintf("entry %d", e.h.FirstSeq+c.Size-1), "the JWKS has a key change of this log, and the entry is not that change")
+		}
+	}
 	return nil
 }
 
@@ -668,7 +707,16 @@ func (e *exportCheck) parseRow(line []byte, index int64, last bool, l *Link, r *
 		if EntryHash(entry) != l.Entry {
 			return buf, errors.New("the entry has another hash than its link")
 		}
-		return buf, sameFields(entry, l, appended, at)
+		if err := sameFields(entry, l, appended, at); err != nil {
+			return buf, err
+		}
+	}
+	if l.changesKeys() {
+		c, err := parseChange(entry, e.origin)
+		if err != nil {
+			return buf, err
+		}
+		r.change = &rowChange{c, index}
 	}
 	return buf, nil
 }

@@ -108,7 +108,7 @@ func (s KeySet) Verify(e Envelope, payloadType string) (payload []byte, signer K
 	}
 	for _, sig := range e.Signatures {
 		k, ok := s.Find(sig.KeyID)
-		if !ok {
+		if !ok || !s.believes(k) {
 			continue
 		}
 		if _, ok := k.Public.(*ecdsa.PublicKey); !ok {

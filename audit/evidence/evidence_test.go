@@ -227,14 +227,19 @@ func (rng) Read(b []byte) (int, error) {
 }
 
 func TestJWKS(t *testing.T) {
-	keys := keySet(t, p256("a"), ed("b"))
-	keys.Keys[0].From, keys.Keys[0].To = 3, 9
+	keys := keySet(t, p256("c"), ed("b"), p256("a"))
+	change, err := evidence.SignKeyChange(t.Context(), evidence.DirectoryOrigin("aid-1"), 3, p256("a"), p256("c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys.Changes = append(keys.Changes, change)
+	keys.Keys[0].From, keys.Keys[2].To = 3, 9
 	b, err := keys.JWKS()
 	if err != nil {
 		t.Fatal(err)
 	}
 	back, err := evidence.ParseJWKS(b)
-	if err != nil || len(back.Keys) != 2 || back.Keys[0].From != 3 || back.Keys[0].To != 9 || back.Keys[1].ID != keys.Keys[1].ID {
+	if err != nil || len(back.Keys) != 3 || back.Keys[0].From != 3 || back.Keys[2].To != 9 || back.Keys[1].ID != keys.Keys[1].ID {
 		t.Fatalf("%+v, %v", back, err)
 	}
 	good := string(b)

@@ -60,10 +60,10 @@ type ExportHeader struct {
 	Consistency [][]byte     `json:"consistency"`
 }
 
-// selects reports whether the export has a link's entry. The first one of a reopened log says
-// what was lost, so every export has it.
+// selects reports whether the export has a link's entry. Every export has key changes, and the
+// first entry of a reopened log, which says what was lost.
 func (h *ExportHeader) selects(l *Link, index int64) bool {
-	return h.Filter.Match(l) || index == 0 && h.Incarnation > 1
+	return h.Filter.Match(l) || index == 0 && h.Incarnation > 1 || l.changesKeys()
 }
 
 // KindReopened is the kind of the first entry of an incarnation after the first.

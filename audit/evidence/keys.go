@@ -23,9 +23,8 @@ type Key struct {
 	ID     string           // the JWK thumbprint (RFC 7638), base64url
 	Public crypto.PublicKey // *ecdsa.PublicKey on P-256, or ed25519.PublicKey
 
-	// The key is valid for checkpoints of the directory with From <= size < To. To is 0 for a
-	// key without an end. Checkpoints of orgs have their own sizes: the key changes in an org's
-	// chain say where a key begins and ends there.
+	// The key signs checkpoints of the directory with From <= size < To. To is 0 for a key that
+	// still signs. Other logs have their own sizes: see KeyChange.
 	From, To int64
 }
 
@@ -41,7 +40,16 @@ func NewKey(public crypto.PublicKey) (Key, error) {
 }
 
 // KeySet is a set of public keys. The zero KeySet is empty and verifies nothing.
-type KeySet struct{ Keys []Key }
+type KeySet struct {
+	Keys    []Key
+	Changes []KeyChange
+
+	// Own is for the installation itself: a log whose key change is not written yet is valid with
+	// the key before.
+	Own bool
+
+	believed map[string]bool // nil: all keys; see Pin
+}
 
 // jwk is a key in a JWKS. The names that begin with aid_ are ours.
 type jwk struct {
@@ -90,9 +98,7 @@ func (j jwk) thumbprint() string {
 
 // JWKS returns the set as a JSON Web Key Set (RFC 7517).
 func (s KeySet) JWKS() ([]byte, error) {
-	out := struct {
-		Keys []jwk `json:"keys"`
-	}{Keys: []jwk{}}
+	out := jwks{Keys: []jwk{}, Changes: s.Changes}
 	for _, k := range s.Keys {
 		j, err := k.jwk()
 		if err != nil {
@@ -103,18 +109,22 @@ func (s KeySet) JWKS() ([]byte, error) {
 	return json.Marshal(out)
 }
 
+// jwks is a JSON Web Key Set. The member aid_changes is ours.
+type jwks struct {
+	Keys    []jwk       `json:"keys"`
+	Changes []KeyChange `json:"aid_changes,omitempty"`
+}
+
 // maxJWKS limits what ParseJWKS reads.
 const maxJWKS = 1 << 20
 
 // ParseJWKS parses a JSON Web Key Set strictly. Each key must be P-256 or Ed25519, have its
-// thumbprint as kid, and be there once.
+// thumbprint as kid, and be there once. The key changes must be valid: see Check.
 func ParseJWKS(b []byte) (KeySet, error) {
 	if len(b) > maxJWKS {
 		return KeySet{}, fmt.Errorf("the JWKS has %d bytes, and at most %d are allowed", len(b), maxJWKS)
 	}
-	var in struct {
-		Keys []jwk `json:"keys"`
-	}
+	var in jwks
 	if err := parse(b, &in); err != nil {
 		return KeySet{}, fmt.Errorf("the JWKS is invalid: %w", err)
 	}
@@ -130,6 +140,10 @@ func ParseJWKS(b []byte) (KeySet, error) {
 		}
 		seen[k.ID] = true
 		s.Keys = append(s.Keys, k)
+	}
+	s.Changes = in.Changes
+	if err := s.Check(); err != nil {
+		return KeySet{}, fmt.Errorf("the JWKS: %w", err)
 	}
 	return s, nil
 }
@@ -215,9 +229,9 @@ const maxNote = 64 << 10
 // maxSignatures limits the signature lines of a note. C2SP requires at least 16.
 const maxSignatures = 64
 
-// Open verifies a signed checkpoint of this origin. It must have a valid signature of a P-256
-// key and of an Ed25519 key of the set. A signature line of a known key that is invalid rejects
-// the note. Lines of unknown keys are ignored, such as those of witnesses.
+// Open verifies a signed checkpoint of this origin. It must have a valid signature of the P-256
+// key and of the Ed25519 key that the set names for its size. A signature line of a known key
+// that is invalid rejects the note. Lines of unknown keys are ignored, such as those of witnesses.
 func (s KeySet) Open(note []byte, origin string) (Checkpoint, error) {
 	if len(note) > maxNote {
 		return Checkpoint{}, fmt.Errorf("%w: it has more than %d bytes", errCheckpoint, maxNote)
@@ -234,8 +248,8 @@ func (s KeySet) Open(note []byte, origin string) (Checkpoint, error) {
 	if c.Origin != origin {
 		return Checkpoint{}, fmt.Errorf("%w: its origin is %s, not %s", errCheckpoint, c.Origin, origin)
 	}
-	directory := strings.HasSuffix(origin, "/directory")
-	var p256, ed bool
+	directory := IsDirectory(origin)
+	signed := make(map[string]Key)
 	lines, ok := strings.CutSuffix(rest, "\n")
 	if !ok || strings.Count(lines, "\n") >= maxSignatures {
 		return Checkpoint{}, fmt.Errorf("%w: its signature lines are incomplete, or more than %d", errCheckpoint, maxSignatures)
@@ -251,28 +265,20 @@ func (s KeySet) Open(note []byte, origin string) (Checkpoint, error) {
 		}
 		for _, k := range s.Keys {
 			id, err := noteKeyID(origin, k.Public)
-			if err != nil || id != binary.BigEndian.Uint32(raw) {
+			if err != nil || id != binary.BigEndian.Uint32(raw) || !s.believes(k) {
 				continue
-			}
-			if directory && (c.Size < k.From || k.To != 0 && c.Size >= k.To) {
-				continue // the key is not valid for this size
 			}
 			if !verify(k.Public, []byte(text), raw[4:]) {
 				return Checkpoint{}, fmt.Errorf("%w: the signature of key %s is wrong", errCheckpoint, k.ID)
 			}
-			switch k.Public.(type) {
-			case *ecdsa.PublicKey:
-				p256 = true
-			case ed25519.PublicKey:
-				ed = true
+			if directory && c.Size < k.From {
+				continue // it signs before its place in the log; that proves nothing
 			}
+			if directory && k.To != 0 && c.Size >= k.To {
+				return Checkpoint{}, fmt.Errorf("%w: key %s signed it, and does not sign from size %d on", errCheckpoint, k.ID, k.To)
+			}
+			signed[k.ID] = k
 		}
 	}
-	switch {
-	case !p256:
-		return Checkpoint{}, fmt.Errorf("%w made a P-256 signature of the checkpoint with size %d of %s", errUnknownKey, c.Size, origin)
-	case !ed:
-		return Checkpoint{}, fmt.Errorf("%w made an Ed25519 signature of the checkpoint with size %d of %s", errUnknownKey, c.Size, origin)
-	}
-	return c, nil
+	return c, s.signedBy(c, signed)
 }

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"testing"
 	"time"
@@ -27,6 +28,86 @@ type aLog struct {
 	key         []byte // the HMAC key of the org
 	p256, ed    local
 	began       time.Time
+	turns       []turn // the keys that took the place of p256 and ed
+}
+
+// A turn is a key that signs from a size on. The one before it signs for overlap sizes beside it.
+type turn struct {
+	local
+	size    int64
+	change  evidence.KeyChange
+	general evidence.KeyChange // the directory's
+}
+
+const overlap = 10
+
+// signers returns the keys that sign a checkpoint of a size, P-256 first.
+func (l *aLog) signers(size int64) (out []evidence.Signer) {
+	for _, first := range []local{l.p256, l.ed} {
+		role := mustKey(first).Role()
+		own := []evidence.Signer{first}
+		for _, t := range l.turns {
+			if t.change.Role != role {
+				continue
+			}
+			if size >= t.size {
+				own = append(own, t.local)
+			}
+			if size >= t.size+overlap {
+				own = own[1:]
+			}
+		}
+		out = append(out, own...)
+	}
+	return out
+}
+
+// document returns the key that signs documents.
+func (l *aLog) document() local {
+	signer := l.p256
+	for _, t := range l.turns {
+		if t.change.Role == evidence.RoleP256 {
+			signer = t.local
+		}
+	}
+	return signer
+}
+
+// rotate appends the entry of a key change, from the last key of the role to next.
+func (l *aLog) rotate(next local) {
+	role, old := mustKey(next).Role(), l.p256
+	if role == evidence.RoleEd25519 {
+		old = l.ed
+	}
+	for _, t := range l.turns {
+		if t.change.Role == role {
+			old = t.local
+		}
+	}
+	sign := func(origin string, size int64) evidence.KeyChange {
+		c, err := evidence.SignKeyChange(context.Background(), origin, size, old, next)
+		if err != nil {
+			panic(err)
+		}
+		return c
+	}
+	i := int64(len(l.rows))
+	c := sign(l.origin(), i+1)
+	l.turns = append(l.turns, turn{next, c.Size, c, sign(evidence.DirectoryOrigin(installation), 1000+i)})
+	l.changed(c)
+}
+
+// changed appends the entry of a key change.
+func (l *aLog) changed(c evidence.KeyChange) {
+	i := int64(len(l.rows))
+	at := l.began.Add(time.Duration(i) * time.Second)
+	entry, err := json.Marshal(map[string]any{"v": 1, "kind": evidence.KindKeysChanged, "time": at.Format("2006-01-02T15:04:05.000000Z"), "org": l.org, "writer": "control", "request_id": "",
+		"role": c.Role, "old_kid": c.Old, "new_kid": c.New, "size": c.Size, "old_signature": c.OldSignature, "new_signature": c.NewSignature})
+	if err != nil {
+		panic(err)
+	}
+	l.append(evidence.ExportRow{Link: evidence.Link{Org: l.org, Incarnation: l.incarnation, Seq: l.firstSeq + i, AppendedAt: at, Time: at,
+		Kind: evidence.KindKeysChanged, Writer: "control", WriterSeq: i + 1}, Epoch: 1, Version: 3, Bytes: entry})
 }
 
 const installation = "aid-00112233445566aa"
@@ -104,7 +185,7 @@ func (l *aLog) note(size int64) string {
 	if size == 0 {
 		root = sha256.Sum256(nil)
 	}
-	b, err := evidence.Sign(context.Background(), evidence.Checkpoint{Origin: l.origin(), Size: size, Root: root, Time: l.began.Add(time.Duration(size)*time.Second + time.Millisecond)}, l.p256, l.ed)
+	b, err := evidence.Sign(context.Background(), evidence.Checkpoint{Origin: l.origin(), Size: size, Root: root, Time: l.began.Add(time.Duration(size)*time.Second + time.Millisecond)}, l.signers(size)...)
 	if err != nil {
 		panic(err)
 	}
@@ -160,7 +241,7 @@ func (l *aLog) export(o order) []byte {
 	if err != nil {
 		panic(err)
 	}
-	e, err := evidence.SignEnvelope(context.Background(), evidence.ExportType, statement, l.p256)
+	e, err := evidence.SignEnvelope(context.Background(), evidence.ExportType, statement, l.document())
 	if err != nil {
 		panic(err)
 	}
@@ -171,7 +252,15 @@ func (l *aLog) export(o order) []byte {
 	return append(out, last...)
 }
 
-func (l *aLog) keys(t testing.TB) evidence.KeySet { return keySet(t, l.p256, l.ed) }
+func (l *aLog) keys(t testing.TB) evidence.KeySet {
+	s := keySet(t, l.p256, l.ed)
+	for _, turn := range l.turns {
+		k := keySet(t, turn.local).Keys[0]
+		k.From = turn.general.Size
+		s.Keys, s.Changes = append(s.Keys, k), append(s.Changes, turn.general, turn.change)
+	}
+	return s
+}
 
 func (l *aLog) verify(t testing.TB, b []byte, held ...string) evidence.Verdict {
 	t.Helper()

@@ -35,6 +35,7 @@ type second struct {
 type question struct {
 	Command string      `json:"command"`
 	JWKS    string      `json:"jwks"`
+	Pins    []string    `json:"pins"`
 	Data    []byte      `json:"data"`
 	Held    [][2]string `json:"held"`
 	MAC     string      `json:"mac"`
@@ -96,6 +97,9 @@ func (s *second) ask(q question) (v evidence.Verdict) {
 func (s *second) both(name string, q question) evidence.Verdict {
 	s.t.Helper()
 	keys, err := evidence.ParseJWKS([]byte(q.JWKS))
+	if err == nil {
+		keys, err = keys.Pin(q.Pins...)
+	}
 	if err != nil {
 		keys = evidence.KeySet{}
 	}
@@ -481,6 +485,38 @@ func allTampers() []tamper {
 			q.Data = other.export(o)
 			return 0, true
 		}},
+		tamper{"a key that was replaced signs", func(r *rand.Rand, l *aLog, o order, q *question) (int64, bool) {
+			if len(l.turns) == 0 || o.end < l.turns[0].size {
+				return 0, false
+			}
+			other := l.clone()
+			other.turns = other.turns[1:]
+			q.Data = other.export(o)
+			return 0, true
+		}},
+		tamper{"the newer signature is removed", func(r *rand.Rand, l *aLog, o order, q *question) (int64, bool) {
+			if len(l.turns) == 0 || o.end < l.turns[0].size || o.end >= l.turns[0].size+overlap {
+				return 0, false
+			}
+			other := l.clone()
+			other.turns = other.turns[1:]
+			note := strings.ReplaceAll(other.note(o.end), "\n", `\n`)
+			q.Data = bytes.Replace(q.Data, []byte(strings.ReplaceAll(l.note(o.end), "\n", `\n`)), []byte(note), 1)
+			return 0, true
+		}},
+		tamper{"an older JWKS", func(r *rand.Rand, l *aLog, o order, q *question) (int64, bool) {
+			if len(l.turns) == 0 || o.first >= l.turns[0].size || o.end < l.turns[0].size {
+				return 0, false
+			}
+			other := l.clone()
+			other.turns = other.turns[1:]
+			set, err := (evidence.KeySet{Keys: []evidence.Key{mustKey(l.p256), mustKey(l.ed)}}).JWKS()
+			if err != nil {
+				panic(err)
+			}
+			q.JWKS = string(set)
+			return 0, true
+		}},
 		tamper{"another JWKS", func(r *rand.Rand, l *aLog, o order, q *question) (int64, bool) {
 			q.JWKS = []string{
 				``, `{}`, `{"keys":[]}`, strings.Replace(q.JWKS, "ES256", "HS256", 1), strings.Replace(q.JWKS, `"kty":"EC"`, `"kty":"oct"`, 1),
@@ -530,18 +566,22 @@ func allTampers() []tamper {
 // Every tamper is caught by both verifiers with public keys, and with one checkpoint that the
 // auditor kept where the attacker has every key.
 func TestTampers(t *testing.T) {
-	l := newLog("org_1")
-	l.add(60, "x")
+	logs := []*aLog{newLog("org_1"), newLog("org_1")}
+	logs[0].add(60, "x")
+	logs[1].add(20, "x")
+	logs[1].rotate(p256("c"))
+	logs[1].add(9, "x")
+	logs[1].rotate(ed("d"))
+	logs[1].add(29, "x")
 	py := startSecond(t)
-	set := jwks(t, l.keys(t))
 	kinds := allTampers()
 	count := make(map[string]int)
 	codes := make(map[int]int)
 	r := rand.New(rand.NewPCG(3, 4))
 	for i, done := 0, 0; done < *tampers; i++ {
-		kind := kinds[i%len(kinds)]
+		kind, l := kinds[i%len(kinds)], logs[i/len(kinds)%2]
 		o := randomOrder(r, l)
-		q := question{Command: "chain", JWKS: set, Data: l.export(o)}
+		q := question{Command: "chain", JWKS: jwks(t, l.keys(t)), Data: l.export(o)}
 		if r.IntN(4) == 0 {
 			q.MAC = hex.EncodeToString(l.key)
 		}

@@ -34,7 +34,7 @@ type offline struct {
 func (o *offline) flags(f *pflag.FlagSet) {
 	f.BoolVar(&o.on, "offline", false, "verify files instead of a database")
 	f.StringVar(&o.jwks, "jwks", "", "with --offline: `file` with the public keys (default: jwks.json in this folder)")
-	f.StringArrayVar(&o.pins, "pin", nil, "with --offline: trust only the key with this `kid`; may be repeated")
+	f.StringArrayVar(&o.pins, "pin", nil, "with --offline: trust only the key with this `kid`, and keys that replaced it; may be repeated")
 	f.StringArrayVar(&o.checkpoints, "checkpoint", nil, "with --offline: `file` with a checkpoint that you kept; may be repeated")
 	f.StringVar(&o.bundle, "bundle", "", "with --offline checkpoint: `file` with consistency proofs")
 	f.StringVar(&o.contradiction, "evidence", "", "with --offline: write two checkpoints that contradict each other to this `file`")
@@ -173,18 +173,10 @@ func (o *offline) keys() (set evidence.KeySet, why string, err error) {
 	if set, err = evidence.ParseJWKS(b); err != nil {
 		return evidence.KeySet{}, name + ": " + err.Error(), nil
 	}
-	if len(o.pins) == 0 {
-		return set, "", nil
+	if set, err = set.Pin(o.pins...); err != nil {
+		return evidence.KeySet{}, name + ": " + err.Error(), nil
 	}
-	var pinned evidence.KeySet
-	for _, pin := range o.pins {
-		k, ok := set.Find(pin)
-		if !ok {
-			return evidence.KeySet{}, name + " does not have the pinned key " + pin, nil
-		}
-		pinned.Keys = append(pinned.Keys, k)
-	}
-	return pinned, "", nil
+	return set, "", nil
 }
 
 var (

@@ -30,9 +30,9 @@ for line in sys.stdin:
         print(json.dumps(signature(*(bytes.fromhex(h) for h in case["signature"]))), flush=True)
         continue
     try:
-        keys = v.parse_jwks(case["jwks"].encode())
+        keys = v.parse_jwks(case["jwks"].encode()).pin(case["pins"] or [])
     except v.Invalid:
-        keys = []
+        keys = v.KeySet()
     data = base64.b64decode(case["data"] or "")
     held = [tuple(h) for h in case["held"] or []]
     if command == "chain":
