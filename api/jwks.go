@@ -34,8 +34,29 @@ func (JWKS) Schema(huma.Registry) *huma.Schema {
 					"aid_to":   {Type: huma.TypeInteger, Description: "The size from which on the key does not sign. Absent: it signs."},
 				},
 			},
+		}, "aid_changes": {
+			Type: huma.TypeArray, Items: &huma.Schema{
+				Type: huma.TypeObject, Required: []string{"origin", "role", "old", "new", "size", "old_signature", "new_signature"},
+				Properties: map[string]*huma.Schema{
+					"origin": text("The log in which the key changes."), "role": text("p256 or ed25519."), "old": text("The kid of the key before."), "new": text("The kid of the key that takes its place."),
+					"size":          {Type: huma.TypeInteger, Description: "Checkpoints of the log from this size on need the new key."},
+					"old_signature": text("The old key's signature of the change; base64."), "new_signature": text("The new key's signature of the change; base64."),
+				},
+			},
 		}},
 	}
+}
+
+// orgKeys returns the public keys with the key changes of the org's logs.
+func orgKeys(ctx context.Context, x *call, _ *struct{}) (*one[JWKS], error) {
+	if x.c.OrgKeys == nil {
+		return &one[JWKS]{}, nil
+	}
+	set, err := x.c.OrgKeys(ctx, x.tx, x.org)
+	if err != nil {
+		return nil, err
+	}
+	return &one[JWKS]{Body: JWKS{set}}, nil
 }
 
 // jwksAge is how long caches may keep the keys, and how long the control plane does.

@@ -382,6 +382,11 @@ func routes() []route {
 			Summary:     "Get a tile of the tree",
 			Description: "Up to 256 hashes of your organization's tree, as C2SP tlog-tiles describes. A client of tlog-tiles has the prefix `/v1/audit`.",
 		}, orgTile),
+		serves(route{
+			Method: "GET", Path: "/v1/audit/jwks", ID: "get-audit-jwks", Tag: tagRecord, Roles: auditors,
+			Summary:     "Get the public keys with your key changes",
+			Description: "The keys of `/.well-known/jwks.json`, and when they changed in the logs of your organization. Verifiers need it after a rotation.",
+		}, orgKeys),
 		jwks(route{
 			Method: "GET", Path: "/.well-known/jwks.json", ID: "get-jwks", Tag: tagRecord, Summary: "Get the public keys",
 			Description: "All keys that have ever signed checkpoints and documents of this installation, as a JSON Web Key Set. It needs no key.",

@@ -59,6 +59,9 @@ type Config struct {
 
 	// PublicKeys returns the keys that have ever signed evidence. Nil: no key has.
 	PublicKeys func(ctx context.Context) (evidence.KeySet, error)
+	// OrgKeys returns the same keys, with the key changes of the logs of the org, which tx has set.
+	// Nil: no key has signed.
+	OrgKeys func(ctx context.Context, tx pgx.Tx, org string) (evidence.KeySet, error)
 
 	Now  func() time.Time // nil: time.Now
 	Rand io.Reader        // for ids and secrets; nil: crypto/rand

@@ -97,11 +97,15 @@ func (n *Notary) tick(ctx context.Context, signers []evidence.Signer) (made tick
 	clock := n.c.Now()
 	now := clock.UTC().Truncate(time.Microsecond)
 	origin := evidence.DirectoryOrigin(n.c.LogName)
+	keys, err := readKeys(ctx, tx, n.c.LogName, "")
+	if err != nil {
+		return made, nil, err
+	}
 	if d.size > 0 {
 		if age := now.Sub(d.time); age >= 0 && age < checkpointEvery {
 			return tickResult{ticked: clock.Add(-age)}, nil, nil
 		}
-		if err := n.continues(ctx, tx, directoryForest, d.tree, origin, d.note, d.size, d.root); err != nil {
+		if err := n.continues(ctx, tx, keys, directoryForest, d.tree, origin, d.note, d.size, d.root); err != nil {
 			return made, nil, err
 		}
 		if !now.After(d.time) {
@@ -122,6 +126,12 @@ func (n *Notary) tick(ctx context.Context, signers []evidence.Signer) (made tick
 		return made, nil, err
 	}
 	made = tickResult{ticked: clock, size: d.tree.size, root: d.tree.root()}
+	if err := keys.retire(ctx, tx, made.size, now); err != nil {
+		return made, nil, err
+	}
+	if signers, err = keys.choose(signers, origin, made.size, now); err != nil {
+		return tickResult{}, nil, err
+	}
 	limited, cancel := context.WithTimeout(ctx, signDeadline)
 	defer cancel()
 	made.note, err = evidence.Sign(limited, evidence.Checkpoint{Origin: origin, Size: made.size, Root: made.root, Time: now}, signers...)

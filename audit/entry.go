@@ -470,6 +470,10 @@ func Parse(b []byte) (Entry, error) {
 		var e Trimmed
 		err = json.Unmarshal(b, &e)
 		return e, malformed(err)
+	case h.Kind == evidence.KindKeysChanged:
+		var e KeysChanged
+		err = json.Unmarshal(b, &e)
+		return e, malformed(err)
 	case h.Actor != nil:
 		var e Changed
 		err = json.Unmarshal(b, &e)

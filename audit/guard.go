@@ -171,11 +171,22 @@ func (g *Guard) refresh(ctx context.Context) {
 	g.keys, g.keysAt = keys, g.c.Now()
 }
 
+// with returns the keys of the database as of a transaction. Without any it is those that were
+// read last.
+func (g *Guard) with(s keyState) evidence.KeySet {
+	if len(s.set.Keys) > 0 {
+		return s.set
+	}
+	return g.keySet()
+}
+
 // keySet returns the public keys that were read last.
 func (g *Guard) keySet() evidence.KeySet {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.keys
+	keys := g.keys
+	keys.Own = true
+	return keys
 }
 
 // saw notes a checkpoint that is outside of the database, or that this process has stored.
@@ -189,8 +200,7 @@ func (g *Guard) saw(origin string, c evidence.Checkpoint) {
 
 // outside returns the checkpoints of an origin outside of the database, the newest of each
 // anchor. An anchor that does not answer counts as one without a checkpoint.
-func (g *Guard) outside(ctx context.Context, origin string) (all []seenCheckpoint) {
-	keys := g.keySet()
+func (g *Guard) outside(ctx context.Context, origin string, keys evidence.KeySet) (all []seenCheckpoint) {
 	for i, a := range g.c.Anchors {
 		g.mu.Lock()
 		wait := g.away[i].After(g.c.Now())
@@ -210,6 +220,9 @@ func (g *Guard) outside(ctx context.Context, origin string) (all []seenCheckpoin
 		}
 		c, err := keys.Open(note, origin)
 		if err != nil {
+			if evidence.UnknownKey(err) && evidence.IsDirectory(origin) && g.stale() {
+				continue // a key may have changed: it is read again first
+			}
 			g.ignored.Inc()
 			g.c.Log.WarnContext(ctx, "an anchor has a checkpoint that is not ours; it is ignored", "origin", origin, "anchor", i+1, "err", err)
 			continue
@@ -223,6 +236,17 @@ func (g *Guard) outside(ctx context.Context, origin string) (all []seenCheckpoin
 		all = append(all, s)
 	}
 	return all
+}
+
+// stale makes the next refresh read the public keys, unless they were read just now.
+func (g *Guard) stale() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.c.Now().Sub(g.keysAt) < notaryRound {
+		return false
+	}
+	g.keysAt = time.Time{}
+	return true
 }
 
 func (g *Guard) failed(anchor int, what, origin string, err error) {
@@ -246,7 +270,7 @@ func (g *Guard) Check(ctx context.Context) error {
 	g.refresh(ctx)
 	// First the anchors: what they have was committed before, so a database that is intact
 	// has it.
-	outside := g.outside(ctx, origin)
+	outside := g.outside(ctx, origin, g.keySet())
 	if err := g.judge(ctx, g.c.DB, origin, outside, directorySized); err != nil {
 		return err
 	}
@@ -268,15 +292,17 @@ func (g *Guard) read(ctx context.Context, origin string) error {
 		return fmt.Errorf("reading the newest checkpoint of %s: %w", origin, err)
 	}
 	c, err := keys.Open(note, origin)
-	if err != nil {
+	if evidence.UnknownKey(err) && g.stale() {
+		return nil // a key may have changed: it is read again first
+	} else if err != nil {
 		return fmt.Errorf("the newest stored checkpoint of %s: %w", origin, err)
 	}
 	g.saw(origin, c)
 	return nil
 }
 
-// checkOrg compares an org's tree. tx has the org set.
-func (g *Guard) checkOrg(ctx context.Context, tx RowQuerier, org string, incarnation int64) error {
+// checkOrg compares an org's tree. tx has the org set, and keys are as of it.
+func (g *Guard) checkOrg(ctx context.Context, tx RowQuerier, org string, incarnation int64, keys keyState) error {
 	if g == nil {
 		return nil
 	}
@@ -287,7 +313,7 @@ func (g *Guard) checkOrg(ctx context.Context, tx RowQuerier, org string, incarna
 		delete(g.behind, evidence.OrgOrigin(g.c.LogName, org, n))
 	}
 	g.mu.Unlock()
-	return g.judge(ctx, tx, origin, g.outside(ctx, origin), "SELECT root FROM audit_checkpoints WHERE size = $1 AND org_id = $2 AND incarnation = $3", org, incarnation)
+	return g.judge(ctx, tx, origin, g.outside(ctx, origin, g.with(keys)), "SELECT root FROM audit_checkpoints WHERE size = $1 AND org_id = $2 AND incarnation = $3", org, incarnation)
 }
 
 // judge stops appending if the database lacks a checkpoint, and permits it if not.

@@ -24,8 +24,9 @@ type NotaryConfig struct {
 	Pool    Pool // for the directory, which has no org
 	LogName string
 
-	// Signers returns the keys that sign now: a P-256 key and an Ed25519 key, and during a
-	// rotation their successors too. Without keys trees grow, and nothing is signed.
+	// Signers returns the keys of this process: a P-256 key and an Ed25519 key, and for a
+	// rotation their successors too. The database says which of them sign. Without keys trees
+	// grow, and nothing is signed.
 	Signers func() []evidence.Signer
 	Guard   *Guard
 	Anchors []Anchor
@@ -289,7 +290,11 @@ func (n *Notary) compareAgain(ctx context.Context, org string) error {
 		if err := tx.QueryRow(ctx, "SELECT incarnation FROM audit_heads WHERE org_id = $1", org).Scan(&incarnation); err != nil {
 			return err
 		}
-		return n.c.Guard.checkOrg(ctx, tx, org, incarnation)
+		keys, err := readKeys(ctx, tx, n.c.LogName, org)
+		if err != nil {
+			return err
+		}
+		return n.c.Guard.checkOrg(ctx, tx, org, incarnation, keys)
 	})
 }
 
@@ -376,13 +381,18 @@ func (n *Notary) signIn(ctx context.Context, tx pgx.Tx, org string, signers []ev
 	if err := n.fault(ctx, "locked"); err != nil {
 		return made, err
 	}
-	// The lock is held, so this is the last one that any process has stored.
+	// The lock is held, so the last checkpoint is the last one that any process has stored. A key
+	// change of an entry in the tree was committed with the entry, so it is seen.
+	now := n.c.Now().UTC().Truncate(time.Microsecond)
+	origin := evidence.OrgOrigin(n.c.LogName, org, g.incarnation)
+	keys, err := readKeys(ctx, tx, n.c.LogName, org)
+	if err != nil {
+		return made, err
+	}
 	before, err := LastCheckpoint(ctx, tx, org, g.incarnation)
 	if err != nil && !errors.Is(err, ErrNoCheckpoint) {
 		return made, err
 	}
-	now := n.c.Now().UTC().Truncate(time.Microsecond)
-	origin := evidence.OrgOrigin(n.c.LogName, org, g.incarnation)
 	f := orgForest(org, g.incarnation)
 	if err == nil {
 		if before.Size > g.tree.size {
@@ -391,7 +401,7 @@ func (n *Notary) signIn(ctx context.Context, tx pgx.Tx, org string, signers []ev
 		if before.Size == g.tree.size || now.Sub(before.Time) < checkpointEvery && !now.Before(before.Time) {
 			return made, nil
 		}
-		if err := n.continues(ctx, tx, f, g.tree, origin, before.Note, before.Size, before.Root); err != nil {
+		if err := n.continues(ctx, tx, keys, f, g.tree, origin, before.Note, before.Size, before.Root); err != nil {
 			return made, err
 		}
 		if !now.After(before.Time) {
@@ -401,7 +411,10 @@ func (n *Notary) signIn(ctx context.Context, tx pgx.Tx, org string, signers []ev
 	if err := n.fault(ctx, "proved"); err != nil {
 		return made, err
 	}
-	if err := n.c.Guard.checkOrg(ctx, tx, org, g.incarnation); err != nil {
+	if err := n.c.Guard.checkOrg(ctx, tx, org, g.incarnation, keys); err != nil {
+		return made, err
+	}
+	if signers, err = keys.choose(signers, origin, g.tree.size, now); err != nil {
 		return made, err
 	}
 	c := StoredCheckpoint{Incarnation: g.incarnation, FirstSeq: g.firstSeq, Size: g.tree.size, Root: g.tree.root(), Time: now}
@@ -431,9 +444,9 @@ func (n *Notary) signIn(ctx context.Context, tx pgx.Tx, org string, signers []ev
 
 // continues proves that a tree continues the one under its last stored checkpoint, whose
 // signatures and columns are checked too.
-func (n *Notary) continues(ctx context.Context, tx pgx.Tx, f forest, m *merkle, origin string, note []byte, size int64, root tlog.Hash) error {
+func (n *Notary) continues(ctx context.Context, tx pgx.Tx, stored keyState, f forest, m *merkle, origin string, note []byte, size int64, root tlog.Hash) error {
 	if n.c.Guard != nil {
-		keys := n.c.Guard.keySet()
+		keys := n.c.Guard.with(stored)
 		if len(keys.Keys) == 0 {
 			return errors.New("the public keys were not read yet")
 		}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/ai-identity/ai-identity/audit/evidence"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -102,7 +104,7 @@ var ErrRefused = errors.New("audit records rejected")
 
 // controlWriter is the writer of Record's entries. No node can have this id, since the ids of
 // nodes' writers begin with "w_".
-const controlWriter = "control"
+const controlWriter = evidence.ControlWriter
 
 // Append appends the records of a batch to the chain of its org, in their order. It returns
 // the sequence number of the last one once all of them are committed, or an error and

@@ -2,22 +2,16 @@ package audit
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/ai-identity/ai-identity/audit/evidence"
-)
-
-// The roles of signing keys. Each checkpoint has a signature of each role.
-const (
-	RoleP256    = "p256"    // the promise; it signs documents too
-	RoleEd25519 = "ed25519" // what witnesses understand
 )
 
 // ErrSigningKey means that a signing key here is not the installation's.
@@ -56,7 +50,7 @@ func SigningKeys(ctx context.Context, db Querier) ([]SigningKey, error) {
 		if err != nil {
 			return k, fmt.Errorf("key %s: %w", kid, err)
 		}
-		if key.ID != kid || roleOf(key) != k.Role {
+		if key.ID != kid || key.Role() != k.Role {
 			return k, fmt.Errorf("key %s: its row was changed", kid)
 		}
 		key.From, key.To = k.From, k.To
@@ -72,24 +66,12 @@ func SigningKeys(ctx context.Context, db Querier) ([]SigningKey, error) {
 	return keys, nil
 }
 
-// PublicKeys returns the keys that have ever signed, for the JWKS.
-func PublicKeys(ctx context.Context, db Querier) (evidence.KeySet, error) {
-	keys, err := SigningKeys(ctx, db)
-	if err != nil {
-		return evidence.KeySet{}, err
-	}
-	var s evidence.KeySet
-	for _, k := range keys {
-		s.Keys = append(s.Keys, k.Key)
-	}
-	return s, nil
-}
-
-func roleOf(k evidence.Key) string {
-	if _, ok := k.Public.(*ecdsa.PublicKey); ok {
-		return RoleP256
-	}
-	return RoleEd25519
+// PublicKeys returns the keys that have ever signed with the directory's key changes, for the
+// JWKS.
+func PublicKeys(ctx context.Context, db Querier, logName string) (evidence.KeySet, error) {
+	s, err := readKeys(ctx, db, logName, "")
+	s.set.Own = false
+	return s.set, err
 }
 
 // An Execer reads and changes rows outside of any organization.
@@ -98,42 +80,43 @@ type Execer interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
-// UseSigningKeys checks that each key signs for this installation. The first key of a role is
-// stored. From then on another key of that role is an error that wraps ErrSigningKey, until it
-// becomes the successor by a key change.
+// UseSigningKeys checks that the process has the keys that sign for this installation. The first
+// key of a role is stored. From then on the newest stored key of each role must be here, or the
+// error wraps ErrSigningKey. A key that is not stored may be here beside it, for a rotation.
 func UseSigningKeys(ctx context.Context, db Execer, now time.Time, signers ...evidence.Signer) error {
+	have := make(map[string][]evidence.Key)
 	for _, s := range signers {
 		k, err := evidence.NewKey(s.Public())
 		if err != nil {
 			return err
 		}
-		spki, err := x509.MarshalPKIXPublicKey(s.Public())
-		if err != nil {
-			return err
-		}
-		// Of several replicas with different keys, one is first.
-		if _, err := db.Exec(ctx, `INSERT INTO signing_keys (kid, role, spki) SELECT $1, $2::text, $3
-			WHERE NOT EXISTS (SELECT FROM signing_keys WHERE role = $2::text) ON CONFLICT DO NOTHING`, k.ID, roleOf(k), spki); err != nil {
-			return fmt.Errorf("storing the public key %s: %w", k.ID, err)
-		}
+		have[k.Role()] = append(have[k.Role()], k)
+	}
+	for role, keys := range have {
 		stored, err := SigningKeys(ctx, db)
 		if err != nil {
 			return err
 		}
-		found, current := SigningKey{}, SigningKey{}
-		for _, other := range stored {
-			if other.ID == k.ID {
-				found = other
+		if !slices.ContainsFunc(stored, func(k SigningKey) bool { return k.Role == role }) {
+			if len(keys) > 1 {
+				return fmt.Errorf("%w: no key with the role %s has signed yet: start with one key, and rotate later", ErrSigningKey, role)
 			}
-			if other.Role == roleOf(k) && other.RetireAt.IsZero() {
-				current = other
+			spki, err := x509.MarshalPKIXPublicKey(keys[0].Public)
+			if err != nil {
+				return err
+			}
+			// Of several replicas with different keys, one is first.
+			if _, err := db.Exec(ctx, `INSERT INTO signing_keys (kid, role, spki) SELECT $1, $2::text, $3
+				WHERE NOT EXISTS (SELECT FROM signing_keys WHERE role = $2::text) ON CONFLICT DO NOTHING`, keys[0].ID, role, spki); err != nil {
+				return fmt.Errorf("storing the public key %s: %w", keys[0].ID, err)
+			}
+			if stored, err = SigningKeys(ctx, db); err != nil {
+				return err
 			}
 		}
-		switch {
-		case found.ID == "":
-			return fmt.Errorf("%w: key %s signs, and the key here is %s: use that key. This version cannot replace a signing key", ErrSigningKey, current.ID, k.ID)
-		case !found.Current(now):
-			return fmt.Errorf("%w: key %s is retired, and key %s signs", ErrSigningKey, k.ID, current.ID)
+		current, ok := keyState{keys: stored}.newest(role)
+		if !ok || !slices.ContainsFunc(keys, func(k evidence.Key) bool { return k.ID == current.ID }) {
+			return fmt.Errorf("%w: key %s signs, and the key here is %s: use that key; a key is replaced with `aid keys signing rotate`", ErrSigningKey, current.ID, keys[0].ID)
 		}
 	}
 	return nil

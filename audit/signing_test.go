@@ -73,7 +73,7 @@ func TestSigningKeysAreTheInstallations(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	set, err := audit.PublicKeys(ctx, db.Pool())
+	set, err := audit.PublicKeys(ctx, db.Pool(), logName)
 	if err != nil || len(set.Keys) != 2 {
 		t.Fatalf("%d keys, %v", len(set.Keys), err)
 	}

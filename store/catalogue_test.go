@@ -54,7 +54,7 @@ func TestCatalogue(t *testing.T) {
 		AND NOT (p.polname = 'directory' AND p.polcmd = 'r' AND p.polroles = ARRAY['aid_directory'::regrole::oid] AND p.polrelid::regclass::text IN ('audit_heads', 'audit_slots'))`)
 	none("tables of an org whose primary key does not begin with it", tables+`AND`+hasOrg+`AND NOT EXISTS (
 		SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'org_id' WHERE i.indrelid = c.oid AND i.indisprimary AND i.indkey[0] = a.attnum)`)
-	none("tables without an org", tables+`AND NOT`+hasOrg+`AND c.relname NOT IN ('goose_db_version', 'installation_keys', 'egress_cas', 'signing_keys', 'directory_cosignatures', 'audit_reopened', 'audit_retention', 'installation',
+	none("tables without an org", tables+`AND NOT`+hasOrg+`AND c.relname NOT IN ('goose_db_version', 'installation_keys', 'egress_cas', 'signing_keys', 'directory_cosignatures', 'directory_key_changes', 'audit_reopened', 'audit_retention', 'installation',
 		'directory_tree', 'directory_tiles', 'directory_leaves', 'directory_checkpoints')`)
 	none("views: each must be security_invoker, and be considered here", `SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('v', 'm', 'f')`)
 	none("functions that run as their owner", `SELECT p.oid::regprocedure::text FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace AND p.prosecdef
@@ -159,7 +159,7 @@ func TestAuditorOnlyReads(t *testing.T) {
 	for _, table := range []string{"orgs", "org_keys", "nodes", "agents", "agent_keys", "policies", "providers", "provider_credentials", "idempotency_keys",
 		"audit_heads", "audit_writers", "audit_entries", "usage_daily", "usage_policies", "places", "budget_counts", "budget_reservations", "budget_events",
 		"sidecars", "limit_raises", "policy_versions", "policy_dry_runs", "installation_keys", "egress_cas", "goose_db_version", "installation", "audit_trees", "audit_tiles", "audit_checkpoints",
-		"audit_slots", "audit_paths", "directory_tree", "directory_tiles", "directory_leaves", "directory_checkpoints", "audit_exports",
+		"audit_slots", "audit_paths", "directory_tree", "directory_tiles", "directory_leaves", "directory_checkpoints", "directory_key_changes", "audit_key_changes", "audit_exports",
 		"audit_retention", "audit_holds", "audit_archives", "audit_trims"} {
 		for _, statement := range []string{`INSERT INTO ` + table + ` DEFAULT VALUES`, `DELETE FROM ` + table, `TRUNCATE ` + table} {
 			if _, err := conn.Exec(t.Context(), statement); code(err) != "42501" {

@@ -43,6 +43,7 @@ var tables = []struct{ name, columns, values string }{
 	{"audit_checkpoints", "org_id, incarnation, size, root, time, note", "$1, 7, 7, sha256($2::text::bytea), now(), $2::text::bytea"},
 	{"audit_slots", "org_id, nonce, leaf", "$1, convert_to(rpad($2, 32, $2), 'UTF8'), sha256($2::text::bytea)"},
 	{"audit_paths", "org_id, incarnation, size, tick, path", "$1, 7, 7, 7, $2::text::bytea"},
+	{"audit_key_changes", "org_id, incarnation, role, size, old_kid, new_kid, old_signature, new_signature", "$1, 7, 'p256', 7, $2, $2, $2::text::bytea, $2::text::bytea"},
 	{"audit_exports", "org_id, id, what, header, created_at", "$1, $2, $2::text::bytea, $2::text::bytea, now()"},
 	{"usage_policies", "org_id, policy_id, agent_id, day, provider, model, team", "$1, $2, $2, '2026-07-01', $2, $2, $2"},
 }

@@ -233,6 +233,22 @@ func (s KeySet) Pin(ids ...string) (KeySet, error) {
 // believes reports whether a key's signature counts.
 func (s KeySet) believes(k Key) bool { return s.believed == nil || s.believed[k.ID] }
 
+// Changed reports whether the set has key changes of a log and role.
+func (s KeySet) Changed(origin, role string) bool { return len(s.of(origin, role)) > 0 }
+
+// Signer returns the key of a role that must sign a log's checkpoint of a size.
+func (s KeySet) Signer(origin, role string, size int64) string {
+	id, _ := s.signer(origin, role, size)
+	return id
+}
+
+// Signed reports whether a note has a valid signature of the key with this id.
+func (s KeySet) Signed(note []byte, origin, id string) bool {
+	_, signed, err := s.signatures(note, origin)
+	_, ok := signed[id]
+	return err == nil && ok
+}
+
 // signer returns the key of a role whose signature a checkpoint must have. ok is false if the
 // set does not say so.
 func (s KeySet) signer(origin, role string, size int64) (id string, ok bool) {
@@ -273,7 +289,7 @@ func (s KeySet) signedBy(c Checkpoint, signed map[string]Key) error {
 		}
 		want, ok := s.signer(c.Origin, role, c.Size)
 		_, good := signed[want]
-		switch known := len(s.of(c.Origin, role)) > 0; {
+		switch known := s.Changed(c.Origin, role); {
 		case any == "":
 			return fmt.Errorf("%w made %s", errUnknownKey, what)
 		case good && ok:

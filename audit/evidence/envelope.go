@@ -42,8 +42,17 @@ func pae(payloadType string, payload []byte) []byte {
 	return append(append(b, ' '), payload...)
 }
 
-// SignEnvelope signs a payload with a P-256 key.
+// SignEnvelope signs a payload with a P-256 key. A signer whose key changes has the method Now,
+// which returns the one that signs now.
 func SignEnvelope(ctx context.Context, payloadType string, payload []byte, s Signer) (Envelope, error) {
+	if changing, ok := s.(interface {
+		Now(context.Context) (Signer, error)
+	}); ok {
+		var err error
+		if s, err = changing.Now(ctx); err != nil {
+			return Envelope{}, fmt.Errorf("signing %s: %w", payloadType, err)
+		}
+	}
 	key, err := NewKey(s.Public())
 	if err != nil {
 		return Envelope{}, err

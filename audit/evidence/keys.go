@@ -233,32 +233,44 @@ const maxSignatures = 64
 // key and of the Ed25519 key that the set names for its size. A signature line of a known key
 // that is invalid rejects the note. Lines of unknown keys are ignored, such as those of witnesses.
 func (s KeySet) Open(note []byte, origin string) (Checkpoint, error) {
+	c, signed, err := s.signatures(note, origin)
+	if err == nil {
+		err = s.signedBy(c, signed)
+	}
+	if err != nil {
+		return Checkpoint{}, err
+	}
+	return c, nil
+}
+
+// signatures returns the keys of the set that have signed a note.
+func (s KeySet) signatures(note []byte, origin string) (Checkpoint, map[string]Key, error) {
 	if len(note) > maxNote {
-		return Checkpoint{}, fmt.Errorf("%w: it has more than %d bytes", errCheckpoint, maxNote)
+		return Checkpoint{}, nil, fmt.Errorf("%w: it has more than %d bytes", errCheckpoint, maxNote)
 	}
 	text, rest, ok := strings.Cut(string(note), "\n\n")
 	if !ok {
-		return Checkpoint{}, fmt.Errorf("%w: it has no signatures", errCheckpoint)
+		return Checkpoint{}, nil, fmt.Errorf("%w: it has no signatures", errCheckpoint)
 	}
 	text += "\n"
 	c, err := ParseCheckpoint(text)
 	if err != nil {
-		return Checkpoint{}, err
+		return Checkpoint{}, nil, err
 	}
 	if c.Origin != origin {
-		return Checkpoint{}, fmt.Errorf("%w: its origin is %s, not %s", errCheckpoint, c.Origin, origin)
+		return Checkpoint{}, nil, fmt.Errorf("%w: its origin is %s, not %s", errCheckpoint, c.Origin, origin)
 	}
 	directory := IsDirectory(origin)
 	signed := make(map[string]Key)
 	lines, ok := strings.CutSuffix(rest, "\n")
 	if !ok || strings.Count(lines, "\n") >= maxSignatures {
-		return Checkpoint{}, fmt.Errorf("%w: its signature lines are incomplete, or more than %d", errCheckpoint, maxSignatures)
+		return Checkpoint{}, nil, fmt.Errorf("%w: its signature lines are incomplete, or more than %d", errCheckpoint, maxSignatures)
 	}
 	for line := range strings.SplitSeq(lines, "\n") {
 		name, sig, ok := strings.Cut(strings.TrimPrefix(line, "\u2014 "), " ")
 		raw, err := decode64(sig)
 		if !ok || !strings.HasPrefix(line, "\u2014 ") || !validName(name) || err != nil || len(raw) < 5 {
-			return Checkpoint{}, fmt.Errorf("%w: a signature line has not the form of a signed note", errCheckpoint)
+			return Checkpoint{}, nil, fmt.Errorf("%w: a signature line has not the form of a signed note", errCheckpoint)
 		}
 		if name != origin {
 			continue
@@ -269,16 +281,16 @@ func (s KeySet) Open(note []byte, origin string) (Checkpoint, error) {
 				continue
 			}
 			if !verify(k.Public, []byte(text), raw[4:]) {
-				return Checkpoint{}, fmt.Errorf("%w: the signature of key %s is wrong", errCheckpoint, k.ID)
+				return Checkpoint{}, nil, fmt.Errorf("%w: the signature of key %s is wrong", errCheckpoint, k.ID)
 			}
 			if directory && c.Size < k.From {
 				continue // it signs before its place in the log; that proves nothing
 			}
 			if directory && k.To != 0 && c.Size >= k.To {
-				return Checkpoint{}, fmt.Errorf("%w: key %s signed it, and does not sign from size %d on", errCheckpoint, k.ID, k.To)
+				return Checkpoint{}, nil, fmt.Errorf("%w: key %s signed it, and does not sign from size %d on", errCheckpoint, k.ID, k.To)
 			}
 			signed[k.ID] = k
 		}
 	}
-	return c, s.signedBy(c, signed)
+	return c, signed, nil
 }

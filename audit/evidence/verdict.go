@@ -52,6 +52,9 @@ func faultAt(where, format string, args ...any) error {
 // fault: with another JWKS they may be valid.
 var errUnknownKey = errors.New("no key of the JWKS")
 
+// UnknownKey reports whether an error of Open means that no key of the set made a signature.
+func UnknownKey(err error) bool { return errors.Is(err, errUnknownKey) }
+
 // A check collects what a verification finds.
 type check struct {
 	Verdict

@@ -255,7 +255,7 @@ func (c *control) run(ctx context.Context) error {
 	if err := c.signing.open(ctx); err != nil {
 		return err
 	}
-	if err := c.anchoring.check(ctx, c.signing.p256 != nil); err != nil {
+	if err := c.anchoring.check(ctx, len(c.signing.signers()) > 0); err != nil {
 		return err
 	}
 
@@ -292,7 +292,8 @@ func (c *control) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("--log-name: %w", err)
 	}
-	publicKeys := func(ctx context.Context) (evidence.KeySet, error) { return audit.PublicKeys(ctx, db.Pool()) }
+	documents := audit.NewDocumentSigner(db.Pool(), name, c.signing.signers())
+	publicKeys := func(ctx context.Context) (evidence.KeySet, error) { return audit.PublicKeys(ctx, db.Pool(), name) }
 	anchors, err := c.anchoring.open(ctx, name, db.Pool(), reg)
 	if err != nil {
 		return err
@@ -321,7 +322,7 @@ func (c *control) run(ctx context.Context) error {
 	life.start(ctx, "notary", notary.Run)
 	life.start(ctx, "inspection", func(ctx context.Context) error { return chain.Inspect(ctx, db.Pool()) })
 	sessions, err := audit.NewSessions(audit.SessionsConfig{
-		DB: db, Pool: db.Pool(), Chain: chain, Signer: c.signing.p256, Grace: c.sessionGrace, Log: c.log, Registerer: reg,
+		DB: db, Pool: db.Pool(), Chain: chain, Signer: documents, Grace: c.sessionGrace, Log: c.log, Registerer: reg,
 	})
 	if err != nil {
 		return err
@@ -371,7 +372,10 @@ func (c *control) run(ctx context.Context) error {
 	}
 	server, err := api.New(api.Config{
 		Tiers: tiers, Targets: targets, DB: db, Chain: chain, Sealer: sealer, Log: c.log, Registerer: reg, PublicURL: c.publicURL, Version: version(),
-		Signer: c.signing.p256, PublicKeys: publicKeys,
+		Signer: documents, PublicKeys: publicKeys,
+		OrgKeys: func(ctx context.Context, tx pgx.Tx, org string) (evidence.KeySet, error) {
+			return audit.OrgKeys(ctx, tx, name, org)
+		},
 	})
 	if err != nil {
 		return err

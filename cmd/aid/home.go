@@ -171,6 +171,23 @@ func (h *home) keys() (k keyFiles, err error) {
 	return k, errors.Join(errs[:]...)
 }
 
+// signingArgs are the control plane's flags of the signing keys. Beside each key there may be
+// its successor, for a rotation.
+func (h *home) signingArgs(k keyFiles) (args []string) {
+	for _, key := range []struct{ flag, file, next string }{{"--signing-key", k.signing, "signing.next.pem"}, {"--witness-key", k.witness, "witness.next.pem"}} {
+		args = append(args, key.flag, "file:"+key.file)
+		if next := h.path("secrets", key.next); exists(next) {
+			args = append(args, key.flag, "file:"+next)
+		}
+	}
+	return args
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
 // signingKey returns the file of a signing key, made if it is missing.
 func (h *home) signingKey(name string, kind signer.Kind) (string, error) {
 	path := h.path("secrets", name)

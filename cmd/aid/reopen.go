@@ -59,16 +59,19 @@ control planes may run. Witnesses must be given the log again: for them it is an
 			if err != nil {
 				return err
 			}
-			var name string
-			if err := db.Pool().QueryRow(ctx, "SELECT log_name FROM installation").Scan(&name); errors.Is(err, pgx.ErrNoRows) {
-				return errors.New("this installation has no log yet")
-			} else if err != nil {
-				return fmt.Errorf("reading the name of the log: %w", err)
-			}
-			keys, err := audit.PublicKeys(ctx, db.Pool())
+			name, err := logName(ctx, db)
 			if err != nil {
 				return err
 			}
+			var keys evidence.KeySet
+			err = db.InOrg(ctx, m.org, func(tx pgx.Tx) (err error) {
+				keys, err = audit.OrgKeys(ctx, tx, name, m.org)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			keys.Own = true
 			done, err := chain.Reopen(ctx, audit.Reopening{
 				Org: m.org, LogName: name, Actor: operator(), Reason: reason, Keys: keys,
 				Newest: func(ctx context.Context, origin string) ([]byte, error) { return newestOf(ctx, opened, keys, origin) },

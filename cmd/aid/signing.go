@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
@@ -14,50 +16,54 @@ import (
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/audit/evidence"
 	"github.com/ai-identity/ai-identity/audit/signer"
+	"github.com/ai-identity/ai-identity/store"
 )
 
-// signing has the keys that sign evidence.
+// signing has the keys that sign evidence. For a rotation there are two of a kind.
 type signing struct {
-	p256URI, ed25519URI string
+	p256URIs, ed25519URIs []string
 
-	p256, ed25519 evidence.Signer // nil: nothing is signed
-	away          error           // of a KMS; recall finds its public key
-}
-
-func (s *signing) flags(f *pflag.FlagSet) {
-	f.StringVar(&s.p256URI, "signing-key", "", "`URI` of the P-256 key that signs checkpoints and documents, such as file:signing.pem or awskms:///KEY (default: nothing is signed)")
-	f.StringVar(&s.ed25519URI, "witness-key", "", "`URI` of the Ed25519 key that signs checkpoints beside --signing-key, such as file:witness.pem; witnesses understand it")
-}
-
-// open opens both keys. Without flags there are none.
-func (s *signing) open(ctx context.Context) (err error) {
-	switch {
-	case s.p256URI == "" && s.ed25519URI == "":
-		return nil
-	case s.ed25519URI == "":
-		return usagef("--signing-key needs --witness-key: a checkpoint is valid only with both signatures; create the key with `aid keys signing create`")
-	case s.p256URI == "":
-		return usagef("--witness-key needs --signing-key: a checkpoint is valid only with both signatures; create the key with `aid keys signing create`")
-	}
-	for _, k := range s.keys() {
-		*k.to, err = openSigner(ctx, k.flag, k.uri, k.kind)
-		if errors.Is(err, signer.ErrAway) {
-			s.away = errors.Join(s.away, err)
-		} else if err != nil {
-			return err
-		}
-	}
-	return nil
+	keys []signingKey
+	away error // of a KMS; recall finds its public key
 }
 
 type signingKey struct {
 	flag, uri string
 	kind      signer.Kind
-	to        *evidence.Signer
+	signer    evidence.Signer // nil: its KMS is away
 }
 
-func (s *signing) keys() []signingKey {
-	return []signingKey{{"signing-key", s.p256URI, signer.P256, &s.p256}, {"witness-key", s.ed25519URI, signer.Ed25519, &s.ed25519}}
+func (s *signing) flags(f *pflag.FlagSet) {
+	f.StringSliceVar(&s.p256URIs, "signing-key", nil, "`URI` of the P-256 key that signs checkpoints and documents, such as file:signing.pem or awskms:///KEY (default: nothing is signed); a second one is for a rotation")
+	f.StringSliceVar(&s.ed25519URIs, "witness-key", nil, "`URI` of the Ed25519 key that signs checkpoints beside --signing-key, such as file:witness.pem; witnesses understand it; a second one is for a rotation")
+}
+
+// open opens the keys. Without flags there are none.
+func (s *signing) open(ctx context.Context) error {
+	switch {
+	case len(s.p256URIs) == 0 && len(s.ed25519URIs) == 0:
+		return nil
+	case len(s.ed25519URIs) == 0:
+		return usagef("--signing-key needs --witness-key: a checkpoint is valid only with both signatures; create the key with `aid keys signing create`")
+	case len(s.p256URIs) == 0:
+		return usagef("--witness-key needs --signing-key: a checkpoint is valid only with both signatures; create the key with `aid keys signing create`")
+	}
+	for _, uri := range s.p256URIs {
+		s.keys = append(s.keys, signingKey{flag: "signing-key", uri: uri, kind: signer.P256})
+	}
+	for _, uri := range s.ed25519URIs {
+		s.keys = append(s.keys, signingKey{flag: "witness-key", uri: uri, kind: signer.Ed25519})
+	}
+	for i, k := range s.keys {
+		key, err := openSigner(ctx, k.flag, k.uri, k.kind)
+		if errors.Is(err, signer.ErrAway) {
+			s.away = errors.Join(s.away, err)
+		} else if err != nil {
+			return err
+		}
+		s.keys[i].signer = key
+	}
+	return nil
 }
 
 // recall takes the public keys of a KMS that is away from the database, so that requests go on.
@@ -70,30 +76,45 @@ func (s *signing) recall(ctx context.Context, db audit.Querier, log *slog.Logger
 	if err != nil {
 		return err
 	}
-	for _, k := range s.keys() {
-		if *k.to != nil {
+	// The key that must sign is first: it has no time to retire.
+	slices.SortStableFunc(stored, func(a, b audit.SigningKey) int { return a.RetireAt.Compare(b.RetireAt) })
+	here := make(map[string]bool)
+	for _, k := range s.keys {
+		if k.signer == nil {
 			continue
 		}
-		for _, have := range stored {
-			if have.Role == string(k.kind) && have.RetireAt.IsZero() {
-				if *k.to, err = signer.Later(k.uri, have.Public); err != nil {
-					return usagef("--%s: %v", k.flag, err)
-				}
-			}
+		key, err := evidence.NewKey(k.signer.Public())
+		if err != nil {
+			return err
 		}
-		if *k.to == nil {
-			return fmt.Errorf("the first start needs the KMS: %w", s.away)
+		here[key.ID] = true
+	}
+	for i, k := range s.keys {
+		for _, have := range stored {
+			if k.signer != nil || have.Role != string(k.kind) || here[have.ID] || !have.Current(time.Now()) {
+				continue
+			}
+			if k.signer, err = signer.Later(k.uri, have.Public); err != nil {
+				return usagef("--%s: %v", k.flag, err)
+			}
+			here[have.ID] = true
+			s.keys[i] = k
+		}
+		if k.signer == nil {
+			return fmt.Errorf("the first start with a key needs its KMS: %w", s.away)
 		}
 	}
 	log.ErrorContext(ctx, "the KMS of a signing key is away: requests go on, and signatures wait for it", "err", s.away)
 	return nil
 }
 
-func (s *signing) signers() []evidence.Signer {
-	if s.p256 == nil {
-		return nil
+func (s *signing) signers() (all []evidence.Signer) {
+	for _, k := range s.keys {
+		if k.signer != nil {
+			all = append(all, k.signer)
+		}
 	}
-	return []evidence.Signer{s.p256, s.ed25519}
+	return all
 }
 
 // openSigner opens the key of a flag.
@@ -112,8 +133,88 @@ func openSigner(ctx context.Context, flag, uri string, kind signer.Kind) (eviden
 
 func signingCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "signing", Short: "Manage the keys that sign checkpoints and documents"}
-	cmd.AddCommand(signingCreateCommand(), signingVkeyCommand())
+	cmd.AddCommand(signingCreateCommand(), signingRotateCommand(), signingVkeyCommand())
 	return cmd
+}
+
+func signingRotateCommand() *cobra.Command {
+	var m manage
+	var old, next string
+	var overlap time.Duration
+	cmd := &cobra.Command{
+		Use:   "rotate",
+		Short: "Replace a signing key",
+		Long: `rotate replaces a signing key by a new one of the same kind. The directory's log and the
+audit log of each organization get a key change, which both keys sign. From its place on,
+checkpoints need the new key. The old key signs beside it for --overlap, for readers that
+do not have the new key yet. It stays in the JWKS for ever.
+
+First give both keys to every control plane: set --signing-key or --witness-key twice, and
+restart. A control plane without the new key signs nothing after the rotation. Remove the
+old key after the time that rotate prints. If rotate fails, run it again.`,
+		Example: `  aid keys signing create --kind p256 --out next.pem
+  aid keys signing rotate --old file:signing.pem --new file:next.pem --hmac-keys hmac.keys`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			if overlap < 0 || overlap > maxOverlap {
+				return usagef("--overlap %v: set a time from 0 to %v", overlap, maxOverlap)
+			}
+			r := audit.Rotation{Actor: operator(), Overlap: overlap, Now: time.Now()}
+			for _, k := range []struct {
+				flag, uri string
+				to        *evidence.Signer
+			}{{"old", old, &r.Old}, {"new", next, &r.New}} {
+				if k.uri == "" {
+					return usagef("--%s is required: the URI of a key, such as file:signing.pem", k.flag)
+				}
+				key, err := signer.Open(ctx, k.uri, func(path string) ([]byte, error) { return readTrusted(path, secretFile) })
+				if err != nil {
+					return usagef("--%s: %v", k.flag, err)
+				}
+				*k.to = key
+			}
+			db, err := m.open(cmd, false)
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			chain, err := m.chain(db)
+			if err != nil {
+				return err
+			}
+			if r.LogName, err = logName(ctx, db); err != nil {
+				return err
+			}
+			r.Pool = db.Pool()
+			done, err := chain.Rotate(ctx, r)
+			if err != nil {
+				return fmt.Errorf("replacing key %s: %w", done.Old, err)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s replaces %s from size %d of the directory on; %d organizations have the key change. The old key signs until %s\n",
+				done.New, done.Old, done.Directory, done.Orgs, done.RetireAt.Format(time.RFC3339))
+			return nil
+		},
+	}
+	m.flags(cmd, true, false)
+	cmd.Flags().StringVar(&old, "old", "", "`URI` of the key that signs now")
+	cmd.Flags().StringVar(&next, "new", "", "`URI` of the key that takes its place")
+	cmd.Flags().DurationVar(&overlap, "overlap", 30*24*time.Hour, "how long the old key signs beside the new one")
+	return cmd
+}
+
+// maxOverlap limits --overlap.
+const maxOverlap = 366 * 24 * time.Hour
+
+// logName returns the name of the installation's logs.
+func logName(ctx context.Context, db *store.DB) (name string, err error) {
+	err = db.Pool().QueryRow(ctx, "SELECT log_name FROM installation").Scan(&name)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", errors.New("this installation has no log yet: start the control plane once")
+	} else if err != nil {
+		return "", fmt.Errorf("reading the name of the log: %w", err)
+	}
+	return name, nil
 }
 
 func signingVkeyCommand() *cobra.Command {
@@ -132,11 +233,9 @@ Give a witness the last line, which is the Ed25519 key: not every witness suppor
 				return err
 			}
 			defer db.Close()
-			var name string
-			if err := db.Pool().QueryRow(cmd.Context(), "SELECT log_name FROM installation").Scan(&name); errors.Is(err, pgx.ErrNoRows) {
-				return errors.New("this installation has no log yet: start the control plane once")
-			} else if err != nil {
-				return fmt.Errorf("reading the name of the log: %w", err)
+			name, err := logName(cmd.Context(), db)
+			if err != nil {
+				return err
 			}
 			keys, err := audit.SigningKeys(cmd.Context(), db.Pool())
 			if err != nil {
@@ -156,7 +255,7 @@ Give a witness the last line, which is the Ed25519 key: not every witness suppor
 			if len(lines) == 0 {
 				return errors.New("this installation has no signing keys: set --signing-key and --witness-key of aid control")
 			}
-			for _, line := range append(lines[audit.RoleP256], lines[audit.RoleEd25519]...) {
+			for _, line := range append(lines[evidence.RoleP256], lines[evidence.RoleEd25519]...) {
 				fmt.Fprintln(cmd.OutOrStdout(), line)
 			}
 			return nil

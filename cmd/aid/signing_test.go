@@ -50,7 +50,13 @@ func TestSigningFlags(t *testing.T) {
 		{"", "", ""},
 		{p256, ed, ""},
 	} {
-		s := signing{p256URI: c.p256, ed25519URI: c.ed}
+		var s signing
+		if c.p256 != "" {
+			s.p256URIs = []string{c.p256}
+		}
+		if c.ed != "" {
+			s.ed25519URIs = []string{c.ed}
+		}
 		err := s.open(t.Context())
 		switch {
 		case c.want == "" && (err != nil || len(s.signers()) != 0 != (c.p256 != "")):

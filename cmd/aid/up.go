@@ -371,11 +371,10 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 	u.say("starting the control plane")
 	u.child(ctx, self, "control", map[string]string{
 		"AID_POSTGRES": db.appURL,
-	}, "--listen-api", u.api, "--listen-xds", "unix:"+h.socket("xds"), "--listen-status", "unix:"+h.socket("control"),
+	}, append(h.signingArgs(keys), "--listen-api", u.api, "--listen-xds", "unix:"+h.socket("xds"), "--listen-status", "unix:"+h.socket("control"),
 		"--fernet-keys", keys.fernet, "--hmac-keys", keys.hmac, "--digest-key", keys.digest,
-		"--signing-key", "file:"+keys.signing, "--witness-key", "file:"+keys.witness,
 		"--gateway", u.gateway, "--egress", u.egress.listen, "--proxy", u.egress.proxy, "--egress-hosts", strings.Join(u.egress.hosts, ","), "--provider-ca", u.providerCA, "--tiers", u.tiers, "--usage", u.usage, "--max-body", strconv.FormatInt(u.maxBody, 10),
-		"--cors-origins", strings.Join(u.origins, ","), "--private-targets", strings.Join(u.private, ","))
+		"--cors-origins", strings.Join(u.origins, ","), "--private-targets", strings.Join(u.private, ","))...)
 	if err := u.until(ctx, "the control plane", 60*time.Second, readyOver("control", overUnix(h.socket("control")))); err != nil {
 		return err
 	}
