@@ -1668,9 +1668,9 @@ def load_keys(args):
         keys = parse_jwks(read_file(name))
     except Invalid as e:
         return KeySet(), "%s: %s" % (name, e)
-    missing = set(args.pin) - {k.kid for k in keys}
-    if missing:
-        return KeySet(), "%s does not have the pinned key %s" % (name, ", ".join(sorted(missing)))
+    for kid in args.pin:
+        if kid not in {k.kid for k in keys}:
+            return KeySet(), "%s: it does not have the pinned key %s" % (name, kid)
     return keys.pin(args.pin), ""
 
 

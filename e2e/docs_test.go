@@ -27,6 +27,7 @@ var fenced = regexp.MustCompile("(?s)(?:<!-- prints: ([^\n]*) -->\n *)?```(sh|ya
 // typedElsewhere are pages with a separate test.
 var typedElsewhere = map[string]string{
 	"clients.md":    "TestSDKs",
+	"keys.md":       "TestKeyRotation",
 	"production.md": "TestProduction",
 	"restore.md":    "TestRestore",
 }
