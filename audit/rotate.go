@@ -108,8 +108,8 @@ func (s keyState) newest(role string) (SigningKey, bool) {
 	return SigningKey{}, false
 }
 
-// choose returns those of the signers that sign a checkpoint: the newest keys, those that the
-// log's key changes demand, and those before them until they retire. A key that is not stored
+// choose returns those of the signers that sign a checkpoint. These are the newest keys and
+// those that the log's key changes demand. Older ones sign until they retire. A key that is not stored
 // waits for its key change. It is an error if a key that must sign is not here.
 func (s keyState) choose(signers []evidence.Signer, origin string, size int64, now time.Time) (out []evidence.Signer, err error) {
 	if len(s.keys) == 0 {

@@ -103,8 +103,8 @@ func bothVerify(t *testing.T, set evidence.KeySet, jwks, export []byte, held ...
 	return v
 }
 
-// Both keys are replaced while the log grows: in the directory, in the chain of an organization,
-// behind the end of an earlier incarnation, and not where a log began with the new keys. Every
+// Both keys are replaced while the log grows: in the directory and in the chain of an
+// organization. An earlier incarnation has the change behind its end. A new log needs none. Every
 // checkpoint of every time verifies with one JWKS, and the old keys alone sign nothing any more.
 func TestRotate(t *testing.T) {
 	ctx := context.Background()
@@ -241,7 +241,7 @@ func TestRotate(t *testing.T) {
 	if v := bothVerify(t, youngSet, youngJWKS, exported(t, n, young, documents)); v.Exit != 0 {
 		t.Errorf("%+v", v)
 	}
-	// The directory, of which the public JWKS is enough, has all of it as well.
+	// For the directory the public JWKS is enough.
 	public, err := audit.PublicKeys(ctx, n.db.Pool(), logName)
 	if err != nil || len(public.Changes) != 2 {
 		t.Fatalf("%+v %v", public, err)
@@ -282,8 +282,8 @@ func TestRotate(t *testing.T) {
 		t.Errorf("%+v", v)
 	}
 
-	// A second rotation. The first organization has two key changes of the role then, the young
-	// one its first, and a chain that was reopened has a change behind its end.
+	// A second rotation. The young organization has its first key change then. An incarnation that
+	// has ended has a change behind its end.
 	third, _ := signingKeys(t)
 	n.signers = []evidence.Signer{next[0], third[0], next[1]}
 	admin := storetest.Connect(t, storetest.URL(t, "postgres"))

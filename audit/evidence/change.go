@@ -151,7 +151,7 @@ func (s KeySet) line(role string) (ids []string) {
 }
 
 // Check verifies the changes. Each is signed by both keys. Those of the directory connect all
-// keys of a role in one line, and those of another log are steps of that line in its order.
+// keys of a role in one line. Those of another log are steps of that line in its order.
 func (s KeySet) Check() error {
 	directory := s.directory()
 	for i, c := range s.Changes {

@@ -34,8 +34,8 @@ type signingKey struct {
 }
 
 func (s *signing) flags(f *pflag.FlagSet) {
-	f.StringSliceVar(&s.p256URIs, "signing-key", nil, "`URI` of the P-256 key that signs checkpoints and documents, such as file:signing.pem or awskms:///KEY (default: nothing is signed); a second one is for a rotation")
-	f.StringSliceVar(&s.ed25519URIs, "witness-key", nil, "`URI` of the Ed25519 key that signs checkpoints beside --signing-key, such as file:witness.pem; witnesses understand it; a second one is for a rotation")
+	f.StringSliceVar(&s.p256URIs, "signing-key", nil, "`URI` of the P-256 key that signs checkpoints and documents, such as file:signing.pem or awskms:///KEY (default: nothing is signed). A second one is for a rotation")
+	f.StringSliceVar(&s.ed25519URIs, "witness-key", nil, "`URI` of the Ed25519 key that signs checkpoints beside --signing-key, such as file:witness.pem; witnesses understand it. A second one is for a rotation")
 }
 
 // open opens the keys. Without flags there are none.
