@@ -100,8 +100,11 @@ func TestKeyRotation(t *testing.T) {
 		ID    string `json:"id"`
 		State string `json:"state"`
 	}
+	if r := up.Do(t, up.Gateway, http.MethodPost, "/v1/audit/exports", up.OrgKey, `{}`); json.Unmarshal(r.Body, &made) != nil || made.ID == "" {
+		t.Fatalf("%d %s", r.Status, r.Body)
+	}
 	e2e.Eventually(t, 60*time.Second, func() error {
-		r := up.Do(t, up.Gateway, http.MethodPost, "/v1/audit/exports", up.OrgKey, `{"newest_entry":true}`)
+		r := up.Do(t, up.Gateway, http.MethodGet, "/v1/audit/exports/"+made.ID, up.OrgKey, "")
 		if err := json.Unmarshal(r.Body, &made); err != nil || made.State != "complete" {
 			return fmt.Errorf("%v %d %s", err, r.Status, r.Body)
 		}
