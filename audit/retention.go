@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -643,7 +644,7 @@ type ArchiveOptions struct {
 	Folder   string
 	Through  time.Time // entries that were appended before; zero: those of months older than the retention
 	Signer   evidence.Signer
-	Keys     evidence.KeySet // public keys that verify the files
+	Keys     evidence.KeySet // public keys that verify the files, if the database has none
 	Actor    Actor
 	Progress func(format string, args ...any)
 }
@@ -764,7 +765,19 @@ func (r *Retention) archiveFile(ctx context.Context, org string, incarnation, si
 	}
 	a := Archived{Incarnation: incarnation, First: e.First, Size: e.End.Size}
 	name := filepath.Join(o.Folder, archiveName(org, a))
-	if err := r.writeArchive(ctx, name, &e, o.Keys); err != nil {
+	keys := o.Keys
+	err = r.c.DB.InOrg(ctx, org, func(tx pgx.Tx) error {
+		installation, _, _ := strings.Cut(e.End.Origin, "/org/")
+		own, err := OrgKeys(ctx, tx, installation, org)
+		if err == nil && len(own.Keys) > 0 {
+			keys = own // with the key changes of the org
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := r.writeArchive(ctx, name, &e, keys); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	if err := r.fault("archived " + org); err != nil {

@@ -249,9 +249,6 @@ It needs the role aid_owner and the key of the control plane's --signing-key.`,
 			if o.Through.After(m.now()) {
 				return usagef("--through %s: this month is not over", through)
 			}
-			if o.Keys, err = audit.PublicKeys(cmd.Context(), db.Pool()); err != nil {
-				return err
-			}
 			files, err := r.Archive(cmd.Context(), o)
 			fmt.Fprintf(cmd.OutOrStdout(), "%d files were written and verified\n", files)
 			if err != nil {
