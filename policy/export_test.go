@@ -8,3 +8,18 @@ func (b *Bundle) WithoutMemo() func() {
 
 // Remembered returns how many results of the memo were used.
 func (b *Bundle) Remembered() uint64 { return b.engine.memo.used.Load() }
+
+// Facts returns a function that finds out in Go whether the conditions of a document hold, and
+// whether the document selects the caller if it is an allow.
+func Facts(doc []byte) (func(Input) (matches, selects bool), error) {
+	d, err := parse(doc)
+	if err != nil {
+		return nil, err
+	}
+	_, rules := generate([]string{"pol_1"}, []document{d})
+	fs := factsOf(rules)
+	return func(in Input) (matches, selects bool) {
+		t := trial{in: &in}
+		return fs.rules[0](&t), len(rules) > 1 && fs.rules[1](&t)
+	}, nil
+}

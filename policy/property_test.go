@@ -71,10 +71,7 @@ func oracle(ps []plainPolicy, in policy.Input) (effect policy.Effect, codes, ids
 		if d.State == "disabled" || d.State == "shadow" {
 			continue
 		}
-		o := asked{in: in, allow: d.Effect == "allow"}
-		matches := o.object(d.Conditions, false) == yes
-		o.maybe = true
-		selects := o.object(d.Conditions, false) == yes
+		matches, selects := d.holds(in)
 		switch {
 		case d.Effect == "deny" && matches:
 			denies = append(denies, d.ID)
@@ -106,6 +103,14 @@ func oracle(ps []plainPolicy, in policy.Input) (effect policy.Effect, codes, ids
 		return policy.Deny, codes[:min(len(codes), 16)], ids[:min(len(ids), 32)], nil
 	}
 	return policy.Allow, nil, allows[:min(len(allows), 32)], limits
+}
+
+// holds reports whether the conditions hold, and whether the policy selects the caller.
+func (d *plainPolicy) holds(in policy.Input) (matches, selects bool) {
+	o := asked{in: in, allow: d.Effect == "allow"}
+	matches = o.object(d.Conditions, false) == yes
+	o.maybe = true
+	return matches, o.allow && o.object(d.Conditions, false) == yes
 }
 
 func oracleBaseline(in policy.Input) (codes []string) {
@@ -740,6 +745,12 @@ func TestDecisionsAreTheContracts(t *testing.T) {
 			enabled[i].Document = bytes.Replace(enabled[i].Document, []byte(`"state":"shadow"`), []byte(`"state":"enabled"`), 1)
 		}
 		read, readEnabled := plain(ps), plain(enabled)
+		natives := make([]func(policy.Input) (bool, bool), len(ps))
+		for i, p := range ps {
+			if natives[i], err = policy.Facts(p.Document); err != nil {
+				rt.Fatal(err)
+			}
+		}
 		for range 200 {
 			pairs += len(ps)
 			in := inputs.Draw(rt, "input")
@@ -765,6 +776,12 @@ func TestDecisionsAreTheContracts(t *testing.T) {
 					rt.Fatalf("remembered (-contract +memo):\n%s\n%s", diff, b.Rego())
 				}
 				in.Request.Time = in.Request.Time.Add(time.Duration(rapid.IntRange(-90, 90).Draw(rt, "minutes"))*time.Minute + time.Duration(rapid.IntRange(-1, 1).Draw(rt, "ns")))
+			}
+			for i, native := range natives {
+				matches, selects := native(in)
+				if want, want1 := read[i].holds(in); matches != want || selects != want1 {
+					rt.Fatalf("in Go it matches: %v, selects: %v. By the contract: %v, %v\n%s", matches, selects, want, want1, ps[i].Document)
+				}
 			}
 			if d.Effect == policy.Allow {
 				allowed++
