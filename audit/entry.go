@@ -407,6 +407,29 @@ func Parse(b []byte) (Entry, error) {
 	if len(b) > MaxEntryBytes {
 		return nil, fmt.Errorf("%w: %d bytes, the limit is %d", ErrMalformed, len(b), MaxEntryBytes)
 	}
+	// Nearly all entries are of requests, and begin as Encode writes them. One pass reads these.
+	switch {
+	case bytes.HasPrefix(b, decidedBegins):
+		var e struct {
+			Decided
+			At string `json:"time"` // instead of Decided's
+		}
+		err := malformed(json.Unmarshal(b, &e))
+		if err == nil {
+			e.Time, err = timeOf(e.At, KindDecided, e.Org, e.Writer)
+		}
+		return e.Decided, err
+	case bytes.HasPrefix(b, settledBegins):
+		var e struct {
+			Settled
+			At string `json:"time"`
+		}
+		err := malformed(json.Unmarshal(b, &e))
+		if err == nil {
+			e.Time, err = timeOf(e.At, KindSettled, e.Org, e.Writer)
+		}
+		return e.Settled, err
+	}
 	var h struct {
 		V         *int      `json:"v"`
 		Kind      string    `json:"kind"`
@@ -426,12 +449,9 @@ func Parse(b []byte) (Entry, error) {
 	if *h.V != 1 {
 		return nil, fmt.Errorf("%w: version %d; this build reads version 1", ErrMalformed, *h.V)
 	}
-	if h.Kind == "" || h.Org == "" || h.Writer == "" {
-		return nil, fmt.Errorf("%w: kind, org and writer must not be empty", ErrMalformed)
-	}
-	at, err := time.Parse(timeLayout, h.Time)
-	if err != nil || at.Format(timeLayout) != h.Time {
-		return nil, fmt.Errorf("%w: the time does not have the form %s", ErrMalformed, timeLayout)
+	at, err := timeOf(h.Time, h.Kind, h.Org, h.Writer)
+	if err != nil {
+		return nil, err
 	}
 	switch {
 	case h.Kind == KindDecided:
@@ -483,6 +503,23 @@ func Parse(b []byte) (Entry, error) {
 		head: Head{Kind: h.Kind, Time: at, Org: h.Org, Writer: h.Writer, RequestID: h.RequestID, AgentID: h.AgentID},
 		raw:  append([]byte(nil), b...),
 	}, nil
+}
+
+var (
+	decidedBegins = []byte(`{"v":1,"kind":"` + KindDecided + `",`)
+	settledBegins = []byte(`{"v":1,"kind":"` + KindSettled + `",`)
+)
+
+// timeOf checks what each entry must have, and returns its time.
+func timeOf(text, kind, org, writer string) (time.Time, error) {
+	if kind == "" || org == "" || writer == "" {
+		return time.Time{}, fmt.Errorf("%w: kind, org and writer must not be empty", ErrMalformed)
+	}
+	at, err := time.Parse(timeLayout, text)
+	if err != nil || at.Format(timeLayout) != text {
+		return time.Time{}, fmt.Errorf("%w: the time does not have the form %s", ErrMalformed, timeLayout)
+	}
+	return at, nil
 }
 
 // malformed wraps ErrMalformed without quoting the entry, since the error is logged.
