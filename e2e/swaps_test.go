@@ -57,7 +57,7 @@ func TestPolicySwaps(t *testing.T) {
 	var swap atomic.Int64          // the document that is written last
 	stop := make(chan struct{})
 	var load sync.WaitGroup
-	const workers = 4
+	const workers = 16 // with fewer, the time of a request limits the rate
 	every := workers * time.Second / time.Duration(*perSecond)
 	for w := range workers {
 		load.Go(func() {

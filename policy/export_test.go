@@ -9,8 +9,8 @@ func (b *Bundle) WithoutMemo() func() {
 // Remembered returns how many results of the memo were used.
 func (b *Bundle) Remembered() uint64 { return b.engine.memo.used.Load() }
 
-// Facts returns a function that finds out in Go whether the conditions of a document hold, and
-// whether the document selects the caller if it is an allow.
+// Facts returns a function that evaluates a document in Go. It reports whether the conditions
+// hold. For an allow it also reports whether the document selects the caller.
 func Facts(doc []byte) (func(Input) (matches, selects bool), error) {
 	d, err := parse(doc)
 	if err != nil {
