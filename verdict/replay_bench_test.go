@@ -59,7 +59,7 @@ func BenchmarkReplay(b *testing.B) {
 		}
 	})
 	for name, replay := range map[string]*verdict.Replay{
-		"deny": verdict.NewReplay(compile(deny), compile(), began, calendar), "limits": verdict.NewReplay(compile(limited, deny), compile(limited), began, calendar),
+		"deny": verdict.NewReplay(compile(deny), compile(), began, calendar, nil), "limits": verdict.NewReplay(compile(limited, deny), compile(limited), began, calendar, nil),
 	} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
