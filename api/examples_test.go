@@ -9,14 +9,20 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/store/storetest"
 )
 
 // TestExamples sends every example of the OpenAPI description to its operation, complete and
 // field by field. All must be accepted.
 func TestExamples(t *testing.T) {
 	w := serve(t)
+	storetest.InOrgAsOwner(t, w.org, func(tx pgx.Tx) error {
+		return identity.GrantNamespace(t.Context(), tx, w.org, "https://kubernetes.default.svc.cluster.local", "ai")
+	})
 	w.record(audit.Decided{RequestID: "req_01k0000000abcdefghjkmnpqrs", AgentID: "ag_1", Effect: "allow", Time: time.Now()}) // the examples name it
 	var spec struct {
 		Paths map[string]map[string]struct {

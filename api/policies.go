@@ -69,6 +69,13 @@ func (x *call) scope(ctx context.Context, document []byte) (*PolicyScope, error)
 	if err != nil {
 		return nil, err
 	}
+	identities, err := identity.LiveIdentities(ctx, x.tx, x.now, scopeKeys+1)
+	if err != nil {
+		return nil, err
+	}
+	for agent, is := range identities {
+		keys[agent] = append(keys[agent], is...)
+	}
 	n := 0
 	for _, ks := range keys {
 		n += len(ks)
@@ -82,7 +89,7 @@ func (x *call) scope(ctx context.Context, document []byte) (*PolicyScope, error)
 			Org: policy.OrgAttrs{ID: x.org},
 		}
 		for _, k := range append(keys[a.ID], identity.Key{})[:max(1, len(keys[a.ID]))] { // an agent without a key, too
-			in.Caller = policy.CallerAttrs{KeyID: k.ID, KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyLine: cmp.Or(k.Line, k.ID)}
+			in.Caller = policy.CallerAttrs{Kind: string(k.Kind), KeyID: k.ID, KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyLine: cmp.Or(k.Line, k.ID)}
 			if err := s.Add(ctx, in); err != nil {
 				return nil, err
 			}

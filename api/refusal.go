@@ -138,6 +138,12 @@ func (s *Server) fieldProblem(op *huma.Operation, d *huma.ErrorDetail) fieldProb
 			return fieldProblem{not.Required[0], strings.Join(not.Required, " and ") + " exclude each other.", "Send one of them."}
 		}
 		return fieldProblem{field, quoted(field) + " has a value that is not valid.", ""}
+	case strings.Contains(d.Message, "schema") && in == "body" && field == "" && len(s.at(op, "").OneOf) > 0:
+		var names []string
+		for _, one := range s.at(op, "").OneOf {
+			names = append(names, one.Required...)
+		}
+		return fieldProblem{names[0], "Exactly one of " + strings.Join(names, " and ") + " is required.", "Send one of them."}
 	case strings.Contains(d.Message, "schema"):
 		return fieldProblem{field, quoted(field) + " has a value that is not valid.", s.wanted(op, in, field)}
 	case in == "body" && field == "":

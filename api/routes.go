@@ -115,6 +115,27 @@ func routes() []route {
 			Example:     `{"overlap_hours":24}`,
 		}, rotateKey),
 
+		// Identities of agents
+		serves(route{
+			Method: "GET", Path: "/v1/agents/{id}/identities", ID: "list-agent-identities", Tag: tagKeys, Roles: auditors,
+			Summary: "List an agent's identities", Description: "Oldest first, including revoked and expired ones. An identity is a credential that another system issues, so the agent needs no key.",
+		}, listIdentities),
+		serves(route{
+			Method: "POST", Path: "/v1/agents/{id}/identities", ID: "create-agent-identity", Tag: tagKeys, Roles: admins, Status: 201,
+			Summary: "Bind an identity to an agent",
+			Description: "The program with this identity is the agent. The operator must have granted its namespace, or a prefix of its SPIFFE id, to this organization. " +
+				"An identity belongs to one agent, and an agent may have several.",
+			Example: `{"name":"production","kubernetes":{"issuer":"https://kubernetes.default.svc.cluster.local","namespace":"ai","service_account":"support-bot"},"scopes":["chat:completions"],"rate_limit":100}`,
+		}, bindIdentity),
+		serves(route{
+			Method: "GET", Path: "/v1/agents/{id}/identities/{identity_id}", ID: "get-agent-identity", Tag: tagKeys, Roles: auditors,
+			Summary: "Get an agent's identity", Description: "What it names, and what it permits.",
+		}, getIdentity),
+		serves(route{
+			Method: "DELETE", Path: "/v1/agents/{id}/identities/{identity_id}", ID: "revoke-agent-identity", Tag: tagKeys, Roles: admins, Status: 204,
+			Summary: "Revoke an agent's identity", Description: "All sidecars reject it and cut its streams, within about a second. Revoking it again changes nothing. You can then bind it again.",
+		}, revokeIdentity),
+
 		// The audit log
 		serves(route{
 			Method: "GET", Path: "/v1/agents/{id}/logs", ID: "list-agent-logs", Tag: tagRecord, Roles: auditors,

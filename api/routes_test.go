@@ -176,7 +176,7 @@ func TestRoutes(t *testing.T) {
 		t.Fatalf("%d rows", len(rows))
 	}
 	for _, r := range rows {
-		path := strings.NewReplacer("{id}", or(other.ids[tagOf(r.Path)], "x_1"), "{key_id}", other.ids["key"], "{session_id}", "sess_1", "{level}", "0", "{index...}", "000").Replace(r.Path)
+		path := strings.NewReplacer("{id}", or(other.ids[tagOf(r.Path)], "x_1"), "{key_id}", other.ids["key"], "{identity_id}", other.ids["identity"], "{session_id}", "sess_1", "{level}", "0", "{index...}", "000").Replace(r.Path)
 		body := r.Example
 		if body == "" && r.Method != http.MethodGet && r.Method != http.MethodDelete {
 			body = "{}"
@@ -235,6 +235,8 @@ func serve2(w *world) second {
 	}
 	make("agents", "/v1/agents", `{"name":"theirs"}`)
 	make("key", "/v1/agents/"+s.ids["agents"]+"/keys", `{"name":"theirs","scopes":["*"]}`)
+	storetest.InOrgAsOwner(w.t, org, func(tx pgx.Tx) error { return identity.GrantPrefix(w.t.Context(), tx, org, "spiffe://theirs.example") })
+	make("identity", "/v1/agents/"+s.ids["agents"]+"/identities", `{"name":"theirs","scopes":["*"],"spiffe_id":"spiffe://theirs.example/bot"}`)
 	make("policies", "/v1/policies", `{"name":"theirs","effect":"deny","conditions":{}}`)
 	make("providers", "/v1/providers", `{"name":"theirs","kind":"openai","base_url":"https://api.openai.com/v1"}`)
 	make("org-keys", "/v1/org-keys", `{"name":"theirs","role":"auditor"}`)

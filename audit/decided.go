@@ -17,7 +17,9 @@ type Decided struct {
 	AgentID          string `json:"agent_id"`
 	AgentName        string `json:"agent_name"`
 	AgentFingerprint string `json:"agent_fingerprint"`
-	KeyID            string `json:"key_id"`
+	KeyID            string `json:"key_id"` // of the credential
+	// CredentialKind is the kind of a credential that is not a key; "": it is a key.
+	CredentialKind string `json:"credential_kind"`
 
 	Mode                string   `json:"mode"` // "gateway" or "egress"
 	Method              string   `json:"method"`
@@ -159,6 +161,7 @@ func (e Decided) Encode() []byte {
 	o.str("agent_name", e.AgentName, maxName)
 	o.str("agent_fingerprint", e.AgentFingerprint, maxID)
 	o.str("key_id", e.KeyID, maxID)
+	o.str("credential_kind", e.CredentialKind, maxWord)
 	o.str("mode", e.Mode, maxWord)
 	o.str("method", e.Method, maxWord)
 	o.str("host", e.Host, maxName)

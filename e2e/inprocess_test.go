@@ -97,7 +97,7 @@ func inProcessWith(t *testing.T, h http.Handler, usage string, providers []provi
 	c := extproc.Config{
 		Directory: oneCaller{identity.PresentedKey(hash), identity.Caller{
 			Agent: identity.Agent{ID: "ag_one", OrgID: inOrg, Name: "one", Status: identity.Active, AllowedModels: []string{"*"}, Fingerprint: "sha256:feed"},
-			Key:   identity.Key{ID: "key_one", OrgID: inOrg, AgentID: "ag_one", Scopes: []string{"*"}},
+			Key:   identity.Key{ID: "key_one", Kind: identity.KindKey, OrgID: inOrg, AgentID: "ag_one", Scopes: []string{"*"}},
 		}, verdict.Org{ID: inOrg, DigestKey: []byte("digest key of a test"), Policies: bundle, Providers: registry}},
 		Recorder: writer, Limiter: budget.NewMemory(time.Now, nil), Log: slog.New(slog.DiscardHandler),
 	}

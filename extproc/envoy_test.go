@@ -81,7 +81,7 @@ func serve(t testing.TB, o options) *world {
 			AllowedModels: []string{"small", "big-*"}, Fingerprint: "sha256:feed", CreatedAt: w.clock.Now().Add(-time.Hour),
 		},
 		Key: identity.Key{
-			ID: "key_one", OrgID: "org_acme", AgentID: "ag_support", Name: "production",
+			ID: "key_one", Kind: identity.KindKey, OrgID: "org_acme", AgentID: "ag_support", Name: "production",
 			Scopes: []string{"chat:completions", "embeddings", "responses", "models"}, CreatedAt: w.clock.Now().Add(-time.Hour),
 		},
 	}

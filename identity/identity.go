@@ -107,7 +107,8 @@ type Agent struct {
 // Key is one key of an agent, without its secret, which is shown once and not stored.
 // Source: table agent_keys. A zero time means never.
 type Key struct {
-	ID            string // "key_…"
+	ID            string // "key_…"; "idn_…" of an [Identity]
+	Kind          CredentialKind
 	OrgID         string
 	AgentID       string
 	Name          string
@@ -130,14 +131,16 @@ func Hint(secret string) string {
 	return secret[max(0, len(secret)-4):]
 }
 
-// Caller is the agent that sends a request, and its key. The zero Caller is inactive.
+// Caller is the agent that sends a request, and its credential: a key, or an [Identity] as
+// one. The zero Caller is inactive.
 type Caller struct {
-	Agent Agent
-	Key   Key
+	Agent    Agent
+	Key      Key
+	Workload Workload // of an Identity
 }
 
 // Presented is a caller's credential, in the form of its lookup: the SHA-256 of its key in
-// lower-case hexadecimal, or its SPIFFE id.
+// lower-case hexadecimal, or [Workload.Presented].
 type Presented string
 
 // PresentedKey is the Presented of a key with that SHA-256.
@@ -151,8 +154,8 @@ func (p Presented) KeyHash() (hash [32]byte, ok bool) {
 
 // Inactive is the error of a known caller that may not act.
 type Inactive struct {
-	// Reason is one word of a fixed set: "key_revoked", "key_expired",
-	// "agent_suspended", "agent_inactive".
+	// Reason is one word of a fixed set: "key_revoked", "key_expired", "identity_revoked",
+	// "identity_expired", "agent_suspended", "agent_inactive".
 	Reason string
 }
 
@@ -164,15 +167,23 @@ func (e *Inactive) Error() string { return "caller is not active: " + e.Reason }
 func (c Caller) ActiveAt(now time.Time) error {
 	switch k := c.Key; {
 	case !k.RevokedAt.IsZero():
-		return &Inactive{"key_revoked"}
+		return &Inactive{k.noun() + "_revoked"}
 	case !k.ExpiresAt.IsZero() && !now.Before(k.ExpiresAt):
-		return &Inactive{"key_expired"}
+		return &Inactive{k.noun() + "_expired"}
 	case c.Agent.Status == Suspended:
 		return &Inactive{"agent_suspended"}
-	case c.Agent.Status != Active, c.Agent.ID == "", c.Agent.OrgID == "", k.ID == "", k.AgentID != c.Agent.ID, k.OrgID != c.Agent.OrgID:
+	case c.Agent.Status != Active, c.Agent.ID == "", c.Agent.OrgID == "", k.ID == "", k.Kind == "", k.AgentID != c.Agent.ID, k.OrgID != c.Agent.OrgID:
 		return &Inactive{"agent_inactive"}
 	}
 	return nil
+}
+
+// noun is what people call the credential.
+func (k Key) noun() string {
+	if k.Kind == KindKey {
+		return "key"
+	}
+	return "identity"
 }
 
 // Fingerprint returns "sha256:" and the hex SHA-256 of what never changes about an agent.

@@ -21,7 +21,7 @@ var noon = time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
 func caller() identity.Caller {
 	return identity.Caller{
 		Agent: identity.Agent{ID: "ag_1", OrgID: "org_1", Status: identity.Active},
-		Key:   identity.Key{ID: "key_1", OrgID: "org_1", AgentID: "ag_1"},
+		Key:   identity.Key{ID: "key_1", Kind: identity.KindKey, OrgID: "org_1", AgentID: "ag_1"},
 	}
 }
 

@@ -189,6 +189,7 @@ func (r *keyRow) into() []any {
 
 func (r *keyRow) key() (k Key, err error) {
 	k = r.Key
+	k.Kind = KindKey
 	k.CreatedAt, k.ExpiresAt, k.RevokedAt = r.CreatedAt.UTC(), when(r.expires), when(r.revoked)
 	k.Hash, err = hashOf(r.hash)
 	return k, err

@@ -77,7 +77,7 @@ func key(t *testing.T, org, agent, id string) (identity.Key, string) {
 		t.Fatal(err)
 	}
 	return identity.Key{
-		ID: id, OrgID: org, AgentID: agent, Name: "production", Hint: identity.Hint(secret), Hash: hash, Scopes: []string{"chat:completions", "embeddings"},
+		ID: id, Kind: identity.KindKey, OrgID: org, AgentID: agent, Name: "production", Hint: identity.Hint(secret), Hash: hash, Scopes: []string{"chat:completions", "embeddings"},
 		AllowedModels: []string{"gpt-4o"}, RateLimit: 100, CreatedAt: noon, ExpiresAt: noon.Add(90 * 24 * time.Hour),
 	}, secret
 }
@@ -214,7 +214,7 @@ func TestListAgents(t *testing.T) {
 func TestKeys(t *testing.T) {
 	w := open(t)
 	k, secret := key(t, w.a, "ag_1", "key_1")
-	forever := identity.Key{ID: "key_2", OrgID: w.a, AgentID: "ag_1", Name: "forever", Hash: [32]byte{2}, CreatedAt: noon}
+	forever := identity.Key{ID: "key_2", Kind: identity.KindKey, OrgID: w.a, AgentID: "ag_1", Name: "forever", Hash: [32]byte{2}, CreatedAt: noon}
 	w.in(w.a, func(ctx context.Context, tx pgx.Tx) error {
 		return errors.Join(identity.InsertAgent(ctx, tx, agent(w.a, "ag_1")), identity.InsertKey(ctx, tx, k), identity.InsertKey(ctx, tx, forever))
 	})

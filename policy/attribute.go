@@ -56,6 +56,9 @@ const (
 	spendMonth = "spend.month_usd"
 )
 
+// kinds are the values of caller.kind.
+var kinds = []string{"key", "kubernetes", "spiffe"}
+
 // otherFamily is the family of each tool that has none.
 const otherFamily = "other"
 
@@ -67,8 +70,10 @@ func attributeOf(name string) (a attribute, fix string) {
 		return attribute{kind: text, selects: true}, ""
 	case "agent.status":
 		return attribute{kind: text, selects: true, one: oneOf("active", "suspended")}, ""
-	case "caller.key_id":
+	case "caller.key_id", "caller.credential_id":
 		return attribute{kind: text, selects: true}, ""
+	case "caller.kind":
+		return attribute{kind: text, selects: true, one: oneOf(kinds...)}, ""
 	case "caller.key_scopes":
 		return attribute{kind: scopes, selects: true}, ""
 	case "agent.allowed_models":
@@ -120,7 +125,7 @@ func attributeOf(name string) (a attribute, fix string) {
 // attributeNames are the names that attributeOf knows, for suggestions.
 var attributeNames = []string{
 	"agent.id", "agent.name", "agent.team", "agent.environment", "agent.tier", "agent.status", "agent.allowed_models", "agent.metadata.KEY",
-	"caller.key_id", "caller.key_scopes", "caller.ip", "caller.user_agent", "org.id", "org.tier",
+	"caller.kind", "caller.credential_id", "caller.key_id", "caller.key_scopes", "caller.ip", "caller.user_agent", "org.id", "org.tier",
 	"request.operation", "request.provider", "request.model", "request.host", "request.path", "request.session_id", "request.mode", "request.stream",
 	"request.max_tokens", "request.input_tokens_estimate", "request.bytes", "request.hour_utc", "request.weekday_utc", "request.time",
 	"request.tool", "tool.family", urlHost, spendDay, spendMonth, "any", "all", "not",

@@ -85,6 +85,8 @@ func inputFields() []field {
 			return int64(in.Request.Time.UTC().Weekday()+6)%7 + 1, !in.Request.Time.IsZero()
 		}),
 
+		text("caller", "kind", func(in *Input) string { return in.Caller.Kind }),
+		text("caller", "credential_id", func(in *Input) string { return in.Caller.KeyID }),
 		text("caller", "key_id", func(in *Input) string { return in.Caller.KeyID }),
 		text("caller", "key_status", func(in *Input) string { return in.Caller.KeyStatus }),
 		list("caller", "key_scopes", func(in *Input) [2][]string { return [2][]string{in.Caller.KeyScopes} }),
@@ -396,7 +398,7 @@ func (w *writer) subject(in *Input) *subject {
 func (x *subject) is(in *Input, w *writer) bool {
 	a, b := &x.agent, &in.Agent
 	c, d := &x.caller, &in.Caller
-	return c.KeyID == d.KeyID && a.ID == b.ID && a.Name == b.Name && a.Team == b.Team && a.Environment == b.Environment && a.Tier == b.Tier && a.Status == b.Status &&
+	return c.KeyID == d.KeyID && c.Kind == d.Kind && a.ID == b.ID && a.Name == b.Name && a.Team == b.Team && a.Environment == b.Environment && a.Tier == b.Tier && a.Status == b.Status &&
 		c.KeyStatus == d.KeyStatus && c.KeyRateLimit == d.KeyRateLimit && c.KeyExpiresAt.Equal(d.KeyExpiresAt) && x.org == in.Org &&
 		slices.Equal(a.AllowedModels, b.AllowedModels) && slices.Equal(c.KeyScopes, d.KeyScopes) && slices.Equal(c.KeyAllowedModels, d.KeyAllowedModels) &&
 		w.sameMetadata(a.Metadata, b.Metadata)

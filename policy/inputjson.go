@@ -34,7 +34,7 @@ func SampleInput() Input {
 	return Input{
 		Agent:   AgentAttrs{ID: "ag_test", Name: "test", Status: "active", AllowedModels: []string{"*"}},
 		Request: RequestAttrs{Operation: "chat.completions", Scope: "chat:completions", Model: "model", Mode: "gateway", Time: time.Date(2026, 1, 5, 12, 0, 0, 0, time.UTC)},
-		Caller:  CallerAttrs{KeyID: "key_test", KeyStatus: "active", KeyScopes: []string{"*"}},
+		Caller:  CallerAttrs{Kind: "key", KeyID: "key_test", KeyStatus: "active", KeyScopes: []string{"*"}},
 		Org:     OrgAttrs{ID: "org_test"},
 	}
 }
@@ -45,7 +45,7 @@ func SampleInput() Input {
 func ReadInput(b []byte, families func(tools []string) ([]string, bool)) (Input, error) {
 	in := SampleInput()
 	r, c := &in.Request, &in.Caller
-	var at, expires string
+	var at, expires, credential string
 	var toolNames, toolFamilies []string
 	var hour, weekday *int64
 	type agent struct {
@@ -80,6 +80,8 @@ func ReadInput(b []byte, families func(tools []string) ([]string, bool)) (Input,
 		Weekday             **int64   `json:"weekday_utc"`
 	}
 	type caller struct {
+		Kind             *string   `json:"kind"`
+		CredentialID     *string   `json:"credential_id"`
 		KeyID            *string   `json:"key_id"`
 		KeyStatus        *string   `json:"key_status"`
 		KeyScopes        *[]string `json:"key_scopes"`
@@ -108,7 +110,7 @@ func ReadInput(b []byte, families func(tools []string) ([]string, bool)) (Input,
 		agent{&a.ID, &a.Name, &a.Team, &a.Environment, &a.Tier, &a.Status, &a.AllowedModels, &a.Metadata},
 		request{&r.Operation, &r.Scope, &r.Provider, &r.Model, &r.Mode, &r.Host, &r.Path, &r.Stream, &r.MaxTokens, &r.InputTokensEstimate, &r.Bytes,
 			&r.Tools, &toolNames, &toolFamilies, &r.SessionID, &r.URLHosts, &at, &hour, &weekday},
-		caller{&c.KeyID, &c.KeyStatus, &c.KeyScopes, &c.KeyAllowedModels, &expires, &c.KeyRateLimit, &c.IP, &c.UserAgent},
+		caller{&c.Kind, &credential, &c.KeyID, &c.KeyStatus, &c.KeyScopes, &c.KeyAllowedModels, &expires, &c.KeyRateLimit, &c.IP, &c.UserAgent},
 		spend{},
 		org{&in.Org.ID, &in.Org.Tier},
 	}
@@ -156,6 +158,13 @@ func ReadInput(b []byte, families func(tools []string) ([]string, bool)) (Input,
 		r.ToolFamilies = slices.DeleteFunc(toolFamilies, func(f string) bool { return f == otherFamily })
 	case families != nil:
 		r.ToolFamilies, r.ToolsOther = families(r.Tools)
+	}
+	switch {
+	case credential == "" || credential == c.KeyID:
+	case c.KeyID != SampleInput().Caller.KeyID:
+		return Input{}, fmt.Errorf("caller.credential_id is %q, and caller.key_id is %q: leave one out", credential, c.KeyID)
+	default:
+		c.KeyID = credential
 	}
 	// What is derived may be stated, and must then be what it is.
 	t := r.Time.UTC()

@@ -60,7 +60,7 @@ func fullInput(n int) Input {
 		Agent: AgentAttrs{ID: s, Name: s, Team: s, Environment: s, Tier: s, Status: s, AllowedModels: []string{s}, Metadata: map[string]any{"k": json.Number([]string{"", "1", "2"}[n])}},
 		Request: RequestAttrs{Operation: s, Scope: s, Provider: s, Model: s, Mode: s, Host: s, Path: s, Stream: n == 1, MaxTokens: int64(n), InputTokensEstimate: int64(n),
 			Bytes: int64(n), Tools: []string{s}, ToolFamilies: []string{s}, ToolsOther: n == 1, SessionID: s, URLHosts: []string{s}, Time: time.Date(2026, 7, n, n, 0, 0, 0, time.UTC)},
-		Caller: CallerAttrs{KeyID: s, KeyScopes: []string{s}, KeyAllowedModels: []string{s}, KeyExpiresAt: time.Date(2027, 7, n, 0, 0, 0, 0, time.UTC), KeyStatus: s, KeyRateLimit: int64(n), IP: s, UserAgent: s},
+		Caller: CallerAttrs{Kind: s, KeyID: s, KeyScopes: []string{s}, KeyAllowedModels: []string{s}, KeyExpiresAt: time.Date(2027, 7, n, 0, 0, 0, 0, time.UTC), KeyStatus: s, KeyRateLimit: int64(n), IP: s, UserAgent: s},
 		Org:    OrgAttrs{ID: s, Tier: s},
 	}
 }

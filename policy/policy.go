@@ -89,9 +89,10 @@ type RequestAttrs struct {
 	Time                time.Time // the time of the decision
 }
 
-// CallerAttrs are the attributes of the API key and of the connection.
+// CallerAttrs are the attributes of the credential, a key or an identity, and of the connection.
 type CallerAttrs struct {
-	KeyID            string
+	Kind             string   // of the credential: "key", or of an identity without a key
+	KeyID            string   // of the credential
 	KeyScopes        []string // "*" is every scope; empty: no scope
 	KeyAllowedModels []string // empty: the agent's
 	KeyExpiresAt     time.Time

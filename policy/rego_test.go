@@ -300,7 +300,7 @@ func TestInputIsWhatIsRead(t *testing.T) {
 	for _, f := range inputFields() {
 		if f.name != "max_tokens" && f.name != "key_rate_limit" && f.value(&Input{Spend: SpendAttrs{Day: &nano, Month: &nano}, Agent: AgentAttrs{ID: "x", Name: "x", Team: "x", Environment: "x", Tier: "x", Status: "x"},
 			Request: RequestAttrs{Operation: "x", Scope: "x", Provider: "x", Model: "x", Mode: "x", Host: "x", Path: "x", SessionID: "x", Time: time.Unix(1, 0)},
-			Caller:  CallerAttrs{KeyID: "x", KeyStatus: "x", IP: "x", UserAgent: "x"}, Org: OrgAttrs{ID: "x", Tier: "x"}}) == nil {
+			Caller:  CallerAttrs{Kind: "x", KeyID: "x", KeyStatus: "x", IP: "x", UserAgent: "x"}, Org: OrgAttrs{ID: "x", Tier: "x"}}) == nil {
 			t.Errorf("%s.%s is missing", f.section, f.name)
 		}
 	}
@@ -352,7 +352,7 @@ func TestDocs(t *testing.T) {
 			AllowedModels: []string{"small", "big-*"}, Metadata: map[string]any{"region": "eu", "level": 3, "missing": nil}},
 		Request: RequestAttrs{Operation: "chat.completions", Scope: "chat:completions", Provider: "one", Model: "small", Mode: "gateway", Host: "gateway.example",
 			Path: "/v1/chat/completions", MaxTokens: 1000, InputTokensEstimate: 12, Bytes: 400, Tools: []string{"crm.read"}, ToolsOther: true, SessionID: "sess-7", URLHosts: []string{"img.example"}, Time: time.Date(2026, 7, 1, 14, 30, 0, 0, time.UTC)},
-		Caller: CallerAttrs{KeyID: "key_1", KeyStatus: "active", KeyScopes: []string{"chat:completions"}, KeyRateLimit: 60, IP: "203.0.113.9", UserAgent: "OpenAI/Python"},
+		Caller: CallerAttrs{Kind: "key", KeyID: "key_1", KeyStatus: "active", KeyScopes: []string{"chat:completions"}, KeyRateLimit: 60, IP: "203.0.113.9", UserAgent: "OpenAI/Python"},
 		Org:    OrgAttrs{ID: "org_1", Tier: "pro"},
 	})
 	if want := ast.MustParseTerm(between("Rego sees:\n\n```json\n", "```")); got.Value.Compare(want.Value) != 0 {

@@ -50,7 +50,7 @@ func TestCatalogue(t *testing.T) {
 	none("tables of an org without a policy for all commands", tables+`AND`+hasOrg+`AND NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polcmd = '*'
 		AND pg_get_expr(p.polqual, c.oid) = '(org_id = aid_org())' AND pg_get_expr(p.polwithcheck, c.oid) = '(org_id = aid_org())')`)
 	none("policies beside the org's, except those that only read: presented, and the directory's", `SELECT p.polname || ' on ' || p.polrelid::regclass FROM pg_policy p
-		WHERE p.polname <> 'org' AND NOT (p.polname = 'presented' AND p.polcmd = 'r' AND p.polrelid::regclass::text IN ('org_keys', 'nodes', 'agent_keys'))
+		WHERE p.polname <> 'org' AND NOT (p.polname = 'presented' AND p.polcmd = 'r' AND p.polrelid::regclass::text IN ('org_keys', 'nodes', 'agent_keys', 'agent_identities'))
 		AND NOT (p.polname = 'directory' AND p.polcmd = 'r' AND p.polroles = ARRAY['aid_directory'::regrole::oid] AND p.polrelid::regclass::text IN ('audit_heads', 'audit_slots'))`)
 	none("tables of an org whose primary key does not begin with it", tables+`AND`+hasOrg+`AND NOT EXISTS (
 		SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'org_id' WHERE i.indrelid = c.oid AND i.indisprimary AND i.indkey[0] = a.attnum)`)
@@ -156,7 +156,7 @@ func TestAuditorOnlyReads(t *testing.T) {
 	if got := column(t, conn, `SELECT id FROM agents`); !slices.Equal(got, []string{"ag_1"}) {
 		t.Errorf("it reads %v", got)
 	}
-	for _, table := range []string{"orgs", "org_keys", "nodes", "agents", "agent_keys", "policies", "providers", "provider_credentials", "idempotency_keys",
+	for _, table := range []string{"orgs", "org_keys", "nodes", "agents", "agent_keys", "agent_identities", "trust_namespaces", "policies", "providers", "provider_credentials", "idempotency_keys",
 		"audit_heads", "audit_writers", "audit_entries", "usage_daily", "usage_policies", "places", "budget_counts", "budget_reservations", "budget_events",
 		"sidecars", "limit_raises", "policy_versions", "policy_dry_runs", "installation_keys", "egress_cas", "goose_db_version", "installation", "audit_trees", "audit_tiles", "audit_checkpoints",
 		"audit_slots", "audit_paths", "directory_tree", "directory_tiles", "directory_leaves", "directory_checkpoints", "directory_key_changes", "audit_key_changes", "audit_exports",

@@ -23,6 +23,8 @@ var tables = []struct{ name, columns, values string }{
 	{"changes", "org_id, what", "$1, $2"},
 	{"agents", "org_id, id, name, status, fingerprint, created_at, updated_at", "$1, $2, $2, 'active', $2, now(), now()"},
 	{"agent_keys", "org_id, id, agent_id, name, hash, scopes, created_at", "$1, $2, $2, $2, $2, ARRAY[$2], now()"},
+	// Of a namespace that the operator granted.
+	{"agent_identities", "org_id, id, agent_id, name, kind, issuer, namespace, service_account, hash, created_at", "$1, $2, $2, $2, 'kubernetes', $2, $2, $2, $2, now()"},
 	{"policies", "org_id, id, name, document, created_at, updated_at", "$1, $2, $2, $2, now(), now()"},
 	{"policy_versions", "org_id, policy_id, version, change, name, document, actor_kind, actor_id, actor_role, at", "$1, $2, 1, 'created', $2, $2, $2, $2, $2, now()"},
 	{"policy_dry_runs", "org_id, id, updated_at, result", "$1, $2, now(), $2"},
@@ -88,9 +90,13 @@ func TestOrgsAreApart(t *testing.T) {
 	db := storetest.Open(t)
 	a, b := storetest.Org(t, db), storetest.Org(t, db)
 	const markA, markB = "alpha", "bravo"
-	fill(t, db, a, markA)
-	fill(t, db, b, markB)
 	admin := storetest.Connect(t, storetest.URL(t, "postgres"))
+	for _, x := range [][2]string{{a, markA}, {b, markB}} {
+		if _, err := admin.Exec(t.Context(), `INSERT INTO trust_namespaces (org_id, issuer, namespace) VALUES ($1, $2, $2)`, x[0], x[1]); err != nil {
+			t.Fatal(err)
+		}
+		fill(t, db, x[0], x[1])
+	}
 	before := everything(t, admin, b)
 	if n := strings.Count(before, "\n"); n < len(tables) {
 		t.Fatalf("org B has %d rows, want one or more in each of %d tables:\n%s", n, len(tables), before)

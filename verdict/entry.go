@@ -16,7 +16,7 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 	a, k := c.Agent, c.Key
 	d := audit.Decided{
 		Time: v.Time, RequestID: r.ID, TraceID: r.TraceID,
-		AgentID: a.ID, AgentName: a.Name, AgentFingerprint: a.Fingerprint, KeyID: k.ID,
+		AgentID: a.ID, AgentName: a.Name, AgentFingerprint: a.Fingerprint, KeyID: k.ID, CredentialKind: credentialKind(k),
 		Mode: r.Mode, Method: r.Method, Host: r.Host, HostVerified: r.HostVerified, Path: r.Path, ClientIP: r.ClientIP, UserAgent: r.UserAgent,
 		Operation: cmp.Or(v.Call.Endpoint.Operation, r.Endpoint.Operation), Model: v.Call.Model, ModelUnlisted: v.unlisted(), Stream: v.Call.Stream, Tools: v.Call.Tools,
 		MaxTokens: v.Call.MaxTokens, InputTokensEstimate: v.Call.InputTokensEstimate, RequestBytes: v.BodyBytes, BodyDigest: v.Digest,
@@ -67,6 +67,15 @@ func (v *Verdict) dayUnless(t time.Time) string {
 		return ""
 	}
 	return v.day
+}
+
+// credentialKind is the kind of a credential that is not a key. Entries of keys have none, as
+// before there were other kinds.
+func credentialKind(k identity.Key) string {
+	if k.Kind == identity.KindKey {
+		return ""
+	}
+	return string(k.Kind)
 }
 
 // unlisted reports whether the request names a model that is in no list.

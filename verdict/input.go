@@ -25,7 +25,7 @@ func (o *Org) input(c identity.Caller, r *Request, v *Verdict) policy.Input {
 			Tools: v.Call.Tools, ToolFamilies: families, ToolsOther: other, SessionID: r.Session, URLHosts: v.Call.Hosts, Time: v.Time,
 		},
 		Caller: policy.CallerAttrs{
-			KeyID: k.ID, KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyExpiresAt: k.ExpiresAt,
+			Kind: string(k.Kind), KeyID: k.ID, KeyScopes: k.Scopes, KeyAllowedModels: k.AllowedModels, KeyExpiresAt: k.ExpiresAt,
 			KeyStatus: active, // an inactive key is rejected before policy
 			IP:        r.ClientIP, UserAgent: r.UserAgent, KeyRateLimit: k.RateLimit, KeyLine: cmp.Or(k.Line, k.ID), Session: v.session.Name,
 		},
@@ -104,7 +104,7 @@ func InputOf(d audit.Decided) (in policy.Input, unknown []string, ok bool) {
 			Tools: d.Tools, ToolFamilies: families, ToolsOther: other, SessionID: d.SessionID, URLHosts: d.Hosts, Time: d.Time,
 		},
 		Caller: policy.CallerAttrs{
-			KeyID: d.KeyID, KeyScopes: d.KeyScopes, KeyAllowedModels: d.KeyAllowedModels, KeyExpiresAt: d.KeyExpiresAt,
+			Kind: cmp.Or(d.CredentialKind, string(identity.KindKey)), KeyID: d.KeyID, KeyScopes: d.KeyScopes, KeyAllowedModels: d.KeyAllowedModels, KeyExpiresAt: d.KeyExpiresAt,
 			KeyStatus: active, IP: d.ClientIP, UserAgent: d.UserAgent, KeyRateLimit: d.KeyRateLimit, KeyLine: lineOf(d), Session: sessionOf(d),
 		},
 		Spend: spendOf(d.Spend),

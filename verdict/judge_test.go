@@ -56,7 +56,7 @@ func newWorld(t testing.TB, policies ...string) *world {
 		caller: identity.Caller{
 			Agent: identity.Agent{ID: "ag_1", OrgID: "org_1", Name: "bot", Team: "support", Environment: "prod", Tier: "gold", Status: identity.Active,
 				AllowedModels: []string{"small", "big-*"}, Metadata: identity.Metadata{"region": "eu"}, Fingerprint: "sha256:feed"},
-			Key: identity.Key{ID: "key_1", OrgID: "org_1", AgentID: "ag_1", Scopes: []string{"chat:completions", "models"}},
+			Key: identity.Key{ID: "key_1", Kind: identity.KindKey, OrgID: "org_1", AgentID: "ag_1", Scopes: []string{"chat:completions", "models"}},
 		},
 		request: verdict.Request{
 			ID: "req-1", Mode: "gateway", Method: "POST", Path: "/v1/chat/completions", Host: "gateway.test", ContentType: "application/json",

@@ -159,7 +159,7 @@ func TestSchemas(t *testing.T) {
 		Agent: policy.AgentAttrs{ID: "ag", Name: "n", Team: "t", Environment: "e", Tier: "r", Status: "active", AllowedModels: []string{"m"}, Metadata: map[string]any{"k": "v", "n": 1.5, "b": true}},
 		Request: policy.RequestAttrs{Operation: "o", Scope: "s", Provider: "p", Model: "m", Mode: "gateway", Host: "h", Path: "/p", Stream: true, MaxTokens: 1 << 62, InputTokensEstimate: 1 << 62,
 			Bytes: 1 << 62, Tools: []string{"t"}, ToolFamilies: []string{"f"}, ToolsOther: true, SessionID: "s", URLHosts: []string{"h"}, Time: time.Date(2026, 7, 5, 23, 0, 0, 1, time.UTC)},
-		Caller: policy.CallerAttrs{KeyID: "k", KeyScopes: []string{"s"}, KeyAllowedModels: []string{"m"}, KeyExpiresAt: noon, KeyStatus: "active", KeyRateLimit: 5, IP: "::1", UserAgent: "u"},
+		Caller: policy.CallerAttrs{Kind: "key", KeyID: "k", KeyScopes: []string{"s"}, KeyAllowedModels: []string{"m"}, KeyExpiresAt: noon, KeyStatus: "active", KeyRateLimit: 5, IP: "::1", UserAgent: "u"},
 		Org:    policy.OrgAttrs{ID: "org", Tier: "t"},
 	}
 	var inputs [][]byte

@@ -105,13 +105,21 @@ func resource(name string, m proto.Message) (*discoveryv3.Resource, error) {
 }
 
 // callerName returns the resource name of the caller that presents p.
-func callerName(p identity.Presented) string { return "key:" + string(p) }
+func callerName(p identity.Presented) string {
+	if _, is := p.WorkloadHash(); is {
+		return string(p)
+	}
+	return "key:" + string(p)
+}
 
 func parseCallerName(name string) (p identity.Presented, ok bool) {
 	text, ok := strings.CutPrefix(name, "key:")
-	p = identity.Presented(text)
-	_, is := p.KeyHash()
-	return p, ok && is
+	if p = identity.Presented(text); ok {
+		_, ok = p.KeyHash()
+		return p, ok
+	}
+	_, ok = p.WorkloadHash()
+	return p, ok
 }
 
 // ---- callers ----
@@ -132,6 +140,11 @@ func packCaller(c identity.Caller) (*aidv1.Caller, error) {
 			RateLimit: k.RateLimit, ExpiresAt: stamp(k.ExpiresAt), Status: aidv1.Key_REVOKED, Line: k.Line,
 		},
 	}
+	if w := c.Workload; k.Kind != identity.KindKey {
+		out.Key.Workload = &aidv1.Workload{
+			Kind: string(w.Kind), SpiffeId: w.SPIFFEID, Issuer: w.Issuer, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount,
+		}
+	}
 	if a.Status == identity.Active {
 		out.Agent.Status = aidv1.Agent_ACTIVE
 	}
@@ -143,11 +156,18 @@ func packCaller(c identity.Caller) (*aidv1.Caller, error) {
 
 // unpackCaller reverses packCaller. An agent or key without an active status is not active.
 func unpackCaller(p identity.Presented, m *aidv1.Caller) (identity.Caller, error) {
-	hash, ok := p.KeyHash()
-	if !ok {
-		return identity.Caller{}, errors.New("a caller without a key")
-	}
 	a, k := m.GetAgent(), m.GetKey()
+	kind, w := identity.KindKey, identity.Workload{}
+	hash, ok := p.KeyHash()
+	if m := k.GetWorkload(); m != nil {
+		w = identity.Workload{
+			Kind: identity.CredentialKind(m.GetKind()), SPIFFEID: m.GetSpiffeId(), Issuer: m.GetIssuer(), Namespace: m.GetNamespace(), ServiceAccount: m.GetServiceAccount(),
+		}
+		kind, ok = w.Kind, w.String() != "" && w.Presented() == p
+	}
+	if !ok {
+		return identity.Caller{}, errors.New("a caller with another credential than its name has")
+	}
 	if a.GetId() == "" || k.GetId() == "" || k.GetAgentId() != a.GetId() || k.GetOrgId() != a.GetOrgId() || a.GetOrgId() == "" {
 		return identity.Caller{}, errors.New("a caller with a key of another agent")
 	}
@@ -156,13 +176,14 @@ func unpackCaller(p identity.Presented, m *aidv1.Caller) (identity.Caller, error
 		return identity.Caller{}, fmt.Errorf("metadata of %s: %w", a.GetId(), err)
 	}
 	c := identity.Caller{
+		Workload: w,
 		Agent: identity.Agent{
 			ID: a.GetId(), OrgID: a.GetOrgId(), Name: a.GetName(), Description: a.GetDescription(), Team: a.GetTeam(),
 			Environment: a.GetEnvironment(), Tier: a.GetTier(), Status: identity.Suspended, AllowedModels: a.GetAllowedModels(),
 			Metadata: metadata, Fingerprint: a.GetFingerprint(),
 		},
 		Key: identity.Key{
-			ID: k.GetId(), OrgID: k.GetOrgId(), AgentID: k.GetAgentId(), Hash: hash, Name: k.GetName(), Scopes: k.GetScopes(),
+			ID: k.GetId(), Kind: kind, OrgID: k.GetOrgId(), AgentID: k.GetAgentId(), Hash: hash, Name: k.GetName(), Scopes: k.GetScopes(),
 			AllowedModels: k.GetAllowedModels(), RateLimit: k.GetRateLimit(), RevokedAt: revoked, Line: k.GetLine(),
 		},
 	}

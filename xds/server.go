@@ -494,9 +494,13 @@ func (s *Server) changed(ctx context.Context, change string) error {
 		s.recheckAppends(f[1])
 	case len(f) >= 3 && f[0] == "agents":
 		s.each(f[1], func(st *stream) { st.agentChanged(f[2]) })
-	case len(f) >= 5 && f[0] == "agent_keys":
-		s.missing.forget("key:" + f[4])
-		s.each(f[1], func(st *stream) { st.callerChanged("key:" + f[4]) })
+	case len(f) >= 5 && (f[0] == "agent_keys" || f[0] == "agent_identities"):
+		p := identity.Presented(f[4])
+		if f[0] == "agent_identities" {
+			p = identity.PresentedHash(f[4])
+		}
+		s.missing.forget(callerName(p))
+		s.each(f[1], func(st *stream) { st.callerChanged(callerName(p)) })
 	}
 	s.metrics.apply.Observe(s.c.Now().Sub(began).Seconds())
 	return err

@@ -204,7 +204,7 @@ func (p *plane) agent(org string) (a identity.Agent, k identity.Key) {
 		p.t.Fatal(err)
 	}
 	a.Fingerprint = identity.Fingerprint(org, a.ID, a.Name, now)
-	k = identity.Key{OrgID: org, AgentID: a.ID, Name: "k", Scopes: []string{"*"}, RateLimit: 7, CreatedAt: now}
+	k = identity.Key{Kind: identity.KindKey, OrgID: org, AgentID: a.ID, Name: "k", Scopes: []string{"*"}, RateLimit: 7, CreatedAt: now}
 	if k.ID, err = identity.NewID(identity.KeyID, now, rand.Reader); err != nil {
 		p.t.Fatal(err)
 	}
@@ -312,6 +312,63 @@ func TestCallers(t *testing.T) {
 }
 
 // A node that was disconnected receives the changes when it connects again.
+// An identity is served, changed and revoked as a key is, also by a gateway of several orgs.
+func TestWorkloads(t *testing.T) {
+	p := newPlane(t)
+	one, two := storetest.Org(t, p.db), storetest.Org(t, p.db)
+	bot := identity.Workload{Kind: identity.KindSPIFFE, SPIFFEID: "spiffe://" + strings.ReplaceAll(one, "_", "-") + "/bot"}
+	a, _ := p.agent(one)
+	i := identity.Identity{Workload: bot, Key: identity.Key{ID: "idn_1", Kind: bot.Kind, OrgID: one, AgentID: a.ID, Name: "n", Scopes: []string{"models"}, RateLimit: 3, CreatedAt: time.Now()}}
+	only, _ := p.nodeOf(identity.Node{Roles: bothRoles}, one)
+	shared, _ := p.nodeOf(identity.Node{Roles: bothRoles, ByOperator: true}, one, two)
+	clients := []*xds.Client{p.client(only, nil), p.client(shared, nil)}
+	for _, x := range clients {
+		eventually(t, func() error {
+			if _, err := x.Caller(ctx(t), bot.Presented(), netip.Addr{}); !errors.Is(err, verdict.ErrUnknownCaller) {
+				return fmt.Errorf("a workload that is not bound: %v", err)
+			}
+			return nil
+		})
+	}
+	storetest.InOrgAsOwner(t, one, func(tx pgx.Tx) error {
+		return identity.GrantPrefix(ctx(t), tx, one, strings.TrimSuffix(bot.SPIFFEID, "/bot"))
+	})
+	p.in(one, func(tx pgx.Tx) error { return identity.InsertIdentity(ctx(t), tx, i) })
+	for _, x := range clients {
+		eventually(t, func() error {
+			c, err := x.Caller(ctx(t), bot.Presented(), netip.Addr{})
+			if err != nil {
+				return err
+			}
+			if c.Workload != bot || c.Key.ID != i.ID || c.Key.Kind != identity.KindSPIFFE || c.Key.RateLimit != 3 || c.Agent.ID != a.ID || c.ActiveAt(time.Now()) != nil {
+				t.Errorf("the caller is %+v", c)
+			}
+			return nil
+		})
+	}
+	p.in(one, func(tx pgx.Tx) error { return identity.RevokeIdentity(ctx(t), tx, a.ID, i.ID, time.Now()) })
+	for _, x := range clients {
+		eventually(t, func() error {
+			c, err := x.Caller(ctx(t), bot.Presented(), netip.Addr{})
+			if err != nil || c.ActiveAt(time.Now()) == nil {
+				return fmt.Errorf("a revoked identity is active: %v", err)
+			}
+			return nil
+		})
+	}
+	storetest.InOrgAsOwner(t, one, func(tx pgx.Tx) error {
+		return identity.WithdrawPrefix(ctx(t), tx, strings.TrimSuffix(bot.SPIFFEID, "/bot"))
+	})
+	for _, x := range clients {
+		eventually(t, func() error {
+			if _, err := x.Caller(ctx(t), bot.Presented(), netip.Addr{}); !errors.Is(err, verdict.ErrUnknownCaller) {
+				return fmt.Errorf("an identity without its grant: %v", err)
+			}
+			return nil
+		})
+	}
+}
+
 func TestReconnect(t *testing.T) {
 	p := newPlane(t)
 	org := storetest.Org(t, p.db)

@@ -453,30 +453,26 @@ type callerRead struct {
 // out, and are cached as missing for a while.
 func (s *Server) readCallers(ctx context.Context, orgs, names []string) (map[string]callerRead, error) {
 	since := s.missing.now()
-	hashes := make([]string, 0, len(names))
+	out := make(map[string]callerRead, len(names))
+	var asked []string // names that are looked up
+	var all presentedHashes
 	for _, name := range names {
-		hash, ok := parseCallerName(name)
+		p, ok := parseCallerName(name)
 		if ok && !s.missing.has(name, orgs, s.c.Now()) {
-			hashes = append(hashes, string(hash))
+			asked = append(asked, name)
+			all.add(p)
 		}
 	}
-	out := make(map[string]callerRead, len(names))
-	if len(hashes) == 0 {
+	if len(asked) == 0 {
 		return out, nil
 	}
-	byOrg := map[string][]string{}
+	byOrg := map[string]*presentedHashes{}
 	if len(orgs) == 1 {
-		byOrg[orgs[0]] = hashes
+		byOrg[orgs[0]] = &all
 	} else {
 		// A transaction for each org would be too expensive for one unknown key.
-		err := s.c.DB.Presenting(ctx, strings.Join(hashes, ","), func(tx pgx.Tx) error {
-			clear(byOrg)
-			of, err := identity.OrgsOfKeys(ctx, tx, hashes)
-			for hash, org := range of {
-				if slices.Contains(orgs, org) {
-					byOrg[org] = append(byOrg[org], hash)
-				}
-			}
+		err := s.c.DB.Presenting(ctx, strings.Join(slices.Concat(all.keys, all.workloads), ","), func(tx pgx.Tx) (err error) {
+			byOrg, err = all.byOrg(ctx, tx, orgs)
 			return err
 		})
 		if err != nil {
@@ -484,16 +480,16 @@ func (s *Server) readCallers(ctx context.Context, orgs, names []string) (map[str
 		}
 	}
 	for org, hashes := range byOrg {
-		var found map[string]identity.Caller
+		var found map[identity.Presented]identity.Caller
 		err := s.c.DB.InOrg(ctx, org, func(tx pgx.Tx) (err error) {
-			found, err = identity.CallersByHash(ctx, tx, hashes)
+			found, err = hashes.callers(ctx, tx)
 			return err
 		})
 		if err != nil {
 			return nil, err
 		}
-		for hash, c := range found {
-			name := callerName(identity.Presented(hash))
+		for p, c := range found {
+			name := callerName(p)
 			m, err := packCaller(c)
 			if err != nil {
 				return nil, err
@@ -506,12 +502,79 @@ func (s *Server) readCallers(ctx context.Context, orgs, names []string) (map[str
 		}
 	}
 	var gone []string
-	for _, hash := range hashes {
-		if name := callerName(identity.Presented(hash)); out[name].resource == nil {
+	for _, name := range asked {
+		if out[name].resource == nil {
 			gone = append(gone, name)
 		}
 	}
 	s.missing.note(since, gone, orgs, s.c.Now())
+	return out, nil
+}
+
+// presentedHashes are hashes in hexadecimal, of keys and of workloads.
+type presentedHashes struct{ keys, workloads []string }
+
+func (h *presentedHashes) add(p identity.Presented) {
+	if hash, is := p.WorkloadHash(); is {
+		h.workloads = append(h.workloads, hash)
+	} else {
+		h.keys = append(h.keys, string(p))
+	}
+}
+
+// byOrg returns the hashes of each of the orgs. The transaction was opened by Presenting all of
+// them.
+func (h *presentedHashes) byOrg(ctx context.Context, tx pgx.Tx, orgs []string) (map[string]*presentedHashes, error) {
+	out := map[string]*presentedHashes{}
+	put := func(of map[string]string, as func(hash string) identity.Presented) {
+		for hash, org := range of {
+			if !slices.Contains(orgs, org) {
+				continue
+			}
+			if out[org] == nil {
+				out[org] = &presentedHashes{}
+			}
+			out[org].add(as(hash))
+		}
+	}
+	if len(h.keys) > 0 {
+		of, err := identity.OrgsOfKeys(ctx, tx, h.keys)
+		if err != nil {
+			return nil, err
+		}
+		put(of, func(hash string) identity.Presented { return identity.Presented(hash) })
+	}
+	if len(h.workloads) > 0 {
+		of, err := identity.OrgsOfWorkloads(ctx, tx, h.workloads)
+		if err != nil {
+			return nil, err
+		}
+		put(of, identity.PresentedHash)
+	}
+	return out, nil
+}
+
+// callers returns the callers of the transaction's org. Unknown hashes are left out.
+func (h *presentedHashes) callers(ctx context.Context, tx pgx.Tx) (map[identity.Presented]identity.Caller, error) {
+	out := make(map[identity.Presented]identity.Caller, len(h.keys)+len(h.workloads))
+	if len(h.keys) > 0 {
+		found, err := identity.CallersByHash(ctx, tx, h.keys)
+		if err != nil {
+			return nil, err
+		}
+		for hash, c := range found {
+			out[identity.Presented(hash)] = c
+		}
+	}
+	if len(h.workloads) > 0 {
+		found, err := identity.CallersByWorkload(ctx, tx, h.workloads)
+		if err != nil {
+			return nil, err
+		}
+		for hash, c := range found {
+			out[identity.PresentedHash(hash)] = c
+		}
+	}
 	return out, nil
 }
 

@@ -224,6 +224,8 @@ var errorGroups = []errorGroup{
 		{"not_evaluated", []int{409}, "No policy was evaluated for this request, or its audit entry is too old to be evaluated again.", "Read the entry: `GET /v1/audit/entries?request_id=…`."},
 		{"policies_not_kept", []int{409}, "The set of policies that decided the request is older than the versions that are kept.", "Send `\"policies\": \"current\"`."},
 		{"role", []int{403}, "The key's role does not permit this operation.", "Use a key with a role that the message names."},
+		{"identity_not_granted", []int{403}, "The organization may not bind this identity to an agent.", "The operator grants a namespace with `aid org grant`, a SPIFFE prefix with `aid org trust`."},
+		{"identity_bound", []int{409}, "An agent of the organization has this identity.", "Revoke it there first."},
 		{"spiffe_id_not_granted", []int{403}, "The organization may not use this SPIFFE id.", "The operator grants a prefix with `aid org trust`."},
 		{"not_found", []int{404}, "The object does not exist, or it belongs to another organization.", "Check the id and the key's organization (`GET /v1/me`)."},
 		{"no_such_path", []int{404}, "The path does not exist.", "See `/docs`. A path has no slash at its end."},

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/identity"
 )
 
@@ -25,7 +26,7 @@ organization "default" and its key.`,
 	}
 	key := &cobra.Command{Use: "key", Short: "Keys that manage an organization"}
 	key.AddCommand(orgKeyCreateCommand())
-	cmd.AddCommand(orgCreateCommand(), orgListKeysCommand(), orgTrustCommand(), key)
+	cmd.AddCommand(orgCreateCommand(), orgListKeysCommand(), orgTrustCommand(), orgGrantCommand(), orgWithdrawCommand(), key)
 	return cmd
 }
 
@@ -208,8 +209,9 @@ func orgTrustCommand() *cobra.Command {
 	var m manage
 	cmd := &cobra.Command{
 		Use:   "trust PREFIX",
-		Short: "Let an organization create nodes with SPIFFE ids below a prefix",
-		Long: `trust lets the admins of an organization create nodes with SPIFFE ids below PREFIX.
+		Short: "Let an organization use SPIFFE ids below a prefix, for nodes and agents",
+		Long: `trust lets the admins of an organization create nodes with SPIFFE ids below PREFIX, and
+bind such ids to agents.
 PREFIX is a trust domain, or a trust domain and whole path segments. Without a prefix
 an organization can only create nodes with join tokens. Prefixes of two organizations
 must not overlap.
@@ -221,20 +223,11 @@ Connect as the owner of the database: other roles may not grant prefixes.`,
 			if !spiffePrefix.MatchString(args[0]) {
 				return usagef("PREFIX %q: set spiffe://TRUST-DOMAIN or spiffe://TRUST-DOMAIN/PATH, without a slash at the end", args[0])
 			}
-			db, err := m.open(cmd, true)
-			if err != nil {
-				return err
-			}
-			defer db.Close()
-			chain, err := m.chain(db)
-			if err != nil {
-				return err
-			}
-			err = db.InOrg(cmd.Context(), m.org, func(tx pgx.Tx) error {
-				if err := identity.GrantPrefix(cmd.Context(), tx, m.org, args[0]); err != nil {
+			err := m.grants(cmd, func(ctx context.Context, tx pgx.Tx, chain *audit.Chain) error {
+				if err := identity.GrantPrefix(ctx, tx, m.org, args[0]); err != nil {
 					return err
 				}
-				_, err := chain.Record(cmd.Context(), tx, m.org, created(operator(), "trust_prefix", args[0], map[string]string{"prefix": args[0]}))
+				_, err := chain.Record(ctx, tx, m.org, created(operator(), "trust_prefix", args[0], map[string]string{"prefix": args[0]}))
 				return err
 			})
 			if errors.Is(err, identity.ErrConflict) {
@@ -243,12 +236,129 @@ Connect as the owner of the database: other roles may not grant prefixes.`,
 			if err != nil {
 				return fmt.Errorf("granting %s to %s: %w", args[0], m.org, err)
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "aid: %s may create nodes below %s\n", m.org, args[0])
+			fmt.Fprintf(cmd.ErrOrStderr(), "aid: %s may use SPIFFE ids below %s\n", m.org, args[0])
 			return nil
 		},
 	}
 	m.flags(cmd, true, true)
 	return cmd
+}
+
+func orgGrantCommand() *cobra.Command {
+	var m manage
+	var issuer, namespace string
+	cmd := &cobra.Command{
+		Use:   "grant",
+		Short: "Let an organization bind the service accounts of a Kubernetes namespace to its agents",
+		Long: `grant lets the admins of an organization bind service accounts of a namespace to
+agents. --issuer is the issuer of the cluster's tokens, as their claim iss has it. A
+namespace of a cluster belongs to one organization. For SPIFFE ids see ` + "`aid org trust`" + `.
+
+Connect as the owner of the database: other roles may not grant namespaces.`,
+		Example: `  aid org grant --issuer https://kubernetes.default.svc.cluster.local --namespace ai --org org_acme --hmac-keys hmac.keys`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkNamespace(issuer, namespace); err != nil {
+				return err
+			}
+			err := m.grants(cmd, func(ctx context.Context, tx pgx.Tx, chain *audit.Chain) error {
+				if err := identity.GrantNamespace(ctx, tx, m.org, issuer, namespace); err != nil {
+					return err
+				}
+				id := issuer + "#" + namespace
+				_, err := chain.Record(ctx, tx, m.org, created(operator(), "trust_namespace", id, map[string]string{"issuer": issuer, "namespace": namespace}))
+				return err
+			})
+			if errors.Is(err, identity.ErrConflict) {
+				return fmt.Errorf("the namespace %s of %s belongs to an organization: withdraw it there first", namespace, issuer)
+			}
+			if err != nil {
+				return fmt.Errorf("granting the namespace %s to %s: %w", namespace, m.org, err)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "aid: %s may bind service accounts of the namespace %s of %s\n", m.org, namespace, issuer)
+			return nil
+		},
+	}
+	m.flags(cmd, true, true)
+	cmd.Flags().StringVar(&issuer, "issuer", "", "issuer of the cluster's tokens, an https:// `URL`")
+	cmd.Flags().StringVar(&namespace, "namespace", "", "`name` of the namespace")
+	return cmd
+}
+
+func orgWithdrawCommand() *cobra.Command {
+	var m manage
+	var issuer, namespace string
+	cmd := &cobra.Command{
+		Use:   "withdraw [PREFIX]",
+		Short: "Withdraw a grant, and delete the identities of agents below it",
+		Long: `withdraw ends a grant of ` + "`aid org grant`" + ` (--issuer and --namespace) or of
+` + "`aid org trust`" + ` (PREFIX). The identities of agents below it are deleted: sidecars
+reject them and cut their streams. Nodes keep their SPIFFE ids: see ` + "`aid node revoke`" + `.
+
+Connect as the owner of the database.`,
+		Example: `  aid org withdraw --issuer https://kubernetes.default.svc.cluster.local --namespace ai --org org_acme --hmac-keys hmac.keys
+  aid org withdraw spiffe://corp.example/ns/acme --org org_acme --hmac-keys hmac.keys`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kind, id := "trust_namespace", issuer+"#"+namespace
+			switch {
+			case len(args) == 1 && (issuer != "" || namespace != ""):
+				return usagef("PREFIX and --issuer exclude each other: set one of them")
+			case len(args) == 1:
+				kind, id = "trust_prefix", args[0]
+			default:
+				if err := checkNamespace(issuer, namespace); err != nil {
+					return err
+				}
+			}
+			err := m.grants(cmd, func(ctx context.Context, tx pgx.Tx, chain *audit.Chain) error {
+				var err error
+				if kind == "trust_prefix" {
+					err = identity.WithdrawPrefix(ctx, tx, id)
+				} else {
+					err = identity.WithdrawNamespace(ctx, tx, issuer, namespace)
+				}
+				if err != nil {
+					return err
+				}
+				_, err = chain.Record(ctx, tx, m.org, audit.Changed{Kind: kind + ".deleted", Actor: operator(), ObjectKind: kind, ObjectID: id})
+				return err
+			})
+			if err != nil {
+				return fmt.Errorf("withdrawing %s from %s: %w", id, m.org, err)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "aid: %s is withdrawn from %s\n", id, m.org)
+			return nil
+		},
+	}
+	m.flags(cmd, true, true)
+	cmd.Flags().StringVar(&issuer, "issuer", "", "issuer of the cluster's tokens, an https:// `URL`")
+	cmd.Flags().StringVar(&namespace, "namespace", "", "`name` of the namespace")
+	return cmd
+}
+
+func checkNamespace(issuer, namespace string) error {
+	if err := identity.CheckIssuer(issuer); err != nil {
+		return usagef("--issuer %q: %v", issuer, err)
+	}
+	if err := identity.CheckNamespace(namespace); err != nil {
+		return usagef("--namespace %q: %v", namespace, err)
+	}
+	return nil
+}
+
+// grants runs a change of an organization's grants, with its audit entry, in one transaction.
+func (m *manage) grants(cmd *cobra.Command, fn func(context.Context, pgx.Tx, *audit.Chain) error) error {
+	db, err := m.open(cmd, true)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	chain, err := m.chain(db)
+	if err != nil {
+		return err
+	}
+	return db.InOrg(cmd.Context(), m.org, func(tx pgx.Tx) error { return fn(cmd.Context(), tx, chain) })
 }
 
 var spiffePrefix = regexp.MustCompile(`^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)*$`)

@@ -151,6 +151,27 @@ func Connect(t testing.TB, url string) *pgx.Conn {
 	return conn
 }
 
+// InOrgAsOwner runs fn in a transaction of the database's owner in the org, as commands of
+// the operator do.
+func InOrgAsOwner(t testing.TB, org string, fn func(tx pgx.Tx) error) {
+	t.Helper()
+	if err := TryAsOwner(t, org, fn); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TryAsOwner is InOrgAsOwner, and returns the error.
+func TryAsOwner(t testing.TB, org string, fn func(tx pgx.Tx) error) error {
+	t.Helper()
+	conn := Connect(t, OwnerURL(t))
+	return pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(t.Context(), `SELECT set_config('aid.org', $1, true)`, org); err != nil {
+			return err
+		}
+		return fn(tx)
+	})
+}
+
 // database is the name of t's.
 func database(t testing.TB) string {
 	t.Helper()

@@ -369,7 +369,8 @@ func (x *Node) GetHomeOrgId() string {
 }
 
 // Caller answers "who presents this credential": an agent, and the key it used.
-// Resource name: "key:" + lower-case hex SHA-256 of the whole key string.
+// Resource name: "key:" + lower-case hex SHA-256 of the whole key string, or "workload:" +
+// that of a workload's kind and name.
 // A name that the server does not know is answered as removed.
 type Caller struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -561,8 +562,10 @@ type Key struct {
 	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`             // unset: does not expire
 	Status        Key_Status             `protobuf:"varint,8,opt,name=status,proto3,enum=aid.v1.Key_Status" json:"status,omitempty"`
 	// Copies of what an operator reads; never the key or its hash.
-	Name          string `protobuf:"bytes,9,opt,name=name,proto3" json:"name,omitempty"`
-	Line          string `protobuf:"bytes,10,opt,name=line,proto3" json:"line,omitempty"` // id of the first key of its line of rotations; empty: this one
+	Name string `protobuf:"bytes,9,opt,name=name,proto3" json:"name,omitempty"`
+	Line string `protobuf:"bytes,10,opt,name=line,proto3" json:"line,omitempty"` // id of the first key of its line of rotations; empty: this one
+	// The workload, of a Caller whose name begins with "workload:". Unset: it is a key.
+	Workload      *Workload `protobuf:"bytes,11,opt,name=workload,proto3" json:"workload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -667,6 +670,90 @@ func (x *Key) GetLine() string {
 	return ""
 }
 
+func (x *Key) GetWorkload() *Workload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+// Workload is a program that another system identifies. kind selects the fields.
+type Workload struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Kind           string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "kubernetes" or "spiffe"
+	SpiffeId       string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Issuer         string                 `protobuf:"bytes,3,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	Namespace      string                 `protobuf:"bytes,4,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	ServiceAccount string                 `protobuf:"bytes,5,opt,name=service_account,json=serviceAccount,proto3" json:"service_account,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Workload) Reset() {
+	*x = Workload{}
+	mi := &file_aid_v1_resources_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Workload) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Workload) ProtoMessage() {}
+
+func (x *Workload) ProtoReflect() protoreflect.Message {
+	mi := &file_aid_v1_resources_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Workload.ProtoReflect.Descriptor instead.
+func (*Workload) Descriptor() ([]byte, []int) {
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Workload) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Workload) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *Workload) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *Workload) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Workload) GetServiceAccount() string {
+	if x != nil {
+		return x.ServiceAccount
+	}
+	return ""
+}
+
 // Policy is one policy document, as written. Resource name: id.
 type Policy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -680,7 +767,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_aid_v1_resources_proto_msgTypes[6]
+	mi := &file_aid_v1_resources_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +779,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[6]
+	mi := &file_aid_v1_resources_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +792,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{6}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Policy) GetId() string {
@@ -758,7 +845,7 @@ type Provider struct {
 
 func (x *Provider) Reset() {
 	*x = Provider{}
-	mi := &file_aid_v1_resources_proto_msgTypes[7]
+	mi := &file_aid_v1_resources_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -770,7 +857,7 @@ func (x *Provider) String() string {
 func (*Provider) ProtoMessage() {}
 
 func (x *Provider) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[7]
+	mi := &file_aid_v1_resources_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -783,7 +870,7 @@ func (x *Provider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Provider.ProtoReflect.Descriptor instead.
 func (*Provider) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{7}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Provider) GetId() string {
@@ -876,7 +963,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_aid_v1_resources_proto_msgTypes[8]
+	mi := &file_aid_v1_resources_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -888,7 +975,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[8]
+	mi := &file_aid_v1_resources_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -901,7 +988,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{8}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Credential) GetProviderId() string {
@@ -943,7 +1030,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_aid_v1_resources_proto_msgTypes[9]
+	mi := &file_aid_v1_resources_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -955,7 +1042,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_aid_v1_resources_proto_msgTypes[9]
+	mi := &file_aid_v1_resources_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -968,7 +1055,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_aid_v1_resources_proto_rawDescGZIP(), []int{9}
+	return file_aid_v1_resources_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Heartbeat) GetTime() *timestamppb.Timestamp {
@@ -1022,7 +1109,7 @@ const file_aid_v1_resources_proto_rawDesc = "" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
 	"\x06ACTIVE\x10\x01\x12\r\n" +
-	"\tSUSPENDED\x10\x02\"\xef\x02\n" +
+	"\tSUSPENDED\x10\x02\"\x9d\x03\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06org_id\x18\x02 \x01(\tR\x05orgId\x12\x19\n" +
@@ -1036,12 +1123,19 @@ const file_aid_v1_resources_proto_rawDesc = "" +
 	"\x06status\x18\b \x01(\x0e2\x12.aid.v1.Key.StatusR\x06status\x12\x12\n" +
 	"\x04name\x18\t \x01(\tR\x04name\x12\x12\n" +
 	"\x04line\x18\n" +
-	" \x01(\tR\x04line\"9\n" +
+	" \x01(\tR\x04line\x12,\n" +
+	"\bworkload\x18\v \x01(\v2\x10.aid.v1.WorkloadR\bworkload\"9\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
 	"\x06ACTIVE\x10\x01\x12\v\n" +
-	"\aREVOKED\x10\x02\"n\n" +
+	"\aREVOKED\x10\x02\"\x9a\x01\n" +
+	"\bWorkload\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1b\n" +
+	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x16\n" +
+	"\x06issuer\x18\x03 \x01(\tR\x06issuer\x12\x1c\n" +
+	"\tnamespace\x18\x04 \x01(\tR\tnamespace\x12'\n" +
+	"\x0fservice_account\x18\x05 \x01(\tR\x0eserviceAccount\"n\n" +
 	"\x06Policy\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06org_id\x18\x02 \x01(\tR\x05orgId\x12\x18\n" +
@@ -1086,7 +1180,7 @@ func file_aid_v1_resources_proto_rawDescGZIP() []byte {
 }
 
 var file_aid_v1_resources_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_aid_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_aid_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_aid_v1_resources_proto_goTypes = []any{
 	(Agent_Status)(0),             // 0: aid.v1.Agent.Status
 	(Key_Status)(0),               // 1: aid.v1.Key.Status
@@ -1096,29 +1190,31 @@ var file_aid_v1_resources_proto_goTypes = []any{
 	(*Caller)(nil),                // 5: aid.v1.Caller
 	(*Agent)(nil),                 // 6: aid.v1.Agent
 	(*Key)(nil),                   // 7: aid.v1.Key
-	(*Policy)(nil),                // 8: aid.v1.Policy
-	(*Provider)(nil),              // 9: aid.v1.Provider
-	(*Credential)(nil),            // 10: aid.v1.Credential
-	(*Heartbeat)(nil),             // 11: aid.v1.Heartbeat
-	nil,                           // 12: aid.v1.Provider.HeadersEntry
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*Workload)(nil),              // 8: aid.v1.Workload
+	(*Policy)(nil),                // 9: aid.v1.Policy
+	(*Provider)(nil),              // 10: aid.v1.Provider
+	(*Credential)(nil),            // 11: aid.v1.Credential
+	(*Heartbeat)(nil),             // 12: aid.v1.Heartbeat
+	nil,                           // 13: aid.v1.Provider.HeadersEntry
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_aid_v1_resources_proto_depIdxs = []int32{
-	13, // 0: aid.v1.Org.timezone_from:type_name -> google.protobuf.Timestamp
+	14, // 0: aid.v1.Org.timezone_from:type_name -> google.protobuf.Timestamp
 	3,  // 1: aid.v1.Org.raises:type_name -> aid.v1.Raise
-	13, // 2: aid.v1.Raise.ends_at:type_name -> google.protobuf.Timestamp
+	14, // 2: aid.v1.Raise.ends_at:type_name -> google.protobuf.Timestamp
 	6,  // 3: aid.v1.Caller.agent:type_name -> aid.v1.Agent
 	7,  // 4: aid.v1.Caller.key:type_name -> aid.v1.Key
 	0,  // 5: aid.v1.Agent.status:type_name -> aid.v1.Agent.Status
-	13, // 6: aid.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	14, // 6: aid.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
 	1,  // 7: aid.v1.Key.status:type_name -> aid.v1.Key.Status
-	12, // 8: aid.v1.Provider.headers:type_name -> aid.v1.Provider.HeadersEntry
-	13, // 9: aid.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	8,  // 8: aid.v1.Key.workload:type_name -> aid.v1.Workload
+	13, // 9: aid.v1.Provider.headers:type_name -> aid.v1.Provider.HeadersEntry
+	14, // 10: aid.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_aid_v1_resources_proto_init() }
@@ -1132,7 +1228,7 @@ func file_aid_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_aid_v1_resources_proto_rawDesc), len(file_aid_v1_resources_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
