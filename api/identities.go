@@ -53,7 +53,9 @@ func (NewIdentity) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema
 	for _, scope := range provider.Scopes() {
 		s.Properties["scopes"].Items.Enum = append(s.Properties["scopes"].Items.Enum, scope)
 	}
-	s.OneOf = []*huma.Schema{{Required: []string{"kubernetes"}}, {Required: []string{"spiffe_id"}}}
+	for _, name := range []string{"kubernetes", "spiffe_id"} {
+		s.OneOf = append(s.OneOf, &huma.Schema{Type: huma.TypeObject, Required: []string{name}, Properties: map[string]*huma.Schema{name: {}}})
+	}
 	return s
 }
 

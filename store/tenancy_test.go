@@ -53,6 +53,10 @@ var tables = []struct{ name, columns, values string }{
 // fill gives an org one row in every table, each with its mark.
 func fill(t *testing.T, db *store.DB, org, mark string) {
 	t.Helper()
+	storetest.InOrgAsOwner(t, org, func(tx pgx.Tx) error { // grants are the operator's
+		_, err := tx.Exec(t.Context(), `INSERT INTO trust_namespaces (org_id, issuer, namespace) VALUES ($1, $2, $2)`, org, mark)
+		return err
+	})
 	inOrg(t, db, org, func(tx pgx.Tx) error {
 		for _, table := range tables[1:] {
 			if _, err := tx.Exec(t.Context(), fmt.Sprintf(`INSERT INTO %s (%s) VALUES (%s)`, table.name, table.columns, castText(table.values)), org, mark); err != nil {
@@ -91,12 +95,8 @@ func TestOrgsAreApart(t *testing.T) {
 	a, b := storetest.Org(t, db), storetest.Org(t, db)
 	const markA, markB = "alpha", "bravo"
 	admin := storetest.Connect(t, storetest.URL(t, "postgres"))
-	for _, x := range [][2]string{{a, markA}, {b, markB}} {
-		if _, err := admin.Exec(t.Context(), `INSERT INTO trust_namespaces (org_id, issuer, namespace) VALUES ($1, $2, $2)`, x[0], x[1]); err != nil {
-			t.Fatal(err)
-		}
-		fill(t, db, x[0], x[1])
-	}
+	fill(t, db, a, markA)
+	fill(t, db, b, markB)
 	before := everything(t, admin, b)
 	if n := strings.Count(before, "\n"); n < len(tables) {
 		t.Fatalf("org B has %d rows, want one or more in each of %d tables:\n%s", n, len(tables), before)
