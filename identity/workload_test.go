@@ -65,7 +65,8 @@ func TestWorkloadNames(t *testing.T) {
 }
 
 // An organization binds only what lies below its grants, whole segments and exact issuers
-// and namespaces. A refusal is the same whether another organization has the name or not.
+// and namespaces. The error is the same whether another organization has the
+// name or not.
 func TestIdentities(t *testing.T) {
 	w := open(t)
 	w.in(w.a, func(ctx context.Context, tx pgx.Tx) error {
