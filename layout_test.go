@@ -34,7 +34,8 @@ var home = map[string]string{
 	"github.com/pressly/goose":               "store",
 	"github.com/fernet/fernet-go":            "provider",
 	"github.com/goccy/go-yaml":               "provider",
-	"github.com/go-json-experiment/json":     "provider policy audit api",
+	"github.com/go-json-experiment/json":     "provider policy audit api identity",
+	"github.com/go-jose/go-jose":             "identity", // tokens of workloads
 	"github.com/andybalholm/brotli":          "provider",
 	"github.com/klauspost/compress":          "provider",
 	"github.com/danielgtaylor/huma":          "api",

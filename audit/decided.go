@@ -20,6 +20,9 @@ type Decided struct {
 	KeyID            string `json:"key_id"` // of the credential
 	// CredentialKind is the kind of a credential that is not a key; "": it is a key.
 	CredentialKind string `json:"credential_kind"`
+	// Workload is the verified name of the workload that the caller presented, also one that is
+	// bound to no agent beside a key that counts.
+	Workload string `json:"workload"`
 
 	Mode                string   `json:"mode"` // "gateway" or "egress"
 	Method              string   `json:"method"`
@@ -162,6 +165,7 @@ func (e Decided) Encode() []byte {
 	o.str("agent_fingerprint", e.AgentFingerprint, maxID)
 	o.str("key_id", e.KeyID, maxID)
 	o.str("credential_kind", e.CredentialKind, maxWord)
+	o.str("workload", e.Workload, maxPath)
 	o.str("mode", e.Mode, maxWord)
 	o.str("method", e.Method, maxWord)
 	o.str("host", e.Host, maxName)

@@ -59,9 +59,11 @@ type exchange struct {
 	answeredCut chan struct{} // closed when Process has answered instead of run
 	wholeBody   bool          // Envoy declared that it buffers request bodies
 	span        span
-	otel        trace.Span // nil: no tracer
-	known       bool       // caller and org are set: rejections are recorded
-	presented   identity.Presented
+	otel        trace.Span         // nil: no tracer
+	known       bool               // caller and org are set: rejections are recorded
+	presented   identity.Presented // of the credential that counts
+	beside      identity.Presented // of the workload beside a key; "" if there is none
+	token       identity.Token     // of the workload; zero if no token was presented
 	caller      identity.Caller
 	org         verdict.Org
 
@@ -136,7 +138,7 @@ func (x *exchange) requestHeaders(ctx context.Context, m *extprocv3.HttpHeaders,
 	if err := x.modes(req.GetProtocolConfig()); err != nil {
 		return nil, err
 	}
-	x.req = readRequest(m)
+	x.req = readRequest(m, x.s.findToken())
 	x.req.MaxBody = x.s.c.MaxBody
 	x.req.verifyHost(x.s.c.Domains)
 	if x.req.canary != "" && x.s.sawCanary(x.req.canary) {
@@ -239,22 +241,38 @@ func (x *exchange) identify(ctx context.Context) *provider.Error {
 	if x.req.unidentified != nil {
 		return x.req.unidentified
 	}
-	if x.req.secrets == 0 {
+	secret, token := x.req.secret, x.req.token
+	x.req.secret, x.req.token = "", "" // they are not needed any more
+	if x.s.c.Workloads != nil && x.s.c.Workloads.Ours(secret) {
+		if token != "" && token != secret {
+			return verdict.Refuse(400, "ambiguous_credentials", "The request carries two different workload tokens. Send one token, once.")
+		}
+		token, secret = secret, ""
+	}
+	if token != "" {
+		if refused := x.verify(ctx, token); refused != nil {
+			return refused
+		}
+		if !strings.HasPrefix(secret, ownPrefix) {
+			secret = "" // a provider's own credential, which is never forwarded
+		}
+	} else if secret == "" {
 		return unauthenticated("missing_api_key", "No API key was sent. Send an agent key (aid_sk_…) as \"Authorization: Bearer …\".")
 	}
-	// The form and the checksum are verified first, so that malformed keys cause no lookup.
-	kind, hash, err := identity.Parse(x.req.secret)
-	x.req.secret = "" // it is not needed any more
-	switch {
-	case err != nil:
-		return unauthenticated("invalid_api_key", "The API key is not an AI Identity key: check that all of it was copied. Agent keys begin with aid_sk_.")
-	case kind == identity.OrgKey:
-		return unauthenticated("org_key_on_model_path", "This is an organization key (aid_org_…). It manages agents; to call models, create an agent key (aid_sk_…) with POST /v1/agents/{id}/keys and send that.")
-	case kind != identity.AgentKey:
-		return unauthenticated("invalid_api_key", "This key does not call models. Send an agent key (aid_sk_…).")
+	if secret == "" {
+		x.presented = x.token.Workload.Presented()
+	} else {
+		// The form and the checksum are verified first, so that malformed keys cause no lookup.
+		kind, hash, err := identity.Parse(secret)
+		if refused := agentKey(kind, err); refused != nil {
+			return refused
+		}
+		x.presented = identity.PresentedKey(hash)
+		if token != "" {
+			x.beside = x.token.Workload.Presented()
+			x.s.live.key(&x.handle, x.beside)
+		}
 	}
-
-	x.presented = identity.PresentedKey(hash)
 	x.s.live.key(&x.handle, x.presented) // before the lookup, so that a revocation in between finds it
 	if refused := x.lookUp(ctx); refused != nil {
 		return refused
@@ -264,14 +282,58 @@ func (x *exchange) identify(ctx context.Context) *provider.Error {
 	return refused
 }
 
+// ownPrefix begins each of our secrets.
+const ownPrefix = "aid_"
+
+// verify reads the token of a workload.
+func (x *exchange) verify(ctx context.Context, token string) *provider.Error {
+	if x.s.c.Workloads == nil {
+		return unauthenticated("workload_tokens_off", "X-AID-Workload-Token is not accepted: the operator has configured no issuer (--workload-issuers).")
+	}
+	var err error
+	x.token, err = x.s.c.Workloads.Verify(token, x.s.c.Now())
+	var invalid *identity.InvalidToken
+	switch {
+	case err == nil:
+		x.req.Workload = x.token.Workload.String()
+		return nil
+	case errors.As(err, &invalid):
+		return unauthenticated("invalid_workload_token", "The workload token is not valid: "+invalid.Reason+".")
+	case errors.Is(err, identity.ErrNotWorkload):
+		return unauthenticated("invalid_workload_token", "X-AID-Workload-Token has no token of an issuer that the operator has configured (--workload-issuers).")
+	default:
+		x.s.c.Log.WarnContext(ctx, "a workload token cannot be verified", "exchange", x.req.ID, "err", err)
+		return verdict.Unavailable("identity_unavailable", "Callers cannot be identified right now. Try again shortly.")
+	}
+}
+
+// agentKey rejects what is not an agent's key.
+func agentKey(kind identity.Kind, err error) *provider.Error {
+	switch {
+	case err != nil:
+		return unauthenticated("invalid_api_key", "The API key is not an AI Identity key: check that all of it was copied. Agent keys begin with aid_sk_.")
+	case kind == identity.OrgKey:
+		return unauthenticated("org_key_on_model_path", "This is an organization key (aid_org_…). It manages agents; to call models, create an agent key (aid_sk_…) with POST /v1/agents/{id}/keys and send that.")
+	case kind != identity.AgentKey:
+		return unauthenticated("invalid_api_key", "This key does not call models. Send an agent key (aid_sk_…).")
+	}
+	return nil
+}
+
 // lookUp finds the caller, and the policies and providers of its org, as they are now. It
 // runs again when the body has arrived. That may take minutes, and the caller's permissions
 // may have been reduced in that time.
 func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 	ctx, cancel := context.WithTimeout(ctx, x.s.c.IdentifyTimeout)
 	defer cancel()
+	if ends := x.token.Expires; !ends.IsZero() && !x.s.c.Now().Before(ends) {
+		return unauthenticated("invalid_workload_token", "The workload token is not valid: it has expired.")
+	}
 	caller, err := x.s.c.Directory.Caller(ctx, x.presented, x.peer())
+	_, workload := x.presented.WorkloadHash()
 	switch {
+	case errors.Is(err, verdict.ErrUnknownCaller) && workload:
+		return unauthenticated("workload_not_bound", "No agent has the identity of this workload. Bind it with POST /v1/agents/{id}/identities.")
 	case errors.Is(err, verdict.ErrUnknownCaller):
 		return unauthenticated("invalid_api_key", "The API key is not known. It may have been deleted, or belong to another installation.")
 	case err != nil:
@@ -286,7 +348,10 @@ func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 	x.caller, x.known = caller, true
 
 	// From here on every rejection is recorded in this org.
-	x.org.ID = caller.Agent.OrgID
+	x.org.ID, x.org.Tokens = caller.Agent.OrgID, x.s.findToken()
+	if refused := x.lookUpBeside(ctx); refused != nil {
+		return refused
+	}
 	org, err := x.s.c.Directory.Org(caller.Agent.OrgID)
 	if err != nil || org.Policies == nil || org.Providers == nil {
 		x.s.c.Log.WarnContext(ctx, "policies and providers of the org are not available", "exchange", x.req.ID, "agent", caller.Agent.ID, "err", err)
@@ -294,8 +359,27 @@ func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 	}
 	x.org = org // one snapshot for the whole exchange
 	x.org.ID, x.org.Limiter, x.org.Sessions, x.org.Pricer, x.org.Phase = caller.Agent.OrgID, x.s.c.Limiter, &x.s.sessions, x.s.c.Pricer, x.phase
-	x.org.Spender = x.s.c.Spender
+	x.org.Spender, x.org.Tokens = x.s.c.Spender, x.s.findToken()
 	return nil
+}
+
+// lookUpBeside compares the workload beside a key with the key's agent. A workload that is
+// bound to no agent is recorded, and the key counts.
+func (x *exchange) lookUpBeside(ctx context.Context) *provider.Error {
+	if x.beside == "" {
+		return nil
+	}
+	other, err := x.s.c.Directory.Caller(ctx, x.beside, x.peer())
+	switch {
+	case errors.Is(err, verdict.ErrUnknownCaller):
+		return nil
+	case err != nil:
+		x.s.c.Log.WarnContext(ctx, "the workload beside a key cannot be looked up", "exchange", x.req.ID, "err", err)
+		return verdict.Unavailable("identity_unavailable", "Callers cannot be identified right now. Try again shortly.")
+	case other.Agent.ID != x.caller.Agent.ID || other.Agent.OrgID != x.caller.Agent.OrgID:
+		return verdict.Refuse(http.StatusForbidden, "conflicting_identities", "The key and the workload of this request belong to two agents.")
+	}
+	return verdict.Inactive(other, x.s.c.Now())
 }
 
 // enterGuard reserves a place for the body, or returns the reason for the rejection. A

@@ -32,9 +32,8 @@ type handle struct {
 	// turn is the goroutine that replies to Envoy: see waits.
 	turn atomic.Int32
 
-	// Guarded by live.mu.
-	key   identity.Presented
-	keyed bool
+	// Guarded by live.mu: the key, the workload, or both.
+	keys []identity.Presented
 }
 
 // The values of handle.turn. Process may answer an exchange that waits for its body, when
@@ -85,12 +84,12 @@ func (l *live) enter(h *handle, limit int) (draining, full bool) {
 	return false, false
 }
 
-// key indexes h by its key. It must be called before the key is looked up, so that a
-// revocation in between finds h.
+// key indexes h by a credential. It must be called before the credential is looked up, so that
+// a revocation in between finds h.
 func (l *live) key(h *handle, p identity.Presented) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	h.key, h.keyed = p, true
+	h.keys = append(h.keys, p)
 	m := l.byKey[p]
 	if m == nil {
 		m = make(map[*handle]struct{}, 1)
@@ -104,11 +103,11 @@ func (l *live) leave(h *handle) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.all, h)
-	if h.keyed {
-		if m := l.byKey[h.key]; m != nil {
+	for _, key := range h.keys {
+		if m := l.byKey[key]; m != nil {
 			delete(m, h)
 			if len(m) == 0 {
-				delete(l.byKey, h.key)
+				delete(l.byKey, key)
 			}
 		}
 	}

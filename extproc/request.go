@@ -31,6 +31,8 @@ type request struct {
 	// secret is the one credential. secrets is the number of different credentials.
 	secret  string
 	secrets int
+	// token is the content of headerWorkload.
+	token string
 	// remove lists the headers that no provider must receive.
 	remove []string
 	// wrong is the first error in the headers, for any caller, or nil. unidentified is the
@@ -63,13 +65,16 @@ func single(name string) (single, comma bool) {
 	case ":method", ":path", ":authority", ":scheme", "host", "content-length", "transfer-encoding", envoy.HeaderRequestID, envoy.HeaderCanary, envoy.HeaderPeer, envoy.HeaderProtocol,
 		envoy.HeaderEgress, envoy.HeaderConnect:
 		return true, true
-	case "content-type", headerSession:
+	case "content-type", headerSession, headerWorkload:
 		return true, true
 	case "content-encoding", "traceparent", "upgrade":
 		return true, false // "gzip, gzip" is rejected by Decode
 	}
 	return carrier(name), carrier(name)
 }
+
+// headerWorkload has the token of a workload, beside a key or another credential.
+const headerWorkload = "x-aid-workload-token"
 
 // headerSession has the caller's id of its session.
 const headerSession = "x-session-id"
@@ -104,12 +109,13 @@ func ofEnvoy(name string) bool {
 }
 
 // readRequest reads the headers message. It never fails. Errors are kept, so that the
-// rejection of a caller who can be identified is recorded.
-func readRequest(m *extprocv3.HttpHeaders) request {
+// rejection of a caller who can be identified is recorded. findToken, if not nil, finds tokens
+// of workloads.
+func readRequest(m *extprocv3.HttpHeaders, findToken func([]byte) bool) request {
 	r := request{Request: verdict.Request{Mode: modeGateway, ContentLength: -1}, endOfStream: m.GetEndOfStream()}
 	headers := m.GetHeaders().GetHeaders()
 	r.remove = make([]string, 0, 8)
-	seen := make([]string, 0, 22) // the single headers so far; there are 22
+	seen := make([]string, 0, 23) // the single headers so far; there are 23
 	bytesOf, lines := 0, 0
 	connect := ""
 	for _, h := range headers {
@@ -130,6 +136,8 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 			}
 			switch {
 			case !again:
+			case name == headerWorkload:
+				r.doubt(verdict.Refuse(400, "ambiguous_credentials", "The header "+name+" is repeated. Send one token, once."))
 			case carrier(name):
 				r.doubt(verdict.Refuse(400, "ambiguous_credentials", "The header "+name+" is repeated. Send one key, once."))
 			default:
@@ -140,6 +148,12 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 			r.credential(name, raw)
 		} else if identity.FindSecrets(raw) {
 			r.problem(verdict.Misplaced("a header other than Authorization, x-api-key, api-key or x-goog-api-key"))
+		} else if name != headerWorkload && findToken != nil && findToken(raw) {
+			where := "the URL"
+			if name != ":path" {
+				where = "a header other than Authorization, x-api-key, api-key, x-goog-api-key or X-AID-Workload-Token"
+			}
+			r.problem(verdict.MisplacedToken(where))
 		}
 		switch provider.HeaderOf(name) {
 		case provider.HeaderHidden:
@@ -186,6 +200,8 @@ func readRequest(m *extprocv3.HttpHeaders) request {
 				r.problem(verdict.Refuse(400, "invalid_session_id",
 					fmt.Sprintf("X-Session-ID must have from 1 to %d letters, digits and the characters . _ : @ + = - only.", maxSession)))
 			}
+		case headerWorkload:
+			r.token = strings.Trim(string(raw), " \t")
 		case "user-agent":
 			r.UserAgent = string(raw)
 		case envoy.HeaderRequestID:

@@ -21,7 +21,7 @@ func TestHosts(t *testing.T) {
 	} {
 		r := readRequest(&extprocv3.HttpHeaders{Headers: &corev3.HeaderMap{Headers: []*corev3.HeaderValue{
 			{Key: ":method", RawValue: []byte("POST")}, {Key: ":path", RawValue: []byte("/v1/chat/completions")}, {Key: ":authority", RawValue: []byte(sent)},
-		}}})
+		}}}, nil)
 		switch {
 		case want != "" && (r.wrong != nil || r.Host != want):
 			t.Errorf("%q is %q, %+v", sent, r.Host, r.wrong)
@@ -57,7 +57,7 @@ func TestHeaderLimits(t *testing.T) {
 	} {
 		r := readRequest(&extprocv3.HttpHeaders{Headers: &corev3.HeaderMap{Headers: append([]*corev3.HeaderValue{
 			header(":method", "POST"), header(":path", "/v1/chat/completions"), header(":authority", "gateway.test"),
-		}, c.headers...)}})
+		}, c.headers...)}}, nil)
 		if got := r.wrong; (got == nil) != (c.status == 0) || got != nil && got.Status != c.status {
 			t.Errorf("%s: %+v, want %d", c.name, got, c.status)
 		}

@@ -55,6 +55,18 @@ type Recorder interface {
 	Sign(org string, r audit.Receipt) audit.Receipt
 }
 
+// Workloads verifies tokens that other systems issue to workloads. *identity.Issuers is one. It
+// must be safe for concurrent use, and must not wait.
+type Workloads interface {
+	// Ours reports whether a credential claims to be a token of a configured issuer.
+	Ours(token string) bool
+	// Verify returns the workload of a token. The error is identity.ErrNotWorkload, wraps
+	// identity.ErrKeysUnavailable, or is an *identity.InvalidToken.
+	Verify(token string, now time.Time) (identity.Token, error)
+	// Find reports whether a token of a configured issuer is in a text, or inside its encodings.
+	Find(b []byte) bool
+}
+
 // errCloseStream, returned by Config.fault, makes Process return nil at that phase. Envoy
 // continues without ext_proc after such a clean close. With it tests show that even this
 // forwards nothing.
@@ -80,6 +92,9 @@ type Config struct {
 	// Unknown counts a request without a known caller. It is called for each such request,
 	// so it must be fast. Nil: they are counted in the metrics only.
 	Unknown func(cause string, peer netip.Addr)
+
+	// Workloads verifies tokens of workloads. Nil: none are accepted.
+	Workloads Workloads
 
 	// Repeats counts equal rejections of one key that may not be used. Nil: each is
 	// recorded.
@@ -242,7 +257,7 @@ func (x *exchange) turnAway(stream extprocv3.ExternalProcessor_ProcessServer, e 
 	if head == nil {
 		return x.outOfOrder("not_admitted")
 	}
-	x.req = readRequest(head)
+	x.req = readRequest(head, x.s.findToken())
 	if err := stream.Send(x.reject(e)); err != nil {
 		return fmt.Errorf("answering Envoy: %w", err)
 	}
@@ -352,6 +367,14 @@ func (s *Server) CallerChanged(p identity.Presented, caller identity.Caller, kno
 		s.metrics.cuts.WithLabelValues(reason).Add(float64(n))
 		s.c.Log.Info("cut exchanges in progress", "reason", reason, "exchanges", n, "agent", caller.Agent.ID)
 	}
+}
+
+// findToken finds tokens of workloads. It is nil if none are accepted.
+func (s *Server) findToken() func([]byte) bool {
+	if s.c.Workloads == nil {
+		return nil
+	}
+	return s.c.Workloads.Find
 }
 
 // InUse reports whether an exchange of the key is in progress. It is true from before the

@@ -16,7 +16,7 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 	a, k := c.Agent, c.Key
 	d := audit.Decided{
 		Time: v.Time, RequestID: r.ID, TraceID: r.TraceID,
-		AgentID: a.ID, AgentName: a.Name, AgentFingerprint: a.Fingerprint, KeyID: k.ID, CredentialKind: credentialKind(k),
+		AgentID: a.ID, AgentName: a.Name, AgentFingerprint: a.Fingerprint, KeyID: k.ID, CredentialKind: credentialKind(k), Workload: r.Workload,
 		Mode: r.Mode, Method: r.Method, Host: r.Host, HostVerified: r.HostVerified, Path: r.Path, ClientIP: r.ClientIP, UserAgent: r.UserAgent,
 		Operation: cmp.Or(v.Call.Endpoint.Operation, r.Endpoint.Operation), Model: v.Call.Model, ModelUnlisted: v.unlisted(), Stream: v.Call.Stream, Tools: v.Call.Tools,
 		MaxTokens: v.Call.MaxTokens, InputTokensEstimate: v.Call.InputTokensEstimate, RequestBytes: v.BodyBytes, BodyDigest: v.Digest,
@@ -33,7 +33,7 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 		name string
 		s    *string
 	}{{"host", &d.Host}, {"path", &d.Path}, {"user_agent", &d.UserAgent}, {"model", &d.Model}, {"session_id", &d.SessionID}} {
-		if identity.SecretInURL(*text.s) {
+		if identity.SecretInURL(*text.s) || o.Tokens != nil && o.Tokens([]byte(*text.s)) {
 			*text.s = redacted
 			d.Clipped = append(d.Clipped, text.name)
 		}

@@ -234,6 +234,9 @@ func (o *Org) parse(v *Verdict, r *Request) *provider.Error {
 	if identity.FindSecrets(plain) {
 		return Misplaced("the request's body")
 	}
+	if o.Tokens != nil && o.Tokens(plain) {
+		return MisplacedToken("the request's body")
+	}
 	v.Digest = o.digest(plain)
 	call, refused := provider.Parse(r.Endpoint, r.Params, r.ContentType, r.Query, plain)
 	if refused != nil {

@@ -37,6 +37,9 @@ type Org struct {
 	Pricer Pricer
 	// Spender has what agents have spent. Nil: it is not known.
 	Spender Spender
+	// Tokens reports whether a workload's token is in a text, or inside its encodings. Nil: no
+	// issuer of such tokens is configured.
+	Tokens func([]byte) bool
 	// Phase, if not nil, is called at the beginning of each phase of an evaluation ("parse",
 	// "decide"), and with "" after the last one. It may measure. An error ends the
 	// evaluation and becomes Verdict.Err.

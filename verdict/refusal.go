@@ -47,6 +47,12 @@ func Misplaced(where string) *provider.Error {
 		". Send it as \"Authorization: Bearer …\" only, and rotate it: URLs, bodies and other headers are kept in logs.")
 }
 
+// MisplacedToken rejects a request with a workload's token in a wrong place.
+func MisplacedToken(where string) *provider.Error {
+	return Refuse(http.StatusBadRequest, "misplaced_credential", "A workload's token was found in "+where+
+		". Send it as \"Authorization: Bearer …\" or in X-AID-Workload-Token only: URLs, bodies and other headers are kept in logs.")
+}
+
 func tooLarge(limit int64) *provider.Error {
 	return Refuse(http.StatusRequestEntityTooLarge, "request_too_large", fmt.Sprintf("The request is larger than %d bytes.", limit))
 }
@@ -76,6 +82,10 @@ func Revoked(reason string) *provider.Error {
 	switch reason {
 	case "key_expired":
 		return Refuse(http.StatusUnauthorized, reason, "This API key has expired. Create or rotate to a new one.")
+	case "identity_expired":
+		return Refuse(http.StatusUnauthorized, reason, "The identity of this workload has expired. Bind it again.")
+	case "identity_revoked":
+		return Refuse(http.StatusUnauthorized, reason, "The identity of this workload was revoked.")
 	case "key_revoked", "key_unknown":
 		return Refuse(http.StatusUnauthorized, reason, "This API key was revoked.")
 	case "overloaded":

@@ -32,6 +32,7 @@ type Request struct {
 	Encodings     []string // of Content-Encoding, in order
 	ContentLength int64    // -1: not stated
 	UserAgent     string
+	Workload      string // the verified name of the caller's workload, bound to an agent or not; "" if it presented none
 	ClientIP      string // from the connection, never from a client's header; "" if unknown
 	// Dialect are the names of headers in the request that only one provider's SDKs send.
 	Dialect []string

@@ -94,6 +94,7 @@ that are not yet shipped.`,
 	f.StringVar(&s.envoyAdmin, "envoy-admin", "", "Unix `socket` of Envoy's admin interface; --listen-status then has Envoy's statistics under /metrics/envoy (default: it has none)")
 	f.DurationVar(&s.maxStaleness, "max-staleness", 10*time.Minute, "how long to decide without contact to the control plane")
 	f.StringSliceVar(&s.domains, "domains", nil, domainsHelp)
+	f.StringVar(&s.issuers, "workload-issuers", "", issuersHelp)
 	f.Int64Var(&s.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones get 413")
 	f.StringVar(&s.prices, "prices", "", pricesHelp)
 	f.IntVar(&s.maxStreams, "max-streams", 20_000, "limit of concurrent requests; a streamed response counts until it ends")
@@ -107,6 +108,24 @@ that are not yet shipped.`,
 	return cmd
 }
 
+const issuersHelp = "JSON `file` with the issuers of tokens that identify workloads: Kubernetes clusters and SPIFFE trust domains (default: only keys identify agents)"
+
+// loadIssuers reads the file of --workload-issuers; nil: there is none.
+func loadIssuers(file string, log *slog.Logger) (*identity.Issuers, error) {
+	if file == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, usagef("--workload-issuers: %v", err)
+	}
+	issuers, err := identity.ParseIssuers(b, time.Now(), log)
+	if err != nil {
+		return nil, usagef("--workload-issuers %s: %v", file, err)
+	}
+	return issuers, nil
+}
+
 const domainsHelp = "`hosts` that clients use for the gateway, such as ai.example.com or *.example.com; others get 421 (default: every host, and policies have no request.host)"
 
 // sidecar is one run of `aid extproc`.
@@ -118,7 +137,7 @@ type sidecar struct {
 	serverName                              string
 	segments                                string
 	maxBacklog, keepAcked, minFree          int64
-	gatewayURL, prices                      string
+	gatewayURL, prices, issuers             string
 	domains                                 []string
 	maxStaleness, lameDuck, drain, shipLast time.Duration
 	maxBody, maxWaiting                     int64
@@ -165,6 +184,10 @@ func (s *sidecar) run(ctx context.Context) error {
 		return err
 	}
 	table, err := loadPrices(s.prices)
+	if err != nil {
+		return err
+	}
+	issuers, err := loadIssuers(s.issuers, s.log)
 	if err != nil {
 		return err
 	}
@@ -263,6 +286,10 @@ func (s *sidecar) run(ctx context.Context) error {
 	}
 	if tp != nil {
 		config.Tracer = tp
+	}
+	if issuers != nil {
+		config.Workloads = issuers
+		below.start(ctx, "issuers", func(ctx context.Context) error { return issuers.Run(ctx, time.Now) })
 	}
 	if server, err = extproc.New(config); err != nil {
 		return err

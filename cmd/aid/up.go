@@ -108,6 +108,7 @@ the log are on stderr. Ctrl-C stops everything in order; a second one stops it a
 	f.StringSliceVar(&u.private, "private-targets", []string{"127.0.0.0/8", "::1"}, "`addresses` or CIDRs that are not public and that providers may use, such as 10.0.0.0/8")
 	f.StringSliceVar(&u.origins, "cors-origins", nil, originsHelp)
 	f.StringSliceVar(&u.domains, "domains", nil, domainsHelp)
+	f.StringVar(&u.issuers, "workload-issuers", "", issuersHelp)
 	f.Int64Var(&u.maxBody, "max-body", defaultMaxBody, "largest request body in `bytes`; larger ones get 413")
 	f.DurationVar(&u.maxStaleness, "max-staleness", 10*time.Minute, "how long the sidecar decides without contact to the control plane")
 	f.IntVar(&u.concurrency, "envoy-concurrency", 0, "worker threads of Envoy (default: one for each CPU)")
@@ -128,6 +129,7 @@ type up struct {
 	postgresDir, providerCA        string
 	usage                          string
 	domains, origins, private      []string
+	issuers                        string
 	maxBody                        int64
 	maxStaleness, drain            time.Duration
 	concurrency                    int
@@ -253,6 +255,9 @@ func (u *up) check() error {
 	}
 	if err := xds.CheckOrigins(u.origins); err != nil {
 		return usagef("--cors-origins: %v", err)
+	}
+	if _, err := loadIssuers(u.issuers, u.log); err != nil {
+		return err
 	}
 	if err := extproc.CheckDomains(u.domains); err != nil {
 		return usagef("--domains: %v", err)
@@ -385,7 +390,7 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 		"--xds", "unix:"+h.socket("xds"), "--listen-xds", "unix:"+h.socket("envoy-xds"), "--token-file", token.file, "--segments", h.path("segments"),
 		"--gateway-url", "http://"+reachable(u.gateway), "--max-staleness", u.maxStaleness.String(),
 		"--max-body", strconv.FormatInt(u.maxBody, 10), "--drain", u.drain.String(), "--lame-duck", "0s", "--prices", u.prices,
-		"--domains", strings.Join(u.domains, ","))...) // Envoy has ended before
+		"--workload-issuers", u.issuers, "--domains", strings.Join(u.domains, ","))...) // Envoy has ended before
 	bootstrap, err := envoy.Bootstrap(envoy.Config{
 		NodeID: "up", XDS: envoy.Endpoint{Address: "unix:" + h.socket("envoy-xds")},
 		ExtProc: h.socket("extproc"), API: envoy.Endpoint{Address: reachable(u.api)}, Admin: h.socket("envoy"),
