@@ -229,16 +229,16 @@ func TestWorkloads(t *testing.T) {
 		return nil
 	})
 	// The audit log has the kind and the name, also of the unbound one, and no token.
-	log := up.Do(t, up.API, http.MethodGet, "/v1/agents/"+agent+"/logs?limit=200", up.OrgKey, "")
+	log := up.Do(t, up.API, http.MethodGet, "/v1/agents/"+agent+"/logs?limit=100", up.OrgKey, "")
 	for _, want := range []string{`"credential_kind":"kubernetes"`, `"key_id":"` + id, clusterIssuer + "#ai/bot", clusterIssuer + "#ai/unbound", "conflicting_identities"} {
 		if want == "conflicting_identities" {
-			log = up.Do(t, up.API, http.MethodGet, "/v1/agents/"+other+"/logs?limit=200", up.OrgKey, "")
+			log = up.Do(t, up.API, http.MethodGet, "/v1/agents/"+other+"/logs?limit=100", up.OrgKey, "")
 		}
 		if !strings.Contains(string(log.Body), want) {
 			t.Errorf("the audit log lacks %s: %.2000s", want, log.Body)
 		}
 	}
-	whole := up.Do(t, up.API, http.MethodGet, "/v1/audit/entries?limit=200", up.OrgKey, "")
+	whole := up.Do(t, up.API, http.MethodGet, "/v1/audit/entries?limit=100", up.OrgKey, "")
 	if strings.Contains(string(whole.Body), parts[1]) || strings.Contains(string(whole.Body), parts[2]) || strings.Contains(up.Stderr(), parts[1]) {
 		t.Error("a token is in the audit log or in a log")
 	}

@@ -166,24 +166,20 @@ func (e *Inactive) Error() string { return "caller is not active: " + e.Reason }
 // A revoked key stays revoked at any time.
 func (c Caller) ActiveAt(now time.Time) error {
 	switch k := c.Key; {
+	case !k.RevokedAt.IsZero() && k.Kind == KindKey:
+		return &Inactive{"key_revoked"}
 	case !k.RevokedAt.IsZero():
-		return &Inactive{k.noun() + "_revoked"}
+		return &Inactive{"identity_revoked"}
+	case !k.ExpiresAt.IsZero() && !now.Before(k.ExpiresAt) && k.Kind == KindKey:
+		return &Inactive{"key_expired"}
 	case !k.ExpiresAt.IsZero() && !now.Before(k.ExpiresAt):
-		return &Inactive{k.noun() + "_expired"}
+		return &Inactive{"identity_expired"}
 	case c.Agent.Status == Suspended:
 		return &Inactive{"agent_suspended"}
 	case c.Agent.Status != Active, c.Agent.ID == "", c.Agent.OrgID == "", k.ID == "", k.Kind == "", k.AgentID != c.Agent.ID, k.OrgID != c.Agent.OrgID:
 		return &Inactive{"agent_inactive"}
 	}
 	return nil
-}
-
-// noun is what people call the credential.
-func (k Key) noun() string {
-	if k.Kind == KindKey {
-		return "key"
-	}
-	return "identity"
 }
 
 // Fingerprint returns "sha256:" and the hex SHA-256 of what never changes about an agent.
