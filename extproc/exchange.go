@@ -62,7 +62,7 @@ type exchange struct {
 	otel        trace.Span         // nil: no tracer
 	known       bool               // caller and org are set: rejections are recorded
 	presented   identity.Presented // of the credential that counts
-	beside      identity.Presented // of the workload beside a key; "" if there is none
+	beside      identity.Presented // of the workload beside a key; "": no such workload
 	token       identity.Token     // of the workload; zero if no token was presented
 	caller      identity.Caller
 	org         verdict.Org

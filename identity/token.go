@@ -600,9 +600,8 @@ func moment(n *float64) (t time.Time, ok bool) {
 	return time.Unix(int64(sec), int64(frac*1e9)).UTC(), true
 }
 
-// Find reports whether a token of a configured issuer is in b, also with its dot or letters
-// escaped as in JSON or in a URL, or inside base64. Whether the token is valid does not
-// matter. Its cost is linear in b.
+// Find reports whether a token of a configured issuer is in b. The token may be invalid. It
+// may be escaped as in JSON or in a URL, or inside base64. The cost is linear in b.
 func (s *Issuers) Find(b []byte) bool {
 	if s == nil {
 		return false

@@ -317,8 +317,8 @@ func TestFindToken(t *testing.T) {
 	}
 }
 
-// Keys from a URL are read again for a key that is not known, and rarely. Keys that cannot be
-// read are an outage, and a token without a key of them is none.
+// Keys from a URL are read again for a key that is not known, and rarely. If they cannot be
+// read, that is an outage. A token without one of the keys is invalid.
 func TestJWKSFromURL(t *testing.T) {
 	first, second := newSigner(t, "first"), newSigner(t, "second")
 	var serves atomic.Pointer[[]byte]

@@ -110,7 +110,7 @@ that are not yet shipped.`,
 
 const issuersHelp = "JSON `file` with the issuers of tokens that identify workloads: Kubernetes clusters and SPIFFE trust domains (default: only keys identify agents)"
 
-// loadIssuers reads the file of --workload-issuers; nil: there is none.
+// loadIssuers reads the file of --workload-issuers. Without a file it returns nil.
 func loadIssuers(file string, log *slog.Logger) (*identity.Issuers, error) {
 	if file == "" {
 		return nil, nil
