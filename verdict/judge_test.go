@@ -43,7 +43,7 @@ func newWorld(t testing.TB, policies ...string) *world {
 	}
 	var ps []policy.Policy
 	for i, doc := range policies {
-		ps = append(ps, policy.Policy{ID: "pol_" + string(rune('a'+i)), OrgID: "org_1", Version: 1, Document: []byte(doc)})
+		ps = append(ps, policy.Policy{ID: "pol_" + strings.Repeat("z", i/26) + string(rune('a'+i%26)), OrgID: "org_1", Version: 1, Document: []byte(doc)})
 	}
 	bundle, err := policy.Compile(t.Context(), ps)
 	if err != nil {

@@ -1,0 +1,6 @@
+//go:build !race
+
+package verdict_test
+
+// racing reports whether the race detector is built in.
+const racing = false
