@@ -1,168 +1,57 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
-	"context"
-	"errors"
 	"fmt"
-	"io"
-	"net"
 	"slices"
-	"strconv"
-	"sync"
 	"time"
 )
 
 // load is one measurement. Each connection sends the next request after the last response (a
-// closed loop). It uses raw HTTP/1.1, so that the client costs little, and the same on every
-// path.
+// closed loop), or one request only. It uses raw HTTP/1.1, so that the client costs little, and
+// the same on every path.
 type load struct {
 	addr     string
-	request  []byte // the whole request, head and body
+	requests [][]byte // whole, head and body; connections take turns
 	conns    int
 	duration time.Duration
+	once     bool // one request on each connection, for streams
+}
+
+// patience is how long a response may take after the load's duration.
+func (l load) patience() time.Duration {
+	if l.once {
+		return 5 * time.Minute
+	}
+	return 30 * time.Second
 }
 
 type result struct {
-	requests int
+	took     []time.Duration // until the end of each response
+	firsts   []time.Duration // until the first event of each stream
+	events   int
+	rejected int    // responses that are not 200
+	why      string // the first of these
 	elapsed  time.Duration
+	requests int
 	p50, p99 time.Duration
+	first    time.Duration // the median
 }
 
 func (r result) rate() float64 { return float64(r.requests) / r.elapsed.Seconds() }
 
-func (l load) run(ctx context.Context) (result, error) {
-	ctx, cancel := context.WithTimeout(ctx, l.duration+30*time.Second)
-	defer cancel()
-	var (
-		mu   sync.Mutex // guards all and errs
-		all  []time.Duration
-		errs []error
-		wg   sync.WaitGroup
-	)
-	start := time.Now()
-	stop := start.Add(l.duration)
-	for range l.conns {
-		wg.Go(func() {
-			took, err := l.connection(ctx, stop)
-			mu.Lock()
-			defer mu.Unlock()
-			all = append(all, took...)
-			if err != nil {
-				errs = append(errs, err)
-			}
-		})
+// sum returns r with its medians, and without its parts.
+func (r result) sum() result {
+	slices.Sort(r.took)
+	slices.Sort(r.firsts)
+	if n := len(r.took); n > 0 {
+		r.requests, r.p50, r.p99 = n, r.took[n/2], r.took[n*99/100]
 	}
-	wg.Wait()
-	elapsed := time.Since(start)
-	if err := errors.Join(errs...); err != nil {
-		return result{}, fmt.Errorf("driving %s: %w", l.addr, err)
+	if n := len(r.firsts); n > 0 {
+		r.first = r.firsts[n/2]
 	}
-	slices.Sort(all)
-	if len(all) == 0 {
-		return result{}, fmt.Errorf("driving %s: no request was answered", l.addr)
-	}
-	return result{len(all), elapsed, all[len(all)/2], all[len(all)*99/100]}, nil
-}
-
-func (l load) connection(ctx context.Context, stop time.Time) ([]time.Duration, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", l.addr)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	if d, ok := ctx.Deadline(); ok {
-		if err := conn.SetDeadline(d); err != nil {
-			return nil, err
-		}
-	}
-	r := bufio.NewReaderSize(conn, 64<<10)
-	took := make([]time.Duration, 0, 1<<16)
-	for {
-		begin := time.Now()
-		if begin.After(stop) && len(took) > 0 { // at least one request, for every duration
-			return took, nil
-		}
-		if _, err := conn.Write(l.request); err != nil {
-			return took, err
-		}
-		status, err := discardAnswer(r, nil)
-		if err != nil {
-			return took, err
-		}
-		if status != 200 {
-			return took, fmt.Errorf("answered %d, want 200", status)
-		}
-		took = append(took, time.Since(begin))
-	}
-}
-
-// discardAnswer reads one HTTP/1.1 response and returns its status. event, if not nil, is
-// called for each "data:" line of the body.
-func discardAnswer(r *bufio.Reader, event func()) (int, error) {
-	line, err := r.ReadSlice('\n')
-	if err != nil {
-		return 0, err
-	}
-	if len(line) < 12 {
-		return 0, fmt.Errorf("status line %q", line)
-	}
-	status, err := strconv.Atoi(string(line[9:12]))
-	if err != nil {
-		return 0, fmt.Errorf("status line %q", line)
-	}
-	length, chunked := int64(0), false
-	for {
-		line, err := r.ReadSlice('\n')
-		if err != nil {
-			return 0, err
-		}
-		line = bytes.TrimRight(line, "\r\n")
-		if len(line) == 0 {
-			break
-		}
-		name, value, _ := bytes.Cut(line, []byte(":"))
-		value = bytes.TrimSpace(value)
-		switch {
-		case bytes.EqualFold(name, []byte("content-length")):
-			if length, err = strconv.ParseInt(string(value), 10, 64); err != nil {
-				return 0, fmt.Errorf("content-length %q", value)
-			}
-		case bytes.EqualFold(name, []byte("transfer-encoding")):
-			chunked = true
-		}
-	}
-	if !chunked {
-		_, err := io.CopyN(io.Discard, r, length)
-		return status, err
-	}
-	for {
-		line, err := r.ReadSlice('\n')
-		if err != nil {
-			return 0, err
-		}
-		size, err := strconv.ParseInt(string(bytes.TrimRight(line, "\r\n")), 16, 64)
-		if err != nil {
-			return 0, fmt.Errorf("chunk size %q", line)
-		}
-		if event == nil || size == 0 {
-			if _, err := r.Discard(int(size) + 2); err != nil {
-				return 0, err
-			}
-		} else {
-			chunk := make([]byte, size+2)
-			if _, err := io.ReadFull(r, chunk); err != nil {
-				return 0, err
-			}
-			for range bytes.Count(chunk, []byte("data:")) {
-				event()
-			}
-		}
-		if size == 0 {
-			return status, nil
-		}
-	}
+	r.took, r.firsts = nil, nil
+	return r
 }
 
 // Models of the test provider: one with its own API, and one with translation.
@@ -171,10 +60,18 @@ const (
 	modelTranslated = "bench-translated"
 )
 
+// chats are chat completion requests of about size bytes, one for each key.
+func (p *path) chats(model string, size int, stream bool) (all [][]byte) {
+	for _, key := range p.keys {
+		all = append(all, chat(p.addr, key, model, size, stream))
+	}
+	return all
+}
+
 // chat is a chat completion request of about size bytes.
 func chat(host, key, model string, size int, stream bool) []byte {
 	var body bytes.Buffer
-	fmt.Fprintf(&body, `{"model":%q,"stream":%t,"messages":[{"role":"user","content":"`, model, stream)
+	fmt.Fprintf(&body, `{"model":%q,"stream":%t,"max_tokens":100,"messages":[{"role":"user","content":"`, model, stream)
 	for body.Len() < size-4 {
 		body.WriteString("abcdefghij klmnopqrst uvwxyz ")
 	}

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -12,9 +10,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -31,289 +28,292 @@ func main() {
 	}
 }
 
+// row is a line of the tables: a path that is measured in each round.
+type row struct {
+	name string
+	*path
+}
+
 func run(ctx context.Context, out io.Writer) error {
 	var (
 		aid      = flag.String("aid", "bin/aid", "the `binary` to measure")
 		envoy    = flag.String("envoy", ".tools/venv/bin/envoy", "the Envoy `binary`, the same for every path")
+		valkey   = flag.String("valkey", ".tools/valkey/valkey-server", "the Valkey `binary` for the shared store")
 		duration = flag.Duration("duration", 4*time.Second, "how long each closed-loop measurement takes")
 		rounds   = flag.Int("rounds", 3, "how often all paths are measured, one after the other; the median counts")
-		streams  = flag.Int("streams", 100, "SSE streams at once")
-		events   = flag.Int("events", 400, "events in each stream, 5 ms apart")
+		events   = flag.Int("events", 300, "events in each stream, 5 ms apart")
 		profiles = flag.String("profile", "", "`folder` for CPU profiles of the product's extproc, one for each closed-loop measurement (it costs a little)")
-		valkey   = flag.String("valkey", ".tools/valkey/valkey-server", "the Valkey `binary` for the shared store")
-		only     = flag.Bool("only-shared", false, "measure the shared store and nothing else")
+		names    = flag.String("paths", "", "measure only these `paths`, such as noop,aid")
 		socket   = flag.String("noop", "", "internal: serve the no-op ext_proc on this Unix `socket`")
+		port     = flag.Int("provider", 0, "internal: be the test provider on this `port`")
 	)
 	flag.Parse()
-	if *socket != "" {
+	switch {
+	case *socket != "":
 		return serveNoop(ctx, *socket)
+	case *port != 0:
+		return serveProvider(ctx, *port, *events, eventEvery)
 	}
-	bin, err := filepath.Abs(*aid)
+	e := environment{}
+	var err error
+	for _, file := range []struct {
+		to   *string
+		from string
+	}{{&e.aid, *aid}, {&e.envoy, *envoy}, {&e.valkey, *valkey}} {
+		if *file.to, err = filepath.Abs(file.from); err != nil {
+			return err
+		}
+	}
+	if e.dir, err = os.MkdirTemp("", "aid-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(e.dir)
+	if err := os.Chmod(e.dir, 0o755); err != nil { // as root, Postgres runs under another account
+		return err
+	}
+	up, err := startProvider(ctx, e.dir, *events)
 	if err != nil {
 		return err
 	}
-	envoyBin, err := filepath.Abs(*envoy)
-	if err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp("", "aid-bench-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	if err := os.Chmod(dir, 0o755); err != nil { // as root, Postgres runs under another account
-		return err
-	}
+	defer up.stop()
+	e.upstream = up.addr
 
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	upstream := l.Addr().(*net.TCPAddr).Port
-	go func() { _ = provider{events: *events, interval: 5 * time.Millisecond}.serve(ctx, l) }()
-
-	g := goals{}
 	progress := func(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
-	store := func() error {
-		progress("shared store: %d rounds", *rounds)
-		return sharedStore(ctx, out, &g, storePaths{bin, envoyBin, *valkey, dir, upstream}, *rounds, *duration)
-	}
-	if *only {
-		if g.fsync, err = fsyncLatency(dir); err != nil {
-			return err
-		}
-		if err := store(); err != nil {
-			return err
-		}
-		g.print(out)
-		return nil
-	}
-
-	var paths []*path
+	g := goals{}
+	var rows []row
 	defer func() {
-		for _, p := range paths {
-			p.stop()
+		for _, r := range rows {
+			r.stop()
 		}
 	}()
-	for _, start := range []func() (*path, error){
-		func() (*path, error) { return startEnvoy(ctx, "plain", envoyBin, dir, upstream, "") },
-		func() (*path, error) { return startEnvoy(ctx, "noop", envoyBin, dir, upstream, "STREAMED") },
-		func() (*path, error) {
-			return startAID(ctx, "aid", bin, envoyBin, dir, upstream, "stream", *profiles != "")
-		},
-		func() (*path, error) {
-			return startAID(ctx, "aid-usage-envoy", bin, envoyBin, dir, upstream, "envoy", false)
-		},
+	for _, start := range []struct {
+		name string
+		path func() (*path, error)
+	}{
+		{"plain", func() (*path, error) { return e.startEnvoy(ctx, "plain", "") }},
+		{"noop", func() (*path, error) { return e.startEnvoy(ctx, "noop", "STREAMED") }},
+		{"aid", func() (*path, error) { return e.startGoverned(ctx, "aid", *profiles != "") }},
+		{"aid-valkey", func() (*path, error) { return e.startShared(ctx, "aid-valkey") }},
+		{"aid-no-limits", func() (*path, error) { return e.startAID(ctx, "aid-no-limits", "stream", false) }},
+		{"aid-usage-envoy", func() (*path, error) { return e.startAID(ctx, "aid-usage-envoy", "envoy", false) }},
 	} {
-		p, err := start()
+		if *names != "" && !slices.Contains(strings.Split(*names, ","), start.name) {
+			continue
+		}
+		p, err := start.path()
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", start.name, err)
 		}
 		progress("%s answers on %s", p.name, p.addr)
-		paths = append(paths, p)
+		rows = append(rows, row{p.name, p})
+		if p.name == "noop" { // the difference between its two rows is the machine's noise
+			rows = append(rows, row{"noop again", p})
+		}
 	}
-	if g.fsync, err = fsyncLatency(dir); err != nil {
+	if g.fsync, err = fsyncLatency(e.dir); err != nil {
 		return err
 	}
 	idle := map[string]float64{}
-	for _, p := range paths {
-		idle[p.name] = p.rss()
+	for _, r := range rows {
+		idle[r.name] = r.rss()
 	}
 
+	var drivers []string
 	for _, shape := range []struct {
 		name  string
 		size  int
 		conns int
 	}{
+		{"1 KB JSON, 64 connections", 1 << 10, 64},
 		{"1 KB JSON, 16 connections", 1 << 10, 16},
 		{"1 KB JSON, 1 connection", 1 << 10, 1},
 		{"100 KB JSON, 16 connections", 100 << 10, 16},
-		{"100 KB JSON, 1 connection", 100 << 10, 1},
 	} {
-		progress("%s: %d rounds of %v for each of %d paths", shape.name, *rounds, *duration, len(paths))
+		progress("%s: %d rounds of %v for each of %d paths", shape.name, *rounds, *duration, len(rows))
 		got := map[string][]measured{}
 		for round := range *rounds {
-			for _, p := range paths {
+			for _, r := range rows {
 				profiled := make(chan error, 1)
-				if *profiles != "" && round == 0 && p.name == "aid" {
+				if *profiles != "" && round == 0 && r.name == "aid" {
 					file := filepath.Join(*profiles, strings.ReplaceAll(strings.ReplaceAll(shape.name, ",", ""), " ", "-")+".pprof")
-					go func() { profiled <- p.profile(ctx, file, *duration) }()
+					go func() { profiled <- r.profile(ctx, file, *duration) }()
 				} else {
 					profiled <- nil
 				}
-				before := p.cpu()
-				r, err := load{p.addr, chat(p.addr, p.key, modelPassed, shape.size, false), shape.conns, *duration}.run(ctx)
+				own := cpuTime(os.Getpid()) + up.cpu()["provider"]
+				m, err := r.measure(ctx, load{addr: r.addr, requests: r.chats(modelPassed, shape.size, false), conns: shape.conns, duration: *duration})
 				if err != nil {
-					return fmt.Errorf("%s, %s: %w", shape.name, p.name, err)
+					return fmt.Errorf("%s: %w", shape.name, err)
 				}
-				got[p.name] = append(got[p.name], measured{result: r, cpu: since(p, before, r.requests)})
+				if m.rejected > 0 {
+					progress("%s: %d of %d responses were not 200: %.300q", r.name, m.rejected, m.rejected+m.requests, m.why)
+				}
+				if r.name == "plain" && round == 0 {
+					own = cpuTime(os.Getpid()) + up.cpu()["provider"] - own
+					drivers = append(drivers, fmt.Sprintf("%.0f µs (%s)", float64(own.Microseconds())/float64(m.requests), shape.name))
+				}
+				got[r.name] = append(got[r.name], m)
 				if err := <-profiled; err != nil {
 					return fmt.Errorf("profiling: %w", err)
 				}
 			}
 		}
-		table(out, shape.name, paths, got)
-		g.closed(shape.name, shape.conns, got)
+		table(out, shape.name, rows, got)
+		g.closed(shape.name, shape.conns, shape.size, got)
+	}
+	if len(drivers) > 0 {
+		fmt.Fprintf(out, "\nThe load and the test provider together use, in addition, for each request: %s.\n", strings.Join(drivers, ", "))
 	}
 
-	name := fmt.Sprintf("SSE, %d streams, an event each 5 ms", *streams)
-	progress("%s: %d rounds", name, *rounds)
-	got := map[string][]measured{}
-	for range *rounds {
-		for _, p := range paths {
-			before := p.cpu()
-			n, _, err := stream(ctx, p, modelPassed, *streams)
-			if err != nil {
-				return fmt.Errorf("%s, %s: %w", name, p.name, err)
+	for _, n := range []int{20, 100, 1000} {
+		name := fmt.Sprintf("SSE, %d streams, an event each %v", n, eventEvery)
+		progress("%s: %d rounds", name, *rounds)
+		got := map[string][]measured{}
+		for range *rounds {
+			for _, r := range rows {
+				m, err := r.measure(ctx, streams(r.path, modelPassed, n))
+				if err != nil {
+					return fmt.Errorf("%s: %w", name, err)
+				}
+				got[r.name] = append(got[r.name], m)
 			}
-			got[p.name] = append(got[p.name], measured{result: result{requests: n}, cpu: since(p, before, n)})
 		}
+		fmt.Fprintf(out, "\n### %s\n\n| path | CPU per event, µs (Envoy + ext_proc) | of Envoy alone | of no-op |\n|---|---|---|---|\n", name)
+		base, floor := median(got["plain"], pathOf), median(got["noop"], pathOf)
+		for _, r := range rows {
+			m := got[r.name]
+			fmt.Fprintf(out, "| %s | %.1f (%.1f + %.1f) | %.2f | %.2f |\n", r.name, median(m, pathOf), median(m, envoyOf), median(m, extprocOf), median(m, pathOf)/base, median(m, pathOf)/floor)
+		}
+		g.streamed(n, got)
 	}
-	fmt.Fprintf(out, "\n### %s\n\n| path | CPU per event, µs (Envoy + ext_proc) | of Envoy alone | of no-op |\n|---|---|---|---|\n", name)
-	base, floor := median(got["plain"], cpuOf), median(got["noop"], cpuOf)
-	for _, p := range paths {
-		m := got[p.name]
-		fmt.Fprintf(out, "| %s | %.1f (%.1f + %.1f) | %.2f | %.2f |\n", p.name, median(m, cpuOf), median(m, envoyOf), median(m, extprocOf), median(m, cpuOf)/base, median(m, cpuOf)/floor)
-	}
-	g.streamed(got)
-	progress("translated: %d rounds", *rounds)
-	if err := translated(ctx, out, paths[slices.IndexFunc(paths, func(p *path) bool { return p.name == "aid" })], *rounds, *streams, *duration); err != nil {
-		return fmt.Errorf("translated: %w", err)
+	if i := slices.IndexFunc(rows, func(r row) bool { return r.name == "aid-no-limits" }); i >= 0 {
+		progress("translated: %d rounds", *rounds)
+		if err := translated(ctx, out, rows[i].path, *rounds, 100, *duration); err != nil {
+			return fmt.Errorf("translated: %w", err)
+		}
 	}
 	fmt.Fprintf(out, "\n### Resident memory of the ext_proc process, MB\n\n| path | idle | after the load |\n|---|---|---|\n")
-	for _, p := range paths[1:] {
-		fmt.Fprintf(out, "| %s | %.0f | %.0f |\n", p.name, idle[p.name], p.rss())
-	}
-	for _, p := range paths {
-		if p.ready > 0 {
-			g.add("ready, "+p.name, p.ready.Seconds(), 10, "s from the start with warm caches", true)
+	for _, r := range rows {
+		if r.name != "plain" && r.name != "noop again" {
+			fmt.Fprintf(out, "| %s | %.0f | %.0f |\n", r.name, idle[r.name], r.rss())
 		}
 	}
-	for _, p := range paths {
-		p.stop()
+	for _, r := range rows {
+		if r.ready > 0 {
+			g.add("ready, "+r.name, r.ready.Seconds(), 10, "s from the start with warm caches", true)
+		}
 	}
-	paths = nil
-	if err := store(); err != nil {
-		return err
-	}
-	g.add("idle memory of extproc", idle["aid"], 40, "MB resident", true)
+	g.add("idle memory of extproc", idle["aid-no-limits"], 40, "MB resident", true)
 	g.print(out)
 	return nil
 }
 
+// eventEvery is the time between two events of a stream.
+const eventEvery = 5 * time.Millisecond
+
 // measured is one run of one path.
 type measured struct {
 	result
-	cpu map[string]float64 // µs per request or event, by role
+	cpu map[string]float64 // µs per request, or per event of streams, by role
 }
 
-func since(p *path, before map[string]time.Duration, n int) map[string]float64 {
-	m := map[string]float64{}
-	for role, after := range p.cpu() {
-		m[role] = float64((after - before[role]).Microseconds()) / float64(n)
+// measure drives a path, and divides the CPU time of its processes.
+func (p *path) measure(ctx context.Context, l load) (measured, error) {
+	before := p.cpu()
+	r, err := l.run(ctx)
+	if err != nil {
+		return measured{}, fmt.Errorf("%s: %w\n%s", p.name, err, p.lastWords())
 	}
-	return m
+	n := r.requests
+	if l.once {
+		n = r.events
+	}
+	m := measured{r, map[string]float64{}}
+	for role, after := range p.cpu() {
+		m.cpu[role] = float64((after - before[role]).Microseconds()) / float64(n)
+	}
+	return m, nil
 }
 
-func cpuOf(m measured) float64     { return m.cpu["envoy"] + m.cpu["ext_proc"] }
-func envoyOf(m measured) float64   { return m.cpu["envoy"] }
-func extprocOf(m measured) float64 { return m.cpu["ext_proc"] }
-func controlOf(m measured) float64 { return m.cpu["control"] }
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-func median(ms []measured, of func(measured) float64) float64 {
-	v := make([]float64, 0, len(ms))
-	for _, m := range ms {
+func envoyOf(m measured) float64    { return m.cpu["envoy"] }
+func extprocOf(m measured) float64  { return m.cpu["ext_proc"] }
+func controlOf(m measured) float64  { return m.cpu["control"] }
+func postgresOf(m measured) float64 { return m.cpu["postgres"] }
+func rateOf(m measured) float64     { return m.rate() }
+func p50Of(m measured) float64      { return ms(m.p50) }
+func p99Of(m measured) float64      { return ms(m.p99) }
+
+// pathOf is the CPU time on the way of a request or an event.
+func pathOf(m measured) float64 { return m.cpu["envoy"] + m.cpu["ext_proc"] }
+
+// allOf is the CPU time of all processes of a path.
+func allOf(m measured) (sum float64) {
+	for _, v := range m.cpu {
+		sum += v
+	}
+	return sum
+}
+
+func median(all []measured, of func(measured) float64) float64 {
+	v := make([]float64, 0, len(all))
+	for _, m := range all {
 		v = append(v, of(m))
 	}
 	slices.Sort(v)
 	return v[len(v)/2]
 }
 
-func table(out io.Writer, name string, paths []*path, got map[string][]measured) {
-	rate := func(m measured) float64 { return m.rate() }
-	p50 := func(m measured) float64 { return float64(m.p50.Microseconds()) / 1000 }
-	p99 := func(m measured) float64 { return float64(m.p99.Microseconds()) / 1000 }
-	fmt.Fprintf(out, "\n### %s\n\n| path | requests/s | of Envoy alone | of no-op | p50 ms | p99 ms | CPU µs/request (Envoy + ext_proc + control plane with Postgres) |\n|---|---|---|---|---|---|---|\n", name)
-	base, floor := median(got["plain"], rate), median(got["noop"], rate)
-	for _, p := range paths {
-		m := got[p.name]
-		fmt.Fprintf(out, "| %s | %.0f | %.2f | %.2f | %.2f | %.2f | %.0f + %.0f + %.0f |\n", p.name, median(m, rate), median(m, rate)/base, median(m, rate)/floor, median(m, p50), median(m, p99), median(m, envoyOf), median(m, extprocOf), median(m, controlOf))
+func table(out io.Writer, name string, rows []row, got map[string][]measured) {
+	fmt.Fprintf(out, "\n### %s\n\n| path | CPU µs/request | of no-op | Envoy | ext_proc | control plane | Postgres | requests/s | of no-op | p50 ms | p99 ms |\n|---|---|---|---|---|---|---|---|---|---|---|\n", name)
+	floor, rate := median(got["noop"], allOf), median(got["noop"], rateOf)
+	for _, r := range rows {
+		m := got[r.name]
+		fmt.Fprintf(out, "| %s | %.0f | %.2f | %.0f | %.0f | %.0f | %.0f | %.0f | %.2f | %.2f | %.2f |\n", r.name, median(m, allOf), median(m, allOf)/floor,
+			median(m, envoyOf), median(m, extprocOf), median(m, controlOf), median(m, postgresOf), median(m, rateOf), median(m, rateOf)/rate, median(m, p50Of), median(m, p99Of))
 	}
 }
 
 // translated compares chat completions that are translated for Anthropic with those
 // that pass as they are, in one process, whole and streamed.
-func translated(ctx context.Context, out io.Writer, p *path, rounds, streams int, duration time.Duration) error {
+func translated(ctx context.Context, out io.Writer, p *path, rounds, n int, duration time.Duration) error {
 	models := []string{modelPassed, modelTranslated}
 	whole, streamed := map[string][]measured{}, map[string][]measured{}
-	first := map[string][]time.Duration{}
 	for range rounds {
 		for _, model := range models {
-			before := p.cpu()
-			r, err := load{p.addr, chat(p.addr, p.key, model, 1<<10, false), 16, duration}.run(ctx)
+			w, err := p.measure(ctx, load{addr: p.addr, requests: p.chats(model, 1<<10, false), conns: 16, duration: duration})
 			if err != nil {
 				return err
 			}
-			whole[model] = append(whole[model], measured{result: r, cpu: since(p, before, r.requests)})
-			before = p.cpu()
-			n, took, err := stream(ctx, p, model, streams)
+			s, err := p.measure(ctx, streams(p, model, n))
 			if err != nil {
 				return err
 			}
-			streamed[model] = append(streamed[model], measured{result: result{requests: n}, cpu: since(p, before, n)})
-			first[model] = append(first[model], took)
+			whole[model], streamed[model] = append(whole[model], w), append(streamed[model], s)
 		}
 	}
 	fmt.Fprintf(out, "\n### Translated for Anthropic, against passed through (1 KB JSON, 16 connections; %d streams)\n\n"+
-		"| | requests/s | p50 ms | CPU µs/request (Envoy + ext_proc) | CPU µs/event (Envoy + ext_proc) | ms to the first event |\n|---|---|---|---|---|---|\n", streams)
+		"| | requests/s | p50 ms | CPU µs/request (Envoy + ext_proc) | CPU µs/event (Envoy + ext_proc) | ms to the first event |\n|---|---|---|---|---|---|\n", n)
 	for _, model := range models {
 		w, s := whole[model], streamed[model]
-		slices.Sort(first[model])
-		fmt.Fprintf(out, "| %s | %.0f | %.2f | %.0f + %.0f | %.1f + %.1f | %.2f |\n", model, median(w, func(m measured) float64 { return m.rate() }),
-			median(w, func(m measured) float64 { return float64(m.p50.Microseconds()) / 1000 }), median(w, envoyOf), median(w, extprocOf),
-			median(s, envoyOf), median(s, extprocOf), float64(first[model][rounds/2].Microseconds())/1000)
+		fmt.Fprintf(out, "| %s | %.0f | %.2f | %.0f + %.0f | %.1f + %.1f | %.2f |\n", model, median(w, rateOf), median(w, p50Of), median(w, envoyOf), median(w, extprocOf),
+			median(s, envoyOf), median(s, extprocOf), median(s, func(m measured) float64 { return ms(m.first) }))
 	}
 	return nil
 }
 
-// stream reads n concurrent streams to their ends. It returns the number of events, and the
-// median wait for the first event.
-func stream(ctx context.Context, p *path, model string, n int) (int, time.Duration, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
-	defer cancel()
-	var (
-		wg     sync.WaitGroup
-		events atomic.Int64
-		errs   = make([]error, n)
-		first  = make([]time.Duration, n)
-	)
-	for i := range n {
-		wg.Go(func() {
-			errs[i] = func() error {
-				conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", p.addr)
-				if err != nil {
-					return err
-				}
-				defer conn.Close()
-				began := time.Now()
-				if _, err := conn.Write(chat(p.addr, p.key, model, 1<<10, true)); err != nil {
-					return err
-				}
-				status, err := discardAnswer(bufio.NewReader(conn), func() {
-					if events.Add(1); first[i] == 0 {
-						first[i] = time.Since(began)
-					}
-				})
-				if err == nil && status != 200 {
-					err = fmt.Errorf("answered %d, want 200", status)
-				}
-				return err
-			}()
-		})
+// streams are n streams at once, read to their ends.
+func streams(p *path, model string, n int) load {
+	return load{addr: p.addr, requests: p.chats(model, 1<<10, true), conns: n, once: true}
+}
+
+func serveProvider(ctx context.Context, port, events int, interval time.Duration) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:"+strconv.Itoa(port))
+	if err != nil {
+		return err
 	}
-	wg.Wait()
-	slices.Sort(first)
-	return int(events.Load()), first[n/2], errors.Join(errs...)
+	return (&provider{events: events, interval: interval}).serve(ctx, l.(*net.TCPListener))
 }
 
 func serveNoop(ctx context.Context, socket string) error {

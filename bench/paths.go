@@ -19,13 +19,20 @@ import (
 	"time"
 )
 
+// environment is what all paths share.
+type environment struct {
+	aid, envoy, valkey string // programs
+	dir                string
+	upstream           string // the test provider's address
+}
+
 // path is one running way to the provider.
 type path struct {
 	name string
-	addr string // where to send requests
-	key  string // what to send as the credential
-	dir  string // the folder of its logs
-	api  string // URL of the management API, and the key for it
+	addr string   // where to send requests
+	keys []string // what to send as the credential; connections take turns
+	dir  string   // the folder of its logs
+	api  string   // URL of the management API, and the key for it
 	auth string
 	cmds []*exec.Cmd
 	// ready is the time until `aid up` was ready; 0 for the other paths.
@@ -92,8 +99,8 @@ static_resources:
 
 // startEnvoy runs Envoy alone, or with the no-op server if responseBody has an ext_proc mode for
 // the response's body.
-func startEnvoy(ctx context.Context, name, envoy, dir string, upstream int, responseBody string) (*path, error) {
-	dir = filepath.Join(dir, name)
+func (e environment) startEnvoy(ctx context.Context, name, responseBody string) (*path, error) {
+	dir := filepath.Join(e.dir, name)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -101,7 +108,7 @@ func startEnvoy(ctx context.Context, name, envoy, dir string, upstream int, resp
 	if err != nil {
 		return nil, err
 	}
-	p := &path{name: name, addr: "127.0.0.1:" + strconv.Itoa(port), key: "sk-bench", dir: dir}
+	p := &path{name: name, addr: "127.0.0.1:" + strconv.Itoa(port), keys: []string{"sk-bench"}, dir: dir}
 	socket := ""
 	if responseBody != "" {
 		socket = filepath.Join(dir, "noop.sock")
@@ -114,7 +121,7 @@ func startEnvoy(ctx context.Context, name, envoy, dir string, upstream int, resp
 		}
 	}
 	var config bytes.Buffer
-	if err := envoyConfig.Execute(&config, map[string]any{"Dir": dir, "Port": port, "Upstream": upstream, "Socket": socket, "ResponseBody": responseBody}); err != nil {
+	if err := envoyConfig.Execute(&config, map[string]any{"Dir": dir, "Port": port, "Upstream": upstreamPort(e.upstream), "Socket": socket, "ResponseBody": responseBody}); err != nil {
 		return nil, err
 	}
 	file := filepath.Join(dir, "envoy.yaml")
@@ -122,14 +129,14 @@ func startEnvoy(ctx context.Context, name, envoy, dir string, upstream int, resp
 		return nil, err
 	}
 	// The same number of workers as `aid up` gives its Envoy: one for each core.
-	if err := p.start(ctx, dir, "envoy", envoy, "-c", file, "--log-level", "warn", "--disable-hot-restart"); err != nil {
+	if err := p.start(ctx, dir, "envoy", e.envoy, "-c", file, "--log-level", "warn", "--disable-hot-restart"); err != nil {
 		return nil, err
 	}
 	p.procs = func() map[string][]int {
 		m := map[string][]int{}
 		for _, c := range p.cmds {
 			role := "ext_proc"
-			if c.Path == envoy {
+			if c.Path == e.envoy {
 				role = "envoy"
 			}
 			m[role] = append(m[role], c.Process.Pid)
@@ -171,7 +178,7 @@ func (p *path) lastWords() string {
 func (p *path) answers(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
-	l := load{addr: p.addr, request: chat(p.addr, p.key, modelPassed, 1024, false), conns: 1, duration: time.Nanosecond}
+	l := load{addr: p.addr, requests: p.chats(modelPassed, 1<<10, false), conns: 1, duration: time.Nanosecond}
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -187,24 +194,46 @@ func (p *path) answers(ctx context.Context) error {
 	}
 }
 
+// startProvider runs the test provider in a process of its own.
+func startProvider(ctx context.Context, dir string, events int) (*path, error) {
+	port, err := freePort(ctx)
+	if err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	p := &path{name: "provider", dir: dir, addr: "127.0.0.1:" + strconv.Itoa(port)}
+	if err := p.start(ctx, dir, "provider", self, "-provider", strconv.Itoa(port), "-events", strconv.Itoa(events)); err != nil {
+		return nil, err
+	}
+	p.procs = func() map[string][]int { return map[string][]int{"provider": {p.cmds[0].Process.Pid}} }
+	if err := dials(ctx, p.addr); err != nil {
+		p.stop()
+		return nil, fmt.Errorf("%w\n%s", err, p.lastWords())
+	}
+	return p, nil
+}
+
 // startAID runs the product as its users do and makes an agent and a key.
-func startAID(ctx context.Context, name, aid, envoy, dir string, upstream int, usage string, pprof bool, more ...string) (*path, error) {
-	home := filepath.Join(dir, name)
+func (e environment) startAID(ctx context.Context, name, usage string, pprof bool, more ...string) (*path, error) {
+	home := filepath.Join(e.dir, name)
 	if err := os.Mkdir(home, 0o755); err != nil {
 		return nil, err
 	}
 	providers := filepath.Join(home, "providers.yaml")
 	file := fmt.Appendf(nil,
-		"providers:\n- {name: bench, kind: openai, base_url: 'http://127.0.0.1:%d/v1', models: ['bench-*'], credential: {secret: sk-provider-bench-secret}}\n", upstream)
+		"providers:\n- {name: bench, kind: openai, base_url: 'http://%s/v1', models: ['bench-*'], credential: {secret: sk-provider-bench-secret}}\n", e.upstream)
 	if usage == "stream" { // if Envoy reads usage, this is not possible for this org's chat completions
 		file = fmt.Appendf(file,
-			"- {name: translated, kind: anthropic, base_url: 'http://127.0.0.1:%d', models: ['%s'], credential: {secret: sk-provider-bench-secret}}\n", upstream, modelTranslated)
+			"- {name: translated, kind: anthropic, base_url: 'http://%s', models: ['%s'], credential: {secret: sk-provider-bench-secret}}\n", e.upstream, modelTranslated)
 	}
 	err := os.WriteFile(providers, file, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	args := []string{"up", "--home", home, "--providers", providers, "--envoy", envoy, "--usage", usage, "--pprof=" + strconv.FormatBool(pprof)}
+	args := []string{"up", "--home", home, "--providers", providers, "--envoy", e.envoy, "--usage", usage, "--pprof=" + strconv.FormatBool(pprof)}
 	args = append(args, more...)
 	for _, f := range []string{"--gateway", "--api", "--metrics"} {
 		port, err := freePort(ctx)
@@ -214,7 +243,7 @@ func startAID(ctx context.Context, name, aid, envoy, dir string, upstream int, u
 		args = append(args, f, "127.0.0.1:"+strconv.Itoa(port))
 	}
 	p := &path{name: name, dir: home}
-	if err := p.start(ctx, home, "aid", aid, args...); err != nil {
+	if err := p.start(ctx, home, "aid", e.aid, args...); err != nil {
 		return nil, err
 	}
 	began := time.Now()
@@ -227,7 +256,8 @@ func startAID(ctx context.Context, name, aid, envoy, dir string, upstream int, u
 		p.stop()
 		return nil, err
 	}
-	p.procs = func() map[string][]int { return family(p.cmds[0].Process.Pid) }
+	root := p.cmds[0].Process.Pid
+	p.procs = func() map[string][]int { return family(root) }
 	return p, p.answers(ctx)
 }
 
@@ -278,7 +308,11 @@ func (p *path) waitReady(ctx context.Context, home string) error {
 	}
 }
 
-// settle creates the agent and the key for the requests.
+// agents is how many agents send the requests. At most 512 requests of one may wait for their
+// bodies at once, and 1,000 streams begin together.
+const agents = 8
+
+// settle creates the agents and their keys.
 func (p *path) settle(ctx context.Context, home string) error {
 	var ends struct{ Gateway, API string }
 	raw, err := os.ReadFile(filepath.Join(home, "endpoints.json"))
@@ -293,15 +327,17 @@ func (p *path) settle(ctx context.Context, home string) error {
 	if err != nil {
 		return err
 	}
-	var agent, key struct{ ID, Key string }
-	auth := strings.TrimSpace(string(org))
-	if err := post(ctx, ends.API+"/v1/agents", auth, `{"name":"bench","allowed_models":["bench-*"]}`, &agent); err != nil {
-		return err
+	p.api, p.auth = ends.API, strings.TrimSpace(string(org))
+	for i := range agents {
+		var agent, key struct{ ID, Key string }
+		if err := post(ctx, p.api+"/v1/agents", p.auth, fmt.Sprintf(`{"name":"bench-%d","allowed_models":["bench-*"]}`, i), &agent); err != nil {
+			return err
+		}
+		if err := post(ctx, p.api+"/v1/agents/"+agent.ID+"/keys", p.auth, `{"name":"bench","scopes":["chat:completions"]}`, &key); err != nil {
+			return err
+		}
+		p.keys = append(p.keys, key.Key)
 	}
-	if err := post(ctx, ends.API+"/v1/agents/"+agent.ID+"/keys", auth, `{"name":"bench","scopes":["chat:completions"]}`, &key); err != nil {
-		return err
-	}
-	p.key, p.api, p.auth = key.Key, ends.API, auth
 	return nil
 }
 
@@ -327,8 +363,8 @@ func post(ctx context.Context, url, auth, body string, out any) error {
 	return json.Unmarshal(raw, out)
 }
 
-// family finds the descendants of the supervisor by role: "envoy", "ext_proc"
-// (`aid extproc`) and "control" (`aid control` and its Postgres).
+// family finds the descendants of the supervisor by role: "envoy", "ext_proc" (`aid extproc`),
+// "control" (`aid control`) and "postgres".
 func family(root int) map[string][]int {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	parent := map[int]int{}
@@ -354,7 +390,7 @@ func family(root int) map[string][]int {
 			case len(argv) > 1 && argv[1] == "control":
 				m["control"] = append(m["control"], pid)
 			case strings.HasPrefix(filepath.Base(argv[0]), "postgres"):
-				m["control"] = append(m["control"], pid) // its other half
+				m["postgres"] = append(m["postgres"], pid)
 			}
 		}
 	}
@@ -372,17 +408,24 @@ func stat(pid int) []string {
 	return strings.Fields(after)
 }
 
-// cpu is the processor time used so far by the path, by role. Linux counts it in
-// ticks of 10 ms.
+// cpuTime is the processor time that a process has used so far. Linux counts it in ticks of
+// 10 ms.
+func cpuTime(pid int) time.Duration {
+	f := stat(pid)
+	if len(f) <= 12 {
+		return 0
+	}
+	user, _ := strconv.Atoi(f[11])
+	system, _ := strconv.Atoi(f[12])
+	return time.Duration(user+system) * 10 * time.Millisecond
+}
+
+// cpu is the processor time used so far by the path, by role.
 func (p *path) cpu() map[string]time.Duration {
 	m := map[string]time.Duration{}
 	for role, pids := range p.procs() {
 		for _, pid := range pids {
-			if f := stat(pid); len(f) > 12 {
-				user, _ := strconv.Atoi(f[11])
-				system, _ := strconv.Atoi(f[12])
-				m[role] += time.Duration(user+system) * 10 * time.Millisecond
-			}
+			m[role] += cpuTime(pid)
 		}
 	}
 	return m
@@ -399,6 +442,8 @@ func (p *path) rss() float64 {
 	}
 	return float64(pages*os.Getpagesize()) / 1e6
 }
+
+func upstreamPort(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
 
 func freePort(ctx context.Context) (int, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")

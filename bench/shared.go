@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,77 +10,63 @@ import (
 	"time"
 )
 
-// storePaths are what the shared store is measured with.
-type storePaths struct {
-	aid, envoy, valkey, dir string
-	upstream                int
+// prices of the test provider's models. A cap in USD needs them.
+const prices = "prices:\n- {provider: bench, models: ['bench-*'], input: 0.01, output: 0.02, max_output_tokens: 1000}\n"
+
+// startGoverned runs the product with 100 policies. Ten of them apply to each request, with
+// rates, slots and a monthly cap in USD.
+func (e environment) startGoverned(ctx context.Context, name string, pprof bool, more ...string) (*path, error) {
+	file := filepath.Join(e.dir, "prices.yaml")
+	if err := os.WriteFile(file, []byte(prices), 0o600); err != nil {
+		return nil, err
+	}
+	p, err := e.startAID(ctx, name, "stream", pprof, append(more, "--prices", file)...)
+	if err != nil {
+		return nil, err
+	}
+	err = p.govern(ctx)
+	if err == nil {
+		err = p.answers(ctx) // a cap waits for the sums
+	}
+	if err != nil {
+		p.stop()
+		return nil, err
+	}
+	return p, nil
 }
 
-// sharedStore compares 100 policies whose limits are counted in memory with the same in a
-// Valkey. Ten of the policies apply to each request, with rates, slots and a USD cap.
-func sharedStore(ctx context.Context, out io.Writer, g *goals, s storePaths, rounds int, duration time.Duration) error {
-	folder := filepath.Join(s.dir, "valkey")
+// startShared is startGoverned with the counts in a Valkey.
+func (e environment) startShared(ctx context.Context, name string) (*path, error) {
+	folder := filepath.Join(e.dir, "valkey")
 	if err := os.Mkdir(folder, 0o755); err != nil {
-		return err
+		return nil, err
 	}
 	port, err := freePort(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	address := "127.0.0.1:" + strconv.Itoa(port)
 	store := &path{name: "valkey", dir: folder}
-	defer store.stop()
-	if err := store.start(ctx, folder, "valkey", s.valkey, "--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--maxmemory-policy", "noeviction"); err != nil {
-		return err
+	if err := store.start(ctx, folder, "valkey", e.valkey, "--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--maxmemory-policy", "noeviction"); err != nil {
+		return nil, err
 	}
 	if err := dials(ctx, address); err != nil {
-		return fmt.Errorf("%w\n%s", err, store.lastWords())
+		store.stop()
+		return nil, fmt.Errorf("%w\n%s", err, store.lastWords())
 	}
-	prices := filepath.Join(folder, "prices.yaml")
-	if err := os.WriteFile(prices, []byte("prices:\n- {provider: bench, models: ['bench-*'], input: 0.01, output: 0.02, max_output_tokens: 1000}\n"), 0o600); err != nil {
-		return err
+	p, err := e.startGoverned(ctx, name, false, "--redis", "redis://"+address)
+	if err != nil {
+		store.stop()
+		return nil, err
 	}
-	var paths []*path
-	defer func() {
-		for _, p := range paths {
-			p.stop()
-		}
-	}()
-	for _, more := range [][]string{{"aid-memory"}, {"aid-store", "--redis", "redis://" + address}} {
-		p, err := startAID(ctx, more[0], s.aid, s.envoy, s.dir, s.upstream, "stream", false, append(more[1:], "--prices", prices)...)
-		if err != nil {
-			return err
-		}
-		paths = append(paths, p)
-		if err := p.govern(ctx); err != nil {
-			return err
-		}
-		if err := p.answers(ctx); err != nil { // a cap waits for the sums
-			return err
-		}
+	family := p.procs
+	p.procs = func() map[string][]int {
+		m := family()
+		m["valkey"] = []int{store.cmds[0].Process.Pid}
+		return m
 	}
-	got := map[string][]measured{}
-	for range rounds {
-		for _, p := range paths {
-			before := p.cpu()
-			r, err := load{p.addr, chat(p.addr, p.key, modelPassed, 1<<10, false), 16, duration}.run(ctx)
-			if err != nil {
-				return fmt.Errorf("%s: %w", p.name, err)
-			}
-			got[p.name] = append(got[p.name], measured{result: r, cpu: since(p, before, r.requests)})
-		}
-	}
-	rate := func(m measured) float64 { return m.rate() }
-	fmt.Fprintf(out, "\n### 100 policies with limits, counted in memory and in a Valkey (1 KB JSON, 16 connections)\n\n"+
-		"| path | requests/s | p50 ms | p99 ms | CPU µs/request (Envoy + ext_proc) |\n|---|---|---|---|---|\n")
-	for _, name := range []string{"aid-memory", "aid-store"} {
-		m := got[name]
-		fmt.Fprintf(out, "| %s | %.0f | %.2f | %.2f | %.0f + %.0f |\n", name, median(m, rate),
-			median(m, func(m measured) float64 { return float64(m.p50.Microseconds()) / 1000 }),
-			median(m, func(m measured) float64 { return float64(m.p99.Microseconds()) / 1000 }), median(m, envoyOf), median(m, extprocOf))
-	}
-	g.add("100 policies, limits in a Valkey: throughput", median(got["aid-store"], rate)/median(got["aid-memory"], rate), 0.85, "of limits in memory", false)
-	return nil
+	p.cmds = append(store.cmds, p.cmds...)
+	return p, nil
 }
 
 // govern makes 100 policies. The first ten apply to the requests of this benchmark.
