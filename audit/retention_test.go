@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -337,6 +338,9 @@ func TestTrimKilled(t *testing.T) {
 				t.Fatalf("killed at %q: %s: %v", step, o, report.FirstBad)
 			}
 		}
+		if strings.Contains(step, org) || strings.Contains(step, other) {
+			return // the table is as it was
+		}
 		fresh := chain(t, a.db, 1)
 		if err := fresh.InspectAll(ctx, a.db.Pool()); err != nil || fresh.Bad() != nil {
 			t.Fatalf("killed at %q: %v %v", step, err, fresh.Bad())
@@ -514,19 +518,19 @@ func TestTrimUnderLoad(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var appending sync.WaitGroup
 	var slowest time.Duration
-	n := 0
+	var count atomic.Int64
 	appended := make(chan struct{})
 	appending.Go(func() {
 		tick := time.NewTicker(time.Second / time.Duration(*trimRate))
 		defer tick.Stop()
 		for ctx.Err() == nil {
 			<-tick.C
-			began := time.Now()
+			began, n := time.Now(), int(count.Load())
 			if _, err := a.chain.Append(context.Background(), audit.Batch{Org: org, Node: "node_1", Writer: "w_9", Records: records(org, "w_9", n+1, 1)}); err != nil {
 				t.Errorf("record %d: %v", n+1, err)
 				cancel()
 			}
-			if n++; n == 3 {
+			if count.Add(1) == 3 {
 				close(appended)
 			}
 			slowest = max(slowest, time.Since(began))
@@ -536,14 +540,14 @@ func TestTrimUnderLoad(t *testing.T) {
 	began := time.Now()
 	gone, err := a.trim()
 	took := time.Since(began)
-	before := n
+	before := count.Load()
 	cancel()
 	appending.Wait()
 	if err != nil || len(gone) != 1 || a.exists(a.table(0)) {
 		t.Fatalf("gone %v: %v", gone, err)
 	}
 	report := verify(t, a.db, org, 1)
-	if report.FirstBad != nil || report.Entries != int64(n)+1 {
+	if n := count.Load(); report.FirstBad != nil || report.Entries != n+1 {
 		t.Errorf("%d were appended: %+v", n, report)
 	}
 	t.Logf("%d entries left in %v, %d were appended meanwhile at %d a second, the slowest took %v", *trimRows, took, before, *trimRate, slowest)

@@ -44,8 +44,8 @@ var badEnds = []badEnd{
 	{name: "killed before", before: true}, {name: "killed within", half: true}, {name: "killed after"},
 }
 
-// Every operation on the disk of a process's life ends badly in every way: from its start with
-// the segments of an earlier one, over two changes of the segment, to its end. After a
+// Every operation on the disk in a process's life ends badly in every way. The process starts
+// with the segments of an earlier one, begins others, and ends. After a
 // successful Append, the next process has the entry. No number is used twice, and every
 // decision has one completion.
 func TestEveryOperation(t *testing.T) {
@@ -115,7 +115,7 @@ func TestEveryOperation(t *testing.T) {
 		for i := range entries {
 			r, err := w.Append(context.Background(), "org_1", decided(fmt.Sprintf("r%d", i), "allow"))
 			mu.Lock()
-			if err == nil && !dead { // a killed process answers nobody
+			if err == nil && !dead { // a killed process returns nothing
 				promised[r.Seq] = r.Leaf
 			}
 			mu.Unlock()

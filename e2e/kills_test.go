@@ -18,14 +18,28 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
+// victims are what TestKills kills.
+var victims = []string{"aid extproc", "aid control", "postgres", "envoy"}
+
+// child returns the first process with a name. Of Postgres that is the postmaster, whose
+// children have names of their own.
+func child(all map[int]string, name string) (first int) {
+	for pid, n := range all {
+		if n == name && (first == 0 || pid < first) {
+			first = pid
+		}
+	}
+	return first
+}
+
 var (
-	kills = flag.Int("kills", 4, "how often TestKills kills the sidecar")
+	kills = flag.Int("kills", 4, "how often TestKills kills a process")
 	rate  = flag.Int("rate", 200, "how many requests a second TestKills sends")
 )
 
-// The sidecar is killed with SIGKILL again and again under an open load, with one stream in
-// four requests. Each response had a decision on disk before it. The audit log has no gap
-// and no duplicate.
+// The sidecar, the control plane, Postgres and Envoy are killed with SIGKILL in turn. The load is
+// open, and one request in four is a stream. Each response had a decision on
+// disk before it. The audit log has no gap and no duplicate.
 //
 //	go test ./e2e -run TestKills -kills 100 -v
 func TestKills(t *testing.T) {
@@ -99,8 +113,8 @@ func TestKills(t *testing.T) {
 		})
 		var pid int
 		e2e.Eventually(t, 20*time.Second, func() error {
-			if pid = up.Child(t, "aid extproc"); pid == 0 {
-				return errors.New("no extproc")
+			if pid = child(up.Children(t), victims[i%len(victims)]); pid == 0 {
+				return fmt.Errorf("no %s", victims[i%len(victims)])
 			}
 			return nil
 		})
