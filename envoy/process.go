@@ -2,12 +2,14 @@ package envoy
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +21,10 @@ import (
 
 	"github.com/ai-identity/ai-identity/process"
 )
+
+// FlushInterval is how long lines of the access log stay in Envoy's memory. An Envoy that is
+// killed loses them.
+const FlushInterval = time.Second
 
 // MinVersion is the oldest Envoy that fails closed: before 1.39.0 a missing
 // ext_proc client failed open, and 1.39.1 fixes a use after free in ext_proc.
@@ -60,6 +66,7 @@ func NewProcess(c ProcessConfig) *Process {
 		// Without shared memory several Envoys on a machine do not conflict.
 		"--disable-hot-restart",
 		"--drain-time-s", "1", "--drain-strategy", "immediate",
+		"--file-flush-interval-msec", strconv.Itoa(int(FlushInterval.Milliseconds())),
 	}
 	if c.Concurrency > 0 {
 		args = append(args, "--concurrency", strconv.Itoa(c.Concurrency))
@@ -67,6 +74,7 @@ func NewProcess(c ProcessConfig) *Process {
 	p.child = process.New(process.Config{
 		Name: "envoy", Path: c.Path, Args: args,
 		Env:         environment(),
+		Each:        func() []string { return []string{ProcessVariable + "=" + strings.ToLower(rand.Text())} },
 		Line:        p.line,
 		Stop:        p.stop,
 		StopTimeout: c.DrainTimeout + 5*time.Second,
@@ -205,6 +213,45 @@ func (a AdminClient) ActiveRequests(ctx context.Context) (n int64, err error) {
 		n += v
 	}
 	return n, nil
+}
+
+// Counters are Envoy's own counts since its start.
+type Counters struct {
+	Uptime   int64 // seconds
+	Requests int64 // on all listeners except admin's
+	Active   int64 // of these: those that have not ended
+	Upstream int64 // sent to providers, without retries
+}
+
+// Counters reads Envoy's counters of requests.
+func (a AdminClient) Counters(ctx context.Context) (c Counters, err error) {
+	body, err := a.Get(ctx, "/stats?filter="+url.QueryEscape(`^(server\.uptime|http\.(gateway|egress|proxy)\.downstream_rq_(total|active)|cluster\.provider-.*\.upstream_rq_(total|retry))$`))
+	if err != nil {
+		return c, err
+	}
+	for line := range strings.Lines(string(body)) {
+		name, value, ok := strings.Cut(strings.TrimSpace(line), ": ")
+		if !ok {
+			continue
+		}
+		v, err := strconv.ParseInt(value, 10, 64)
+		if err != nil {
+			return c, fmt.Errorf("reading Envoy's counter %s: %w", name, err)
+		}
+		switch {
+		case name == "server.uptime":
+			c.Uptime = v
+		case strings.HasSuffix(name, ".downstream_rq_total"):
+			c.Requests += v
+		case strings.HasSuffix(name, ".downstream_rq_active"):
+			c.Active += v
+		case strings.HasSuffix(name, ".upstream_rq_total"):
+			c.Upstream += v
+		case strings.HasSuffix(name, ".upstream_rq_retry"):
+			c.Upstream -= v
+		}
+	}
+	return c, nil
 }
 
 // environment is the part of our environment that Envoy gets, without any variable that

@@ -232,7 +232,7 @@ func (x *exchange) answerCanary() *extprocv3.ProcessingResponse {
 	x.state, x.outcome, x.response.status = ended, outcomeCanary, http.StatusNoContent
 	m := newMutation(1)
 	m.header(envoy.HeaderCanary, x.req.canary)
-	return respond(x.response.status, m, nil, envoy.DetailsPrefix+"canary")
+	return respond(x.response.status, m, nil, envoy.UnrecordedPrefix+"canary")
 }
 
 // identify finds the caller. Without a caller it returns the reason. known is set as soon
@@ -640,7 +640,11 @@ func (x *exchange) reject(e *provider.Error) *extprocv3.ProcessingResponse {
 	if e.Status == http.StatusTooManyRequests || x.verdict.Provider.RateHeaders() != provider.RatesOff {
 		x.rateHeaders(m)
 	}
-	return respond(e.Status, m, x.req.Format.Encode(e, x.req.ID, x.policyID()), envoy.DetailsPrefix+e.Code)
+	details := envoy.UnrecordedPrefix
+	if x.recorded {
+		details = envoy.DetailsPrefix
+	}
+	return respond(e.Status, m, x.req.Format.Encode(e, x.req.ID, x.policyID()), details+e.Code)
 }
 
 // signedReceipt returns the receipt for the caller. It is signed on its first use.

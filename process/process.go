@@ -23,6 +23,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -36,6 +37,8 @@ type Config struct {
 	Args []string // without the program's own name
 	Env  []string // the whole environment: nothing is inherited
 	Dir  string   // working directory; empty: ours
+	// Each returns further variables for one start. Nil: there are none.
+	Each func() []string
 
 	// Line takes each line that the child prints, without its end. Nil: logged
 	// at Info under the child's name.
@@ -151,7 +154,10 @@ func (c *Child) start() (*running, error) {
 		runtime.LockOSThread()
 		cmd := exec.Command(c.c.Path, c.c.Args...)
 		cmd.Dir = c.c.Dir
-		cmd.Env = c.c.Env
+		cmd.Env = slices.Clone(c.c.Env)
+		if c.c.Each != nil {
+			cmd.Env = append(cmd.Env, c.c.Each()...)
+		}
 		if cmd.Env == nil {
 			cmd.Env = []string{} // nil would mean: ours
 		}

@@ -38,6 +38,7 @@ type Input struct {
 	Targets   provider.Targets    // the addresses that providers may use
 	CAFile    string              // PEM, on Envoy's machine; empty: SystemCAs
 	Egress    Egress              // the interception of connections to providers' own hosts
+	AccessLog string              // the file on Envoy's machine that the sidecar compares with the audit log; empty: none
 }
 
 // SystemCAs is the file with the CAs in Debian and most images that are based on it.
@@ -75,6 +76,9 @@ func Build(in Input) (*Snapshot, error) {
 		return nil, fmt.Errorf("xds: largest body of %d bytes: set 1 to %d", in.MaxBody, 1<<30)
 	}
 	if err := CheckOrigins(in.Origins); err != nil {
+		return nil, fmt.Errorf("xds: %w", err)
+	}
+	if err := envoy.CheckLogPath(in.AccessLog); err != nil {
 		return nil, fmt.Errorf("xds: %w", err)
 	}
 	if in.CAFile == "" {

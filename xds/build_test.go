@@ -44,7 +44,7 @@ func providers() []provider.Provider {
 var private, _ = provider.ParseTargets([]string{"::1", "10.0.0.0/8", "127.0.0.0/8"})
 
 func input(usage string, ps ...provider.Provider) xds.Input {
-	return xds.Input{OrgID: "org_1", Providers: ps, Gateway: "127.0.0.1:8080", Usage: usage, MaxBody: 16 << 20, Targets: private}
+	return xds.Input{OrgID: "org_1", Providers: ps, Gateway: "127.0.0.1:8080", Usage: usage, MaxBody: 16 << 20, Targets: private, AccessLog: "/dev/null"}
 }
 
 func build(t testing.TB, in xds.Input) *xds.Snapshot {

@@ -175,7 +175,7 @@ func (in Input) egressListeners(s *Snapshot) error {
 		if err != nil {
 			return err
 		}
-		s.Listeners[proxyListener] = proxy(address, hosts)
+		s.Listeners[proxyListener] = in.proxy(address, hosts)
 		if len(hosts) > 0 {
 			l := in.terminating(innerListener, hosts, true)
 			l.ListenerSpecifier = &listenerv3.Listener_InternalListener{InternalListener: &listenerv3.Listener_InternalListenerConfig{}}
@@ -197,6 +197,7 @@ func (in Input) terminating(name string, hosts []string, tunneled bool) *listene
 			Name: "envoy.filters.listener.tls_inspector", ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: pack(&inspectorv3.TlsInspector{})},
 		}},
 		ListenerFiltersTimeout: seconds(5),
+		AccessLog:              in.connectionLog(name),
 	}
 	for _, host := range hosts {
 		m := in.manager()
@@ -277,7 +278,7 @@ func inner() *clusterv3.Cluster {
 
 // proxy is the forward proxy. It opens tunnels to governed hosts, on port 443, and only to the
 // inner listener. Everything else gets a response: nothing passes.
-func proxy(address *corev3.Address, hosts []string) *listenerv3.Listener {
+func (in Input) proxy(address *corev3.Address, hosts []string) *listenerv3.Listener {
 	state := func(key, format string) *statev3.FilterStateValue {
 		return &statev3.FilterStateValue{
 			Key:                &statev3.FilterStateValue_ObjectKey{ObjectKey: key},
@@ -291,6 +292,7 @@ func proxy(address *corev3.Address, hosts []string) *listenerv3.Listener {
 	var routes []*routev3.VirtualHost
 	for _, host := range hosts {
 		routes = append(routes, &routev3.VirtualHost{Name: host, Domains: []string{host + ":443"}, Routes: []*routev3.Route{{
+			Name:  envoy.RouteTunnel,
 			Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}},
 			Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 				ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: innerCluster},
@@ -328,9 +330,11 @@ func proxy(address *corev3.Address, hosts []string) *listenerv3.Listener {
 		StreamIdleTimeout:     seconds(1000),
 		DelayedCloseTimeout:   seconds(1),
 		DrainTimeout:          seconds(5),
+		AccessLog:             in.requestLog(),
 	}
 	return &listenerv3.Listener{
 		Name: proxyListener, Address: address,
+		AccessLog:                     in.connectionLog(proxyListener),
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(connectionBuffer),
 		FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{{
 			Name: hcmFilter, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(m)},
@@ -348,7 +352,7 @@ func refused(connect bool) *routev3.Route {
 		status, code, message = 403, "host_not_governed", "This proxy opens tunnels only to governed hosts, on port 443. Add other hosts to NO_PROXY."
 	}
 	return &routev3.Route{
-		Match: match,
+		Name: envoy.RouteRefused, Match: match,
 		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
 			Status: status,
 			Body: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{

@@ -135,6 +135,11 @@ func TestEgressLint(t *testing.T) {
 				h.UpgradeConfigs = []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}}
 			})
 		}},
+		{"another log of connections", "L17", func(s *xds.Snapshot) {
+			s.Listeners["aid_egress"].AccessLog = s.Listeners["aid_inner"].AccessLog
+		}},
+		{"no log of connections", "L17", func(s *xds.Snapshot) { s.Listeners["aid_inner"].AccessLog = nil }},
+		{"a proxy without a log", "L16", func(s *xds.Snapshot) { s.Listeners["aid_proxy"].AccessLog = nil }},
 		{"an access log", "L06", func(s *xds.Snapshot) {
 			manager(s, "aid_egress", func(h *hcmv3.HttpConnectionManager) { h.AccessLog = nil })
 		}},

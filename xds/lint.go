@@ -9,12 +9,14 @@ import (
 	"slices"
 	"strings"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	filelogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
 	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	headerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
@@ -47,9 +49,11 @@ import (
 //	L14  the address of a provider is checked when Envoy connects
 //	L15  an intercepted connection has its host's chain, certificate and routes, and no others
 //	L16  the forward proxy opens tunnels to governed hosts, and does nothing else
+//	L17  every request is in the access log of the tie-out, with a route's name that says where it leads
 type lint struct {
 	found  []error
-	unseen bool // extproc does not receive response headers
+	log    string // the file of the access log; empty: none
+	unseen bool   // extproc does not receive response headers
 }
 
 func (l *lint) bad(rule, format string, args ...any) {
@@ -68,6 +72,8 @@ func Lint(s *Snapshot) error {
 	l := &lint{}
 	l.want(s.Listeners[listenerName] != nil && s.Routes[routesName] != nil, "L01", "the gateway's listener or route table is missing")
 	hosts := s.leaves()
+	l.log = s.accessLog()
+	l.want(envoy.CheckLogPath(l.log) == nil, "L17", "the access log is not a file")
 	reached := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(s.Listeners)) {
 		li := s.Listeners[name]
@@ -118,6 +124,7 @@ func (l *lint) terminating(li *listenerv3.Listener, hosts []string) {
 	}
 	l.want(li.GetUdpListenerConfig() == nil, "L07", "a listener is not TCP")
 	l.want(small(li.GetPerConnectionBufferLimitBytes()), "L08", "a listener's buffer limit is not set, or above 1 MiB")
+	l.want(sameLogs(li.GetAccessLog(), Input{AccessLog: l.log}.connectionLog(li.GetName())), "L17", "connections are not in the access log, or in another one")
 	l.want(li.GetDefaultFilterChain() == nil, "L15", "a connection that is not to a governed host has a filter chain")
 	l.want(len(li.GetListenerFilters()) == 1 && li.GetListenerFilters()[0].GetName() == "envoy.filters.listener.tls_inspector" &&
 		li.GetListenerFiltersTimeout().AsDuration() > 0 && !li.GetContinueOnListenerFiltersTimeout(), "L15", "the server name is not read, or without a timeout")
@@ -150,9 +157,26 @@ func (l *lint) terminating(li *listenerv3.Listener, hosts []string) {
 
 // proxy checks the forward proxy: it holds exactly the tunnels to the governed hosts.
 func (l *lint) proxy(li *listenerv3.Listener, hosts []string) {
-	l.want(proto.Equal(li, proxy(li.GetAddress(), hosts)), "L16", "the proxy has more than tunnels to governed hosts")
+	l.want(proto.Equal(li, Input{AccessLog: l.log}.proxy(li.GetAddress(), hosts)), "L16", "the proxy has more than tunnels to governed hosts")
 	a, err := netip.ParseAddr(li.GetAddress().GetSocketAddress().GetAddress())
 	l.want(err == nil && a.IsLoopback(), "L16", "other machines can reach the proxy, which asks for no credentials")
+}
+
+// accessLog returns the file of the gateway's access log, or "".
+func (s *Snapshot) accessLog() string {
+	hcm, err := managerOf(s.Listeners[listenerName])
+	if err != nil || len(hcm.GetAccessLog()) < 2 {
+		return ""
+	}
+	var file filelogv3.FileAccessLog
+	if hcm.GetAccessLog()[1].GetTypedConfig().UnmarshalTo(&file) != nil {
+		return ""
+	}
+	return file.GetPath()
+}
+
+func sameLogs(a, b []*accesslogv3.AccessLog) bool {
+	return slices.EqualFunc(a, b, func(a, b *accesslogv3.AccessLog) bool { return proto.Equal(a, b) })
 }
 
 func (l *lint) listener(li *listenerv3.Listener) {
@@ -160,6 +184,7 @@ func (l *lint) listener(li *listenerv3.Listener) {
 	l.want(a.GetAddress() != "" && a.GetPortValue() != 0, "L08", "the listener has no address")
 	l.want(a.GetProtocol() == corev3.SocketAddress_TCP && li.GetUdpListenerConfig() == nil, "L07", "the listener is not TCP")
 	l.want(small(li.GetPerConnectionBufferLimitBytes()), "L08", "the listener's buffer limit is not set, or above 1 MiB")
+	l.want(len(li.GetAccessLog()) == 0, "L17", "the gateway logs connections")
 	l.want(li.GetDefaultFilterChain() == nil && len(li.GetListenerFilters()) == 0, "L01", "the listener has another filter chain or a listener filter")
 	hcm, err := managerOf(li)
 	if err != nil {
@@ -194,7 +219,8 @@ func (l *lint) common(h *hcmv3.HttpConnectionManager) {
 	l.want(!h.GetHttpProtocolOptions().GetAllowChunkedLength(), "L06", "chunked bodies with a content-length are accepted")
 	l.want(len(h.GetUpgradeConfigs()) == 0 && !h.GetHttp2ProtocolOptions().GetAllowConnect(), "L07", "upgrades or CONNECT are on")
 	l.want(h.GetHttp3ProtocolOptions() == nil && h.GetCodecType() != hcmv3.HttpConnectionManager_HTTP3, "L07", "HTTP/3 is on")
-	l.want(len(h.GetAccessLog()) == 1 && proto.Equal(h.GetAccessLog()[0], endLog()), "L06", "an access log other than extproc's could contain a credential from a URL")
+	want := append([]*accesslogv3.AccessLog{endLog()}, Input{AccessLog: l.log}.requestLog()...)
+	l.want(sameLogs(h.GetAccessLog(), want), "L06", "an access log other than extproc's and the one of the tie-out could contain a credential from a URL")
 	l.want(h.GetMaxRequestHeadersKb().GetValue() > 0 && c.GetMaxHeadersCount().GetValue() > 0, "L08", "headers have no limit")
 	l.want(small(h.GetHttp2ProtocolOptions().GetInitialStreamWindowSize()) && small(h.GetHttp2ProtocolOptions().GetInitialConnectionWindowSize()), "L08", "HTTP/2 windows are not set, or above 1 MiB")
 	l.want(h.GetHttp2ProtocolOptions().GetMaxConcurrentStreams().GetValue() > 0, "L08", "HTTP/2 streams have no limit")
@@ -353,7 +379,7 @@ func (l *lint) routes(rc *routev3.RouteConfiguration, clusters map[string]*clust
 
 // endsHere reports whether a route leads nowhere, for every request.
 func endsHere(r *routev3.Route) bool {
-	return r.GetMatch().GetPrefix() == "/" && len(r.GetMatch().GetHeaders()) == 0 && r.GetRoute().GetCluster() == nowhere &&
+	return r.GetName() == envoy.RouteUndecided && r.GetMatch().GetPrefix() == "/" && len(r.GetMatch().GetHeaders()) == 0 && r.GetRoute().GetCluster() == nowhere &&
 		r.GetRoute().GetClusterNotFoundResponseCode() == routev3.RouteAction_SERVICE_UNAVAILABLE && len(r.GetRoute().GetRequestMirrorPolicies()) == 0
 }
 
@@ -366,6 +392,7 @@ func (l *lint) providerRoute(r *routev3.Route, cluster string) {
 	}
 	l.want(len(hs) == 1 && hs[0].GetName() == envoy.HeaderRoute && !hs[0].GetInvertMatch() && !hs[0].GetTreatMissingHeaderAsEmpty() &&
 		hs[0].GetStringMatch().GetExact() == cluster && !hs[0].GetStringMatch().GetIgnoreCase(), "L05", "a request reaches a provider without the decision for exactly "+cluster)
+	l.want(r.GetName() == cluster, "L17", "the route to "+cluster+" has another name")
 	l.want(slices.Contains(r.GetRequestHeadersToRemove(), envoy.HeaderRoute), "L05", "the decision is sent upstream")
 	for _, name := range envoysOwn {
 		l.want(slices.Contains(r.GetRequestHeadersToRemove(), name), "L06", "the provider receives the client's connection in "+name)
@@ -422,6 +449,7 @@ func (l *lint) managementRoute(r *routev3.Route) {
 		l.want(prefix != path, "L01", "the management path "+prefix+" also matches other paths with the same beginning")
 	}
 	l.want(slices.Contains(ManagementPaths, path), "L01", fmt.Sprintf("%q leads to the management API, which does not have the path", path))
+	l.want(r.GetName() == envoy.RouteManagement, "L17", "a management route has another name")
 	var disabled extprocv3.ExtProcPerRoute
 	c := r.GetTypedPerFilterConfig()
 	l.want(len(c) == 1 && unpacks(c[envoy.FilterExtProc], &disabled) && disabled.GetDisabled(), "L01", "a management route changes filters in another way")

@@ -84,6 +84,13 @@ func (p *parts) early(change func(*corev3.HeaderValueOption)) {
 	e.TypedConfig = packed
 }
 
+// log writes another line into the access log.
+func (p *parts) log(t testing.TB, line string) {
+	file := envoy.RequestLog("/dev/null")
+	file.GetLogFormat().GetTextFormatSource().Specifier = &corev3.DataSource_InlineString{InlineString: line}
+	p.hcm.AccessLog[1].ConfigType = &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(t, file)}
+}
+
 func unpack(t testing.TB, a *anypb.Any, m proto.Message) {
 	t.Helper()
 	if err := a.UnmarshalTo(m); err != nil {
@@ -305,6 +312,17 @@ func TestLint(t *testing.T) {
 		}},
 		{"L06", "chunked with a length", func(p *parts) { p.hcm.HttpProtocolOptions.AllowChunkedLength = true }},
 		{"L06", "an access log", func(p *parts) { p.hcm.AccessLog = []*accesslogv3.AccessLog{{Name: "x"}} }},
+		{"L06", "a path in the access log", func(p *parts) { p.log(t, "%REQ(:PATH)%\n") }},
+		{"L06", "a credential in the access log", func(p *parts) { p.log(t, "%REQ(AUTHORIZATION)%\n") }},
+		{"L06", "two access logs", func(p *parts) { p.hcm.AccessLog = append(p.hcm.AccessLog, p.hcm.AccessLog[1]) }},
+		{"L06", "requests left out of the access log", func(p *parts) { p.hcm.AccessLog[1].Filter = p.hcm.AccessLog[0].Filter }},
+		{"L17", "the access log in a relative file", func(p *parts) {
+			p.hcm.AccessLog[1].ConfigType = &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(t, envoy.RequestLog("access.log"))}
+		}},
+		{"L17", "connections in an access log", func(p *parts) { p.listener.AccessLog = p.hcm.AccessLog[1:] }},
+		{"L17", "a provider's route with another name", func(p *parts) { p.provider.Name = envoy.RouteManagement }},
+		{"L17", "a management route with another name", func(p *parts) { p.manage.Name = "provider-x" }},
+		{"L05", "the last route with another name", func(p *parts) { p.last.Name = envoy.RouteManagement }},
 		{"L06", "the client's address upstream", func(p *parts) { p.provider.RequestHeadersToRemove = []string{envoy.HeaderRoute, "x-forwarded-proto"} }},
 		{"L06", "the gateway's host upstream", func(p *parts) { p.provider.GetRoute().HostRewriteSpecifier = nil }},
 

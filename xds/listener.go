@@ -8,6 +8,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	filelogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
 	aiv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ai_protocol_manager/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	customv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/custom_response/v3"
@@ -112,7 +113,7 @@ func (in Input) manager() *hcmv3.HttpConnectionManager {
 		DrainTimeout:          seconds(5),
 
 		LocalReplyConfig: localReplies(),
-		AccessLog:        []*accesslogv3.AccessLog{endLog()},
+		AccessLog:        append([]*accesslogv3.AccessLog{endLog()}, in.requestLog()...),
 	}
 }
 
@@ -121,6 +122,25 @@ func endLog() *accesslogv3.AccessLog {
 		Name: "envoy.access_loggers.http_grpc", Filter: envoy.EndLogFilter(),
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(envoy.EndLog())},
 	}
+}
+
+// requestLog is the access log of requests, if there is one.
+func (in Input) requestLog() []*accesslogv3.AccessLog { return fileLog(in.AccessLog, envoy.RequestLog) }
+
+// connectionLog is the access log of a listener's connections, if there is one.
+func (in Input) connectionLog(listener string) []*accesslogv3.AccessLog {
+	return fileLog(in.AccessLog, func(path string) *filelogv3.FileAccessLog {
+		return envoy.ConnectionLog(path, listener, listener == innerListener)
+	})
+}
+
+func fileLog(path string, log func(path string) *filelogv3.FileAccessLog) []*accesslogv3.AccessLog {
+	if path == "" {
+		return nil
+	}
+	return []*accesslogv3.AccessLog{{
+		Name: "envoy.access_loggers.file", ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(log(path))},
+	}}
 }
 
 func early() *corev3.TypedExtensionConfig { return earlyOf(envoy.EarlyMutation()) }

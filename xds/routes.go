@@ -43,7 +43,7 @@ func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 			{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: p + "/"}},
 		} {
 			all = append(all, &routev3.Route{
-				Match: m,
+				Name: envoy.RouteManagement, Match: m,
 				Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 					ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: envoy.ClusterAPI}, Timeout: seconds(120),
 				}},
@@ -75,7 +75,7 @@ func (in Input) routes(providers []*routev3.Route) *routev3.RouteConfiguration {
 // every request has this route.
 func ended(m *routev3.RouteMatch) *routev3.Route {
 	return &routev3.Route{
-		Match: m,
+		Name: envoy.RouteUndecided, Match: m,
 		Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: nowhere}, ClusterNotFoundResponseCode: routev3.RouteAction_SERVICE_UNAVAILABLE,
 		}},
@@ -119,6 +119,7 @@ func overwrite(name, value string) *corev3.HeaderValueOption {
 func (in Input) providerRoutes(p provider.Provider, cluster, host string) []*routev3.Route {
 	build := func(path string, llm llmv3.LLMProtocol, read bool) *routev3.Route {
 		r := &routev3.Route{
+			Name: cluster,
 			Match: &routev3.RouteMatch{
 				PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"},
 				Headers: []*routev3.HeaderMatcher{{

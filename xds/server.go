@@ -51,6 +51,8 @@ type ServerConfig struct {
 	CAFile  string           // PEM file on the Envoys' machines with the CAs of providers; empty: the system's
 	Egress  Egress           // for nodes with the role egress; zero: nothing is intercepted
 	Leaves  Leaves           // certificates of Egress; nil: none
+
+	AccessLog string // file on the Envoys' machines for the tie-out; empty: none
 	// DigestKey returns the key for digests of request bodies in the audit log. Reread calls
 	// it again. Each org has its own key, which is derived from it. Empty: there are no
 	// digests.

@@ -317,7 +317,7 @@ func (s *Server) resources(ctx context.Context, c content, before orgState) (nex
 	}
 
 	snap, err := Build(Input{OrgID: org, Providers: c.providers, Gateway: s.c.Gateway, Usage: s.c.Usage, MaxBody: s.c.MaxBody, CAFile: s.c.CAFile, Targets: s.c.Targets, Origins: s.c.Origins,
-		Egress: s.c.Egress})
+		Egress: s.c.Egress, AccessLog: s.c.AccessLog})
 	if err == nil {
 		err = Lint(snap)
 	}
