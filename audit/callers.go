@@ -84,12 +84,13 @@ func (w *Writer) Count(org, cause string, peer netip.Addr) {
 	}
 	c.Count++
 	c.Last = now
-	if s := peerPrefix(peer); s != "" && len(c.Samples) < maxSamples && !slices.Contains(c.Samples, s) {
+	if s := PeerPrefix(peer); s != "" && len(c.Samples) < maxSamples && !slices.Contains(c.Samples, s) {
 		c.Samples = append(c.Samples, s)
 	}
 }
 
-func peerPrefix(a netip.Addr) string {
+// PeerPrefix returns the prefix of an address that entries have: a /24 or a /48.
+func PeerPrefix(a netip.Addr) string {
 	if a = a.Unmap(); !a.IsValid() {
 		return ""
 	}
@@ -137,7 +138,12 @@ func (w *Writer) countBytesLocked() (n int64) {
 }
 
 // countPrefixes begin the encoded entries of counts: fields have a fixed order.
-var countPrefixes = [][]byte{[]byte(`{"v":1,"kind":"` + KindUnknownCallers + `",`), []byte(`{"v":1,"kind":"` + KindRepeated + `",`)}
+var countPrefixes = func() (all [][]byte) {
+	for _, kind := range []string{KindUnknownCallers, KindRepeated, KindTieOutHour, KindTieOutUnknown, KindRefusedConnections} {
+		all = append(all, []byte(`{"v":1,"kind":"`+kind+`",`))
+	}
+	return all
+}()
 
 // isCount says whether an encoded entry is one of counts, which has space of its own.
 func isCount(entry []byte) bool {

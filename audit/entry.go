@@ -482,6 +482,18 @@ func Parse(b []byte) (Entry, error) {
 		var e RepeatedRejections
 		err = json.Unmarshal(b, &e)
 		return e, malformed(err)
+	case h.Kind == KindTieOutHour:
+		var e TieOutHour
+		err = json.Unmarshal(b, &e)
+		return e, malformed(err)
+	case h.Kind == KindTieOutUnknown:
+		var e TieOutUnknown
+		err = json.Unmarshal(b, &e)
+		return e, malformed(err)
+	case h.Kind == KindRefusedConnections:
+		var e RefusedConnections
+		err = json.Unmarshal(b, &e)
+		return e, malformed(err)
 	case h.Kind == evidence.KindReopened:
 		var e Reopened
 		err = json.Unmarshal(b, &e)

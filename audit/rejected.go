@@ -96,7 +96,7 @@ func (w *Writer) Repeated(r Rejection, peer netip.Addr) bool {
 	}
 	c.Count++
 	c.Last = now
-	if s := peerPrefix(peer); s != "" && len(c.Samples) < maxSamples && !slices.Contains(c.Samples, s) {
+	if s := PeerPrefix(peer); s != "" && len(c.Samples) < maxSamples && !slices.Contains(c.Samples, s) {
 		c.Samples = append(c.Samples, s)
 	}
 	w.metrics.repeated.Inc()

@@ -192,7 +192,7 @@ type item struct {
 	entry  []byte
 	seq    uint64 // set when the item is written
 	waited bool   // a caller waits, and gets an error if it fails
-	count  bool   // the entry counts unknown callers, and uses their space
+	count  bool   // the entry counts, and uses the space of counts
 
 	allowed *Settled // for an allowed decision: the completion to write after a crash
 	settled *Settled // for a completion: the completion itself
@@ -351,7 +351,7 @@ func (w *Writer) item(org string, e Entry) (item, error) {
 		}
 	case Settled:
 		it.settled = &e
-	case UnknownCallers, RepeatedRejections:
+	case UnknownCallers, RepeatedRejections, TieOutHour, TieOutUnknown, RefusedConnections:
 		it.count = true
 	}
 	return it, nil
