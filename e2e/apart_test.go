@@ -165,6 +165,8 @@ func (a *apart) host(t *testing.T, name string) *host {
 	h.replace = strings.NewReplacer(
 		a.etc(), h.etc, "/etc/aid", h.etc,
 		// Two nodes of this machine need two ports: see relay.
+		// One path on all nodes, which is another file for each of these.
+		"--access-log /var/lib/aid/", "--access-log /proc/self/cwd/",
 		"--xds unix:/run/aid/envoy-xds.sock", "--xds unix:"+filepath.Join(dir, "run", "relay.sock"),
 		"/run/aid", filepath.Join(dir, "run"), "/var/lib/aid", filepath.Join(dir, "lib"),
 		"/usr/local/bin/aid", e2e.Binary(t), "/usr/local/bin/envoy", envoytest.Path(t),
@@ -357,7 +359,8 @@ func newUnit(t *testing.T, h *host, name, env string) *unit {
 		start += u.pre + "; "
 	}
 	u.conf = process.Config{
-		Name: u.name, Path: "/bin/bash", Args: []string{"-ec", start + "exec " + settings["ExecStart"]}, Env: variables, Dir: "/",
+		Name: u.name, Path: "/bin/bash", Args: []string{"-ec", start + "exec " + settings["ExecStart"]}, Env: variables, Dir: filepath.Join(filepath.Dir(h.etc), "lib"),
+		Each: func() []string { return []string{fmt.Sprint("INVOCATION_ID=", rand.Uint64())} }, // as systemd does
 		Line: u.log.add, MinBackoff: time.Second, MaxBackoff: time.Second, StopTimeout: 40 * time.Second,
 		Log: slog.New(slog.DiscardHandler),
 		Stop: func(_ context.Context, p *os.Process) error {

@@ -28,7 +28,7 @@ func auditCommand() *cobra.Command {
 		Long:  `audit has the commands for the audit log that the API does not have.`,
 	}
 	cmd.AddCommand(auditArchiveCommand(), auditHoldCommand(), auditHoldsCommand(), auditKeyCommand(), auditReleaseCommand(), auditReopenCommand(), auditRetentionCommand(),
-		auditTrimCommand(), auditVerifyCommand())
+		auditTieOutCommand(), auditTrimCommand(), auditVerifyCommand())
 	return cmd
 }
 

@@ -28,6 +28,7 @@ import (
 	"github.com/ai-identity/ai-identity/api"
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/audit/evidence"
+	"github.com/ai-identity/ai-identity/envoy"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/policy"
 	"github.com/ai-identity/ai-identity/provider"
@@ -94,6 +95,7 @@ others can reach, xDS speaks TLS only (--tls-cert, --tls-key). On SIGTERM
 	f.StringVar(&c.egress.listen, "egress", "", "`address` that Envoys with the role egress listen on for TLS connections to governed hosts (default: none)")
 	f.StringVar(&c.egress.proxy, "proxy", "", "`address` of the forward proxy of these Envoys, on their own machine, such as 127.0.0.1:3128 (default: none)")
 	f.StringSliceVar(&c.egress.hosts, "egress-hosts", egressHosts, egressHostsHelp)
+	f.StringVar(&c.accessLog, "access-log", "", "`file` on the nodes for Envoy's access log, which their sidecars compare with the audit log, such as /var/lib/aid/access.log (default: none)")
 	f.StringVar(&c.usage, "usage", "stream", "reader of usage in responses: stream (the sidecar) or envoy (faster, experimental in Envoy)")
 	f.StringVar(&c.tiers, "tiers", "", tiersHelp)
 	f.StringVar(&c.providerCA, "provider-ca", "", "PEM `file` on the Envoys' machines with the CAs of providers (default: "+xds.SystemCAs+")")
@@ -134,7 +136,7 @@ type control struct {
 	connections                             int32
 	files                                   tlsFiles
 	fernet, hmac, digest, providerCA, tiers string
-	gateway, usage                          string
+	gateway, usage, accessLog               string
 	egress                                  egress
 	origins, private                        []string
 	maxBody                                 int64
@@ -259,6 +261,10 @@ func (c *control) run(ctx context.Context) error {
 		return err
 	}
 
+	if err := envoy.CheckLogPath(c.accessLog); err != nil {
+		return usagef("--access-log: %v", err)
+	}
+
 	// Listen first, so that an address in use is reported before anything is opened.
 	statusL, err := listen(ctx, "listen-status", c.status)
 	if err != nil {
@@ -342,7 +348,7 @@ func (c *control) run(ctx context.Context) error {
 	control, err := xds.NewServer(xds.ServerConfig{
 		Egress: c.egress.config(), Leaves: leaves,
 		Tiers: tiers, Targets: targets, DB: db, Sealer: sealer, Appender: chain, Ledger: chain, Gateway: c.gateway, Usage: c.usage, MaxBody: c.maxBody, Origins: c.origins,
-		CAFile: c.providerCA, DigestKey: func() []byte { return *digest.Load() }, Log: c.log, Registerer: reg,
+		AccessLog: c.accessLog, CAFile: c.providerCA, DigestKey: func() []byte { return *digest.Load() }, Log: c.log, Registerer: reg,
 	})
 	if err != nil {
 		return err

@@ -27,6 +27,7 @@ import (
 	"github.com/ai-identity/ai-identity/budget"
 	"github.com/ai-identity/ai-identity/envoy"
 	"github.com/ai-identity/ai-identity/extproc"
+	"github.com/ai-identity/ai-identity/extproc/tieout"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/verdict"
 	"github.com/ai-identity/ai-identity/xds"
@@ -92,6 +93,7 @@ that are not yet shipped.`,
 	f.Int64Var(&s.minFree, "min-free", 64<<20, "free `bytes` on the disk of --segments below which requests are rejected")
 	f.StringVar(&s.gatewayURL, "gateway-url", "", "`URL` of the Envoy beside this sidecar; /readyz sends a request through it (default: /readyz does not check Envoy)")
 	f.StringVar(&s.envoyAdmin, "envoy-admin", "", "Unix `socket` of Envoy's admin interface; --listen-status then has Envoy's statistics under /metrics/envoy (default: it has none)")
+	f.StringVar(&s.accessLog, "access-log", "", "`file` of Envoy's access log, as --access-log of the control plane; it is compared with the audit log (default: it is not)")
 	f.DurationVar(&s.maxStaleness, "max-staleness", 10*time.Minute, "how long to decide without contact to the control plane")
 	f.StringSliceVar(&s.domains, "domains", nil, domainsHelp)
 	f.StringVar(&s.issuers, "workload-issuers", "", issuersHelp)
@@ -131,7 +133,7 @@ const domainsHelp = "`hosts` that clients use for the gateway, such as ai.exampl
 // sidecar is one run of `aid extproc`.
 type sidecar struct {
 	listen, status, xds, nodeID, tokenFile  string
-	envoyXDS, envoyAdmin                    string
+	envoyXDS, envoyAdmin, accessLog         string
 	files                                   tlsFiles
 	redis                                   redis
 	serverName                              string
@@ -171,6 +173,8 @@ func (s *sidecar) check() error {
 		return usagef("--listen %s: other machines can reach this address. Use unix:/path or 127.0.0.1, since every client is trusted", s.listen)
 	case s.envoyXDS != "" && !strings.HasPrefix(s.envoyXDS, "unix:"):
 		return usagef("--listen-xds %s: every process of this machine could reach it. Use unix:/path in a folder for only Envoy and this sidecar", s.envoyXDS)
+	case envoy.CheckLogPath(s.accessLog) != nil:
+		return usagef("--access-log: %v", envoy.CheckLogPath(s.accessLog))
 	case s.files.ca == "" && !local(s.xds):
 		return usagef("--xds %s is not on this machine: set --tls-ca", s.xds)
 	}
@@ -296,6 +300,20 @@ func (s *sidecar) run(ctx context.Context) error {
 	}
 	below.start(ctx, "xds", client.Run)
 
+	compared := newLife(s.log)
+	defer compared.stop(10 * time.Second)
+	var compare *tieout.TieOut
+	if s.accessLog != "" {
+		c := tieout.Config{Path: s.accessLog, Segments: writer, Home: client.Home, Log: s.log, Registerer: reg}
+		if s.envoyAdmin != "" {
+			c.Counts = envoy.Admin(s.envoyAdmin).Counters
+		}
+		if compare, err = tieout.New(c); err != nil {
+			return fmt.Errorf("--access-log: %w", err)
+		}
+		compared.start(ctx, "tie-out", compare.Run)
+	}
+
 	if s.envoyXDS != "" {
 		l, err := listen(ctx, "listen-xds", s.envoyXDS)
 		if err != nil {
@@ -311,7 +329,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	g := s.server(server, grpc.StatsHandler(envoys))
 	logv3.RegisterAccessLogServiceServer(g, server)
 	above.start(ctx, "exchanges", func(context.Context) error { return g.Serve(l) })
-	ready.set(remember(500*time.Millisecond, s.ready(server, client, writer)))
+	ready.set(remember(500*time.Millisecond, s.ready(server, client, writer, compare)))
 	below.start(ctx, "readiness", ready.announce(s.log, func() []any {
 		return []any{"orgs", client.Orgs(), "gateway", s.gatewayURL, "node", s.nodeID, "audit_waiting", writer.Waiting()}
 	}))
@@ -326,7 +344,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	case err := <-below.ended:
 		ended <- err
 	}
-	s.end(ctx, &ready, server, g, envoys, writer)
+	s.end(ctx, &ready, server, g, envoys, compared, writer)
 	return <-ended
 }
 
@@ -338,7 +356,7 @@ func (s *sidecar) run(ctx context.Context) error {
 //  4. All records are made durable, and are shipped if the control plane is available.
 //
 // A second signal skips the waits of the first two steps. Records are always made durable.
-func (s *sidecar) end(ctx context.Context, ready *readiness, server *extproc.Server, g *grpc.Server, envoys *connections, writer *audit.Writer) {
+func (s *sidecar) end(ctx context.Context, ready *readiness, server *extproc.Server, g *grpc.Server, envoys *connections, compared *life, writer *audit.Writer) {
 	hurry, calm := nextSignal(ctx)
 	defer calm()
 	ctx = context.WithoutCancel(ctx)
@@ -350,6 +368,7 @@ func (s *sidecar) end(ctx context.Context, ready *readiness, server *extproc.Ser
 		s.log.Warn("stopping", "err", err)
 	}
 	stopGRPC(g, time.Second)
+	compared.stop(10 * time.Second) // it writes entries
 	if err := writer.Close(); err != nil {
 		s.log.Error("closing the audit log", "err", err)
 	}
@@ -420,7 +439,7 @@ func (s *sidecar) server(handler extprocv3.ExternalProcessorServer, more ...grpc
 
 // ready reports whether requests are evaluated. The audit log must be writable, the
 // configuration must be present, and a request to Envoy must arrive here.
-func (s *sidecar) ready(server *extproc.Server, client *xds.Client, writer *audit.Writer) check {
+func (s *sidecar) ready(server *extproc.Server, client *xds.Client, writer *audit.Writer, compare *tieout.TieOut) check {
 	gateway := &http.Client{
 		Timeout:       5 * time.Second,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -443,6 +462,11 @@ func (s *sidecar) ready(server *extproc.Server, client *xds.Client, writer *audi
 		}
 		if err := writer.Shipping(); err != nil {
 			return stillReady("record: " + err.Error()) // requests are recorded here as long as there is room
+		}
+		if compare != nil {
+			if err := compare.Stuck(); err != nil {
+				return stillReady(err.Error())
+			}
 		}
 		return nil
 	}

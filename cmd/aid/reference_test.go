@@ -29,6 +29,7 @@ import (
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/budget"
 	"github.com/ai-identity/ai-identity/extproc"
+	"github.com/ai-identity/ai-identity/extproc/tieout"
 	"github.com/ai-identity/ai-identity/provider"
 	"github.com/ai-identity/ai-identity/store"
 	"github.com/ai-identity/ai-identity/store/storetest"
@@ -391,6 +392,8 @@ func TestMetricReference(t *testing.T) {
 	})
 	must(err)
 	_, err = budget.NewComparison(budget.NewMemory(time.Now, nil), nil, quiet, sidecar)
+	must(err)
+	_, err = tieout.New(tieout.Config{Path: filepath.Join(t.TempDir(), "access.log"), Segments: writer, Home: client.Home, Registerer: sidecar})
 	must(err)
 	_, err = extproc.New(extproc.Config{Directory: client, Recorder: writer, Limiter: budget.NewMemory(time.Now, nil), Log: quiet, Registerer: sidecar})
 	must(err)

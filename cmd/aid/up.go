@@ -378,7 +378,7 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 		"AID_POSTGRES": db.appURL,
 	}, append(h.signingArgs(keys), "--listen-api", u.api, "--listen-xds", "unix:"+h.socket("xds"), "--listen-status", "unix:"+h.socket("control"),
 		"--fernet-keys", keys.fernet, "--hmac-keys", keys.hmac, "--digest-key", keys.digest,
-		"--gateway", u.gateway, "--egress", u.egress.listen, "--proxy", u.egress.proxy, "--egress-hosts", strings.Join(u.egress.hosts, ","), "--provider-ca", u.providerCA, "--tiers", u.tiers, "--usage", u.usage, "--max-body", strconv.FormatInt(u.maxBody, 10),
+		"--access-log", h.path("access.log"), "--gateway", u.gateway, "--egress", u.egress.listen, "--proxy", u.egress.proxy, "--egress-hosts", strings.Join(u.egress.hosts, ","), "--provider-ca", u.providerCA, "--tiers", u.tiers, "--usage", u.usage, "--max-body", strconv.FormatInt(u.maxBody, 10),
 		"--cors-origins", strings.Join(u.origins, ","), "--private-targets", strings.Join(u.private, ","))...)
 	if err := u.until(ctx, "the control plane", 60*time.Second, readyOver("control", overUnix(h.socket("control")))); err != nil {
 		return err
@@ -388,6 +388,7 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 	u.child(ctx, self, "extproc", nil, append(u.redis.args(),
 		"--listen", "unix:"+h.socket("extproc"), "--listen-status", "unix:"+h.socket("extproc-status"),
 		"--xds", "unix:"+h.socket("xds"), "--listen-xds", "unix:"+h.socket("envoy-xds"), "--token-file", token.file, "--segments", h.path("segments"),
+		"--access-log", h.path("access.log"), "--envoy-admin", h.socket("envoy"),
 		"--gateway-url", "http://"+reachable(u.gateway), "--max-staleness", u.maxStaleness.String(),
 		"--max-body", strconv.FormatInt(u.maxBody, 10), "--drain", u.drain.String(), "--lame-duck", "0s", "--prices", u.prices,
 		"--workload-issuers", u.issuers, "--domains", strings.Join(u.domains, ","))...) // Envoy has ended before
