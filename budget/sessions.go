@@ -14,6 +14,8 @@ const SessionLife = 24 * time.Hour
 const (
 	// silence ends a session without an id of its own.
 	silence = 30 * time.Minute
+	// touchEvery is how often a shared store gets to know that a session goes on.
+	touchEvery = time.Minute
 	// maxSessions is how many sessions of an agent are told apart. Further ones share one.
 	maxSessions = 1000
 	// maxSessionID is the longest id that is kept as it is.
@@ -85,7 +87,9 @@ func (s *Sessions) Own(now time.Time, org, agent, line string, id func() (string
 // lasting is when a session began, and when its last request was.
 type lasting struct {
 	began, last time.Time
-	silent      bool // it ends by silence
+	told        time.Time       // when Passed last reported true
+	silent      bool            // it ends by silence
+	starts      map[string]bool // the keys of limits that have counted its start
 }
 
 func (s *lasting) over(now time.Time) bool {
@@ -126,8 +130,19 @@ func (s *Sessions) Find(now time.Time, org, agent, line, id string) Session {
 	return x
 }
 
-// Passed notes that a request of the session has passed.
-func (s *Sessions) Passed(now time.Time, x Session) {
+// Started reports whether the start of the session has been counted against the limit with
+// this key. A session may have begun under other policies, and counts for each limit once.
+func (s *Sessions) Started(now time.Time, x Session, limit string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	known := s.agents[[2]string{x.org, x.agent}][x.Name]
+	return known != nil && !known.over(now) && known.starts[limit]
+}
+
+// Passed notes that a request of the session has passed, and the limits that have counted its
+// start. It reports whether a store that sidecars share must know: at the first request, and
+// once in touchEvery.
+func (s *Sessions) Passed(now time.Time, x Session, starts ...string) (tell bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if now.Sub(s.swept) >= time.Hour {
@@ -157,4 +172,14 @@ func (s *Sessions) Passed(now time.Time, x Session) {
 		of[x.Name] = known
 	}
 	known.last = now
+	for _, limit := range starts {
+		if known.starts == nil {
+			known.starts = map[string]bool{}
+		}
+		known.starts[limit] = true
+	}
+	if tell = now.Sub(known.told).Abs() >= touchEvery; tell {
+		known.told = now
+	}
+	return tell
 }

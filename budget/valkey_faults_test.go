@@ -573,8 +573,9 @@ func TestValkeyShares(t *testing.T) {
 					return
 				default:
 				}
-				line, err := s.Send("EVAL return(redis.call('HGET',KEYS[1],'charged')or'0')+(redis.call('HGET',KEYS[1],'reserved')or'0') 1 " + key)
-				if n, _ := strconv.ParseInt(line, 10, 64); err == nil && n > most {
+				line, err := s.Send(`EVAL "return string.format('%d', (redis.call('HGET', KEYS[1], 'charged') or '0') + (redis.call('HGET', KEYS[1], 'reserved') or '0'))" 1 ` + key)
+				if n, bad := strconv.ParseInt(line, 10, 64); err != nil || bad != nil || n > most {
+					line += fmt.Sprint(" ", err)
 					select {
 					case exceeded <- line:
 					default:

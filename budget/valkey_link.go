@@ -42,6 +42,9 @@ var luaCompare string
 //go:embed lua/bury.lua
 var luaBury string
 
+//go:embed lua/session.lua
+var luaSession string
+
 //go:embed lua/renew.lua
 var luaRenew string
 
@@ -61,6 +64,7 @@ var (
 	scriptSeed    = newScript("seed", luaSeed)
 	scriptCompare = newScript("compare", luaCompare)
 	scriptBury    = newScript("bury", luaBury)
+	scriptSession = newScript("session", luaSession)
 	scriptRenew   = newScript("renew", luaRenew)
 
 	settleSHA = fmt.Sprintf("%x", sha1.Sum([]byte(luaBegin+luaSettle))) // as EVALSHA names it

@@ -657,6 +657,38 @@ func (v *Valkey) bury(ctx context.Context, o *shared, id string) {
 	}
 }
 
+// Session returns the session with the time when it began on any sidecar. Without a response of
+// the store, it is as this sidecar has it.
+func (v *Valkey) Session(ctx context.Context, org string, x Session) Session {
+	return v.session(ctx, org, x, "")
+}
+
+// Began notes in the store that a request of the session has passed, and when the session began.
+func (v *Valkey) Began(ctx context.Context, org string, x Session) Session {
+	return v.session(ctx, org, x, strconv.FormatInt(x.Began.UnixMicro(), 10))
+}
+
+func (v *Valkey) session(ctx context.Context, org string, x Session, began string) Session {
+	o, err := v.org(org)
+	if err != nil || o.isAway() || v.link.Load() == nil {
+		return x
+	}
+	args, _ := o.number(v.id)
+	lasts := SessionLife
+	if !x.Named {
+		lasts = silence + touchEvery // the store gets to know once in touchEvery that the session goes on
+	}
+	n := func(d time.Duration) string { return strconv.Itoa(int(d.Seconds())) }
+	r, err := v.call(ctx, o, v.answer, scriptSession, append(o.keys(v.id, "", nil)[:2], o.key("session:"+x.Name)), append(args, began, n(lasts), n(SessionLife)))
+	if err != nil || len(r.rest) != 1 {
+		return x
+	}
+	if at, err := strconv.ParseInt(r.rest[0], 10, 64); err == nil {
+		x.Began, x.Fresh = time.UnixMicro(at).UTC(), false
+	}
+	return x
+}
+
 // locate sets the period of each USD cap, by the store's clock.
 func (v *Valkey) locate(o *shared, limits []Limit) {
 	for i := range limits {

@@ -14,7 +14,8 @@ import (
 	"github.com/ai-identity/ai-identity/e2e"
 )
 
-// A sidecar is killed while a request under a USD cap is in flight. The request stays charged
+// Limits of sessions hold through Envoy, in the memory of one sidecar. Then
+// a sidecar is killed while a request under a USD cap is in flight. The request stays charged
 // in full. Nothing under the cap passes before the sums have come from the control plane.
 func TestCapSurvivesKill(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "prices.yaml")
@@ -31,7 +32,7 @@ func TestCapSurvivesKill(t *testing.T) {
 		io.WriteString(w, `{"id":"c","object":"chat.completion","model":"capped","choices":[{"index":0,"message":{"role":"assistant","content":"Hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":11,"completion_tokens":9}}`)
 	}))
 	defer close(release)
-	up := e2e.Start(t, e2e.Config{Providers: provider.File("ours", credential, "capped", "free"), Env: []string{"AID_PRICES=" + file}})
+	up := e2e.Start(t, e2e.Config{Providers: provider.File("ours", credential, "capped", "free", "s-*"), Env: []string{"AID_PRICES=" + file}})
 	agent := up.Agent(t, `{"name":"spender","allowed_models":["*"]}`)
 	_, key := up.Key(t, agent, `{"name":"one","scopes":["*"]}`)
 	up.Ready(t)
@@ -61,6 +62,8 @@ func TestCapSurvivesKill(t *testing.T) {
 		}
 		return nil
 	})
+
+	sessionLimits(t, up, key, 0.002, nil)
 
 	// A request that may cost more than $0.006 and less than $0.007 is in flight.
 	go func() {

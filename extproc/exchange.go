@@ -359,7 +359,7 @@ func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 	}
 	x.org = org // one snapshot for the whole exchange
 	x.org.ID, x.org.Limiter, x.org.Sessions, x.org.Pricer, x.org.Phase = caller.Agent.OrgID, x.s.c.Limiter, &x.s.sessions, x.s.c.Pricer, x.phase
-	x.org.Spender, x.org.Tokens = x.s.c.Spender, x.s.findToken()
+	x.org.Spender, x.org.Shared, x.org.Tokens = x.s.c.Spender, x.s.shared, x.s.findToken()
 	return nil
 }
 

@@ -146,7 +146,8 @@ type Server struct {
 	guard    *guard
 	ends     *ends
 	sessions budget.Sessions
-	deciding chan struct{} // holds a token for each exchange that is being decided
+	shared   verdict.SharedSessions // nil: no other sidecar counts with this one
+	deciding chan struct{}          // holds a token for each exchange that is being decided
 
 	patterns sync.Map // *patterns by a provider's id
 
@@ -210,6 +211,7 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("registering extproc's metrics: %w", err)
 	}
 	s.metrics = m
+	s.shared, _ = c.Limiter.(verdict.SharedSessions)
 	if c.Tracer != nil {
 		s.tracer = c.Tracer.Tracer("github.com/ai-identity/ai-identity/extproc")
 	}

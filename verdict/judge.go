@@ -63,6 +63,7 @@ type Verdict struct {
 	day     string         // of the decision, in the org's time zone
 	listed  bool           // the model's name is in a list, so that it has counts of its own
 	session budget.Session // with a name if Org has Sessions
+	asked   bool           // session is as it began on any sidecar
 	worst   int64          // the most that it may cost, in nano-dollars
 	counted []int          // of Decision.Limits: those that Counts counts
 
@@ -158,7 +159,9 @@ func (o *Org) shadow(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 			if v.session.Name == "" {
 				continue
 			}
-			o.Sessions.Passed(v.Time, v.session)
+			o.resolve(ctx, v)
+			trial.session = v.session
+			o.passed(ctx, v, nil)
 		}
 		switch {
 		case !trial.applies(l):
@@ -178,7 +181,7 @@ func (o *Org) shadow(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 		}
 		if code == "" && counts {
 			id := "shadow:" + strconv.Itoa(i) + ":" + r.ID
-			count := o.count(&trial, l)
+			count := o.count(ctx, &trial, l)
 			count.Shadow = true
 			taken, err := o.Limiter.Reserve(ctx, o.ID, id, []budget.Limit{count})
 			switch {
@@ -189,6 +192,9 @@ func (o *Org) shadow(ctx context.Context, v *Verdict, c identity.Caller, r *Requ
 				code = refused.Code
 			default:
 				v.ShadowIDs = append(v.ShadowIDs, id)
+				if ofSession(l) {
+					o.passed(ctx, v, []budget.Limit{count})
+				}
 			}
 		}
 		if code != "" {

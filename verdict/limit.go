@@ -173,6 +173,7 @@ func (o *Org) limit(ctx context.Context, v *Verdict, id string) *provider.Error 
 			if sessions = true; v.session.Name == "" {
 				return Unavailable("limits_unavailable", "Limits cannot be counted right now. Try again shortly.")
 			}
+			o.resolve(ctx, v)
 		}
 		if age := v.Time.Sub(v.session.Began); l.Name == limitSessionSeconds && age >= time.Duration(l.Value)*time.Second {
 			return v.denies(l, Refuse(http.StatusTooManyRequests, "session_limit_exceeded",
@@ -186,12 +187,12 @@ func (o *Org) limit(ctx context.Context, v *Verdict, id string) *provider.Error 
 				return refused
 			}
 		}
-		v.Counts = append(v.Counts, o.count(v, l))
+		v.Counts = append(v.Counts, o.count(ctx, v, l))
 		v.counted = append(v.counted, i)
 	}
 	if len(v.Counts) == 0 {
 		if sessions {
-			o.Sessions.Passed(v.Time, v.session)
+			o.passed(ctx, v, nil)
 		}
 		return nil
 	}
@@ -226,19 +227,58 @@ func (o *Org) limit(ctx context.Context, v *Verdict, id string) *provider.Error 
 	}
 	v.Taken, v.Reserved = taken, true
 	if sessions {
-		o.Sessions.Passed(v.Time, v.session)
+		o.passed(ctx, v, v.Counts)
 	}
 	return nil
 }
 
+// resolve finds out when a session that is new here began on other sidecars.
+func (o *Org) resolve(ctx context.Context, v *Verdict) {
+	if o.Shared == nil || v.asked || !v.session.Fresh {
+		return
+	}
+	v.asked = true
+	v.session = o.Shared.Session(ctx, o.ID, v.session)
+}
+
+// started reports whether the start of the session has been counted against a limit, here or
+// on another sidecar.
+func (o *Org) started(ctx context.Context, v *Verdict, limit string) bool {
+	if o.Sessions.Started(v.Time, v.session, limit) {
+		return true
+	}
+	return o.Shared != nil && !o.Shared.Session(ctx, o.ID, v.startOf(limit)).Fresh
+}
+
+// startOf is the start of the session for a limit, as a shared store has it.
+func (v *Verdict) startOf(limit string) budget.Session {
+	return budget.Session{Name: v.session.Name + "@" + strconv.FormatInt(v.session.Began.UnixMicro(), 10) + " " + limit, Named: true, Began: v.session.Began, Fresh: true}
+}
+
+// passed notes that a request of the session has passed, which counts took.
+func (o *Org) passed(ctx context.Context, v *Verdict, counts []budget.Limit) {
+	var starts []string
+	for i := range counts {
+		if l := &counts[i]; l.Kind == budget.Starts {
+			starts = append(starts, l.Key)
+			if l.Amount > 0 && o.Shared != nil {
+				o.Shared.Began(ctx, o.ID, v.startOf(l.Key))
+			}
+		}
+	}
+	if o.Sessions.Passed(v.Time, v.session, starts...) && o.Shared != nil {
+		o.Shared.Began(ctx, o.ID, v.session)
+	}
+}
+
 // count is a limit as it is counted, and what the request takes from it.
-func (o *Org) count(v *Verdict, l policy.Limit) budget.Limit {
+func (o *Org) count(ctx context.Context, v *Verdict, l policy.Limit) budget.Limit {
 	c := budget.Limit{Key: l.Key, Kind: kinds[l.Name], Max: l.Value, Calendar: o.Calendar}
 	switch {
 	case c.Kind == budget.Uses:
 		c.Session = v.session
 	case c.Kind == budget.Starts:
-		if v.session.Fresh {
+		if !o.started(ctx, v, l.Key) {
 			c.Amount = 1
 		}
 	case c.Kind == budget.Tokens:

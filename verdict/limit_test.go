@@ -324,6 +324,83 @@ func TestSessionLimits(t *testing.T) {
 	w.deny(503, "limits_unavailable", in("a", 11*time.Minute))
 }
 
+// A session counts as a start for each limit, also if it began under another policy. Otherwise
+// a client could begin sessions where nothing limits them.
+func TestSessionStartsCountForEachLimit(t *testing.T) {
+	w := newWorld(t, `{"name":"a","effect":"allow","conditions":{"request.model":"small"},"limits":{"session_requests":5}}`,
+		`{"name":"b","effect":"allow","conditions":{"request.model":"big-x"},"limits":{"sessions_per_hour":2}}`)
+	w.org.Limiter, w.org.Sessions = budget.NewMemory(func() time.Time { return noon }, nil), &budget.Sessions{}
+	in := func(id, model string) change {
+		return func(x *world) {
+			next(w)(x)
+			x.request.Session = id
+			body(`{"model":"` + model + `","max_tokens":1` + chat)(x)
+		}
+	}
+	for _, id := range []string{"x", "y", "z"} {
+		w.allow(in(id, "small"))
+	}
+	w.allow(in("x", "big-x"))
+	w.allow(in("x", "big-x"))
+	w.allow(in("y", "big-x"))
+	w.deny(429, "rate_limit_exceeded", in("z", "big-x"))
+	w.allow(in("y", "big-x"))
+}
+
+// With a shared store, a session begins once for all sidecars. Its time counts from the first
+// request on any of them. A sidecar that starts again has it too.
+func TestSharedSessions(t *testing.T) {
+	shared, server := sharedStore(t)
+	w, _ := money(t, `{"session_seconds":600,"sessions_per_hour":2}`)
+	w.org.ID = "org_1"
+	w.org.Limiter, w.org.Shared = shared, shared
+	sidecars := []*budget.Sessions{{}, {}}
+	now := time.Now().UTC()
+	n := 0
+	ask := func(sidecar int, id string, after time.Duration) string {
+		t.Helper()
+		n++
+		w.org.Sessions = sidecars[sidecar]
+		w.request.ID, w.request.Session, w.request.Time = fmt.Sprint("s", n), id, now.Add(after)
+		body(`{"model":"small","max_tokens":1` + chat)(w)
+		v := w.judgeCounted()
+		if e := v.Rejection(); e != nil {
+			return e.Code
+		}
+		return "ok"
+	}
+	for i, c := range []struct {
+		sidecar int
+		id      string
+		after   time.Duration
+		want    string
+	}{
+		{0, "a", 0, "ok"},
+		{1, "a", 5 * time.Minute, "ok"}, // no second start
+		{1, "", 5 * time.Minute, "ok"},
+		{0, "", 6 * time.Minute, "ok"},
+		{0, "c", 6 * time.Minute, "rate_limit_exceeded"},
+		{1, "c", 6 * time.Minute, "rate_limit_exceeded"}, // a rejected session has not begun
+		{1, "a", 10 * time.Minute, "session_limit_exceeded"},
+		{0, "a", 10 * time.Minute, "session_limit_exceeded"},
+		{0, "", 14 * time.Minute, "ok"},
+		{0, "", 15 * time.Minute, "session_limit_exceeded"}, // it began on the other sidecar
+	} {
+		if got := ask(c.sidecar, c.id, c.after); got != c.want {
+			t.Errorf("request %d: %s, want %s", i, got, c.want)
+		}
+	}
+	sidecars[0] = &budget.Sessions{}
+	if got := ask(0, "a", 11*time.Minute); got != "session_limit_exceeded" {
+		t.Errorf("after a start: %s", got)
+	}
+	// Without the store, a sidecar counts on with what it knows.
+	server.Kill()
+	if got := ask(1, "a", 11*time.Minute); got != "session_limit_exceeded" {
+		t.Errorf("without the store: %s", got)
+	}
+}
+
 // A dry-run counts all limits but those of sessions, in the order of time: by what the log says
 // that each request reserved and used.
 func TestReplayCounts(t *testing.T) {

@@ -33,6 +33,8 @@ type Org struct {
 	Limiter Limiter
 	// Sessions distinguishes sessions. Nil rejects each request with a limit on sessions.
 	Sessions *budget.Sessions
+	// Shared has when sessions began on other sidecars. Nil: there are none.
+	Shared SharedSessions
 	// Pricer has the prices for USD caps. Nil rejects each request that a cap applies to.
 	Pricer Pricer
 	// Spender has what agents have spent. Nil: it is not known.
@@ -88,6 +90,14 @@ type Limiter interface {
 	Release(ctx context.Context, id string)
 	// Settle replaces what Reserve took by what the request has used.
 	Settle(ctx context.Context, id string, used budget.Used)
+}
+
+// SharedSessions has when sessions began, for all sidecars. It must be safe for concurrent use.
+type SharedSessions interface {
+	// Session returns the session as it began on any sidecar. Fresh: on none.
+	Session(ctx context.Context, org string, x budget.Session) budget.Session
+	// Began notes that a request of the session has passed.
+	Began(ctx context.Context, org string, x budget.Session) budget.Session
 }
 
 // A Spender has what agents have spent. It must be safe for concurrent use.

@@ -656,11 +656,11 @@ func TestTimezone(t *testing.T) {
 }
 
 // A sidecar gets the limits of an org's tier. An org whose tier is not in the file stays as it
-// is, and a new sidecar does not receive it.
+// is. If the control plane has no valid state of it, sidecars do not receive it.
 func TestTiers(t *testing.T) {
 	p := newPlane(t)
-	org := storetest.Org(t, p.db)
-	tier := func(name string) {
+	org, never, second := storetest.Org(t, p.db), storetest.Org(t, p.db), storetest.Org(t, p.db)
+	set := func(org, name string) {
 		t.Helper()
 		conn := storetest.Connect(t, storetest.URL(t, store.OwnerRole))
 		for _, statement := range []string{`SELECT set_config('aid.org', $1, false)`, `UPDATE orgs SET tier = '` + name + `' WHERE org_id = $1`} {
@@ -669,6 +669,8 @@ func TestTiers(t *testing.T) {
 			}
 		}
 	}
+	tier := func(name string) { t.Helper(); set(org, name) }
+	set(never, "lead")
 	token, _ := p.node(org)
 	x := p.client(token, nil)
 	limits := func(want string) {
@@ -693,9 +695,33 @@ func TestTiers(t *testing.T) {
 		return identity.SetTimezone(context.Background(), tx, identity.Org{ID: org, Timezone: "Asia/Tokyo", TimezoneBefore: "Asia/Tokyo"})
 	})
 	limits(gold)
-	token, _ = p.node(org)
+	// A sidecar that starts now gets an org of its own, and its changes, and the last valid state
+	// of this one. An org whose tier was never known it does not get.
+	token, _ = p.nodeOf(identity.Node{Roles: []identity.NodeRole{identity.NodeEnvoy, identity.NodeExtproc}}, org, never, second)
 	fresh := p.client(token, nil)
-	tier("gold")
-	eventually(t, func() error { _, err := fresh.Org(org); return err })
+	at := time.Date(2026, 12, 1, 20, 0, 0, 0, time.UTC)
+	eventually(t, func() error { _, err := fresh.Org(second); return err })
+	p.in(second, func(tx pgx.Tx) error {
+		return identity.SetTimezone(context.Background(), tx, identity.Org{ID: second, Timezone: "Asia/Tokyo", TimezoneBefore: "Asia/Tokyo"})
+	})
+	eventually(t, func() error {
+		o, err := fresh.Org(second)
+		if day, _ := o.Calendar.Day(at); err == nil && day != "2026-12-02" {
+			err = fmt.Errorf("it is %s", day)
+		}
+		return err
+	})
+	if o, err := fresh.Org(never); err == nil {
+		t.Errorf("an org of a tier that is not known: %+v", o)
+	}
+	// The limits of a tier hold as soon as the org is there.
+	for of, change := range map[string]func(){org: func() {}, never: func() { set(never, "gold") }} {
+		change()
+		var o verdict.Org
+		eventually(t, func() (err error) { o, err = fresh.Org(of); return err })
+		if got := fmt.Sprintf("%v %s", o.TierLimits.Bind(org), o.Tier); got != gold {
+			t.Errorf("%s, want %s", got, gold)
+		}
+	}
 	limits(gold)
 }
