@@ -151,6 +151,8 @@ type served struct {
 	asking chan struct{} // closed when the control plane has answered; nil: it is not asked
 	until  time.Time     // the reply holds until then
 	alone  bool          // no other sidecar serves the org
+	writer string        // of seq
+	seq    uint64        // the last record of writer that a response included
 	err    error         // of the last question
 }
 
@@ -236,6 +238,10 @@ func (s *Spend) counts(ctx context.Context, org string, names []audit.CountName)
 		s.log.WarnContext(ctx, "the number of sidecars of an organization changed; requests under USD caps need exactly one", "org", org, "sidecars", got.Sidecars)
 	}
 	o.alone, o.until = alone, began.Add(got.Lease)
+	if o.writer != r.Writer {
+		o.writer, o.seq = r.Writer, 0
+	}
+	o.seq = max(o.seq, got.WriterSeq)
 	return got, nil
 }
 
@@ -282,6 +288,10 @@ func (s *Spend) sums(ctx context.Context, org string, counters []string, alone b
 	if err := s.records.WaitEarlier(ctx, org); err != nil {
 		return nil, fmt.Errorf("%w: %w", budget.ErrUnknownSums, err)
 	}
+	s.mu.Lock()
+	o := s.servedLocked(org)
+	writer, seq := o.writer, o.seq
+	s.mu.Unlock()
 	out := make([]budget.Sum, 0, len(counters))
 	for some := range slices.Chunk(counters, audit.MaxCounts) {
 		names := make([]audit.CountName, len(some))
@@ -292,8 +302,13 @@ func (s *Spend) sums(ctx context.Context, org string, counters []string, alone b
 		if err != nil {
 			return nil, err
 		}
-		if alone && got.Sidecars > 1 {
+		switch {
+		case alone && got.Sidecars > 1:
 			return nil, budget.ErrStoreRequired
+		case writer == s.records.ID() && got.WriterSeq < seq:
+			// A count that is lowered to such sums would admit again what was spent.
+			return nil, fmt.Errorf("%w: the control plane had record %d of this process, and has records up to %d only; its database was restored",
+				budget.ErrUnknownSums, seq, got.WriterSeq)
 		}
 		for _, c := range got.Counts {
 			if c.ChargedNanoUSD < 0 || c.ReservedNanoUSD < 0 || c.ChargedNanoUSD+c.ReservedNanoUSD < 0 {

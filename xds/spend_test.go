@@ -20,6 +20,7 @@ type sumsOf struct {
 	sidecars int
 	err      error
 	requests []audit.CountsRequest
+	seq      uint64 // the last record of the writer
 }
 
 func (l *sumsOf) Counts(_ context.Context, r audit.CountsRequest) (audit.Counts, error) {
@@ -29,7 +30,7 @@ func (l *sumsOf) Counts(_ context.Context, r audit.CountsRequest) (audit.Counts,
 	if l.err != nil {
 		return audit.Counts{}, l.err
 	}
-	out := audit.Counts{Sidecars: l.sidecars, Lease: 30 * time.Second}
+	out := audit.Counts{Sidecars: l.sidecars, Lease: 30 * time.Second, WriterSeq: l.seq}
 	for _, n := range r.Names {
 		c := l.sums[n.Counter+" "+n.Period]
 		c.CountName = n
@@ -187,5 +188,25 @@ func TestAgentsSpend(t *testing.T) {
 	}
 	if day, month, _ = s.Spent("org_2", "ag_1", "2026-11-27", "2026-11"); day != nil || month != nil {
 		t.Errorf("of another org: %v %v", day, month)
+	}
+}
+
+// Sums of a database that was restored lack charges that the control plane had. They are
+// rejected until it has this process's records again.
+func TestSpendRestored(t *testing.T) {
+	l, r := &sumsOf{sidecars: 1, sums: map[string]audit.Count{}}, &records{id: "w_1"}
+	s := xds.NewSpend(l, r, time.Now, slog.New(slog.DiscardHandler))
+	for i, c := range []struct {
+		writer string
+		seq    uint64
+		bad    bool
+	}{{"w_1", 0, false}, {"w_1", 7, false}, {"w_1", 7, false}, {"w_1", 6, true}, {"w_1", 0, true}, {"w_1", 7, false}, {"w_1", 9, false}, {"w_1", 8, true}, {"w_2", 0, false}, {"w_2", 3, false}, {"w_2", 2, true}} {
+		r.id = c.writer
+		l.mu.Lock()
+		l.seq = c.seq
+		l.mu.Unlock()
+		if _, err := s.Books().Sums(t.Context(), "org_1", []string{"a@2026-11"}); errors.Is(err, budget.ErrUnknownSums) != c.bad {
+			t.Errorf("%d: %+v: %v", i, c, err)
+		}
 	}
 }
