@@ -14,7 +14,7 @@ import (
 // sessionLimits tests the limits of sessions through a real Envoy: requests, USD, seconds and
 // sessions per hour. The models s-* cost something, and a request for 100 tokens may cost more
 // than a third of usd. elsewhere sends a request to another sidecar that shares the counts, and
-// returns "200" or the error's code; nil: there is none.
+// returns "200" or the error's code. It is nil without another sidecar.
 func sessionLimits(t *testing.T, up *e2e.Up, key string, usd float64, elsewhere func(model, session string) string) {
 	t.Helper()
 	for model, limits := range map[string]string{

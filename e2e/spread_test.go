@@ -287,7 +287,7 @@ func TestSpread(t *testing.T) {
 							t.Error(err)
 							return
 						}
-					case x.after > 0: // it does as it is told
+					case x.after > 0: // it follows Retry-After
 						held.Add(1)
 						time.Sleep(x.after)
 					case x.code == "insufficient_quota" || x.code == "budget_too_large":
