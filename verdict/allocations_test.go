@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// judged are requests whose verdict has a known number of allocations. The figures change
+// judged are requests whose decision has a known number of allocations. The figures change
 // only with the code, so they show a change that adds work to each request. The commit of a
 // feature that needs an allocation changes the figure, and says why.
 //
@@ -49,7 +49,7 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// BenchmarkJudge judges the requests of TestAllocations.
+// BenchmarkJudge evaluates the requests of TestAllocations.
 func BenchmarkJudge(b *testing.B) {
 	for _, c := range judged {
 		b.Run(c.name, func(b *testing.B) {
