@@ -188,6 +188,36 @@ func TestTieOut(t *testing.T) {
 	up.Ready(t)
 }
 
+// Each step of the rotation of the egress CA is in the audit log, in the transaction of the step.
+func TestEgressRotationRecorded(t *testing.T) {
+	t.Parallel()
+	up := e2e.Shared(t)
+	rotate := func(step string) (string, error) {
+		out, err := exec.CommandContext(t.Context(), e2e.Binary(t), "egress", "rotate", step, "--home", up.Home).CombinedOutput()
+		return string(out), err
+	}
+	if out, err := rotate("sign"); err == nil {
+		t.Fatalf("signing without a new root: %s", out)
+	}
+	for _, step := range []string{"spread", "sign"} {
+		if out, err := rotate(step); err != nil {
+			t.Fatalf("%s: %v %s", step, err, out)
+		}
+	}
+	if out, err := rotate("withdraw"); err == nil {
+		t.Fatalf("withdrawing at once: %s", out)
+	}
+	for kind, want := range map[string]int{"egress_ca.spread": 1, "egress_ca.sign": 1, "egress_ca.withdraw": 0} {
+		var page struct {
+			Data []struct{ Kind string }
+		}
+		up.Manage(t, http.MethodGet, "/v1/audit/entries?kind="+kind, "", http.StatusOK, &page)
+		if len(page.Data) != want || want > 0 && page.Data[0].Kind != kind {
+			t.Errorf("%s: %+v", kind, page.Data)
+		}
+	}
+}
+
 // upstreamSent is what Envoy sent to the providers that it reached, without retries.
 func upstreamSent(t *testing.T, admin envoy.AdminClient) (n int64) {
 	t.Helper()

@@ -21,6 +21,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/identity"
 	"github.com/ai-identity/ai-identity/xds"
 )
@@ -180,16 +181,16 @@ func egressRotateCommand() *cobra.Command {
 		Use:   "rotate STEP",
 		Short: "Replace the root that intercepted applications trust, in three steps",
 		Long: `rotate replaces the root of the egress CA. Nothing is interrupted if each step is complete
-before the next one:
+before the next one. Each step is recorded in the audit log of every organization:
 
   spread    makes a new root for --egress-hosts, which does not sign yet. Distribute the
             output of ` + "`aid egress ca`" + ` to all applications, and restart them.
   sign      the new root signs. Control planes notice it within a day, and at once when
             they start. The old root is still in the output.
   withdraw  at the earliest 24 hours later, the old root is removed and its key deleted.`,
-		Example: `  aid egress rotate spread --fernet-keys fernet.keys --egress-hosts api.openai.com,mine.openai.azure.com
-  aid egress rotate sign --fernet-keys fernet.keys
-  aid egress rotate withdraw --fernet-keys fernet.keys`,
+		Example: `  aid egress rotate spread --fernet-keys fernet.keys --hmac-keys hmac.keys --egress-hosts api.openai.com,mine.openai.azure.com
+  aid egress rotate sign --fernet-keys fernet.keys --hmac-keys hmac.keys
+  aid egress rotate withdraw --fernet-keys fernet.keys --hmac-keys hmac.keys`,
 		Args:      cobra.ExactArgs(1),
 		ValidArgs: []string{identity.RotateSpread, identity.RotateSign, identity.RotateWithdraw},
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -208,8 +209,33 @@ before the next one:
 			if err != nil {
 				return err
 			}
-			err = pgx.BeginFunc(cmd.Context(), db.Pool(), func(tx pgx.Tx) error {
-				return identity.RotateCA(cmd.Context(), tx, sealer, args[0], hosts, m.now(), rand.Reader)
+			chain, err := m.chain(db)
+			if err != nil {
+				return err
+			}
+			rows, err := db.Pool().Query(cmd.Context(), "SELECT org_id FROM aid_directory() WHERE head > 0")
+			if err != nil {
+				return fmt.Errorf("listing the organizations: %w", err)
+			}
+			orgs, err := pgx.CollectRows(rows, pgx.RowTo[string])
+			if err != nil {
+				return fmt.Errorf("listing the organizations: %w", err)
+			}
+			if len(orgs) == 0 {
+				return errors.New("there is no organization, so the step could not be recorded: create one with `aid org create`")
+			}
+			// The CA decrypts connections of every organization, so each has the entry.
+			first := slices.Min(orgs)
+			err = db.InOrgs(cmd.Context(), orgs, func(org string, tx pgx.Tx) error {
+				if org == first {
+					if err := identity.RotateCA(cmd.Context(), tx, sealer, args[0], hosts, m.now(), rand.Reader); err != nil {
+						return err
+					}
+				}
+				_, err := chain.Record(cmd.Context(), tx, org, audit.Changed{
+					Kind: "egress_ca." + args[0], Actor: operator(), ObjectKind: "egress_ca", ObjectID: "root", Fields: []string{"state"},
+				})
+				return err
 			})
 			if errors.Is(err, identity.ErrRotation) {
 				return usagef("%v", err)
@@ -220,7 +246,7 @@ before the next one:
 			return err
 		},
 	}
-	m.flags(cmd, false, false)
+	m.flags(cmd, true, false)
 	cmd.Flags().StringVar(&fernet, "fernet-keys", "", "`file` with the keys that encrypt the CA's keys, the same as the control plane's")
 	cmd.Flags().StringSliceVar(&hosts, "egress-hosts", egressHosts, egressHostsHelp)
 	return cmd
