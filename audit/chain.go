@@ -262,7 +262,7 @@ func describe(org, writer string, entry []byte, appendedAt time.Time, version in
 	}
 	session := ""
 	switch e := e.(type) {
-	case Changed, Threshold, Reopened, Trimmed, KeysChanged:
+	case Changed, Threshold, ClockRegressed, Reopened, Trimmed, KeysChanged:
 		if writer != controlWriter {
 			return malformed, nil
 		}

@@ -498,6 +498,10 @@ func Parse(b []byte) (Entry, error) {
 		var e Reopened
 		err = json.Unmarshal(b, &e)
 		return e, malformed(err)
+	case h.Kind == KindClock:
+		var e ClockRegressed
+		err = json.Unmarshal(b, &e)
+		return e, malformed(err)
 	case h.Kind == KindTrimmed:
 		var e Trimmed
 		err = json.Unmarshal(b, &e)

@@ -15,13 +15,13 @@ import (
 )
 
 var (
-	manyOrgs = flag.Int("orgs", 40, "organizations of TestManyOrgs")
-	orgsRate = flag.Float64("orgsrate", 100, "signatures a second in TestManyOrgs")
+	manyOrgs = flag.Int("orgs", 40, "organizations of TestThousandsOfOrgs")
+	orgsRate = flag.Float64("orgsrate", 100, "signatures a second in TestThousandsOfOrgs")
 )
 
 // All organizations of a large installation get checkpoints in turns, and the directory has
 // them. With -orgs 5000 -v it is a measurement.
-func TestManyOrgs(t *testing.T) {
+func TestThousandsOfOrgs(t *testing.T) {
 	ctx := t.Context()
 	n := newNotaries(t)
 	db, err := store.Open(ctx, store.Config{URL: storetest.URL(t, store.AppRole), MaxConns: 10})

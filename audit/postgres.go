@@ -50,6 +50,7 @@ type Chain struct {
 	ahead   atomic.Int32 // the newest epoch that a chain was in and whose key was not here
 
 	confirmed sync.Map // proofs of keys that are the installation's
+	clocks    sync.Map // orgs whose chain has an entry ClockRegressed of this process, while it lasts
 	ends      ends
 	turns     *turns // to append batches
 }
@@ -159,9 +160,16 @@ func (c *Chain) Append(ctx context.Context, b Batch) (uint64, error) {
 	case err != nil:
 		return 0, fmt.Errorf("appending %d audit records of %s: %w", len(b.Records), b.Writer, err)
 	}
+	if r := done.regressed; r != nil {
+		c.clocks.Store(b.Org, true)
+		c.c.Log.WarnContext(ctx, "the clock is behind the audit log's last entry; times of appending go on from there", "org", b.Org, "clock", r.Clock, "last", r.Last)
+	}
 	recs := b.Records
 	c.metrics.append.Observe(c.c.Now().Sub(began).Seconds())
 	c.metrics.chained.Add(float64(done.count + len(done.thresholds)))
+	if done.regressed != nil {
+		c.metrics.chained.Inc()
+	}
 	c.noteMoney(ctx, b.Org, done)
 	c.metrics.resent.Add(float64(len(recs) - done.count))
 	if done.malformed > 0 {
@@ -218,7 +226,8 @@ type appended struct {
 	seq              int64 // sequence number of the last entry
 	count, malformed int
 
-	thresholds []Threshold // that the charges of the batch have reached
+	regressed  *ClockRegressed // appended behind the batch
+	thresholds []Threshold     // that the charges of the batch have reached
 	money      money
 }
 
@@ -268,6 +277,10 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 		seq, incarnation = batch.reopenAfter, incarnation+1
 	}
 	now := c.c.Now().UTC().Truncate(time.Microsecond) // the database's precision, so that the MAC can be checked
+	var behind *ClockRegressed
+	if last.InfinityModifier == pgtype.Finite && writer != controlWriter {
+		behind = c.regressed(org, now, last.Time.UTC())
+	}
 	if last.InfinityModifier == pgtype.Finite && !now.After(last.Time) {
 		now = last.Time.UTC().Add(time.Microsecond)
 	}
@@ -343,9 +356,13 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 		return appended{}, err
 	}
 	done.thresholds, done.money = reached, use.ledger.money
+	done.regressed = behind
 	events := make([]Entry, len(reached))
 	for i, t := range reached {
 		events[i] = t
+	}
+	if behind != nil {
+		events = append(events, *behind)
 	}
 	_, err = c.own(ctx, tx, org, events)
 	return done, err

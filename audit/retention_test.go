@@ -297,7 +297,7 @@ func TestRetention(t *testing.T) {
 			t.Errorf("a receipt that the log contradicts: %+v %v", p, err)
 		}
 		after, last, err := audit.Since(ctx, tx, a.month(0))
-		if err != nil || after != 300 || last != 363 {
+		if err != nil || after != 300 || last != 364 { // with clock.regressed, of the chain whose clock is ours
 			t.Errorf("since: %d to %d: %v", after, last, err)
 		}
 		return nil
