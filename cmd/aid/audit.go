@@ -60,6 +60,7 @@ the response header X-AID-Receipt per line. verify prints the place of each:
   in a gap       the chain records the entry as lost; the gap's number follows
   pending        the chain does not have this number of the writer yet; the node
                  still has the record, or the node is lost: see aid segments
+  in the archive the entry's month left the database: see aid audit trim
   MISSING        the chain has later numbers of the writer, but not this entry
 
 Exit codes:
@@ -67,7 +68,7 @@ Exit codes:
   0   The chain is valid and has each receipt.
   1   The chain is not valid, or a receipt is missing.
   2   Wrong usage.
-  3   The chain is valid, and a receipt is pending or in a gap.
+  3   The chain is valid, and a receipt is pending, in a gap or in the archive.
 
 With --offline it verifies files instead, with public keys and without a database:
 
@@ -174,7 +175,7 @@ func (v *verification) count() {
 	if len(v.Receipts) == 0 {
 		return
 	}
-	v.Places = map[string]int{audit.PlaceChain: 0, audit.PlaceGap: 0, audit.PlacePending: 0, audit.PlaceMissing: 0}
+	v.Places = map[string]int{audit.PlaceChain: 0, audit.PlaceGap: 0, audit.PlacePending: 0, audit.PlaceArchived: 0, audit.PlaceMissing: 0}
 	for _, p := range v.Receipts {
 		v.Places[p.State]++
 	}
@@ -194,6 +195,8 @@ func (v *verification) show(w io.Writer) error {
 			fmt.Fprintf(out, "%s in a gap: entry %d records it as lost\n", p.Receipt, p.Seq)
 		case audit.PlacePending:
 			fmt.Fprintf(out, "%s pending: the chain has this writer's records up to %d\n", p.Receipt, p.Have)
+		case audit.PlaceArchived:
+			fmt.Fprintf(out, "%s in the archive: this writer's records up to this one left the database\n", p.Receipt)
 		default:
 			fmt.Fprintf(out, "%s MISSING: the chain has this writer's records up to %d, but not this entry\n", p.Receipt, p.Have)
 		}
@@ -207,6 +210,9 @@ func (v *verification) show(w io.Writer) error {
 	default:
 		fmt.Fprintf(out, "%s: %d entries are right, from %d (%s) to %d (%s)\nkey epoch %d, head %s\n", r.Org, r.Entries,
 			r.From, r.Since.Format(time.RFC3339Nano), r.To, r.Till.Format(time.RFC3339Nano), r.Epoch, r.Head)
+	}
+	if r.Trimmed > 0 {
+		fmt.Fprintf(out, "entries up to %d left the database by aid audit trim; the archive's file with the last one is %s\n", r.Trimmed, r.Archive)
 	}
 	if r.Malformed > 0 {
 		fmt.Fprintf(out, "%d of them could not be parsed on arrival, and are in the chain unchanged\n", r.Malformed)
@@ -225,8 +231,12 @@ func (v *verification) show(w io.Writer) error {
 }
 
 func (v *verification) receipts() string {
-	return fmt.Sprintf("%d in the chain, %d in a gap, %d pending, %d missing",
-		v.Places[audit.PlaceChain], v.Places[audit.PlaceGap], v.Places[audit.PlacePending], v.Places[audit.PlaceMissing])
+	archived := ""
+	if n := v.Places[audit.PlaceArchived]; n > 0 {
+		archived = fmt.Sprintf(", %d in the archive", n)
+	}
+	return fmt.Sprintf("%d in the chain, %d in a gap, %d pending, %d missing%s",
+		v.Places[audit.PlaceChain], v.Places[audit.PlaceGap], v.Places[audit.PlacePending], v.Places[audit.PlaceMissing], archived)
 }
 
 // result returns the error that sets the exit code.
