@@ -21,6 +21,7 @@ type Agent struct {
 	Team          string    `json:"team" doc:"The team that owns the agent. Policies read it as agent.team." example:"support"`
 	Environment   string    `json:"environment" doc:"The environment that the agent runs in. Policies read it as agent.environment." example:"prod"`
 	Tier          string    `json:"tier" doc:"The agent's tier. Policies read it as agent.tier." example:""`
+	Required      []string  `json:"required_identities" nullable:"false" doc:"Kinds of credentials that each request must have, all at once. Empty: one of any kind suffices." example:"key,kubernetes"`
 	Metadata      metadata  `json:"metadata" doc:"Your own attributes of the agent. Policies read them as agent.metadata.NAME."`
 	Status        string    `json:"status" enum:"active,suspended" doc:"Requests of a suspended agent are rejected." example:"active"`
 	Fingerprint   string    `json:"fingerprint" doc:"A digest of what never changes: the org, the id, the first name and the time of creation." example:"sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"`
@@ -33,7 +34,7 @@ type Agent struct {
 func agentShown(a identity.Agent) Agent {
 	return Agent{
 		ID: a.ID, Name: a.Name, Description: a.Description, AllowedModels: strs(a.AllowedModels), Team: a.Team, Environment: a.Environment,
-		Tier: a.Tier, Metadata: metadata(a.Metadata), Status: string(a.Status), Fingerprint: a.Fingerprint,
+		Tier: a.Tier, Required: kindsShown(a.RequiredIdentities), Metadata: metadata(a.Metadata), Status: string(a.Status), Fingerprint: a.Fingerprint,
 		CreatedAt: a.CreatedAt.UTC(), UpdatedAt: a.UpdatedAt.UTC(), Version: a.Version,
 	}
 }
@@ -46,6 +47,7 @@ type NewAgent struct {
 	Team          string   `json:"team,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a string of visible characters and single spaces" doc:"The team that owns the agent. Policies read it as agent.team." example:"support"`
 	Environment   string   `json:"environment,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a string of visible characters and single spaces" doc:"The environment that the agent runs in. Policies read it as agent.environment." example:"prod"`
 	Tier          string   `json:"tier,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a string of visible characters and single spaces" doc:"The agent's tier. Policies read it as agent.tier." example:"standard"`
+	Required      []string `json:"required_identities,omitzero" nullable:"false" maxItems:"3" uniqueItems:"true" enum:"key,kubernetes,spiffe" doc:"Kinds of credentials that each request must have, all at once. Empty: one of any kind suffices." example:"key,kubernetes"`
 	Metadata      metadata `json:"metadata,omitzero" doc:"Your own attributes of the agent: strings, numbers, true or false. Policies read them as agent.metadata.NAME."`
 	Status        string   `json:"status,omitzero" enum:"active,suspended" default:"active" doc:"Requests of a suspended agent are rejected." example:"active"`
 }
@@ -56,6 +58,7 @@ func (n NewAgent) put(a identity.Agent) identity.Agent {
 	a.Name, a.Team, a.Environment, a.Tier = norm.NFC.String(n.Name), norm.NFC.String(n.Team), norm.NFC.String(n.Environment), norm.NFC.String(n.Tier)
 	a.Description, a.AllowedModels = n.Description, n.AllowedModels
 	a.Metadata = identity.Metadata(n.Metadata)
+	a.RequiredIdentities = each(n.Required, func(s string) identity.CredentialKind { return identity.CredentialKind(s) })
 	a.Status = identity.Status(n.Status)
 	if n.Status == "" {
 		a.Status = identity.Active
@@ -63,9 +66,13 @@ func (n NewAgent) put(a identity.Agent) identity.Agent {
 	return a
 }
 
+func kindsShown(kinds []identity.CredentialKind) []string {
+	return each(kinds, func(k identity.CredentialKind) string { return string(k) })
+}
+
 func agentSaid(a identity.Agent) NewAgent {
 	return NewAgent{
-		Name: a.Name, Description: a.Description, AllowedModels: a.AllowedModels, Team: a.Team, Environment: a.Environment, Tier: a.Tier,
+		Name: a.Name, Description: a.Description, AllowedModels: a.AllowedModels, Team: a.Team, Environment: a.Environment, Tier: a.Tier, Required: kindsShown(a.RequiredIdentities),
 		Metadata: metadata(a.Metadata), Status: string(a.Status),
 	}
 }

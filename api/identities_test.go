@@ -57,6 +57,17 @@ func TestIdentities(t *testing.T) {
 	if got := w.want(200, "GET", path, ""); strings.Count(got.body, `"status":"active"`) != 1 || strings.Count(got.body, `"status":"revoked"`) != 1 {
 		t.Errorf("list: %s", got.body)
 	}
+	// What an agent requires is stored, and only kinds that exist.
+	for _, bad := range []string{`["key","key"]`, `["badge"]`, `"key"`, `[""]`, `["Key"]`} {
+		w.want(422, "PATCH", "/v1/agents/"+agent, `{"required_identities":`+bad+`}`)
+	}
+	w.want(200, "PATCH", "/v1/agents/"+agent, `{"required_identities":["key","spiffe"]}`)
+	if got := w.want(200, "PATCH", "/v1/agents/"+agent, `{"team":"x"}`); !strings.Contains(got.body, `"required_identities":["key","spiffe"]`) {
+		t.Errorf("another change loses what is required: %s", got.body)
+	}
+	if got := w.want(200, "PATCH", "/v1/agents/"+agent, `{"required_identities":null}`); !strings.Contains(got.body, `"required_identities":[]`) {
+		t.Errorf("removed: %s", got.body)
+	}
 	logs := w.want(200, "GET", "/v1/agents/"+agent+"/logs", "")
 	for kind, n := range map[string]int{"identity.created": 2, "identity.revoked": 1} {
 		if got := strings.Count(logs.body, `"kind":"`+kind+`"`); got != n {

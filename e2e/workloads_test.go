@@ -220,6 +220,25 @@ func TestWorkloads(t *testing.T) {
 		}
 	}
 
+	// An agent may require its key and its workload at once.
+	up.Manage(t, http.MethodPatch, "/v1/agents/"+agent, `{"required_identities":["key","kubernetes"]}`, http.StatusOK, nil)
+	e2e.Eventually(t, 10*time.Second, func() error {
+		for _, c := range []struct {
+			status  int
+			request func(*http.Request)
+		}{
+			{403, header("Authorization", with)}, {403, header("Authorization", "Bearer "+own)},
+			{403, header("X-Aid-Workload-Token", issuer.token(t, "unbound", workloadAud, time.Hour), "Authorization", "Bearer "+own)},
+			{200, header("X-Aid-Workload-Token", token, "Authorization", "Bearer "+own)},
+		} {
+			if status, answer := ask(c.request); status != c.status || status == 403 && !strings.Contains(answer, "identity_required") {
+				return fmt.Errorf("%d %s, want %d", status, answer, c.status)
+			}
+		}
+		return nil
+	})
+	up.Manage(t, http.MethodPatch, "/v1/agents/"+agent, `{"required_identities":[]}`, http.StatusOK, nil)
+
 	// Revoked, it is rejected within seconds.
 	up.Manage(t, http.MethodDelete, "/v1/agents/"+agent+"/identities/"+id, "", http.StatusNoContent, nil)
 	e2e.Eventually(t, 10*time.Second, func() error {

@@ -59,11 +59,12 @@ type exchange struct {
 	answeredCut chan struct{} // closed when Process has answered instead of run
 	wholeBody   bool          // Envoy declared that it buffers request bodies
 	span        span
-	otel        trace.Span         // nil: no tracer
-	known       bool               // caller and org are set: rejections are recorded
-	presented   identity.Presented // of the credential that counts
-	beside      identity.Presented // of the workload beside a key; "": no such workload
-	token       identity.Token     // of the workload; zero if no token was presented
+	otel        trace.Span              // nil: no tracer
+	known       bool                    // caller and org are set: rejections are recorded
+	presented   identity.Presented      // of the credential that counts
+	beside      identity.Presented      // of the workload beside a key; "": no such workload
+	besideKind  identity.CredentialKind // of beside, if the agent has it
+	token       identity.Token          // of the workload; zero if no token was presented
 	caller      identity.Caller
 	org         verdict.Org
 
@@ -352,6 +353,9 @@ func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 	if refused := x.lookUpBeside(ctx); refused != nil {
 		return refused
 	}
+	if refused := x.required(); refused != nil {
+		return refused
+	}
 	org, err := x.s.c.Directory.Org(caller.Agent.OrgID)
 	if err != nil || org.Policies == nil || org.Providers == nil {
 		x.s.c.Log.WarnContext(ctx, "policies and providers of the org are not available", "exchange", x.req.ID, "agent", caller.Agent.ID, "err", err)
@@ -369,6 +373,7 @@ func (x *exchange) lookUpBeside(ctx context.Context) *provider.Error {
 	if x.beside == "" {
 		return nil
 	}
+	x.besideKind = ""
 	other, err := x.s.c.Directory.Caller(ctx, x.beside, x.peer())
 	switch {
 	case errors.Is(err, verdict.ErrUnknownCaller):
@@ -379,7 +384,31 @@ func (x *exchange) lookUpBeside(ctx context.Context) *provider.Error {
 	case other.Agent.ID != x.caller.Agent.ID || other.Agent.OrgID != x.caller.Agent.OrgID:
 		return verdict.Refuse(http.StatusForbidden, "conflicting_identities", "The key and the workload of this request belong to two agents.")
 	}
+	x.besideKind = other.Key.Kind
 	return verdict.Inactive(other, x.s.c.Now())
+}
+
+// required rejects a request without a kind of credential that the agent requires. A workload
+// that is bound to no agent does not count.
+func (x *exchange) required() *provider.Error {
+	for _, kind := range x.caller.Agent.RequiredIdentities {
+		if kind != x.caller.Key.Kind && kind != x.besideKind {
+			return verdict.Refuse(http.StatusForbidden, "identity_required", "This agent's requests need credentials of these kinds at once: "+
+				kindsText(x.caller.Agent.RequiredIdentities)+". Send its key and its workload's token (X-AID-Workload-Token).")
+		}
+	}
+	return nil
+}
+
+func kindsText(kinds []identity.CredentialKind) string {
+	var b strings.Builder
+	for i, k := range kinds {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(string(k))
+	}
+	return b.String()
 }
 
 // enterGuard reserves a place for the body, or returns the reason for the rejection. A

@@ -94,11 +94,14 @@ type Agent struct {
 	Tier          string
 	Status        Status
 	AllowedModels []string // exact names or globs
-	Metadata      Metadata
-	Fingerprint   string // see [Fingerprint]
-	CreatedAt     time.Time
-	UpdatedAt     time.Time
-	Version       int64 // counts the changes, from 1
+	// RequiredIdentities are the kinds of credentials that each request must have, all of them
+	// at once. Empty: one of any kind suffices.
+	RequiredIdentities []CredentialKind
+	Metadata           Metadata
+	Fingerprint        string // see [Fingerprint]
+	CreatedAt          time.Time
+	UpdatedAt          time.Time
+	Version            int64 // counts the changes, from 1
 	// Place is the agent's position in the lists of its org. Postgres sets it, in the order
 	// of the commits.
 	Place int64 `json:"-"`

@@ -55,15 +55,15 @@ func InsertAgent(ctx context.Context, tx pgx.Tx, a Agent) error {
 		return err
 	}
 	_, err = tx.Exec(ctx, `INSERT INTO agents (org_id, id, name, description, team, environment, tier, status, allowed_models, metadata, fingerprint,
-			version, created_at, updated_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 1, $12, $13)`,
+			version, created_at, updated_at, required_identities)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 1, $12, $13, $14)`,
 		a.OrgID, a.ID, a.Name, a.Description, a.Team, a.Environment, a.Tier, string(a.Status), some(a.AllowedModels), metadata, a.Fingerprint,
-		a.CreatedAt, a.UpdatedAt)
+		a.CreatedAt, a.UpdatedAt, kindsOf(a.RequiredIdentities))
 	return doing(err, "storing an agent")
 }
 
 const agentColumns = `a.org_id, a.id, a.name, a.description, a.team, a.environment, a.tier, a.status, a.allowed_models, a.metadata, a.fingerprint,
-	a.version, a.created_at, a.updated_at, a.place`
+	a.version, a.created_at, a.updated_at, a.place, a.required_identities`
 
 type agentRow struct {
 	Agent
@@ -73,7 +73,16 @@ type agentRow struct {
 
 func (r *agentRow) into() []any {
 	return []any{&r.OrgID, &r.ID, &r.Name, &r.Description, &r.Team, &r.Environment, &r.Tier, &r.status, &r.AllowedModels, &r.metadata, &r.Fingerprint,
-		&r.Version, &r.CreatedAt, &r.UpdatedAt, &r.Place}
+		&r.Version, &r.CreatedAt, &r.UpdatedAt, &r.Place, &r.RequiredIdentities}
+}
+
+// kindsOf returns a list that Postgres does not store as NULL.
+func kindsOf(kinds []CredentialKind) []string {
+	out := make([]string, len(kinds))
+	for i, k := range kinds {
+		out[i] = string(k)
+	}
+	return out
 }
 
 func (r *agentRow) agent() (Agent, error) {
@@ -133,10 +142,10 @@ func UpdateAgent(ctx context.Context, tx pgx.Tx, a Agent) (Agent, error) {
 	}
 	var r agentRow
 	err = tx.QueryRow(ctx, `UPDATE agents a SET name = $3, description = $4, team = $5, environment = $6, tier = $7, status = $8, allowed_models = $9,
-			metadata = $10, updated_at = $11, version = a.version + 1
+			metadata = $10, updated_at = $11, required_identities = $12, version = a.version + 1
 		WHERE a.org_id = aid_org() AND a.id = $1 AND a.version = $2
 		RETURNING `+agentColumns,
-		a.ID, a.Version, a.Name, a.Description, a.Team, a.Environment, a.Tier, string(a.Status), some(a.AllowedModels), metadata, a.UpdatedAt).Scan(r.into()...)
+		a.ID, a.Version, a.Name, a.Description, a.Team, a.Environment, a.Tier, string(a.Status), some(a.AllowedModels), metadata, a.UpdatedAt, kindsOf(a.RequiredIdentities)).Scan(r.into()...)
 	if errors.Is(err, pgx.ErrNoRows) {
 		if _, err := AgentByID(ctx, tx, a.ID); err != nil {
 			return Agent{}, err

@@ -140,6 +140,9 @@ func packCaller(c identity.Caller) (*aidv1.Caller, error) {
 			RateLimit: k.RateLimit, ExpiresAt: stamp(k.ExpiresAt), Status: aidv1.Key_REVOKED, Line: k.Line,
 		},
 	}
+	for _, kind := range a.RequiredIdentities {
+		out.Agent.RequiredIdentities = append(out.Agent.RequiredIdentities, string(kind))
+	}
 	if w := c.Workload; k.Kind != identity.KindKey {
 		out.Key.Workload = &aidv1.Workload{
 			Kind: string(w.Kind), SpiffeId: w.SPIFFEID, Issuer: w.Issuer, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount,
@@ -186,6 +189,9 @@ func unpackCaller(p identity.Presented, m *aidv1.Caller) (identity.Caller, error
 			ID: k.GetId(), Kind: kind, OrgID: k.GetOrgId(), AgentID: k.GetAgentId(), Hash: hash, Name: k.GetName(), Scopes: k.GetScopes(),
 			AllowedModels: k.GetAllowedModels(), RateLimit: k.GetRateLimit(), RevokedAt: revoked, Line: k.GetLine(),
 		},
+	}
+	for _, kind := range a.GetRequiredIdentities() { // a kind that is not known here is never presented
+		c.Agent.RequiredIdentities = append(c.Agent.RequiredIdentities, identity.CredentialKind(kind))
 	}
 	if a.GetStatus() == aidv1.Agent_ACTIVE {
 		c.Agent.Status = identity.Active

@@ -101,6 +101,7 @@ var errorGroups = []errorGroup{
 		{"workload_not_bound", []int{401}, "The token is valid, and no agent has this identity.", "Bind it with `POST /v1/agents/{id}/identities`."},
 		{"workload_tokens_off", []int{401}, "The request has `X-AID-Workload-Token`, and the sidecar has no issuers.", "Set `--workload-issuers` of the sidecar, or leave the header out."},
 		{"conflicting_identities", []int{403}, "The key and the workload belong to two agents.", "Send credentials of one agent."},
+		{"identity_required", []int{403}, "The agent's `required_identities` has a kind of credential that the request lacks.", "Send the key and the workload's token (`X-AID-Workload-Token`) together."},
 		{"identity_expired", []int{401}, "The identity's `expires_at` has passed.", "Bind it again."},
 		{"identity_revoked", []int{401}, "The identity was revoked.", "Bind it again, if the agent may still call models."},
 		{"key_expired", []int{401}, "The key's `expires_at` has passed, or the overlap of a rotation has ended.", "Create a key, or rotate before the old one expires."},

@@ -439,9 +439,12 @@ type Agent struct {
 	// A JSON object of strings, numbers and booleans.
 	MetadataJson []byte `protobuf:"bytes,10,opt,name=metadata_json,json=metadataJson,proto3" json:"metadata_json,omitempty"`
 	// "sha256:" + hex digest of the immutable identity record.
-	Fingerprint   string `protobuf:"bytes,11,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Fingerprint string `protobuf:"bytes,11,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// Kinds of credentials that each request must have, all at once: "key", "kubernetes",
+	// "spiffe". Empty: one of any kind suffices.
+	RequiredIdentities []string `protobuf:"bytes,12,rep,name=required_identities,json=requiredIdentities,proto3" json:"required_identities,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Agent) Reset() {
@@ -549,6 +552,13 @@ func (x *Agent) GetFingerprint() string {
 		return x.Fingerprint
 	}
 	return ""
+}
+
+func (x *Agent) GetRequiredIdentities() []string {
+	if x != nil {
+		return x.RequiredIdentities
+	}
+	return nil
 }
 
 type Key struct {
@@ -1091,7 +1101,7 @@ const file_aid_v1_resources_proto_rawDesc = "" +
 	"\vhome_org_id\x18\x02 \x01(\tR\thomeOrgId\"L\n" +
 	"\x06Caller\x12#\n" +
 	"\x05agent\x18\x01 \x01(\v2\r.aid.v1.AgentR\x05agent\x12\x1d\n" +
-	"\x03key\x18\x02 \x01(\v2\v.aid.v1.KeyR\x03key\"\x87\x03\n" +
+	"\x03key\x18\x02 \x01(\v2\v.aid.v1.KeyR\x03key\"\xb8\x03\n" +
 	"\x05Agent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06org_id\x18\x02 \x01(\tR\x05orgId\x12\x12\n" +
@@ -1104,7 +1114,8 @@ const file_aid_v1_resources_proto_rawDesc = "" +
 	"\x0eallowed_models\x18\t \x03(\tR\rallowedModels\x12#\n" +
 	"\rmetadata_json\x18\n" +
 	" \x01(\fR\fmetadataJson\x12 \n" +
-	"\vfingerprint\x18\v \x01(\tR\vfingerprint\";\n" +
+	"\vfingerprint\x18\v \x01(\tR\vfingerprint\x12/\n" +
+	"\x13required_identities\x18\f \x03(\tR\x12requiredIdentities\";\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
