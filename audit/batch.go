@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/ai-identity/ai-identity/audit/evidence"
 )
 
 // Batch is one shipment of a sidecar: records of one writer in one org.
@@ -21,7 +23,8 @@ type Batch struct {
 	Records []Record
 	Mark    *Mark // of Shipper, once the records are committed; nil: none
 
-	reopenAfter int64 // the records begin the chain's next incarnation, after this number; 0: they do not
+	reopenAfter int64                // the records begin the chain's next incarnation, after this number; 0: they do not
+	restored    []evidence.ExportRow // the records' rows in the chain that was lost; nil: they are new
 }
 
 // lane names the sequence of records that the batch continues.

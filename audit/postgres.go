@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"crypto/hmac"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -262,6 +263,9 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 	// A replica that signs with an older epoch than the chain's follows the chain.
 	headEpoch := epoch
 	epoch = max(epoch, c.c.Keys.signing(c.c.Now()))
+	if batch.restored != nil {
+		epoch = batch.restored[0].Epoch
+	}
 	seal, ok := c.c.Keys.sealer(org, epoch)
 	if !ok {
 		c.ahead.Store(max(c.ahead.Load(), epoch))
@@ -295,6 +299,9 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 	described, parsed := make([]columns, n), make([]Entry, n)
 	for i, r := range recs {
 		at := now.Add(time.Duration(i) * time.Microsecond)
+		if batch.restored != nil {
+			at = batch.restored[i].AppendedAt
+		}
 		if described[i], parsed[i] = describe(org, writer, r.Entry, at, macVersion); parsed[i] == nil {
 			done.malformed++
 		}
@@ -306,6 +313,9 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 		seq++
 		if i > 0 {
 			now = now.Add(time.Microsecond)
+		}
+		if batch.restored != nil {
+			now = batch.restored[i].AppendedAt
 		}
 		cols, e := described[i], parsed[i]
 		writerSeq, writerPrev := int64(r.Seq), int64(r.Prev)
@@ -330,6 +340,9 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 			agent: cols.agent, session: cols.session, request: cols.request, writer: writer, writerSeq: writerSeq, prevWriter: writerPrev,
 			prev: prev, entry: r.Entry,
 		})
+		if batch.restored != nil && !hmac.Equal(mac[:], batch.restored[i].MAC) {
+			return appended{}, fmt.Errorf("entry %d: its MAC is not that of the export: the HMAC keys or the entries before it are others", seq)
+		}
 		seqs[i], writerSeqs[i], writerPrevs[i], appendedAts[i], times[i] = seq, writerSeq, writerPrev, now, cols.time
 		kinds[i], agents[i], requests[i], sessions[i] = cols.kind, cols.agent, cols.request, cols.session
 		entries[i], prevs[i], macs[i] = r.Entry, prev, mac[:]
@@ -357,6 +370,9 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 	}
 	done.thresholds, done.money = reached, use.ledger.money
 	done.regressed = behind
+	if batch.restored != nil {
+		return done, nil // the entries of thresholds are among those that are restored
+	}
 	events := make([]Entry, len(reached))
 	for i, t := range reached {
 		events[i] = t

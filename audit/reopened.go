@@ -180,13 +180,9 @@ func (r *Reopening) chain(ctx context.Context, tx pgx.Tx, c *Chain, done *Reopen
 	if err != nil || note == nil {
 		return false, err
 	}
-	first := int64(1)
-	if incarnation > 1 {
-		err := tx.QueryRow(ctx, `SELECT coalesce((SELECT first_seq FROM audit_trees WHERE org_id = $1 AND incarnation = $2),
-			(SELECT min(seq) FROM audit_entries WHERE org_id = $1 AND incarnation = $2), 0)`, r.Org, incarnation).Scan(&first)
-		if err != nil || first == 0 {
-			return false, fmt.Errorf("incarnation %d has no entry: %w", incarnation, errors.Join(err, ErrTree))
-		}
+	first, err := firstSeq(ctx, tx, r.Org, incarnation)
+	if err != nil {
+		return false, err
 	}
 	restored := head - first + 1
 	e := Reopened{Actor: r.Actor, Reason: r.Reason, Previous: string(note), Restored: restored}

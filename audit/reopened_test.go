@@ -59,29 +59,14 @@ func TestReopenAfterRestore(t *testing.T) {
 	if err := work(n.start(t, n.db, n.clock)); err != nil {
 		t.Fatal(err)
 	}
-	admin := storetest.Connect(t, storetest.URL(t, "postgres"))
-	exec := func(statement string) {
-		t.Helper()
-		if _, err := admin.Exec(ctx, statement); err != nil {
-			t.Fatalf("%s: %v", statement, err)
-		}
-	}
-	exec("SET session_replication_role = replica")
-	tables := []string{"audit_heads", "audit_entries", "audit_writers", "audit_trees", "audit_tiles", "audit_checkpoints", "audit_slots", "audit_paths",
-		"directory_tree", "directory_tiles", "directory_leaves", "directory_checkpoints"}
-	for _, table := range tables {
-		exec("CREATE TABLE backup_" + table + " AS SELECT * FROM " + table)
-	}
+	exec, restore := backUp(t)
 	appendMany(t, newChain(n.db, guard), org, "w_1", 51, 30)
 	for range 3 {
 		if err := work(n.start(t, n.db, n.clock)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, table := range tables { // the restore
-		exec("DELETE FROM " + table)
-		exec("INSERT INTO " + table + " OVERRIDING SYSTEM VALUE SELECT * FROM backup_" + table)
-	}
+	restore()
 	after := n.guard(t, n.db.Pool())
 	if err := after.Check(ctx); !errors.Is(err, audit.ErrRolledBack) {
 		t.Fatalf("the guard: %v", err)
@@ -129,8 +114,32 @@ func TestReopenAfterRestore(t *testing.T) {
 	if err != nil || newest.Incarnation != 2 || newest.FirstSeq != 81 || newest.Size != 31 {
 		t.Errorf("%+v %v", newest, err)
 	}
+	// Both verifiers follow the link to the incarnation before. They never say that a log is
+	// complete over the range that was lost. A part behind it is complete.
+	if err := audit.UseSigningKeys(ctx, n.db.Pool(), n.clock(), n.signers...); err != nil {
+		t.Fatal(err)
+	}
+	set, jwks := orgJWKS(t, n, org)
+	lastOfFirst, err := n.anchors[0].Newest(ctx, evidence.OrgOrigin(logName, org, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	export := exported(t, n, org, n.signers[0], audit.ExportOrder{})
+	for _, held := range [][]string{nil, {string(lastOfFirst)}, {string(newest.Note)}} {
+		if v := bothVerify(t, set, jwks, export, held...); v.Exit != evidence.Incomplete || v.Problem != "entries 51 to 80 were lost before the log was reopened" {
+			t.Errorf("%+v", v)
+		}
+	}
+	appendMany(t, c, org, "w_1", 81, 3)
+	if err := work(n.start(t, n.db, n.clock)); err != nil {
+		t.Fatal(err)
+	}
+	part := exported(t, n, org, n.signers[0], audit.ExportOrder{After: exportID(t, export)})
+	if v := bothVerify(t, set, jwks, part); v.Exit != evidence.Intact || !strings.Contains(v.Complete, "entries 112 to 114") {
+		t.Errorf("%+v", v)
+	}
 	report := verify(t, n.db, org, 1)
-	if report.FirstBad != nil || report.Reopened != 1 || report.Entries != 50+31 || report.To != 111 {
+	if report.FirstBad != nil || report.Reopened != 1 || report.Entries != 50+34 || report.To != 114 {
 		t.Errorf("%+v", report)
 	}
 	if !strings.Contains(strings.Join(report.Findings, "\n"), "entry 81: the chain was reopened after a restore; entries 51 to 80 are lost") {
@@ -140,6 +149,32 @@ func TestReopenAfterRestore(t *testing.T) {
 	exec("DELETE FROM audit_entries WHERE seq = 81")
 	if report := verify(t, n.db, org, 1); report.FirstBad == nil || report.FirstBad.Seq != 51 {
 		t.Errorf("%+v", report.FirstBad)
+	}
+}
+
+// backUp copies what a database has of the audit log, and returns the way back. exec may change
+// every row.
+func backUp(t *testing.T) (exec func(string), restore func()) {
+	t.Helper()
+	admin := storetest.Connect(t, storetest.URL(t, "postgres"))
+	exec = func(statement string) {
+		t.Helper()
+		if _, err := admin.Exec(context.Background(), statement); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+	exec("SET session_replication_role = replica")
+	tables := []string{"audit_heads", "audit_entries", "audit_writers", "audit_trees", "audit_tiles", "audit_checkpoints", "audit_slots", "audit_paths",
+		"directory_tree", "directory_tiles", "directory_leaves", "directory_checkpoints"}
+	for _, table := range tables {
+		exec("CREATE TABLE backup_" + table + " AS SELECT * FROM " + table)
+	}
+	return exec, func() {
+		t.Helper()
+		for _, table := range tables {
+			exec("DELETE FROM " + table)
+			exec("INSERT INTO " + table + " OVERRIDING SYSTEM VALUE SELECT * FROM backup_" + table)
+		}
 	}
 }
 

@@ -37,13 +37,24 @@ func orgJWKS(t *testing.T, n *notaries, org string) (set evidence.KeySet, text [
 	return set, text
 }
 
-// exported orders and writes an export of all that is signed.
-func exported(t *testing.T, n *notaries, org string, signer evidence.Signer) []byte {
+// exportID returns the id in an export's header.
+func exportID(t *testing.T, export []byte) string {
+	t.Helper()
+	_, rest, ok := bytes.Cut(export, []byte(`"id":"`))
+	id, _, ok2 := bytes.Cut(rest, []byte(`"`))
+	if !ok || !ok2 {
+		t.Fatal("the export has no id")
+	}
+	return string(id)
+}
+
+// exported orders and writes an export.
+func exported(t *testing.T, n *notaries, org string, signer evidence.Signer, o audit.ExportOrder) []byte {
 	t.Helper()
 	order := func() (e audit.Export) {
 		t.Helper()
 		err := n.db.InOrg(t.Context(), org, func(tx pgx.Tx) (err error) {
-			e, err = audit.OrderExport(t.Context(), tx, org, audit.ExportOrder{}, n.clock())
+			e, err = audit.OrderExport(t.Context(), tx, org, o, n.clock())
 			return err
 		})
 		if err != nil {
@@ -132,7 +143,7 @@ func TestRotate(t *testing.T) {
 		t.Fatal(err)
 	}
 	set, jwks := orgJWKS(t, n, org)
-	if v := bothVerify(t, set, jwks, exported(t, n, org, old[0])); v.Exit != 0 {
+	if v := bothVerify(t, set, jwks, exported(t, n, org, old[0], audit.ExportOrder{})); v.Exit != 0 {
 		t.Fatalf("%+v", v)
 	}
 
@@ -226,7 +237,7 @@ func TestRotate(t *testing.T) {
 		}
 	}
 	documents := audit.NewDocumentSigner(n.db.Pool(), logName, both)
-	export := exported(t, n, org, documents)
+	export := exported(t, n, org, documents, audit.ExportOrder{})
 	if v := bothVerify(t, set, jwks, export, held...); v.Exit != 0 || len(held) < 6 {
 		t.Errorf("%+v", v)
 	}
@@ -238,7 +249,7 @@ func TestRotate(t *testing.T) {
 		t.Errorf("%+v", v)
 	}
 	youngSet, youngJWKS := orgJWKS(t, n, young)
-	if v := bothVerify(t, youngSet, youngJWKS, exported(t, n, young, documents)); v.Exit != 0 {
+	if v := bothVerify(t, youngSet, youngJWKS, exported(t, n, young, documents, audit.ExportOrder{})); v.Exit != 0 {
 		t.Errorf("%+v", v)
 	}
 	// For the directory the public JWKS is enough.
@@ -278,7 +289,7 @@ func TestRotate(t *testing.T) {
 	if err := work(); err != nil {
 		t.Fatal(err)
 	}
-	if v := bothVerify(t, set, jwks, exported(t, n, org, documents)); v.Exit != 0 {
+	if v := bothVerify(t, set, jwks, exported(t, n, org, documents, audit.ExportOrder{})); v.Exit != 0 {
 		t.Errorf("%+v", v)
 	}
 

@@ -428,14 +428,9 @@ func lockTree(ctx context.Context, tx pgx.Tx, org string) (g growth, err error) 
 		if !errors.Is(err, pgx.ErrNoRows) {
 			return g, err
 		}
-		first := int64(1)
-		if g.incarnation > 1 {
-			err = tx.QueryRow(ctx, "SELECT seq FROM audit_entries WHERE org_id = $1 AND incarnation = $2 ORDER BY seq LIMIT 1", org, g.incarnation).Scan(&first)
-			if errors.Is(err, pgx.ErrNoRows) {
-				return g, fmt.Errorf("%s: %w: incarnation %d has no entry", org, ErrTree, g.incarnation)
-			} else if err != nil {
-				return g, err
-			}
+		first, err := firstSeq(ctx, tx, org, g.incarnation)
+		if err != nil {
+			return g, err
 		}
 		none := (&merkle{}).root()
 		made, err := tx.Exec(ctx, `INSERT INTO audit_trees (org_id, incarnation, first_seq, root, edge) VALUES ($1, $2, $3, $4, '') ON CONFLICT DO NOTHING`,

@@ -848,7 +848,7 @@ class Export:
         self.held_notes, self.held, self.known = held, [], []
         self.sum = hashlib.sha256()
         self.rows = self.entries = self.malformed = self.mac_checked = self.mac_unchecked = 0
-        self.agreed, self.lost, self.changes = -1, [], []
+        self.agreed, self.lost, self.changes, self.earlier = -1, [], [], []
         self.macs = {}
 
     def line(self, where):
@@ -937,6 +937,12 @@ class Export:
                 origin = checkpoint_of(note).origin
             except Invalid:
                 origin = self.origin
+            if h["first"] == 0 and self.is_earlier(origin):
+                c, signed = opened(self.check, self.keys, note, origin, source)
+                c.source = source
+                if signed:
+                    self.earlier.append(c)
+                continue
             if origin != self.origin:
                 self.check.incomplete("%s is of %s, and the export is of %s: nothing compares them" % (source, origin, self.origin))
                 continue
@@ -1100,6 +1106,12 @@ class Export:
             if change[0] == self.origin and self.h["first"] < change[4] <= self.end.size and change not in there:
                 raise Fault("entry %d" % (first + change[4] - 1), "the JWKS has a key change of this log, and the entry is not that change")
 
+    def is_earlier(self, origin):
+        """Report whether an origin is of an earlier incarnation of the export's log."""
+        prefix, _, own = self.origin.rpartition("/")
+        m = re.fullmatch(re.escape(prefix) + "/([1-9][0-9]{0,17})", origin, re.ASCII)
+        return bool(m) and int(m[1]) < int(own)
+
     def reopened(self, kind, entry):
         """Verify the first entry of a log that was reopened after a loss."""
         try:
@@ -1111,15 +1123,22 @@ class Export:
         if kind != "chain.reopened" or type(note) is not str or any(type(x) is not int for x in (restored, lost_from, lost_to)):
             raise Invalid("a reopened log does not begin with its entry chain.reopened")
         origin = note.partition("\n")[0]
-        prefix, _, own = self.origin.rpartition("/")
-        m = re.fullmatch(re.escape(prefix) + "/([1-9][0-9]{0,17})", origin, re.ASCII)
-        if not m or int(m[1]) >= int(own):
+        if not self.is_earlier(origin):
             raise Invalid("its previous checkpoint is not of an earlier incarnation")
-        size = 0
+        size, before = 0, None
         try:
-            size = open_note(self.keys, note, origin).size
+            before = open_note(self.keys, note, origin)
+            size = before.size
         except Unknown as error:
             self.lost.append("the checkpoint before the log was reopened: %s" % error)
+        for k in self.earlier:
+            if before is None or k.origin != before.origin or k.size < size:
+                self.lost.append("%s is of %s, and the export is of %s: nothing compares them" % (k.source, k.origin, self.origin))
+            elif k.size > size or k.root != before.root:
+                raise Fault("entry %d" % self.h["first_seq"], "%s has %d entries, and the log was reopened behind another checkpoint with %d"
+                            % (k.source, k.size, size), (k.note, note))
+            else:
+                self.check.ok("%s is the checkpoint behind which the log was reopened" % k.source)
         if restored < 0 or lost_from < 0 or (lost_to == 0) != (lost_from == 0) or lost_to < lost_from or lost_to >= self.h["first_seq"]:
             raise Invalid("the numbers of the lost entries are not a range before the first entry")
         if lost_to:
@@ -1213,6 +1232,8 @@ class Export:
         first, last = h["first_seq"] + h["first"], h["first_seq"] + end.size - 1
         for text in self.lost:
             c.incomplete(text)
+        if not self.rows and self.earlier:
+            c.incomplete("%s is of %s, and the export has no entry: nothing compares them" % (self.earlier[0].source, self.earlier[0].origin))
         for k in self.held:
             if k.size > newest.size:
                 c.incomplete("%s has %d entries and the export's newest checkpoint has %d: the export is older, or the log was cut; order a new one"

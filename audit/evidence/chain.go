@@ -32,6 +32,11 @@ type ChainOptions struct {
 	// MACKeys are the HMAC keys by epoch; epoch 0 is for every epoch. Each may be the org's key
 	// or the installation's.
 	MACKeys map[int32][]byte
+	// Rows is called with each row that has its entry, in order, once the row is verified. What
+	// the whole export is worth is known at its end only.
+	Rows func(ExportRow) error
+	// Opened is called with the header, once it is verified.
+	Opened func(ExportHeader)
 }
 
 // A HeldNote is a signed checkpoint from outside the file that is verified.
@@ -64,6 +69,7 @@ type exportCheck struct {
 	origin       string
 	tree         *Range
 	held         []seen
+	earlier      []seen // held ones of earlier incarnations
 	known        []seen // of the export, with valid signatures
 	rows         int64
 	entries      int64
@@ -76,13 +82,14 @@ type exportCheck struct {
 	macChecked   int64
 	macUnchecked int64
 	keys         KeySet
+	full         bool        // rows have their content
 	lost         []string    // what the first entry of a reopened log makes incomplete
 	changes      []rowChange // of the rows
 	agreed       int64       // size up to which a held checkpoint agrees; -1: none
 }
 
 func verifyChain(c *check, r io.Reader, o ChainOptions) error {
-	e := &exportCheck{check: c, keys: o.Keys, agreed: -1}
+	e := &exportCheck{check: c, keys: o.Keys, agreed: -1, full: o.Rows != nil}
 	in := bufio.NewReaderSize(r, maxLine)
 	sum := sha256.New()
 	line, err := readLine(in)
@@ -92,6 +99,9 @@ func verifyChain(c *check, r io.Reader, o ChainOptions) error {
 	sum.Write(line)
 	if err := e.header(line, o); err != nil {
 		return err
+	}
+	if o.Opened != nil {
+		o.Opened(e.h)
 	}
 	last, err := e.readRows(in, sum, o)
 	if err != nil {
@@ -233,6 +243,16 @@ func (e *exportCheck) header(line []byte, o ChainOptions) error {
 	e.mac = prev
 	for _, n := range o.Held {
 		cp, err := ParseNote(string(n.Note))
+		if err == nil && h.First == 0 && e.isEarlier(cp.Origin) {
+			cp, signed, err := openNote(e.check, o.Keys, string(n.Note), cp.Origin, n.From)
+			if err != nil {
+				return err
+			}
+			if signed {
+				e.earlier = append(e.earlier, seen{cp, string(n.Note), n.From})
+			}
+			continue
+		}
 		if err == nil && cp.Origin != e.origin {
 			e.incomplete("%s is of %s, and the export is of %s: nothing compares them", n.From, cp.Origin, e.origin)
 			continue
@@ -283,6 +303,7 @@ type row struct {
 	link          []byte // for the MAC
 	entry         []byte // of the first leaf
 	change        *rowChange
+	full          *ExportRow // for ChainOptions.Rows
 	selected      bool
 	malformed     bool
 	err           error
@@ -376,6 +397,9 @@ func (e *exportCheck) take(r *row, o ChainOptions) error {
 	where := fmt.Sprintf("entry %d", want)
 	switch {
 	case r.err != nil:
+		if f, ok := r.err.(*fault); ok {
+			return &fault{where, f.problem, f.proof}
+		}
 		return faultAt(where, "%v", r.err)
 	case r.seq != want:
 		return faultAt(where, "%d is in its place", r.seq)
@@ -402,6 +426,11 @@ func (e *exportCheck) take(r *row, o ChainOptions) error {
 		e.changes = append(e.changes, *r.change)
 	}
 	e.tree.Append(r.leaf)
+	if r.full != nil {
+		if err := o.Rows(*r.full); err != nil {
+			return err
+		}
+	}
 	if len(e.held) > 0 {
 		return e.passed()
 	}
@@ -522,6 +551,9 @@ func (e *exportCheck) report(signer Key, o ChainOptions) {
 	for _, text := range e.lost {
 		e.incomplete("%s", text)
 	}
+	if e.rows == 0 && len(e.earlier) > 0 {
+		e.incomplete("%s is of %s, and the export has no entry: nothing compares them", e.earlier[0].from, e.earlier[0].Origin)
+	}
 	first, last := e.h.FirstSeq+e.h.First, e.h.FirstSeq+e.end.Size-1
 	newest := e.end
 	if e.h.Newest != "" {
@@ -598,6 +630,13 @@ func (e *exportCheck) parse(lines []byte, first, total int64, needMAC bool) []ro
 	return rows
 }
 
+// isEarlier reports whether an origin is of an earlier incarnation of the export's log.
+func (e *exportCheck) isEarlier(origin string) bool {
+	prefix := strings.TrimSuffix(e.origin, strconv.FormatInt(e.h.Incarnation, 10))
+	n, err := strconv.ParseInt(strings.TrimPrefix(origin, prefix), 10, 64)
+	return err == nil && n >= 1 && n < e.h.Incarnation && strings.HasPrefix(origin, prefix)
+}
+
 // reopened verifies the first entry of a reopened log. It runs once, before later rows are taken.
 func (e *exportCheck) reopened(kind string, entry []byte) error {
 	var r Reopened
@@ -605,9 +644,7 @@ func (e *exportCheck) reopened(kind string, entry []byte) error {
 		return errors.New("a reopened log does not begin with its entry " + KindReopened)
 	}
 	origin, _, _ := strings.Cut(r.Previous, "\n")
-	prefix := strings.TrimSuffix(e.origin, strconv.FormatInt(e.h.Incarnation, 10))
-	n, err := strconv.ParseInt(strings.TrimPrefix(origin, prefix), 10, 64)
-	if err != nil || n < 1 || n >= e.h.Incarnation || !strings.HasPrefix(origin, prefix) {
+	if !e.isEarlier(origin) {
 		return errors.New("its previous checkpoint is not of an earlier incarnation")
 	}
 	c, err := e.keys.Open([]byte(r.Previous), origin)
@@ -616,6 +653,16 @@ func (e *exportCheck) reopened(kind string, entry []byte) error {
 		e.lost = append(e.lost, fmt.Sprintf("the checkpoint before the log was reopened: %v", err))
 	case err != nil:
 		return fmt.Errorf("its previous checkpoint: %w", err)
+	}
+	for _, k := range e.earlier {
+		switch {
+		case err != nil || k.Origin != c.Origin || k.Size < c.Size:
+			e.lost = append(e.lost, fmt.Sprintf("%s is of %s, and the export is of %s: nothing compares them", k.from, k.Origin, e.origin))
+		case k.Size > c.Size || k.Root != c.Root:
+			return &fault{"", fmt.Sprintf("%s has %d entries, and the log was reopened behind another checkpoint with %d", k.from, k.Size, c.Size), []string{k.note, r.Previous}}
+		default:
+			e.ok("%s is the checkpoint behind which the log was reopened", k.from)
+		}
 	}
 	switch {
 	case r.Restored < 0 || r.LostFrom < 0 || (r.LostTo == 0) != (r.LostFrom == 0) || r.LostTo < r.LostFrom || r.LostTo >= e.h.FirstSeq:
@@ -710,6 +757,9 @@ func (e *exportCheck) parseRow(line []byte, index int64, last bool, l *Link, r *
 		if err := sameFields(entry, l, appended, at); err != nil {
 			return buf, err
 		}
+	}
+	if e.full && r.selected {
+		r.full = &ExportRow{Link: *l, Epoch: r.epoch, Version: r.version, MAC: r.mac, Bytes: bytes.Clone(entry)}
 	}
 	if l.changesKeys() {
 		c, err := parseChange(entry, e.origin)

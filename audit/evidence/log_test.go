@@ -252,10 +252,12 @@ func (l *aLog) export(o order) []byte {
 	return append(out, last...)
 }
 
-func (l *aLog) keys(t testing.TB) evidence.KeySet {
-	s := keySet(t, l.p256, l.ed)
+func (l *aLog) keys(testing.TB) evidence.KeySet { return l.keySet() }
+
+func (l *aLog) keySet() evidence.KeySet {
+	s := evidence.KeySet{Keys: []evidence.Key{mustKey(l.p256), mustKey(l.ed)}}
 	for _, turn := range l.turns {
-		k := keySet(t, turn.local).Keys[0]
+		k := mustKey(turn.local)
 		k.From = turn.general.Size
 		s.Keys, s.Changes = append(s.Keys, k), append(s.Changes, turn.general, turn.change)
 	}

@@ -31,6 +31,7 @@ type vector struct {
 	File    string   `json:"file"`    // export, bundle, report or attestation; "": none
 	Held    []string `json:"held"`    // files with checkpoints; a .json file has a list of them
 	Receipt string   `json:"receipt"`
+	JWKS    string   `json:"jwks,omitempty"` // "": jwks.json
 	Exit    int      `json:"exit"`
 	Where   string   `json:"where"`
 }
@@ -211,8 +212,48 @@ func vectors() (cases []vector, files map[string][]byte) {
 		return n.export(order{end: 11, filter: evidence.ExportFilter{AgentID: "ag_1"}})
 	}
 	add("a reopened log that lost nothing", "chain", put("export-reopened.json", reopened(50, 0, 0)), 0, "")
+	add("the checkpoint behind which a log was reopened", "chain", "export-reopened.json", 0, "", "checkpoint-50.txt")
+	add("an older checkpoint of the log before it was reopened", "chain", "export-reopened.json", 2, "", "checkpoint-12.txt")
+	add("a log that was reopened before its newest checkpoint", "chain", "export-reopened.json", 1, "entry 51", "checkpoint-513.txt")
+	add("a log that was reopened behind another history", "chain", "export-reopened.json", 1, "entry 51", put("checkpoint-50-root-51.txt", forged(50, 51)))
 	add("a reopened log that lost entries", "chain", put("export-lost.json", reopened(45, 46, 50)), 2, "")
 	add("a reopened log that does not say what it lost", "chain", put("export-hidden.json", reopened(45, 0, 0)), 1, "entry 51")
+	// A log whose keys were replaced.
+	turned := rotated()
+	keys := func(name string, s evidence.KeySet) string {
+		b, err := s.JWKS()
+		if err != nil {
+			panic(err)
+		}
+		return put(name, append(b, '\n'))
+	}
+	all2 := turned.keySet()
+	public := evidence.KeySet{Keys: all2.Keys}
+	for _, c := range all2.Changes {
+		if evidence.IsDirectory(c.Origin) {
+			public.Changes = append(public.Changes, c)
+		}
+	}
+	forgedChange := all2
+	forgedChange.Changes = append([]evidence.KeyChange(nil), all2.Changes...)
+	forgedChange.Changes[1].Size++
+	before := turned.clone()
+	before.turns = nil
+	whole, retired := put("export-rotated.json", turned.export(order{end: 82})), put("export-retired.json", before.export(order{end: 82}))
+	for _, c := range []struct {
+		name, file, jwks string
+		exit             int
+		where            string
+	}{
+		{"keys were replaced", whole, keys("jwks-rotated.json", all2), 0, ""},
+		{"the JWKS lacks the key changes of the log", whole, keys("jwks-public.json", public), 2, ""},
+		{"an older JWKS", whole, "jwks.json", 2, ""},
+		{"a retired key signs a later size", retired, "jwks-rotated.json", 1, "the checkpoint at the end"},
+		{"a key change of another size", whole, keys("jwks-forged.json", forgedChange), 2, ""},
+	} {
+		add(c.name, "chain", c.file, c.exit, c.where)
+		cases[len(cases)-1].JWKS = c.jwks
+	}
 	// Signed documents.
 	sign := func(payloadType string, v any, by local) []byte {
 		payload, ok := v.([]byte)
@@ -315,6 +356,9 @@ func TestVectors(t *testing.T) {
 				continue // signatures are slow without a library
 			}
 			q := question{Command: v.Command, JWKS: string(files["jwks.json"]), Data: files[v.File], Receipt: v.Receipt}
+			if v.JWKS != "" {
+				q.JWKS = string(files[v.JWKS])
+			}
 			for _, name := range v.Held {
 				if !strings.HasSuffix(name, ".json") {
 					q.Held = append(q.Held, [2]string{name, string(files[name])})
