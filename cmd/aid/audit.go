@@ -27,7 +27,7 @@ func auditCommand() *cobra.Command {
 		Short: "Verify, archive and trim the audit log",
 		Long:  `audit has the commands for the audit log that the API does not have.`,
 	}
-	cmd.AddCommand(auditArchiveCommand(), auditHoldCommand(), auditHoldsCommand(), auditKeyCommand(), auditReleaseCommand(), auditReopenCommand(), auditRetentionCommand(),
+	cmd.AddCommand(auditArchiveCommand(), auditHoldCommand(), auditHoldsCommand(), auditKeyCommand(), auditReleaseCommand(), auditReopenCommand(), auditRestoreCommand(), auditRetentionCommand(),
 		auditTieOutCommand(), auditTrimCommand(), auditVerifyCommand())
 	return cmd
 }

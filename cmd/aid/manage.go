@@ -92,6 +92,20 @@ func (m *manage) chain(db *store.DB) (*audit.Chain, error) {
 	return audit.NewChain(audit.ChainConfig{DB: db, Keys: keys, Log: m.log})
 }
 
+// openChain opens the database and the chain to which changes are appended.
+func (m *manage) openChain(cmd *cobra.Command, inOrg bool) (*store.DB, *audit.Chain, error) {
+	db, err := m.open(cmd, inOrg)
+	if err != nil {
+		return nil, nil, err
+	}
+	chain, err := m.chain(db)
+	if err != nil {
+		db.Close()
+		return nil, nil, err
+	}
+	return db, chain, nil
+}
+
 // operator returns the user and host of the command, as the actor in the audit log.
 func operator() audit.Actor {
 	name := "unknown"

@@ -74,15 +74,11 @@ without a known caller belong to no organization. They are counted in the audit 
 			if err := canHandOver(out); err != nil {
 				return err
 			}
-			db, err := m.open(cmd, true)
+			db, chain, err := m.openChain(cmd, true)
 			if err != nil {
 				return err
 			}
 			defer db.Close()
-			chain, err := m.chain(db)
-			if err != nil {
-				return err
-			}
 			now := m.now()
 			token, n, err := newNode(m.org, name, now)
 			if err != nil {
@@ -172,15 +168,11 @@ for the others: name them with --orgs to revoke it there as well.`,
 		Example: `  aid node revoke node_01jabc… --org org_default --hmac-keys hmac.keys`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			db, err := m.open(cmd, true)
+			db, chain, err := m.openChain(cmd, true)
 			if err != nil {
 				return err
 			}
 			defer db.Close()
-			chain, err := m.chain(db)
-			if err != nil {
-				return err
-			}
 			err = db.InOrgs(cmd.Context(), append([]string{m.org}, more...), func(org string, tx pgx.Tx) error {
 				if err := identity.RevokeNode(cmd.Context(), tx, args[0], m.now()); err != nil {
 					return err

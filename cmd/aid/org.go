@@ -51,15 +51,11 @@ Connect as the owner of the database: other roles may not create organizations.`
 			if err := canHandOver(out); err != nil {
 				return err
 			}
-			db, err := m.open(cmd, false)
+			db, chain, err := m.openChain(cmd, false)
 			if err != nil {
 				return err
 			}
 			defer db.Close()
-			chain, err := m.chain(db)
-			if err != nil {
-				return err
-			}
 			now := m.now()
 			id, err := identity.NewID(identity.OrgID, now, rand.Reader)
 			if err != nil {
@@ -123,15 +119,11 @@ agents and decide approvals.`,
 			if err := canHandOver(out); err != nil {
 				return err
 			}
-			db, err := m.open(cmd, true)
+			db, chain, err := m.openChain(cmd, true)
 			if err != nil {
 				return err
 			}
 			defer db.Close()
-			chain, err := m.chain(db)
-			if err != nil {
-				return err
-			}
 			now := m.now()
 			secret, k, err := newOrgKey(m.org, name, identity.Role(role), now)
 			if err != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
@@ -11,6 +13,7 @@ import (
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/audit/anchor"
 	"github.com/ai-identity/ai-identity/audit/evidence"
+	"github.com/ai-identity/ai-identity/store"
 )
 
 func auditReopenCommand() *cobra.Command {
@@ -39,35 +42,16 @@ control planes may run. Witnesses must be given the log again: for them it is an
 			if reason == "" {
 				return usagef("--reason is required: why entries were lost; it becomes part of the audit log")
 			}
-			if len(anchors) == 0 {
-				return usagef("--anchor is required: the anchors of the control plane, which have the signed checkpoints")
+			opened, err := openAnchors(ctx, anchors)
+			if err != nil {
+				return err
 			}
-			var opened []anchor.Anchor
-			for _, uri := range anchors {
-				a, err := anchor.Open(ctx, uri)
-				if err != nil {
-					return usagef("--anchor %s: %v", uri, err)
-				}
-				opened = append(opened, a)
-			}
-			db, err := m.open(cmd, true)
+			db, chain, err := m.openChain(cmd, true)
 			if err != nil {
 				return err
 			}
 			defer db.Close()
-			chain, err := m.chain(db)
-			if err != nil {
-				return err
-			}
-			name, err := logName(ctx, db)
-			if err != nil {
-				return err
-			}
-			var keys evidence.KeySet
-			err = db.InOrg(ctx, m.org, func(tx pgx.Tx) (err error) {
-				keys, err = audit.OrgKeys(ctx, tx, name, m.org)
-				return err
-			})
+			name, keys, err := m.orgKeys(ctx, db)
 			if err != nil {
 				return err
 			}
@@ -98,7 +82,98 @@ control planes may run. Witnesses must be given the log again: for them it is an
 	}
 	m.flags(cmd, true, true)
 	cmd.Flags().StringVar(&reason, "reason", "", "why entries were lost; part of the audit log")
-	cmd.Flags().StringSliceVar(&anchors, "anchor", nil, "`URIs` of the control plane's anchors: file:FOLDER or s3://BUCKET/PREFIX?region=REGION")
+	cmd.Flags().StringSliceVar(&anchors, "anchor", nil, anchorHelp)
+	return cmd
+}
+
+const anchorHelp = "`URIs` of the control plane's anchors: file:FOLDER or s3://BUCKET/PREFIX?region=REGION"
+
+func openAnchors(ctx context.Context, uris []string) (opened []anchor.Anchor, err error) {
+	if len(uris) == 0 {
+		return nil, usagef("--anchor is required: the anchors of the control plane, which have the signed checkpoints")
+	}
+	for _, uri := range uris {
+		a, err := anchor.Open(ctx, uri)
+		if err != nil {
+			return nil, usagef("--anchor %s: %v", uri, err)
+		}
+		opened = append(opened, a)
+	}
+	return opened, nil
+}
+
+// orgKeys returns the name of the installation's logs, and the public keys with the key changes
+// of the org.
+func (m *manage) orgKeys(ctx context.Context, db *store.DB) (name string, keys evidence.KeySet, err error) {
+	if name, err = logName(ctx, db); err != nil {
+		return name, keys, err
+	}
+	err = db.InOrg(ctx, m.org, func(tx pgx.Tx) (err error) {
+		keys, err = audit.OrgKeys(ctx, tx, name, m.org)
+		return err
+	})
+	return name, keys, err
+}
+
+func auditRestoreCommand() *cobra.Command {
+	var m manage
+	var from, anchors []string
+	cmd := &cobra.Command{
+		Use:   "restore",
+		Short: "Put back entries that a restored database lacks, from exports",
+		Long: `restore is for a database that was restored to an older state than the checkpoints in its
+anchors. It reads exports that were made before the loss, or files of the archive, and puts
+back every entry that the database lacks, with its number, time and MAC.
+
+Each file must be intact, must have its entries without a filter, and must agree with the
+newest signed checkpoint in the anchors. The last file reaches that checkpoint. Each other
+one ends where the next one begins. Otherwise nothing is put back. At the end the tree has the
+root of that checkpoint, which is stored again.
+
+Stop the control planes, or leave them: they append nothing meanwhile. What was not in the
+audit log does not come back, such as agents and policies. Then run aid audit reopen for the
+directory, which lacks its own entries.`,
+		Example: `  aid audit restore --org org_default --from audit_export.json --hmac-keys hmac.keys --anchor file:/mnt/anchor`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			if len(from) == 0 {
+				return usagef("--from is required: the files of exports, in their order")
+			}
+			opened, err := openAnchors(ctx, anchors)
+			if err != nil {
+				return err
+			}
+			var files []audit.ExportFile
+			for _, name := range from {
+				files = append(files, audit.ExportFile{Name: name, Open: func() (io.ReadCloser, error) { return os.Open(name) }})
+			}
+			db, chain, err := m.openChain(cmd, true)
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			name, keys, err := m.orgKeys(ctx, db)
+			if err != nil {
+				return err
+			}
+			done, err := chain.Restore(ctx, audit.Restoration{
+				Org: m.org, LogName: name, Keys: keys, Exports: files,
+				Newest: func(ctx context.Context, origin string) ([]byte, error) { return newestOf(ctx, opened, keys, origin) },
+			})
+			if done.To > 0 {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: entries %d to %d are back\n", m.org, done.From, done.To)
+			}
+			if err != nil {
+				return fmt.Errorf("restoring the audit log of %s: %w", m.org, err)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: the log has the root of the newest checkpoint, with %d entries\n", m.org, done.Size)
+			return nil
+		},
+	}
+	m.flags(cmd, true, true)
+	cmd.Flags().StringSliceVar(&from, "from", nil, "`files` of exports without a filter, in their order")
+	cmd.Flags().StringSliceVar(&anchors, "anchor", nil, anchorHelp)
 	return cmd
 }
 

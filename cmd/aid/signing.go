@@ -174,15 +174,11 @@ old key after the time that rotate prints. If rotate fails, run it again.`,
 				}
 				*k.to = key
 			}
-			db, err := m.open(cmd, false)
+			db, chain, err := m.openChain(cmd, false)
 			if err != nil {
 				return err
 			}
 			defer db.Close()
-			chain, err := m.chain(db)
-			if err != nil {
-				return err
-			}
 			if r.LogName, err = logName(ctx, db); err != nil {
 				return err
 			}
