@@ -55,6 +55,7 @@ var home = map[string]string{
 	"github.com/aws/aws-sdk-go-v2":           "audit", // an anchor in S3, and its credentials
 	"github.com/sigstore/sigstore":           "audit", // signing keys in a KMS
 	"github.com/aws/smithy-go":               "audit", // its errors
+	"github.com/secure-systems-lab":          "audit", // in a test: another implementation of DSSE reads our envelopes
 	"github.com/xi2/xz":                      "store", // Postgres comes in it
 	"github.com/valkey-io/valkey-go":         "budget",
 	"golang.org/x/mod":                       "audit api", // sumdb/tlog: hashes and tiles
