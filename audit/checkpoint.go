@@ -24,6 +24,14 @@ type StoredCheckpoint struct {
 // LastSeq returns the number of the last entry under the checkpoint.
 func (c StoredCheckpoint) LastSeq() int64 { return c.FirstSeq + c.Size - 1 }
 
+// root returns the root of a checkpoint, or that of an empty tree if there is none.
+func (c StoredCheckpoint) root() tlog.Hash {
+	if c.Note == nil {
+		return (&merkle{}).root()
+	}
+	return c.Root
+}
+
 // ErrNoCheckpoint means that no checkpoint was signed that fits the request.
 var ErrNoCheckpoint = errors.New("there is no such checkpoint")
 

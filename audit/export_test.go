@@ -8,7 +8,7 @@ import (
 
 // GrowTree adds up to limit entries to an org's tree, and returns the tree's size.
 func GrowTree(ctx context.Context, tx pgx.Tx, org string, limit int64) (size int64, err error) {
-	g, err := grow(ctx, tx, org, limit)
+	g, err := grow(ctx, tx, org, limit, nil)
 	if g.tree != nil {
 		size = g.tree.size
 	}

@@ -86,6 +86,7 @@ type notaryOrg struct {
 	behind    int64 // entries that are not in the tree
 	republish bool  // the newest checkpoint may not be published
 	damaged   error // its tree, or its chain
+	own       *ownTree
 }
 
 // NewNotary checks c.
@@ -303,7 +304,7 @@ func (n *Notary) extend(ctx context.Context, org string) error {
 	for ctx.Err() == nil {
 		var g growth
 		err := n.c.DB.InOrg(ctx, org, func(tx pgx.Tx) (err error) {
-			g, err = grow(ctx, tx, org, growBatch)
+			g, err = grow(ctx, tx, org, growBatch, n.own(org))
 			return err
 		})
 		if errors.Is(err, pgx.ErrNoRows) {
@@ -321,6 +322,17 @@ func (n *Notary) extend(ctx context.Context, org string) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// own returns the org's tree as this process has computed it. One worker at a time uses it.
+func (n *Notary) own(org string) *ownTree {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	o := n.orgs[org]
+	if o.own == nil {
+		o.own = &ownTree{}
+	}
+	return o.own
 }
 
 // signIfDue signs an org's tree if its last checkpoint is old enough, and the rate permits.
@@ -407,6 +419,9 @@ func (n *Notary) signIn(ctx context.Context, tx pgx.Tx, org string, signers []ev
 		if !now.After(before.Time) {
 			now = before.Time.Add(time.Microsecond)
 		}
+	}
+	if same, err := n.own(org).confirm(ctx, tx, org, g, before.Size, before.root()); err != nil || !same {
+		return made, err
 	}
 	if err := n.fault(ctx, "proved"); err != nil {
 		return made, err

@@ -206,7 +206,7 @@ func (r Restoration) checkpoint(ctx context.Context, c *Chain, outside evidence.
 	for ctx.Err() == nil {
 		var g growth
 		err := c.c.DB.InOrg(ctx, r.Org, func(tx pgx.Tx) (err error) {
-			if g, err = grow(ctx, tx, r.Org, growBatch); err != nil || g.busy || g.behind() > 0 {
+			if g, err = grow(ctx, tx, r.Org, growBatch, nil); err != nil || g.busy || g.behind() > 0 {
 				return err
 			}
 			tree, err := RangeBefore(ctx, tx, r.Org, incarnation, outside.Size)

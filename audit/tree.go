@@ -448,14 +448,17 @@ func lockTree(ctx context.Context, tx pgx.Tx, org string) (g growth, err error) 
 
 // grow adds the next entries of an org's chain to its tree. The entries are committed and
 // their numbers have no gap, so the tree is a function of them.
-func grow(ctx context.Context, tx pgx.Tx, org string, limit int64) (growth, error) {
+func grow(ctx context.Context, tx pgx.Tx, org string, limit int64, seen *ownTree) (growth, error) {
 	g, err := lockTree(ctx, tx, org)
 	if err != nil || g.busy || g.behind() <= 0 {
 		return g, err
 	}
 	from := g.firstSeq + g.tree.size
 	to := min(g.head, from+limit-1)
-	err = leaves(ctx, tx, org, g.incarnation, from, to, func(h tlog.Hash) { g.tree.add(h) })
+	err = leaves(ctx, tx, org, g.incarnation, from, to, func(h tlog.Hash) {
+		seen.add(g.incarnation, g.tree.size, h)
+		g.tree.add(h)
+	})
 	if err != nil {
 		return g, fmt.Errorf("%s: %w", org, err)
 	}
@@ -463,6 +466,53 @@ func grow(ctx context.Context, tx pgx.Tx, org string, limit int64) (growth, erro
 	return g, orgForest(org, g.incarnation).save(ctx, tx, g.tree,
 		"INSERT INTO audit_tiles (org_id, incarnation, level, n, nodes) SELECT $1, $2, u.level, u.n, u.nodes",
 		"UPDATE audit_trees SET size = $3, root = $4, edge = $5 WHERE org_id = $1 AND incarnation = $2")
+}
+
+// ownTree is a tree that a process has computed from entries. It starts from a signed
+// checkpoint, so what is stored between two checkpoints does not change it. A nil one notes nothing.
+type ownTree struct {
+	incarnation int64
+	evidence.Range
+}
+
+// add adds the leaf with this index, unless it is not the next one.
+func (o *ownTree) add(incarnation, index int64, h tlog.Hash) {
+	if o != nil && o.incarnation == incarnation && o.Size() == index {
+		o.Append(h)
+	}
+}
+
+// ownAtOnce limits the entries that confirm reads in one transaction, in which others may wait.
+const ownAtOnce = 100_000
+
+// confirm compares the tree of g with the entries since the last checkpoint, whose size and root
+// are given. It reads those that the process has not seen when the tree grew. It returns false if
+// there are more to read, in another transaction.
+func (o *ownTree) confirm(ctx context.Context, tx pgx.Tx, org string, g growth, size int64, root tlog.Hash) (bool, error) {
+	if o.incarnation != g.incarnation || o.Size() < size || o.Size() > g.tree.size {
+		r, err := RangeBefore(ctx, tx, org, g.incarnation, size)
+		if err != nil {
+			return false, err
+		}
+		if r.Root() != root {
+			return false, fmt.Errorf("%w: its first %d leaves are not those that were signed", ErrTree, size)
+		}
+		o.incarnation, o.Range = g.incarnation, *r
+	}
+	from, to := g.firstSeq+o.Size(), g.firstSeq+min(g.tree.size, o.Size()+ownAtOnce)-1
+	if from <= to {
+		if err := leaves(ctx, tx, org, g.incarnation, from, to, o.Append); err != nil {
+			return false, err
+		}
+	}
+	if o.Size() < g.tree.size {
+		return false, nil
+	}
+	if o.Root() != g.tree.root() {
+		o.incarnation = 0 // the next try reads every entry since the checkpoint
+		return false, fmt.Errorf("%w: its leaves since the last checkpoint, from %d on, are not the entries", ErrTree, size)
+	}
+	return true, nil
 }
 
 // save stores a tree that has grown.

@@ -33,7 +33,7 @@ func TestRestoreExports(t *testing.T) {
 	if err := os.Mkdir(file("anchor"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	config := e2e.Config{Home: file(".aid"), Env: []string{"AID_ANCHOR=file:" + file("anchor")}}
+	config := e2e.Config{Home: file(".aid"), Args: []string{"--anchor", "file:" + file("anchor")}}
 	typed := func(block string) (string, error) {
 		cmd := exec.Command("bash", "-ec", block)
 		cmd.Dir = dir

@@ -105,6 +105,7 @@ the log are on stderr. Ctrl-C stops everything in order; a second one stops it a
 	f.StringVar(&u.tiers, "tiers", "", tiersHelp)
 	f.StringVar(&u.providerCA, "provider-ca", systemCAs(), "PEM `file` with the CAs of providers")
 	f.StringVar(&u.usage, "usage", "stream", "reader of usage in responses: stream (the sidecar) or envoy (faster, experimental in Envoy)")
+	f.StringSliceVar(&u.anchors, "anchor", nil, "`URIs` of places outside of --home that store signed checkpoints: file:FOLDER or s3://BUCKET/PREFIX?region=REGION (default: none)")
 	f.StringSliceVar(&u.private, "private-targets", []string{"127.0.0.0/8", "::1"}, "`addresses` or CIDRs that are not public and that providers may use, such as 10.0.0.0/8")
 	f.StringSliceVar(&u.origins, "cors-origins", nil, originsHelp)
 	f.StringSliceVar(&u.domains, "domains", nil, domainsHelp)
@@ -130,6 +131,7 @@ type up struct {
 	usage                          string
 	domains, origins, private      []string
 	issuers                        string
+	anchors                        []string
 	maxBody                        int64
 	maxStaleness, drain            time.Duration
 	concurrency                    int
@@ -379,7 +381,7 @@ func (u *up) start(ctx context.Context, db database, token joinToken) error {
 	}, append(h.signingArgs(keys), "--listen-api", u.api, "--listen-xds", "unix:"+h.socket("xds"), "--listen-status", "unix:"+h.socket("control"),
 		"--fernet-keys", keys.fernet, "--hmac-keys", keys.hmac, "--digest-key", keys.digest,
 		"--access-log", h.path("access.log"), "--gateway", u.gateway, "--egress", u.egress.listen, "--proxy", u.egress.proxy, "--egress-hosts", strings.Join(u.egress.hosts, ","), "--provider-ca", u.providerCA, "--tiers", u.tiers, "--usage", u.usage, "--max-body", strconv.FormatInt(u.maxBody, 10),
-		"--cors-origins", strings.Join(u.origins, ","), "--private-targets", strings.Join(u.private, ","))...)
+		"--cors-origins", strings.Join(u.origins, ","), "--private-targets", strings.Join(u.private, ","), "--anchor", strings.Join(u.anchors, ","))...)
 	if err := u.until(ctx, "the control plane", 60*time.Second, readyOver("control", overUnix(h.socket("control")))); err != nil {
 		return err
 	}
