@@ -24,7 +24,7 @@ type StoredCheckpoint struct {
 // LastSeq returns the number of the last entry under the checkpoint.
 func (c StoredCheckpoint) LastSeq() int64 { return c.FirstSeq + c.Size - 1 }
 
-// root returns the root of a checkpoint, or that of an empty tree if there is none.
+// root returns the root of a checkpoint, or that of an empty tree without a checkpoint.
 func (c StoredCheckpoint) root() tlog.Hash {
 	if c.Note == nil {
 		return (&merkle{}).root()

@@ -88,7 +88,7 @@ func Stamp(e Entry, org, writer string, now time.Time) Entry {
 }
 
 // timeLayout has the same number of characters for every instant: UTC, in microseconds.
-const timeLayout = "2006-01-02T15:04:05.000000Z"
+const timeLayout = evidence.TimeLayout
 
 func or(t, now time.Time) time.Time {
 	if t.IsZero() {

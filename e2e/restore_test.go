@@ -21,7 +21,7 @@ func TestRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	blocks := fenced.FindAllStringSubmatch(string(page), -1)
-	if len(blocks) != 5 { // TestRestoreExports runs the last one
+	if len(blocks) != 5 { // audit.TestRestoreFromExports does what the last one does
 		t.Fatalf("%d blocks of commands: the test knows 5", len(blocks))
 	}
 	backUp, putBack, check, lost := blocks[0][3], blocks[1][3], blocks[2][3], blocks[3][3]

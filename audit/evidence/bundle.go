@@ -1,9 +1,7 @@
 package evidence
 
 import (
-	"crypto/ed25519"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -51,7 +49,7 @@ type BundleEntry struct {
 
 // NewBundleEntry returns the entry with its link and proof.
 func NewBundleEntry(l Link, entry []byte, index, size int64, proof []tlog.Hash) BundleEntry {
-	b := BundleEntry{Index: index, Size: size, Link: l.Append(nil), Proof: Split(proof)}
+	b := BundleEntry{Index: index, Size: size, Link: l.Append(nil), Proof: Hashes(proof)}
 	if utf8.Valid(entry) {
 		text := string(entry)
 		b.Entry = &text
@@ -59,15 +57,6 @@ func NewBundleEntry(l Link, entry []byte, index, size int64, proof []tlog.Hash) 
 		b.Coded = entry
 	}
 	return b
-}
-
-// Split returns hashes as they are in JSON.
-func Split(hashes []tlog.Hash) [][]byte {
-	out := make([][]byte, len(hashes))
-	for i := range hashes {
-		out[i] = hashes[i][:]
-	}
-	return out
 }
 
 func join(hashes [][]byte) ([]tlog.Hash, error) {
@@ -257,7 +246,7 @@ func checkBundle(c *check, b Bundle, keys KeySet, held []seen) (*checkedBundle, 
 		}
 		if signed {
 			all = append(all, seen{cp, note, where})
-			c.ok("a signed checkpoint of %s with %d entries at %s", cp.Origin, cp.Size, cp.Time.Format(timeLayout))
+			c.ok("a signed checkpoint of %s with %d entries at %s", cp.Origin, cp.Size, cp.Time.Format(TimeLayout))
 		}
 		checkpoints[size{incarnation, cp.Size}] = cp
 	}
@@ -381,7 +370,7 @@ func verifyCheckpoints(c *check, notes []HeldNote, keys KeySet, bundle []byte) e
 		}
 		if signed {
 			all = append(all, seen{cp, string(n.Note), n.From})
-			c.ok("%s: %s has %d entries at %s", n.From, cp.Origin, cp.Size, cp.Time.Format(timeLayout))
+			c.ok("%s: %s has %d entries at %s", n.From, cp.Origin, cp.Size, cp.Time.Format(TimeLayout))
 		}
 	}
 	if err := compare(all); err != nil {
@@ -421,7 +410,7 @@ func verifyCheckpoints(c *check, notes []HeldNote, keys KeySet, bundle []byte) e
 	}
 	if len(all) > 0 {
 		last := all[len(all)-1]
-		c.Complete = fmt.Sprintf("up to the checkpoint of %s with %d entries at %s", last.Origin, last.Size, last.Time.Format(timeLayout))
+		c.Complete = fmt.Sprintf("up to the checkpoint of %s with %d entries at %s", last.Origin, last.Size, last.Time.Format(TimeLayout))
 	}
 	return nil
 }
@@ -650,11 +639,11 @@ func verifyReceipt(c *check, receipt string, bundle []byte, keys KeySet) error {
 	default:
 		good := false
 		for _, text := range receiptKeys {
-			key, err := base64.RawURLEncoding.DecodeString(text)
-			if err != nil || base64.RawURLEncoding.EncodeToString(key) != text {
+			key, err := decodeReceiptKey(text)
+			if err != nil {
 				return faultAt("the entry writer.started", "its receipt key is not base64url")
 			}
-			good = good || len(key) == ed25519.PublicKeySize && ed25519.Verify(key, r.message(b.Org), r.Sig[:])
+			good = good || r.signedBy(b.Org, key)
 		}
 		if !good {
 			return faultAt("the receipt", "its signature is not that of its writer")

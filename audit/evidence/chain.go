@@ -570,10 +570,10 @@ func (e *exportCheck) report(signer Key, o ChainOptions) {
 		}
 	}
 	if e.rows == 0 {
-		e.Complete = fmt.Sprintf("no entries, up to the checkpoint of %s with %d entries at %s", e.origin, e.end.Size, e.end.Time.Format(timeLayout))
+		e.Complete = fmt.Sprintf("no entries, up to the checkpoint of %s with %d entries at %s", e.origin, e.end.Size, e.end.Time.Format(TimeLayout))
 	} else {
 		e.Complete = fmt.Sprintf("complete for the filter among entries %d to %d, up to the checkpoint of %s with %d entries at %s",
-			first, last, e.origin, e.end.Size, e.end.Time.Format(timeLayout))
+			first, last, e.origin, e.end.Size, e.end.Time.Format(TimeLayout))
 	}
 	e.ok("%d links are the leaves of the signed checkpoint with %d entries", e.rows, e.end.Size)
 	e.ok("%d entries match the filter, and each has the hash and the fields of its link", e.entries)
@@ -585,7 +585,7 @@ func (e *exportCheck) report(signer Key, o ChainOptions) {
 	}
 	for _, k := range e.held {
 		if k.Size >= e.h.First && k.Size <= e.end.Size || k.Size == newest.Size {
-			e.ok("%s agrees: %d entries at %s", k.from, k.Size, k.Time.Format(timeLayout))
+			e.ok("%s agrees: %d entries at %s", k.from, k.Size, k.Time.Format(TimeLayout))
 		}
 	}
 	if signer.ID != "" {
@@ -795,8 +795,8 @@ func sameFields(entry []byte, l *Link, appended, at int64) error {
 	if err := json.Unmarshal(entry, &f); err != nil {
 		return errors.New("the entry is not valid JSON, or its fields are not text")
 	}
-	t, err := time.Parse(timeLayout, f.Time)
-	if err != nil || t.Format(timeLayout) != f.Time || t.UnixMicro() != at || f.Org != l.Org || f.Writer != l.Writer {
+	t, err := time.Parse(TimeLayout, f.Time)
+	if err != nil || t.Format(TimeLayout) != f.Time || t.UnixMicro() != at || f.Org != l.Org || f.Writer != l.Writer {
 		return errors.New("time, org or writer of the entry are not those of its link")
 	}
 	if f.SessionID == "" {

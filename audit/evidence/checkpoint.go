@@ -38,12 +38,12 @@ func OrgOrigin(installation, org string, incarnation int64) string {
 // DirectoryOrigin returns the origin of the directory's log.
 func DirectoryOrigin(installation string) string { return installation + "/directory" }
 
-// timeLayout is the form of a checkpoint's time.
-const timeLayout = "2006-01-02T15:04:05.000000Z"
+// TimeLayout is the form of times in checkpoints and entries: UTC, microseconds.
+const TimeLayout = "2006-01-02T15:04:05.000000Z"
 
 // Text returns the bytes that are signed: four lines.
 func (c Checkpoint) Text() string {
-	return fmt.Sprintf("%s\n%d\n%s\ntime %s\n", c.Origin, c.Size, base64.StdEncoding.EncodeToString(c.Root[:]), c.Time.UTC().Format(timeLayout))
+	return fmt.Sprintf("%s\n%d\n%s\ntime %s\n", c.Origin, c.Size, base64.StdEncoding.EncodeToString(c.Root[:]), c.Time.UTC().Format(TimeLayout))
 }
 
 // errCheckpoint is wrapped by the errors of ParseCheckpoint and Open.
@@ -70,7 +70,7 @@ func ParseCheckpoint(text string) (Checkpoint, error) {
 	}
 	c.Root = tlog.Hash(root)
 	at, ok := strings.CutPrefix(line[3], "time ")
-	if c.Time, err = time.Parse(timeLayout, at); !ok || err != nil || c.Time.Year() < 1970 {
+	if c.Time, err = time.Parse(TimeLayout, at); !ok || err != nil || c.Time.Year() < 1970 {
 		return Checkpoint{}, fmt.Errorf("%w: its fourth line is not a time such as \"time 2026-11-27T15:00:00.000000Z\"", errCheckpoint)
 	}
 	if c.Text() != text {

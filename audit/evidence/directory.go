@@ -117,7 +117,7 @@ type ProofTick struct {
 func NewDirectoryProof(slot int64, nonce []byte, path []tlog.Hash, t Tick) DirectoryProof {
 	return DirectoryProof{
 		Slot: slot, Slots: t.Slots, Nonce: nonce, Path: Hashes(path),
-		Tick: ProofTick{Number: t.Number, Time: t.Time.UTC().Format(timeLayout), Root: t.Root[:]},
+		Tick: ProofTick{Number: t.Number, Time: t.Time.UTC().Format(TimeLayout), Root: t.Root[:]},
 	}
 }
 
@@ -138,9 +138,9 @@ func (p DirectoryProof) Verify(keys KeySet, installation, text string) (Tick, Ch
 	none := func(format string, args ...any) (Tick, Checkpoint, error) {
 		return Tick{}, Checkpoint{}, fmt.Errorf("%w: "+format, append([]any{errDirectory}, args...)...)
 	}
-	at, err := time.Parse(timeLayout, p.Tick.Time)
+	at, err := time.Parse(TimeLayout, p.Tick.Time)
 	switch {
-	case err != nil || at.Format(timeLayout) != p.Tick.Time:
+	case err != nil || at.Format(TimeLayout) != p.Tick.Time:
 		return none("the time of its tick is invalid")
 	case !validSlots(p.Slots) || p.Slot < 0 || p.Slot >= p.Slots || len(p.Path) != bits.Len64(uint64(p.Slots))-1:
 		return none("its slot or path does not fit %d slots", p.Slots)

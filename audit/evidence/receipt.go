@@ -96,14 +96,27 @@ func (r Receipt) Verify(org, receiptKey string) error {
 	if !r.Signed {
 		return errors.New("the receipt has no signature: an earlier version made it")
 	}
-	key, err := base64.RawURLEncoding.Strict().DecodeString(receiptKey)
+	key, err := decodeReceiptKey(receiptKey)
 	if err != nil || len(key) != ed25519.PublicKeySize {
 		return errors.New("the receipt key is not the base64url of 32 bytes")
 	}
-	if !ed25519.Verify(key, r.message(org), r.Sig[:]) {
+	if !r.signedBy(org, key) {
 		return errors.New("the receipt's signature is wrong")
 	}
 	return nil
+}
+
+// decodeReceiptKey decodes the base64url of a key. Only one text decodes to the same bytes.
+func decodeReceiptKey(text string) (ed25519.PublicKey, error) {
+	key, err := base64.RawURLEncoding.DecodeString(text)
+	if err == nil && base64.RawURLEncoding.EncodeToString(key) != text {
+		err = errors.New("the base64url is not canonical")
+	}
+	return key, err
+}
+
+func (r Receipt) signedBy(org string, key ed25519.PublicKey) bool {
+	return len(key) == ed25519.PublicKeySize && ed25519.Verify(key, r.message(org), r.Sig[:])
 }
 
 // maxID limits the length of an id.

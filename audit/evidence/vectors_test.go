@@ -117,7 +117,7 @@ func vectors() (cases []vector, files map[string][]byte) {
 			if err != nil {
 				panic(err)
 			}
-			bundle.Consistency = append(bundle.Consistency, evidence.BundleConsistency{Incarnation: 1, Old: old, Size: s, Proof: evidence.Split(p)})
+			bundle.Consistency = append(bundle.Consistency, evidence.BundleConsistency{Incarnation: 1, Old: old, Size: s, Proof: evidence.Hashes(p)})
 		} else {
 			bundle.Consistency = append(bundle.Consistency, evidence.BundleConsistency{Incarnation: 1, Size: s, Proof: [][]byte{}})
 		}
@@ -140,7 +140,7 @@ func vectors() (cases []vector, files map[string][]byte) {
 	if err != nil {
 		panic(err)
 	}
-	few.Consistency = append(few.Consistency, evidence.BundleConsistency{Incarnation: 1, Old: 12, Size: 50, Proof: evidence.Split(p)})
+	few.Consistency = append(few.Consistency, evidence.BundleConsistency{Incarnation: 1, Old: 12, Size: 50, Proof: evidence.Hashes(p)})
 	fewFile := put("bundle-few.json", text(few))
 	add("two sizes with a proof", "checkpoint", fewFile, 0, "", "checkpoint-12.txt", "checkpoint-50.txt")
 	alone := few
@@ -189,7 +189,7 @@ func vectors() (cases []vector, files map[string][]byte) {
 	other.Sig[3] ^= 1
 	redeem("a wrong signature of a receipt", file, other, 1, "the receipt")
 	proof := map[string]any{"status": "included", "receipt": receipt.String(), "signature": "valid", "seq": 3, "request_id": "req_9", "incarnation": 1, "leaf_index": 2,
-		"link": base64.StdEncoding.EncodeToString(r.rows[2].Append(nil)), "path": evidence.Split(r.inclusion(2, 3)), "checkpoint": r.note(3)}
+		"link": base64.StdEncoding.EncodeToString(r.rows[2].Append(nil)), "path": evidence.Hashes(r.inclusion(2, 3)), "checkpoint": r.note(3)}
 	redeem("a response of /v1/audit/proof", asJSON("proof.json", proof), receipt, 0, "")
 	proof["status"] = "missing"
 	redeem("the service says that the entry is missing", asJSON("proof-missing.json", proof), receipt, 2, "")

@@ -122,7 +122,7 @@ func auditRestoreCommand() *cobra.Command {
 		Use:   "restore",
 		Short: "Put back entries that a restored database lacks, from exports",
 		Long: `restore is for a database that was restored to an older state than the checkpoints in its
-anchors. It reads exports that were made before the loss, or files of the archive, and puts
+anchors. It reads exports that were made before the loss, or files of the archive. It puts
 back every entry that the database lacks, with its number, time and MAC.
 
 Each file must be intact, must have its entries without a filter, and must agree with the
