@@ -142,9 +142,11 @@ func ParseIssuers(b []byte, now time.Time, log *slog.Logger) (*Issuers, error) {
 			}
 		}
 		if c.JWKSFile != "" {
-			if err := x.read(context.Background(), now); err != nil {
+			keys, err := x.read(context.Background(), now)
+			if err != nil {
 				return nil, fmt.Errorf("issuer %d: jwks_file: %w", i+1, err)
 			}
+			x.keys.Store(keys)
 		}
 		s.all = append(s.all, x)
 	}
@@ -241,10 +243,15 @@ func (x *issuer) due(now time.Time) bool {
 }
 
 func (s *Issuers) reread(ctx context.Context, x *issuer, now time.Time) {
-	err := x.read(ctx, now)
+	x.mu.Lock()
+	x.tried = now
+	x.mu.Unlock()
+	keys, err := x.read(ctx, now)
 	x.mu.Lock()
 	was := x.failed
-	x.tried, x.failed = now, err != nil
+	if x.failed = err != nil; err == nil {
+		x.keys.Store(keys) // under the lock, so that rereads never sees new keys and an old failure
+	}
 	x.mu.Unlock()
 	if failed := err != nil; failed != was && ctx.Err() == nil {
 		if failed {
@@ -262,23 +269,18 @@ func (x *issuer) name() string {
 	return x.Issuer.Issuer
 }
 
-// read reads the keys. If they are not valid, the last ones stay.
-func (x *issuer) read(ctx context.Context, now time.Time) error {
+// read returns the keys as they are now.
+func (x *issuer) read(ctx context.Context, now time.Time) (*keySet, error) {
 	b, err := x.fetch(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	sum := sha256.Sum256(b)
 	if last := x.keys.Load(); last != nil && last.sum == sum {
-		x.keys.Store(&keySet{last.byID, now, sum})
-		return nil
+		return &keySet{last.byID, now, sum}, nil
 	}
 	keys, err := parseKeys(b)
-	if err != nil {
-		return err
-	}
-	x.keys.Store(&keySet{keys, now, sum})
-	return nil
+	return &keySet{keys, now, sum}, err
 }
 
 func (x *issuer) fetch(ctx context.Context) ([]byte, error) {

@@ -324,8 +324,9 @@ func TestJWKSFromURL(t *testing.T) {
 	var serves atomic.Pointer[[]byte]
 	var asked atomic.Int64
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		b := serves.Load()
 		asked.Add(1)
-		if b := serves.Load(); b != nil {
+		if b != nil {
 			w.Write(*b) //nolint:errcheck // the client sees it
 			return
 		}
@@ -371,7 +372,7 @@ func TestJWKSFromURL(t *testing.T) {
 	outage := func(err error) bool { return errors.Is(err, identity.ErrKeysUnavailable) }
 	fine := func(err error) bool { return err == nil }
 	invalid := func(err error) bool { _, ok := errors.AsType[*identity.InvalidToken](err); return ok }
-	until("a redirect is no key set", first, outage)
+	until("a redirect is no key set", first, func(err error) bool { return asked.Load() > 0 && outage(err) })
 	keys := first.jwks(t)
 	serves.Store(&keys)
 	now.Add(31)
