@@ -247,6 +247,7 @@ var computed = map[string][]string{
 	"verdict refused.Code":                nil,
 	"policy code":                         nil,
 	"policy string(code)":                 nil, // the baseline's, in Rego
+	"policy r.Code":                       nil, // one of these, from the cache
 	"policy a.Elem(1).Value.(ast.String)": nil,
 	"provider code":                       nil,
 	"provider e.Code":                     nil,
