@@ -31,6 +31,7 @@ except ImportError:
 
 INTACT, TAMPERED, INCOMPLETE, USAGE = 0, 1, 2, 3
 MAX64 = (1 << 63) - 1
+MAX_SIZE = 1 << 61
 MAX_LINE = 8 << 20
 MAX_NOTE = 64 << 10
 MAX_JWKS = 1 << 20
@@ -545,8 +546,8 @@ class Checkpoint:
         self.origin = line[0]
         if not valid_name(self.origin):
             raise Invalid("its origin is not valid")
-        if not re.fullmatch(r"0|[1-9][0-9]{0,18}", line[1], re.ASCII) or int(line[1]) > MAX64:
-            raise Invalid("its size is not a number")
+        if not re.fullmatch(r"0|[1-9][0-9]{0,18}", line[1], re.ASCII) or int(line[1]) > MAX_SIZE:
+            raise Invalid("its size is not a number from 0 to %d" % MAX_SIZE)
         self.size = int(line[1])
         self.root = unbase64(line[2])
         if len(self.root) != 32 or not line[3].startswith("time "):

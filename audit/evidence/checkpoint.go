@@ -46,6 +46,9 @@ func (c Checkpoint) Text() string {
 	return fmt.Sprintf("%s\n%d\n%s\ntime %s\n", c.Origin, c.Size, base64.StdEncoding.EncodeToString(c.Root[:]), c.Time.UTC().Format(TimeLayout))
 }
 
+// maxSize limits the size of a checkpoint. The functions of tlog do not end for sizes above 2⁶².
+const maxSize = 1 << 61
+
 // errCheckpoint is wrapped by the errors of ParseCheckpoint and Open.
 var errCheckpoint = errors.New("invalid checkpoint")
 
@@ -61,8 +64,8 @@ func ParseCheckpoint(text string) (Checkpoint, error) {
 		return Checkpoint{}, fmt.Errorf("%w: its origin is empty or has a space, a plus sign or a control character", errCheckpoint)
 	}
 	var err error
-	if c.Size, err = strconv.ParseInt(line[1], 10, 64); err != nil || c.Size < 0 {
-		return Checkpoint{}, fmt.Errorf("%w: its size is not a number", errCheckpoint)
+	if c.Size, err = strconv.ParseInt(line[1], 10, 64); err != nil || c.Size < 0 || c.Size > maxSize {
+		return Checkpoint{}, fmt.Errorf("%w: its size is not a number from 0 to %d", errCheckpoint, int64(maxSize))
 	}
 	root, err := decode64(line[2])
 	if err != nil || len(root) != len(c.Root) {
