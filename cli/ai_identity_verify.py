@@ -521,20 +521,24 @@ def micros(text):
 
 
 SECONDS = {}
+YEAR_0, YEAR_1, CYCLE = -62167219200, -62135596800, 146097 * 86400
 
 
 def time_text(at):
-    """Return the text of a time in microseconds since 1970, or None if it has none."""
+    """Return the text of a time in microseconds since 1970, or None if it is not in the years 0 to 9999."""
     second, rest = divmod(at, 1000000)
     text = SECONDS.get(second)
     if text is None:
         if len(SECONDS) > 10000:
             SECONDS.clear()
         try:
-            moment = EPOCH + timedelta(seconds=second)
+            if YEAR_0 <= second < YEAR_1:  # datetime begins with year 1; the calendar repeats after 400 years
+                text = "0000" + (EPOCH + timedelta(seconds=second + CYCLE)).isoformat()[4:]
+            else:
+                text = (EPOCH + timedelta(seconds=second)).isoformat()
         except OverflowError:
             return None
-        text = SECONDS[second] = moment.isoformat()
+        SECONDS[second] = text
     return "%s.%06dZ" % (text, rest)
 
 

@@ -65,7 +65,7 @@ type exportCheck struct {
 	*check
 	h            ExportHeader
 	end          Checkpoint
-	late         int64
+	late         int64 // entries with a time before this are late; math.MinInt64: none is
 	origin       string
 	tree         *Range
 	held         []seen
@@ -89,7 +89,7 @@ type exportCheck struct {
 }
 
 func verifyChain(c *check, r io.Reader, o ChainOptions) error {
-	e := &exportCheck{check: c, keys: o.Keys, agreed: -1, full: o.Rows != nil}
+	e := &exportCheck{check: c, keys: o.Keys, late: math.MinInt64, agreed: -1, full: o.Rows != nil}
 	in := bufio.NewReaderSize(r, maxLine)
 	sum := sha256.New()
 	line, err := readLine(in)

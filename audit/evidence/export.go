@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -117,7 +118,7 @@ type ExportStatement struct {
 type ExportWriter struct {
 	h       ExportHeader
 	end     Checkpoint
-	late    int64 // entries with a time before this are late; 0: none
+	late    int64 // entries with a time before this are late; math.MinInt64: none is
 	tree    *Range
 	rows    int64
 	entries int64
@@ -126,7 +127,7 @@ type ExportWriter struct {
 // NewExportWriter checks the header, sets its ID, and returns a writer and the first line. The
 // checkpoints must be ones that the caller trusts: their signatures are not verified.
 func NewExportWriter(h ExportHeader) (*ExportWriter, []byte, error) {
-	w := &ExportWriter{}
+	w := &ExportWriter{late: math.MinInt64}
 	var err error
 	if w.end, err = ParseNote(h.End); err != nil {
 		return nil, nil, fmt.Errorf("the checkpoint at the end: %w", err)

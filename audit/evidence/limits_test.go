@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -77,5 +78,49 @@ func TestHugeSizes(t *testing.T) {
 		if v := py.both("export "+name, question{Command: "chain", JWKS: set, Data: append(line, "],\n"...)}); v.Exit != 1 || v.Where != "the newest checkpoint" {
 			t.Errorf("export %s: %+v", name, v)
 		}
+	}
+}
+
+// Entries can have any time of the years 0 to 9999. They are late only in an export that
+// continues another one.
+func TestOldTimes(t *testing.T) {
+	l := newLog("org_1")
+	l.add(2, "x")
+	times := []string{
+		"1970-01-01T00:00:00.000000Z", "1969-12-31T23:59:59.999999Z", "1900-02-28T12:00:00.000001Z", "0001-01-01T00:00:00.000000Z",
+		"0000-12-31T23:59:59.999999Z", "0000-02-29T01:02:03.000004Z", "0000-01-01T00:00:00.000000Z", "9999-12-31T23:59:59.999999Z",
+	}
+	for i, text := range times {
+		moment, err := time.Parse(evidence.TimeLayout, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		entry := fmt.Appendf(nil, `{"v":1,"kind":"request.decided","time":"%s","org":"org_1","writer":"w_1","request_id":"req_%d","agent_id":"ag_1"}`, text, i)
+		n := int64(len(l.rows))
+		l.append(evidence.ExportRow{Link: evidence.Link{Org: "org_1", Incarnation: 1, Seq: n + 1, AppendedAt: l.began.Add(time.Duration(n) * time.Second), Time: moment,
+			Kind: "request.decided", AgentID: "ag_1", RequestID: fmt.Sprintf("req_%d", i), Writer: "w_1", WriterSeq: n + 1, PrevWriterSeq: n}, Epoch: 1, Version: 3, Bytes: entry})
+	}
+	n := int64(len(l.rows))
+	py := startSecond(t)
+	for name, o := range map[string]order{
+		"all": {end: n}, "a range": {first: 2, end: n}, "a filter": {end: n, filter: evidence.ExportFilter{AgentID: "ag_1"}},
+		"before 1970": {end: n, filter: evidence.ExportFilter{Since: -1 << 62, Until: -1}}, "late": {first: 2, end: n, after: "exp_1"},
+	} {
+		b := l.export(o)
+		if v := py.both(name, question{Command: "chain", JWKS: jwks(t, l.keys(t)), Data: b}); v.Exit != evidence.Intact {
+			t.Errorf("%s: %+v", name, v)
+		}
+		want := 0
+		if o.after != "" {
+			want = len(times) - 1 // the last one is in the future
+		}
+		if got := strings.Count(string(b), `"late":true`); got != want {
+			t.Errorf("%s: %d entries are late, and %d must be", name, got, want)
+		}
+	}
+	text := jwks(t, l.keys(t))
+	b := strings.Replace(string(l.export(order{end: n})), `,"entry":`, `,"late":true,"entry":`, 1)
+	if v := py.both("a mark without another export", question{Command: "chain", JWKS: text, Data: []byte(b)}); v.Exit != evidence.Tampered {
+		t.Errorf("%+v", v)
 	}
 }
