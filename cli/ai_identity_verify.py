@@ -473,8 +473,16 @@ class KeySet:
                 kid = c.new
         return kid, changes[-1].new == line[-1], True
 
-    def replaced(self, origin, kid, size):
-        return any(c.origin == origin and c.old == kid and c.size <= size for c in self.changes)
+    def replaced(self, origin, kid, size, opened):
+        """Report whether a key was replaced in a log at a size or before it. opened: the set opens a checkpoint of that size."""
+        role = next((k.role for k in self.keys if k.kid == kid), "")
+        if not role or not opened and not self.of(origin, role):
+            return False
+        line, want = self.line(role), self.signer(origin, role, size)[0]
+        return kid in line and want in line and line.index(kid) < line.index(want)
+
+    def succeeded(self, kid):
+        return any(c.old == kid for c in self.changes)
 
 
 ROLES = {"p256": "a P-256", "ed25519": "an Ed25519"}
@@ -560,7 +568,7 @@ class Checkpoint:
         self.time = micros(self.text_time)
         if self.time < 0:
             raise Invalid("its time is before 1970")
-        self.note, self.source = "", ""
+        self.note, self.source, self.signed = "", "", False
 
 
 def checkpoint_of(note):
@@ -751,7 +759,9 @@ def opened(check, keys, note, origin, where):
     """Return (checkpoint, signed). An unknown key makes the verdict incomplete."""
     try:
         try:
-            return open_note(keys, note, origin), True
+            c = open_note(keys, note, origin)
+            c.signed = True
+            return c, True
         except Unknown as e:
             check.incomplete("%s: %s" % (where, e))
             return checkpoint_of(note), False
@@ -801,7 +811,9 @@ def open_envelope(keys, e, payload_type):
                 continue
             if not k.p256 or not k.verify(message, sig):
                 raise Invalid("the signature of key %s is wrong" % k.kid)
-            signer = keyid
+            line = keys.line("p256")
+            if not signer or keyid in line and signer in line and line.index(keyid) > line.index(signer):
+                signer = keyid  # the newest of several
     if not signer:
         error = Unknown("no key of the JWKS signed the envelope")
         error.payload = payload
@@ -1227,7 +1239,7 @@ class Export:
         }
         if dump(statement) != payload:
             raise Fault(where, "it is of another file: the statement does not say what the file is")
-        if signer and self.keys.replaced(self.origin, signer, self.end.size):
+        if signer and self.keys.replaced(self.origin, signer, self.end.size, self.end.signed):
             raise Fault(where, "key %s signed it, and was replaced before the end of the export" % signer)
         self.key_changes()
         self.report(signer)
@@ -1407,7 +1419,7 @@ def bundle_of(check, data):
 class Bundle:
     def __init__(self, check, value, keys, held=()):
         """Verify a bundle. Raise Fault."""
-        self.links, self.checkpoints = [], {}
+        self.links, self.checkpoints, self.signed = [], {}, []
         where = "the bundle"
         try:
             b = fields(value, BUNDLE, where)
@@ -1515,6 +1527,7 @@ def verify_checkpoints(notes, keys, bundle=None):
             cp, signed = opened(c, keys, note, origin, source)
             cp.source = source
             origins.add(origin)
+                self.signed.append(c)
             if signed:
                 seen.append(cp)
                 c.ok("%s: %s has %d entries at %s" % (source, origin, cp.size, cp.text_time))
@@ -1539,7 +1552,7 @@ def verify_checkpoints(notes, keys, bundle=None):
 
 
 def document(c, data, keys, payload_type, where):
-    """Open a signed document. Return its payload, parsed."""
+    """Open a signed document. Return its payload, parsed, and the key that signed it or ""."""
     try:
         if len(data) > MAX_DOCUMENT:
             raise Invalid("it is too large")
@@ -1548,8 +1561,8 @@ def document(c, data, keys, payload_type, where):
             c.ok("signed with key %s" % signer)
         except Unknown as e:
             c.incomplete("%s: %s" % (where, e))
-            payload = e.payload
-        return parse_json(payload, floats=_text_number)
+            payload, signer = e.payload, ""
+        return parse_json(payload, floats=_text_number), signer
     except Invalid as e:
         raise Fault(where, str(e)) from e
 
@@ -1563,7 +1576,7 @@ STEP = {"seq": int, "time": str, "stage": str, "text": str, "detail": list}
 def verify_report(data, keys):
     def verify(c):
         where = "the report"
-        p = document(c, data, keys, REPORT, where)
+        p, signer = document(c, data, keys, REPORT, where)
         try:
             if not isinstance(p, dict) or p.get("format") != "aid forensics v1":
                 raise Invalid("its format is unknown: this version reads aid forensics v1")
@@ -1594,7 +1607,7 @@ PREDICATE = "https://ai-identity.co/attestations/session/v1"
 
 
 def statement(c, data, keys, where):
-    s = document(c, data, keys, IN_TOTO, where)
+    s, signer = document(c, data, keys, IN_TOTO, where)
     try:
         if not isinstance(s, dict) or set(s) != {"_type", "subject", "predicateType", "predicate"} or s["_type"] != STATEMENT:
             raise Invalid("it is not an in-toto Statement v1")
@@ -1628,6 +1641,31 @@ RECEIPT = re.compile(r"([A-Za-z0-9_.-]{1,128})/([1-9][0-9]{0,18})/([0-9a-f]{64})
 
 def verify_receipt(text, data, keys):
     """Verify a receipt against a bundle with its entry and its writer's first one."""
+def signed_in_time(c, keys, signer, where, checkpoints):
+    """Check the key that signed a document. A key that was replaced counts if it had no successor at the document's checkpoints."""
+    if not signer or not keys.succeeded(signer):
+        return
+    for cp in checkpoints:
+        if keys.replaced(cp.origin, signer, cp.size, True):
+            raise Fault(where, "key %s signed it, and was replaced before its checkpoint of %s with %d entries" % (signer, cp.origin, cp.size))
+    if not checkpoints:
+        c.incomplete("%s: key %s signed it, and was replaced since. No checkpoint in it shows that it is older: order a new one" % (where, signer))
+    else:
+        c.note("Key %s signed %s, and was replaced after its checkpoint. A thief of that key could still sign it." % (signer, where))
+
+
+def attested(keys, subject, note):
+    """Return the checkpoint of an attestation if the keys open it, and if it is of the subject's organization."""
+    org = subject[len("aid:session/") :].partition("/")[0]
+    origin = note.partition("\n")[0] if type(note) is str else ""
+    if not org or not origin.rpartition("/")[0].endswith("/org/" + org):
+        return []
+    try:
+        return [open_note(keys, note, origin)]
+    except (Invalid, Unknown):
+        return []
+
+
 
     def verify(c):
         m = RECEIPT.fullmatch(text)
@@ -1652,6 +1690,7 @@ def verify_receipt(text, data, keys):
                 key = ENTRY_DECODER.decode(entry.decode("utf-8")).get("receipt_key")
                 if isinstance(key, str):
                     keys_of_writer.add(key)
+        signed_in_time(c, keys, signer, where, b.signed)
         if not sig or not keys_of_writer:
             c.note("The receipt's signature was not checked. The proof that the log has its entry does not need it.")
         else:
@@ -1689,6 +1728,7 @@ def load_keys(args):
     """Return the keys of the JWKS that are pinned, and why there are none."""
     name = args.jwks or "jwks.json"
     if not args.jwks and not os.path.exists(name):
+    signed_in_time(c, keys, signer, where, attested(keys, form["name"], predicate.get("checkpoint")))
         return KeySet(), "there is no JWKS: fetch /.well-known/jwks.json, compare its key ids with the ones you were given, and use --jwks FILE"
     try:
         keys = parse_jwks(read_file(name))

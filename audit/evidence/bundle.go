@@ -107,6 +107,7 @@ type checkedBundle struct {
 	links   []Link
 	entries [][]byte
 	proved  map[string]bool // consistency, by origin and sizes
+	signed  []Checkpoint    // those with valid signatures
 }
 
 func consistencyKey(origin string, old, size int64) string {
@@ -245,7 +246,7 @@ func checkBundle(c *check, b Bundle, keys KeySet, held []seen) (*checkedBundle, 
 			return nil, err
 		}
 		if signed {
-			all = append(all, seen{cp, note, where})
+			all, x.signed = append(all, seen{cp, note, where}), append(x.signed, cp)
 			c.ok("a signed checkpoint of %s with %d entries at %s", cp.Origin, cp.Size, cp.Time.Format(TimeLayout))
 		}
 		checkpoints[size{incarnation, cp.Size}] = cp
@@ -473,21 +474,41 @@ type ReportStep struct {
 }
 
 // document opens a signed document. With an unknown key the result is incomplete.
-func document(c *check, b []byte, keys KeySet, payloadType, where string) ([]byte, error) {
-	payload, signer, err := keys.OpenEnvelope(b, payloadType)
+func document(c *check, b []byte, keys KeySet, payloadType, where string) (payload []byte, signer string, err error) {
+	payload, k, err := keys.OpenEnvelope(b, payloadType)
 	switch {
 	case errors.Is(err, errUnknownKey):
 		c.incomplete("%s: %v", where, err)
 		var e Envelope
 		if err := parse(b, &e); err != nil {
-			return nil, faultAt(where, "%v", err)
+			return nil, "", faultAt(where, "%v", err)
 		}
-		return e.Payload, nil
+		return e.Payload, "", nil
 	case err != nil:
-		return nil, faultAt(where, "%v", err)
+		return nil, "", faultAt(where, "%v", err)
 	}
-	c.ok("signed with key %s", signer.ID)
-	return payload, nil
+	c.ok("signed with key %s", k.ID)
+	return payload, k.ID, nil
+}
+
+// signedInTime checks the key that signed a document: a holder of a replaced key can still sign. The
+// checkpoints are those of the document that the set opens. A signature counts if the key
+// had no successor in their logs at their sizes.
+func signedInTime(c *check, keys KeySet, signer, where string, checkpoints []Checkpoint) error {
+	if signer == "" || !keys.succeeded(signer) {
+		return nil
+	}
+	for _, cp := range checkpoints {
+		if keys.replaced(cp.Origin, signer, cp.Size, true) {
+			return faultAt(where, "key %s signed it, and was replaced before its checkpoint of %s with %d entries", signer, cp.Origin, cp.Size)
+		}
+	}
+	if len(checkpoints) == 0 {
+		c.incomplete("%s: key %s signed it, and was replaced since. No checkpoint in it shows that it is older: order a new one", where, signer)
+		return nil
+	}
+	c.note("Key %s signed %s, and was replaced after its checkpoint. A thief of that key could still sign it.", signer, where)
+	return nil
 }
 
 // VerifyReport verifies a forensics report.
@@ -498,7 +519,7 @@ func VerifyReport(b []byte, keys KeySet) Verdict {
 
 func verifyReport(c *check, b []byte, keys KeySet) error {
 	const where = "the report"
-	payload, err := document(c, b, keys, ReportType, where)
+	payload, signer, err := document(c, b, keys, ReportType, where)
 	if err != nil {
 		return err
 	}
@@ -514,6 +535,9 @@ func verifyReport(c *check, b []byte, keys KeySet) error {
 	}
 	x, err := checkBundle(c, r.Bundle, keys, nil)
 	if err != nil {
+		return err
+	}
+	if err := signedInTime(c, keys, signer, where, x.signed); err != nil {
 		return err
 	}
 	for _, step := range r.Timeline {
@@ -544,7 +568,7 @@ func VerifyAttestation(b []byte, keys KeySet) Verdict {
 }
 
 func checkStatement(c *check, b []byte, keys KeySet, where string) error {
-	payload, err := document(c, b, keys, InTotoType, where)
+	payload, signer, err := document(c, b, keys, InTotoType, where)
 	if err != nil {
 		return err
 	}
@@ -576,15 +600,38 @@ func checkStatement(c *check, b []byte, keys KeySet, where string) error {
 	}
 	c.ok("%s is about %s, whose links have the root %s", where, s.Subject[0].Name, digest)
 	var p struct {
-		Complete jsontext.Value `json:"complete"`
+		Complete   jsontext.Value `json:"complete"`
+		Checkpoint jsontext.Value `json:"checkpoint"`
 	}
 	if err := json.Unmarshal(s.Predicate, &p); err != nil {
 		return faultAt(where, "%v", err)
+	}
+	if err := signedInTime(c, keys, signer, where, attested(keys, s.Subject[0].Name, p.Checkpoint)); err != nil {
+		return err
 	}
 	if string(p.Complete) != "true" {
 		c.incomplete("%s says that it is not complete", where)
 	}
 	return nil
+}
+
+// attested returns the checkpoint of an attestation if the set opens it, and if it is of the
+// subject's organization.
+func attested(keys KeySet, subject string, text jsontext.Value) []Checkpoint {
+	var note string
+	if json.Unmarshal(text, &note) != nil {
+		return nil
+	}
+	org, _, _ := strings.Cut(strings.TrimPrefix(subject, "aid:session/"), "/")
+	origin, _, _ := strings.Cut(note, "\n")
+	if at := strings.LastIndexByte(origin, '/'); at < 0 || org == "" || !strings.HasSuffix(origin[:at], "/org/"+org) {
+		return nil
+	}
+	cp, err := keys.Open([]byte(note), origin)
+	if err != nil {
+		return nil
+	}
+	return []Checkpoint{cp}
 }
 
 // VerifyReceipt verifies a receipt against a bundle, which has its entry and the first entry of

@@ -65,6 +65,7 @@ type exportCheck struct {
 	*check
 	h            ExportHeader
 	end          Checkpoint
+	opened       bool  // end has valid signatures
 	late         int64 // entries with a time before this are late; math.MinInt64: none is
 	origin       string
 	tree         *Range
@@ -175,7 +176,7 @@ func (e *exportCheck) header(line []byte, o ChainOptions) error {
 	if e.end, signed, err = e.openNote(o.Keys, h.End, "the checkpoint at the end"); err != nil {
 		return err
 	}
-	if signed {
+	if e.opened = signed; signed {
 		e.known = append(e.known, seen{e.end, h.End, "the export's end"})
 	}
 	if e.end.Size < h.First {
@@ -515,7 +516,7 @@ func (e *exportCheck) finish(last []byte, sum [32]byte, in *bufio.Reader, o Chai
 	if err != nil || !bytes.Equal(want, payload) {
 		return faultAt(where, "it is of another file: the statement does not say what the file is")
 	}
-	if signer.ID != "" && o.Keys.replaced(e.origin, signer.ID, e.end.Size) {
+	if signer.ID != "" && o.Keys.replaced(e.origin, signer.ID, e.end.Size, e.opened) {
 		return faultAt(where, "key %s signed it, and was replaced before the end of the export", signer.ID)
 	}
 	if err := e.keyChanges(); err != nil {

@@ -271,9 +271,22 @@ func (s KeySet) signer(origin, role string, size int64) (id string, ok bool) {
 	return id, s.Own || changes[len(changes)-1].New == newest
 }
 
-// replaced reports whether a key was replaced in a log at a size or before it.
-func (s KeySet) replaced(origin, id string, size int64) bool {
-	return slices.ContainsFunc(s.Changes, func(c KeyChange) bool { return c.Origin == origin && c.Old == id && c.Size <= size })
+// replaced reports whether a key was replaced in a log at a size or before it. opened is whether
+// the set opens a checkpoint of that size. Without that, a log whose key changes the set lacks
+// has no result.
+func (s KeySet) replaced(origin, id string, size int64, opened bool) bool {
+	k, ok := s.Find(id)
+	if !ok || !opened && !s.Changed(origin, k.Role()) {
+		return false
+	}
+	want, _ := s.signer(origin, k.Role(), size)
+	line := s.line(k.Role())
+	return slices.Index(line, id) < slices.Index(line, want)
+}
+
+// succeeded reports whether another key has taken the place of a key.
+func (s KeySet) succeeded(id string) bool {
+	return slices.ContainsFunc(s.Changes, func(c KeyChange) bool { return c.Old == id })
 }
 
 // signedBy checks that the keys that signed a checkpoint are those that must.

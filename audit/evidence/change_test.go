@@ -3,8 +3,11 @@ package evidence_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
+
+	jsonv2 "github.com/go-json-experiment/json"
 
 	"github.com/ai-identity/ai-identity/audit/evidence"
 )
@@ -146,6 +149,110 @@ func TestKeyChange(t *testing.T) {
 	twice.changed(l.turns[0].change)
 	if v := py.both("an old key change again", question{Command: "chain", JWKS: full, Data: twice.export(order{end: 83})}); v.Exit != 1 || v.Where != "entry 83" {
 		t.Errorf("%+v", v)
+	}
+}
+
+// resigned returns an export whose last line other keys signed.
+func resigned(t *testing.T, b []byte, signers ...local) []byte {
+	t.Helper()
+	last := strings.LastIndex(string(b[:len(b)-1]), "\n") + 1
+	var doc struct{ Envelope evidence.Envelope }
+	if err := json.Unmarshal([]byte("{"+string(b[last:])), &doc); err != nil {
+		t.Fatal(err)
+	}
+	line, err := evidence.ExportLastLine(signedBy(t, evidence.ExportType, doc.Envelope.Payload, signers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(b[:last:last], line...)
+}
+
+// signedBy is an envelope with a signature of each signer.
+func signedBy(t *testing.T, payloadType string, payload []byte, signers ...local) (all evidence.Envelope) {
+	t.Helper()
+	for _, s := range signers {
+		e, err := evidence.SignEnvelope(t.Context(), payloadType, payload, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.Signatures = append(all.Signatures, e.Signatures...)
+		all = e
+	}
+	return all
+}
+
+// A document that a replaced key signed is valid if its checkpoint is older than the replacement.
+// Without such a checkpoint it is incomplete, and with a newer one it is tampered.
+func TestReplacedKeySignsDocuments(t *testing.T) {
+	l := rotated() // p256("c") replaces p256("a") at 41
+	later := newLog("org_2")
+	later.add(5, "x")
+	later.p256, later.ed = p256("c"), ed("d") // it began after the change
+	py := startSecond(t)
+	full := jwks(t, l.keys(t))
+	public := l.keys(t)
+	public.Changes = []evidence.KeyChange{l.turns[0].general, l.turns[1].general}
+	a, b := p256("a"), p256("c")
+	text := func(v any) []byte {
+		t.Helper()
+		out, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	attestation := func(org string, checkpoint any, by ...local) []byte {
+		t.Helper()
+		return text(signedBy(t, evidence.InTotoType, fmt.Appendf(nil, `{"_type":"https://in-toto.io/Statement/v1","predicateType":"https://ai-identity.co/attestations/session/v1",
+			"subject":[{"name":"aid:session/%s/ag_1/s/1","digest":{"rfc6962_sha256":"%s"}}],"predicate":{"complete":true,"checkpoint":%s}}`,
+			org, strings.Repeat("ab", 32), text(checkpoint)), by...))
+	}
+	report := func(log *aLog, notes []string, attestation []byte, by local) []byte {
+		t.Helper()
+		r := evidence.Report{Format: evidence.ReportFormat, Org: log.org, Attestation: attestation, Summary: evidence.ReportSummary{Agents: []string{}, Models: []string{}, Policies: []string{}},
+			Timeline: []evidence.ReportStep{}, Bundle: evidence.Bundle{Format: evidence.BundleFormat, Org: log.org, Checkpoints: notes, Consistency: []evidence.BundleConsistency{}, Entries: []evidence.BundleEntry{}}}
+		payload, err := jsonv2.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text(signedBy(t, evidence.ReportType, payload, by))
+	}
+	null := []byte("null")
+	for _, c := range []struct {
+		name, command string
+		data          []byte
+		jwks          string
+		exit          int
+		noted         bool
+	}{
+		{"the new key", "attestation", attestation("org_1", "", b), full, 0, false},
+		{"the old key, no checkpoint", "attestation", attestation("org_1", "", a), full, 2, false},
+		{"the old key, a checkpoint that is null", "attestation", attestation("org_1", nil, a), full, 2, false},
+		{"the old key, a number", "attestation", attestation("org_1", 5, a), full, 2, false},
+		{"the old key, an older checkpoint", "attestation", attestation("org_1", l.note(40), a), full, 0, true},
+		{"the old key, the checkpoint of the change", "attestation", attestation("org_1", l.note(41), a), full, 1, false},
+		{"the old key, a newer checkpoint", "attestation", attestation("org_1", l.note(82), a), full, 1, false},
+		{"the old key, a checkpoint that is not signed", "attestation", attestation("org_1", strings.SplitAfter(l.note(40), "\n\n")[0], a), full, 2, false},
+		{"the old key, the checkpoint of another organization", "attestation", attestation("org_2", l.note(40), a), full, 2, false},
+		{"the old key, a log that began after the change", "attestation", attestation("org_2", later.note(3), a), full, 1, false},
+		{"the old key, the public JWKS", "attestation", attestation("org_1", l.note(40), a), jwks(t, public), 2, false},
+		{"both keys", "attestation", attestation("org_1", "", a, b), full, 0, false},
+		{"both keys, the new one first", "attestation", attestation("org_1", "", b, a), full, 0, false},
+		{"a report by the new key", "report", report(l, []string{}, null, b), full, 0, false},
+		{"a report without a checkpoint", "report", report(l, []string{}, null, a), full, 2, false},
+		{"a report with an older checkpoint", "report", report(l, []string{l.note(40)}, null, a), full, 0, true},
+		{"a report with a newer checkpoint", "report", report(l, []string{l.note(12), l.note(60)}, null, a), full, 1, false},
+		{"a report of a log that began after the change", "report", report(later, []string{later.note(3)}, null, a), full, 1, false},
+		{"an attestation in a report", "report", report(l, []string{}, attestation("org_1", "", a), b), full, 2, false},
+		{"an export of a log that began after the change", "chain", resigned(t, later.export(order{end: 5}), a), full, 1, false},
+		{"an export with both signatures", "chain", resigned(t, l.export(order{end: 82}), b, a), full, 0, false},
+		{"an older export", "chain", resigned(t, l.export(order{end: 40}), a), full, 0, false},
+	} {
+		v := py.both(c.name, question{Command: c.command, JWKS: c.jwks, Data: c.data})
+		noted := strings.Contains(strings.Join(v.Notes, " "), "was replaced after its checkpoint")
+		if v.Exit != c.exit || noted != c.noted {
+			t.Errorf("%s: %+v", c.name, v)
+		}
 	}
 }
 

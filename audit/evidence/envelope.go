@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/go-json-experiment/json"
@@ -126,7 +127,9 @@ func (s KeySet) Verify(e Envelope, payloadType string) (payload []byte, signer K
 		if !verify(k.Public, pae(e.PayloadType, e.Payload), sig.Sig) {
 			return nil, Key{}, fmt.Errorf("the signature of key %s is wrong", k.ID)
 		}
-		signer = k
+		if signer.ID == "" || slices.Index(s.line(RoleP256), k.ID) > slices.Index(s.line(RoleP256), signer.ID) {
+			signer = k // the newest of several
+		}
 	}
 	if signer.ID == "" {
 		return nil, Key{}, fmt.Errorf("%w signed the envelope", errUnknownKey)
