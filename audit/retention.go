@@ -672,6 +672,12 @@ func (r *Retention) Archive(ctx context.Context, o ArchiveOptions) (files int, e
 			return 0, nil // nothing is old enough
 		}
 	}
+	// An export keeps its first signature for ever, so the signature of another key would spoil it.
+	documents, err := (&DocumentSigner{db: r.c.Pool, signers: []evidence.Signer{o.Signer}}).Now(ctx)
+	if err != nil {
+		return 0, err
+	}
+	o.Signer = documents
 	orgs, err := r.orgs(ctx)
 	if err != nil {
 		return 0, err
@@ -822,7 +828,7 @@ func (r *Retention) writeArchive(ctx context.Context, name string, e *Export, ke
 		return err
 	}
 	switch v := evidence.VerifyChain(io.TeeReader(f, sum), evidence.ChainOptions{Keys: keys}); {
-	case v.Exit == evidence.Tampered, v.Exit != evidence.Intact && e.Incarnation == 1:
+	case v.Exit != evidence.Intact && !v.OnlyLost:
 		return fmt.Errorf("the file is %s: %s %s", v.Verdict, v.Where, v.Problem)
 	case hex.EncodeToString(sum.Sum(nil)) != e.SHA256:
 		return errors.New("the file has another digest than the export")

@@ -158,6 +158,11 @@ func TestRetention(t *testing.T) {
 	}
 	a.work(org, other)
 	refused("is not archived")
+	// With another key nothing is signed, and the right one can archive later.
+	wrong, _ := signingKeys(t)
+	if n, err := a.retention().Archive(ctx, audit.ArchiveOptions{Folder: a.folder, Signer: wrong[0], Keys: a.keys, Actor: audit.Actor{Kind: "operator", ID: "test"}}); n != 0 || !errors.Is(err, audit.ErrSigningKey) {
+		t.Fatalf("archived %d with another key: %v", n, err)
+	}
 	if n, err := a.archive(); err != nil || n != 2 {
 		t.Fatalf("archived %d: %v", n, err)
 	}

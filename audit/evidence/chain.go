@@ -549,6 +549,9 @@ func (e *exportCheck) keyChanges() error {
 }
 
 func (e *exportCheck) report(signer Key, o ChainOptions) {
+	defer func() {
+		e.OnlyLost = len(e.gaps) > 0 && !slices.ContainsFunc(e.gaps, func(gap string) bool { return !slices.Contains(e.lost, gap) })
+	}()
 	for _, text := range e.lost {
 		e.incomplete("%s", text)
 	}

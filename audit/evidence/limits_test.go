@@ -1,10 +1,13 @@
 package evidence_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -122,5 +125,35 @@ func TestOldTimes(t *testing.T) {
 	b := strings.Replace(string(l.export(order{end: n})), `,"entry":`, `,"late":true,"entry":`, 1)
 	if v := py.both("a mark without another export", question{Command: "chain", JWKS: text, Data: []byte(b)}); v.Exit != evidence.Tampered {
 		t.Errorf("%+v", v)
+	}
+}
+
+// OnlyLost is true for the gaps of a reopened log and for nothing else: an archive counts then.
+func TestOnlyLost(t *testing.T) {
+	read := func(name string) []byte {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(vectorsDir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	l := newLog("org_1")
+	for _, c := range []struct {
+		name string
+		file []byte
+		keys evidence.KeySet
+		exit int
+		only bool
+	}{
+		{"nothing is lost", read("export-12.json"), l.keySet(), 0, false},
+		{"entries were lost", read("export-lost.json"), l.keySet(), 2, true},
+		{"another key signed the export", resigned(t, read("export-lost.json"), p256("x")), l.keySet(), 2, false},
+		{"no key of checkpoints", read("export-lost.json"), evidence.KeySet{}, 2, false},
+		{"a lie", read("export-hidden.json"), l.keySet(), 1, false},
+	} {
+		if v := evidence.VerifyChain(bytes.NewReader(c.file), evidence.ChainOptions{Keys: c.keys}); v.Exit != c.exit || v.OnlyLost != c.only {
+			t.Errorf("%s: %t %+v", c.name, v.OnlyLost, v)
+		}
 	}
 }

@@ -29,6 +29,10 @@ type Verdict struct {
 	Notes  []string `json:"notes"`
 	// Proof has two signed checkpoints that contradict each other, as they were given.
 	Proof []string `json:"proof"`
+
+	// OnlyLost is whether an export is incomplete only by what was lost before its log was
+	// reopened. No other file of this range has more.
+	OnlyLost bool `json:"-"`
 }
 
 // A fault makes a result tampered.
