@@ -292,74 +292,133 @@ func (r Rotation) directory(ctx context.Context, old, next evidence.Key, done *R
 }
 
 // org replaces the key in the org's trees, which tx has set. The newest incarnation gets an
-// entry. Earlier ones are complete, so their change begins behind their end.
-func (r Rotation) org(ctx context.Context, tx pgx.Tx, c *Chain, org string, next evidence.Key) (bool, error) {
+// entry. Earlier ones are complete, so their change begins behind everything that was signed for them.
+func (r Rotation) org(ctx context.Context, tx pgx.Tx, c *Chain, org string, next evidence.Key) (changed bool, err error) {
+	var newest int64
+	if err := tx.QueryRow(ctx, "SELECT incarnation FROM audit_heads WHERE org_id = $1", org).Scan(&newest); err != nil {
+		return false, fmt.Errorf("reading the audit log's head: %w", err)
+	}
+	// After a reopening the newest incarnation has no tree until a notary looks at it.
+	if _, err := makeTree(ctx, tx, org, newest); err != nil {
+		return false, err
+	}
 	// With the lock of each tree no checkpoint is being made with the keys before.
 	rows, err := tx.Query(ctx, "SELECT incarnation, first_seq, size FROM audit_trees WHERE org_id = $1 ORDER BY incarnation FOR UPDATE", org)
 	if err != nil {
 		return false, err
 	}
 	type tree struct{ incarnation, first, size int64 }
-	trees, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t tree, err error) {
+	trees := make(map[int64]tree)
+	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t tree, err error) {
 		return t, row.Scan(&t.incarnation, &t.first, &t.size)
 	})
 	if err != nil {
 		return false, err
 	}
+	for _, t := range all {
+		trees[t.incarnation] = t
+	}
 	s, err := readKeys(ctx, tx, r.LogName, org)
 	if err != nil {
 		return false, err
 	}
-	only := evidence.KeySet{Keys: []evidence.Key{{ID: next.ID, Public: next.Public}}}
-	changed := false
-	for i, t := range trees {
-		origin := evidence.OrgOrigin(r.LogName, org, t.incarnation)
+	for n := int64(1); n <= newest; n++ {
+		origin := evidence.OrgOrigin(r.LogName, org, n)
 		if slices.ContainsFunc(s.set.Changes, func(c evidence.KeyChange) bool { return c.Origin == origin && c.New == next.ID }) {
 			continue
 		}
-		first, err := CheckpointAt(ctx, tx, org, t.incarnation, 0)
-		if errors.Is(err, ErrNoCheckpoint) || err == nil && only.Signed(first.Note, origin, next.ID) {
-			continue // every checkpoint of the tree is signed with the new key
-		} else if err != nil {
-			return false, err
-		}
-		size := t.size + 1
-		if i == len(trees)-1 {
-			if err := lockChain(ctx, tx, org); err != nil {
-				return false, err
-			}
-			var head int64
-			if err := tx.QueryRow(ctx, "SELECT seq FROM audit_heads WHERE org_id = $1", org).Scan(&head); err != nil {
-				return false, err
-			}
-			size = head + 1 - t.first + 1
-		}
-		change, err := evidence.SignKeyChange(ctx, origin, size, r.Old, r.New)
+		oldest, lost, err := oldestNote(ctx, tx, org, n, origin)
 		if err != nil {
 			return false, err
 		}
-		if _, err := tx.Exec(ctx, `INSERT INTO audit_key_changes (org_id, incarnation, role, size, old_kid, new_kid, old_signature, new_signature)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`, org, t.incarnation, change.Role, size, change.Old, change.New, change.OldSignature, change.NewSignature); err != nil {
-			return false, fmt.Errorf("storing a key change: %w", err)
+		if only := (evidence.KeySet{Keys: []evidence.Key{{ID: next.ID, Public: next.Public}}}); oldest == nil || only.Signed(oldest, origin, next.ID) {
+			continue // every checkpoint of the tree is signed with the new key
+		}
+		if n < newest {
+			after := max(trees[n].size, lost)
+			for _, c := range s.set.Changes {
+				if c.Origin == origin && c.Role == next.Role() {
+					after = max(after, c.Size) // an ended tree may have one already
+				}
+			}
+			_, err = r.change(ctx, tx, org, n, after+1)
+		} else {
+			err = r.enter(ctx, tx, c, org, next, n, trees[n].first)
+		}
+		if err != nil {
+			return false, err
 		}
 		changed = true
-		if i < len(trees)-1 {
-			continue
-		}
-		spki, err := x509.MarshalPKIXPublicKey(next.Public)
-		if err != nil {
-			return false, err
-		}
-		at, err := c.own(ctx, tx, org, []Entry{KeysChanged{Actor: r.Actor, Role: change.Role, Old: change.Old, New: change.New, Key: spki, Size: size,
-			OldSignature: change.OldSignature, NewSignature: change.NewSignature}})
-		if err != nil {
-			return false, err
-		}
-		if at.seq != t.first+size-1 {
-			return false, fmt.Errorf("the entry of the key change has the number %d, and it should have %d", at.seq, t.first+size-1)
-		}
 	}
 	return changed, nil
+}
+
+// oldestNote returns the oldest signed checkpoint of a tree that the database knows, or nil. A
+// database that was restored may lack all of the tree's own. lost is the size of the newest
+// checkpoint that was accepted as lost, or 0.
+func oldestNote(ctx context.Context, tx pgx.Tx, org string, incarnation int64, origin string) (note []byte, lost int64, err error) {
+	err = tx.QueryRow(ctx, "SELECT size, note FROM audit_reopened WHERE origin = $1 ORDER BY size DESC LIMIT 1", origin).Scan(&lost, &note)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return nil, 0, fmt.Errorf("reading what was lost: %w", err)
+	}
+	first, err := CheckpointAt(ctx, tx, org, incarnation, 0)
+	switch {
+	case err == nil:
+		note = first.Note
+	case !errors.Is(err, ErrNoCheckpoint):
+		return nil, 0, err
+	}
+	return note, lost, nil
+}
+
+// change signs the key change of a tree, and stores it.
+func (r Rotation) change(ctx context.Context, tx pgx.Tx, org string, incarnation, size int64) (evidence.KeyChange, error) {
+	change, err := evidence.SignKeyChange(ctx, evidence.OrgOrigin(r.LogName, org, incarnation), size, r.Old, r.New)
+	if err != nil {
+		return change, err
+	}
+	return change, storeChange(ctx, tx, org, incarnation, change)
+}
+
+// storeChange stores a key change of a tree of the org, which tx has set.
+func storeChange(ctx context.Context, tx pgx.Tx, org string, incarnation int64, c evidence.KeyChange) error {
+	_, err := tx.Exec(ctx, `INSERT INTO audit_key_changes (org_id, incarnation, role, size, old_kid, new_kid, old_signature, new_signature)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`, org, incarnation, c.Role, c.Size, c.Old, c.New, c.OldSignature, c.NewSignature)
+	if err != nil {
+		return fmt.Errorf("storing a key change: %w", err)
+	}
+	return nil
+}
+
+// enter signs the key change of the newest tree, and appends its entry.
+func (r Rotation) enter(ctx context.Context, tx pgx.Tx, c *Chain, org string, next evidence.Key, incarnation, first int64) error {
+	if err := lockChain(ctx, tx, org); err != nil {
+		return err
+	}
+	var head, now int64
+	if err := tx.QueryRow(ctx, "SELECT seq, incarnation FROM audit_heads WHERE org_id = $1", org).Scan(&head, &now); err != nil {
+		return err
+	}
+	if now != incarnation {
+		return errors.New("the chain was reopened meanwhile: run the rotation again")
+	}
+	change, err := r.change(ctx, tx, org, incarnation, head+1-first+1)
+	if err != nil {
+		return err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(next.Public)
+	if err != nil {
+		return err
+	}
+	at, err := c.own(ctx, tx, org, []Entry{KeysChanged{Actor: r.Actor, Role: change.Role, Old: change.Old, New: change.New, Key: spki, Size: change.Size,
+		OldSignature: change.OldSignature, NewSignature: change.NewSignature}})
+	if err != nil {
+		return err
+	}
+	if at.seq != head+1 {
+		return fmt.Errorf("the entry of the key change has the number %d, and it should have %d", at.seq, head+1)
+	}
+	return nil
 }
 
 // A DocumentSigner signs documents with the P-256 key that has no successor. The key can change

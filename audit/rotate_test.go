@@ -15,6 +15,7 @@ import (
 
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/audit/evidence"
+	"github.com/ai-identity/ai-identity/store"
 	"github.com/ai-identity/ai-identity/store/storetest"
 )
 
@@ -325,5 +326,102 @@ func TestRotate(t *testing.T) {
 	// The key comes back at once where it has to, and never takes its place again.
 	if _, err := c.Rotate(ctx, audit.Rotation{Pool: n.db.Pool(), LogName: logName, Actor: audit.Actor{Kind: "operator", ID: "me@here"}, Old: third[0], New: old[0], Now: n.clock()}); err == nil {
 		t.Error("an old key came back")
+	}
+}
+
+// A database is restored, and its chain reopened. A rotation after that signs nothing that
+// contradicts what was signed before the loss, whenever it comes. The backup may be from before the
+// first checkpoint, and the new incarnation may have no tree yet.
+func TestRotateAfterReopen(t *testing.T) {
+	for name, late := range map[string]bool{"a checkpoint and a tree": true, "no checkpoint and no new tree": false} {
+		t.Run(name, func(t *testing.T) { rotateAfterReopen(t, late, late) })
+	}
+}
+
+func rotateAfterReopen(t *testing.T, signed, looked bool) {
+	ctx := context.Background()
+	n := newNotaries(t)
+	old := n.signers
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(audit.UseSigningKeys(ctx, n.db.Pool(), n.clock(), old...))
+	org := storetest.Org(t, n.db)
+	c := chain(t, n.db, 1)
+	var held []string
+	work := func() {
+		t.Helper()
+		notary := n.start(t, n.db, n.clock)
+		must(errors.Join(notary.Round(ctx), notary.Tick(ctx)))
+		notary.Publish(ctx)
+		n.later(11 * time.Second)
+		newest, err := n.newest(t, org)
+		must(err)
+		held = append(held, string(newest.Note))
+	}
+	appendMany(t, c, org, "w_1", 1, 50)
+	if signed {
+		work()
+	}
+	_, restore := backUp(t)
+	appendMany(t, c, org, "w_1", 51, 15)
+	work()
+	appendMany(t, c, org, "w_1", 66, 15)
+	work()
+	restore()
+	owner, err := store.Open(ctx, store.Config{URL: storetest.OwnerURL(t), MaxConns: 2})
+	must(err)
+	defer owner.Close()
+	done, err := chain(t, owner, 1).Reopen(ctx, audit.Reopening{Org: org, LogName: logName, Actor: audit.Actor{Kind: "operator", ID: "me@here"}, Reason: "a disk failed",
+		Keys: n.keys, Newest: n.anchors[0].Newest})
+	if err != nil || done.Incarnation != 2 || done.LostTo != 80 {
+		t.Fatalf("%+v %v", done, err)
+	}
+	if looked {
+		work()
+	}
+	next, _ := signingKeys(t)
+	for i := range next {
+		_, err := c.Rotate(ctx, audit.Rotation{Pool: n.db.Pool(), LogName: logName, Actor: audit.Actor{Kind: "operator", ID: "me@here"}, Old: old[i], New: next[i],
+			Overlap: time.Hour, Now: n.clock()})
+		must(err)
+	}
+	n.signers = []evidence.Signer{old[0], next[0], old[1], next[1]}
+	set, err := audit.PublicKeys(ctx, n.db.Pool(), logName)
+	must(err)
+	n.keys = set
+	work()
+	n.later(time.Hour)
+	appendMany(t, c, org, "w_1", 51, 30)
+	n.signers = next
+	work()
+	// One more: an incarnation that has ended gets a second change behind its end.
+	third, _ := signingKeys(t)
+	if _, err := c.Rotate(ctx, audit.Rotation{Pool: n.db.Pool(), LogName: logName, Actor: audit.Actor{Kind: "operator", ID: "me@here"}, Old: next[0], New: third[0], Now: n.clock()}); err != nil {
+		t.Fatal(err)
+	}
+	next[0] = third[0]
+	n.keys, err = audit.PublicKeys(ctx, n.db.Pool(), logName)
+	must(err)
+	work()
+	set, jwks := orgJWKS(t, n, org)
+	for _, note := range held {
+		if _, err := set.Open([]byte(note), strings.SplitN(note, "\n", 2)[0]); err != nil {
+			t.Errorf("%s: %v", note, err)
+		}
+	}
+	export := exported(t, n, org, next[0], audit.ExportOrder{})
+	v := bothVerify(t, set, jwks, export, held...)
+	if v.Exit != evidence.Incomplete || !strings.Contains(v.Problem, "entries 51 to 80 were lost") || strings.Contains(v.Problem, "no key") {
+		t.Errorf("%+v", v)
+	}
+	appendMany(t, c, org, "w_1", 81, 3)
+	work()
+	part := exported(t, n, org, next[0], audit.ExportOrder{After: exportID(t, export)})
+	if v := bothVerify(t, set, jwks, part); v.Exit != evidence.Intact {
+		t.Errorf("%+v", v)
 	}
 }

@@ -428,22 +428,28 @@ func lockTree(ctx context.Context, tx pgx.Tx, org string) (g growth, err error) 
 		if !errors.Is(err, pgx.ErrNoRows) {
 			return g, err
 		}
-		first, err := firstSeq(ctx, tx, org, g.incarnation)
+		made, err := makeTree(ctx, tx, org, g.incarnation)
 		if err != nil {
 			return g, err
 		}
-		none := (&merkle{}).root()
-		made, err := tx.Exec(ctx, `INSERT INTO audit_trees (org_id, incarnation, first_seq, root, edge) VALUES ($1, $2, $3, $4, '') ON CONFLICT DO NOTHING`,
-			org, g.incarnation, first, none[:])
-		if err != nil {
-			return g, err
-		}
-		if made.RowsAffected() == 0 {
+		if !made {
 			break
 		}
 	}
 	g.busy = true
 	return g, nil
+}
+
+// makeTree makes the empty tree of an incarnation. It returns false if the tree exists.
+func makeTree(ctx context.Context, tx pgx.Tx, org string, incarnation int64) (bool, error) {
+	first, err := firstSeq(ctx, tx, org, incarnation)
+	if err != nil {
+		return false, err
+	}
+	none := (&merkle{}).root()
+	made, err := tx.Exec(ctx, `INSERT INTO audit_trees (org_id, incarnation, first_seq, root, edge) VALUES ($1, $2, $3, $4, '') ON CONFLICT DO NOTHING`,
+		org, incarnation, first, none[:])
+	return made.RowsAffected() > 0, err
 }
 
 // grow adds the next entries of an org's chain to its tree. The entries are committed and
