@@ -17,6 +17,7 @@ import os
 import re
 import struct
 import sys
+import threading
 from datetime import datetime, timedelta
 
 try:
@@ -53,6 +54,10 @@ class Unknown(Exception):
 
 class Invalid(Exception):
     """A value does not have its form."""
+
+
+class Deep(Exception):
+    """JSON has more levels than this Python can read."""
 
 
 class Usage(Exception):
@@ -261,36 +266,104 @@ def _no_duplicates(pairs):
     return out
 
 
+class Number:
+    """A number that is no integer of 64 bits. It has no other type, so no field accepts it."""
+
+
+NUMBER = Number()
+MAX_DEPTH = 10000
+HALF_PAIR = re.compile(r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
+ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
 def _small(text):
     if len(text) > 20:
-        raise Invalid("a number is too large")
+        return NUMBER
     n = int(text)
-    if not -MAX64 - 1 <= n <= MAX64:
-        raise Invalid("a number is too large")
-    if text == "-0":
-        raise Invalid("a number is not canonical")
-    return n
+    return n if -MAX64 - 1 <= n <= MAX64 else NUMBER
 
 
-def _no_float(_):
-    raise Invalid("a number is not an integer")
+def _number(_):
+    return NUMBER
 
 
-def parse_json(b, floats=_no_float):
+def _no_constant(_):
+    raise Invalid("NaN and Infinity are no JSON")
+
+
+def too_deep(text):
+    """Report whether JSON has more levels than a verifier reads."""
+    if len(text) <= MAX_DEPTH or text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for c in re.findall(r"[\[\]{}]", STRING.sub("", text)):
+        depth += 1 if c in "[{" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return False
+
+
+def decode(decoder, text):
+    """Decode JSON with up to MAX_DEPTH levels. Raise Deep if this Python cannot."""
+    if too_deep(text):
+        raise Invalid("it has more than %d levels" % MAX_DEPTH)
+    if "\\" in text and ESCAPED_HALF.search(text) and any(m[1] for m in HALF_PAIR.finditer(text)):
+        raise Invalid("it has half of a surrogate pair")
     try:
-        value = json.loads(
-            b.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_int=_small, parse_float=floats, parse_constant=_no_float
-        )
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # no half of a surrogate pair
-    except Invalid:
-        raise
-    except (ValueError, RecursionError) as e:
+        return decoder.decode(text)
+    except RecursionError:
+        return decode_deep(decoder, text)
+
+
+def decode_deep(decoder, text):
+    """Decode in a thread with a large stack."""
+    out, limit = [], sys.getrecursionlimit()
+
+    def run():
+        try:
+            out.append(decoder.decode(text))
+        except (RecursionError, MemoryError):
+            out.append(Deep("JSON here has more levels than this Python can read: use `aid audit verify --offline`"))
+        except Exception as e:
+            out.append(e)
+
+    try:
+        size = threading.stack_size(256 << 20)
+        try:
+            sys.setrecursionlimit(max(limit, 4 * MAX_DEPTH))
+            thread = threading.Thread(target=run, daemon=True)
+            thread.start()
+            thread.join()
+        finally:
+            threading.stack_size(size)
+            sys.setrecursionlimit(limit)
+    except (ValueError, RuntimeError) as e:
+        raise Deep("JSON here has too many levels, and this system has no stack for them: use `aid audit verify --offline`") from e
+    if isinstance(out[0], Exception):
+        raise out[0]
+    return out[0]
+
+
+JSON_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_int=_small, parse_float=_number, parse_constant=_no_constant)
+
+
+def parse_json(b):
+    try:
+        return decode(JSON_DECODER, b.decode("utf-8"))
+    except ValueError as e:
         raise Invalid("it is not valid JSON") from e
-    return value
+
+
+def _no_json(_):
+    raise Invalid("a number is not an integer of 64 bits")
 
 
 def dump(value):
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_no_json).encode("utf-8")
+    except RecursionError as e:
+        raise Invalid("it has too many levels") from e
 
 
 def fields(value, form, what):
@@ -491,7 +564,10 @@ ROLES = {"p256": "a P-256", "ed25519": "an Ed25519"}
 def parse_jwks(b):
     if len(b) > MAX_JWKS:
         raise Invalid("the JWKS is too large")
-    value, form = parse_json(b), {"keys": list}
+    try:
+        value, form = parse_json(b), {"keys": list}
+    except Deep as e:
+        raise Invalid(str(e)) from e
     if isinstance(value, dict) and "aid_changes" in value:
         form["aid_changes"] = list
     keys = [Key(k) for k in fields(value, form, "the JWKS")["keys"]]
@@ -749,6 +825,8 @@ class Check:
                 exit_code, problem = INCOMPLETE, "; ".join(self.gaps)
         except Fault as f:
             exit_code, problem, where, proof, self.complete = TAMPERED, f.problem, f.where, f.proof, ""
+        except Deep as e:
+            exit_code, problem, self.complete = INCOMPLETE, str(e), ""
         return {
             "verdict": ("intact", "tampered", "incomplete")[exit_code], "exit": exit_code, "what": self.what, "problem": problem, "where": where,
             "complete": self.complete, "checks": self.checks, "notes": self.notes, "proof": proof,
@@ -841,10 +919,6 @@ NUMBERS = struct.Struct(">QqQqQq")
 PAIR = struct.Struct(">QqQq")
 
 
-def _text_number(text):
-    return text
-
-
 def _row_fast():
     """Return a pattern of the usual rows: no string but the entry has an escape."""
     number, text, digest = r"(0|-?[1-9][0-9]{0,18})", r'"([^"\\\x00-\x1f]*)"', r'"([0-9a-f]{64})"'
@@ -853,10 +927,10 @@ def _row_fast():
     return re.compile(r"\{" + members + r'(?:,"entry":(".*"))?\}', re.ASCII | re.DOTALL)
 
 
-ROW_DECODER = json.JSONDecoder(object_pairs_hook=list, parse_float=_no_float, parse_constant=_no_float)
+ROW_DECODER = json.JSONDecoder(object_pairs_hook=list, parse_int=_small, parse_float=_number, parse_constant=_no_constant)
 ROW_FAST = _row_fast()
-ROW_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-ENTRY_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_int=_text_number, parse_float=_text_number, parse_constant=_no_float)
+ROW_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_no_json)
+ENTRY_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_int=_number, parse_float=_number, parse_constant=_no_constant)
 
 
 class Export:
@@ -1095,12 +1169,12 @@ class Export:
     def changed(self, entry, index):
         """Read the entry of a key change."""
         try:
-            e = parse_json(entry, floats=str)
+            e = parse_json(entry)
         except Invalid:
             e = None
         if not isinstance(e, dict):
             raise Invalid("it is not the entry of a key change")
-        role, old, new, size, *signatures = (e.get(n, d) for n, d in (
+        role, old, new, size, *signatures = (d if e.get(n) is None else e[n] for n, d in (
             ("role", ""), ("old_kid", ""), ("new_kid", ""), ("size", 0), ("old_signature", ""), ("new_signature", "")))
         if any(type(x) is not str for x in [role, old, new] + signatures) or type(size) is not int:
             raise Invalid("it is not the entry of a key change")
@@ -1132,11 +1206,11 @@ class Export:
     def reopened(self, kind, entry):
         """Verify the first entry of a log that was reopened after a loss."""
         try:
-            e = parse_json(entry, floats=str)
+            e = parse_json(entry)
         except Invalid:
             e = None
         e = e if isinstance(e, dict) else {}
-        note, restored, lost_from, lost_to = (e.get(n, d) for n, d in (("previous", ""), ("restored", 0), ("lost_from", 0), ("lost_to", 0)))
+        note, restored, lost_from, lost_to = (d if e.get(n) is None else e[n] for n, d in (("previous", ""), ("restored", 0), ("lost_from", 0), ("lost_to", 0)))
         if kind != "chain.reopened" or type(note) is not str or any(type(x) is not int for x in (restored, lost_from, lost_to)):
             raise Invalid("a reopened log does not begin with its entry chain.reopened")
         origin = note.partition("\n")[0]
@@ -1312,12 +1386,8 @@ def same_fields(entry, org, writer, kind, agent, session, request, appended, at)
             raise Invalid("its link has fields that a malformed entry has not")
         return
     try:
-        e = ENTRY_DECODER.decode(entry.decode("utf-8"))
-    except Invalid as error:
-        raise Invalid("the entry is not valid JSON, or its fields are not text") from error
-    except RecursionError:
-        return  # too deep to compare; the hash is that of the link
-    except ValueError as error:
+        e = decode(ENTRY_DECODER, entry.decode("utf-8"))
+    except (Invalid, ValueError) as error:
         raise Invalid("the entry is not valid JSON, or its fields are not text") from error
     if type(e) is not dict:
         raise Invalid("the entry is not valid JSON, or its fields are not text")
@@ -1390,6 +1460,10 @@ def bundle_of(check, data):
         if form is None:
             return value
         for name, v in value.items():
+            if v is None and name in form:
+                v = value[name] = form[name]()  # as if it was not there
+            if name == "path" and type(v) is list:
+                v = value[name] = ["" if x is None else x for x in v]
             if type(v) is not form.get(name) or name == "path" and any(type(x) is not str for x in v):
                 raise Invalid("it has an unknown member, or one of another type")
         get = {n: value.get(n, form[n]()) for n in form}
@@ -1453,6 +1527,7 @@ class Bundle:
                 raise Fault(where, "it is not of the organization")
             if signed:
                 seen.append(c)
+                self.signed.append(c)
                 check.ok("a signed checkpoint of %s with %d entries at %s" % (c.origin, c.size, c.text_time))
             self.checkpoints[int(incarnation), c.size] = c
         compare(seen)
@@ -1527,7 +1602,6 @@ def verify_checkpoints(notes, keys, bundle=None):
             cp, signed = opened(c, keys, note, origin, source)
             cp.source = source
             origins.add(origin)
-                self.signed.append(c)
             if signed:
                 seen.append(cp)
                 c.ok("%s: %s has %d entries at %s" % (source, origin, cp.size, cp.text_time))
@@ -1562,9 +1636,34 @@ def document(c, data, keys, payload_type, where):
         except Unknown as e:
             c.incomplete("%s: %s" % (where, e))
             payload, signer = e.payload, ""
-        return parse_json(payload, floats=_text_number), signer
+        return parse_json(payload), signer
     except Invalid as e:
         raise Fault(where, str(e)) from e
+
+
+def signed_in_time(c, keys, signer, where, checkpoints):
+    """Check the key that signed a document. A key that was replaced counts if it had no successor at the document's checkpoints."""
+    if not signer or not keys.succeeded(signer):
+        return
+    for cp in checkpoints:
+        if keys.replaced(cp.origin, signer, cp.size, True):
+            raise Fault(where, "key %s signed it, and was replaced before its checkpoint of %s with %d entries" % (signer, cp.origin, cp.size))
+    if not checkpoints:
+        c.incomplete("%s: key %s signed it, and was replaced since. No checkpoint in it shows that it is older: order a new one" % (where, signer))
+    else:
+        c.note("Key %s signed %s, and was replaced after its checkpoint. A thief of that key could still sign it." % (signer, where))
+
+
+def attested(keys, subject, note):
+    """Return the checkpoint of an attestation if the keys open it, and if it is of the subject's organization."""
+    org = subject[len("aid:session/") :].partition("/")[0]
+    origin = note.partition("\n")[0] if type(note) is str else ""
+    if not org or not origin.rpartition("/")[0].endswith("/org/" + org):
+        return []
+    try:
+        return [open_note(keys, note, origin)]
+    except (Invalid, Unknown):
+        return []
 
 
 REPORT_FORM = {"format": str, "id": str, "org": str, "subject": dict, "created_at": str, "summary": dict, "timeline": list, "attestation": object, "bundle": dict}
@@ -1591,12 +1690,18 @@ def verify_report(data, keys):
         if p["bundle"].get("org") != p["org"]:
             raise Fault(where, "its entries are of another organization")
         b = Bundle(c, p["bundle"], keys)
+        signed_in_time(c, keys, signer, where, b.signed)
         entries = {link.seq for link, _ in b.links}
         for step in p["timeline"]:
             if step["seq"] not in entries:
                 raise Fault(where, "a step of its timeline has no entry in its bundle")
         if p["attestation"] is not None:
-            statement(c, dump(p["attestation"]), keys, "the attestation in the report")
+            where = "the attestation in the report"
+            try:
+                attestation = dump(p["attestation"])
+            except Invalid as e:
+                raise Fault(where, str(e)) from e
+            statement(c, attestation, keys, where)
         c.note("The entries and their proofs are checked. The summary and the sentences of the timeline are the service's own.")
 
     return Check("report").run(verify)
@@ -1623,6 +1728,7 @@ def statement(c, data, keys, where):
     except Invalid as e:
         raise Fault(where, str(e)) from e
     c.ok("%s is about %s, whose links have the root %s" % (where, form["name"], digest))
+    signed_in_time(c, keys, signer, where, attested(keys, form["name"], predicate.get("checkpoint")))
     if predicate.get("complete") is not True:
         c.incomplete("%s says that it is not complete" % where)
     return s
@@ -1641,31 +1747,6 @@ RECEIPT = re.compile(r"([A-Za-z0-9_.-]{1,128})/([1-9][0-9]{0,18})/([0-9a-f]{64})
 
 def verify_receipt(text, data, keys):
     """Verify a receipt against a bundle with its entry and its writer's first one."""
-def signed_in_time(c, keys, signer, where, checkpoints):
-    """Check the key that signed a document. A key that was replaced counts if it had no successor at the document's checkpoints."""
-    if not signer or not keys.succeeded(signer):
-        return
-    for cp in checkpoints:
-        if keys.replaced(cp.origin, signer, cp.size, True):
-            raise Fault(where, "key %s signed it, and was replaced before its checkpoint of %s with %d entries" % (signer, cp.origin, cp.size))
-    if not checkpoints:
-        c.incomplete("%s: key %s signed it, and was replaced since. No checkpoint in it shows that it is older: order a new one" % (where, signer))
-    else:
-        c.note("Key %s signed %s, and was replaced after its checkpoint. A thief of that key could still sign it." % (signer, where))
-
-
-def attested(keys, subject, note):
-    """Return the checkpoint of an attestation if the keys open it, and if it is of the subject's organization."""
-    org = subject[len("aid:session/") :].partition("/")[0]
-    origin = note.partition("\n")[0] if type(note) is str else ""
-    if not org or not origin.rpartition("/")[0].endswith("/org/" + org):
-        return []
-    try:
-        return [open_note(keys, note, origin)]
-    except (Invalid, Unknown):
-        return []
-
-
 
     def verify(c):
         m = RECEIPT.fullmatch(text)
@@ -1684,22 +1765,24 @@ def attested(keys, subject, note):
             raise Fault("the receipt", "the log has another entry under the receipt's number")
         else:
             c.incomplete("the bundle has no entry of writer %s with number %d" % (writer, number))
-        keys_of_writer = set()
+        keys_of_writer = []
         for link, entry in b.links:
             if link.writer == writer and link.kind == "writer.started" and entry:
-                key = ENTRY_DECODER.decode(entry.decode("utf-8")).get("receipt_key")
-                if isinstance(key, str):
-                    keys_of_writer.add(key)
-        signed_in_time(c, keys, signer, where, b.signed)
+                try:
+                    key = decode(ENTRY_DECODER, entry.decode("utf-8")).get("receipt_key")
+                except (Invalid, ValueError, AttributeError):
+                    continue
+                if type(key) is str and key:
+                    keys_of_writer.append(key)
         if not sig or not keys_of_writer:
             c.note("The receipt's signature was not checked. The proof that the log has its entry does not need it.")
         else:
             message = part(b"aid receipt v1") + part(b.org.encode()) + part(writer.encode()) + part(LENGTH.pack(number)) + part(leaf)
             try:
-                good = any(ed25519_verify(unbase64url(k), message, sig) for k in keys_of_writer)
+                decoded = [unbase64url(k) for k in keys_of_writer]
             except Invalid as e:
                 raise Fault("the entry writer.started", "its receipt key: %s" % e) from e
-            if not good:
+            if not any(ed25519_verify(k, message, sig) for k in decoded):
                 raise Fault("the receipt", "its signature is not that of its writer")
             c.ok("the receipt is signed by its writer")
 
@@ -1718,17 +1801,14 @@ def read_file(name):
 
 
 def read_note(name):
-    try:
-        return read_file(name).decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise Usage("%s: it is not a checkpoint" % name) from e
+    """Return the text of a checkpoint. Bytes that are not UTF-8 stay as halves of surrogate pairs, which no checkpoint has."""
+    return read_file(name).decode("utf-8", "surrogateescape")
 
 
 def load_keys(args):
     """Return the keys of the JWKS that are pinned, and why there are none."""
     name = args.jwks or "jwks.json"
     if not args.jwks and not os.path.exists(name):
-    signed_in_time(c, keys, signer, where, attested(keys, form["name"], predicate.get("checkpoint")))
         return KeySet(), "there is no JWKS: fetch /.well-known/jwks.json, compare its key ids with the ones you were given, and use --jwks FILE"
     try:
         keys = parse_jwks(read_file(name))
