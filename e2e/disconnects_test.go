@@ -69,12 +69,30 @@ type form struct {
 	first       bool   // usage comes before the end
 	perToken    int    // bytes
 	event       func(i int, text string, total int64) string
+	// finish is an event with the finish reason and the usage of total, but not the stream's
+	// final usage. nil: no client hangs up after it.
+	finish func(total int64) string
+}
+
+// tally keeps what the requests have used.
+type tally struct {
+	*budget.Memory
+	mu   *sync.Mutex
+	used map[string]budget.Used // by request
+}
+
+func (s tally) Settle(ctx context.Context, id string, used budget.Used) {
+	s.mu.Lock()
+	s.used[id] = used
+	s.mu.Unlock()
+	s.Memory.Settle(ctx, id, used)
 }
 
 // Clients hang up in streams, at a random byte. The provider's tokens are a known function of
 // the bytes that it sends. It sends an event only when the client has the one before. Where
 // usage comes first, charges are exact to 1 % in sum. In other forms, no charge is below what
-// passed or above the reservation. At rest nothing is reserved.
+// passed or above the reservation. Some clients hang up between the finish reason and the final
+// usage. At rest nothing is reserved.
 //
 //	go test ./e2e -run TestDisconnects -disconnects 10000 -v
 func TestDisconnects(t *testing.T) {
@@ -84,16 +102,22 @@ func TestDisconnects(t *testing.T) {
 			return fmt.Sprintf(`data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"gpt-1","choices":[{"index":0,"delta":{"content":%q},"finish_reason":null}],"usage":%s}`+"\n\n", text, usage(total))
 		}
 	}
+	finish := func(usage func(total int64) string) func(int64) string {
+		return func(total int64) string {
+			return `data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"gpt-1","choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":` + usage(total) + "}\n\n"
+		}
+	}
+	each := func(total int64) string {
+		return fmt.Sprintf(`{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}`, input, total, input+total)
+	}
+	last := func(int64) string { return "null" }
+	zero := func(int64) string { return `{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}` }
 	chat := `{"model":%q,"stream":true,"max_tokens":2000,"messages":[{"role":"user","content":%q}]}`
 	forms := []form{
-		{model: "gpt-each", path: "/v1/chat/completions", body: chat, first: true, perToken: 4, event: chunk(func(total int64) string {
-			return fmt.Sprintf(`{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}`, input, total, input+total)
-		})},
-		{model: "gpt-last", path: "/v1/chat/completions", body: chat, perToken: 4, event: chunk(func(int64) string { return "null" })},
+		{model: "gpt-each", path: "/v1/chat/completions", body: chat, first: true, perToken: 4, event: chunk(each), finish: finish(each)},
+		{model: "gpt-last", path: "/v1/chat/completions", body: chat, perToken: 4, event: chunk(last), finish: finish(last)},
 		// Some servers send figures of zero until the last event.
-		{model: "gpt-zero", path: "/v1/chat/completions", body: chat, perToken: 4, event: chunk(func(int64) string {
-			return `{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}`
-		})},
+		{model: "gpt-zero", path: "/v1/chat/completions", body: chat, perToken: 4, event: chunk(zero), finish: finish(zero)},
 		// The output after message_start is an estimate, so the tokens are as the estimate takes them.
 		{model: "claude-1", path: "/v1/messages", body: chat, first: true, perToken: 3, event: func(i int, text string, _ int64) string {
 			start := ""
@@ -146,6 +170,13 @@ func TestDisconnects(t *testing.T) {
 			io.WriteString(w, f.event(i, text(i), tokens(f, i+1)))
 			http.NewResponseController(w).Flush()
 		}
+		select {
+		case <-step:
+			io.WriteString(w, f.finish(tokens(f, events)))
+			http.NewResponseController(w).Flush()
+		case <-r.Context().Done():
+			return
+		}
 		<-r.Context().Done() // the client always leaves before the end
 	})
 	table, err := prices.Load([]byte("prices:\n- {provider: one, models: [\"*\"], input: 1, output: 10}\n- {provider: two, models: [\"*\"], input: 1, output: 10}\n- {provider: three, models: [\"*\"], input: 1, output: 10}\n"))
@@ -159,25 +190,27 @@ func TestDisconnects(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := budget.NewMemory(time.Now, nothingCharged{})
+	counts := tally{Memory: m, mu: &sync.Mutex{}, used: map[string]budget.Used{}}
 	log := charges{mu: &sync.Mutex{}, settled: map[string]audit.Settled{}, worst: map[string]int64{}}
 	ps := []provider.Provider{{Name: "one", Kind: "openai", Models: []string{"gpt-*"}}, {Name: "two", Kind: "anthropic", Models: []string{"claude-*"}}, {Name: "three", Kind: "gemini", Models: []string{"gemini-*"}}}
 	x := inProcessWith(t, stand, "stream", ps, func(c *extproc.Config) {
 		d := c.Directory.(oneCaller)
 		d.org.Policies = bundle
 		log.Recorder = c.Recorder
-		c.Directory, c.Limiter, c.Pricer, c.Recorder = d, m, table, log
+		c.Directory, c.Limiter, c.Pricer, c.Recorder = d, counts, table, log
 	}, nil)
 
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	type left struct {
 		form
 		id, request string
-		got         int // events that the client has, whole
+		got         int  // events that the client has, whole
+		finished    bool // and the finish reason
 	}
 	hangUp := func(n int) left {
 		dice := rand.New(rand.NewPCG(7, uint64(n)))
 		l := left{id: fmt.Sprint("n-", n), form: forms[n%len(forms)]}
-		step := make(chan struct{}, events)
+		step := make(chan struct{}, events+1)
 		mu.Lock()
 		steps[l.id] = step
 		mu.Unlock()
@@ -207,7 +240,12 @@ func TestDisconnects(t *testing.T) {
 			return l
 		}
 		reader := bufio.NewReader(resp.Body)
-		for want := 1 + dice.IntN(events-1); l.got < want; {
+		want := 1 + dice.IntN(events-1)
+		finished := l.finish != nil && dice.IntN(4) == 0
+		if finished {
+			want = events
+		}
+		for l.got < want {
 			line, err := reader.ReadString('\n')
 			if err != nil {
 				t.Error(err)
@@ -218,6 +256,18 @@ func TestDisconnects(t *testing.T) {
 					step <- struct{}{}
 				}
 			}
+		}
+		if finished {
+			step <- struct{}{}
+			for !l.finished {
+				line, err := reader.ReadString('\n')
+				if err != nil {
+					t.Error(err)
+					return l
+				}
+				l.finished = strings.Contains(line, `"stop"`)
+			}
+			return l
 		}
 		if dice.IntN(2) == 0 { // in the middle of the next event
 			step <- struct{}{}
@@ -257,8 +307,18 @@ func TestDisconnects(t *testing.T) {
 		passed := tokens(l.form, l.got) * nanoOut
 		truth[l.model] += cost
 		off[l.model] += max(s.ChargedNanoUSD-cost, cost-s.ChargedNanoUSD)
+		basis := audit.BasisSeen
 		switch {
-		case s.ChargedNanoUSD > log.worst[l.request] || s.ChargeBasis != audit.BasisSeen:
+		case l.finished && l.first:
+			basis = audit.BasisUsage
+		case l.finished:
+			basis = audit.BasisReservation
+		}
+		if u := counts.used[l.request]; !u.Counted || u.Tokens < input+tokens(l.form, l.got) {
+			t.Errorf("%s %s: %+v tokens are counted, and %d passed", l.model, l.id, u, tokens(l.form, l.got))
+		}
+		switch {
+		case s.ChargedNanoUSD > log.worst[l.request] || s.ChargeBasis != basis:
 			t.Errorf("%s %s: %d of %d reserved, by %s (%s)", l.model, l.id, s.ChargedNanoUSD, log.worst[l.request], s.ChargeBasis, s.Outcome)
 		case !l.first && s.ChargedNanoUSD < passed:
 			t.Errorf("%s %s: %d is charged, and %d passed", l.model, l.id, s.ChargedNanoUSD, passed)

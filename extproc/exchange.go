@@ -856,7 +856,7 @@ func (x *exchange) settle(ctx context.Context, err error) {
 	if x.recorded || x.inDoubt { // otherwise it is certain that there is no first entry
 		x.s.c.Recorder.Enqueue(x.org.ID, settled)
 	}
-	x.settleLimits(ctx, settled.ChargedNanoUSD)
+	x.settleLimits(ctx, x.verdict.Used(ending, settled.ChargedNanoUSD))
 	if settled.Overrun {
 		x.s.metrics.overruns.Inc()
 		x.s.c.Log.WarnContext(ctx, "a request cost more than was reserved for it", "exchange", x.req.ID, "model", x.verdict.Call.Model,
@@ -866,9 +866,7 @@ func (x *exchange) settle(ctx context.Context, err error) {
 
 // settleLimits releases what was reserved for a request that was not forwarded. For other
 // requests it replaces the reservation by the actual use.
-func (x *exchange) settleLimits(ctx context.Context, nanoUSD int64) {
-	u := x.response.usage
-	used := budget.Used{Tokens: u.InputTokens + u.OutputTokens, Counted: u.Source == "provider", NanoUSD: nanoUSD}
+func (x *exchange) settleLimits(ctx context.Context, used budget.Used) {
 	for _, id := range x.verdict.ShadowIDs {
 		if x.effect == policy.Allow {
 			x.s.c.Limiter.Settle(ctx, id, used)

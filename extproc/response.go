@@ -154,7 +154,7 @@ func (r *response) headers(m *extprocv3.HttpHeaders, req *extprocv3.ProcessingRe
 	case r.reading.here() && !m.GetEndOfStream():
 		r.reader = provider.NewResponseReader(r.verdict.Call, r.verdict.Provider, r.status, contentType)
 	}
-	if r.reader != nil && r.verdict.PriceVersion != "" {
+	if r.reader != nil && r.verdict.Meters() {
 		r.reader.CountOutput()
 	}
 	r.over = m.GetEndOfStream()

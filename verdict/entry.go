@@ -150,7 +150,7 @@ func (v *Verdict) cost(e Ending, u provider.Usage, forwarded bool, pricer Pricer
 	switch {
 	case forwarded && !v.Call.Endpoint.Charges(v.Provider.Kind):
 		return 0, true
-	case pricer == nil, u.Contradicts, e.Outcome != OutcomeCompleted:
+	case pricer == nil, u.Contradicts, e.Outcome != OutcomeCompleted, v.empty(e, u):
 		return 0, false
 	case u.Service == "":
 		u.Service = e.Service

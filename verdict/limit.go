@@ -444,25 +444,25 @@ func (v *Verdict) charge(e Ending, u provider.Usage, forwarded bool, cost int64,
 		return 0, ""
 	case !forwarded || e.NotSent:
 		return 0, audit.BasisNothing
-	case e.Outcome == OutcomeCompleted && priced:
+	case e.Outcome == OutcomeCompleted && priced && v.final(e, u):
 		return cost, audit.BasisUsage
 	case e.ProviderStatus >= 300 && u.Source == absent:
 		return 0, audit.BasisError
-	case e.ProviderStatus == 0 || e.ProviderStatus >= 300 || e.Outcome == OutcomeCompleted || !v.Call.Stream || u.Contradicts:
+	case e.ProviderStatus == 0 || e.ProviderStatus >= 300 || e.Outcome == OutcomeCompleted && !priced || !v.Call.Stream || u.Contradicts:
 		return v.worst, audit.BasisReservation
 	}
-	if u.Source == absent && v.Call.Bound(v.Forward, 0).Opaque {
+	if u.InputTokens == 0 && v.Call.Bound(v.Forward, 0).Opaque {
 		// Nothing bounds what the provider has read. A client must not choose when it is charged.
 		return v.worst, audit.BasisReservation
 	}
-	// A stream that broke off. What it says of its usage is up to some event.
+	// A stream without its final usage. Its last report is up to some event.
 	if u.Service == "" {
 		u.Service = e.Service
 	}
 	far := u
 	far.Source = "provider"
-	if u.Source == absent {
-		far = provider.Usage{InputTokens: v.Call.InputTokensEstimate, Source: "provider", Service: e.Service}
+	if far.InputTokens == 0 { // each request has input
+		far.InputTokens = v.Call.InputTokensEstimate
 	}
 	far.OutputTokens = max(far.OutputTokens, e.OutputSeen)
 	n, known := pricer.Cost(v.Provider, v.Call.Model, e.ResponseModel, far, e.Began)
@@ -474,7 +474,37 @@ func (v *Verdict) charge(e Ending, u provider.Usage, forwarded bool, cost int64,
 			n = max(n, m)
 		}
 	}
-	return min(n, v.worst), audit.BasisSeen
+	return max(cost, min(n, v.worst)), audit.BasisSeen
+}
+
+// final reports whether the usage of a completed response is that of its end. Some servers
+// send zeros or old figures with each event, and the true ones after the last finish reason.
+// A client may close the connection between the two.
+func (v *Verdict) final(e Ending, u provider.Usage) bool {
+	return !v.Call.Stream || u.InputTokens > 0 && u.OutputTokens >= e.OutputSeen
+}
+
+// empty reports whether the usage of a stream has no figure of what was used: it is absent, or
+// zero although there was output.
+func (v *Verdict) empty(e Ending, u provider.Usage) bool {
+	return v.Call.Stream && u.OutputTokens == 0 && (u.InputTokens == 0 || e.OutputSeen > 0)
+}
+
+// Meters reports whether a limit depends on the output that passes, if the response has no
+// final usage.
+func (v *Verdict) Meters() bool {
+	return v.PriceVersion != "" || slices.ContainsFunc(v.Counts, func(l budget.Limit) bool { return l.Kind == budget.Tokens })
+}
+
+// Used is what a forwarded request has used of its limits. Without final usage, its tokens are
+// the estimate of the input and the output that passed. nanoUSD is its charge.
+func (v *Verdict) Used(e Ending, nanoUSD int64) budget.Used {
+	u := e.Usage
+	used := budget.Used{Tokens: u.InputTokens + u.OutputTokens, Counted: u.Source == "provider" || e.OutputSeen > 0, NanoUSD: nanoUSD}
+	if u.InputTokens == 0 || e.Outcome != OutcomeCompleted || !v.final(e, u) {
+		used.Tokens = max(u.InputTokens, v.Call.InputTokensEstimate, 1) + max(u.OutputTokens, e.OutputSeen)
+	}
+	return used
 }
 
 // absent is the source of usage that is not known.

@@ -201,6 +201,7 @@ func TestCharges(t *testing.T) {
 	opaque := picture.Decided(&w.org, w.caller, &w.request).ReservedNanoUSD
 	worst := whole.Decided(&w.org, w.caller, &w.request).ReservedNanoUSD
 	usage := provider.Usage{InputTokens: 10, OutputTokens: 5, Source: "provider"}
+	reserved := stream.Decided(&w.org, w.caller, &w.request).ReservedNanoUSD
 	estimate := int64(stream.Call.InputTokensEstimate) * 1000
 	for _, c := range []struct {
 		name      string
@@ -231,6 +232,14 @@ func TestCharges(t *testing.T) {
 		{"a stream about a picture", picture, true, verdict.Ending{Outcome: "client_closed", ProviderStatus: 200, OutputSeen: 1}, opaque, audit.BasisReservation, false},
 		{"a stream about a picture, usage first", picture, true, verdict.Ending{Outcome: "client_closed", ProviderStatus: 200, OutputSeen: 7, Usage: usage}, 24_000, audit.BasisSeen, false},
 		{"an error in a stream", stream, true, verdict.Ending{Outcome: "provider_error", ProviderStatus: 200, OutputSeen: 7}, estimate + 14_000, audit.BasisSeen, false},
+		{"a stream with final usage", stream, true, verdict.Ending{Outcome: "completed", ProviderStatus: 200, OutputSeen: 5, Usage: usage}, 20_000, audit.BasisUsage, false},
+		{"zeros until the finish reason", stream, true, verdict.Ending{Outcome: "completed", ProviderStatus: 200, OutputSeen: 7, Usage: provider.Usage{Source: "provider"}}, reserved, audit.BasisReservation, false},
+		{"zeros, and no output that is seen", stream, true, verdict.Ending{Outcome: "completed", ProviderStatus: 200, Usage: provider.Usage{Source: "provider"}}, reserved, audit.BasisReservation, false},
+		{"input only until the finish reason", stream, true, verdict.Ending{Outcome: "completed", ProviderStatus: 200, OutputSeen: 7, Usage: provider.Usage{InputTokens: 10, Source: "provider"}}, reserved, audit.BasisReservation, false},
+		{"old figures until the finish reason", stream, true, verdict.Ending{Outcome: "completed", ProviderStatus: 200, OutputSeen: 9, Usage: usage}, 28_000, audit.BasisSeen, false},
+		{"no output at all", stream, true, verdict.Ending{Outcome: "completed", ProviderStatus: 200, Usage: provider.Usage{InputTokens: 10, Source: "provider"}}, 10_000, audit.BasisUsage, false},
+		{"zeros, and it breaks off", stream, true, verdict.Ending{Outcome: "client_closed", ProviderStatus: 200, OutputSeen: 7, Usage: provider.Usage{Source: "provider"}}, estimate + 14_000, audit.BasisSeen, false},
+		{"zeros about a picture", picture, true, verdict.Ending{Outcome: "client_closed", ProviderStatus: 200, OutputSeen: 7, Usage: provider.Usage{Source: "provider"}}, opaque, audit.BasisReservation, false},
 		{"more than was reserved", stream, true, verdict.Ending{Outcome: "broken_off", ProviderStatus: 200, OutputSeen: 1e6}, worst + 14_000, audit.BasisSeen, false},
 	} {
 		s := c.v.Settled(w.caller, &w.request, c.e, c.forwarded, w.org.Pricer)
@@ -241,11 +250,57 @@ func TestCharges(t *testing.T) {
 		if s.ChargedNanoUSD != want || s.ChargeBasis != c.basis || s.Overrun != c.overrun {
 			t.Errorf("%s: charged %d %s overrun %v, want %d %s %v", c.name, s.ChargedNanoUSD, s.ChargeBasis, s.Overrun, want, c.basis, c.overrun)
 		}
+		if s.Priced && c.basis == audit.BasisReservation {
+			t.Errorf("%s: it says that it cost %d", c.name, s.CostNanoUSD)
+		}
 	}
 	free := newWorld(t)
 	v := free.allow()
 	if s := v.Settled(free.caller, &free.request, verdict.Ending{Outcome: "client_closed"}, true, nil); s.ChargeBasis != "" || s.ChargedNanoUSD != 0 {
 		t.Errorf("without a cap: %+v", s)
+	}
+}
+
+// A client that closes the connection before the usage has used its input and the output that
+// it got.
+func TestTokensUsed(t *testing.T) {
+	w, _ := money(t, `{"tpm":100000}`)
+	w.org.Pricer = nil
+	whole := w.allow(body(`{"model":"small","max_tokens":100` + chat))
+	stream := w.allow(next(w), body(`{"model":"small","max_tokens":100,"stream":true`+chat))
+	if free := newWorld(t).allow(); !stream.Meters() || free.Meters() {
+		t.Errorf("the output is counted: %v with tpm, %v without limits", stream.Meters(), free.Meters())
+	}
+	estimate := stream.Call.InputTokensEstimate
+	if estimate <= 10 {
+		t.Fatalf("the estimate is %d", estimate)
+	}
+	usage := func(in, out int64) provider.Usage {
+		return provider.Usage{InputTokens: in, OutputTokens: out, Source: "provider"}
+	}
+	absent := provider.Usage{Source: "absent"}
+	for _, c := range []struct {
+		name string
+		v    verdict.Verdict
+		e    verdict.Ending
+		want int64 // 0: the estimate stays
+	}{
+		{"usage", whole, verdict.Ending{Outcome: "completed", Usage: usage(10, 5)}, 15},
+		{"usage of zero", whole, verdict.Ending{Outcome: "completed", Usage: usage(0, 0)}, whole.Call.InputTokensEstimate},
+		{"half of a whole response", whole, verdict.Ending{Outcome: "client_closed", OutputSeen: 900, Usage: absent}, whole.Call.InputTokensEstimate + 900},
+		{"an error", whole, verdict.Ending{Outcome: "provider_error", Usage: absent}, 0},
+		{"a stream with final usage", stream, verdict.Ending{Outcome: "completed", OutputSeen: 5, Usage: usage(10, 5)}, 15},
+		{"no usage", stream, verdict.Ending{Outcome: "client_closed", OutputSeen: 900, Usage: absent}, estimate + 900},
+		{"no usage after the finish reason", stream, verdict.Ending{Outcome: "completed", OutputSeen: 900, Usage: absent}, estimate + 900},
+		{"usage of the input first", stream, verdict.Ending{Outcome: "client_closed", OutputSeen: 900, Usage: usage(5000, 1)}, 5900},
+		{"zeros", stream, verdict.Ending{Outcome: "client_closed", OutputSeen: 900, Usage: usage(0, 0)}, estimate + 900},
+		{"zeros until the finish reason", stream, verdict.Ending{Outcome: "completed", OutputSeen: 900, Usage: usage(0, 0)}, estimate + 900},
+		{"old figures until the finish reason", stream, verdict.Ending{Outcome: "completed", OutputSeen: 900, Usage: usage(5000, 1)}, 5900},
+		{"zeros and no output", stream, verdict.Ending{Outcome: "client_closed", Usage: usage(0, 0)}, estimate},
+	} {
+		if u := c.v.Used(c.e, 7); u.NanoUSD != 7 || u.Counted != (c.want > 0) || u.Counted && u.Tokens != c.want {
+			t.Errorf("%s: %+v, want %d", c.name, u, c.want)
+		}
 	}
 }
 

@@ -88,7 +88,7 @@ func (r *Replay) ReadsEnds() bool {
 // Ended notes how a request ended.
 func (r *Replay) Ended(ctx context.Context, s audit.Settled) {
 	used := budget.Used{
-		Tokens: s.Usage.InputTokens + s.Usage.OutputTokens, Counted: s.Usage.Source == "provider",
+		Tokens: s.Usage.InputTokens + s.Usage.OutputTokens, Counted: s.Usage.InputTokens > 0,
 		NanoUSD: max(s.ChargedNanoUSD, s.CostNanoUSD), // without a cap nothing was charged
 	}
 	for _, x := range []*replayed{&r.candidate, &r.current} {
