@@ -198,7 +198,7 @@ func (m *Memory) locate(org string, limits []Limit) (unknown []string) {
 // period is the current one of the limit.
 func (m *Memory) period(l *Limit) span {
 	if l.Kind == Uses || l.Kind == SessionUSD {
-		return span{began(l.Session.Began), l.Session.Began.Add(SessionLife)}
+		return span{m.session(l), l.Session.Began.Add(SessionLife)}
 	}
 	const most = 64 // calendars change with the configuration
 	z := zoned{l.Kind, l.Calendar}
@@ -224,6 +224,19 @@ func (m *Memory) period(l *Limit) span {
 const stepOfSession = 10 * time.Minute
 
 func began(at time.Time) string { return at.UTC().Truncate(stepOfSession).Format("2006-01-02T15:04") }
+
+// session is the name of the session's period. Its first requests may come together, and each
+// has its own time as the session's beginning. They share the count that one of them has begun.
+// Sessions of one name begin further apart than neighbouring names.
+func (m *Memory) session(l *Limit) string {
+	for _, d := range [...]time.Duration{0, -stepOfSession, stepOfSession} {
+		name := began(l.Session.Began.Add(d))
+		if m.accounts[l.Key+"@"+name] != nil {
+			return name
+		}
+	}
+	return began(l.Session.Began)
+}
 
 // earlier are the counters of a session that began in an earlier process.
 func earlier(l *Limit) (counters []string) {

@@ -99,6 +99,36 @@ func TestSessionCounts(t *testing.T) {
 	}
 }
 
+// The first requests of a session that come together have one count, also where the name of
+// its period changes between them. A session that begins after silence has its own.
+func TestSessionBeginsOnce(t *testing.T) {
+	for _, kind := range []budget.Kind{budget.Uses, budget.SessionUSD} {
+		for _, apart := range []time.Duration{time.Millisecond, -time.Millisecond} {
+			c := &clock{}
+			m := budget.NewMemory(c.now, &ledger{})
+			n := 0
+			passes := func(began time.Time) bool {
+				n++
+				l := []budget.Limit{{Key: "s", Kind: kind, Max: 2, Amount: 1, Session: budget.Session{Name: "s", Began: began}}}
+				r, err := m.Reserve(t.Context(), "org_1", fmt.Sprint(n), l)
+				if err != nil {
+					t.Fatal(err)
+				}
+				m.Settle(t.Context(), fmt.Sprint(n), budget.Used{NanoUSD: 1})
+				return r.OK
+			}
+			border := c.now().Truncate(10 * time.Minute).Add(10 * time.Minute)
+			a, b := border.Add(-apart/2), border.Add(apart/2)
+			if !passes(a) || !passes(b) || passes(a) || passes(b) {
+				t.Errorf("kind %d, %v apart: it has more than 2", kind, apart)
+			}
+			if c.advance(31 * time.Minute); !passes(a.Add(30*time.Minute + time.Millisecond)) {
+				t.Errorf("kind %d: the next session has the count of the one before", kind)
+			}
+		}
+	}
+}
+
 // Sessions begin at a rate of an hour, and a request of a known session takes nothing.
 func TestStarts(t *testing.T) {
 	c := &clock{}
