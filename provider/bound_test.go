@@ -128,6 +128,7 @@ func TestOutputSeen(t *testing.T) {
 		return `data: {"id":"chatcmpl-0123456789012345678901234567890123456789","object":"chat.completion.chunk","model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":"` + text + `"},"finish_reason":null}],"usage":null}` + "\n\n"
 	}
 	p := provider.Provider{ID: "p", Kind: "openai", BaseURL: "https://x.example/v1"}
+	words60 := strings.Repeat("word ", 60)
 	for _, c := range []struct {
 		stream string
 		want   int64
@@ -140,6 +141,15 @@ func TestOutputSeen(t *testing.T) {
 		{chunk("abc") + `data: {"choices":[{"delta":{"content":"abcdef`, 3},
 		{chunk("abc") + `data: {"choices":[{"delta":{"tool_calls":[{"function":{"name":"fff","arguments":"{\"a\":1}"}}]}}]}` + "\n\n", 5},
 		{chunk("abc") + "data: [DONE]\n\n", 1},
+		// Arguments of tools may be objects, with names that the model chooses.
+		{`data: {"message":{"tool_calls":[{"id":"call_1","function":{"name":"fff","arguments":{"id":"` + words60 + `"}}}]}}` + "\n\n", 103},
+		{`data: {"message":{"tool_calls":[{"function":{"arguments":{"` + words60 + `":1}}}]}}` + "\n\n", 101},
+		{`data: {"parts":[{"functionCall":{"args":{"a":[{"status":"` + words60 + `"},"` + words60 + `"]}}}]}` + "\n\n", 206},
+		{`data: {"content_block":{"type":"tool_use","id":"` + strings.Repeat("x", 60) + `","input":{}}}` + "\n\n", 0},
+		{`data: {"input":{"a":{}},"id":"abc","input":{"status":"` + words60, 105},
+		{`data: {"data":{"status":"` + words60 + `","` + words60 + `":[1]}}` + "\n\n", 200},
+		{`data: {"signature":"` + words60 + `","encrypted_content":"` + words60 + `"}` + "\n\n", 0},
+		{`data: {"content":[{"id":"x"},"abc"]}` + "\n\n", 1},
 	} {
 		for size := range []int{1, 7, 1 << 20} {
 			a := provider.NewResponseReader(call, p, 200, "text/event-stream")

@@ -1,9 +1,12 @@
 package provider
 
-import "bytes"
+import (
+	"bytes"
+	"math"
+)
 
 // meter estimates how many tokens of output have passed in a response. It counts the bytes of
-// all strings except those in marksOf. A token has bytesToken bytes, and an event with any
+// all strings except those in marksOf, and all bytes of what is in objectsOf. A token has bytesToken bytes, and an event with any
 // text has at least one token. It is incremental, and keeps the last name only.
 //
 // A usage report replaces the estimate of everything up to the end of its event. Some servers
@@ -17,7 +20,9 @@ type meter struct {
 
 	name    [maxMark]byte // the string that ended last, or its beginning
 	named   int           // its length
-	mark    bool          // the member that the next value belongs to is a mark
+	mark    int           // strings up to this length are no output: the next value's member is a mark
+	holds   bool          // the next value is of a member in objectsOf
+	inside  int           // brackets that are open in such a value
 	pending bool          // a string has ended, and it is not clear whether it is a name
 	quoted  bool          // inside a string
 	escaped bool          // the byte before was a backslash
@@ -25,13 +30,22 @@ type meter struct {
 
 const maxMark = 24
 
-// marksOf are names of members whose strings are no output.
-var marksOf = map[string]bool{
-	"id": true, "object": true, "model": true, "type": true, "role": true, "finish_reason": true, "native_finish_reason": true, "stop_reason": true,
-	"stop_sequence": true, "system_fingerprint": true, "service_tier": true, "item_id": true, "response_id": true, "call_id": true, "obfuscation": true,
-	"event_type": true, "status": true, "provider": true, "signature": true, "encrypted_content": true, "thoughtSignature": true, "modelVersion": true,
-	"responseId": true, "finishReason": true, "event": true, "previous_response_id": true, "message_id": true, "container": true,
+// marksOf are names of members whose strings are no output, up to the given length. A model may
+// choose names in the objects that it writes, so only signatures and the like have no such limit.
+var marksOf = map[string]int{
+	"id": longMark, "object": longMark, "model": longMark, "type": longMark, "role": longMark, "finish_reason": longMark, "native_finish_reason": longMark,
+	"stop_reason": longMark, "stop_sequence": longMark, "system_fingerprint": longMark, "service_tier": longMark, "item_id": longMark, "response_id": longMark,
+	"call_id": longMark, "event_type": longMark, "status": longMark, "provider": longMark, "modelVersion": longMark, "responseId": longMark,
+	"finishReason": longMark, "event": longMark, "previous_response_id": longMark, "message_id": longMark, "container": longMark,
+	"obfuscation": math.MaxInt, "signature": math.MaxInt, "encrypted_content": math.MaxInt, "thoughtSignature": math.MaxInt,
 }
+
+// longMark is the longest string of an ordinary mark, and the longest name that is no output.
+const longMark = 128
+
+// objectsOf are names of members whose objects the model writes: the arguments of tools. All
+// of their bytes are output.
+var objectsOf = map[string]bool{"args": true, "arguments": true, "input": true}
 
 // feed takes the next piece of an event's data, or of a whole response.
 func (m *meter) feed(b []byte) {
@@ -57,19 +71,44 @@ func (m *meter) feed(b []byte) {
 			}
 			continue
 		}
-		switch c {
-		case ' ', '\t', '\r', '\n':
+		switch {
+		case c == ' ', c == '\t', c == '\r', c == '\n':
 			continue
-		case ':':
+		case m.inside > 0:
+			m.value()
+			switch c {
+			case '"':
+				m.quoted, m.named = true, 0
+			case '{', '[':
+				m.inside++
+			case '}', ']':
+				m.inside--
+			}
+			if m.inside > 0 {
+				m.bytes++
+			}
+		case c == ':':
 			if m.pending {
-				m.mark = m.named <= maxMark && marksOf[string(m.name[:m.named])]
+				name := m.name[:min(m.named, maxMark)]
+				m.mark, m.holds = 0, false
+				switch {
+				case m.named > longMark:
+					m.bytes += int64(m.named)
+				case m.named <= maxMark:
+					m.mark, m.holds = marksOf[string(name)], objectsOf[string(name)]
+				}
 				m.pending = false
 			}
-		case '"':
+		case c == '"':
 			m.value()
-			m.quoted, m.named = true, 0
+			m.quoted, m.named, m.holds = true, 0, false
 		default:
 			m.value()
+			m.mark = 0
+			if m.holds && (c == '{' || c == '[') {
+				m.inside = 1
+			}
+			m.holds = false
 		}
 	}
 }
@@ -90,7 +129,7 @@ func (m *meter) keepAll(b []byte) {
 
 // value counts the string that ended last, which was no name.
 func (m *meter) value() {
-	if m.pending && !m.mark {
+	if m.pending && m.named > m.mark {
 		m.bytes += int64(m.named)
 	}
 	m.pending = false
@@ -98,7 +137,7 @@ func (m *meter) value() {
 
 // end is the end of an event.
 func (m *meter) end() {
-	if m.quoted && !m.mark {
+	if m.quoted && m.named > m.mark {
 		m.bytes += int64(m.named) // it broke off in a string
 	}
 	m.value()
@@ -108,7 +147,8 @@ func (m *meter) end() {
 	case m.bytes > 0:
 		m.tokens += max(1, (m.bytes+bytesToken-1)/bytesToken)
 	}
-	m.bytes, m.quoted, m.escaped, m.mark, m.covered = 0, false, false, false, false
+	m.bytes, m.quoted, m.escaped, m.mark, m.covered = 0, false, false, 0, false
+	m.holds, m.inside = false, 0
 }
 
 // cover notes that the provider reports so many tokens of output so far. A nil meter ignores it.
