@@ -275,12 +275,7 @@ func (x *exchange) identify(ctx context.Context) *provider.Error {
 		}
 	}
 	x.s.live.key(&x.handle, x.presented) // before the lookup, so that a revocation in between finds it
-	if refused := x.lookUp(ctx); refused != nil {
-		return refused
-	}
-	refused := verdict.Inactive(x.caller, x.s.c.Now())
-	x.inactive = refused != nil
-	return refused
+	return x.lookUp(ctx)
 }
 
 // ownPrefix begins each of our secrets.
@@ -346,10 +341,22 @@ func (x *exchange) lookUp(ctx context.Context) *provider.Error {
 	case x.known && caller.Agent.OrgID != x.org.ID:
 		return verdict.Unavailable("identity_unavailable", "This API key has moved to another organization. Try again.")
 	}
+	first := !x.known
 	x.caller, x.known = caller, true
 
 	// From here on every rejection is recorded in this org.
 	x.org.ID, x.org.Tokens = caller.Agent.OrgID, x.s.findToken()
+	// An inactive caller learns nothing more about its agent, and its rejections are counted.
+	// The decision checks it again when the body has arrived.
+	if first {
+		if refused := verdict.Inactive(caller, x.s.c.Now()); refused != nil {
+			x.inactive = true
+			if org, err := x.s.c.Directory.Org(caller.Agent.OrgID); err == nil {
+				x.org.Tier = org.Tier // for its entry
+			}
+			return refused
+		}
+	}
 	if refused := x.lookUpBeside(ctx); refused != nil {
 		return refused
 	}

@@ -147,7 +147,11 @@ func readRequest(m *extprocv3.HttpHeaders, findToken func([]byte) bool) request 
 		if carrier(name) {
 			r.credential(name, raw)
 		} else if identity.FindSecrets(raw) {
-			r.problem(verdict.Misplaced("a header other than Authorization, x-api-key, api-key or x-goog-api-key"))
+			where := "the URL"
+			if name != ":path" {
+				where = "a header other than Authorization, x-api-key, api-key or x-goog-api-key"
+			}
+			r.problem(verdict.Misplaced(where))
 		} else if name != headerWorkload && findToken != nil && findToken(raw) {
 			where := "the URL"
 			if name != ":path" {
@@ -246,9 +250,6 @@ func readRequest(m *extprocv3.HttpHeaders, findToken func([]byte) bool) request 
 		r.Egress = cmp.Or(r.Egress, "unknown") // so that it is never a request to the gateway
 		r.problem(verdict.Refuse(http.StatusMisdirectedRequest, "misdirected_request",
 			"The host of the request is not the host of the connection (SNI, CONNECT). Use one connection for each host."))
-	}
-	if identity.SecretInURL(r.Path) || identity.SecretInURL(r.Query) {
-		r.problem(verdict.Misplaced("the URL"))
 	}
 	// A path that is rejected for an encoded character still belongs to that API.
 	plain, _, _ := strings.Cut(r.Path, "%")

@@ -9,8 +9,6 @@ import (
 	"hash/crc32"
 	"io"
 	"math/bits"
-	"net/url"
-	"strings"
 )
 
 // Pattern is a regular expression (RE2, and that of scanners) that matches one of our
@@ -49,6 +47,7 @@ func (k Kind) Prefix() string {
 }
 
 const (
+	keyPrefix   = "aid_" // of every kind
 	digits      = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 	entropyLen  = 43 // 62^43 > 2^256
 	checksumLen = 6  // 62^6 > 2^32
@@ -134,15 +133,13 @@ func summed(b []byte) bool {
 // digit reports whether c is one of digits.
 func digit(c byte) bool { return c-'0' < 10 || c|0x20-'a' < 26 }
 
-// FindSecrets reports whether one of our secrets is in b, complete and with a valid
-// checksum. It does not find a text about keys, a placeholder such as
-// aid_sk_your_agent_key, or a key that was cut short. It does not decode (base64, escapes
-// in JSON): callers decode and call it again. Any text before or after a secret does not
-// hide it.
+// findSecret reports whether one of our secrets is in b, complete and with a valid checksum.
+// It does not find a text about keys, a placeholder such as aid_sk_your_agent_key, or a key
+// that was cut short. Any text before or after a secret does not hide it.
 //
 // It reads request bodies up to the largest, so it looks at few of their bytes. A secret is
 // an underscore and 49 digits, and the last of those positions is checked first.
-func FindSecrets(b []byte) bool {
+func findSecret(b []byte) bool {
 	for i := 0; ; {
 		u := bytes.IndexByte(b[i:], '_')
 		if u < 0 || i+u+bodyLen >= len(b) {
@@ -166,17 +163,4 @@ func FindSecrets(b []byte) bool {
 		}
 		i = u + 1 + bodyLen
 	}
-}
-
-// SecretInURL reports whether one of our secrets is in a part of a URL, plain or
-// percent-encoded, since a receiver would decode it.
-func SecretInURL(s string) bool {
-	if FindSecrets([]byte(s)) {
-		return true
-	}
-	if !strings.ContainsRune(s, '%') {
-		return false
-	}
-	u, err := url.QueryUnescape(s)
-	return err == nil && FindSecrets([]byte(u))
 }

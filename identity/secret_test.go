@@ -190,7 +190,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FindSecrets finds what a slow and plain search finds.
+// FindSecrets finds what a slow and plain search finds, and more only in encodings.
 func FuzzFindSecrets(f *testing.F) {
 	for _, k := range kinds {
 		key := mint(f, k, "fuzz")
@@ -208,7 +208,8 @@ func FuzzFindSecrets(f *testing.F) {
 				}
 			}
 		}
-		if got := identity.FindSecrets(b); got != want {
+		encoded := bytes.ContainsAny(b, `\%`) || len(b) >= 75 // the length of a key in base64
+		if got := identity.FindSecrets(b); got != want && (want || !encoded) {
 			t.Errorf("FindSecrets(%q) = %v, want %v", b, got, want)
 		}
 	})

@@ -10,7 +10,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -602,28 +601,6 @@ func moment(n *float64) (t time.Time, ok bool) {
 	return time.Unix(int64(sec), int64(frac*1e9)).UTC(), true
 }
 
-// Find reports whether a token of a configured issuer is in b. The token may be invalid. It
-// may be escaped as in JSON or in a URL, or inside base64. The cost is linear in b.
-func (s *Issuers) Find(b []byte) bool {
-	if s == nil {
-		return false
-	}
-	if s.find(b) || s.findEncoded(b) {
-		return true
-	}
-	if bytes.Contains(b, []byte(`\u00`)) {
-		if plain := unescaped(b, `\u00`); s.find(plain) || s.findEncoded(plain) {
-			return true
-		}
-	}
-	if bytes.IndexByte(b, '%') >= 0 {
-		if plain := unescaped(b, "%"); s.find(plain) || s.findEncoded(plain) {
-			return true
-		}
-	}
-	return false
-}
-
 // find looks for the payload of a token, between its two dots.
 func (s *Issuers) find(b []byte) bool {
 	for {
@@ -658,76 +635,6 @@ func (s *Issuers) names(payload []byte) bool {
 		}
 	}
 	return false
-}
-
-// nested are the beginnings of a payload in base64, for each of its three positions in a group
-// of four letters. nestedFirst is where in the group each begins. Its letters code no other
-// bytes.
-var (
-	nestedFirst = [3]int{0, 2, 3}
-	nested      = func() (out [3]string) {
-		for pad := range out {
-			coded := base64.StdEncoding.EncodeToString(append(make([]byte, pad), payloadBegins...))
-			out[pad] = coded[nestedFirst[pad] : (pad+len(payloadBegins))*8/6]
-		}
-		return out
-	}()
-)
-
-// findEncoded looks for tokens inside base64, also where one text follows another.
-func (s *Issuers) findEncoded(b []byte) bool {
-	for pad, begins := range nested {
-		end, phases := 0, [4]bool{} // the run that was decoded, and from which of its four phases
-		for at := 0; ; at++ {
-			i := bytes.Index(b[at:], []byte(begins))
-			if i < 0 {
-				break
-			}
-			at += i
-			start := at - nestedFirst[pad] // the group of four that the beginning lies in
-			if start < 0 {
-				continue
-			}
-			if at >= end {
-				for end = at; end < len(b) && (base64URL(b[end]) || b[end] == '+' || b[end] == '/'); end++ {
-				}
-				phases = [4]bool{}
-			}
-			if phases[start%4] {
-				continue
-			}
-			phases[start%4] = true
-			text := bytes.ReplaceAll(bytes.ReplaceAll(b[start:end], []byte("+"), []byte("-")), []byte("/"), []byte("_"))
-			if len(text)%4 == 1 {
-				text = text[:len(text)-1]
-			}
-			plain := make([]byte, base64.RawURLEncoding.DecodedLen(len(text)))
-			if n, err := base64.RawURLEncoding.Decode(plain, text); err == nil && s.find(plain[:n]) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// unescaped replaces a prefix and two hexadecimal digits by their byte.
-func unescaped(b []byte, prefix string) []byte {
-	out := make([]byte, 0, len(b))
-	for {
-		i := bytes.Index(b, []byte(prefix))
-		if i < 0 || i+len(prefix)+2 > len(b) {
-			return append(out, b...)
-		}
-		out = append(out, b[:i]...)
-		b = b[i+len(prefix):]
-		var c [1]byte
-		if _, err := hex.Decode(c[:], b[:2]); err != nil {
-			out = append(out, prefix...)
-			continue
-		}
-		out = append(out, c[0])
-		b = b[2:]
-	}
 }
 
 func base64URL(c byte) bool { return digit(c) || c == '-' || c == '_' }

@@ -32,8 +32,8 @@ func (v *Verdict) Decided(o *Org, c identity.Caller, r *Request) audit.Decided {
 	for _, text := range [...]struct {
 		name string
 		s    *string
-	}{{"host", &d.Host}, {"path", &d.Path}, {"user_agent", &d.UserAgent}, {"model", &d.Model}, {"session_id", &d.SessionID}} {
-		if identity.SecretInURL(*text.s) || o.Tokens != nil && o.Tokens([]byte(*text.s)) {
+	}{{"method", &d.Method}, {"host", &d.Host}, {"path", &d.Path}, {"user_agent", &d.UserAgent}, {"model", &d.Model}, {"session_id", &d.SessionID}} {
+		if identity.FindSecrets([]byte(*text.s)) || o.Tokens != nil && o.Tokens([]byte(*text.s)) {
 			*text.s = redacted
 			d.Clipped = append(d.Clipped, text.name)
 		}

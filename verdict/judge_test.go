@@ -2,6 +2,7 @@ package verdict_test
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"net/http"
 	"slices"
@@ -371,4 +372,29 @@ type panics struct{ verdict.Limiter }
 
 func (panics) Reserve(context.Context, string, string, []budget.Limit) (budget.Result, error) {
 	panic("counting")
+}
+
+// A key in a body is rejected in every encoding that the provider would decode. No text of the
+// client brings one into an entry.
+func TestEncodedKeys(t *testing.T) {
+	w := newWorld(t)
+	key, _, err := identity.Mint(identity.AgentKey, strings.NewReader(strings.Repeat("k", 32)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	coded := base64.StdEncoding.EncodeToString([]byte("export KEY=" + key + "\n"))
+	escaped := strings.Replace(key, "_", "%5F", 1)
+	for _, text := range []string{key, strings.Replace(key, "_", `\u005f`, 1), escaped, coded, coded[:76] + `\n` + coded[76:]} {
+		w.request.Body = []byte(`{"model":"small","messages":[{"role":"user","content":"` + text + `"}]}`)
+		v := w.judge()
+		if refused := v.Rejection(); refused == nil || refused.Code != "misplaced_credential" {
+			t.Errorf("%.20s: %v", text, refused)
+		}
+	}
+	r := &w.request
+	r.Method, r.Host, r.Path, r.UserAgent, r.Session = key, escaped, "/v1/"+escaped+"/%zz", coded, key
+	d := new(verdict.Verdict).Decided(&w.org, w.caller, r)
+	if want := []string{"method", "host", "path", "user_agent", "session_id"}; !slices.Equal(d.Clipped, want) {
+		t.Errorf("clipped: %v, want %v", d.Clipped, want)
+	}
 }
