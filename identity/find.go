@@ -19,10 +19,9 @@ func FindSecrets(b []byte) bool {
 
 // Find reports whether a token of a configured issuer is in b. The token may be invalid.
 //
-// It reads escapes of JSON and of URLs, inside each other up to three times, and base64 of both
-// alphabets, which may be escaped or broken into lines. It does not read base64 inside base64,
-// or escapes inside base64. The cost is linear in b. A text without such encodings is read once
-// for each.
+// It reads escapes of JSON and of URLs, inside each other up to three times. It also reads
+// base64 of both alphabets, which may be escaped or broken into lines. It does not read base64
+// inside base64, or escapes inside base64. The cost is linear in b.
 func (s *Issuers) Find(b []byte) bool {
 	return s != nil && search{s, &tokenBegins}.in(b)
 }
