@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -47,7 +48,7 @@ type NewAgent struct {
 	Team          string   `json:"team,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a string of visible characters and single spaces" doc:"The team that owns the agent. Policies read it as agent.team." example:"support"`
 	Environment   string   `json:"environment,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a string of visible characters and single spaces" doc:"The environment that the agent runs in. Policies read it as agent.environment." example:"prod"`
 	Tier          string   `json:"tier,omitzero" maxLength:"100" pattern:"^([^\\p{C}\\p{Z}]+( [^\\p{C}\\p{Z}]+)*)?$" patternDescription:"a string of visible characters and single spaces" doc:"The agent's tier. Policies read it as agent.tier." example:"standard"`
-	Required      []string `json:"required_identities,omitzero" nullable:"false" maxItems:"3" uniqueItems:"true" enum:"key,kubernetes,spiffe" doc:"Kinds of credentials that each request must have, all at once. Empty: one of any kind suffices." example:"key,kubernetes"`
+	Required      []string `json:"required_identities,omitzero" nullable:"false" maxItems:"3" enum:"key,kubernetes,spiffe" doc:"Kinds of credentials that each request must have, all at once. Empty: one of any kind suffices." example:"key,kubernetes"`
 	Metadata      metadata `json:"metadata,omitzero" doc:"Your own attributes of the agent: strings, numbers, true or false. Policies read them as agent.metadata.NAME."`
 	Status        string   `json:"status,omitzero" enum:"active,suspended" default:"active" doc:"Requests of a suspended agent are rejected." example:"active"`
 }
@@ -58,7 +59,9 @@ func (n NewAgent) put(a identity.Agent) identity.Agent {
 	a.Name, a.Team, a.Environment, a.Tier = norm.NFC.String(n.Name), norm.NFC.String(n.Team), norm.NFC.String(n.Environment), norm.NFC.String(n.Tier)
 	a.Description, a.AllowedModels = n.Description, n.AllowedModels
 	a.Metadata = identity.Metadata(n.Metadata)
-	a.RequiredIdentities = each(n.Required, func(s string) identity.CredentialKind { return identity.CredentialKind(s) })
+	// A kind that is there twice counts once. The schema cannot say uniqueItems: huma panics on items
+	// that are objects before it rejects them for their type.
+	a.RequiredIdentities = each(slices.Compact(slices.Sorted(slices.Values(n.Required))), func(s string) identity.CredentialKind { return identity.CredentialKind(s) })
 	a.Status = identity.Status(n.Status)
 	if n.Status == "" {
 		a.Status = identity.Active

@@ -58,10 +58,10 @@ func TestIdentities(t *testing.T) {
 		t.Errorf("list: %s", got.body)
 	}
 	// What an agent requires is stored, and only kinds that exist.
-	for _, bad := range []string{`["key","key"]`, `["badge"]`, `"key"`, `[""]`, `["Key"]`} {
+	for _, bad := range []string{`[{}]`, `[[]]`, `[{},{}]`, `["badge"]`, `"key"`, `[""]`, `["Key"]`} {
 		w.want(422, "PATCH", "/v1/agents/"+agent, `{"required_identities":`+bad+`}`)
 	}
-	w.want(200, "PATCH", "/v1/agents/"+agent, `{"required_identities":["key","spiffe"]}`)
+	w.want(200, "PATCH", "/v1/agents/"+agent, `{"required_identities":["spiffe","key","key"]}`)
 	if got := w.want(200, "PATCH", "/v1/agents/"+agent, `{"team":"x"}`); !strings.Contains(got.body, `"required_identities":["key","spiffe"]`) {
 		t.Errorf("another change loses what is required: %s", got.body)
 	}

@@ -316,6 +316,19 @@ func (g *Guard) checkOrg(ctx context.Context, tx RowQuerier, org string, incarna
 	return g.judge(ctx, tx, origin, g.outside(ctx, origin, g.with(keys)), "SELECT root FROM audit_checkpoints WHERE size = $1 AND org_id = $2 AND incarnation = $3", org, incarnation)
 }
 
+// first compares an org's tree before the first append of this process. The newest tick of the
+// directory may be older than the org's newest checkpoint.
+func (g *Guard) first(ctx context.Context, tx pgx.Tx, org string, incarnation int64) error {
+	if g == nil || len(g.c.Anchors) == 0 {
+		return nil
+	}
+	keys, err := readKeys(ctx, tx, g.c.LogName, org)
+	if err != nil {
+		return err
+	}
+	return g.checkOrg(ctx, tx, org, incarnation, keys)
+}
+
 // judge stops appending if the database lacks a checkpoint, and permits it if not.
 func (g *Guard) judge(ctx context.Context, db RowQuerier, origin string, outside []seenCheckpoint, sized string, args ...any) error {
 	err := g.compare(ctx, db, origin, outside, sized, args...)

@@ -24,7 +24,7 @@ const (
 
 // checkEnd checks the head and the last entry of the locked chain, before the first append of
 // this process to it. Its last 10,000 entries are checked by Inspect afterwards.
-func (c *Chain) checkEnd(ctx context.Context, tx pgx.Tx, org string, seq int64, epoch int32) error {
+func (c *Chain) checkEnd(ctx context.Context, tx pgx.Tx, org string, seq, incarnation int64, epoch int32) error {
 	c.ends.Lock()
 	done := c.ends.checked[org]
 	c.ends.Unlock()
@@ -40,6 +40,9 @@ func (c *Chain) checkEnd(ctx context.Context, tx pgx.Tx, org string, seq int64, 
 		} else if err != nil {
 			return err
 		}
+	}
+	if err := c.c.Guard.first(ctx, tx, org, incarnation); err != nil {
+		return err
 	}
 	c.ends.Lock()
 	defer c.ends.Unlock()

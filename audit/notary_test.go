@@ -531,6 +531,10 @@ func TestRolledBack(t *testing.T) {
 	// One org's newest checkpoint is lost, between two ticks.
 	exec("CREATE TABLE lost2 AS SELECT * FROM audit_checkpoints WHERE org_id = $1 AND size = 100", org)
 	exec("DELETE FROM audit_checkpoints WHERE size = 100")
+	fresh = n.guard(t, n.db.Pool())
+	if err := errors.Join(fresh.Check(ctx), try(newChain(fresh), org)); !errors.Is(err, audit.ErrRolledBack) {
+		t.Errorf("the first append of a process to an org that was rolled back: %v", err)
+	}
 	notary = n.start(t, n.db, n.clock)
 	if err := notary.Round(ctx); !errors.Is(err, audit.ErrRolledBack) {
 		t.Errorf("the notary signs an org that was rolled back: %v", err)

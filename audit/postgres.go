@@ -274,7 +274,7 @@ func (c *Chain) append(ctx context.Context, tx pgx.Tx, batch Batch, recs []Recor
 	if err := c.installed(ctx, tx, org, epoch, headEpoch); err != nil {
 		return appended{}, err
 	}
-	if err := c.checkEnd(ctx, tx, org, seq, headEpoch); err != nil {
+	if err := c.checkEnd(ctx, tx, org, seq, incarnation, headEpoch); err != nil {
 		return appended{}, err
 	}
 	if batch.reopenAfter > 0 {
