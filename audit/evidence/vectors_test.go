@@ -254,6 +254,21 @@ func vectors() (cases []vector, files map[string][]byte) {
 		add(c.name, "chain", c.file, c.exit, c.where)
 		cases[len(cases)-1].JWKS = c.jwks
 	}
+	// Limits of sizes, times and JSON.
+	add("a checkpoint with more entries than any log has", "checkpoint", "", 1, "checkpoint-huge.txt", put("checkpoint-huge.txt", []byte(sized(l, 1<<62+1))))
+	one := func(name, more string, exit int, where string) {
+		n := newLog("org_1")
+		n.put("x", "w_1", "", more)
+		add(name, "chain", put("export-"+strings.ReplaceAll(name, " ", "-")+".json", n.export(order{end: 1})), exit, where)
+	}
+	one("half a surrogate pair", `,"x":"\ud800"`, 1, "entry 1")
+	one("most levels", `,"x":`+levels(9999), 0, "")
+	one("too many levels", `,"x":`+levels(10000), 1, "entry 1")
+	old0 := newLog("org_1")
+	old0.began = time.Date(0, 2, 29, 1, 2, 3, 4000, time.UTC)
+	old0.put("x", "w_1", "", "")
+	old0.began = l.began
+	add("the year 0", "chain", put("export-year-0.json", old0.export(order{end: 1})), 0, "")
 	// Signed documents.
 	sign := func(payloadType string, v any, by local) []byte {
 		payload, ok := v.([]byte)
@@ -285,6 +300,17 @@ func vectors() (cases []vector, files map[string][]byte) {
 	add("an unknown version of an attestation", "attestation", put("attestation-v9.json", sign(evidence.InTotoType, statement, l.p256)), 1, "the attestation")
 	delete(statement, "predicateType")
 	add("an attestation without a type of its predicate", "attestation", put("attestation-none.json", sign(evidence.InTotoType, statement, l.p256)), 1, "the attestation")
+	for _, c := range []struct {
+		name, checkpoint string
+		exit             int
+		where            string
+	}{
+		{"no checkpoint", "", 2, ""}, {"an older checkpoint", turned.note(40), 0, ""}, {"a newer checkpoint", turned.note(41), 1, "the attestation"},
+	} {
+		statement["predicateType"], statement["predicate"] = "https://ai-identity.co/attestations/session/v1", map[string]any{"complete": true, "checkpoint": c.checkpoint}
+		add("a replaced key signed an attestation with "+c.name, "attestation", put("attestation-with-"+strings.ReplaceAll(c.name, " ", "-")+".json", sign(evidence.InTotoType, statement, l.p256)), c.exit, c.where)
+		cases[len(cases)-1].JWKS = "jwks-rotated.json"
+	}
 	report := evidence.Report{Format: evidence.ReportFormat, ID: "rep_1", Org: "org_1", Subject: evidence.ReportSubject{Kind: "request_id", ID: "req_8"}, CreatedAt: "2026-11-02T00:00:00.000000Z",
 		Summary:  evidence.ReportSummary{Requests: 1, Allowed: 1, Agents: []string{"ag_2"}, Models: []string{"gpt-4o"}, Policies: []string{}},
 		Timeline: []evidence.ReportStep{{Seq: 18, Time: "2026-11-01T00:00:17.000000Z", Stage: "gateway", Text: "<script>", Detail: []string{}}}, Attestation: files["attestation.json"][:len(files["attestation.json"])-1], Bundle: few}
