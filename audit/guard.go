@@ -95,7 +95,7 @@ func NewGuard(c GuardConfig) (*Guard, error) {
 			Name: "aid_audit_anchor_failures_total", Help: "Requests that an anchor of checkpoints did not answer, or rejected.",
 		}),
 		ignored: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "aid_audit_anchor_ignored_total", Help: "Checkpoints in an anchor without valid signatures. Above 0: someone wrote to the anchor.",
+			Name: "aid_audit_anchor_ignored_total", Help: "Checkpoints in an anchor without valid signatures. Above 0: someone wrote to the anchor, or a restored database lacks a newer key, see docs/restore.md.",
 		}),
 	}
 	g.rolledBack = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -224,7 +224,8 @@ func (g *Guard) outside(ctx context.Context, origin string, keys evidence.KeySet
 				continue // a key may have changed: it is read again first
 			}
 			g.ignored.Inc()
-			g.c.Log.WarnContext(ctx, "an anchor has a checkpoint that is not ours; it is ignored", "origin", origin, "anchor", i+1, "err", err)
+			g.c.Log.WarnContext(ctx, "an anchor has a checkpoint that is not ours; it is ignored. If this database was restored, it may lack a newer key: see docs/restore.md",
+				"origin", origin, "anchor", i+1, "unknown_keys", UnknownSigners(note, origin, keys), "err", err)
 			continue
 		}
 		all = append(all, seenCheckpoint{c.Size, c.Root})

@@ -116,7 +116,8 @@ func UseSigningKeys(ctx context.Context, db Execer, now time.Time, signers ...ev
 		}
 		current, ok := keyState{keys: stored}.newest(role)
 		if !ok || !slices.ContainsFunc(keys, func(k evidence.Key) bool { return k.ID == current.ID }) {
-			return fmt.Errorf("%w: key %s signs, and the key here is %s: use that key; a key is replaced with `aid keys signing rotate`", ErrSigningKey, current.ID, keys[0].ID)
+			return fmt.Errorf("%w: key %s signs, and the key here is %s: use that key. A key is replaced with `aid keys signing rotate`. After a restore see docs/restore.md",
+				ErrSigningKey, current.ID, keys[0].ID)
 		}
 	}
 	return nil

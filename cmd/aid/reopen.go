@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
@@ -18,7 +19,7 @@ import (
 
 func auditReopenCommand() *cobra.Command {
 	var m manage
-	var reason string
+	var reason, jwks string
 	var anchors []string
 	cmd := &cobra.Command{
 		Use:   "reopen",
@@ -33,7 +34,10 @@ chain.reopened, has that checkpoint, the range that was lost, and your reason. V
 report the loss for ever. The directory's log continues in the same way.
 
 Run it once for each organization that /readyz or the log names, with the owner's role. The
-control planes may run. Witnesses must be given the log again: for them it is another log.`,
+control planes may run. Witnesses must be given the log again: for them it is another log.
+
+If a signing key was replaced after the backup, the database lacks the new key. Give the
+organization's keys from before the loss with --jwks.`,
 		Example: `  aid audit reopen --org org_default --reason "disk of db-1 failed, backup of 02:00 restored" \
       --hmac-keys hmac.keys --anchor file:/mnt/anchor`,
 		Args: cobra.NoArgs,
@@ -51,14 +55,16 @@ control planes may run. Witnesses must be given the log again: for them it is an
 				return err
 			}
 			defer db.Close()
-			name, keys, err := m.orgKeys(ctx, db)
+			name, keys, err := m.keysWith(cmd, db, jwks)
 			if err != nil {
 				return err
 			}
 			keys.Own = true
 			done, err := chain.Reopen(ctx, audit.Reopening{
 				Org: m.org, LogName: name, Actor: operator(), Reason: reason, Keys: keys,
-				Newest: func(ctx context.Context, origin string) ([]byte, error) { return newestOf(ctx, opened, keys, origin) },
+				Newest: func(ctx context.Context, origin string) ([]byte, error) {
+					return newestOf(ctx, opened, anchors, keys, origin)
+				},
 			})
 			if errors.Is(err, audit.ErrNothingLost) {
 				return fmt.Errorf("%s: %w: nothing was changed", m.org, err)
@@ -83,6 +89,7 @@ control planes may run. Witnesses must be given the log again: for them it is an
 	m.flags(cmd, true, true)
 	cmd.Flags().StringVar(&reason, "reason", "", "why entries were lost; part of the audit log")
 	cmd.Flags().StringSliceVar(&anchors, "anchor", nil, anchorHelp)
+	cmd.Flags().StringVar(&jwks, "jwks", "", jwksHelp)
 	return cmd
 }
 
@@ -117,6 +124,7 @@ func (m *manage) orgKeys(ctx context.Context, db *store.DB) (name string, keys e
 
 func auditRestoreCommand() *cobra.Command {
 	var m manage
+	var jwks string
 	var from, anchors []string
 	cmd := &cobra.Command{
 		Use:   "restore",
@@ -132,7 +140,10 @@ root of that checkpoint, which is stored again.
 
 Stop the control planes, or leave them: they append nothing meanwhile. What was not in the
 audit log does not come back, such as agents and policies. Then run aid audit reopen for the
-directory, which lacks its own entries.`,
+directory, which lacks its own entries.
+
+If a signing key was replaced after the backup, the database lacks the new key. Give the
+organization's keys from before the loss with --jwks.`,
 		Example: `  aid audit restore --org org_default --from audit_export.json --hmac-keys hmac.keys --anchor file:/mnt/anchor`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -153,13 +164,15 @@ directory, which lacks its own entries.`,
 				return err
 			}
 			defer db.Close()
-			name, keys, err := m.orgKeys(ctx, db)
+			name, keys, err := m.keysWith(cmd, db, jwks)
 			if err != nil {
 				return err
 			}
 			done, err := chain.Restore(ctx, audit.Restoration{
 				Org: m.org, LogName: name, Keys: keys, Exports: files,
-				Newest: func(ctx context.Context, origin string) ([]byte, error) { return newestOf(ctx, opened, keys, origin) },
+				Newest: func(ctx context.Context, origin string) ([]byte, error) {
+					return newestOf(ctx, opened, anchors, keys, origin)
+				},
 			})
 			if done.To > 0 {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s: entries %d to %d are back\n", m.org, done.From, done.To)
@@ -174,14 +187,16 @@ directory, which lacks its own entries.`,
 	m.flags(cmd, true, true)
 	cmd.Flags().StringSliceVar(&from, "from", nil, "`files` of exports without a filter, in their order")
 	cmd.Flags().StringSliceVar(&anchors, "anchor", nil, anchorHelp)
+	cmd.Flags().StringVar(&jwks, "jwks", "", jwksHelp)
 	return cmd
 }
 
 // newestOf returns the newest checkpoint of an origin with our valid signatures. An anchor that
-// does not answer is an error: it may have a newer one.
-func newestOf(ctx context.Context, anchors []anchor.Anchor, keys evidence.KeySet, origin string) (newest []byte, err error) {
+// does not answer is an error: it may have a newer one. So is a checkpoint that the keys do not
+// verify: it may be the newest one, with a key that the database does not have.
+func newestOf(ctx context.Context, anchors []anchor.Anchor, uris []string, keys evidence.KeySet, origin string) (newest []byte, err error) {
 	size := int64(-1)
-	for _, a := range anchors {
+	for i, a := range anchors {
 		note, err := a.Newest(ctx, origin)
 		if err != nil {
 			return nil, err
@@ -189,11 +204,50 @@ func newestOf(ctx context.Context, anchors []anchor.Anchor, keys evidence.KeySet
 		if note == nil {
 			continue
 		}
-		if c, err := keys.Open(note, origin); err == nil && c.Size > size {
+		c, err := keys.Open(note, origin)
+		unknown := audit.UnknownSigners(note, origin, keys)
+		switch {
+		case err == nil:
+		case evidence.UnknownKey(err) && len(unknown) > 0:
+			return nil, fmt.Errorf("%s has a checkpoint of %s by a key that is not in the database (note key id %s). "+
+				"The backup is from before a key was replaced. Give the organization's keys from before the loss with --jwks: see docs/restore.md",
+				uris[i], origin, strings.Join(unknown, " and "))
+		default:
+			return nil, fmt.Errorf("%s has a checkpoint of %s that this database's keys do not verify, so it may hide the newest one: "+
+				"see docs/restore.md: %w", uris[i], origin, err)
+		}
+		if c.Size > size {
 			newest, size = note, c.Size
 		}
 	}
 	return newest, nil
+}
+
+const jwksHelp = "`file` with the organization's JWKS from before the loss, if a signing key was replaced after the backup: its keys are stored again"
+
+// keysWith is orgKeys. With a JWKS it stores the keys that the database lacks first.
+func (m *manage) keysWith(cmd *cobra.Command, db *store.DB, jwks string) (name string, keys evidence.KeySet, err error) {
+	if jwks != "" {
+		text, err := readTrusted(jwks, publicFile)
+		if err != nil {
+			return "", keys, usagef("--jwks: %v", err)
+		}
+		set, err := evidence.ParseJWKS(text)
+		if err != nil {
+			return "", keys, usagef("--jwks %s: %v", jwks, err)
+		}
+		if name, err = logName(cmd.Context(), db); err != nil {
+			return name, keys, err
+		}
+		added, err := audit.PutBackKeys(cmd.Context(), db, name, m.org, set)
+		if err != nil {
+			return name, keys, fmt.Errorf("--jwks %s: %w: nothing was changed", jwks, err)
+		}
+		for _, id := range added {
+			fmt.Fprintf(cmd.OutOrStdout(), "key %s is in the database again\n", id)
+		}
+	}
+	return m.orgKeys(cmd.Context(), db)
 }
 
 func auditKeyCommand() *cobra.Command {
