@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math"
 	"net/http"
@@ -62,6 +63,7 @@ const (
 	jwksTimeout     = 5 * time.Second
 	jwksMaxAge      = 24 * time.Hour // of a URL's keys; older ones are not used
 	jwksFilesEvery  = 5 * time.Second
+	jwksFileMaxAge  = 5 * time.Minute // of a file's keys, while it cannot be read
 	minRSA, maxRSA  = 2048, 8192
 	tokenTypeJWT    = "JWT"
 	tokenTypeJOSE   = "JOSE" // SPIFFE permits it
@@ -142,6 +144,9 @@ func ParseIssuers(b []byte, now time.Time, log *slog.Logger) (*Issuers, error) {
 		}
 		if c.JWKSFile != "" {
 			keys, err := x.read(context.Background(), now)
+			if err == nil && len(keys.byID) == 0 {
+				err = errors.New("it has no usable key: a key has an id, and is RSA of at least 2048 bits, or ECDSA on P-256, P-384 or P-521")
+			}
 			if err != nil {
 				return nil, fmt.Errorf("issuer %d: jwks_file: %w", i+1, err)
 			}
@@ -247,14 +252,21 @@ func (s *Issuers) reread(ctx context.Context, x *issuer, now time.Time) {
 	x.mu.Unlock()
 	keys, err := x.read(ctx, now)
 	x.mu.Lock()
-	was := x.failed
-	if x.failed = err != nil; err == nil {
-		x.keys.Store(keys) // under the lock, so that rereads never sees new keys and an old failure
+	was, last := x.failed, x.keys.Load()
+	x.failed = err != nil
+	switch { // under the lock, so that rereads never sees new keys and an old failure
+	case err == nil:
+		x.keys.Store(keys)
+	case errors.Is(err, fs.ErrNotExist): // the file was deleted
+		x.keys.Store(nil)
 	}
 	x.mu.Unlock()
+	if err == nil && len(keys.byID) == 0 && (last == nil || len(last.byID) > 0) {
+		s.log.WarnContext(ctx, "the key set of a workload issuer has no usable key: its tokens are rejected", "issuer", x.name())
+	}
 	if failed := err != nil; failed != was && ctx.Err() == nil {
 		if failed {
-			s.log.WarnContext(ctx, "the keys of a workload issuer cannot be read; the last ones stay", "issuer", x.name(), "err", err)
+			s.log.WarnContext(ctx, "the keys of a workload issuer cannot be read; the last ones stay until they are too old", "issuer", x.name(), "err", err)
 		} else {
 			s.log.InfoContext(ctx, "the keys of a workload issuer can be read again", "issuer", x.name())
 		}
@@ -316,13 +328,14 @@ func (x *issuer) fetch(ctx context.Context) ([]byte, error) {
 }
 
 // parseKeys returns the keys of a JWKS that verify tokens, by their ids. Keys of other kinds,
-// as a SPIFFE bundle has, are left out. A secret or private key makes the set invalid.
+// as a SPIFFE bundle has, are left out. A secret or private key makes the set invalid. A set
+// without a usable key is valid: its issuer has withdrawn them.
 func parseKeys(b []byte) (map[string]tokenKey, error) {
 	var raw struct {
 		Keys []jsontext.Value `json:"keys"`
 	}
-	if err := json.Unmarshal(b, &raw); err != nil || len(raw.Keys) == 0 {
-		return nil, errors.New("it is not a JSON Web Key Set with keys")
+	if err := json.Unmarshal(b, &raw); err != nil || raw.Keys == nil {
+		return nil, errors.New("it is not a JSON Web Key Set: an object with a list of keys")
 	}
 	if len(raw.Keys) > maxJWKSKeys {
 		return nil, fmt.Errorf("it has %d keys, and the limit is %d", len(raw.Keys), maxJWKSKeys)
@@ -347,9 +360,6 @@ func parseKeys(b []byte) (map[string]tokenKey, error) {
 			return nil, errors.New("two of its keys have one id")
 		}
 		out[k.KeyID] = tokenKey{k.Key, alg}
-	}
-	if len(out) == 0 {
-		return nil, errors.New("it has no usable key: a key has an id, and is RSA of at least 2048 bits, or ECDSA on P-256, P-384 or P-521")
 	}
 	return out, nil
 }
@@ -490,7 +500,7 @@ func (s *Issuers) Verify(token string, now time.Time) (Token, error) {
 		return invalid("its typ is not JWT")
 	}
 	keys := x.keys.Load()
-	if keys == nil || x.JWKSURL != "" && now.Sub(keys.at) > jwksMaxAge {
+	if keys == nil || now.Sub(keys.at) > x.maxAge() {
 		x.rereads(now)
 		return Token{}, fmt.Errorf("%w: %s", ErrKeysUnavailable, x.name())
 	}
@@ -516,6 +526,14 @@ func (s *Issuers) Verify(token string, now time.Time) (Token, error) {
 		return invalid("its claims are not valid JSON, or one is there twice")
 	}
 	return x.accept(c, now)
+}
+
+// maxAge is how long keys are used after they were read.
+func (x *issuer) maxAge() time.Duration {
+	if x.JWKSFile != "" {
+		return jwksFileMaxAge
+	}
+	return jwksMaxAge
 }
 
 // rereads reports whether the keys of a URL may soon be others: they are read again now, or

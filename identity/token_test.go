@@ -392,12 +392,85 @@ func TestJWKSFromURL(t *testing.T) {
 	now.Add(11)
 	until("a rotated key", second, fine)
 	until("the key before", first, invalid)
+	// An empty set withdraws the keys.
+	empty := []byte(`{"keys":[]}`)
+	serves.Store(&empty)
+	now.Add(11)
+	if _, err := issuers.Verify(token(first), clock()); !outage(err) { // it causes a reading
+		t.Errorf("an unknown key: %v", err)
+	}
+	until("a withdrawn key", second, invalid)
+	keys = second.jwks(t)
+	serves.Store(&keys)
+	now.Add(11)
+	until("a key that is back", second, fine)
 	// Older keys than a day are not used.
 	serves.Store(nil)
 	now.Add(25 * 3600)
 	if _, err := issuers.Verify(token(second), clock()); !outage(err) {
 		t.Errorf("keys that are a day old: %v", err)
 	}
+}
+
+// Keys that are no longer in their file are not used: those of an empty set and of a deleted
+// file at once, and those of a file that cannot be read after five minutes.
+func TestWithdrawnKeys(t *testing.T) {
+	s := newSigner(t, "one")
+	path := filepath.Join(t.TempDir(), "keys")
+	write := func(b []byte) {
+		t.Helper()
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(s.jwks(t))
+	b, err := json.Marshal([]identity.Issuer{{Kind: identity.KindKubernetes, Issuer: cluster, Audience: ours, JWKSFile: path}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	issuers, err := identity.ParseIssuers(b, noon, discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := s.sign(t, s.header(), k8sClaims(cluster).with(nil))
+	ended, end := context.WithCancel(t.Context())
+	end()
+	check := func(name string, at time.Duration, reads bool, want string) {
+		t.Helper()
+		now := noon.Add(at)
+		if reads { // Run reads a file once before it ends
+			if err := issuers.Run(ended, func() time.Time { return now }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := issuers.Verify(token, now)
+		got := "invalid"
+		if err == nil {
+			got = "valid"
+		} else if errors.Is(err, identity.ErrKeysUnavailable) {
+			got = "unavailable"
+		}
+		if got != want {
+			t.Errorf("%s: %s (%v), want %s", name, got, err, want)
+		}
+	}
+	check("the file is there", time.Minute, true, "valid")
+	write([]byte(`{"keys":[]}`))
+	check("an empty set", 2*time.Minute, true, "invalid")
+	write(s.jwks(t))
+	check("it is back", 3*time.Minute, true, "valid")
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	check("it is deleted", 4*time.Minute, true, "unavailable")
+	write(s.jwks(t))
+	check("it is there again", 5*time.Minute, true, "valid")
+	for _, broken := range []string{"", "x", "{}", `{"keys":null}`, `{"keys":{}}`} {
+		write([]byte(broken))
+		check("a broken file "+broken, 10*time.Minute, true, "valid")
+	}
+	check("broken for longer", 10*time.Minute+time.Second, true, "unavailable")
+	check("not read any more", 11*time.Minute, false, "unavailable")
 }
 
 // A file with a mistake is rejected with its place, and a key set that is not safe as a whole.
