@@ -412,8 +412,8 @@ func TestJWKSFromURL(t *testing.T) {
 	}
 }
 
-// Keys that are no longer in their file are not used: those of an empty set and of a deleted
-// file at once, and those of a file that cannot be read after five minutes.
+// Keys that are no longer in their file are not used. An empty set and a deleted file withdraw
+// them at once. A file that cannot be read does so after five minutes.
 func TestWithdrawnKeys(t *testing.T) {
 	s := newSigner(t, "one")
 	path := filepath.Join(t.TempDir(), "keys")
