@@ -37,7 +37,7 @@ type TieOutHour struct {
 	Own        int64 `json:"own"`        // Envoy responded, or the client left, before a decision
 	Management int64 `json:"management"` // of the management API
 	Tunnels    int64 `json:"tunnels"`    // CONNECT, whose requests are counted apart
-	Unknown    int64 `json:"unknown"`    // began before the comparison did
+	Unknown    int64 `json:"unknown"`    // cannot be compared, such as those that began before the comparison did
 	Forwarded  int64 `json:"forwarded"`  // of Decided: sent to a provider
 
 	// Differences. Each is 0 unless something was lost, or has a fault.
@@ -50,7 +50,36 @@ type TieOutHour struct {
 	Unlogged      int64    `json:"unlogged"` // Envoy's counters have more requests than its access log
 	Excess        int64    `json:"excess"`   // Envoy sent more requests to providers than its access log has
 
+	// Entries that an earlier part has as unseen, and whose request came later.
+	Late    int64    `json:"late"`
+	LateIDs []string `json:"late_ids"`
+
 	Open int64 `json:"open"` // entries of requests that have not ended, of any hour
+}
+
+// Differing counts the entries with a difference that no other of the entries takes back.
+func Differing(entries []Entry) (n int) {
+	late := map[string]bool{}
+	for _, e := range entries {
+		if h, ok := e.(TieOutHour); ok {
+			for _, id := range h.LateIDs {
+				late[id] = true
+			}
+		}
+	}
+	for _, e := range entries {
+		if h, ok := e.(TieOutHour); ok {
+			for _, id := range h.UnseenIDs {
+				if late[id] {
+					h.Unseen--
+				}
+			}
+			if h.Differs() {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // Differs reports whether the hour has a difference.
@@ -85,6 +114,8 @@ func (e TieOutHour) Encode() []byte {
 	o.strs("missing_ids", e.MissingIDs, MaxTieOutIDs, maxWord)
 	o.strs("unseen_ids", e.UnseenIDs, MaxTieOutIDs, maxWord)
 	o.strs("not_allowed_ids", e.NotAllowedIDs, MaxTieOutIDs, maxWord)
+	o.num("late", e.Late)
+	o.strs("late_ids", e.LateIDs, MaxTieOutIDs, maxWord)
 	return o.end()
 }
 

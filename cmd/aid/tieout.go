@@ -65,13 +65,7 @@ such, and is no difference.`,
 			if err != nil {
 				return err
 			}
-			differ := 0
-			for _, e := range entries {
-				if h, ok := e.(audit.TieOutHour); ok && h.Differs() {
-					differ++
-				}
-			}
-			if differ > 0 {
+			if differ := audit.Differing(entries); differ > 0 {
 				return fmt.Errorf("%s: the access log and the audit log differ in %d rows", m.org, differ)
 			}
 			return nil
@@ -109,6 +103,9 @@ func showTieOuts(w io.Writer, entries []audit.Entry) error {
 				if d.n > 0 {
 					fmt.Fprintf(t, "  DIFFERS: %d %s %s\n", d.n, d.what, strings.Join(d.ids, " "))
 				}
+			}
+			if e.Late > 0 {
+				fmt.Fprintf(t, "  taken back: %d entries whose request came late %s\n", e.Late, strings.Join(e.LateIDs, " "))
 			}
 		case audit.TieOutUnknown:
 			fmt.Fprintf(t, "  not known: %s to %s, %s, %d requests with an entry\n", e.From.UTC().Format("2006-01-02 15:04:05"), e.To.UTC().Format("15:04:05"), e.Reason, e.Entries)

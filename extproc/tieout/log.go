@@ -27,6 +27,7 @@ type position struct {
 	Inode  uint64
 	Offset int64
 	Freed  int64 // what is before was given back to the disk
+	Within bool  // Offset may be within a line, and what is left of the line is skipped
 }
 
 // logFile reads Envoy's access log, to which Envoy appends. A hole gives what was read back to
@@ -90,10 +91,10 @@ func (l *logFile) read(at *position) (lines []byte, change string, more bool, er
 	}
 	size := info.Size()
 	if size < at.Offset {
-		change, at.Offset, at.Freed = "log_truncated", 0, 0
+		change, at.Offset, at.Freed, at.Within = "log_truncated", 0, 0, false
 	}
 	if size-at.Offset > maxBehind {
-		change, at.Offset = "log_skipped", size-maxBehind/2
+		change, at.Offset, at.Within = "log_skipped", size-maxBehind/2-1, true
 	}
 	b := make([]byte, min(chunk, size-at.Offset))
 	n, err := l.file.ReadAt(b, at.Offset)
@@ -101,17 +102,47 @@ func (l *logFile) read(at *position) (lines []byte, change string, more bool, er
 		return nil, change, false, fmt.Errorf("reading the access log: %w", err)
 	}
 	b = b[:n]
+	if at.Within && n > 0 {
+		rest := bytes.IndexByte(b, '\n') + 1
+		if rest == 0 {
+			at.Offset += int64(n)
+			return nil, change, true, nil
+		}
+		at.Offset, at.Within = at.Offset+int64(rest), false
+		b = b[rest:]
+	}
 	end := bytes.LastIndexByte(b, '\n') + 1
 	if end == 0 && len(b) > 2*envoy.MaxLogLine {
-		end = len(b) // no line is that long: it is skipped
+		end, at.Within = len(b), true // no line is that long: it is skipped
 	}
 	if end == 0 && !l.current(at.Inode) {
 		// It was rotated, and all of it is read.
 		l.close()
-		at.Inode, at.Offset, at.Freed = 0, 0, 0
+		*at = position{}
 		return nil, change, true, nil
 	}
 	return b[:end], change, end > 0 && at.Offset+int64(end) < size, nil
+}
+
+// atEnd returns the place after what is in the log. Nothing before it is read.
+func (l *logFile) atEnd() (position, error) {
+	f, err := os.OpenFile(l.path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return position{}, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return position{}, err
+	}
+	last := []byte{'\n'}
+	if info.Size() > 0 {
+		if _, err := f.ReadAt(last, info.Size()-1); err != nil {
+			return position{}, err
+		}
+	}
+	// What was given back to the disk ended with a line, and reads as zeros.
+	return position{Inode: inode(info), Offset: info.Size(), Within: last[0] != '\n' && last[0] != 0}, nil
 }
 
 // current reports whether the path leads to the file.

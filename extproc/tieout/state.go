@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/ai-identity/ai-identity/audit"
@@ -31,8 +32,14 @@ type state struct {
 
 	Hours   []*hour
 	Pending map[string]*pending
-	Order   []settled // the completions of Pending, oldest first
-	Held    []*heldLine
+	Order   []settled   // the completions of Pending, oldest first
+	Held    []*heldLine // they need an entry
+	// Possible lines may still get an entry, and are no difference without one.
+	Possible []*heldLine
+	Unseen   []*unseen // oldest first
+	Writes   int64     // of hours
+	Early    early
+	Change   string // why lines were lost, until Pending shows it
 
 	Refused   []*refused
 	RefusedAt time.Time
@@ -68,8 +75,11 @@ func (t *TieOut) load() error {
 	for _, h := range t.s.Hours {
 		t.hours[hourKey{h.Start.UnixNano(), h.Process}] = h
 	}
-	for _, h := range t.s.Held {
+	for _, h := range slices.Concat(t.s.Held, t.s.Possible) {
 		t.held[h.ID] = h
+	}
+	for _, u := range t.s.Unseen {
+		t.unseen[u.ID] = u
 	}
 	t.follow = t.c.Segments.Follow(t.s.After)
 	return nil
@@ -78,11 +88,10 @@ func (t *TieOut) load() error {
 // begin begins with the next request. Older lines are not compared.
 func (t *TieOut) begin(now time.Time) error {
 	t.s = state{Version: stateVersion, Since: now, After: t.c.Segments.Durable(), Pending: map[string]*pending{}, LastEntry: now, LastRead: now, RefusedAt: now}
-	info, err := os.Lstat(t.c.Path)
-	if err != nil {
+	var err error
+	if t.s.Log, err = t.log.atEnd(); err != nil {
 		return fmt.Errorf("access log: %w", err)
 	}
-	t.s.Log = position{Inode: inode(info), Offset: info.Size()}
 	t.follow = t.c.Segments.Follow(t.s.After)
 	return t.save(now)
 }
@@ -90,13 +99,10 @@ func (t *TieOut) begin(now time.Time) error {
 // save replaces the file of the state.
 func (t *TieOut) save(now time.Time) error {
 	t.saved = now
-	held := t.s.Held[:0:0]
-	for _, h := range t.s.Held {
-		if !h.done {
-			held = append(held, h)
-		}
+	for _, held := range []*[]*heldLine{&t.s.Held, &t.s.Possible} {
+		*held = slices.DeleteFunc(slices.Clone(*held), func(h *heldLine) bool { return h.done })
 	}
-	t.s.Held = held
+	t.s.Unseen = slices.DeleteFunc(slices.Clone(t.s.Unseen), func(u *unseen) bool { return u.done })
 	b, err := json.Marshal(t.s)
 	if err != nil {
 		return fmt.Errorf("saving the state of the tie-out: %w", err)

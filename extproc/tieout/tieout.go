@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -30,26 +31,31 @@ const (
 	interval     = time.Second
 	saveInterval = 5 * time.Second
 	countPause   = 15 * time.Second // between two looks at Envoy's counters
-	minute       = time.Minute      // of connections that are counted together
+	minute       = time.Minute      // of what is reported together
 
 	// hold is how long a line without an entry waits. The entry of a request that ended before
 	// its decision is written after the line, within the time limits of the sidecar.
 	hold = 10 * time.Second
-	// unseenAfter is how long after a completion the line must be there. It is above the
-	// interval at which Envoy writes lines, which is 10 s if it is not set.
-	unseenAfter = 30 * time.Second
+	// unseenAfter is how long after a completion the line must be there. Envoy writes the line
+	// when the client has the response, and a client may delay that by HTTP/2's flow control.
+	// So it is above the idle timeout of streams, 600 s (xds). Envoy's interval of writing adds
+	// 10 s if it is not set. A client that reads slowly takes longer still: see unseen.
+	unseenAfter = 11 * time.Minute
 	// endedAfter is how long lines of a process of Envoy may come after those of the next one.
 	endedAfter = 15 * time.Second
 	// closeAfter is how long after an hour its first part is written.
 	closeAfter = 2 * time.Minute
 	// forgetAfter is how long an hour gets further parts under the same count.
 	forgetAfter = 48 * time.Hour
-	// stuckAfter is how long nothing may be compared before Stuck reports it.
+	// stuckAfter is how long nothing may be compared before Stuck reports it. If Envoy writes
+	// nothing, it is unseenAfter.
 	stuckAfter = 5 * time.Minute
 
 	// Limits of what is in memory, and in the state.
 	maxPending     = 1 << 18
 	maxHeld        = 1 << 16
+	maxPossible    = 1 << 13 // lines that a client can cause without a key
+	maxUnseen      = 1 << 14
 	maxHours       = 256
 	maxProcesses   = 64
 	maxConnections = 64
@@ -86,7 +92,8 @@ type TieOut struct {
 	follow  *audit.Follower
 	s       state
 	saved   time.Time
-	held    map[string]*heldLine // by id, of s.Held
+	held    map[string]*heldLine // by id, of s.Held and s.Possible
+	unseen  map[string]*unseen   // by id, of s.Unseen
 	hours   map[hourKey]*hour    // of s.Hours
 	warned  bool
 
@@ -111,6 +118,7 @@ type hour struct {
 	Start   time.Time
 	Process string
 	Parts   int64
+	Written int64 // Writes when Counts began
 	Counts  audit.TieOutHour
 }
 
@@ -120,6 +128,24 @@ type pending struct {
 	Allowed   bool
 	Settled   time.Time // when the completion was read; zero: it was not
 	Abandoned bool      // the process of Envoy is gone
+	Lost      string    // why its line may be lost; empty: it may not be
+}
+
+// unseen is an entry whose line did not come in time. If the line comes later, the difference
+// is taken back.
+type unseen struct {
+	ID, Process string
+	At          time.Time // of the decision
+	Allowed     bool
+	Written     int64 // Writes when it was counted
+	Excused     bool  // it was counted as not known
+	done        bool
+}
+
+// early is a time in which lines were classified before hold had passed: there were too many.
+// Their entries may come later, and then have no line.
+type early struct {
+	From, Until time.Time // From is zero if all of it is in the audit log
 }
 
 // heldLine is a line whose entry has not come.
@@ -174,7 +200,7 @@ func New(c Config) (*TieOut, error) {
 	if err := envoy.CheckLogPath(c.Path); err != nil || c.Path == "" {
 		return nil, cmp.Or(err, errors.New("the tie-out needs the path of Envoy's access log"))
 	}
-	t := &TieOut{c: c, log: logFile{path: c.Path}, held: make(map[string]*heldLine), hours: make(map[hourKey]*hour)}
+	t := &TieOut{c: c, log: logFile{path: c.Path}, held: make(map[string]*heldLine), unseen: make(map[string]*unseen), hours: make(map[hourKey]*hour)}
 	t.ok = c.Now()
 	if err := t.log.create(); err != nil {
 		return nil, fmt.Errorf("access log: %w", err)
@@ -232,7 +258,7 @@ func (t *TieOut) Stuck() error {
 	switch {
 	case t.problem != nil && now.Sub(t.ok) > stuckAfter:
 		return fmt.Errorf("tie-out: nothing was compared for %v: %w", now.Sub(t.ok).Round(time.Second), t.problem)
-	case !t.waits.IsZero() && now.Sub(t.waits) > stuckAfter && now.Sub(t.lastLine) > stuckAfter:
+	case !t.waits.IsZero() && now.Sub(t.waits) > unseenAfter && now.Sub(t.lastLine) > unseenAfter:
 		return fmt.Errorf("tie-out: Envoy has written nothing to %s for %v, and requests have ended: check its disk, and --access-log of the control plane",
 			t.c.Path, now.Sub(cmp.Or(t.lastLine, t.waits)).Round(time.Second))
 	}
@@ -260,16 +286,24 @@ func (t *TieOut) Pass(ctx context.Context) (err error) {
 			return err
 		}
 		if change != "" {
+			t.s.Change = change
 			t.cannotTell(now, audit.TieOutUnknown{Reason: change, Process: t.s.Process, From: t.s.LastRead, To: now})
 		}
 		if err := t.entries(now); err != nil {
 			return err // the lines are read again
+		}
+		if t.s.Change != "" {
+			for _, p := range t.s.Pending {
+				p.Lost = t.s.Change
+			}
+			t.s.Change = ""
 		}
 		t.lines(now, lines)
 		t.s.Log.Offset += int64(len(lines))
 		more = more && ctx.Err() == nil
 	}
 	t.release(now)
+	t.reportEarly(now)
 	t.judge(now)
 	t.compareCounts(ctx, now)
 	t.write(now, false)
@@ -323,7 +357,11 @@ func (t *TieOut) decided(now time.Time, f audit.Followed) {
 		t.cannotTell(now, audit.TieOutUnknown{Reason: "too_many", Process: t.s.Process, From: t.s.LastRead, To: now, Entries: int64(len(t.s.Pending))})
 		t.s.Pending, t.s.Order, t.s.Since = map[string]*pending{}, nil, now
 	}
-	t.s.Pending[f.RequestID] = &pending{At: f.Time, Allowed: f.Allowed}
+	p := &pending{At: f.Time, Allowed: f.Allowed}
+	if now.Before(t.s.Early.Until) {
+		p.Lost = "too_many"
+	}
+	t.s.Pending[f.RequestID] = p
 }
 
 // lines compares the lines of the access log.
@@ -383,6 +421,11 @@ func (t *TieOut) request(now time.Time, l envoy.Logged) {
 		t.count(l.Start, l.Process, l.Route, l.ID, decided, p.Allowed)
 		return
 	}
+	if u := t.unseen[l.ID]; u != nil && l.ID != "" {
+		t.takeBack(u)
+		t.count(l.Start, l.Process, l.Route, l.ID, decided, u.Allowed)
+		return
+	}
 	c := classOf(l)
 	if c == missing && l.Start.Before(t.s.Since) {
 		c = unknown
@@ -392,8 +435,12 @@ func (t *TieOut) request(now time.Time, l envoy.Logged) {
 		t.count(l.Start, l.Process, l.Route, l.ID, c, false)
 		return
 	}
-	for len(t.held) >= maxHeld {
-		t.releaseFirst()
+	held, limit := &t.s.Held, maxHeld
+	if c != missing {
+		held, limit = &t.s.Possible, maxPossible
+	}
+	for len(*held) >= limit {
+		t.releaseFirst(now, held)
 	}
 	h := &heldLine{ID: l.ID, Process: l.Process, Route: l.Route, Start: l.Start, At: now, Class: c}
 	if before := t.held[l.ID]; before != nil {
@@ -401,7 +448,7 @@ func (t *TieOut) request(now time.Time, l envoy.Logged) {
 		t.count(before.Start, before.Process, before.Route, before.ID, before.Class, false)
 	}
 	t.held[l.ID] = h
-	t.s.Held = append(t.s.Held, h)
+	*held = append(*held, h)
 }
 
 // classOf returns what a line is that has no entry.
@@ -423,17 +470,80 @@ func classOf(l envoy.Logged) class {
 
 // release classifies the lines whose entries did not come.
 func (t *TieOut) release(now time.Time) {
-	for len(t.s.Held) > 0 && (t.s.Held[0].done || now.Sub(t.s.Held[0].At) >= hold) {
-		t.releaseFirst()
+	for _, held := range []*[]*heldLine{&t.s.Held, &t.s.Possible} {
+		for len(*held) > 0 && ((*held)[0].done || now.Sub((*held)[0].At) >= hold) {
+			t.releaseFirst(now, held)
+		}
 	}
 }
 
-func (t *TieOut) releaseFirst() {
-	h := t.s.Held[0]
-	t.s.Held = t.s.Held[1:]
-	if !h.done {
-		delete(t.held, h.ID)
-		t.count(h.Start, h.Process, h.Route, h.ID, h.Class, false)
+func (t *TieOut) releaseFirst(now time.Time, held *[]*heldLine) {
+	h := (*held)[0]
+	*held = (*held)[1:]
+	if h.done {
+		return
+	}
+	c := h.Class
+	if now.Sub(h.At) < hold {
+		if t.s.Early.From.IsZero() {
+			t.s.Early.From = h.At
+		}
+		t.s.Early.Until = now.Add(hold)
+		if c == missing {
+			c = unknown // its entry may still come
+		}
+	}
+	delete(t.held, h.ID)
+	t.count(h.Start, h.Process, h.Route, h.ID, c, false)
+}
+
+// reportEarly records a time of early releases when it ends, and each minute while it lasts.
+func (t *TieOut) reportEarly(now time.Time) {
+	e := &t.s.Early
+	over := !now.Before(e.Until)
+	if e.From.IsZero() || !over && now.Sub(e.From) < minute {
+		return
+	}
+	t.cannotTell(now, audit.TieOutUnknown{Reason: "too_many", Process: t.s.Process, From: e.From, To: now})
+	if e.From = now; over {
+		e.From = time.Time{}
+	}
+}
+
+// takeBack takes back that an entry has no line.
+func (t *TieOut) takeBack(u *unseen) {
+	u.done = true
+	delete(t.unseen, u.ID)
+	if u.Excused {
+		return
+	}
+	h := t.hour(u.At, u.Process)
+	if h.Written > u.Written { // the difference is in the audit log
+		h.Counts.Late++
+		if len(h.Counts.LateIDs) < audit.MaxTieOutIDs {
+			h.Counts.LateIDs = append(h.Counts.LateIDs, u.ID)
+		}
+		return
+	}
+	h.Counts.Unseen--
+	h.Counts.UnseenIDs = slices.DeleteFunc(h.Counts.UnseenIDs, func(id string) bool { return id == u.ID })
+}
+
+// forgetUnseen forgets what is too old or too much. A line of a request that is forgotten has an
+// unknown class.
+func (t *TieOut) forgetUnseen(now time.Time) {
+	for len(t.s.Unseen) > 0 {
+		u := t.s.Unseen[0]
+		if !u.done {
+			if len(t.s.Unseen) <= maxUnseen && now.Sub(u.At) < forgetAfter {
+				return
+			}
+			delete(t.unseen, u.ID)
+			if u.At.After(t.s.Since) {
+				t.s.Since = u.At
+			}
+		}
+		t.s.Unseen = t.s.Unseen[1:]
 	}
 }
 
@@ -492,6 +602,7 @@ func (t *TieOut) differs(ids []string, id, kind string) []string {
 
 // judge finds the entries whose lines did not come.
 func (t *TieOut) judge(now time.Time) {
+	lost := map[string]*audit.TieOutUnknown{}
 	for len(t.s.Order) > 0 {
 		o := t.s.Order[0]
 		p := t.s.Pending[o.ID]
@@ -501,12 +612,29 @@ func (t *TieOut) judge(now time.Time) {
 				break
 			}
 			delete(t.s.Pending, o.ID)
-			h := &t.hour(p.At, t.s.Process).Counts
-			h.Unseen++
-			h.UnseenIDs = t.differs(h.UnseenIDs, o.ID, "unseen")
+			u := &unseen{ID: o.ID, Process: t.s.Process, At: p.At, Allowed: p.Allowed, Excused: p.Lost != ""}
+			if u.Excused {
+				e := lost[p.Lost]
+				if e == nil {
+					e = &audit.TieOutUnknown{Reason: p.Lost, Process: t.s.Process, From: p.At, To: o.At}
+					lost[p.Lost] = e
+				}
+				e.Entries, e.To = e.Entries+1, o.At
+			} else {
+				h := t.hour(p.At, t.s.Process)
+				h.Counts.Unseen++
+				h.Counts.UnseenIDs = t.differs(h.Counts.UnseenIDs, o.ID, "unseen")
+			}
+			u.Written = t.s.Writes
+			t.unseen[u.ID] = u
+			t.s.Unseen = append(t.s.Unseen, u)
 		}
 		t.s.Order = t.s.Order[1:]
 	}
+	for _, reason := range slices.Sorted(maps.Keys(lost)) {
+		t.cannotTell(now, *lost[reason])
+	}
+	t.forgetUnseen(now)
 	for len(t.s.Ended) > 0 && !now.Before(t.s.Ended[0].Due) {
 		e := t.s.Ended[0]
 		t.s.Ended = t.s.Ended[1:]
@@ -553,7 +681,7 @@ func (t *TieOut) hour(start time.Time, process string) *hour {
 			t.writeHour(t.c.Now(), first)
 			t.forget(first)
 		}
-		h = &hour{Start: start, Process: process}
+		h = &hour{Start: start, Process: process, Written: t.s.Writes}
 		t.hours[k] = h
 		t.s.Hours = append(t.s.Hours, h)
 	}
@@ -581,14 +709,15 @@ func (t *TieOut) write(now time.Time, all bool) {
 // writeHour writes what is new of an hour.
 func (t *TieOut) writeHour(now time.Time, h *hour) {
 	e := h.Counts
-	if e.Seen == 0 && !e.Differs() {
+	if e.Seen == 0 && e.Late == 0 && !e.Differs() {
 		return
 	}
 	e.Hour, e.Process, e.Part, e.Open = h.Start, h.Process, h.Parts+1, int64(len(t.s.Pending))
 	if t.enqueue(e) {
 		h.Parts++
 	}
-	h.Counts = audit.TieOutHour{}
+	t.s.Writes++
+	h.Counts, h.Written = audit.TieOutHour{}, t.s.Writes
 	if err := t.save(now); err != nil {
 		t.c.Log.Error("the state of the tie-out is not saved", "err", err)
 	}
@@ -609,7 +738,7 @@ func (t *TieOut) compareCounts(ctx context.Context, now time.Time) {
 			t.metrics.differences.WithLabelValues("unlogged").Add(float64(n))
 			t.c.Log.Error("requests are not in Envoy's access log", "requests", n)
 		}
-		if n := (t.last.Upstream - t.base.Upstream) - (t.s.Forwarded + int64(len(t.held)) - t.base.forwarded) - t.last.Active; n > 0 {
+		if n := (t.last.Upstream - t.base.Upstream) - (t.s.Forwarded + t.heldForwarded() - t.base.forwarded) - t.last.Active; n > 0 {
 			t.base.Upstream += n
 			h.Excess += n
 			t.metrics.differences.WithLabelValues("excess").Add(float64(n))
@@ -631,6 +760,16 @@ func (t *TieOut) compareCounts(ctx context.Context, now time.Time) {
 		t.base.Upstream, t.base.forwarded = c.Upstream, t.s.Forwarded
 	}
 	t.last = s
+}
+
+// heldForwarded counts the lines of requests to providers that wait for their entries.
+func (t *TieOut) heldForwarded() (n int64) {
+	for _, h := range t.s.Held {
+		if !h.done && toProvider(h.Route) {
+			n++
+		}
+	}
+	return n
 }
 
 // ---- connections ----

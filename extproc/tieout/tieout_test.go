@@ -175,6 +175,8 @@ func (n *node) hours() (sum audit.TieOutHour) {
 		sum.NotAllowedIDs = append(sum.NotAllowedIDs, h.NotAllowedIDs...)
 		sum.Unlogged += h.Unlogged
 		sum.Excess += h.Excess
+		sum.Late += h.Late
+		sum.LateIDs = append(sum.LateIDs, h.LateIDs...)
 	}
 	return sum
 }
@@ -270,7 +272,7 @@ func TestDifferences(t *testing.T) {
 	}
 	n.pass(0)
 	n.pass(31 * time.Second)
-	n.pass(5 * time.Minute)
+	n.pass(12 * time.Minute)
 	if got := n.hours(); got.Unseen != 0 {
 		t.Errorf("without a later line nothing shows that one was lost: %+v", got)
 	}
@@ -458,7 +460,7 @@ func TestStuck(t *testing.T) {
 	n := start(t)
 	n.decide("a1", "allow", true)
 	n.pass(0)
-	n.pass(4 * time.Minute)
+	n.pass(10 * time.Minute) // a client may delay the line
 	if err := n.tie.Stuck(); err != nil {
 		t.Error(err)
 	}
@@ -501,6 +503,146 @@ func TestConnections(t *testing.T) {
 	n.mu.Unlock()
 	if r := got["aid_egress host_not_governed"]; len(got) != 4 || r.Count != 30 || len(r.Names) != 20 || len(r.Samples) != 20 || r.Samples[1] != "10.1.1.0/24" ||
 		got["aid_egress no_server_name"].Count != 1 || got["aid_inner handshake_failed"].Count != 1 || got["aid_proxy connect_rejected"].Count != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// A client delays its line with HTTP/2's flow control. That is no difference while Envoy waits
+// for the client, and one that was noted is taken back.
+func TestLateLines(t *testing.T) {
+	n := start(t)
+	began := n.now
+	late := func(id string) {
+		n.raw(fmt.Sprintf("r %d.000000 one undecided 403 -,aid_policy_denied %s\n", began.Unix(), id))
+	}
+	n.pass(time.Second)
+	for _, id := range []string{"idle", "slow", "slower", "lost"} {
+		n.decide(id, "deny", true)
+	}
+	n.pass(0)
+	for range 10 { // other lines come
+		n.pass(time.Minute)
+		n.request(fmt.Sprint("other", n.now.Unix()))
+	}
+	n.pass(10 * time.Second)
+	late("idle") // Envoy's idle timeout ended it
+	n.pass(time.Second)
+	if v := n.metric("aid_tieout_differences_total"); v != 0 {
+		t.Errorf("%v differences", v)
+	}
+	n.pass(3 * time.Minute)
+	n.request("last")
+	n.pass(time.Second)
+	if v := n.metric("aid_tieout_differences_total"); v != 3 {
+		t.Errorf("%v differences", v)
+	}
+	late("slow") // before its hour is written
+	n.pass(time.Second)
+	n.pass(time.Hour)
+	if got := n.hours(); got.Unseen != 2 || got.Late != 0 || got.Missing != 0 || !slices.Equal(got.UnseenIDs, []string{"slower", "lost"}) {
+		t.Errorf("%+v", got)
+	}
+	n.tie.Close()
+	n.compare() // the sidecar starts again
+	late("slower")
+	n.pass(time.Second)
+	n.pass(time.Minute)
+	n.pass(time.Minute)
+	n.check(audit.TieOutHour{Seen: 14, Decided: 14, Forwarded: 11, Unseen: 2, UnseenIDs: []string{"slower", "lost"}, Late: 1, LateIDs: []string{"slower"}})
+	if got := audit.Differing(n.entries); got != 1 {
+		t.Errorf("%d differ", got)
+	}
+	n.request("x") // "lost" is forgotten after two days
+	n.pass(49 * time.Hour)
+	late("lost")
+	n.pass(time.Second)
+	n.pass(12 * time.Second)
+	n.pass(3 * time.Hour)
+	if got := n.hours(); got.Missing != 0 || got.Unknown != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// Clients without a key cause more lines than are held. The state stays small, no request is a
+// false difference, and no real one is hidden without a name.
+func TestFlood(t *testing.T) {
+	n := start(t)
+	n.line("undecided", "0", "downstream_remote_disconnect", "early")
+	var flood strings.Builder
+	for i := range 70_000 {
+		fmt.Fprintf(&flood, "r %d.000000 one undecided 0 DC,downstream_remote_disconnect %032d\n", n.now.Unix(), i)
+	}
+	n.raw(flood.String())
+	n.pass(6 * time.Second)
+	if info, err := os.Stat(n.log + ".state"); err != nil || info.Size() > 4<<20 {
+		t.Errorf("%d bytes of state, %v", info.Size(), err)
+	}
+	n.decide("early", "deny", true)
+	n.pass(time.Second)
+	n.pass(time.Minute)
+	n.decide("lost", "deny", true) // after the flood
+	for range 13 {
+		n.request(fmt.Sprint("other", n.now.Unix()))
+		n.pass(time.Minute)
+	}
+	n.pass(2 * time.Hour)
+	if got := n.hours(); got.Missing != 0 || got.Own != 70_001 || got.Decided != 13 || !slices.Equal(got.UnseenIDs, []string{"lost"}) {
+		t.Errorf("%+v", got)
+	}
+	u := n.unknowns()
+	if len(u) != 2 || u[0].Reason != "too_many" || u[0].Entries != 0 || u[1].Reason != "too_many" || u[1].Entries != 1 {
+		t.Errorf("%+v", u)
+	}
+}
+
+// After a jump, reading begins with a whole line. What is left of a cut one could read as any.
+func TestBeginsWithALine(t *testing.T) {
+	n := start(t)
+	forged := fmt.Sprintf("r %d.000000 one provider-a 200 -,via_upstream forged", n.now.Unix())
+	write := func(s string, at int64) {
+		t.Helper()
+		f, err := os.OpenFile(n.log, os.O_WRONLY, 0)
+		if err == nil {
+			_, err = f.WriteAt([]byte(s), at)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	// More than 256 MiB are unread, most of them a hole, and the place to go on is in a line.
+	write("\n", 300<<20)
+	n.request("a1")
+	info, err := os.Stat(n.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("x "+forged+"\n", info.Size()-128<<20-2)
+	n.pass(time.Second)
+	if u := n.unknowns(); len(u) != 1 || u[0].Reason != "log_skipped" {
+		t.Errorf("%+v", u)
+	}
+	// A line that is too long is skipped to its end.
+	n.raw(strings.Repeat("x", 1<<20) + forged + "\n")
+	n.request("a2")
+	n.pass(time.Second)
+	n.pass(12 * time.Second)
+	if all, d := n.metric("aid_tieout_requests_total"), n.metric("aid_tieout_differences_total"); all != 2 || d != 0 {
+		t.Errorf("%v requests, %v differences", all, d)
+	}
+	// Comparing begins while Envoy is within a line.
+	n.raw("x ")
+	n.tie.Close()
+	if err := os.Remove(n.log + ".state"); err != nil {
+		t.Fatal(err)
+	}
+	n.compare()
+	n.raw(forged + "\n")
+	n.request("a3")
+	n.pass(time.Second)
+	n.pass(12 * time.Second)
+	n.pass(2 * time.Hour)
+	if got := n.hours(); got.Missing+got.Unknown != 0 || got.Decided != 1 {
 		t.Errorf("%+v", got)
 	}
 }
