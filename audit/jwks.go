@@ -113,8 +113,8 @@ func addKey(ctx context.Context, tx pgx.Tx, c evidence.KeyChange, next evidence.
 	return nil
 }
 
-// UnknownSigners returns the ids in a note of those keys that signed it as this origin and are
-// not in the set: 8 hex digits each, as `aid keys signing vkey` prints them.
+// UnknownSigners returns the ids of the keys that signed a note as this origin and are not in
+// the set. Each has 8 hex digits, as `aid keys signing vkey` prints them.
 func UnknownSigners(note []byte, origin string, keys evidence.KeySet) (ids []string) {
 	known := make(map[string]bool)
 	for _, k := range keys.Keys {
