@@ -1921,10 +1921,21 @@ def show(v, verbose, out):
         print("\n--- checkpoint ---\n" + note, end="", file=out)
 
 
+def with_pins(argv):
+    """The arguments, with each --pin and its value as one. A key id may begin with "-"."""
+    argv, joined = iter(argv), []
+    for arg in argv:
+        if arg == "--pin":
+            value = next(argv, None)
+            arg = arg if value is None else "--pin=" + value
+        joined.append(arg)
+    return joined
+
+
 def main(argv=None, out=None):
     out = out or sys.stdout
     try:
-        args = parser().parse_args(argv)
+        args = parser().parse_args(with_pins(sys.argv[1:] if argv is None else argv))
     except SystemExit as e:
         return USAGE if e.code else INTACT
     try:

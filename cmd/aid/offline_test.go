@@ -31,6 +31,7 @@ func TestOffline(t *testing.T) {
 		{[]string{"chain", in("export-12.json"), "--verbose"}, "", 0, "INTACT"},
 		{[]string{"chain", in("export-12.json"), "--checkpoint", in("checkpoint-12.txt"), "--pin", "NYtmi0SlklezihJmIvtTC3hBf77BMXXPCjAlV0GFqq0", "--pin", "s1yYFcfjePJirRjwSaq9XDGHvcyLoMeQ6XWg1YajhPo"}, "", 0, "completeness: complete for the filter among entries 1 to 12"},
 		{[]string{"chain", in("export-12.json"), "--pin", "other"}, "", 2, "pinned key other"},
+		{[]string{"chain", in("export-12.json"), "--pin", "-NaV1"}, "", 2, "pinned key -NaV1"},
 		{[]string{"chain", in("export-12.json")}, strings.Repeat("0b", 32), 0, "12 MACs are right"},
 		{[]string{"chain", in("export-12.json")}, "1:" + strings.Repeat("0b", 32), 0, "12 MACs are right"},
 		{[]string{"chain", in("export-12.json")}, "1:" + strings.Repeat("0c", 32), 1, "its MAC is wrong"},
