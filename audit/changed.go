@@ -41,12 +41,7 @@ func (e Changed) stamped(org, writer string, now time.Time) Entry {
 
 func (e Changed) Encode() []byte {
 	o := begin(640, e.Kind, e.Time, e.Org, e.Writer, e.RequestID)
-	o.key("actor")
-	o.open('{')
-	o.must("kind", e.Actor.Kind, maxWord)
-	o.str("id", e.Actor.ID, maxID)
-	o.str("role", e.Actor.Role, maxWord)
-	o.close('}')
+	o.actor(e.Actor)
 	o.must("object_kind", e.ObjectKind, maxWord)
 	o.must("object_id", e.ObjectID, maxID)
 	o.str("agent_id", e.AgentID, maxID)

@@ -166,6 +166,16 @@ func (o *object) close(c byte) {
 	o.depth--
 }
 
+// actor appends who made a change.
+func (o *object) actor(a Actor) {
+	o.key("actor")
+	o.open('{')
+	o.must("kind", a.Kind, maxWord)
+	o.str("id", a.ID, maxID)
+	o.str("role", a.Role, maxWord)
+	o.close('}')
+}
+
 // must writes the field, also if it is empty.
 func (o *object) must(name, s string, limit int) {
 	o.key(name)

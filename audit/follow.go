@@ -75,7 +75,7 @@ func followed(r Record) (Followed, bool) {
 		return d, false
 	}
 	d.RequestID = member(r.Entry, `"request_id":"`)
-	d.Time, _ = time.Parse(timeLayout, member(r.Entry, `"time":"`))
+	d.Time, _ = time.Parse(timeLayout, member(r.Entry, `"time":"`)) // this program wrote it
 	d.Allowed = !d.Completed && bytes.Contains(r.Entry, followedAllow)
 	return d, d.RequestID != ""
 }

@@ -42,12 +42,7 @@ const maxReason = 1024
 
 func (e Reopened) Encode() []byte {
 	o := begin(1024, evidence.KindReopened, e.Time, e.Org, e.Writer, "")
-	o.key("actor")
-	o.open('{')
-	o.must("kind", e.Actor.Kind, maxWord)
-	o.str("id", e.Actor.ID, maxID)
-	o.str("role", e.Actor.Role, maxWord)
-	o.close('}')
+	o.actor(e.Actor)
 	o.must("reason", e.Reason, maxReason)
 	o.must("previous", e.Previous, maxPrevious)
 	o.num("restored", e.Restored)

@@ -88,14 +88,22 @@ func RetentionOf(ctx context.Context, db RowQuerier) (months int, err error) {
 	return months, nil
 }
 
-// Due returns the months that are older than the retention.
-func Due(all []Month, retention int, now time.Time) (due []Month) {
+// Due returns the months that are older than the retention, the oldest first.
+func Due(ctx context.Context, db Pool, now time.Time) (due []Month, err error) {
+	retention, err := RetentionOf(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	all, err := Months(ctx, db)
+	if err != nil {
+		return nil, err
+	}
 	for _, m := range all {
 		if m.Detached || retention > 0 && !m.End().AddDate(0, retention, 0).After(now) {
 			due = append(due, m)
 		}
 	}
-	return due
+	return due, nil
 }
 
 // RetentionConfig configures a Retention.
@@ -200,15 +208,10 @@ type TrimOptions struct {
 
 // Plan says which months are older than the retention, and which of them may leave.
 func (r *Retention) Plan(ctx context.Context, o TrimOptions) ([]MonthPlan, error) {
-	retention, err := RetentionOf(ctx, r.c.Pool)
+	due, err := Due(ctx, r.c.Pool, r.c.Now())
 	if err != nil {
 		return nil, err
 	}
-	all, err := Months(ctx, r.c.Pool)
-	if err != nil {
-		return nil, err
-	}
-	due := Due(all, retention, r.c.Now())
 	orgs, err := r.orgs(ctx)
 	if err != nil {
 		return nil, err
@@ -390,16 +393,12 @@ func (r *Retention) Trim(ctx context.Context, o TrimOptions) (gone []Month, err 
 	if o.Progress == nil {
 		o.Progress = func(string, ...any) {}
 	}
-	retention, err := RetentionOf(ctx, r.c.Pool)
-	if err != nil {
-		return nil, err
-	}
-	all, err := Months(ctx, r.c.Pool)
+	due, err := Due(ctx, r.c.Pool, r.c.Now())
 	if err != nil {
 		return nil, err
 	}
 	checked := make(map[string]error)
-	for _, m := range Due(all, retention, r.c.Now()) {
+	for _, m := range due {
 		orgs, err := r.orgs(ctx)
 		if err == nil && !m.Detached {
 			err = r.leave(ctx, m, orgs, o, checked)
@@ -657,20 +656,14 @@ func (r *Retention) Archive(ctx context.Context, o ArchiveOptions) (files int, e
 	}
 	through := o.Through
 	if through.IsZero() {
-		retention, err := RetentionOf(ctx, r.c.Pool)
+		due, err := Due(ctx, r.c.Pool, r.c.Now())
 		if err != nil {
 			return 0, err
 		}
-		months, err := Months(ctx, r.c.Pool)
-		if err != nil {
-			return 0, err
-		}
-		for _, m := range Due(months, retention, r.c.Now()) {
-			through = m.End()
-		}
-		if through.IsZero() {
+		if len(due) == 0 {
 			return 0, nil // nothing is old enough
 		}
+		through = due[len(due)-1].End()
 	}
 	// An export keeps its first signature for ever, so the signature of another key would spoil it.
 	documents, err := (&DocumentSigner{db: r.c.Pool, signers: []evidence.Signer{o.Signer}}).Now(ctx)

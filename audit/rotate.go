@@ -42,12 +42,7 @@ func (e KeysChanged) stamped(org, writer string, now time.Time) Entry {
 
 func (e KeysChanged) Encode() []byte {
 	o := begin(1024, evidence.KindKeysChanged, e.Time, e.Org, e.Writer, "")
-	o.key("actor")
-	o.open('{')
-	o.must("kind", e.Actor.Kind, maxWord)
-	o.str("id", e.Actor.ID, maxID)
-	o.str("role", e.Actor.Role, maxWord)
-	o.close('}')
+	o.actor(e.Actor)
 	o.must("role", e.Role, maxWord)
 	o.must("old_kid", e.Old, maxID)
 	o.must("new_kid", e.New, maxID)

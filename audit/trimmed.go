@@ -41,12 +41,7 @@ func (e Trimmed) stamped(org, writer string, now time.Time) Entry {
 
 func (e Trimmed) Encode() []byte {
 	o := begin(1536, KindTrimmed, e.Time, e.Org, e.Writer, "")
-	o.key("actor")
-	o.open('{')
-	o.must("kind", e.Actor.Kind, maxWord)
-	o.str("id", e.Actor.ID, maxID)
-	o.str("role", e.Actor.Role, maxWord)
-	o.close('}')
+	o.actor(e.Actor)
 	o.must("reason", e.Reason, maxReason)
 	o.must("month", e.Month, maxWord)
 	o.num("from", e.From)

@@ -211,7 +211,7 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("registering extproc's metrics: %w", err)
 	}
 	s.metrics = m
-	s.shared, _ = c.Limiter.(verdict.SharedSessions)
+	s.shared, _ = c.Limiter.(verdict.SharedSessions) // nil: limits are counted in memory
 	if c.Tracer != nil {
 		s.tracer = c.Tracer.Tracer("github.com/ai-identity/ai-identity/extproc")
 	}

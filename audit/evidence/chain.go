@@ -561,7 +561,7 @@ func (e *exportCheck) report(signer Key, o ChainOptions) {
 	first, last := e.h.FirstSeq+e.h.First, e.h.FirstSeq+e.end.Size-1
 	newest := e.end
 	if e.h.Newest != "" {
-		newest, _ = ParseNote(e.h.Newest)
+		newest, _ = ParseNote(e.h.Newest) // header has parsed it
 	}
 	for _, k := range e.held {
 		switch {

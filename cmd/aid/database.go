@@ -213,15 +213,11 @@ func (h *housekeeping) failed() error {
 
 // count counts the months that are older than the retention.
 func (h *housekeeping) count(ctx context.Context) error {
-	retention, err := audit.RetentionOf(ctx, h.db.Pool())
+	due, err := audit.Due(ctx, h.db.Pool(), time.Now())
 	if err != nil {
 		return err
 	}
-	months, err := audit.Months(ctx, h.db.Pool())
-	if err != nil {
-		return err
-	}
-	h.overdue.Set(float64(len(audit.Due(months, retention, time.Now()))))
+	h.overdue.Set(float64(len(due)))
 	return nil
 }
 

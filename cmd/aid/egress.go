@@ -202,10 +202,7 @@ before the next one. Each step is recorded in the audit log of every organizatio
 				return err
 			}
 			defer db.Close()
-			if fernet == "" && m.home != "" {
-				fernet = filepath.Join(m.home, "secrets", "fernet.keys")
-			}
-			sealer, err := sealerOf(fernet)
+			sealer, err := m.sealer(fernet)
 			if err != nil {
 				return err
 			}

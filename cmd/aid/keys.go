@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -50,10 +49,7 @@ They are listed, and all others were encrypted again.`,
 				return err
 			}
 			defer db.Close()
-			if fernet == "" && m.home != "" {
-				fernet = filepath.Join(m.home, "secrets", "fernet.keys")
-			}
-			sealer, err := sealerOf(fernet)
+			sealer, err := m.sealer(fernet)
 			if err != nil {
 				return err
 			}

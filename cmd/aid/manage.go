@@ -20,6 +20,7 @@ import (
 
 	"github.com/ai-identity/ai-identity/audit"
 	"github.com/ai-identity/ai-identity/identity"
+	"github.com/ai-identity/ai-identity/provider"
 	"github.com/ai-identity/ai-identity/store"
 )
 
@@ -104,6 +105,14 @@ func (m *manage) openChain(cmd *cobra.Command, inOrg bool) (*store.DB, *audit.Ch
 		return nil, nil, err
 	}
 	return db, chain, nil
+}
+
+// sealer opens --fernet-keys, which --home has a default for.
+func (m *manage) sealer(fernet string) (*provider.Sealer, error) {
+	if fernet == "" && m.home != "" {
+		fernet = filepath.Join(m.home, "secrets", "fernet.keys")
+	}
+	return sealerOf(fernet)
 }
 
 // operator returns the user and host of the command, as the actor in the audit log.

@@ -206,7 +206,7 @@ func macKeys(text string) (map[int32][]byte, error) {
 func parseMACKeys(text string) map[int32][]byte {
 	keys := make(map[int32][]byte)
 	if hexKey.MatchString(text) {
-		keys[0], _ = hex.DecodeString(text)
+		keys[0], _ = hex.DecodeString(text) // hexKey has checked it
 		return keys
 	}
 	for item := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == ',' || r == '\n' }) {
@@ -221,7 +221,7 @@ func parseMACKeys(text string) map[int32][]byte {
 		if _, twice := keys[int32(epoch)]; err != nil || twice {
 			return nil
 		}
-		keys[int32(epoch)], _ = hex.DecodeString(m[2])
+		keys[int32(epoch)], _ = hex.DecodeString(m[2]) // epochKey has checked it
 	}
 	if len(keys) == 0 {
 		return nil

@@ -341,15 +341,11 @@ func checkNamespace(issuer, namespace string) error {
 
 // grants runs a change of an organization's grants, with its audit entry, in one transaction.
 func (m *manage) grants(cmd *cobra.Command, fn func(context.Context, pgx.Tx, *audit.Chain) error) error {
-	db, err := m.open(cmd, true)
+	db, chain, err := m.openChain(cmd, true)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	chain, err := m.chain(db)
-	if err != nil {
-		return err
-	}
 	return db.InOrg(cmd.Context(), m.org, func(tx pgx.Tx) error { return fn(cmd.Context(), tx, chain) })
 }
 

@@ -76,15 +76,11 @@ It prints the id of the hold.`,
 			if reason == "" {
 				return usagef("--reason is required: why the entries are kept")
 			}
-			db, err := m.open(cmd, true)
+			db, chain, err := m.openChain(cmd, true)
 			if err != nil {
 				return err
 			}
 			defer db.Close()
-			chain, err := m.chain(db)
-			if err != nil {
-				return err
-			}
 			id, err := identity.NewID(identity.HoldID, m.now(), rand.Reader)
 			if err != nil {
 				return err
@@ -118,15 +114,11 @@ func auditReleaseCommand() *cobra.Command {
 			if hold == "" || reason == "" {
 				return usagef("--hold and --reason are required: the id of the hold, and why it ends")
 			}
-			db, err := m.open(cmd, true)
+			db, chain, err := m.openChain(cmd, true)
 			if err != nil {
 				return err
 			}
 			defer db.Close()
-			chain, err := m.chain(db)
-			if err != nil {
-				return err
-			}
 			if err := chain.ReleaseHold(cmd.Context(), m.org, hold, reason, operator()); errors.Is(err, audit.ErrNoHold) {
 				return usagef("--hold %s: %s has no such hold, or it was released before; list them with `aid audit holds`", hold, m.org)
 			} else if err != nil {
@@ -182,13 +174,8 @@ func auditHoldsCommand() *cobra.Command {
 
 // retention opens what archives and removes months.
 func (m *manage) retention(cmd *cobra.Command) (*store.DB, *audit.Retention, error) {
-	db, err := m.open(cmd, false)
+	db, chain, err := m.openChain(cmd, false)
 	if err != nil {
-		return nil, nil, err
-	}
-	chain, err := m.chain(db)
-	if err != nil {
-		db.Close()
 		return nil, nil, err
 	}
 	r, err := audit.NewRetention(audit.RetentionConfig{DB: db, Pool: db.Pool(), Chain: chain, Now: m.now})
