@@ -199,6 +199,27 @@ func (s *shell) until(t *testing.T, before, block string, again bool, wrong func
 	}
 }
 
+// commandsIn returns how blocks of commands are run in a folder, with aid on the PATH. must ends
+// the test if one fails.
+func commandsIn(t *testing.T, dir string) (typed func(string) (string, error), must func(string) string) {
+	typed = func(block string) (string, error) {
+		cmd := exec.Command("bash", "-ec", block)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(e2e.Binary(t))+":"+os.Getenv("PATH"))
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	must = func(block string) string {
+		t.Helper()
+		out, err := typed(block)
+		if err != nil {
+			t.Fatalf("%v\n%s\n%s", err, block, out)
+		}
+		return out
+	}
+	return typed, must
+}
+
 // varies matches text that differs between two runs of the recording.
 var varies = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\b[0-9a-f]{64}\b|\d{4}-\d\d-\d\dT[\d:.]+Z|\b\d+ entries|\bto \d+|"created":\d+`)
 

@@ -34,21 +34,7 @@ func TestRestoreExports(t *testing.T) {
 		t.Fatal(err)
 	}
 	config := e2e.Config{Home: file(".aid"), Args: []string{"--anchor", "file:" + file("anchor")}}
-	typed := func(block string) (string, error) {
-		cmd := exec.Command("bash", "-ec", block)
-		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(e2e.Binary(t))+":"+os.Getenv("PATH"))
-		out, err := cmd.CombinedOutput()
-		return string(out), err
-	}
-	must := func(block string) string {
-		t.Helper()
-		out, err := typed(block)
-		if err != nil {
-			t.Fatalf("%v\n%s\n%s", err, block, out)
-		}
-		return out
-	}
+	typed, must := commandsIn(t, dir)
 	up := e2e.Start(t, config)
 	n := 0
 	// export makes an entry, waits for the checkpoint over it, and writes an export.

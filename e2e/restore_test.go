@@ -27,21 +27,7 @@ func TestRestore(t *testing.T) {
 	backUp, putBack, check, lost := blocks[0][3], blocks[1][3], blocks[2][3], blocks[3][3]
 	dir := e2e.Home(t)
 	home := filepath.Join(dir, ".aid")
-	typed := func(block string) (string, error) {
-		cmd := exec.Command("bash", "-ec", block)
-		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(e2e.Binary(t))+":"+os.Getenv("PATH"))
-		out, err := cmd.CombinedOutput()
-		return string(out), err
-	}
-	must := func(block string) string {
-		t.Helper()
-		out, err := typed(block)
-		if err != nil {
-			t.Fatalf("%v\n%s\n%s", err, block, out)
-		}
-		return out
-	}
+	typed, must := commandsIn(t, dir)
 	start := func() *e2e.Up {
 		t.Helper()
 		return e2e.Start(t, e2e.Config{Home: home, Args: []string{"--stand-in", "127.0.0.1:0"}})

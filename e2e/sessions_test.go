@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/url"
 	"os"
@@ -55,12 +56,12 @@ func TestSessionAttested(t *testing.T) {
 	deadline := time.Now().Add(90 * time.Second)
 	wait := func(what string, ok func() bool) {
 		t.Helper()
-		for !ok() {
-			if time.Now().After(deadline) {
-				t.Fatalf("%s\n%s", what, up.Stderr())
+		e2e.Eventually(t, time.Until(deadline), func() error {
+			if !ok() {
+				return errors.New(what)
 			}
-			time.Sleep(200 * time.Millisecond) // between two looks; both waits end at the deadline
-		}
+			return nil
+		})
 	}
 	wait("the session is not in the log", func() bool {
 		return up.Do(t, up.Gateway, http.MethodPost, "/v1/sessions/"+session+"/close", key, "").Status == 200
